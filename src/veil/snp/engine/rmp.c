@@ -166,6 +166,8 @@ uint32_t veil_rmpupdate(veil_rmp *rmp, uint64_t gpa, unsigned flags)
         return VEIL_RMP_FAIL_INPUT;
     old = &rmp->entries[veil_rmp_index(rmp, page)];
     was = old->flags;
+    if (was & VEIL_RMP_NO_RAM)
+        return VEIL_RMP_FAIL_INPUT;
     if (was & VEIL_RMP_IMMUTABLE)
         return VEIL_RMP_FAIL_PERMISSION;
     if (holds_running_vmsa(rmp, page, size_2m))

@@ -23,6 +23,7 @@
 #define VEIL_RMP_VMSA 0x04u
 #define VEIL_RMP_SIZE_2M 0x08u
 #define VEIL_RMP_IMMUTABLE 0x10u
+#define VEIL_RMP_NO_RAM 0x80u /* an address in the hole below 4 GiB: nothing to assign */
 
 /* Permission bits: of veil_rmp_entry.perms[], of RMPADJUST's and RMPQUERY's masks, and of the access of a check. */
 #define VEIL_RMP_R 0x1u
@@ -108,7 +109,7 @@ static inline uint64_t veil_rmp_check(const veil_rmp *rmp, uint64_t gpa, unsigne
         return cbit ? VEIL_RMP_FAULT_RMP | VEIL_RMP_FAULT_ENC : 0;
     entry = &rmp->entries[veil_rmp_index(rmp, page)];
     if (!cbit)
-        return entry->flags & VEIL_RMP_ASSIGNED ? VEIL_RMP_FAULT_RMP : 0;
+        return entry->flags & (VEIL_RMP_ASSIGNED | VEIL_RMP_NO_RAM) ? VEIL_RMP_FAULT_RMP : 0;
     if (!(entry->flags & VEIL_RMP_ASSIGNED))
         return VEIL_RMP_FAULT_RMP | VEIL_RMP_FAULT_ENC;
     if (!(entry->flags & VEIL_RMP_VALIDATED))
@@ -119,6 +120,8 @@ static inline uint64_t veil_rmp_check(const veil_rmp *rmp, uint64_t gpa, unsigne
         return VEIL_RMP_FAULT_RMP | VEIL_RMP_FAULT_ENC;
     return 0;
 }
+
+#pragma GCC visibility push(default)
 
 /*
  * Guest instructions.  gpa is the translation of RAX with the low 12 bits cleared, cbit that translation's C-bit;
@@ -165,5 +168,7 @@ int veil_rmp_is_vmsa(const veil_rmp *rmp, uint64_t gpa);
 /* veil_rmp_check over every page of [gpa, gpa + length); the first fault, with *fault_gpa its address. */
 uint64_t veil_rmp_check_range(const veil_rmp *rmp, uint64_t gpa, uint64_t length, unsigned vmpl, unsigned access,
                               int cbit, uint64_t *fault_gpa);
+
+#pragma GCC visibility pop
 
 #endif

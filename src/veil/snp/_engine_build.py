@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the CPU engine: Unicorn's x86 core from its own source distribution, with our C code linked in.
+
+Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
+changed before it is compiled (`_EDITS` and the header in `engine/shadow`), the rest at link time: `--wrap` sends calls
+of the functions in `_WRAPPED` to `engine/intercepts.c` and `engine/engine.c`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from veil.snp.errors import EngineBuildError
+
+__all__ = ["UNICORN_VERSION", "compile_engine", "engine_inputs"]
+
+UNICORN_VERSION = "2.1.4"
+_UNICORN_SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
+
+# (file, text that occurs exactly once, replacement): every store to a page with translated code comes to us.
+_EDITS = (
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "static void notdirty_write(CPUState *cpu,",
+        "void veil_notdirty_write(CPUState *cpu, vaddr mem_vaddr, unsigned size, CPUIOTLBEntry *iotlbentry,\n"
+        "                         uintptr_t retaddr, CPUTLBEntry *tlbe);\n"
+        "#define notdirty_write veil_notdirty_write\n"
+        "static __attribute__((unused)) void unused_notdirty_write(CPUState *cpu,",
+    ),
+)
+
+_WRAPPED = (
+    "cpu_svm_check_intercept_param",
+    "cpu_vmexit",
+    "helper_hlt",
+    "helper_inb",
+    "helper_inl",
+    "helper_inw",
+    "helper_outb",
+    "helper_outl",
+    "helper_outw",
+    "helper_pause",
+    "helper_rdmsr",
+    "helper_rdtsc",
+    "helper_rdtscp",
+    "helper_svm_check_intercept_param",
+    "helper_syscall",
+    "helper_wrmsr",
+    "tlb_protect_code",
+    "tlb_reset_dirty_by_vaddr",
+    "tlb_unprotect_code",
+)
+
+_CORE_FLAGS = ("-O2", "-fno-semantic-interposition", "-w")
+# Unicorn's headers compare signed with unsigned and leave parameters unused; ours are held to the rest.
+_OUR_FLAGS = (
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-mcx16",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unused-parameter",
+    "-Wno-sign-compare",
+)
+_RMP_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=default", "-Wall", "-Wextra", "-Werror")
+
+
+def engine_inputs(engine_dir: Path) -> list[Path]:
+    """Every file of ours that goes into the library."""
+    return sorted([*engine_dir.rglob("*.c"), *engine_dir.rglob("*.h"), Path(__file__)])
+
+
+def compile_engine(engine_dir: Path, source_cache: Path, work: Path, progress: Callable[[str], None]) -> Path:
+    """Build the library below `work`; `source_cache` keeps the source archive between builds."""
+    cmake, ninja, compiler = _tool("cmake"), _tool("ninja"), _tool(os.environ.get("CC") or "cc")
+    archive = _source_archive(source_cache, progress)
+    tree = _unpack(archive, work)
+    _apply_edits(tree)
+    build = work / "core"
+    build.mkdir()
+    progress("building the CPU engine (about half a minute, once)")
+    _run(
+        [
+            cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_C_COMPILER={compiler}",
+            "-DUNICORN_ARCH=x86", "-DBUILD_SHARED_LIBS=OFF", "-DUNICORN_BUILD_TESTS=OFF", "-DUNICORN_INSTALL=OFF",
+            "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_C_FLAGS_RELEASE=-DNDEBUG",
+            "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
+            f"-DCMAKE_C_FLAGS=-iquote {engine_dir / 'shadow'} {' '.join(_CORE_FLAGS)}",
+            str(tree / "src"),
+        ],
+        build,
+    )  # fmt: skip
+    _run([ninja], build)
+    return _link(engine_dir, tree / "src", build, compiler, work)
+
+
+def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path) -> Path:
+    qemu = source / "qemu"
+    include = [
+        engine_dir, build, source / "glib_compat", qemu, qemu / "include", source / "include", qemu / "tcg",
+        qemu / "tcg" / "i386", qemu / "accel" / "tcg", build / "x86_64-softmmu", qemu / "target" / "i386",
+    ]  # fmt: skip
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-DNEED_CPU_H", "-DNDEBUG", "-include", "x86_64.h", *_OUR_FLAGS]
+    flags += [f"-I{engine_dir}"] + [f"-isystem{directory}" for directory in include[1:]]
+    objects = []
+    for unit in sorted(engine_dir.glob("*.c")):
+        target = work / f"{unit.stem}.o"
+        own = list(_RMP_FLAGS) if unit.name == "rmp.c" else flags
+        _run([compiler, *own, "-c", str(unit), "-o", str(target)], work)
+        objects.append(str(target))
+    library = work / "libveil.so"
+    _run(
+        [
+            compiler, "-shared", "-o", str(library), *objects,
+            *(f"-Wl,--wrap={name}_x86_64" for name in _WRAPPED),
+            "-Wl,--start-group", str(build / "libx86_64-softmmu.a"), str(build / "libunicorn.a"),
+            str(build / "libunicorn-common.a"), "-Wl,--end-group", "-lpthread", "-lm", "-Wl,-z,defs", "-Wl,-s",
+        ],
+        work,
+    )  # fmt: skip
+    return library
+
+
+def _tool(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        package = {"cmake": "cmake", "ninja": "ninja-build"}.get(name, "gcc libc6-dev")
+        raise EngineBuildError(f"{name!r} was not found: it builds the CPU engine (Debian: apt install {package})")
+    return found
+
+
+def _run(command: Sequence[str], directory: Path) -> None:
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if result.returncode:
+        output = f"{result.stdout}\n{result.stderr}".strip().splitlines() or [f"exit status {result.returncode}"]
+        line = next((line for line in output if re.search(r"\berror\b", line, re.IGNORECASE)), output[-1])
+        raise EngineBuildError(f"building the CPU engine failed in {Path(command[0]).name}: {line.strip()}")
+
+
+def _source_archive(cache: Path, progress: Callable[[str], None]) -> Path:
+    archive = cache / f"unicorn-{UNICORN_VERSION}.tar.gz"
+    if archive.exists() and _sha256(archive) == _UNICORN_SHA256:
+        return archive
+    progress("fetching the source of the CPU engine")
+    cache.mkdir(parents=True, exist_ok=True)
+    requirement = cache / "requirement.txt"
+    requirement.write_text(f"unicorn=={UNICORN_VERSION} --hash=sha256:{_UNICORN_SHA256}\n")
+    _run(
+        [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+            "--require-hashes", "--dest", str(cache), "--requirement", str(requirement),
+        ],
+        cache,
+    )  # fmt: skip
+    if not archive.exists() or _sha256(archive) != _UNICORN_SHA256:
+        raise EngineBuildError(f"the package index gave no unicorn {UNICORN_VERSION} with the expected hash")
+    return archive
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _unpack(archive: Path, work: Path) -> Path:
+    with tarfile.open(archive) as tar:
+        tar.extractall(work, filter="data")
+    return work / f"unicorn-{UNICORN_VERSION}"
+
+
+def _apply_edits(tree: Path) -> None:
+    for name, old, new in _EDITS:
+        path = tree / name
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise EngineBuildError(f"unicorn {UNICORN_VERSION} is not as expected: {name}")
+        path.write_text(text.replace(old, new))

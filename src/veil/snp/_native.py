@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build and load the C part of the machine.
+
+The library is built once with the system's C compiler into `$XDG_CACHE_HOME/veil/engine-<hash>/`.  The hash covers
+everything that goes in, so another version never meets an old library.  A checksum beside it makes a truncated or
+damaged file show before it is mapped (mapping one ends in SIGBUS, not in an exception); such a file is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
+from veil.snp.errors import EngineBuildError
+
+__all__ = ["ENGINE_DIR", "build", "build_engine", "cache_dir", "library", "load"]
+
+ENGINE_DIR = Path(__file__).parent / "engine"
+
+_CFLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+_LIBRARY = "libveil.so"
+_CHECKSUM = "libveil.so.sha256"
+
+
+def cache_dir() -> Path:
+    """Where Veil keeps what it can make again (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The specification: a relative path is invalid and to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "veil"
+
+
+def _compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        raise EngineBuildError(f"no C compiler: {command[0]!r} was not found (Debian: apt install gcc libc6-dev)")
+    return command
+
+
+def _content_hash(sources: Sequence[Path], command: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    headers = sorted({header for source in sources for header in source.parent.glob("*.h")})
+    for path in [*sources, *headers]:
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    digest.update("\0".join([*command, platform.machine(), platform.libc_ver()[1]]).encode())
+    return digest.hexdigest()[:20]
+
+
+def _is_whole(library_path: Path) -> bool:
+    try:
+        expected = (library_path.parent / _CHECKSUM).read_text("ascii").strip()
+        return hashlib.sha256(library_path.read_bytes()).hexdigest() == expected
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _compile(command: Sequence[str], directory: Path) -> None:
+    """Compile in a directory of our own and move the result into place: readers see all of it or nothing."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
+        built = Path(work) / _LIBRARY
+        result = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            lines = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
+            first = next((line for line in lines if "error" in line), lines[0])
+            raise EngineBuildError(f"the C compiler failed: {first}")
+        _publish(built, directory)
+
+
+def _publish(built: Path, directory: Path) -> None:
+    checksum = built.parent / _CHECKSUM
+    checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n", "ascii")
+    # The checksum last: a crash between the two leaves a pair that does not match, which is built again.
+    os.replace(built, directory / _LIBRARY)
+    os.replace(checksum, directory / _CHECKSUM)
+
+
+def build(sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
+    """Compile C sources into one shared library in the cache, unless it is there already and whole."""
+    command = [*_compiler(), *_CFLAGS, *flags]
+    try:
+        directory = cache_dir() / f"engine-{_content_hash(sources, command)}"
+        path = directory / _LIBRARY
+        if not _is_whole(path):
+            directory.mkdir(parents=True, exist_ok=True)
+            _compile([*command, *(str(source) for source in sources)], directory)
+    except OSError as error:
+        raise EngineBuildError(f"cannot build the machine's C code: {error}") from error
+    return path
+
+
+def load(sources: Sequence[Path], flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Build and load; a cached library that the loader refuses is built once more."""
+    path = build(sources, flags)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            (path.parent / _CHECKSUM).unlink()
+    path = build(sources, flags)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineBuildError(f"cannot load {path}: {error}") from error
+
+
+def _quiet(message: str) -> None:
+    """Nobody listens."""
+
+
+def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
+    """The engine's library in the cache; built first if it is not there or not whole."""
+    digest = hashlib.sha256(f"{platform.machine()} {platform.libc_ver()[1]} {UNICORN_VERSION}".encode())
+    for path in engine_inputs(ENGINE_DIR):
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    directory = cache_dir() / f"engine-{digest.hexdigest()[:20]}"
+    library_path = directory / _LIBRARY
+    try:
+        if not _is_whole(library_path):
+            directory.mkdir(parents=True, exist_ok=True)
+            with open(directory / "lock", "w") as lock:
+                # Two processes that start together must not both spend half a minute.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_whole(library_path):
+                    with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
+                        built = compile_engine(ENGINE_DIR, cache_dir() / "sources", Path(work), progress)
+                        _publish(built, directory)
+    except OSError as error:
+        raise EngineBuildError(f"cannot build the CPU engine: {error}") from error
+    return library_path
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The machine's C code, loaded once per process."""
+    path = build_engine()
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        (path.parent / _CHECKSUM).unlink(missing_ok=True)
+    try:
+        return ctypes.CDLL(str(build_engine()))
+    except OSError as error:
+        raise EngineBuildError(f"cannot load {path}: {error}") from error

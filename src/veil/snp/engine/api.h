@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What Python calls. Every function is made for one thread. */
+#ifndef VEIL_API_H
+#define VEIL_API_H
+
+#include <stdint.h>
+
+struct veil_engine;
+struct veil_rmp;
+struct veil_vmcb;
+
+struct veil_engine_counters {
+    uint64_t vmruns;
+    uint64_t tlb_fills;
+    uint64_t nested_faults;
+    uint64_t redelivered; /* events whose delivery a nested page fault interrupted */
+    uint64_t vc;
+    uint64_t flushes;
+};
+
+#define VEIL_API __attribute__((visibility("default")))
+
+VEIL_API struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end, struct veil_rmp *rmp,
+                                             uint8_t *code_map);
+VEIL_API void veil_engine_free(struct veil_engine *engine);
+/* Runs the VMSA that the VMCB names until an exit, or until CLOCK_MONOTONIC
+ * reaches deadline_ns (0: no deadline), which is exit INTR. */
+VEIL_API void veil_engine_vmrun(struct veil_engine *engine, struct veil_vmcb *vmcb, uint64_t deadline_ns);
+/* Translations of [gpa, gpa + length) are dropped: somebody else wrote there. */
+VEIL_API void veil_engine_code_written(struct veil_engine *engine, uint64_t gpa, uint64_t length);
+/* All memory was replaced (snapshot restored). */
+VEIL_API void veil_engine_reset(struct veil_engine *engine);
+/* May be called from another thread or a signal handler: leave vmrun soon, exit INTR. */
+VEIL_API void veil_engine_kick(struct veil_engine *engine);
+VEIL_API void veil_engine_cpuid(struct veil_engine *engine, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+VEIL_API uint64_t veil_engine_read_tsc(struct veil_engine *engine);
+VEIL_API void veil_engine_set_tsc(struct veil_engine *engine, uint64_t tsc);
+VEIL_API void veil_engine_set_pause_limit(struct veil_engine *engine, uint32_t limit);
+VEIL_API const struct veil_engine_counters *veil_engine_counters(struct veil_engine *engine);
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The CPU engine: one x86-64 core that runs the guest context of one VMSA at a
+ * time. Private to the engine's translation units; Python sees api.h.
+ */
+#ifndef VEIL_ENGINE_H
+#define VEIL_ENGINE_H
+
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "uc_priv.h"
+
+#include <pthread.h>
+
+#include "rmp.h"
+#include "vmsa.h"
+#include "api.h"
+
+/* Pseudo exception numbers, above every value that QEMU's core uses. */
+#define VEIL_EXCP_EXIT 0x20000
+
+#define VEIL_VECTOR_VC 29
+
+#define VEIL_C_BIT (1ULL << 51)
+#define VEIL_HIGH_MEMORY (1ULL << 32)
+
+/* An event whose delivery is under way; kept so that a nested page fault in the
+ * middle of it reports EXITINTINFO (APM vol. 2, 15.7.2) and can be repeated. */
+struct veil_event {
+    bool pending;
+    uint8_t vector;
+    uint8_t type; /* EVENTINJ encoding: 0 external, 2 NMI, 3 exception, 4 software */
+    bool has_error_code;
+    uint32_t error_code;
+    uint64_t next_rip; /* software interrupts only */
+};
+
+struct veil_undo {
+    bool active;
+    target_ulong rsp, eip, eflags;
+    uint32_t hflags;
+    SegmentCache cs, ss;
+};
+
+struct veil_engine {
+    uc_engine *uc;
+    CPUState *cs;
+    CPUX86State *env;
+
+    uint8_t *ram;
+    uint64_t ram_size;   /* bytes of guest-physical space, the hole below 4 GiB included */
+    uint64_t low_end;    /* RAM is [0, low_end) and [4 GiB, ram_size) */
+    MemoryRegion *ram_region;
+    struct veil_rmp *rmp;
+    uint8_t *code_map;   /* one byte a page: translated code exists */
+
+    /* the context being run */
+    struct veil_vmcb *vmcb;
+    struct veil_vmsa *vmsa;
+    uint64_t loaded_vmsa; /* whose address space the TLB describes */
+    int vmpl;
+    uint64_t rmp_generation;
+    struct veil_event delivering;
+    struct veil_undo undo; /* a #VC whose error code could not be pushed */
+    uint64_t deadline_ns;
+    uint64_t tsc_offset;
+    uint32_t fills;
+    uint32_t pauses;
+    uint32_t pause_limit;
+
+    /* the exit being taken */
+    uint64_t exit_code, exit_info_1, exit_info_2;
+
+    pthread_t ticker;
+    pthread_mutex_t ticker_lock;
+    pthread_cond_t ticker_wake;
+    volatile bool ticker_stop;
+    volatile bool ticker_asleep;
+    volatile bool running;
+    volatile bool kicked;
+
+    struct veil_engine_counters counters;
+};
+
+/* The engine of a CPU. VM_HSAVE_PA's place in the CPU state is free: the guest cannot reach that MSR. */
+static inline struct veil_engine *veil_of(CPUX86State *env)
+{
+    return (struct veil_engine *)(uintptr_t)env->vm_hsave;
+}
+
+static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
+{
+    return gpa < e->low_end || (gpa >= VEIL_HIGH_MEMORY && gpa < e->ram_size);
+}
+
+/* mmu.c */
+bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe, uintptr_t retaddr);
+bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned length);
+bool veil_translate(struct veil_engine *e, uint64_t addr, uint64_t *gpa, bool *private_page);
+
+/* context.c: VMSA page <-> CPU state */
+void veil_context_load(struct veil_engine *e);
+void veil_context_save(struct veil_engine *e);
+
+/* run.c */
+void veil_run(struct veil_engine *e);
+void QEMU_NORETURN veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t info2, uintptr_t retaddr);
+void QEMU_NORETURN veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr);
+
+/* instructions.c: PVALIDATE, RMPADJUST, RMPQUERY, VMGEXIT, VMMCALL */
+bool veil_snp_instruction(struct veil_engine *e);
+
+/* clock.c */
+uint64_t veil_monotonic_ns(void);
+uint64_t veil_engine_tsc(struct veil_engine *e);
+int veil_ticker_start(struct veil_engine *e);
+void veil_ticker_finish(struct veil_engine *e);
+void veil_ticker_resume(struct veil_engine *e);
+
+#endif

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The instructions that QEMU's core does not know: PVALIDATE, RMPADJUST,
+ * RMPQUERY, VMGEXIT, and VMMCALL, which an SEV-ES guest gets as #VC. They reach
+ * us as invalid opcodes with a precise RIP.
+ */
+#include "engine.h"
+
+enum { PREFIX_NONE = 0, PREFIX_REPNE = 0xf2, PREFIX_REP = 0xf3 };
+
+#define NPF_PRESENT (1ULL << 0)
+#define NPF_USER (1ULL << 2)
+#define NPF_FINAL (1ULL << 32)
+
+struct operand {
+    uint64_t gpa;
+    bool private_page;
+};
+
+/* rAX holds the page's virtual address; its low bits are ignored. May not return. */
+static struct operand page_operand(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    struct operand operand;
+    uint64_t address = env->hflags & HF_CS64_MASK ? env->regs[R_EAX] : (uint32_t)env->regs[R_EAX];
+
+    if (!veil_translate(e, address & TARGET_PAGE_MASK, &operand.gpa, &operand.private_page)) {
+        env->cr[2] = address & TARGET_PAGE_MASK;
+        raise_exception_err(env, EXCP0E_PAGE, 0);
+    }
+    return operand;
+}
+
+/* Turns the RMP's refusals into the architecture's; returns when the instruction completed. */
+static void check_fault(struct veil_engine *e, uint64_t result, uint64_t gpa)
+{
+    if (!(result & VEIL_RMP_FAULT_MASK)) {
+        return;
+    }
+    if (result & VEIL_RMP_GP) {
+        raise_exception_err(e->env, EXCP0D_GPF, 0);
+    }
+    if (result & VEIL_RMP_NOT_VALIDATED) {
+        veil_raise_vc(e, VEIL_EXIT_NOT_VALIDATED, 0);
+    }
+    e->counters.nested_faults++;
+    veil_exit(e, VEIL_EXIT_NPF, result | NPF_FINAL | NPF_PRESENT | NPF_USER, gpa, 0);
+}
+
+static void set_flags(CPUX86State *env, bool carry, uint32_t code)
+{
+    uint32_t flags = cpu_cc_compute_all(env, env->cc_op) & ~(CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C);
+
+    if (carry) {
+        flags |= CC_C;
+    }
+    if (!code) {
+        flags |= CC_Z;
+    }
+    env->cc_src = flags;
+    env->cc_op = CC_OP_EFLAGS;
+}
+
+static void pvalidate(struct veil_engine *e, unsigned cpl)
+{
+    CPUX86State *env = e->env;
+    struct operand page = page_operand(e);
+    uint64_t result = veil_pvalidate(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1,
+                                     env->regs[R_EDX] & 1);
+
+    check_fault(e, result, page.gpa);
+    env->regs[R_EAX] = VEIL_RMP_CODE(result);
+    set_flags(env, VEIL_RMP_CF(result), VEIL_RMP_CODE(result));
+}
+
+static void rmpadjust(struct veil_engine *e, unsigned cpl)
+{
+    CPUX86State *env = e->env;
+    struct operand page = page_operand(e);
+    uint64_t result = veil_rmpadjust(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1,
+                                     env->regs[R_EDX]);
+
+    check_fault(e, result, page.gpa);
+    env->regs[R_EAX] = VEIL_RMP_CODE(result);
+    set_flags(env, false, VEIL_RMP_CODE(result));
+}
+
+static void rmpquery(struct veil_engine *e, unsigned cpl)
+{
+    CPUX86State *env = e->env;
+    struct operand page = page_operand(e);
+    uint64_t result = veil_rmpquery(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_EDX]);
+
+    check_fault(e, result, page.gpa);
+    env->regs[R_EAX] = VEIL_RMP_CODE(result);
+    if (!VEIL_RMP_CODE(result)) {
+        env->regs[R_ECX] = VEIL_RMP_QUERY_SIZE(result);
+        env->regs[R_EDX] = (env->regs[R_EDX] & 0xff) | VEIL_RMP_QUERY_PERMS(result) << 8 |
+                           VEIL_RMP_QUERY_VMSA(result) << 16;
+    }
+    set_flags(env, false, VEIL_RMP_CODE(result));
+}
+
+bool veil_snp_instruction(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    unsigned cpl = env->hflags & HF_CPL_MASK;
+    uint8_t code[4] = {0};
+    unsigned prefix = PREFIX_NONE, length = 0;
+
+    if (!veil_read_virtual(e, env->segs[R_CS].base + env->eip, code, 1)) {
+        return false;
+    }
+    if (code[0] == PREFIX_REPNE || code[0] == PREFIX_REP) {
+        prefix = code[0];
+        length = 1;
+    }
+    if (!veil_read_virtual(e, env->segs[R_CS].base + env->eip + length, code, 3) || code[0] != 0x0f ||
+        code[1] != 0x01) {
+        return false;
+    }
+    length += 3;
+
+    env->old_exception = -1; /* the invalid opcode was none */
+    e->cs->exception_index = -1;
+    if (code[2] == 0xd9 && prefix != PREFIX_NONE) {
+        env->eip += length;
+        veil_exit(e, VEIL_EXIT_VMGEXIT, 0, 0, 0);
+    }
+    if (code[2] == 0xd9) {
+        veil_raise_vc(e, SVM_EXIT_VMMCALL, 0);
+    }
+    if (code[2] == 0xff && prefix == PREFIX_REPNE) {
+        pvalidate(e, cpl);
+    } else if (code[2] == 0xfe && prefix == PREFIX_REP) {
+        rmpadjust(e, cpl);
+    } else if (code[2] == 0xfd && prefix == PREFIX_REP) {
+        rmpquery(e, cpl);
+    } else {
+        e->cs->exception_index = EXCP06_ILLOP;
+        return false;
+    }
+    env->eip += length;
+    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    return true;
+}

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What an SEV-ES guest does not do by itself. Non-automatic exits become #VC
+ * with the SVM exit code as error code (56421, section 4.1 and APM vol. 2,
+ * 15.35.5); HLT, PAUSE and shutdown are automatic exits. The intercepts are those
+ * that KVM sets for SNP guests.
+ *
+ * Each __wrap_ function stands for QEMU's helper of that name; the linker sends
+ * generated code here.
+ */
+#include "engine.h"
+
+#include "exec/helper-proto.h"
+
+#define MSR_SPEC_CTRL 0x48
+#define MSR_PRED_CMD 0x49
+#define MSR_DEBUGCTL 0x1d9
+#define MSR_XSS 0xda0
+#define MSR_GHCB 0xc0010130
+#define MSR_SEV_STATUS 0xc0010131
+
+#define FLAGS_KEPT_IN_EFLAGS (~(CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C | DF_MASK))
+
+void __wrap_cpu_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr);
+void __wrap_helper_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param);
+void __wrap_cpu_vmexit_x86_64(CPUX86State *env, uint32_t exit_code, uint64_t exit_info_1, uintptr_t retaddr);
+void __wrap_helper_outb_x86_64(CPUX86State *env, uint32_t port, uint32_t data);
+void __wrap_helper_outw_x86_64(CPUX86State *env, uint32_t port, uint32_t data);
+void __wrap_helper_outl_x86_64(CPUX86State *env, uint32_t port, uint32_t data);
+target_ulong __wrap_helper_inb_x86_64(CPUX86State *env, uint32_t port);
+target_ulong __wrap_helper_inw_x86_64(CPUX86State *env, uint32_t port);
+target_ulong __wrap_helper_inl_x86_64(CPUX86State *env, uint32_t port);
+void __real_helper_rdmsr_x86_64(CPUX86State *env);
+void __wrap_helper_rdmsr_x86_64(CPUX86State *env);
+void __real_helper_wrmsr_x86_64(CPUX86State *env);
+void __wrap_helper_wrmsr_x86_64(CPUX86State *env);
+void __wrap_helper_rdtsc_x86_64(CPUX86State *env);
+void __wrap_helper_rdtscp_x86_64(CPUX86State *env);
+void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend);
+void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend);
+void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend);
+
+static bool is_intercepted(uint32_t type)
+{
+    switch (type) {
+    case SVM_EXIT_CPUID:
+    case SVM_EXIT_RDPMC:
+    case SVM_EXIT_INVD:
+    case SVM_EXIT_WBINVD:
+    case SVM_EXIT_MONITOR:
+    case SVM_EXIT_MWAIT:
+    case SVM_EXIT_READ_DR0 + 7:
+    case SVM_EXIT_WRITE_DR0 + 7:
+        return true;
+    default:
+        return false;
+    }
+}
+
+void __wrap_cpu_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr)
+{
+    if ((env->hflags & HF_GUEST_MASK) && is_intercepted(type)) {
+        veil_raise_vc(veil_of(env), type, retaddr);
+    }
+}
+
+void __wrap_helper_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param)
+{
+    if (is_intercepted(type)) {
+        veil_raise_vc(veil_of(env), type, GETPC());
+    }
+}
+
+/* QEMU calls this for a triple fault only: all else is decided above. */
+void __wrap_cpu_vmexit_x86_64(CPUX86State *env, uint32_t exit_code, uint64_t exit_info_1, uintptr_t retaddr)
+{
+    veil_of(env)->delivering.pending = false;
+    veil_exit(veil_of(env), exit_code, exit_info_1, 0, retaddr);
+}
+
+static void QEMU_NORETURN port_access(CPUX86State *env, uint32_t port, unsigned size, uintptr_t retaddr)
+{
+    struct veil_engine *e = veil_of(env);
+
+    cpu_restore_state(e->cs, retaddr, true);
+    if ((env->cr[0] & CR0_PE_MASK) &&
+        ((env->hflags & HF_CPL_MASK) > ((env->eflags & IOPL_MASK) >> IOPL_SHIFT) || (env->eflags & VM_MASK))) {
+        switch (size) {
+        case 1:
+            helper_check_iob(env, port & 0xffff);
+            break;
+        case 2:
+            helper_check_iow(env, port & 0xffff);
+            break;
+        default:
+            helper_check_iol(env, port & 0xffff);
+            break;
+        }
+    }
+    veil_raise_vc(e, SVM_EXIT_IOIO, 0);
+}
+
+void __wrap_helper_outb_x86_64(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_access(env, port, 1, GETPC());
+}
+
+void __wrap_helper_outw_x86_64(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_access(env, port, 2, GETPC());
+}
+
+void __wrap_helper_outl_x86_64(CPUX86State *env, uint32_t port, uint32_t data)
+{
+    port_access(env, port, 4, GETPC());
+}
+
+target_ulong __wrap_helper_inb_x86_64(CPUX86State *env, uint32_t port)
+{
+    port_access(env, port, 1, GETPC());
+}
+
+target_ulong __wrap_helper_inw_x86_64(CPUX86State *env, uint32_t port)
+{
+    port_access(env, port, 2, GETPC());
+}
+
+target_ulong __wrap_helper_inl_x86_64(CPUX86State *env, uint32_t port)
+{
+    port_access(env, port, 4, GETPC());
+}
+
+/* MSRs that live in the VMSA and that the host lets through. */
+static bool is_passed_through(uint32_t msr)
+{
+    switch (msr) {
+    case MSR_IA32_SYSENTER_CS:
+    case MSR_IA32_SYSENTER_ESP:
+    case MSR_IA32_SYSENTER_EIP:
+    case MSR_PAT:
+    case MSR_EFER:
+    case MSR_STAR:
+    case MSR_LSTAR:
+    case MSR_CSTAR:
+    case MSR_FMASK:
+    case MSR_FSBASE:
+    case MSR_GSBASE:
+    case MSR_KERNELGSBASE:
+    case MSR_TSC_AUX:
+        return true;
+    default:
+        return false;
+    }
+}
+
+void __wrap_helper_rdmsr_x86_64(CPUX86State *env)
+{
+    struct veil_engine *e = veil_of(env);
+    uint32_t msr = env->regs[R_ECX];
+    uint64_t value;
+
+    switch (msr) {
+    case MSR_GHCB:
+        value = e->vmcb->ghcb_gpa;
+        break;
+    case MSR_SEV_STATUS:
+        value = 3 | e->vmsa->sev_features << 2;
+        break;
+    case MSR_SPEC_CTRL:
+        value = env->spec_ctrl;
+        break;
+    case MSR_DEBUGCTL:
+        value = e->vmsa->dbgctl;
+        break;
+    case MSR_XSS:
+        value = env->xss;
+        break;
+    default:
+        if (!is_passed_through(msr)) {
+            veil_raise_vc(e, SVM_EXIT_MSR, GETPC());
+        }
+        __real_helper_rdmsr_x86_64(env);
+        return;
+    }
+    env->regs[R_EAX] = (uint32_t)value;
+    env->regs[R_EDX] = value >> 32;
+}
+
+void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
+{
+    struct veil_engine *e = veil_of(env);
+    uint32_t msr = env->regs[R_ECX];
+    uint64_t value = (uint32_t)env->regs[R_EAX] | (uint64_t)env->regs[R_EDX] << 32;
+
+    switch (msr) {
+    case MSR_GHCB:
+        e->vmcb->ghcb_gpa = value;
+        return;
+    case MSR_SPEC_CTRL:
+        env->spec_ctrl = value;
+        return;
+    case MSR_PRED_CMD:
+        return;
+    case MSR_DEBUGCTL:
+        e->vmsa->dbgctl = value;
+        return;
+    case MSR_XSS:
+        env->xss = value;
+        return;
+    default:
+        if (!is_passed_through(msr)) {
+            veil_raise_vc(e, SVM_EXIT_MSR, GETPC());
+        }
+        __real_helper_wrmsr_x86_64(env);
+    }
+}
+
+static void load_tsc(CPUX86State *env, uintptr_t retaddr)
+{
+    uint64_t tsc;
+
+    if ((env->cr[4] & CR4_TSD_MASK) && (env->hflags & HF_CPL_MASK)) {
+        raise_exception_ra(env, EXCP0D_GPF, retaddr);
+    }
+    tsc = veil_engine_tsc(veil_of(env));
+    env->regs[R_EAX] = (uint32_t)tsc;
+    env->regs[R_EDX] = tsc >> 32;
+}
+
+void __wrap_helper_rdtsc_x86_64(CPUX86State *env)
+{
+    load_tsc(env, GETPC());
+}
+
+void __wrap_helper_rdtscp_x86_64(CPUX86State *env)
+{
+    load_tsc(env, GETPC());
+    env->regs[R_ECX] = (uint32_t)env->tsc_aux;
+}
+
+void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
+{
+    struct veil_engine *e = veil_of(env);
+
+    env->eip += next_eip_addend;
+    env->hflags &= ~HF_INHIBIT_IRQ_MASK; /* the shadow of STI ends with the instruction after it, this one */
+    if (veil_vmcb_v_irq(e->vmcb) && (env->eflags & IF_MASK)) {
+        cpu_loop_exit_noexc(e->cs);
+    }
+    veil_exit(e, SVM_EXIT_HLT, 0, 0, 0);
+}
+
+void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend)
+{
+    struct veil_engine *e = veil_of(env);
+
+    env->eip += next_eip_addend;
+    if (e->pause_limit && ++e->pauses >= e->pause_limit) {
+        e->pauses = 0;
+        veil_exit(e, SVM_EXIT_PAUSE, 0, 0, 0);
+    }
+    cpu_loop_exit_noexc(e->cs);
+}
+
+/* SYSCALL as in APM vol. 3; Unicorn's own only calls a hook. */
+void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend)
+{
+    uint32_t selector = (env->star >> 32) & 0xffff;
+    uint32_t code = DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK;
+    uint32_t stack = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK;
+    target_ulong target;
+
+    if (!(env->efer & MSR_EFER_SCE)) {
+        raise_exception_err_ra(env, EXCP06_ILLOP, 0, GETPC());
+    }
+    if (env->hflags & HF_LMA_MASK) {
+        env->regs[R_ECX] = env->eip + next_eip_addend;
+        env->regs[11] = cpu_compute_eflags(env) & ~RF_MASK;
+        target = env->hflags & HF_CS64_MASK ? env->lstar : env->cstar;
+        cpu_load_eflags(env, env->regs[11] & ~env->fmask, FLAGS_KEPT_IN_EFLAGS);
+        code = (code & ~DESC_B_MASK) | DESC_L_MASK;
+    } else {
+        env->regs[R_ECX] = (uint32_t)(env->eip + next_eip_addend);
+        cpu_load_eflags(env, cpu_compute_eflags(env) & ~(IF_MASK | RF_MASK | VM_MASK), FLAGS_KEPT_IN_EFLAGS);
+        target = (uint32_t)env->star;
+    }
+    cpu_x86_load_seg_cache(env, R_CS, selector & 0xfffc, 0, 0xffffffff, code);
+    cpu_x86_load_seg_cache(env, R_SS, (selector + 8) & 0xfffc, 0, 0xffffffff, stack);
+    env->eip = target;
+}

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The execution loop of one VMRUN: translated blocks, event delivery, exits.
+ */
+#include "engine.h"
+
+#include "exec/tb-hash.h"
+#include "exec/tb-lookup.h"
+#include "tcg/tcg.h"
+#include "translate-all.h"
+
+void veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t info2, uintptr_t retaddr)
+{
+    if (retaddr) {
+        cpu_restore_state(e->cs, retaddr, true);
+    }
+    e->exit_code = code;
+    e->exit_info_1 = info1;
+    e->exit_info_2 = info2;
+    e->cs->exception_index = VEIL_EXCP_EXIT;
+    cpu_loop_exit(e->cs);
+}
+
+void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr)
+{
+    if (retaddr) {
+        cpu_restore_state(e->cs, retaddr, true);
+    }
+    e->counters.vc++;
+    e->env->error_code = error_code;
+    e->env->exception_is_int = 0;
+    e->cs->exception_index = VEIL_VECTOR_VC;
+    cpu_loop_exit(e->cs);
+}
+
+static bool is_contributory(int vector)
+{
+    return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF);
+}
+
+/* QEMU's tables do not know that #VC has an error code: push it on the frame just made. */
+static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
+{
+    CPUX86State *env = e->env;
+
+    if (env->hflags & HF_LMA_MASK) {
+        cpu_stq_mmuidx_ra(env, env->regs[R_ESP] - 8, error_code, cpu_mmu_index_kernel(env), 0);
+        env->regs[R_ESP] -= 8;
+    } else {
+        cpu_stl_mmuidx_ra(env, env->segs[R_SS].base + (uint32_t)(env->regs[R_ESP] - 4), error_code,
+                          cpu_mmu_index_kernel(env), 0);
+        env->regs[R_ESP] = (uint32_t)(env->regs[R_ESP] - 4);
+    }
+}
+
+/* May not return: a fault on the way comes back through the loop's sigsetjmp. */
+static void deliver(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    struct veil_event *event = &e->delivering;
+
+    /* Nested SVM's own bookkeeping of injected events would write to a VMCB that is not there. */
+    env->hflags &= ~HF_GUEST_MASK;
+    env->old_exception = -1;
+    if (event->type == SVM_EVTINJ_TYPE_EXEPT >> 8 &&
+        (is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
+        env->old_exception = event->vector;
+    }
+    if (event->type == SVM_EVTINJ_TYPE_INTR >> 8 || event->type == SVM_EVTINJ_TYPE_NMI >> 8) {
+        do_interrupt_x86_hardirq(env, event->vector, 1);
+    } else {
+        bool vc = event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8;
+
+        if (vc) {
+            e->undo = (struct veil_undo){true, env->regs[R_ESP], env->eip, env->eflags, env->hflags,
+                                         env->segs[R_CS], env->segs[R_SS]};
+        }
+        e->cs->exception_index = event->vector;
+        env->error_code = event->error_code;
+        env->exception_is_int = event->type == SVM_EVTINJ_TYPE_SOFT >> 8;
+        env->exception_next_eip = event->next_rip;
+        x86_cpu_do_interrupt(e->cs);
+        if (vc) {
+            push_vc_error_code(e, event->error_code);
+            e->undo.active = false;
+        }
+    }
+    env->old_exception = -1;
+    env->hflags |= HF_GUEST_MASK;
+    e->cs->exception_index = -1;
+    event->pending = false;
+}
+
+static void undo_delivery(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+
+    env->regs[R_ESP] = e->undo.rsp;
+    env->eip = e->undo.eip;
+    env->eflags = e->undo.eflags;
+    env->hflags = e->undo.hflags;
+    env->segs[R_CS] = e->undo.cs;
+    env->segs[R_SS] = e->undo.ss;
+    e->undo.active = false;
+}
+
+/* What made generated code come back, or was raised outside of it, becomes the event to deliver. */
+static void take_exception(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    int vector = e->cs->exception_index;
+
+    e->cs->exception_index = -1;
+    e->delivering = (struct veil_event){
+        .pending = true,
+        .vector = vector,
+        .type = (env->exception_is_int ? SVM_EVTINJ_TYPE_SOFT : SVM_EVTINJ_TYPE_EXEPT) >> 8,
+        .has_error_code = !env->exception_is_int &&
+                          (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
+                           vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
+        .error_code = env->error_code,
+        .next_rip = env->exception_next_eip,
+    };
+    env->exception_is_int = 0;
+}
+
+/* True when the loop must leave generated code: an interrupt to take, or an exit was set up. */
+static bool attend(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    CPUState *cs = e->cs;
+
+    if (unlikely(cs->icount_decr_ptr->u16.high)) {
+        atomic_set(&cs->icount_decr_ptr->u16.high, 0);
+        if (e->kicked || (e->deadline_ns && veil_monotonic_ns() >= e->deadline_ns)) {
+            e->kicked = false;
+            e->exit_code = VEIL_EXIT_INTR;
+            e->exit_info_1 = e->exit_info_2 = 0;
+            cs->exception_index = VEIL_EXCP_EXIT;
+            return true;
+        }
+    }
+    if (unlikely(e->rmp_generation != e->rmp->generation)) {
+        e->rmp_generation = e->rmp->generation;
+        e->counters.flushes++;
+        tlb_flush(cs);
+    }
+    if (unlikely(veil_vmcb_v_irq(e->vmcb)) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
+        e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(e->vmcb)};
+        veil_vmcb_clear_v_irq(e->vmcb);
+        return true;
+    }
+    return false;
+}
+
+static TranslationBlock *find_block(CPUState *cs, TranslationBlock *last, int exit)
+{
+    TranslationBlock *tb;
+    target_ulong pc, cs_base;
+    uint32_t flags, cflags = cs->cflags_next_tb;
+
+    if (cflags == (uint32_t)-1) {
+        cflags = curr_cflags();
+    } else {
+        cs->cflags_next_tb = -1;
+    }
+    tb = tb_lookup__cpu_state(cs, &pc, &cs_base, &flags, cflags);
+    if (!tb) {
+        mmap_lock();
+        tb = tb_gen_code(cs, pc, cs_base, flags, cflags);
+        mmap_unlock();
+        cs->tb_jmp_cache[tb_jmp_cache_hash_func(cs->uc, pc)] = tb;
+    }
+    /* A block over two pages must be looked up each time: the second page may be mapped elsewhere by then. */
+    if (last && tb->page_addr[1] == -1 && !(tb->cflags & CF_INVALID) && !last->jmp_dest[exit]) {
+        last->jmp_dest[exit] = (uintptr_t)tb;
+        tb_set_jmp_target(last, exit, (uintptr_t)tb->tc.ptr);
+        last->jmp_list_next[exit] = tb->jmp_list_head;
+        tb->jmp_list_head = (uintptr_t)last | exit;
+    }
+    return tb;
+}
+
+static void run_blocks(struct veil_engine *e)
+{
+    CPUState *cs = e->cs;
+    CPUX86State *env = e->env;
+    struct uc_struct *uc = e->uc; /* the name that QEMU's macro tcg_qemu_tb_exec uses */
+    TranslationBlock *last = NULL;
+    int exit = 0;
+
+    (void)uc;
+    while (!attend(e)) {
+        TranslationBlock *tb = find_block(cs, last, exit);
+        uintptr_t ret = tcg_qemu_tb_exec(env, tb->tc.ptr);
+
+        cs->can_do_io = 1;
+        last = (TranslationBlock *)(ret & ~TB_EXIT_MASK);
+        exit = ret & TB_EXIT_MASK;
+        if (exit > TB_EXIT_IDX1) {
+            /* Left at the block's start, before its first instruction. */
+            env->eip = last->pc - last->cs_base;
+            last = NULL;
+        }
+    }
+}
+
+void veil_run(struct veil_engine *e)
+{
+    CPUState *cs = e->cs;
+    CPUX86State *env = e->env;
+
+    e->uc->nested_level = 1;
+    if (sigsetjmp(e->uc->jmp_bufs[0], 0)) {
+        if (e->undo.active) {
+            undo_delivery(e);
+        }
+        env->hflags |= HF_GUEST_MASK;
+        cs->can_do_io = 1;
+    }
+    for (;;) {
+        int exception = cs->exception_index;
+
+        if (exception == VEIL_EXCP_EXIT) {
+            break;
+        }
+        if (exception == EXCP_HLT) { /* a fault on the way to the double fault handler */
+            e->exit_code = VEIL_EXIT_SHUTDOWN;
+            e->exit_info_1 = e->exit_info_2 = 0;
+            e->delivering.pending = false;
+            break;
+        }
+        if (exception >= EXCP_INTERRUPT) {
+            cs->exception_index = -1;
+        } else if (exception >= 0) {
+            if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
+                continue;
+            }
+            take_exception(e);
+        }
+        if (e->delivering.pending) {
+            deliver(e);
+        }
+        run_blocks(e);
+    }
+    cs->exception_index = -1;
+    e->uc->nested_level = 0;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Stands in for Unicorn's header of this name when its core is built. Unicorn
+ * calls a helper at the start of every block to ask whether to stop; here each
+ * block tests one word, as QEMU's own blocks do.
+ */
+#ifndef GEN_ICOUNT_H
+#define GEN_ICOUNT_H
+
+#include "qemu/timer.h"
+
+static TCGLabel *veil_stop_label;
+
+static inline void gen_io_start(TCGContext *tcg_ctx)
+{
+}
+
+static inline void gen_io_end(TCGContext *tcg_ctx)
+{
+}
+
+static inline void gen_tb_start(TCGContext *tcg_ctx, TranslationBlock *tb)
+{
+    TCGv_i32 stop = tcg_temp_new_i32(tcg_ctx);
+
+    veil_stop_label = gen_new_label(tcg_ctx);
+    tcg_gen_ld_i32(tcg_ctx, stop, tcg_ctx->cpu_env,
+                   (tcg_target_long)offsetof(ArchCPU, neg.icount_decr.u32) - (tcg_target_long)offsetof(ArchCPU, env));
+    tcg_gen_brcondi_i32(tcg_ctx, TCG_COND_LT, stop, 0, veil_stop_label);
+    tcg_temp_free_i32(tcg_ctx, stop);
+}
+
+static inline void gen_tb_end(TCGContext *tcg_ctx, TranslationBlock *tb, int num_insns)
+{
+    gen_set_label(tcg_ctx, veil_stop_label);
+    tcg_gen_exit_tb(tcg_ctx, tb, TB_EXIT_REQUESTED);
+}
+
+#endif

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reverse map table (RMP) and the instructions on it.
+
+AMD64 Architecture Programmer's Manual, volume 2 (24593), 15.36 "Secure Nested Paging", and volume 3 (24594).  The
+rules are in C (`engine/rmp.c`), where guest code meets them; this module calls the same functions, so that hosted
+code and guest machine code cannot be treated differently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from veil.snp import _native
+from veil.snp.errors import RmpViolation, SnpError
+from veil.snp.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ENTRY_DTYPE",
+    "FAULT_ENC",
+    "FAULT_GP",
+    "FAULT_NOT_VALIDATED",
+    "FAULT_RMP",
+    "FAULT_SIZEM",
+    "FAULT_VMPL",
+    "EntryFlag",
+    "PageSize",
+    "Permission",
+    "PvalidateResult",
+    "Rmp",
+    "RmpResult",
+    "RmpqueryResult",
+]
+
+# EXITINFO1 of a nested page fault (APM volume 2, 15.36.10), and the two outcomes that are no nested page fault.
+FAULT_RMP = 1 << 31
+FAULT_ENC = 1 << 34
+FAULT_SIZEM = 1 << 35
+FAULT_VMPL = 1 << 36
+FAULT_GP = 1 << 62
+FAULT_NOT_VALIDATED = 1 << 63
+
+NO_VMSA = (1 << 64) - 1
+
+# Words of `Rmp.state`.
+_GENERATION_WORD = 2
+VMSA_WORD = 3
+
+#: The layout of `veil_rmp_entry` in engine/rmp.h.
+ENTRY_DTYPE = np.dtype([("flags", "u1"), ("reserved", "u1", (3,)), ("perms", "u1", (4,))])
+
+
+class PageSize(enum.IntEnum):
+    """The size operand of the RMP instructions."""
+
+    SIZE_4K = 0
+    SIZE_2M = 1
+
+    @property
+    def pages(self) -> int:
+        """How many 4 KiB pages it covers."""
+        return 512 if self else 1
+
+
+class Permission(enum.IntFlag):
+    """What a VMPL may do with a page; the bits of RMPADJUST's permission mask."""
+
+    NONE = 0
+    R = 1
+    W = 2
+    UX = 4
+    SX = 8
+    RW = 3
+    ALL = 15
+
+
+class EntryFlag(enum.IntFlag):
+    """The state bits of an RMP entry."""
+
+    ASSIGNED = 1
+    VALIDATED = 2
+    VMSA = 4
+    SIZE_2M = 8
+    IMMUTABLE = 16
+    NO_RAM = 128
+
+
+class RmpResult(enum.IntEnum):
+    """What the instructions leave in EAX."""
+
+    SUCCESS = 0
+    FAIL_INPUT = 1
+    FAIL_PERMISSION = 2
+    FAIL_INUSE = 3
+    FAIL_OVERLAP = 4
+    FAIL_SIZEMISMATCH = 6
+
+
+class PvalidateResult(NamedTuple):
+    """PVALIDATE's EAX and CF."""
+
+    code: RmpResult
+    unchanged: bool
+
+
+class RmpqueryResult(NamedTuple):
+    """RMPQUERY's EAX, RDX and RCX."""
+
+    code: RmpResult
+    permissions: Permission
+    vmsa: bool
+    size: PageSize
+
+
+class _RmpStruct(ctypes.Structure):
+    """`veil_rmp` in engine/rmp.h."""
+
+    _fields_ = [
+        ("entries", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64),
+        ("generation", ctypes.c_uint64),
+        ("vmsa_in_use", ctypes.c_uint64),
+    ]
+
+
+_U64 = ctypes.c_uint64
+_U32 = ctypes.c_uint
+_INT = ctypes.c_int
+_PTR = ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "veil_pvalidate": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U32], _U64),
+    "veil_rmpadjust": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U64], _U64),
+    "veil_rmpquery": ([_PTR, _U32, _U32, _U64, _INT, _U64], _U64),
+    "veil_rmpupdate_range": ([_PTR, _U64, _U32, _U64, ctypes.POINTER(_U64)], ctypes.c_uint32),
+    "veil_psmash": ([_PTR, _U64], ctypes.c_uint32),
+    "veil_rmp_launch_page": ([_PTR, _U64, _U32, _U32, ctypes.c_uint32], ctypes.c_uint32),
+    "veil_rmp_is_vmsa": ([_PTR, _U64], _INT),
+    "veil_rmp_check_range": ([_PTR, _U64, _U64, _U32, _U32, _INT, ctypes.POINTER(_U64)], _U64),
+}
+_U64_MAX = (1 << 64) - 1
+
+
+class _Functions:
+    """The C functions with their signatures, of the library in use."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, (argtypes, restype) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes = argtypes
+            function.restype = restype
+            setattr(self, name.removeprefix("veil_"), function)
+
+    pvalidate: Any
+    rmpadjust: Any
+    rmpquery: Any
+    rmpupdate_range: Any
+    psmash: Any
+    rmp_launch_page: Any
+    rmp_is_vmsa: Any
+    rmp_check_range: Any
+
+
+def fault_reason(fault: int) -> str:
+    """A fault of engine/rmp.h in words."""
+    if fault & FAULT_GP:
+        return "#GP: the instruction needs CPL 0"
+    if fault & FAULT_NOT_VALIDATED:
+        return "the page is not validated"
+    if fault & FAULT_VMPL:
+        return "the level lacks the permission"
+    if fault & FAULT_SIZEM:
+        return "the page is part of a 2 MiB RMP entry"
+    if fault & FAULT_ENC:
+        return "private access to a page that the guest does not own or may not change"
+    return "shared access to a private page"
+
+
+class Rmp:
+    """One entry per 4 KiB page of guest memory.
+
+    `entries` shows the table itself.  While the entry at a 2 MiB boundary has SIZE_2M, it speaks for all 512 pages and
+    the entries after it are zero; `effective()` spreads it out.
+    """
+
+    def __init__(self, pages: int, hole: range = range(0)) -> None:
+        if pages <= 0:
+            raise SnpError(f"an RMP needs at least one page, not {pages}")
+        self._c = _Functions(_native.library())
+        self.pages = pages
+        self.entries: NDArray[Any] = np.zeros(pages, dtype=ENTRY_DTYPE)
+        self.entries["flags"][hole.start : hole.stop] = EntryFlag.NO_RAM
+        #: the same entries as 64-bit words, flags in bits 7:0 and the permissions of VMPL v from bit 32 + 8 * v
+        self.words: memoryview[int] = memoryview(self.entries.view("<u8")).cast("B").cast("Q")
+        self._struct = _RmpStruct(self.entries.ctypes.data, pages, 0, NO_VMSA)
+        #: the C structure as 64-bit words: views compare [VMSA_WORD] with every write
+        self.state: memoryview[int] = memoryview(self._struct).cast("B").cast("Q")
+        #: of the C structure, for the engine
+        self.address: int = ctypes.addressof(self._struct)
+        self._out = _U64()
+        self._out_ref = ctypes.pointer(self._out)
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever an access that was allowed may have ended: who caches translations must drop them."""
+        return self.state[_GENERATION_WORD]
+
+    @property
+    def vmsa_in_use(self) -> int | None:
+        """The GPA of the VMSA that runs now."""
+        value = self.state[VMSA_WORD]
+        return None if value == NO_VMSA else value
+
+    @vmsa_in_use.setter
+    def vmsa_in_use(self, gpa: int | None) -> None:
+        self.state[VMSA_WORD] = NO_VMSA if gpa is None else gpa
+
+    # Checks
+
+    def check_range(
+        self, gpa: int, length: int, *, vmpl: int, permissions: int, private: bool = True
+    ) -> tuple[int, int]:
+        """The first fault of an access and its address; fault 0 if the access is allowed."""
+        if gpa < 0 or length < 0 or gpa + length > self.pages * PAGE_SIZE:
+            return FAULT_RMP | (FAULT_ENC if private else 0), gpa
+        fault = self._c.rmp_check_range(
+            self.address, gpa, length, vmpl, permissions, private, self._out_ref
+        )
+        return (fault, self._out.value) if fault else (0, gpa)
+
+    def is_vmsa(self, gpa: int) -> bool:
+        """May VMRUN enter the VMSA at this address?  (APM volume 2, 15.36.12)"""
+        return 0 <= gpa <= _U64_MAX and bool(self._c.rmp_is_vmsa(self.address, gpa))
+
+    def is_assigned(self, gpa: int) -> bool:
+        """Does the guest own the page?"""
+        return bool(self.entry(gpa)["flags"] & EntryFlag.ASSIGNED)
+
+    def entry(self, gpa: int) -> Any:
+        """The entry that governs a page (a numpy record, live)."""
+        page = gpa // PAGE_SIZE
+        if not 0 <= page < self.pages:
+            raise SnpError(f"{gpa:#x} is outside guest memory")
+        base = page & ~511
+        return self.entries[base if self.entries[base]["flags"] & EntryFlag.SIZE_2M else page]
+
+    def assigned(self, first: int, count: int) -> NDArray[np.bool_]:
+        """For each of these pages (numbers, not addresses): does the guest own it?"""
+        flags = self.entries["flags"]
+        result: NDArray[np.bool_] = (flags[first : first + count] & EntryFlag.ASSIGNED).astype(bool)
+        for base in range(first & ~511, first + count, 512):
+            if flags[base] & EntryFlag.SIZE_2M:
+                result[max(base - first, 0) : base - first + 512] = True
+        return result
+
+    def effective(self) -> NDArray[Any]:
+        """A copy of the table in which every page of a 2 MiB entry shows that entry."""
+        table: NDArray[Any] = self.entries.copy()
+        for base in np.flatnonzero(self.entries["flags"] & EntryFlag.SIZE_2M):
+            table[base : base + 512] = table[base]
+        return table
+
+    # Guest instructions
+
+    def pvalidate(
+        self,
+        gpa: int,
+        *,
+        vmpl: int,
+        cpl: int = 0,
+        size: PageSize = PageSize.SIZE_4K,
+        validate: bool = True,
+        private: bool = True,
+    ) -> PvalidateResult:
+        """PVALIDATE (APM volume 3): accept or give back a page that the host assigned."""
+        self._check_operand(gpa, vmpl, "PVALIDATE")
+        result = self._c.pvalidate(self.address, vmpl, cpl, gpa, private, size, validate)
+        code = self._guest_code(result, gpa, vmpl, "PVALIDATE")
+        return PvalidateResult(code, bool(result >> 8 & 1))
+
+    def rmpadjust(
+        self,
+        gpa: int,
+        *,
+        vmpl: int,
+        target: int,
+        permissions: int,
+        cpl: int = 0,
+        size: PageSize = PageSize.SIZE_4K,
+        vmsa: bool = False,
+        private: bool = True,
+    ) -> RmpResult:
+        """RMPADJUST (APM volume 3): set what a less privileged level may do with a page."""
+        self._check_operand(gpa, vmpl, "RMPADJUST")
+        if not (0 <= target <= 0xFF and 0 <= permissions <= 0xFF):
+            return RmpResult.FAIL_INPUT
+        attributes = target | permissions << 8 | vmsa << 16
+        result = self._c.rmpadjust(self.address, vmpl, cpl, gpa, private, size, attributes)
+        return self._guest_code(result, gpa, vmpl, "RMPADJUST")
+
+    def rmpquery(
+        self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True
+    ) -> RmpqueryResult:
+        """RMPQUERY (APM volume 3): what may a level do with a page?"""
+        self._check_operand(gpa, vmpl, "RMPQUERY")
+        if not 0 <= target <= 0xFF:
+            return RmpqueryResult(RmpResult.FAIL_INPUT, Permission.NONE, False, PageSize.SIZE_4K)
+        result = self._c.rmpquery(self.address, vmpl, cpl, gpa, private, target)
+        code = self._guest_code(result, gpa, vmpl, "RMPQUERY")
+        return RmpqueryResult(
+            code, Permission(result >> 8 & 0xFF), bool(result >> 16 & 1), PageSize(result >> 17 & 1)
+        )
+
+    def _check_operand(self, gpa: int, vmpl: int, access: str) -> None:
+        if not 0 <= gpa < self.pages * PAGE_SIZE:
+            raise RmpViolation(gpa, vmpl, access, "outside guest memory", FAULT_RMP | FAULT_ENC)
+
+    def _guest_code(self, result: int, gpa: int, vmpl: int, access: str) -> RmpResult:
+        if result >> 31:
+            raise RmpViolation(gpa, vmpl, access, fault_reason(result), result)
+        return RmpResult(result & 0xFF)
+
+    # Host instructions
+
+    def rmpupdate(
+        self,
+        gpa: int,
+        *,
+        assigned: bool,
+        size: PageSize = PageSize.SIZE_4K,
+        immutable: bool = False,
+        count: int = 1,
+    ) -> tuple[RmpResult, int]:
+        """RMPUPDATE of `count` pages in a row, until the first that fails; also tells how many were updated.
+
+        This is the table alone: what becomes of the pages' content is `HostView.rmpupdate`'s.
+        """
+        if not 0 <= gpa <= _U64_MAX or count < 0:
+            return RmpResult.FAIL_INPUT, 0
+        flags = EntryFlag(0)
+        if assigned:
+            flags |= EntryFlag.ASSIGNED
+        if size:
+            flags |= EntryFlag.SIZE_2M
+        if immutable:
+            flags |= EntryFlag.IMMUTABLE
+        code = self._c.rmpupdate_range(self.address, gpa, flags, count, self._out_ref)
+        return RmpResult(code), self._out.value
+
+    def psmash(self, gpa: int) -> RmpResult:
+        """PSMASH: split a 2 MiB entry."""
+        if not 0 <= gpa <= _U64_MAX:
+            return RmpResult.FAIL_INPUT
+        return RmpResult(self._c.psmash(self.address, gpa))
+
+    # The secure processor
+
+    def launch_page(
+        self,
+        gpa: int,
+        *,
+        size: PageSize = PageSize.SIZE_4K,
+        vmsa: bool = False,
+        permissions: tuple[int, int, int] = (0, 0, 0),
+    ) -> RmpResult:
+        """SNP_LAUNCH_UPDATE's effect on the table; `permissions` are those of VMPL 1, 2 and 3."""
+        if not 0 <= gpa <= _U64_MAX or any(not 0 <= mask <= Permission.ALL for mask in permissions):
+            return RmpResult.FAIL_INPUT
+        packed = permissions[0] | permissions[1] << 8 | permissions[2] << 16
+        return RmpResult(self._c.rmp_launch_page(self.address, gpa, size, vmsa, packed))
+
+    # Snapshots
+
+    def dump(self) -> bytes:
+        """The whole table."""
+        return self.entries.tobytes()
+
+    def load(self, data: bytes) -> None:
+        """Put back a table that `dump` made on a machine of the same size."""
+        if len(data) != self.entries.nbytes:
+            raise SnpError(f"an RMP of {self.pages} pages has {self.entries.nbytes} bytes, not {len(data)}")
+        self.entries[:] = np.frombuffer(data, dtype=ENTRY_DTYPE)
+        self.state[_GENERATION_WORD] += 1

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Views: how Python code reaches guest memory, with the checks that machine code of the same level meets.
+
+A view's fast path looks at the RMP entry's word in Python and lets an access through only if the entry grants it;
+everything else goes to the C function that guest machine code is checked with, which decides.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from veil.snp.errors import RmpViolation, SnpError
+from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.rmp import (
+    FAULT_RMP,
+    VMSA_WORD,
+    EntryFlag,
+    PageSize,
+    Permission,
+    PvalidateResult,
+    Rmp,
+    RmpqueryResult,
+    RmpResult,
+    fault_reason,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Encryption", "GuestBus", "HostView", "View"]
+
+_NOT_SHARED = int(EntryFlag.ASSIGNED | EntryFlag.NO_RAM)
+_NO_RAM = int(EntryFlag.NO_RAM)
+_SIZE_2M = int(EntryFlag.SIZE_2M)
+_READY = int(EntryFlag.ASSIGNED | EntryFlag.VALIDATED)
+_R = int(Permission.R)
+_W = int(Permission.W)
+_PAGE_MASK = PAGE_SIZE - 1
+_OUTSIDE = "outside guest memory"
+_BASE_2M = ~511
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class Encryption(Protocol):
+    """The memory controller's cipher."""
+
+    def encrypt_page(self, gpa: int, data: bytes) -> bytes:
+        """What the host sees of a private page."""
+
+    def decrypt_page(self, gpa: int, data: bytes) -> bytes:
+        """What the guest sees of a page that the host wrote before it assigned it."""
+
+
+def _is_shared(words: memoryview[int], page: int) -> bool:
+    """Is the page the host's, by the RMP's words?"""
+    return not (words[page] & _NOT_SHARED or words[page & _BASE_2M] & _SIZE_2M)
+
+
+def _access_name(permissions: int) -> str:
+    if permissions & (Permission.UX | Permission.SX):
+        return "execute"
+    return "write" if permissions & _W else "read"
+
+
+def _no_code(gpa: int, length: int) -> None:
+    """Nobody holds translated code."""
+
+
+class GuestBus:
+    """What all views of one machine share.
+
+    `code_map` has one byte per page, not zero where the engine holds translated code of the page; a write there is
+    told to `on_code_write(gpa, length)`, so that no stale code runs.
+    """
+
+    __slots__ = ("code_map", "encryption", "memory", "on_code_write", "rmp")
+
+    def __init__(
+        self,
+        memory: Memory,
+        rmp: Rmp,
+        encryption: Encryption,
+        *,
+        code_map: bytearray | NDArray[np.uint8] | None = None,
+        on_code_write: Callable[[int, int], None] = _no_code,
+    ) -> None:
+        if rmp.pages != memory.pages:
+            raise SnpError(f"the RMP covers {rmp.pages} pages, memory has {memory.pages}")
+        self.memory = memory
+        self.rmp = rmp
+        self.encryption = encryption
+        shared = bytearray(memory.pages) if code_map is None else code_map
+        self.code_map: NDArray[np.uint8] = np.frombuffer(shared, dtype=np.uint8)
+        if len(self.code_map) != memory.pages:
+            raise SnpError(f"the code map covers {len(self.code_map)} pages, memory has {memory.pages}")
+        self.on_code_write = on_code_write
+
+    def written(self, gpa: int, length: int) -> None:
+        """Memory was written behind the engine's back."""
+        if self.code_map[gpa // PAGE_SIZE : (gpa + length - 1) // PAGE_SIZE + 1].any():
+            self.on_code_write(gpa, length)
+
+
+class View:
+    """Guest memory as code at this VMPL and CPL sees it, through an identity mapping.
+
+    Accesses are private (C-bit 1) unless `private=False`.  An access that spans pages is checked on all of them before
+    a byte moves.
+    """
+
+    __slots__ = ("_bus", "_code", "_map", "_r", "_rmp", "_size", "_state", "_w", "_words", "cpl", "vmpl")
+
+    def __init__(self, bus: GuestBus, vmpl: int, cpl: int = 0) -> None:
+        if vmpl not in range(4) or cpl not in range(4):
+            raise SnpError(f"there is no VMPL {vmpl} with CPL {cpl}")
+        self.vmpl = vmpl
+        self.cpl = cpl
+        self._bus = bus
+        self._map = bus.memory.mapping
+        self._size = bus.memory.space
+        self._rmp = bus.rmp
+        self._words = bus.rmp.words
+        self._state = bus.rmp.state
+        self._code = memoryview(bus.code_map)
+        self._r = _READY | _R << 32 + 8 * vmpl
+        self._w = _READY | _W << 32 + 8 * vmpl
+
+    # Checks
+
+    def check(self, gpa: int, length: int, permissions: int, *, private: bool = True) -> None:
+        """Raise RmpViolation unless this level has the permissions on all of the range."""
+        if length < 0:
+            raise SnpError(f"negative length {length}")
+        fault, where = self._rmp.check_range(gpa, length, vmpl=self.vmpl, permissions=permissions, private=private)
+        if fault:
+            inside = 0 <= where < self._size and not self._words[where >> 12] & _NO_RAM
+            raise RmpViolation(
+                where, self.vmpl, _access_name(permissions), fault_reason(fault) if inside else _OUTSIDE, fault
+            )
+
+    def allows(self, gpa: int, permissions: int, length: int = 1, *, private: bool = True) -> bool:
+        """Would `check` pass?"""
+        fault, _ = self._rmp.check_range(gpa, length, vmpl=self.vmpl, permissions=permissions, private=private)
+        return not fault
+
+    def check_execute(self, gpa: int, length: int = 1) -> None:
+        """Raise RmpViolation unless code of this VMPL and CPL may execute the range."""
+        self.check(gpa, length, Permission.UX if self.cpl == 3 else Permission.SX)
+
+    def _grants(self, page: int, need: int) -> bool:
+        """Does the entry that governs a page of a private access surely grant it?"""
+        words = self._words
+        if words[page] & need == need:
+            return True
+        need |= _SIZE_2M
+        return words[page & _BASE_2M] & need == need
+
+    # Reading
+
+    def read(self, gpa: int, length: int, *, private: bool = True) -> bytes:
+        """Bytes from memory."""
+        end = gpa + length
+        if not (
+            0 <= gpa < end <= self._size
+            and gpa ^ (end - 1) < PAGE_SIZE
+            and (self._grants(gpa >> 12, self._r) if private else _is_shared(self._words, gpa >> 12))
+        ):
+            self.check(gpa, length, _R, private=private)
+        return self._map[gpa:end]
+
+    def read_u8(self, gpa: int, *, private: bool = True) -> int:
+        """An unsigned byte."""
+        if not (private and 0 <= gpa < self._size and self._grants(gpa >> 12, self._r)):
+            self.check(gpa, 1, _R, private=private)
+        return self._map[gpa]
+
+    def read_u16(self, gpa: int, *, private: bool = True) -> int:
+        """Two bytes, little-endian."""
+        value: int = _U16.unpack(self.read(gpa, 2, private=private))[0]
+        return value
+
+    def read_u32(self, gpa: int, *, private: bool = True) -> int:
+        """Four bytes, little-endian."""
+        value: int = _U32.unpack(self.read(gpa, 4, private=private))[0]
+        return value
+
+    def read_u64(self, gpa: int, *, private: bool = True) -> int:
+        """Eight bytes, little-endian."""
+        value: int = _U64.unpack(self.read(gpa, 8, private=private))[0]
+        return value
+
+    # Writing
+
+    def _may_write(self, gpa: int, length: int, private: bool) -> None:
+        end = gpa + length
+        if not (
+            0 <= gpa < end <= self._size
+            and gpa ^ (end - 1) < PAGE_SIZE
+            and (self._grants(gpa >> 12, self._w) if private else _is_shared(self._words, gpa >> 12))
+            and gpa >> 12 != self._state[VMSA_WORD] >> 12
+        ):
+            self.check(gpa, length, _W, private=private)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool = True) -> None:
+        """Bytes to memory."""
+        length = len(data)
+        self._may_write(gpa, length, private)
+        self._map[gpa : gpa + length] = data
+        if length and (self._code[gpa >> 12] or gpa ^ (gpa + length - 1) >= PAGE_SIZE):
+            self._bus.written(gpa, length)
+
+    def write_u8(self, gpa: int, value: int, *, private: bool = True) -> None:
+        """An unsigned byte."""
+        self.write(gpa, bytes((value,)), private=private)
+
+    def write_u16(self, gpa: int, value: int, *, private: bool = True) -> None:
+        """Two bytes, little-endian."""
+        self.write(gpa, _U16.pack(value), private=private)
+
+    def write_u32(self, gpa: int, value: int, *, private: bool = True) -> None:
+        """Four bytes, little-endian."""
+        self.write(gpa, _U32.pack(value), private=private)
+
+    def write_u64(self, gpa: int, value: int, *, private: bool = True) -> None:
+        """Eight bytes, little-endian."""
+        self.write(gpa, _U64.pack(value), private=private)
+
+    def zero(self, gpa: int, length: int, *, private: bool = True) -> None:
+        """Clear a range."""
+        self._may_write(gpa, length, private)
+        if length:
+            self._bus.memory.zero(gpa, length)
+            self._bus.written(gpa, length)
+
+    def exchange_u8(self, gpa: int, value: int, *, private: bool = True) -> int:
+        """XCHG: write a byte and return what was there."""
+        self.check(gpa, 1, _R | _W, private=private)
+        old = self._map[gpa]
+        self._map[gpa] = value
+        if self._code[gpa >> 12]:
+            self._bus.written(gpa, 1)
+        return old
+
+    # Instructions
+
+    def pvalidate(
+        self, gpa: int, *, size: PageSize = PageSize.SIZE_4K, validate: bool = True
+    ) -> PvalidateResult:
+        """PVALIDATE."""
+        return self._rmp.pvalidate(gpa, vmpl=self.vmpl, cpl=self.cpl, size=size, validate=validate)
+
+    def rmpadjust(
+        self,
+        gpa: int,
+        *,
+        vmpl: int,
+        permissions: int,
+        size: PageSize = PageSize.SIZE_4K,
+        vmsa: bool = False,
+    ) -> RmpResult:
+        """RMPADJUST; `vmpl` is the level whose permissions are set."""
+        return self._rmp.rmpadjust(
+            gpa, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions, size=size, vmsa=vmsa
+        )
+
+    def rmpquery(self, gpa: int, *, vmpl: int) -> RmpqueryResult:
+        """RMPQUERY; `vmpl` is the level that is asked about."""
+        return self._rmp.rmpquery(gpa, vmpl=self.vmpl, cpl=self.cpl, target=vmpl)
+
+
+class HostView:
+    """Guest memory as the host sees it: pages that the guest owns read as ciphertext and refuse writes."""
+
+    __slots__ = ("_bus", "_code", "_map", "_size", "_words")
+
+    def __init__(self, bus: GuestBus) -> None:
+        self._bus = bus
+        self._map = bus.memory.mapping
+        self._size = bus.memory.space
+        self._words = bus.rmp.words
+        self._code = memoryview(bus.code_map)
+
+    def _check_bounds(self, gpa: int, length: int, access: str) -> None:
+        if length < 0:
+            raise SnpError(f"negative length {length}")
+        if gpa < 0 or gpa + length > self._size:
+            raise RmpViolation(gpa, None, access, _OUTSIDE)
+
+    def is_shared(self, gpa: int, length: int = 1) -> bool:
+        """Is all of the range in memory and the host's?"""
+        return (
+            0 <= gpa
+            and 0 <= length
+            and gpa + length <= self._size
+            and all(_is_shared(self._words, page) for page in range(gpa >> 12, gpa + length + _PAGE_MASK >> 12))
+        )
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Bytes from memory, ciphertext where the guest owns it."""
+        end = gpa + length
+        if 0 <= gpa < end <= self._size and gpa ^ (end - 1) < PAGE_SIZE and _is_shared(self._words, gpa >> 12):
+            return self._map[gpa:end]
+        self._check_bounds(gpa, length, "read")
+        parts: list[bytes] = []
+        while gpa < end:
+            stop = min(end, (gpa | _PAGE_MASK) + 1)
+            page = gpa >> 12
+            if _is_shared(self._words, page):
+                parts.append(self._map[gpa:stop])
+            elif self._words[page] & _NO_RAM:
+                raise RmpViolation(gpa, None, "read", _OUTSIDE)
+            else:
+                base = page << 12
+                content = self._bus.encryption.encrypt_page(base, self._map[base : base + PAGE_SIZE])
+                parts.append(content[gpa - base : stop - base])
+            gpa = stop
+        return b"".join(parts)
+
+    def read_u8(self, gpa: int) -> int:
+        """An unsigned byte."""
+        return self.read(gpa, 1)[0]
+
+    def read_u16(self, gpa: int) -> int:
+        """Two bytes, little-endian."""
+        value: int = _U16.unpack(self.read(gpa, 2))[0]
+        return value
+
+    def read_u32(self, gpa: int) -> int:
+        """Four bytes, little-endian."""
+        value: int = _U32.unpack(self.read(gpa, 4))[0]
+        return value
+
+    def read_u64(self, gpa: int) -> int:
+        """Eight bytes, little-endian."""
+        value: int = _U64.unpack(self.read(gpa, 8))[0]
+        return value
+
+    def _may_write(self, gpa: int, length: int) -> None:
+        end = gpa + length
+        if 0 <= gpa < end <= self._size and gpa ^ (end - 1) < PAGE_SIZE and _is_shared(self._words, gpa >> 12):
+            return
+        self._check_bounds(gpa, length, "write")
+        for page in range(gpa >> 12, end + _PAGE_MASK >> 12):
+            if not _is_shared(self._words, page):
+                reason = _OUTSIDE if self._words[page] & _NO_RAM else "the page is the guest's"
+                raise RmpViolation(max(gpa, page << 12), None, "write", reason, FAULT_RMP)
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Bytes to memory that the host owns."""
+        length = len(data)
+        self._may_write(gpa, length)
+        self._map[gpa : gpa + length] = data
+        if length and (self._code[gpa >> 12] or gpa ^ (gpa + length - 1) >= PAGE_SIZE):
+            self._bus.written(gpa, length)
+
+    def write_u8(self, gpa: int, value: int) -> None:
+        """An unsigned byte."""
+        self.write(gpa, bytes((value,)))
+
+    def write_u16(self, gpa: int, value: int) -> None:
+        """Two bytes, little-endian."""
+        self.write(gpa, _U16.pack(value))
+
+    def write_u32(self, gpa: int, value: int) -> None:
+        """Four bytes, little-endian."""
+        self.write(gpa, _U32.pack(value))
+
+    def write_u64(self, gpa: int, value: int) -> None:
+        """Eight bytes, little-endian."""
+        self.write(gpa, _U64.pack(value))
+
+    def zero(self, gpa: int, length: int) -> None:
+        """Clear a range that the host owns."""
+        self._may_write(gpa, length)
+        if length:
+            self._bus.memory.zero(gpa, length)
+            self._bus.written(gpa, length)
+
+    # Instructions
+
+    def rmpupdate(
+        self,
+        gpa: int,
+        *,
+        assigned: bool,
+        size: PageSize = PageSize.SIZE_4K,
+        immutable: bool = False,
+        count: int = 1,
+    ) -> RmpResult:
+        """RMPUPDATE of `count` pages in a row, until the first that fails.
+
+        A page that changes hands keeps its bits in DRAM, which the new owner sees through the cipher: the host reads
+        a page it took back as ciphertext, the guest reads what the host left in a page it was given as noise.
+        Approximation: a page of nothing but zeros, such as one that nobody ever wrote, stays zero.
+        """
+        first = gpa >> 12
+        memory, rmp = self._bus.memory, self._bus.rmp
+        if count < 0 or gpa < 0 or first + count * size.pages > memory.pages:
+            return RmpResult.FAIL_INPUT
+        before = rmp.assigned(first, count * size.pages)
+        code, done = rmp.rmpupdate(gpa, assigned=assigned, size=size, immutable=immutable, count=count)
+        pages = done * size.pages
+        cipher = self._bus.encryption.decrypt_page if assigned else self._bus.encryption.encrypt_page
+        changed = (before[:pages] != assigned) & memory.written_pages(first, pages)
+        for page in np.flatnonzero(changed).tolist():
+            base = (first + page) * PAGE_SIZE
+            self._map[base : base + PAGE_SIZE] = cipher(base, self._map[base : base + PAGE_SIZE])
+            self._bus.written(base, PAGE_SIZE)
+        return code
+
+    def psmash(self, gpa: int) -> RmpResult:
+        """PSMASH: split a 2 MiB entry into 4 KiB entries of the same state."""
+        return self._bus.rmp.psmash(gpa)
