@@ -144,6 +144,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "veil_rmp_check_range": ([_PTR, _U64, _U64, _U32, _U32, _INT, ctypes.POINTER(_U64)], _U64),
 }
 _U64_MAX = (1 << 64) - 1
+_OUTSIDE = "outside guest memory"
 
 
 class _Functions:
@@ -317,12 +318,14 @@ class Rmp:
         )
 
     def _check_operand(self, gpa: int, vmpl: int, access: str) -> None:
-        if not 0 <= gpa < self.pages * PAGE_SIZE:
-            raise RmpViolation(gpa, vmpl, access, "outside guest memory", FAULT_RMP | FAULT_ENC)
+        # ctypes would cut the number to 64 bits: another page's address.
+        if not 0 <= gpa <= _U64_MAX:
+            raise RmpViolation(gpa, vmpl, access, _OUTSIDE, FAULT_RMP | FAULT_ENC)
 
     def _guest_code(self, result: int, gpa: int, vmpl: int, access: str) -> RmpResult:
         if result >> 31:
-            raise RmpViolation(gpa, vmpl, access, fault_reason(result), result)
+            covered = result & FAULT_GP or gpa < self.pages * PAGE_SIZE
+            raise RmpViolation(gpa, vmpl, access, fault_reason(result) if covered else _OUTSIDE, result)
         return RmpResult(result & 0xFF)
 
     # Host instructions

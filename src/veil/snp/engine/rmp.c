@@ -180,8 +180,8 @@ uint32_t veil_rmpupdate(veil_rmp *rmp, uint64_t gpa, unsigned flags)
             if (rmp->entries[page + i].flags & VEIL_RMP_ASSIGNED)
                 return VEIL_RMP_FAIL_OVERLAP;
     }
-    // Taking a page away ends private accesses, giving one ends shared accesses, both may be cached.
-    if (!(was & VEIL_RMP_ASSIGNED) != !assigned || (was & VEIL_RMP_VALIDATED))
+    // Giving a page away ends the shared accesses to it, touching a validated one ends the private accesses.
+    if ((assigned && !(was & VEIL_RMP_ASSIGNED)) || (was & VEIL_RMP_VALIDATED))
         rmp->generation++;
     // An unassigned page has no size: the entry of a freed 2 MiB page is 512 free 4 KiB pages.
     reset_entry(&rmp->entries[page], assigned ? flags : 0);

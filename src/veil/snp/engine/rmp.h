@@ -75,7 +75,9 @@ typedef struct veil_rmp_entry {
 typedef struct veil_rmp {
     veil_rmp_entry *entries;
     uint64_t pages;       /* 4 KiB pages of guest-physical memory */
-    uint64_t generation;  /* counts every change that took away an access somebody may have cached */
+    /* Grows with every change that ends an access which was allowed, and only then.  A change of vmsa_in_use is not
+     * counted: who caches checks keeps the caches of different VMSAs apart, or flushes at VMRUN. */
+    uint64_t generation;
     uint64_t vmsa_in_use; /* GPA of the VMSA that runs now, VEIL_RMP_NO_VMSA if none */
 } veil_rmp;
 

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The RMP's instructions and the views' checks against the independent model, in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.snp.ciphers import AddingCipher
+from tests.snp.rmp_model import LETTERS, Fault, Model, Record, letters
+from veil.snp.errors import RmpViolation
+from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.rmp import EntryFlag, PageSize, Rmp
+from veil.snp.view import GuestBus, HostView, View
+
+# Two 2 MiB regions and the start of a third, which no 2 MiB entry can cover.
+PAGES = 2 * 512 + 8
+
+_FAULTS = {
+    "rmp": 1 << 31,
+    "rmp+enc": 1 << 31 | 1 << 34,
+    "rmp+enc+sizem": 1 << 31 | 1 << 34 | 1 << 35,
+    "rmp+enc+vmpl": 1 << 31 | 1 << 34 | 1 << 36,
+    "gp": 1 << 62,
+    "not validated": 1 << 63,
+}
+
+# Few pages, so that the instructions meet; the ends of entries, so that they overlap.
+WATCHED = [0, 1, 511, 512, 513, 1023, 1024, PAGES - 1]
+pages = st.sampled_from(WATCHED)
+any_pages = st.one_of(pages, st.just(PAGES), st.sampled_from([1 << 39, (1 << 52) - 1]))
+vmpls = st.integers(0, 3)
+mostly_vmpl0 = st.sampled_from([0, 0, 0, 0, 1, 2, 3])
+masks = st.one_of(st.just(15), st.integers(0, 15))
+mostly_true = st.sampled_from([True, True, True, True, False])
+rarely = st.sampled_from([False] * 7 + [True])
+sizes = st.sampled_from([PageSize.SIZE_4K, PageSize.SIZE_4K, PageSize.SIZE_2M])
+cpls = st.sampled_from([0] * 9 + [3])
+
+
+def flags_of(record: Record) -> int:
+    """The state bits of a model's record."""
+    return (
+        record.guest * int(EntryFlag.ASSIGNED)
+        + record.validated * int(EntryFlag.VALIDATED)
+        + record.vmsa * int(EntryFlag.VMSA)
+        + record.large * int(EntryFlag.SIZE_2M)
+        + record.frozen * int(EntryFlag.IMMUTABLE)
+    )
+
+
+def mask_of(permissions: frozenset[str]) -> int:
+    """The permission mask of a model's set."""
+    return sum(bit for bit, letter in LETTERS.items() if letter in permissions)
+
+
+class RmpMachine(RuleBasedStateMachine):
+    """Does everything on the machine and on the model, and compares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = Memory(PAGES * PAGE_SIZE)
+        self.rmp = Rmp(memory.pages)
+        self.cipher = AddingCipher()
+        self.bus = GuestBus(memory, self.rmp, self.cipher)
+        self.host = HostView(self.bus)
+        self.model = Model(PAGES)
+        self.content: dict[int, bytes] = {}
+        self.before = self.model.allowed(WATCHED)
+
+    def both(self, machine: Callable[[], Any], model: Callable[[], Any]) -> tuple[Any, Any]:
+        """Run one instruction on both sides; if it faults, it must do so on both, alike, and without effect."""
+        generation = self.rmp.generation
+        try:
+            expected = model()
+        except Fault as fault:
+            table = self.rmp.dump()
+            with pytest.raises(RmpViolation) as caught:
+                machine()
+            assert caught.value.fault == _FAULTS[str(fault)]
+            assert self.rmp.dump() == table
+            expected, got = None, None
+        else:
+            got = machine()
+        after = self.model.allowed(WATCHED)
+        # The generation is exact: it grows if an access that was allowed has ended, and only then.
+        assert (self.rmp.generation > generation) == bool(self.before - after)
+        self.before = after
+        return got, expected
+
+    @rule(page=any_pages, assigned=mostly_true, size=sizes, frozen=rarely)
+    def rmpupdate(self, page: int, assigned: bool, size: PageSize, frozen: bool) -> None:
+        count = size.pages
+        owned = [record.guest for record in self.model.pages[page : page + count]]
+        got, expected = self.both(
+            lambda: self.host.rmpupdate(page * PAGE_SIZE, assigned=assigned, size=size, immutable=frozen),
+            lambda: self.model.rmpupdate(page, assigned, bool(size), frozen),
+        )
+        assert got.name == expected
+        if expected == "SUCCESS":
+            for number, was_owned in enumerate(owned, page):
+                if was_owned != assigned and any(self.content.get(number, b"")):
+                    cipher = self.cipher.decrypt_page if assigned else self.cipher.encrypt_page
+                    self.content[number] = cipher(number * PAGE_SIZE, self.content[number])
+
+    @rule(page=any_pages)
+    def psmash(self, page: int) -> None:
+        got, expected = self.both(lambda: self.host.psmash(page * PAGE_SIZE), lambda: self.model.psmash(page))
+        assert got.name == expected
+
+    @rule(page=any_pages, size=sizes, vmsa=rarely, mask=st.tuples(masks, masks, masks))
+    def launch(self, page: int, size: PageSize, vmsa: bool, mask: tuple[int, int, int]) -> None:
+        got, expected = self.both(
+            lambda: self.rmp.launch_page(page * PAGE_SIZE, size=size, vmsa=vmsa, permissions=mask),
+            lambda: self.model.launch(page, bool(size), vmsa, mask),
+        )
+        assert got.name == expected
+
+    @rule(page=any_pages, vmpl=mostly_vmpl0, cpl=cpls, size=sizes, validate=mostly_true, private=mostly_true)
+    def pvalidate(
+        self, page: int, vmpl: int, cpl: int, size: PageSize, validate: bool, private: bool
+    ) -> None:
+        got, expected = self.both(
+            lambda: self.rmp.pvalidate(
+                page * PAGE_SIZE, vmpl=vmpl, cpl=cpl, size=size, validate=validate, private=private
+            ),
+            lambda: self.model.pvalidate(page, vmpl, cpl, bool(size), validate, private),
+        )
+        if expected is not None:
+            assert (got.code.name, got.unchanged) == expected
+
+    @rule(
+        page=any_pages,
+        vmpl=mostly_vmpl0,
+        cpl=cpls,
+        size=sizes,
+        level=st.sampled_from([0, 1, 2, 3, 3, 4, 255]),
+        mask=st.one_of(masks, st.sampled_from([16, 128, 255])),
+        vmsa=rarely,
+        private=mostly_true,
+    )
+    def rmpadjust(
+        self, page: int, vmpl: int, cpl: int, size: PageSize, level: int, mask: int, vmsa: bool, private: bool
+    ) -> None:
+        got, expected = self.both(
+            lambda: self.rmp.rmpadjust(
+                page * PAGE_SIZE,
+                vmpl=vmpl,
+                cpl=cpl,
+                target=level,
+                permissions=mask,
+                size=size,
+                vmsa=vmsa,
+                private=private,
+            ),
+            lambda: self.model.rmpadjust(page, vmpl, cpl, bool(size), level, mask, vmsa, private),
+        )
+        if expected is not None:
+            assert got.name == expected
+
+    @rule(page=any_pages, vmpl=vmpls, cpl=cpls, level=st.sampled_from([0, 1, 2, 3, 4]), private=mostly_true)
+    def rmpquery(self, page: int, vmpl: int, cpl: int, level: int, private: bool) -> None:
+        got, expected = self.both(
+            lambda: self.rmp.rmpquery(page * PAGE_SIZE, vmpl=vmpl, cpl=cpl, target=level, private=private),
+            lambda: self.model.rmpquery(page, vmpl, cpl, level, private),
+        )
+        if expected is not None:
+            assert (got.code.name, letters(got.permissions), got.vmsa, bool(got.size)) == expected
+
+    @rule(page=st.one_of(pages, st.none()))
+    def vmrun(self, page: int | None) -> None:
+        """A VMSA starts to run, as far as VMRUN would let it; None: nothing runs."""
+        if page is not None:
+            record = self.model.pages[page]
+            runnable = record.guest and record.validated and record.vmsa and not record.frozen and not record.large
+            assert self.rmp.is_vmsa(page * PAGE_SIZE) == runnable
+            if not runnable:
+                return
+        self.model.running = page
+        self.rmp.vmsa_in_use = None if page is None else page * PAGE_SIZE
+
+    def refusal(self, first: int, last: int, vmpl: int, wanted: frozenset[str], private: bool) -> str | None:
+        """Why the model refuses an access to these pages."""
+        for page in range(first, last + 1):
+            reason = self.model.denies(page, vmpl, wanted, private)
+            if reason or page >= PAGES:
+                return reason or "rmp"
+        return None
+
+    def peek(self, gpa: int, length: int) -> bytes:
+        first, last = gpa // PAGE_SIZE, (gpa + length - 1) // PAGE_SIZE
+        whole = b"".join(self.content.get(page, bytes(PAGE_SIZE)) for page in range(first, last + 1))
+        return whole[gpa - first * PAGE_SIZE :][:length]
+
+    def poke(self, gpa: int, data: bytes) -> None:
+        for at, byte in enumerate(data, gpa):
+            page, offset = divmod(at, PAGE_SIZE)
+            old = self.content.get(page, bytes(PAGE_SIZE))
+            self.content[page] = old[:offset] + bytes((byte,)) + old[offset + 1 :]
+
+    @rule(
+        page=any_pages,
+        offset=st.sampled_from([0, 8, 4092, 4095]),
+        length=st.sampled_from([1, 2, 4, 8, 16, 5000]),
+        vmpl=vmpls,
+        cpl=st.sampled_from([0, 3]),
+        private=mostly_true,
+    )
+    def read(self, page: int, offset: int, length: int, vmpl: int, cpl: int, private: bool) -> None:
+        gpa = page * PAGE_SIZE + offset
+        view = View(self.bus, vmpl, cpl)
+        reader = {1: view.read_u8, 2: view.read_u16, 4: view.read_u32, 8: view.read_u64}.get(length)
+        reason = self.refusal(page, (gpa + length - 1) // PAGE_SIZE, vmpl, frozenset("r"), private)
+        if reason:
+            with pytest.raises(RmpViolation) as caught:
+                view.read(gpa, length, private=private)
+            assert caught.value.fault == _FAULTS[reason]
+            assert caught.value.vmpl == vmpl
+            if reader:
+                with pytest.raises(RmpViolation):
+                    reader(gpa, private=private)
+        else:
+            expected = self.peek(gpa, length)
+            assert view.read(gpa, length, private=private) == expected
+            if reader:
+                assert reader(gpa, private=private) == int.from_bytes(expected, "little")
+
+    @rule(
+        page=any_pages,
+        offset=st.sampled_from([0, 8, 4092, 4095]),
+        value=st.integers(1, 255),
+        length=st.sampled_from([1, 2, 4, 8, 16]),
+        vmpl=mostly_vmpl0,
+        private=mostly_true,
+    )
+    def write(self, page: int, offset: int, value: int, length: int, vmpl: int, private: bool) -> None:
+        gpa = page * PAGE_SIZE + offset
+        view = View(self.bus, vmpl)
+        data = bytes((value,)) * length
+        number = int.from_bytes(data, "little")
+        writer = {1: view.write_u8, 2: view.write_u16, 4: view.write_u32, 8: view.write_u64}.get(length)
+        if self.refusal(page, (gpa + length - 1) // PAGE_SIZE, vmpl, frozenset("w"), private):
+            with pytest.raises(RmpViolation):
+                view.write(gpa, data, private=private)
+            if writer:
+                with pytest.raises(RmpViolation):
+                    writer(gpa, number, private=private)
+        else:
+            if writer:
+                writer(gpa, number, private=private)
+            else:
+                view.write(gpa, data, private=private)
+            self.poke(gpa, data)
+
+    @rule(page=any_pages, value=st.integers(0, 255), vmpl=mostly_vmpl0, private=mostly_true)
+    def exchange(self, page: int, value: int, vmpl: int, private: bool) -> None:
+        view = View(self.bus, vmpl)
+        gpa = page * PAGE_SIZE + 7
+        if self.refusal(page, page, vmpl, frozenset("rw"), private):
+            with pytest.raises(RmpViolation):
+                view.exchange_u8(gpa, value, private=private)
+        else:
+            assert view.exchange_u8(gpa, value, private=private) == self.peek(gpa, 1)[0]
+            self.poke(gpa, bytes((value,)))
+
+    @rule(page=any_pages, vmpl=vmpls, cpl=st.sampled_from([0, 3]))
+    def execute(self, page: int, vmpl: int, cpl: int) -> None:
+        view = View(self.bus, vmpl, cpl)
+        if self.refusal(page, page, vmpl, frozenset("u" if cpl == 3 else "s"), True):
+            with pytest.raises(RmpViolation):
+                view.check_execute(page * PAGE_SIZE)
+        else:
+            view.check_execute(page * PAGE_SIZE)
+
+    @rule(page=pages, value=st.integers(1, 255))
+    def host_write(self, page: int, value: int) -> None:
+        gpa = page * PAGE_SIZE + 16
+        if self.model.pages[page].guest:
+            with pytest.raises(RmpViolation):
+                self.host.write_u8(gpa, value)
+        else:
+            self.host.write_u8(gpa, value)
+            self.poke(gpa, bytes((value,)))
+
+    @rule(page=pages)
+    def host_read(self, page: int) -> None:
+        content = self.content.get(page, bytes(PAGE_SIZE))
+        if self.model.pages[page].guest:
+            content = self.cipher.encrypt_page(page * PAGE_SIZE, content)
+        assert self.host.read(page * PAGE_SIZE, PAGE_SIZE) == content
+        assert self.host.is_shared(page * PAGE_SIZE) != self.model.pages[page].guest
+
+    @invariant()
+    def entries_agree(self) -> None:
+        for page in WATCHED:
+            entry, record = self.rmp.entry(page * PAGE_SIZE), self.model.pages[page]
+            assert entry["flags"] == flags_of(record)
+            assert entry["perms"].tolist() == [mask_of(level) for level in record.levels]
+
+    @rule(page=any_pages, vmpl=vmpls, private=mostly_true)
+    def every_access(self, page: int, vmpl: int, private: bool) -> None:
+        for mask in range(1, 16):
+            reason = self.refusal(page, page, vmpl, letters(mask), private)
+            fault, _ = self.rmp.check_range(page * PAGE_SIZE, 1, vmpl=vmpl, permissions=mask, private=private)
+            assert fault == (_FAULTS[reason] if reason else 0)
+
+    def teardown(self) -> None:
+        table = self.rmp.effective()
+        assert table["flags"].tolist() == [flags_of(record) for record in self.model.pages]
+        assert table["perms"].tolist() == [[mask_of(level) for level in record.levels] for record in self.model.pages]
+        assert not table["reserved"].any()
+        # What is under a 2 MiB entry is zero: views rely on it.
+        for base in np.flatnonzero(self.rmp.entries["flags"] & EntryFlag.SIZE_2M):
+            assert not any(self.rmp.words[base + 1 : base + 512])
+
+
+RmpMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestRmpMachine = RmpMachine.TestCase
