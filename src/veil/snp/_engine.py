@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The C engine's functions (engine/api.h) with their types."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from veil.snp import _native
+from veil.snp.errors import SnpError
+from veil.snp.memory import Memory
+from veil.snp.rmp import Rmp
+
+__all__ = ["Engine", "EngineCounters"]
+
+_U64 = ctypes.c_uint64
+_PTR = ctypes.c_void_p
+
+
+class EngineCounters(ctypes.Structure):
+    """`struct veil_engine_counters`: totals since the engine was made."""
+
+    _fields_ = [
+        ("vmruns", _U64),
+        ("tlb_fills", _U64),
+        ("nested_faults", _U64),
+        ("redelivered", _U64),
+        ("vc", _U64),
+        ("flushes", _U64),
+    ]
+
+    vmruns: int
+    tlb_fills: int
+    nested_faults: int
+    redelivered: int
+    vc: int
+    flushes: int
+
+
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "new": ([_PTR, _U64, _U64, _PTR, _PTR], _PTR),
+    "free": ([_PTR], None),
+    "vmrun": ([_PTR, _PTR, _U64], None),
+    "code_written": ([_PTR, _U64, _U64], None),
+    "reset": ([_PTR], None),
+    "kick": ([_PTR], None),
+    "cpuid": ([_PTR, ctypes.c_uint32, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], None),
+    "read_tsc": ([_PTR], _U64),
+    "set_tsc": ([_PTR, _U64], None),
+    "set_pause_limit": ([_PTR, ctypes.c_uint32], None),
+    "counters": ([_PTR], ctypes.POINTER(EngineCounters)),
+}
+
+
+class Engine:
+    """One x86-64 core that runs the context of one VMSA at a time."""
+
+    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, low_end: int) -> None:
+        library = _native.library()
+        for name, (argtypes, restype) in _SIGNATURES.items():
+            function = getattr(library, f"veil_engine_{name}")
+            function.argtypes = argtypes
+            function.restype = restype
+        self._library = library
+        # The engine keeps pointers into these.
+        self._keep = (memory, rmp)
+        self._handle: int | None = library.veil_engine_new(
+            memory.address, memory.size, low_end, rmp.address, code_map_address
+        )
+        if not self._handle:
+            raise SnpError("the CPU engine cannot start: not enough memory")
+        self.vmrun_function = library.veil_engine_vmrun
+        self.handle: int = self._handle
+
+    def close(self) -> None:
+        """Free the core; nothing else may be called after it."""
+        if self._handle:
+            self._library.veil_engine_free(self._handle)
+            self._handle = None
+
+    def code_written(self, gpa: int, length: int) -> None:
+        """Drop the translations of a range that somebody else wrote."""
+        self._library.veil_engine_code_written(self.handle, gpa, length)
+
+    def reset(self) -> None:
+        """Drop everything derived from memory."""
+        self._library.veil_engine_reset(self.handle)
+
+    def kick(self) -> None:
+        """Make a running VMRUN end soon with INTR; safe from another thread and from a signal handler."""
+        self._library.veil_engine_kick(self.handle)
+
+    def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+        """What the core's own CPUID says: EAX, EBX, ECX, EDX."""
+        out = (ctypes.c_uint32 * 4)()
+        self._library.veil_engine_cpuid(self.handle, leaf, subleaf, out)
+        return out[0], out[1], out[2], out[3]
+
+    def read_tsc(self) -> int:
+        """The guest's time stamp counter now."""
+        return int(self._library.veil_engine_read_tsc(self.handle))
+
+    def set_tsc(self, value: int) -> None:
+        """Let the guest's time stamp counter go on from here."""
+        self._library.veil_engine_set_tsc(self.handle, value)
+
+    def set_pause_limit(self, limit: int) -> None:
+        """Exit with PAUSE after this many PAUSE instructions; 0: never."""
+        self._library.veil_engine_set_pause_limit(self.handle, limit)
+
+    @property
+    def counters(self) -> EngineCounters:
+        """Live totals."""
+        contents: EngineCounters = self._library.veil_engine_counters(self.handle).contents
+        return contents

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the processor says of itself: the entries of the CPUID page of an SNP launch (56860, 8.14.2.6; APM vol. 3, E)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from veil.snp._engine import Engine
+
+__all__ = ["C_BIT_POSITION", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
+
+C_BIT_POSITION = 51
+TSC_KHZ = 1_000_000
+
+_VMPLS = 4
+_MAX_STANDARD = 7
+_MAX_EXTENDED = 0x8000001F
+
+# Leaf 1 EDX/ECX.
+_ECX_MONITOR = 1 << 3
+_ECX_X2APIC = 1 << 21
+_ECX_TSC_DEADLINE = 1 << 24
+_ECX_XSAVE = 1 << 26
+_ECX_OSXSAVE = 1 << 27
+_ECX_AVX = 1 << 28
+_ECX_FMA_F16C = 1 << 12 | 1 << 29
+_ECX_PCID = 1 << 17
+_ECX_HYPERVISOR = 1 << 31
+_EDX_MTRR_MCA_MCE = 1 << 12 | 1 << 14 | 1 << 7
+_EDX_APIC = 1 << 9
+_EDX_HTT = 1 << 28
+
+# Leaf 7: what QEMU 5.0's TCG does and an interpreter does not lose by (ERMS' byte-wise REP MOVSB is slow here).
+_7_EBX = 1 << 0 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 19 | 1 << 23 | 1 << 24  # FSGSBASE BMI1 SMEP BMI2 ADX CLFLUSHOPT CLWB
+
+# 80000001: SVM, performance counters, topology extensions, and AMD's own vector sets are not there.
+_81_ECX = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8  # LAHF CR8 ABM SSE4A 3DNOWPREFETCH
+
+
+class CpuidEntryValues(NamedTuple):
+    """One entry of the CPUID page."""
+
+    leaf: int
+    subleaf: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
+    """The table, from what the core can do."""
+
+    def entry(leaf: int, eax: int, ebx: int, ecx: int, edx: int) -> CpuidEntryValues:
+        return CpuidEntryValues(leaf, 0, eax, ebx, ecx, edx)
+
+    _, vendor_b, vendor_c, vendor_d = engine.cpuid(0)
+    family, brand, features_c, features_d = engine.cpuid(1)
+    features_c &= ~(_ECX_MONITOR | _ECX_XSAVE | _ECX_OSXSAVE | _ECX_AVX | _ECX_FMA_F16C | _ECX_PCID)
+    features_c |= _ECX_HYPERVISOR | _ECX_X2APIC | _ECX_TSC_DEADLINE
+    features_d &= ~(_EDX_MTRR_MCA_MCE | _EDX_HTT)
+    features_d |= _EDX_APIC
+    brand = brand & 0x0000FFFF | vcpus << 16
+    if vcpus > 1:
+        features_d |= _EDX_HTT
+    _, _, extended_c, extended_d = engine.cpuid(0x80000001)
+    extended_d &= ~_EDX_MTRR_MCA_MCE
+    extended_d |= _EDX_APIC
+    table = [
+        entry(0, _MAX_STANDARD, vendor_b, vendor_c, vendor_d),
+        entry(1, family, brand, features_c, features_d),
+        entry(7, 0, _7_EBX & engine.cpuid(7)[1], 0, 0),
+        entry(0x80000000, _MAX_EXTENDED, vendor_b, vendor_c, vendor_d),
+        entry(0x80000001, family, 0, extended_c & _81_ECX, extended_d),
+    ]
+    table += [entry(leaf, *engine.cpuid(leaf)) for leaf in (0x80000002, 0x80000003, 0x80000004)]
+    table += [
+        entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
+        # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.
+        entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5, C_BIT_POSITION | _VMPLS << 12, 509, 1),
+    ]
+    return table

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SEV-SNP machine: memory, RMP, cores and secure processor, and VMRUN, which the host calls."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from veil.snp._engine import Engine, EngineCounters
+from veil.snp.cpuid import CpuidEntryValues, cpuid_entries
+from veil.snp.encryption import MemoryEncryption
+from veil.snp.errors import LaunchError, RmpViolation, SnapshotError, SnpError
+from veil.snp.exit_codes import ExitCode
+from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_program
+from veil.snp.layouts import Vmcb, Vmsa
+from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.rmp import Rmp
+from veil.snp.secure_processor import SecureProcessor
+from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.view import GuestBus, HostView, View
+
+__all__ = ["HIGH_MEMORY", "LOW_MEMORY_END", "Machine"]
+
+#: Device addresses are between these two: RAM above 3 GiB continues at 4 GiB.
+LOW_MEMORY_END = 3 << 30
+HIGH_MEMORY = 4 << 30
+
+_SVME = 1 << 12
+_HOSTED_VMPLS = (0, 1)
+_RIP = Vmsa.rip.offset
+_RDI = Vmsa.rdi.offset
+_VMPL = Vmsa.vmpl.offset
+_EFER = Vmsa.efer.offset
+_EXIT_CODE = Vmsa.guest_exit_code.offset
+
+
+@dataclass(slots=True)
+class _HostedContext:
+    cpu: HostedCpu
+    program: HostedProgram
+    header_gpa: int
+    steps: Generator[None, None, None] | None
+
+
+class Machine:
+    """One SEV-SNP guest's worth of hardware. Close it, or use it as a context manager."""
+
+    def __init__(self, memory_size: int) -> None:
+        """`memory_size` in bytes, a multiple of 2 MiB."""
+        if memory_size <= 0 or memory_size % (2 << 20):
+            raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
+        self._build(memory_size, Memory(_address_space(memory_size)), MemoryEncryption())
+
+    def _build(self, memory_size: int, memory: Memory, encryption: MemoryEncryption) -> None:
+        self.memory_size = memory_size
+        self.memory = memory
+        self.rmp = Rmp(memory.pages)
+        self.encryption = encryption
+        self._code_map = np.zeros(memory.pages, dtype=np.uint8)
+        low_end = min(memory_size, LOW_MEMORY_END)
+        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, low_end)
+        self._bus = GuestBus(
+            memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
+        )
+        self.secure_processor = SecureProcessor(memory, self.rmp)
+        self._hosted: dict[int, _HostedContext] = {}
+        self._machine_code: set[int] = set()
+        self._programs: dict[int, HostedProgram] = {}
+        self._vmrun = self._engine.vmrun_function
+        self._handle = self._engine.handle
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._engine.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def ram_ranges(self) -> list[tuple[int, int]]:
+        """(GPA, length) of each piece of RAM."""
+        if self.memory_size <= LOW_MEMORY_END:
+            return [(0, self.memory_size)]
+        return [(0, LOW_MEMORY_END), (HIGH_MEMORY, self.memory_size - LOW_MEMORY_END)]
+
+    @property
+    def counters(self) -> EngineCounters:
+        """What the core counted, live."""
+        return self._engine.counters
+
+    def view(self, *, vmpl: int, cpl: int = 0) -> View:
+        """Memory as code of that level may use it."""
+        return View(self._bus, vmpl, cpl)
+
+    def host_view(self) -> HostView:
+        """Memory as the host may use it."""
+        return HostView(self._bus)
+
+    def cpuid_entries(self, vcpus: int = 1) -> list[CpuidEntryValues]:
+        """The processor's CPUID table for a launch."""
+        return cpuid_entries(self._engine, vcpus)
+
+    def tsc(self) -> int:
+        """The guest's time stamp counter, in nanoseconds (1 GHz)."""
+        return self._engine.read_tsc()
+
+    def set_tsc(self, value: int) -> None:
+        """Let the time stamp counter go on from a value."""
+        self._engine.set_tsc(value)
+
+    def set_pause_limit(self, limit: int) -> None:
+        """PAUSE exits to the host after this many; 0 for never (a single VCPU has nobody to wait for)."""
+        self._engine.set_pause_limit(limit)
+
+    def kick(self) -> None:
+        """End the running VMRUN soon; safe from another thread or a signal handler."""
+        self._engine.kick()
+
+    def new_vmcb(self) -> Vmcb:
+        """A control area for a VCPU of one VMPL; the caller fills in `vmsa_pa`."""
+        return Vmcb()
+
+    # VMRUN
+
+    def vmrun(self, vmcb: Vmcb, deadline_ns: int = 0) -> None:
+        """VMRUN: enter the VMSA at `vmcb.vmsa_pa`; on return the VMCB holds the exit.
+
+        At `deadline_ns` of CLOCK_MONOTONIC (0: never) the exit is INTR, as if a timer of the host had fired.
+        """
+        gpa = vmcb.vmsa_pa
+        if gpa in self._machine_code:
+            self._vmrun(self._handle, ctypes.addressof(vmcb), deadline_ns)
+            return
+        context = self._hosted.get(gpa) or self._first_run(vmcb)
+        if context is None:
+            self._vmrun(self._handle, ctypes.addressof(vmcb), deadline_ns)
+        else:
+            self._run_hosted(vmcb, context)
+
+    def _runnable(self, gpa: int) -> bool:
+        return self.rmp.is_vmsa(gpa) and bool(self._read_u64(gpa + _EFER) & _SVME)
+
+    def _first_run(self, vmcb: Vmcb) -> _HostedContext | None:
+        """Decide once for each VMSA who runs it."""
+        gpa = vmcb.vmsa_pa
+        if not self._runnable(gpa):
+            return None
+        vmpl = self.memory.buf[gpa + _VMPL]
+        entry = self._read_u64(gpa + _RIP)
+        if vmpl not in _HOSTED_VMPLS or not self._is_hosted_entry(entry, vmpl):
+            self._machine_code.add(gpa)
+            return None
+        context = self._hosted_context(vmcb, entry, vmpl)
+        context.steps = context.program.run(context.cpu)
+        return context
+
+    def _is_hosted_entry(self, entry: int, vmpl: int) -> bool:
+        view = self.view(vmpl=vmpl)
+        if entry % PAGE_SIZE or entry + PAGE_SIZE > self.memory.size or not view.allows(entry, 1 | 8, PAGE_SIZE):
+            return False
+        return view.read(entry, len(HOSTED_MAGIC)) == HOSTED_MAGIC
+
+    def _hosted_context(self, vmcb: Vmcb, header_gpa: int, vmpl: int) -> _HostedContext:
+        view = self.view(vmpl=vmpl)
+        header = HostedHeader.from_buffer_copy(view.read(header_gpa, ctypes.sizeof(HostedHeader)))
+        program = self._programs.get(header_gpa)
+        if program is None:
+            archive = view.read(header.archive_gpa, header.archive_length)
+            program = self._programs[header_gpa] = load_program(archive, header.entry.decode("ascii"))
+        cpu = HostedCpu(view, vmcb.vmsa_pa, self._read_u64(vmcb.vmsa_pa + _RDI), header, vmcb)
+        context = self._hosted[vmcb.vmsa_pa] = _HostedContext(cpu, program, header_gpa, None)
+        return context
+
+    def _run_hosted(self, vmcb: Vmcb, context: _HostedContext) -> None:
+        gpa = vmcb.vmsa_pa
+        if context.steps is None or not self._runnable(gpa):
+            vmcb.exit_code = ExitCode.INVALID
+            return
+        vmcb.exit_int_info = vmcb.exit_info_1 = vmcb.exit_info_2 = 0
+        self.rmp.vmsa_in_use = gpa
+        try:
+            next(context.steps)
+            code = int(ExitCode.VMGEXIT)
+        except StopIteration:
+            context.steps = None
+            code = int(ExitCode.SHUTDOWN)
+        except RmpViolation as violation:
+            # What machine code would have met: a nested page fault that nobody can mend from outside.
+            context.steps = None
+            code = int(ExitCode.NPF)
+            vmcb.exit_info_1 = violation.fault & ((1 << 62) - 1)
+            vmcb.exit_info_2 = violation.gpa
+        finally:
+            self.rmp.vmsa_in_use = None
+        vmcb.exit_code = code
+        self.memory.buf[gpa + _EXIT_CODE : gpa + _EXIT_CODE + 8] = code.to_bytes(8, "little")
+
+    def _read_u64(self, gpa: int) -> int:
+        return int.from_bytes(self.memory.buf[gpa : gpa + 8], "little")
+
+    def hosted_program(self, vmsa_gpa: int) -> HostedProgram | None:
+        """The program that runs a VMSA, for tests and tools that look into it."""
+        context = self._hosted.get(vmsa_gpa)
+        return context.program if context else None
+
+    # Snapshots
+
+    def save(self, path: Path, sections: dict[str, bytes] | None = None) -> None:
+        """Write everything to a file, with the caller's own sections (the host's state) beside the machine's.
+
+        Call it between two VMRUNs.  VCPU contexts are in their VMSAs; VMCBs are the host's to save.
+        """
+        programs = {gpa: program.save() for gpa, program in self._programs.items()}
+        state: dict[str, Any] = {
+            "memory_size": self.memory_size,
+            "tsc": self.tsc(),
+            "machine_code": sorted(self._machine_code),
+            "hosted": {str(gpa): context.header_gpa for gpa, context in self._hosted.items() if context.steps},
+            "secure_processor": _encode(self.secure_processor.state()),
+        }
+        own = {
+            "machine": json.dumps(state).encode(),
+            "encryption": self.encryption.save(),
+            "rmp": self.rmp.dump(),
+            **{f"program:{gpa}": data for gpa, data in programs.items()},
+        }
+        write_snapshot(path, memory=self.memory.buf, sections={**(sections or {}), **own})
+
+    @classmethod
+    def restore(cls, path: Path) -> tuple[Machine, dict[str, bytes]]:
+        """A machine from a file, and all its sections. VMSAs that ran hosted code run on with `attach_vmcb`."""
+        snapshot = read_snapshot(path)
+        try:
+            state = json.loads(snapshot.sections["machine"])
+            self = cls.__new__(cls)
+            memory = snapshot.map_memory()
+            self._build(
+                state["memory_size"], memory, MemoryEncryption.load(snapshot.sections["encryption"])
+            )
+            self.rmp.load(snapshot.sections["rmp"])
+            self.secure_processor.load(_decode(state["secure_processor"]))
+            self._machine_code = set(state["machine_code"])
+            self._saved_hosted = {int(gpa): header for gpa, header in state["hosted"].items()}
+            self._saved_programs = {
+                int(name.removeprefix("program:")): data
+                for name, data in snapshot.sections.items()
+                if name.startswith("program:")
+            }
+        except (KeyError, ValueError, TypeError) as error:
+            raise SnapshotError(f"{path} is not a snapshot of this version: {error}") from error
+        self.set_tsc(state["tsc"])
+        return self, snapshot.sections
+
+    def attach_vmcb(self, vmcb: Vmcb) -> None:
+        """After `restore`: tell the machine a VMCB of the host; hosted code on its VMSA resumes."""
+        header_gpa = self._saved_hosted.get(vmcb.vmsa_pa)
+        if header_gpa is None:
+            return
+        vmpl = self.memory.buf[vmcb.vmsa_pa + _VMPL]
+        fresh = header_gpa not in self._programs
+        context = self._hosted_context(vmcb, header_gpa, vmpl)
+        if fresh:
+            if header_gpa not in self._saved_programs:
+                raise SnapshotError("the snapshot lacks a hosted program's state")
+            context.program.restore(self._saved_programs[header_gpa])
+        context.steps = context.program.resume(context.cpu)
+
+    _saved_hosted: dict[int, int]
+    _saved_programs: dict[int, bytes]
+
+
+def _address_space(memory_size: int) -> int:
+    """Guest-physical bytes for so much RAM, the device hole included."""
+    return memory_size if memory_size <= LOW_MEMORY_END else memory_size + (HIGH_MEMORY - LOW_MEMORY_END)
+
+
+def _encode(value: Any) -> Any:
+    """Bytes in JSON."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"hex"}:
+            return bytes.fromhex(value["hex"])
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value
