@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fetch and unpack Debian packages as an ordinary user.
+
+`apt-get download` needs no privilege, but package lists do: where the system's are missing or outdated, lists of our own
+are kept in the cache. Nothing is installed. apt checks each download against the signed lists.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from veil.cache import Cache, cache_error
+from veil.guest.errors import GuestImageError
+
+_URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.deb) \d+", re.MULTILINE)
+_NO_SPACE = ("No space left on device", "write error", "Disk quota exceeded")
+
+
+class Apt:
+    """The configured apt, asked first with the system's package lists, then with lists of our own."""
+
+    def __init__(self, cache: Cache, *, offline: bool = False) -> None:
+        self._cache = cache
+        self._offline = offline
+        self._own_lists = False
+
+    def names(self, pattern: str) -> list[str]:
+        """The packages whose names match the regular expression."""
+        found = self._search(pattern)
+        if not found and not self._own_lists:
+            self._update()
+            found = self._search(pattern)
+        return found
+
+    def archive_name(self, package: str) -> str:
+        """The file name of the package's candidate, which holds its version."""
+        for attempt in range(2):
+            done = self._run("apt-get", "download", "--print-uris", package)
+            match = _URI_LINE.search(done.stdout)
+            if done.returncode == 0 and match:
+                return match["file"].replace("%3a", "_")
+            if attempt == 0 and not self._own_lists:
+                self._update()
+            else:
+                break
+        raise GuestImageError(f"apt offers no package {package} (is this Debian, with its main archive configured?)")
+
+    def download(self, package: str, directory: Path) -> Path:
+        """The package's .deb file, fetched into `directory`."""
+        for attempt in range(2):
+            done = self._run("apt-get", "download", "-q", package, cwd=directory)
+            archives = sorted(directory.glob("*.deb"))
+            if done.returncode == 0 and archives:
+                return archives[0]
+            self._refuse_full_disk(done, directory, package)
+            # Lists older than the archive's latest point release name files that are gone from it.
+            if attempt == 0 and not self._own_lists:
+                self._update()
+            else:
+                break
+        raise GuestImageError(f"cannot download {package}: {_reason(done)}")
+
+    def unpack(self, package: str, directory: Path) -> None:
+        """Fetch the package and unpack its files into `directory`."""
+        fetched = directory / ".fetched"
+        fetched.mkdir()
+        archive = self.download(package, fetched)
+        done = self._run("dpkg-deb", "-x", str(archive), str(directory))
+        if done.returncode:
+            self._refuse_full_disk(done, directory, package)
+            raise GuestImageError(f"cannot unpack {archive.name}: {_reason(done)}")
+        shutil.rmtree(fetched)
+
+    def _search(self, pattern: str) -> list[str]:
+        done = self._run("apt-cache", "--names-only", "search", pattern)
+        return [line.split(" ")[0] for line in done.stdout.splitlines() if line]
+
+    def _update(self) -> None:
+        if self._offline:
+            raise GuestImageError("the package lists are missing or outdated, and this run is offline")
+        self._own_lists = True
+        for name in ("lists/partial", "cache/archives/partial", "etc"):
+            (self._cache.directory("apt") / name).mkdir(parents=True, exist_ok=True)
+        done = self._run("apt-get", "update", "-q")
+        if not any(self._cache.directory("apt/lists").glob("*_Packages*")):
+            raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
+
+    def _options(self) -> list[str]:
+        # No sandbox user: the cache belongs to whoever runs us. One retry: mirrors hiccup.
+        options = ["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "-o", "Acquire::Languages=none"]
+        if self._own_lists:
+            place = self._cache.directory("apt")
+            options += ["-o", f"Dir::State={place}", "-o", f"Dir::State::lists={place}/lists"]
+            options += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={place}/cache"]
+        return options
+
+    def _run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        tool, *arguments = command
+        options = self._options() if tool.startswith("apt") else []
+        environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        try:
+            return subprocess.run(
+                [tool, *options, *arguments], cwd=cwd, env=environment, text=True, errors="replace",
+                stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error
+
+    def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:
+        if any(text in done.stderr for text in _NO_SPACE):
+            raise cache_error(OSError(28, "No space left on device"), self._cache.root, package)
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The line of apt's or dpkg's output that tells most."""
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("E:", "dpkg-deb: error"))] or lines[-1:]
+    text = telling[0].removeprefix("E:").strip() if telling else f"exit status {done.returncode}"
+    if any(word in "\n".join(lines) for word in ("resolve", "connect", "Network is unreachable", "timed out")):
+        return f"no network? {text}"
+    return text

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The initramfs: Debian's static busybox, the agent as process 1, and kernel modules if asked for.
+
+The archive is the 'newc' cpio format (Linux Documentation/driver-api/early-userspace/buffer-format.rst), not compressed:
+loading a few more megabytes costs the host nothing, decompressing them costs the guest emulated time. The same inputs
+give the same bytes, since the archive is measured at launch.
+"""
+
+import stat
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veil.cache import Cache, cache_key
+from veil.guest.agent_build import build_agent
+from veil.guest.debian import Apt
+from veil.guest.errors import GuestImageError
+from veil.guest.modules import collect_modules
+
+_BUSYBOX = "busybox-static"
+_PACKAGES = "package"
+_DIRECTORIES = (
+    "bin", "dev", "etc", "home", "lib", "lib/veil", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr",
+    "usr/bin", "usr/lib", "usr/sbin", "var", "var/log", "var/tmp",
+)  # fmt: skip
+_MODULES = "lib/veil/modules"
+_FILES = {
+    "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "etc/group": b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "etc/hostname": b"veil\n",
+    "etc/hosts": b"127.0.0.1 localhost veil\n::1 localhost\n",
+    "etc/profile": b"export PS1='veil:\\w\\$ '\n",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A member of the archive. `mode` has its type; `data` is a file's contents or a link's target."""
+
+    mode: int
+    data: bytes = b""
+    device: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def file(cls, data: bytes, permissions: int = 0o644) -> "Node":
+        """A regular file."""
+        return cls(stat.S_IFREG | permissions, data)
+
+    @classmethod
+    def link(cls, target: str) -> "Node":
+        """A symbolic link."""
+        return cls(stat.S_IFLNK | 0o777, target.encode())
+
+
+def pack_cpio(nodes: Mapping[str, Node]) -> bytes:
+    """A newc archive of the nodes by path (without a leading slash); directories come before what they hold."""
+    out = bytearray()
+    for number, name in enumerate(sorted(nodes), 1):
+        if name.startswith("/") or not name or ".." in name.split("/"):
+            raise GuestImageError(f"bad path in the initramfs: {name!r}")
+        _member(out, number, name.encode(), nodes[name])
+    _member(out, 0, b"TRAILER!!!", Node(0))
+    return bytes(out) + bytes(-len(out) % 512)
+
+
+def _member(out: bytearray, number: int, name: bytes, node: Node) -> None:
+    links = 2 if stat.S_ISDIR(node.mode) else 1
+    fields = (number, node.mode, 0, 0, links, 0, len(node.data), 0, 0, *node.device, len(name) + 1, 0)
+    out += b"070701" + b"".join(b"%08x" % value for value in fields) + name + b"\0"
+    out += bytes(-len(out) % 4)
+    out += node.data
+    out += bytes(-len(out) % 4)
+
+
+def build_initramfs(
+    cache: Cache,
+    *,
+    module_tree: Path | None = None,
+    modules: Sequence[str] = (),
+    extra: Mapping[str, Node] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> bytes:
+    """The archive. `modules` are inserted at start, in this order, with what they depend on; a name may be followed by
+    a space and parameters. `extra` adds or replaces members."""
+    busybox = fetch_busybox(cache, progress)
+    nodes = {name: Node(stat.S_IFDIR | 0o755) for name in _DIRECTORIES}
+    nodes["tmp"] = nodes["var/tmp"] = Node(stat.S_IFDIR | 0o1777)
+    nodes["root"] = Node(stat.S_IFDIR | 0o700)
+    # The kernel opens these before process 1 has mounted /dev.
+    nodes["dev/console"] = Node(stat.S_IFCHR | 0o600, device=(5, 1))
+    nodes["dev/null"] = Node(stat.S_IFCHR | 0o666, device=(1, 3))
+    nodes |= {name: Node.file(data) for name, data in _FILES.items()}
+    for applet in _applets(busybox):
+        nodes[applet] = Node.link("/bin/busybox")
+    nodes["bin/busybox"] = Node.file(busybox.read_bytes(), 0o755)
+    nodes["init"] = Node.file(build_agent(cache).read_bytes(), 0o755)
+    nodes |= _module_nodes(module_tree, modules)
+    nodes |= extra or {}
+    _add_parents(nodes)
+    return pack_cpio(nodes)
+
+
+def fetch_busybox(cache: Cache, progress: Callable[[str], None] | None = None) -> Path:
+    """Debian's static busybox; like the kernel, once fetched it is used until its cache entry is removed."""
+    kept = [key for key in cache.keys(_PACKAGES) if key.startswith(_BUSYBOX + "_")]
+    key = max(kept) if kept else Apt(cache).archive_name(_BUSYBOX).removesuffix(".deb")
+
+    def build(directory: Path) -> None:
+        if progress:
+            progress(f"fetching {_BUSYBOX}")
+        Apt(cache).unpack(_BUSYBOX, directory)
+
+    place = cache.entry(_PACKAGES, key, build)
+    for name in ("bin/busybox", "usr/bin/busybox"):
+        if (place / name).is_file():
+            return place / name
+    raise GuestImageError(f"{key} holds no busybox")
+
+
+def _applets(busybox: Path) -> list[str]:
+    """The paths of its applets, as busybox itself would install them. It is static, so it runs on any x86-64 Linux."""
+    try:
+        done = subprocess.run([busybox, "--list-full"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise GuestImageError(f"cannot run {busybox}: {error}") from error
+    return [line for line in done.stdout.split() if line != "bin/busybox"]
+
+
+def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
+    if not modules:
+        return {}
+    if tree is None:
+        raise GuestImageError("kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE or modules/)")
+    parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in modules)}
+    collected = collect_modules(tree, list(parameters))
+    nodes = {f"{_MODULES}.d/{name}.ko": Node.file(data) for name, data in collected}
+    lines = [f"/{_MODULES}.d/{name}.ko {parameters.get(name, '')}".rstrip() for name, _ in collected]
+    nodes[_MODULES] = Node.file("".join(line + "\n" for line in lines).encode())
+    return nodes
+
+
+def _add_parents(nodes: dict[str, Node]) -> None:
+    for name in list(nodes):
+        while "/" in name:
+            name = name.rpartition("/")[0]
+            nodes.setdefault(name, Node(stat.S_IFDIR | 0o755))
+
+
+def initramfs_key(data: bytes) -> str:
+    """What of an initramfs goes into the key of a snapshot."""
+    return cache_key(data)
