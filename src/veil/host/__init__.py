@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The untrusted host: launch, run loop, GHCB protocol; devices are in `veil.host.devices`."""
+
+from __future__ import annotations
+
+from veil.host.errors import (
+    GuestError,
+    GuestHung,
+    GuestPanic,
+    GuestPowerOff,
+    GuestReset,
+    GuestTerminated,
+    HostError,
+    HostStopped,
+    LaunchRefused,
+    MalformedGhcb,
+    NestedPageFault,
+    TripleFault,
+    UnexpectedExit,
+    UnsupportedEvent,
+    VmrunRefused,
+)
+from veil.host.events import (
+    ApCreationEvent,
+    Event,
+    ExitEvent,
+    GhcbEvent,
+    GhcbMsrEvent,
+    PageStateEvent,
+    VmplSwitchEvent,
+)
+from veil.host.ghcb_fields import GhcbReason, NaeEvent
+from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
+from veil.host.launch import LaunchRegion, RegionKind
+from veil.host.vcpu import RunState
+
+__all__ = [
+    "ApCreationEvent",
+    "Event",
+    "ExitEvent",
+    "GhcbEvent",
+    "GhcbMsrEvent",
+    "GhcbReason",
+    "GuestError",
+    "GuestHung",
+    "GuestPanic",
+    "GuestPowerOff",
+    "GuestReset",
+    "GuestTerminated",
+    "HostError",
+    "HostStopped",
+    "Hypervisor",
+    "HypervisorFeature",
+    "LaunchRefused",
+    "LaunchRegion",
+    "MalformedGhcb",
+    "NaeEvent",
+    "NestedPageFault",
+    "PageStateEvent",
+    "RegionKind",
+    "RunResult",
+    "RunState",
+    "TripleFault",
+    "UnexpectedExit",
+    "UnsupportedEvent",
+    "VmplSwitchEvent",
+    "VmrunRefused",
+]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host's answers to CPUID: the table of the CPUID page, with the APIC ID of the VCPU that asks.
+
+An SNP guest believes the CPUID page and asks the host only for what differs from VCPU to VCPU: the APIC ID in leaves
+1, 0xB and 0x8000001E (APM volume 3, appendix E).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["CpuidAnswers", "CpuidRegisters"]
+
+#: EAX, EBX, ECX, EDX
+CpuidRegisters = tuple[int, int, int, int]
+
+# Leaves whose answer depends on ECX (the list of Linux and of the firmware's CPUID page check).
+_SUBLEAF_LEAVES = frozenset({4, 7, 0xB, 0xD, 0xF, 0x10, 0x12, 0x14, 0x8000001D, 0x80000020, 0x80000026})
+
+_LEAF_FEATURES = 1
+_LEAF_TOPOLOGY = 0xB
+_LEAF_EXTENDED_TOPOLOGY = 0x80000026
+_LEAF_EXTENDED_APIC_ID = 0x8000001E
+
+_NOTHING: CpuidRegisters = (0, 0, 0, 0)
+
+
+class CpuidAnswers:
+    """Entries are (EAX in, ECX in, EAX, EBX, ECX, EDX); leaves that are absent read as zeros, as on AMD processors."""
+
+    def __init__(self, entries: Iterable[tuple[int, int, int, int, int, int]] = ()) -> None:
+        self._table: dict[tuple[int, int], CpuidRegisters] = {}
+        for leaf, subleaf, eax, ebx, ecx, edx in entries:
+            key = (leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0)
+            # XSTATE entries may repeat for other XCR0 values: the first holds.
+            self._table.setdefault(key, (eax, ebx, ecx, edx))
+
+    def answer(self, leaf: int, subleaf: int, apic_id: int) -> CpuidRegisters:
+        """The registers for a VCPU."""
+        found = self._table.get((leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0), _NOTHING)
+        eax, ebx, ecx, edx = found
+        if leaf == _LEAF_FEATURES:
+            return eax, ebx & 0x00FFFFFF | (apic_id & 0xFF) << 24, ecx, edx
+        if leaf in (_LEAF_TOPOLOGY, _LEAF_EXTENDED_TOPOLOGY) and any(found):
+            return eax, ebx, ecx, apic_id
+        if leaf == _LEAF_EXTENDED_APIC_ID:
+            return apic_id, ebx, ecx, edx
+        return found

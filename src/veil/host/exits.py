@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host does at each exit (APM volume 2, appendix C; automatic exits of SEV-ES guests, 15.35.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
+from veil.host.ghcb_msr import INFO_MASK, handle_ghcb_msr
+from veil.host.ghcb_page import handle_ghcb_page
+from veil.host.page_state import PAGE_4K, smash
+from veil.host.vcpu import RunState
+from veil.snp.exit_codes import ExitCode
+from veil.snp.rmp import FAULT_ENC, FAULT_RMP, FAULT_SIZEM, FAULT_VMPL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from veil.host.hypervisor import Hypervisor
+    from veil.host.vcpu import Context, Vcpu
+
+__all__ = ["EXIT_HANDLERS", "unexpected"]
+
+
+def _vmgexit(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    msr: int = context.vmcb.ghcb_gpa
+    if msr & INFO_MASK:
+        handle_ghcb_msr(host, vcpu, context)
+    elif host.in_ram(msr, PAGE_4K) and msr:
+        handle_ghcb_page(host, vcpu, context)
+    else:
+        raise MalformedGhcb(
+            f"VMGEXIT with a GHCB MSR of {msr:#x}, which is no page of guest memory; register a GHCB first",
+            vcpu=vcpu.index,
+            vmpl=context.vmpl,
+        )
+
+
+def _interrupted(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    """The deadline passed or somebody kicked: the run loop looks at the clock and at the inbox."""
+    context.keep_event()
+
+
+def _pause(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    """The guest spins: what it waits for may be another VCPU's to do."""
+    host.reschedule = True
+
+
+def _halt(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    vcpu.state = RunState.HALTED
+
+
+def _shutdown(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    raise TripleFault(vcpu=vcpu.index, vmpl=context.vmpl)
+
+
+def _invalid(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    raise VmrunRefused(
+        f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is no validated VMSA page, EFER.SVME is clear (a "
+        "monitor is still serving this context), or SEV_FEATURES lacks SNP",
+        vcpu=vcpu.index,
+        vmpl=context.vmpl,
+    )
+
+
+def _nested_page_fault(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    vmcb = context.vmcb
+    info: int = vmcb.exit_info_1
+    gpa: int = vmcb.exit_info_2
+    # Whatever is decided, an event whose delivery this fault cut off must not be lost.
+    context.keep_event()
+    hook = host.on_npf
+    if hook is not None and hook(vcpu.index, context.vmpl, gpa, info):
+        return
+    if info & FAULT_SIZEM and smash(host.view, gpa):
+        return
+    raise NestedPageFault(gpa, info, _npf_words(info, context.vmpl), vcpu=vcpu.index, vmpl=context.vmpl)
+
+
+def _npf_words(info: int, vmpl: int) -> str:
+    if info & FAULT_VMPL:
+        return f"VMPL {vmpl} has no permission for this access; look at what VMPL 0 granted with RMPADJUST"
+    if info & FAULT_SIZEM:
+        return "the page sizes of the guest's request and of the RMP entry differ, and PSMASH does not help"
+    if info & FAULT_ENC:
+        return (
+            "private access (C-bit 1) to a page that is the host's or that holds a running VMSA; "
+            "the guest lacks a page state change, or the host took the page away"
+        )
+    if info & FAULT_RMP:
+        return "shared access (C-bit 0) to a page that is the guest's; the guest lacks a page state change"
+    return "the access is outside of guest memory"
+
+
+EXIT_HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context], None]] = {
+    int(ExitCode.VMGEXIT): _vmgexit,
+    int(ExitCode.INTR): _interrupted,
+    int(ExitCode.VINTR): _interrupted,
+    int(ExitCode.NMI): _interrupted,
+    int(ExitCode.PAUSE): _pause,
+    int(ExitCode.HLT): _halt,
+    int(ExitCode.SHUTDOWN): _shutdown,
+    int(ExitCode.INVALID): _invalid,
+    int(ExitCode.NPF): _nested_page_fault,
+}
+
+
+def unexpected(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+    """Nothing that this host intercepts."""
+    vmcb = context.vmcb
+    raise UnexpectedExit(
+        f"exit {vmcb.exit_code:#x} (EXITINFO1 {vmcb.exit_info_1:#x}, EXITINFO2 {vmcb.exit_info_2:#x}) is not one that "
+        "an SNP guest takes under this host; a bug of the machine",
+        vcpu=vcpu.index,
+        vmpl=context.vmpl,
+    )

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the hypervisor asks of the machine and of the platform (the board with its devices), as typing protocols.
+
+Tests play the machine with scripted exits against the same faces.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from veil.snp.rmp import PageSize, RmpResult
+
+__all__ = ["HostMemory", "Platform", "SecureProcessor", "SnpMachine"]
+
+
+class HostMemory(Protocol):
+    """`veil.snp.view.HostView`."""
+
+    def is_shared(self, gpa: int, length: int = 1, /) -> bool: ...
+
+    def read(self, gpa: int, length: int, /) -> bytes: ...
+
+    def write(self, gpa: int, data: bytes, /) -> None: ...
+
+    def rmpupdate(
+        self, gpa: int, *, assigned: bool, size: PageSize = ..., immutable: bool = False, count: int = 1
+    ) -> RmpResult: ...
+
+    def psmash(self, gpa: int, /) -> RmpResult: ...
+
+
+class SecureProcessor(Protocol):
+    """The launch commands of `veil.snp.secure_processor.SecureProcessor`.
+
+    A processor that answers guest messages also has `guest_request(request: bytes) -> tuple[int, bytes]`: the
+    firmware's status and the response page.
+    """
+
+    def launch_start(self, policy: int, /) -> Any: ...
+
+    def launch_update(
+        self, gpa: int, data: bytes, page_type: Any, /, *, vmpl_perms: tuple[int, int, int] = (0, 0, 0)
+    ) -> Any: ...
+
+    def launch_update_vmsa(self, gpa: int, vmsa: bytes, /) -> Any: ...
+
+    def launch_finish(self, *, host_data: bytes = ...) -> Any: ...
+
+
+class SnpMachine(Protocol):
+    """`veil.snp.machine.Machine`, as far as a host sees it."""
+
+    @property
+    def secure_processor(self) -> Any: ...
+
+    @property
+    def ram_ranges(self) -> Sequence[tuple[int, int]]:
+        """(GPA, length) of each piece of RAM."""
+
+    def host_view(self) -> Any: ...
+
+    def new_vmcb(self) -> Any: ...
+
+    def vmrun(self, vmcb: Any, deadline_ns: int = 0, /) -> None: ...
+
+    def kick(self) -> None: ...
+
+    def set_pause_limit(self, limit: int, /) -> None: ...
+
+    def attach_vmcb(self, vmcb: Any, /) -> None: ...
+
+    def tsc(self) -> int: ...
+
+
+class Platform(Protocol):
+    """`veil.host.devices.Platform`: everything behind ports, MMIO and MSRs, and the interrupt controllers."""
+
+    def io_read(self, port: int, size: int, /) -> int: ...
+
+    def io_write(self, port: int, size: int, value: int, /) -> None: ...
+
+    def mmio_read(self, gpa: int, size: int, /) -> int: ...
+
+    def mmio_write(self, gpa: int, size: int, value: int, /) -> None: ...
+
+    def msr_read(self, vcpu: int, msr: int, /) -> int | None: ...
+
+    def msr_write(self, vcpu: int, msr: int, value: int, /) -> bool: ...
+
+    def pending_vector(self, vcpu: int, /) -> int | None: ...
+
+    def acknowledge(self, vcpu: int, /) -> int: ...
+
+    def next_deadline_ns(self, vcpu: int, /) -> int | None: ...
+
+    def tick(self, now_ns: int, /) -> None: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any], /) -> None: ...

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The untrusted host: it launches a guest, runs its VCPUs in turn, and answers their requests.
+
+Nothing of the guest's protection rests on this package. It is the host that people run, and the one that tests turn
+hostile.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from veil.host.cpuid import CpuidAnswers
+from veil.host.errors import GuestHung, HostError, LaunchRefused
+from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
+from veil.host.exits import EXIT_HANDLERS, unexpected
+from veil.host.ghcb_fields import NaeEvent
+from veil.host.ghcb_msr import MsrRequest, ap_reset_hold_answer
+from veil.host.launch import DEFAULT_POLICY, LaunchRegion, RegionKind, load_image
+from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
+from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
+from veil.snp.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from veil.host.events import Event
+    from veil.host.faces import HostMemory, Platform, SnpMachine
+    from veil.host.vcpu import Context
+
+__all__ = ["Hypervisor", "HypervisorFeature", "RunResult"]
+
+#: How long a VCPU may run while another one could.
+SLICE_NS = 1_000_000
+#: How long a VCPU runs without the host looking around.
+LONG_SLICE_NS = 50_000_000
+#: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
+PAUSE_LIMIT = 16
+
+_FOREVER = 1 << 63
+
+
+class HypervisorFeature(enum.IntFlag):
+    """The feature bitmap (56421, "Hypervisor Feature Support")."""
+
+    SNP = 1 << 0
+    AP_CREATION = 1 << 1
+    RESTRICTED_INJECTION = 1 << 2
+    RESTRICTED_INJECTION_TIMER = 1 << 3
+    APIC_ID_LIST = 1 << 4
+    MULTI_VMPL = 1 << 5
+
+
+OFFERED_FEATURES = (
+    HypervisorFeature.SNP
+    | HypervisorFeature.AP_CREATION
+    | HypervisorFeature.APIC_ID_LIST
+    | HypervisorFeature.MULTI_VMPL
+)
+
+
+class RunResult(enum.Enum):
+    """Why `Hypervisor.run` came back."""
+
+    DONE = "done"
+    TIMEOUT = "timeout"
+    STOPPED = "stopped"
+
+
+class Hypervisor:
+    """The host of one guest. All of it runs in one thread but for `post`, `wake` and `stop`."""
+
+    def __init__(
+        self,
+        machine: SnpMachine,
+        platform: Platform,
+        vcpus: int = 1,
+        *,
+        monitor: bool = True,
+        guest_vmpl: int | None = None,
+        cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
+        apic_ids: Sequence[int] | None = None,
+        certificates: bytes = b"",
+    ) -> None:
+        """`guest_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table."""
+        if vcpus < 1:
+            raise HostError(f"a guest needs at least one VCPU, not {vcpus}")
+        if apic_ids is not None and len(set(apic_ids)) != vcpus:
+            raise HostError(f"{vcpus} VCPUs need as many different APIC IDs, not {list(apic_ids)}")
+        self.machine = machine
+        self.platform = platform
+        self.view: HostMemory = machine.host_view()
+        self.ram = list(machine.ram_ranges)
+        self.guest_vmpl = guest_vmpl if guest_vmpl is not None else 3 if monitor else 0
+        ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
+        self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
+        self.cpuid = CpuidAnswers(cpuid)
+        self.certificates = certificates
+        self.features = int(OFFERED_FEATURES)
+        #: an observer, for those who test SNP software
+        self.on_event: Callable[[Event], None] | None = None
+        #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on
+        self.on_npf: Callable[[int, int, int, int], bool] | None = None
+        #: levels from which the host goes back to the guest's level when an interrupt is due (VMPL 2 with enclaves)
+        self.preemptible_vmpls: frozenset[int] = frozenset()
+        self.ap_jump_table = 0
+
+        self.exit_counts: dict[int, int] = {}
+        self.nae_counts: dict[int, int] = {}
+        self.msr_counts: dict[int, int] = {}
+        self.port_accesses = 0
+        self.page_changes = 0
+        self.unknown_msr_requests = 0
+
+        # Set by handlers: end the slice; timers may have moved.
+        self.reschedule = False
+        self.device_accessed = True
+        self._next: Vcpu | None = None
+        self._turn = 0
+        self._timer_ns = 0
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._stop: HostError | None = None
+        self._stopped = False
+        self._wakeup = threading.Event()
+        machine.set_pause_limit(PAUSE_LIMIT if vcpus > 1 else 0)
+
+    # Launch
+
+    def launch(
+        self, regions: Iterable[LaunchRegion], *, policy: int = DEFAULT_POLICY, host_data: bytes = bytes(32)
+    ) -> None:
+        """Load and measure the image; VCPU 0 will start at its most privileged VMSA."""
+        image = list(regions)
+        load_image(
+            self.view,
+            self.machine.secure_processor,
+            self.ram,
+            image,
+            vcpus=len(self.vcpus),
+            policy=policy,
+            host_data=host_data,
+        )
+        for region in image:
+            if region.kind == RegionKind.VMSA:
+                self.vcpus[region.vcpu].set_vmsa(region.vmpl, region.gpa)
+        if not self.vcpus[0].contexts:
+            raise LaunchRefused("the image has no VMSA for VCPU 0")
+        self.vcpus[0].start(min(self.vcpus[0].contexts))
+        # The others wait for INIT and SIPI, as after the reset of a real machine.
+        for vcpu in self.vcpus[1:]:
+            if vcpu.contexts:
+                vcpu.current = vcpu.contexts[min(vcpu.contexts)]
+
+    # Other threads
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Call `action` in the hypervisor's thread, soon; for input to devices. Safe in any thread."""
+        self._inbox.append(action)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the run loop look for input, even if all VCPUs sleep. Safe in any thread."""
+        self._wakeup.set()
+        self.machine.kick()
+
+    def stop(self, error: HostError | None = None) -> None:
+        """End `run`, which raises `error` or returns STOPPED. Safe in any thread, and for devices."""
+        self._stop = error
+        self._stopped = True
+        self.reschedule = True
+        self.wake()
+
+    # What request handlers use
+
+    def in_ram(self, gpa: int, length: int) -> bool:
+        """Is all of the range guest memory?"""
+        return any(start <= gpa and gpa + length <= start + size for start, size in self.ram)
+
+    def touches_ram(self, gpa: int, length: int) -> bool:
+        """Is any of the range guest memory?"""
+        return any(gpa < start + size and start < gpa + length for start, size in self.ram)
+
+    def vcpu_by_apic_id(self, apic_id: int) -> Vcpu | None:
+        """The VCPU with this APIC ID."""
+        for vcpu in self.vcpus:
+            if vcpu.apic_id == apic_id:
+                return vcpu
+        return None
+
+    def may_have_signalled(self, vcpu: Vcpu) -> None:
+        """A device register was written: if that interrupts another VCPU, let it run at once.
+
+        Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
+        """
+        self.device_accessed = True
+        if len(self.vcpus) == 1:
+            return
+        pending = self.platform.pending_vector
+        for other in self.vcpus:
+            if other is not vcpu and other.current is not None and pending(other.index) is not None:
+                self.reschedule = True
+                self._next = other
+                return
+
+    def change_page(self, vcpu: Vcpu, context: Context, gpa: int, *, private: bool, large: bool) -> bool:
+        """A page state change on the guest's request; the range is guest memory."""
+        if not change_page_state(self.view, gpa, private=private, large=large):
+            return False
+        self.page_changes += 1
+        if self.on_event is not None:
+            size = PAGE_2M if large else PAGE_4K
+            self.on_event(PageStateEvent(vcpu.index, context.vmpl, gpa, size, private))
+        return True
+
+    def switch_vmpl(self, vcpu: Vcpu, context: Context, vmpl: int) -> bool:
+        """The VCPU goes on at another of its VMPLs; False if it has no VMSA for that."""
+        target = vcpu.contexts.get(vmpl)
+        if target is None or target.on_init:
+            return False
+        vcpu.start(vmpl)
+        if self.on_event is not None:
+            self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
+        return True
+
+    def init(self, index: int) -> None:
+        """An INIT reached a VCPU: a VMSA that waited for it (AP_CREATE_ON_INIT) becomes the one to start."""
+        vcpu = self.vcpus[index]
+        for context in vcpu.contexts.values():
+            if context.on_init:
+                context.on_init = False
+                vcpu.start(context.vmpl)
+                self.reschedule = True
+                return
+
+    def sipi(self, index: int) -> None:
+        """A start-up IPI reached a VCPU: it ends an AP reset hold."""
+        vcpu = self.vcpus[index]
+        context = vcpu.current
+        if vcpu.state != RunState.WAIT_SIPI or context is None or context.on_init:
+            return
+        if context.hold == Hold.MSR:
+            context.vmcb.ghcb_gpa = ap_reset_hold_answer(started=True)
+        elif context.hold == Hold.NAE and context.ghcb is not None and self.view.is_shared(context.ghcb, PAGE_4K):
+            self.view.write(context.ghcb + 0x3A0, (1).to_bytes(8, "little"))
+        vcpu.start(context.vmpl)
+        self.reschedule = True
+
+    # The run loop
+
+    def run(self, until: Callable[[], bool] | None = None, timeout: float | None = None) -> RunResult:
+        """Run the guest until `until()` holds, `timeout` seconds passed, or `stop`; how a guest ends is an exception.
+
+        `until` is asked after every exit, so it should be cheap.
+        """
+        clock = time.monotonic_ns
+        end_ns = _FOREVER if timeout is None else clock() + int(timeout * 1e9)
+        while True:
+            self.reschedule = False
+            self._drain()
+            if self._stopped:
+                error, self._stop, self._stopped = self._stop, None, False
+                if error is not None:
+                    raise error
+                return RunResult.STOPPED
+            if until is not None and until():
+                return RunResult.DONE
+            now = clock()
+            if now >= end_ns:
+                return RunResult.TIMEOUT
+            if self.device_accessed or now >= self._timer_ns:
+                self._tick(now)
+            vcpu = self._choose()
+            if vcpu is None:
+                self._sleep(end_ns)
+            else:
+                self._slice(vcpu, until, end_ns)
+
+    def _drain(self) -> None:
+        inbox = self._inbox
+        while inbox:
+            inbox.popleft()()
+            self.device_accessed = True
+
+    def _tick(self, now: int) -> None:
+        self.platform.tick(now)
+        self._refresh_timer()
+
+    def _refresh_timer(self) -> None:
+        deadline = _FOREVER
+        next_deadline = self.platform.next_deadline_ns
+        for vcpu in self.vcpus:
+            when = next_deadline(vcpu.index)
+            if when is not None and when < deadline:
+                deadline = when
+        self._timer_ns = deadline
+        self.device_accessed = False
+
+    def _can_run(self, vcpu: Vcpu) -> bool:
+        state = vcpu.state
+        if state == RunState.RUNNABLE:
+            return True
+        if state != RunState.HALTED:
+            return False
+        context = vcpu.current
+        assert context is not None  # a VCPU without a VMSA is parked or was never started
+        if self.platform.pending_vector(vcpu.index) is None:
+            return False
+        # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
+        return context.interrupts_enabled or context.vmpl != self.guest_vmpl
+
+    def _choose(self) -> Vcpu | None:
+        """Who runs next: whom an interrupt was just sent to, else the next in turn."""
+        preferred, self._next = self._next, None
+        if preferred is not None and self._can_run(preferred):
+            chosen = preferred
+        else:
+            count = len(self.vcpus)
+            for step in range(count):
+                chosen = self.vcpus[(self._turn + step) % count]
+                if self._can_run(chosen):
+                    break
+            else:
+                return None
+        self._turn = (chosen.index + 1) % len(self.vcpus)
+        chosen.state = RunState.RUNNABLE
+        return chosen
+
+    def _sleep(self, end_ns: int) -> None:
+        """Nobody can run: wait for the next timer, for input, or for the end."""
+        if all(self._is_dead(vcpu) for vcpu in self.vcpus):
+            raise GuestHung(
+                "no VCPU can ever run again: each is halted with interrupts off, parked, or was never started; "
+                "the guest's last console output tells why"
+            )
+        until_ns = min(self._timer_ns, end_ns)
+        timeout = None if until_ns == _FOREVER else max(0, until_ns - time.monotonic_ns()) / 1e9
+        self._wakeup.wait(timeout)
+        self._wakeup.clear()
+        self.device_accessed = True
+
+    def _is_dead(self, vcpu: Vcpu) -> bool:
+        if vcpu.state != RunState.HALTED or vcpu.current is None:
+            return vcpu.state != RunState.RUNNABLE
+        return vcpu.current.vmpl == self.guest_vmpl and not vcpu.current.interrupts_enabled
+
+    def _slice(self, vcpu: Vcpu, until: Callable[[], bool] | None, end_ns: int) -> None:
+        """Run one VCPU until its time is up, it stops, or somebody else should run."""
+        clock = time.monotonic_ns
+        vmrun = self.machine.vmrun
+        platform = self.platform
+        counts = self.exit_counts
+        handlers = EXIT_HANDLERS
+        inbox = self._inbox
+        index = vcpu.index
+        guest_vmpl = self.guest_vmpl
+        alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
+        limit = min(end_ns, clock() + (LONG_SLICE_NS if alone else SLICE_NS))
+        while True:
+            context = vcpu.current
+            if context is None or vcpu.state != RunState.RUNNABLE:
+                return
+            vmpl = context.vmpl
+            if vmpl == guest_vmpl:
+                vector = platform.pending_vector(index)
+                if vector is None:
+                    if context.irq != NO_IRQ:
+                        context.withdraw_interrupt()
+                elif vector != context.irq:
+                    context.offer_interrupt(vector)
+            elif vmpl in self.preemptible_vmpls and self._preempt(vcpu):
+                continue
+            if self.device_accessed:
+                self._refresh_timer()
+            deadline = limit if limit < self._timer_ns else self._timer_ns
+            vmcb = context.vmcb
+            vmrun(vmcb, deadline)
+            if context.irq != NO_IRQ and context.interrupt_taken():
+                platform.acknowledge(index)
+            code = vmcb.exit_code
+            counts[code] = counts.get(code, 0) + 1
+            if self.on_event is not None:
+                self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
+            handlers.get(code, unexpected)(self, vcpu, context)
+            if self.reschedule or inbox or (until is not None and until()):
+                return
+            now = clock()
+            if now >= deadline:
+                if now >= self._timer_ns:
+                    self._tick(now)
+                if now >= limit or not alone:
+                    return
+                if any(self._can_run(other) for other in self.vcpus if other is not vcpu):
+                    return
+
+    def _preempt(self, vcpu: Vcpu) -> bool:
+        """An interrupt for the guest's level ends the run of a level that may be interrupted."""
+        target = vcpu.contexts.get(self.guest_vmpl)
+        if target is None or self.platform.pending_vector(vcpu.index) is None:
+            return False
+        vcpu.start(self.guest_vmpl)
+        return True
+
+    # Bookkeeping
+
+    def counters(self) -> dict[str, int]:
+        """How often what happened, by name."""
+        result = {f"exit {_name(ExitCode, code)}": count for code, count in self.exit_counts.items()}
+        result |= {f"msr {_name(MsrRequest, code)}": count for code, count in self.msr_counts.items()}
+        result |= {f"nae {_name(NaeEvent, code)}": count for code, count in self.nae_counts.items()}
+        ioio = f"nae {NaeEvent.IOIO.name}"
+        if self.port_accesses:
+            result[ioio] = result.get(ioio, 0) + self.port_accesses
+        if self.unknown_msr_requests:
+            result["msr unknown"] = self.unknown_msr_requests
+        if self.page_changes:
+            result["page state changes"] = self.page_changes
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """Everything of the host that a snapshot needs; memory and VMSAs are the machine's."""
+        return {
+            "guest_vmpl": self.guest_vmpl,
+            "vcpus": [vcpu.dump() for vcpu in self.vcpus],
+            "turn": self._turn,
+            "ap_jump_table": self.ap_jump_table,
+            "platform": self.platform.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a snapshot; the machine must be restored already."""
+        try:
+            vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
+            guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise HostError(f"snapshot: the host's state is damaged ({error!r})") from error
+        if len(vcpus) != len(self.vcpus):
+            raise HostError(f"snapshot: it has {len(vcpus)} VCPUs, this host has {len(self.vcpus)}")
+        for vcpu, saved in zip(self.vcpus, vcpus, strict=True):
+            vcpu.load(saved)
+            for context in vcpu.contexts.values():
+                self.machine.attach_vmcb(context.vmcb)
+        self.guest_vmpl, self._turn, self.ap_jump_table = guest_vmpl, turn % len(self.vcpus), jump_table
+        self.platform.load(platform)
+        self.device_accessed = True
+
+
+def _name(kind: type[enum.IntEnum], code: int) -> str:
+    try:
+        return kind(code).name
+    except ValueError:
+        return f"{code:#x}"

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Launching a guest: RAM becomes the guest's, and the secure processor takes in and measures the image.
+
+56860, section 8.12 onwards (SNP_LAUNCH_START, SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH).
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from veil.host.errors import LaunchRefused
+from veil.host.page_state import PAGE_2M, PAGE_4K
+from veil.host.vcpu import VMPLS
+from veil.snp.errors import SnpError
+from veil.snp.rmp import PageSize, RmpResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from veil.host.faces import HostMemory, SecureProcessor
+
+__all__ = ["DEFAULT_POLICY", "LaunchRegion", "RegionKind", "assign_ram", "load_image"]
+
+#: Reserved bit 17 must be one; SMT allowed.
+DEFAULT_POLICY = 1 << 17 | 1 << 16
+
+
+class RegionKind(enum.IntEnum):
+    """PAGE_TYPE of SNP_LAUNCH_UPDATE (56860, table "PAGE_TYPE")."""
+
+    NORMAL = 1
+    VMSA = 2
+    ZERO = 3
+    UNMEASURED = 4
+    SECRETS = 5
+    CPUID = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRegion:
+    """A piece of the image. The regions are loaded, and so measured, in the order of the list.
+
+    `data` is padded with zeros to whole pages; ZERO and SECRETS regions give `size` instead. A VMSA region is one page
+    and names the VCPU and VMPL that it is for. `permissions` are those of VMPL 1, 2 and 3.
+    """
+
+    gpa: int
+    kind: RegionKind
+    data: bytes = b""
+    size: int = 0
+    permissions: tuple[int, int, int] = (0, 0, 0)
+    vcpu: int = 0
+    vmpl: int = 0
+
+    @property
+    def length(self) -> int:
+        """In bytes, whole pages."""
+        return -(-max(self.size, len(self.data)) // PAGE_4K) * PAGE_4K
+
+
+def _check(regions: Sequence[LaunchRegion], ram: Sequence[tuple[int, int]], vcpus: int) -> None:
+    taken: list[tuple[int, int]] = []
+    for region in regions:
+        where = f"{region.kind.name} region at {region.gpa:#x}"
+        end = region.gpa + region.length
+        if region.gpa % PAGE_4K or region.gpa < 0 or not region.length:
+            raise LaunchRefused(f"{where}: the address must be page aligned and the length positive")
+        if not any(start <= region.gpa and end <= start + length for start, length in ram):
+            raise LaunchRefused(f"{where}: {region.length:#x} bytes do not lie in guest memory; give the guest more")
+        if region.kind == RegionKind.VMSA and (
+            region.length != PAGE_4K or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS
+        ):
+            raise LaunchRefused(f"{where}: a VMSA is one page for VCPU 0 to {vcpus - 1} and VMPL 0 to {VMPLS - 1}")
+        taken.append((region.gpa, end))
+    taken.sort()
+    for (_, end), (start, _) in itertools.pairwise(taken):
+        if start < end:
+            raise LaunchRefused(f"two launch regions overlap at {start:#x}")
+
+
+def _rmpupdate(view: HostMemory, gpa: int, size: PageSize, count: int) -> None:
+    code = view.rmpupdate(gpa, assigned=True, size=size, count=count)
+    if code != RmpResult.SUCCESS:
+        raise LaunchRefused(f"RMPUPDATE at {gpa:#x} failed: {RmpResult(code).name}; launch needs a fresh machine")
+
+
+def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterable[LaunchRegion]) -> None:
+    """Give all RAM to the guest, in entries of 2 MiB where no launch page lies."""
+    small = {
+        chunk for region in regions for chunk in range(region.gpa & -PAGE_2M, region.gpa + region.length, PAGE_2M)
+    }
+    for start, length in ram:
+        end = start + length
+        gpa = start
+        while gpa < end:
+            # A run of chunks of the same kind is one call.
+            first = gpa
+            large = gpa % PAGE_2M == 0 and gpa + PAGE_2M <= end and gpa not in small
+            gpa = min(end, (gpa & -PAGE_2M) + PAGE_2M)
+            while gpa < end and large == (gpa + PAGE_2M <= end and gpa not in small):
+                gpa = min(end, gpa + PAGE_2M)
+            if large:
+                _rmpupdate(view, first, PageSize.SIZE_2M, (gpa - first) // PAGE_2M)
+            else:
+                _rmpupdate(view, first, PageSize.SIZE_4K, (gpa - first) // PAGE_4K)
+
+
+def load_image(
+    view: HostMemory,
+    processor: SecureProcessor,
+    ram: Sequence[tuple[int, int]],
+    regions: Sequence[LaunchRegion],
+    *,
+    vcpus: int,
+    policy: int,
+    host_data: bytes,
+) -> None:
+    """The whole launch, from RMPUPDATE to SNP_LAUNCH_FINISH."""
+    _check(regions, ram, vcpus)
+    assign_ram(view, ram, regions)
+    try:
+        processor.launch_start(policy)
+        for region in regions:
+            data = region.data.ljust(region.length, b"\0")
+            if region.kind == RegionKind.VMSA:
+                processor.launch_update_vmsa(region.gpa, data)
+            else:
+                processor.launch_update(region.gpa, data, region.kind, vmpl_perms=region.permissions)
+        processor.launch_finish(host_data=host_data)
+    except SnpError as error:
+        raise LaunchRefused(f"the secure processor refused the launch: {error}") from error

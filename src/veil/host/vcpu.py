@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host's record of one VCPU: which VMSA it may run at which VMPL, at which it is now, and whether it may run.
+
+A VCPU has one VMCB for each VMPL that it has a VMSA for (56421, "Multiple VMPLs"): the GHCB MSR, pending events and
+interrupts of one level are no business of another.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from veil.host.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["NO_IRQ", "Context", "Hold", "RunState", "Vcpu"]
+
+VMPLS = 4
+
+#: No interrupt is offered.
+NO_IRQ = -1
+
+#: EVENTINJ and EXITINTINFO (APM volume 2, 15.20).
+EVENT_VALID = 1 << 31
+_EVENT_ERROR_CODE = 1 << 11
+_EVENT_EXCEPTION = 3 << 8
+
+# VMCB offset 060h: V_IRQ, V_IGN_TPR and V_INTR_VECTOR.
+_V_IRQ = 1 << 8
+_V_IGN_TPR = 1 << 20
+_V_VECTOR_SHIFT = 32
+_V_INTR_MASK = ~(_V_IRQ | _V_IGN_TPR | 0xF << 16 | 0xFF << _V_VECTOR_SHIFT) & (1 << 64) - 1
+
+# VMCB offset 068h, bit 1: RFLAGS.IF of a guest whose registers the host cannot read.
+_GUEST_INTERRUPT_MASK = 2
+
+
+def exception_event(vector: int, error_code: int | None = None) -> int:
+    """The EVENTINJ encoding of an exception."""
+    event = EVENT_VALID | _EVENT_EXCEPTION | vector
+    if error_code is not None:
+        event |= _EVENT_ERROR_CODE | error_code << 32
+    return event
+
+
+class RunState(enum.IntEnum):
+    """Why a VCPU runs or does not."""
+
+    RUNNABLE = 0
+    #: HLT: until an interrupt
+    HALTED = 1
+    #: AP reset hold, or never started: until SIPI or AP creation
+    WAIT_SIPI = 2
+    #: its VMSA was taken away: until AP creation
+    PARKED = 3
+
+
+class Hold(enum.IntEnum):
+    """How a context asked for AP reset hold, which decides where the answer goes."""
+
+    NONE = 0
+    MSR = 1
+    NAE = 2
+
+
+class Context:
+    """One VMSA of a VCPU with its VMCB."""
+
+    __slots__ = ("ghcb", "hold", "irq", "on_init", "vmcb", "vmpl")
+
+    def __init__(self, vmpl: int, vmcb: Any, vmsa: int) -> None:
+        self.vmpl = vmpl
+        self.vmcb = vmcb
+        vmcb.vmsa_pa = vmsa
+        #: the registered GHCB, None before registration
+        self.ghcb: int | None = None
+        #: the vector offered by V_IRQ that the CPU has not been seen to take, or NO_IRQ
+        self.irq = NO_IRQ
+        #: the VMSA waits for an INIT (AP_CREATE_ON_INIT)
+        self.on_init = False
+        self.hold = Hold.NONE
+
+    def offer_interrupt(self, vector: int) -> None:
+        """Let the CPU take this vector as soon as the guest allows it."""
+        vmcb = self.vmcb
+        # A priority above every TPR and V_IGN_TPR: the platform's APIC has compared priorities already.
+        vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | _V_IRQ | _V_IGN_TPR | vector << _V_VECTOR_SHIFT
+        self.irq = vector
+
+    def withdraw_interrupt(self) -> None:
+        """The interrupt went away before the CPU took it."""
+        self.vmcb.v_intr &= _V_INTR_MASK
+        self.irq = NO_IRQ
+
+    def interrupt_taken(self) -> bool:
+        """Did the CPU take the offered interrupt?"""
+        if self.vmcb.v_intr & _V_IRQ:
+            return False
+        self.irq = NO_IRQ
+        return True
+
+    def keep_event(self) -> None:
+        """An exit cut off an event's delivery: the next VMRUN must repeat it (APM volume 2, 15.20)."""
+        event = self.vmcb.exit_int_info
+        if event & EVENT_VALID:
+            self.vmcb.event_inj = event
+
+    def inject_exception(self, vector: int, error_code: int | None = None) -> None:
+        """#GP or #UD at the next VMRUN."""
+        self.vmcb.event_inj = exception_event(vector, error_code)
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF at the last exit."""
+        return bool(self.vmcb.interrupt_shadow & _GUEST_INTERRUPT_MASK)
+
+    def state(self) -> dict[str, Any]:
+        """For a snapshot."""
+        vmcb = self.vmcb
+        return {
+            "vmpl": self.vmpl,
+            "vmsa": vmcb.vmsa_pa,
+            "ghcb_msr": vmcb.ghcb_gpa,
+            "v_intr": vmcb.v_intr,
+            "interrupt_shadow": vmcb.interrupt_shadow,
+            "event_inj": vmcb.event_inj,
+            "nrip": vmcb.nrip,
+            "ghcb": -1 if self.ghcb is None else self.ghcb,
+            "irq": self.irq,
+            "on_init": self.on_init,
+            "hold": int(self.hold),
+        }
+
+    @classmethod
+    def load(cls, state: dict[str, Any], new_vmcb: Callable[[], Any]) -> Context:
+        """From a snapshot."""
+        context = cls(int(state["vmpl"]), new_vmcb(), int(state["vmsa"]))
+        vmcb = context.vmcb
+        vmcb.ghcb_gpa = state["ghcb_msr"]
+        vmcb.v_intr = state["v_intr"]
+        vmcb.interrupt_shadow = state["interrupt_shadow"]
+        vmcb.event_inj = state["event_inj"]
+        vmcb.nrip = state["nrip"]
+        context.ghcb = None if state["ghcb"] < 0 else int(state["ghcb"])
+        context.irq = int(state["irq"])
+        context.on_init = bool(state["on_init"])
+        context.hold = Hold(state["hold"])
+        return context
+
+
+class Vcpu:
+    """One VCPU."""
+
+    __slots__ = ("_new_vmcb", "apic_id", "contexts", "current", "index", "state")
+
+    def __init__(self, index: int, apic_id: int, new_vmcb: Callable[[], Any]) -> None:
+        self.index = index
+        self.apic_id = apic_id
+        self._new_vmcb = new_vmcb
+        self.contexts: dict[int, Context] = {}
+        #: the context that runs when the VCPU runs
+        self.current: Context | None = None
+        self.state = RunState.WAIT_SIPI
+
+    @property
+    def vmpl(self) -> int | None:
+        """The current VMPL; None before there is a VMSA."""
+        return None if self.current is None else self.current.vmpl
+
+    def set_vmsa(self, vmpl: int, vmsa: int) -> Context:
+        """A new VMSA for a level, replacing what the level had."""
+        old = self.contexts.get(vmpl)
+        context = Context(vmpl, self._new_vmcb(), vmsa)
+        self.contexts[vmpl] = context
+        if old is not None and self.current is old:
+            self.current = context
+        return context
+
+    def drop_vmsa(self, vmpl: int) -> None:
+        """The level's VMSA is gone; a VCPU that was running it has nothing to run."""
+        context = self.contexts.pop(vmpl, None)
+        if context is not None and self.current is context:
+            self.current = None
+            self.state = RunState.PARKED
+
+    def start(self, vmpl: int) -> None:
+        """Run this level's VMSA."""
+        self.current = self.contexts[vmpl]
+        self.current.hold = Hold.NONE
+        self.state = RunState.RUNNABLE
+
+    def dump(self) -> dict[str, Any]:
+        """For a snapshot."""
+        return {
+            "apic_id": self.apic_id,
+            "state": int(self.state),
+            "current": -1 if self.current is None else self.current.vmpl,
+            "contexts": [context.state() for context in self.contexts.values()],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From a snapshot."""
+        try:
+            contexts = {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state["contexts"]}
+            current = contexts[state["current"]] if state["current"] >= 0 else None
+            run_state = RunState(state["state"])
+            apic_id = int(state["apic_id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise HostError(f"snapshot: the state of VCPU {self.index} is damaged ({error!r})") from error
+        self.contexts, self.current, self.state, self.apic_id = contexts, current, run_state, apic_id
