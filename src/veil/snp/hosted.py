@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from veil.snp.errors import LaunchError
+from veil.snp.errors import LaunchError, RmpViolation
 
 if TYPE_CHECKING:
     from veil.snp.layouts import Vmcb
@@ -73,15 +73,24 @@ def hosted_header(entry: str, *, archive: tuple[int, int], parameters: tuple[int
 class HostedCpu:
     """What a hosted program sees of the VCPU it runs on."""
 
-    __slots__ = ("_header", "_vmcb", "start_argument", "view", "vmpl", "vmsa_gpa")
+    __slots__ = ("_header", "_vmcb", "fault", "start_argument", "view", "vmpl", "vmsa_gpa")
 
     def __init__(self, view: View, vmsa_gpa: int, start_argument: int, header: HostedHeader, vmcb: Vmcb) -> None:
         self.view = view
         self.vmpl = view.vmpl
         self.vmsa_gpa = vmsa_gpa
         self.start_argument = start_argument
+        self.fault: RmpViolation | None = None
         self._header = header
         self._vmcb = vmcb
+
+    def nested_fault(self, violation: RmpViolation) -> None:
+        """Make the next `yield` a nested page fault instead of a VMGEXIT.
+
+        For a refusal that the host can mend, such as a 4 KiB instruction on a 2 MiB RMP entry: machine code would be
+        restarted after the host's PSMASH, hosted code repeats the operation after the `yield`.
+        """
+        self.fault = violation
 
     @property
     def ghcb_msr(self) -> int:

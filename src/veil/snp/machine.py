@@ -190,19 +190,27 @@ class Machine:
         try:
             next(context.steps)
             code = int(ExitCode.VMGEXIT)
+            if context.cpu.fault is not None:
+                code = self._nested_fault(vmcb, context.cpu.fault)
+                context.cpu.fault = None
         except StopIteration:
             context.steps = None
             code = int(ExitCode.SHUTDOWN)
         except RmpViolation as violation:
             # What machine code would have met: a nested page fault that nobody can mend from outside.
             context.steps = None
-            code = int(ExitCode.NPF)
-            vmcb.exit_info_1 = violation.fault & ((1 << 62) - 1)
-            vmcb.exit_info_2 = violation.gpa
+            code = self._nested_fault(vmcb, violation)
         finally:
             self.rmp.vmsa_in_use = None
         vmcb.exit_code = code
         self.memory.buf[gpa + _EXIT_CODE : gpa + _EXIT_CODE + 8] = code.to_bytes(8, "little")
+
+    @staticmethod
+    def _nested_fault(vmcb: Vmcb, violation: RmpViolation) -> int:
+        # Present, user, final translation: what an access through present page tables reports.
+        vmcb.exit_info_1 = violation.fault & ((1 << 62) - 1) | 1 << 32 | 0b101
+        vmcb.exit_info_2 = violation.gpa
+        return int(ExitCode.NPF)
 
     def _read_u64(self, gpa: int) -> int:
         return int.from_bytes(self.memory.buf[gpa : gpa + 8], "little")

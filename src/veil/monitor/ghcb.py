@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The monitor's requests to the untrusted host: MSR protocol and its one GHCB page (56421).
+
+All are generators: they `yield` at the VMGEXIT. Nothing that the host answers is trusted beyond "it was done or not".
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator
+
+from veil.monitor.errors import MonitorError, Reason
+from veil.snp.hosted import HostedCpu
+
+__all__ = ["REASON_SET", "Ghcb", "ap_reset_hold", "host_features", "register_ghcb", "share_page", "terminate"]
+
+#: The reason set of VeilMon's terminations (56421: sets other than 0 belong to the guest's software).
+REASON_SET = 5
+
+_AP_RESET_HOLD = 0x006
+_REGISTER = 0x012
+_PAGE_STATE_CHANGE = 0x014
+_PSC_SHARED = 2 << 52
+_FEATURES = 0x080
+_TERMINATE = 0x100
+
+_NAE_AP_CREATION = 0x80000013
+_RAX = 0x1F8
+_EXIT_CODE = 0x390
+_EXIT_INFO_1 = 0x398
+_EXIT_INFO_2 = 0x3A0
+_VALID_BITMAP = 0x3F0
+_VERSION = 0xFFA
+
+
+def _msr_call(cpu: HostedCpu, value: int) -> Generator[None, None, int]:
+    cpu.ghcb_msr = value
+    yield
+    answer = cpu.ghcb_msr
+    if answer & 0xFFF != (value & 0xFFF) + 1:
+        raise MonitorError(Reason.HOST_REFUSED, f"the host answered {answer:#x} to the request {value:#x}")
+    return answer
+
+
+def host_features(cpu: HostedCpu) -> Generator[None, None, int]:
+    """The hypervisor feature bitmap."""
+    return (yield from _msr_call(cpu, _FEATURES)) >> 12
+
+
+def register_ghcb(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
+    """Register the page; the host must echo it."""
+    if (yield from _msr_call(cpu, gpa | _REGISTER)) >> 12 != gpa >> 12:
+        raise MonitorError(Reason.HOST_REFUSED, "the host refused to register the monitor's GHCB")
+
+
+def share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
+    """Ask the host to make a page shared; it must have been invalidated before."""
+    if (yield from _msr_call(cpu, gpa | _PSC_SHARED | _PAGE_STATE_CHANGE)) >> 32:
+        raise MonitorError(Reason.HOST_REFUSED, f"the host refused to share page {gpa:#x}")
+
+
+def ap_reset_hold(cpu: HostedCpu) -> Generator[None, None, None]:
+    """Park this VCPU until the host starts another of its contexts."""
+    cpu.ghcb_msr = _AP_RESET_HOLD
+    yield
+
+
+def terminate(cpu: HostedCpu, reason: Reason) -> Generator[None, None, None]:
+    """Stop the machine; never resumes."""
+    while True:
+        cpu.ghcb_msr = _TERMINATE | REASON_SET << 12 | reason << 16
+        yield
+
+
+class Ghcb:
+    """A shared page for requests with parameters."""
+
+    def __init__(self, cpu: HostedCpu, gpa: int) -> None:
+        self._cpu = cpu
+        self._gpa = gpa
+
+    def create_vcpu(self, apic_id: int, vmpl: int, vmsa: int, sev_features: int) -> Generator[None, None, None]:
+        """SNP AP creation: make the host run this VMSA at this VMPL of the VCPU."""
+        info = apic_id << 32 | vmpl << 16 | 1
+        yield from self._request(_NAE_AP_CREATION, info, vmsa, rax=sev_features)
+
+    def _request(self, code: int, info_1: int, info_2: int, *, rax: int) -> Generator[None, None, None]:
+        view, gpa = self._cpu.view, self._gpa
+        view.zero(gpa, 4096, private=False)
+        view.write(gpa + _EXIT_CODE, struct.pack("<3Q", code, info_1, info_2), private=False)
+        view.write_u64(gpa + _RAX, rax, private=False)
+        valid = sum(1 << offset // 8 for offset in (_RAX, _EXIT_CODE, _EXIT_INFO_1, _EXIT_INFO_2))
+        view.write(gpa + _VALID_BITMAP, valid.to_bytes(16, "little"), private=False)
+        view.write(gpa + _VERSION, struct.pack("<HI", 2, 0), private=False)
+        self._cpu.ghcb_msr = gpa
+        yield
+        if view.read_u64(gpa + _EXIT_INFO_1, private=False) & 0xFFFFFFFF:
+            raise MonitorError(Reason.HOST_REFUSED, f"the host refused GHCB request {code:#x}")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Validating and granting memory at boot (generators: a refusal that the host can mend is given to it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from veil.monitor.errors import MonitorError, Reason
+from veil.snp.errors import RmpViolation
+from veil.snp.hosted import HostedCpu
+from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
+
+__all__ = ["GUEST_VMPL", "PAGE", "SERVICE_VMPL", "grant_range", "retry", "validate_range"]
+
+GUEST_VMPL = 3
+SERVICE_VMPL = 1
+PAGE = 4096
+_LARGE = 512 * PAGE
+
+_T = TypeVar("_T")
+
+
+def retry(cpu: HostedCpu, operation: Callable[[], _T]) -> Generator[None, None, _T]:
+    """Do an RMP operation; while it meets a 2 MiB entry that must be split first, let the host do that."""
+    while True:
+        try:
+            return operation()
+        except RmpViolation as violation:
+            if not violation.fault & FAULT_SIZEM:
+                raise
+            cpu.nested_fault(violation)
+        yield
+
+
+def _pieces(gpa: int, end: int) -> Generator[tuple[int, PageSize], None, None]:
+    while gpa < end:
+        large = gpa % _LARGE == 0 and end - gpa >= _LARGE
+        yield gpa, PageSize.SIZE_2M if large else PageSize.SIZE_4K
+        gpa += _LARGE if large else PAGE
+
+
+def validate_range(cpu: HostedCpu, gpa: int, size: int) -> Generator[None, None, None]:
+    """PVALIDATE memory that the launch left alone.
+
+    A page that was validated before is one that the host slipped in at launch, or that it mapped twice: stop.
+    """
+    for start, page_size in _pieces(gpa, gpa + size):
+        if page_size and (yield from _validate(cpu, start, page_size)):
+            continue
+        for page in range(start, start + page_size.pages * PAGE, PAGE):
+            if not (yield from _validate(cpu, page, PageSize.SIZE_4K)):
+                raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be validated")
+
+
+def _validate(cpu: HostedCpu, gpa: int, size: PageSize) -> Generator[None, None, bool]:
+    code, unchanged = yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, size=size, validate=True))
+    if code == RmpResult.FAIL_SIZEMISMATCH and size:
+        return False
+    if code != RmpResult.SUCCESS:
+        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be validated: {code.name}")
+    if unchanged:
+        raise MonitorError(Reason.MEMORY_ALREADY_VALIDATED, f"page {gpa:#x} was validated already")
+    return True
+
+
+def grant_range(cpu: HostedCpu, gpa: int, size: int, vmpl: int, permissions: Permission) -> Generator[None, None, None]:
+    """RMPADJUST a range for a level, by 2 MiB where the RMP's entries allow it."""
+    for start, page_size in _pieces(gpa, gpa + size):
+        if page_size and (yield from _grant(cpu, start, page_size, vmpl, permissions)):
+            continue
+        for page in range(start, start + page_size.pages * PAGE, PAGE):
+            if not (yield from _grant(cpu, page, PageSize.SIZE_4K, vmpl, permissions)):
+                raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be granted")
+
+
+def _grant(cpu: HostedCpu, gpa: int, size: PageSize, vmpl: int, permissions: Permission) -> Generator[None, None, bool]:
+    code = yield from retry(
+        cpu, lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=vmpl, permissions=permissions)
+    )
+    if code == RmpResult.SUCCESS:
+        return True
+    if code == RmpResult.FAIL_SIZEMISMATCH and size:
+        return False
+    raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
