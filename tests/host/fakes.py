@@ -327,9 +327,9 @@ class Guest:
         vcpu = self.host.vcpus[0]
         assert vcpu.current is not None
         vcpu.state = RunState.RUNNABLE
-        self.machine.script(vcpu.current.vmcb.vmsa_pa, step)
-        before = len(self.machine.ran)
-        self.host.run(lambda: len(self.machine.ran) > before)
+        vmsa = vcpu.current.vmcb.vmsa_pa
+        self.machine.script(vmsa, step)
+        self.host.run(lambda: not self.machine.scripts[vmsa])
 
 
 OK = {"info1": 0, "info2": 0}

@@ -190,21 +190,6 @@ class Hypervisor:
                 return vcpu
         return None
 
-    def may_have_signalled(self, vcpu: Vcpu) -> None:
-        """A device register was written: if that interrupts another VCPU, let it run at once.
-
-        Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
-        """
-        self.device_accessed = True
-        if len(self.vcpus) == 1:
-            return
-        pending = self.platform.pending_vector
-        for other in self.vcpus:
-            if other is not vcpu and other.current is not None and pending(other.index) is not None:
-                self.reschedule = True
-                self._next = other
-                return
-
     def change_page(self, vcpu: Vcpu, context: Context, gpa: int, *, private: bool, large: bool) -> bool:
         """A page state change on the guest's request; the range is guest memory."""
         if not change_page_state(self.view, gpa, private=private, large=large):
@@ -311,6 +296,18 @@ class Hypervisor:
         # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
         return context.interrupts_enabled or context.vmpl != self.guest_vmpl
 
+    def _signalled(self, vcpu: Vcpu) -> bool:
+        """After a device access: does it interrupt another VCPU? Then that one runs at once.
+
+        Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
+        """
+        pending = self.platform.pending_vector
+        for other in self.vcpus:
+            if other is not vcpu and pending(other.index) is not None and self._can_run(other):
+                self._next = other
+                return True
+        return False
+
     def _choose(self) -> Vcpu | None:
         """Who runs next: whom an interrupt was just sent to, else the next in turn."""
         preferred, self._next = self._next, None
@@ -356,6 +353,7 @@ class Hypervisor:
         inbox = self._inbox
         index = vcpu.index
         guest_vmpl = self.guest_vmpl
+        several = len(self.vcpus) > 1
         alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
         limit = min(end_ns, clock() + (LONG_SLICE_NS if alone else SLICE_NS))
         while True:
@@ -385,6 +383,8 @@ class Hypervisor:
                 self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
             handlers.get(code, unexpected)(self, vcpu, context)
             if self.reschedule or inbox or (until is not None and until()):
+                return
+            if several and self.device_accessed and self._signalled(vcpu):
                 return
             now = clock()
             if now >= deadline:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["mmio_read", "mmio_write"]
 
 _LENGTHS = (1, 2, 4, 8)
+#: Physical addresses end below the C-bit.
+_ADDRESS_END = 1 << 51
 
 
 def _target(host: Hypervisor, ghcb: GhcbPage) -> tuple[int, int]:
     """The address and length. Guest memory is refused: devices are elsewhere, and what the guest owns is not ours."""
     gpa, length = ghcb.info1, ghcb.info2
-    if length not in _LENGTHS or host.touches_ram(gpa, length):
+    if length not in _LENGTHS or gpa + length > _ADDRESS_END or host.touches_ram(gpa, length):
         raise GhcbFault(GhcbReason.INVALID_INPUT)
     return gpa, length
 
@@ -39,4 +41,4 @@ def mmio_write(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -
     gpa, length = _target(host, ghcb)
     value = int.from_bytes(ghcb.scratch_read(length), "little")
     host.platform.mmio_write(gpa, length, value)
-    host.may_have_signalled(vcpu)
+    host.device_accessed = True

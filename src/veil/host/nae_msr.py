@@ -29,9 +29,8 @@ def msr(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
         ghcb.set_rdx(value >> 32 & _MASK_32)
     elif ghcb.info1 == 1:
         written = ghcb.rax & _MASK_32 | (ghcb.rdx & _MASK_32) << 32
-        accepted = host.platform.msr_write(vcpu.index, register, written)
-        host.may_have_signalled(vcpu)
-        if not accepted:
+        host.device_accessed = True
+        if not host.platform.msr_write(vcpu.index, register, written):
             raise InjectException(_GP, 0)
     else:
         raise GhcbFault(GhcbReason.INVALID_INPUT)

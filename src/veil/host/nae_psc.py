@@ -54,9 +54,10 @@ def page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: Ghcb
     size = _HEADER.size
     header = ghcb.scratch_read(size)
     current, last, reserved = _HEADER.unpack(header)
-    if current >= MAX_ENTRIES or last >= MAX_ENTRIES or current > last or reserved:
-        # The area must still be one that could be answered in.
+    if last >= MAX_ENTRIES or reserved:
         ghcb.result2 = _ERROR_HEADER
+        return
+    if current > last:
         return
     area = bytearray(ghcb.scratch_read(size + (last + 1) * _ENTRY.size))
     start = ghcb.scratch_area(len(area))

@@ -170,9 +170,17 @@ class Vcpu:
         return None if self.current is None else self.current.vmpl
 
     def set_vmsa(self, vmpl: int, vmsa: int) -> Context:
-        """A new VMSA for a level, replacing what the level had."""
+        """A new VMSA for a level, replacing what the level had.
+
+        The VMCB stays and with it the GHCB MSR, and the registered GHCB stays: both belong to the VCPU, not the VMSA.
+        """
         old = self.contexts.get(vmpl)
-        context = Context(vmpl, self._new_vmcb(), vmsa)
+        if old is None:
+            context = Context(vmpl, self._new_vmcb(), vmsa)
+        else:
+            context = Context(vmpl, old.vmcb, vmsa)
+            context.vmcb.v_intr = context.vmcb.event_inj = context.vmcb.interrupt_shadow = 0
+            context.ghcb = old.ghcb
         self.contexts[vmpl] = context
         if old is not None and self.current is old:
             self.current = context
