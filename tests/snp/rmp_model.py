@@ -90,9 +90,7 @@ class Model:
             raise Fault("rmp+enc+sizem")
         return record
 
-    def pvalidate(
-        self, page: int, vmpl: int, cpl: int, large: bool, validate: bool, private: bool
-    ) -> tuple[str, bool]:
+    def pvalidate(self, page: int, vmpl: int, cpl: int, large: bool, validate: bool, private: bool) -> tuple[str, bool]:
         if cpl:
             raise Fault("gp")
         if vmpl:

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.snp.ciphers import AddingCipher
-from tests.snp.rmp_model import LETTERS, Fault, Model, Record, letters
 from veil.snp.errors import RmpViolation
 from veil.snp.memory import PAGE_SIZE, Memory
 from veil.snp.rmp import EntryFlag, PageSize, Rmp
 from veil.snp.view import GuestBus, HostView, View
+
+from .ciphers import AddingCipher
+from .rmp_model import LETTERS, Fault, Model, Record, letters
 
 # Two 2 MiB regions and the start of a third, which no 2 MiB entry can cover.
 PAGES = 2 * 512 + 8
@@ -34,12 +35,13 @@ _FAULTS = {
 # Few pages, so that the instructions meet; the ends of entries, so that they overlap.
 WATCHED = [0, 1, 511, 512, 513, 1023, 1024, PAGES - 1]
 pages = st.sampled_from(WATCHED)
-any_pages = st.one_of(pages, st.just(PAGES), st.sampled_from([1 << 39, (1 << 52) - 1]))
+any_pages = st.sampled_from([*WATCHED * 2, PAGES, 1 << 39, (1 << 52) - 1])
 vmpls = st.integers(0, 3)
-mostly_vmpl0 = st.sampled_from([0, 0, 0, 0, 1, 2, 3])
+mostly_vmpl0 = st.sampled_from([0] * 9 + [1, 2, 3])
 masks = st.one_of(st.just(15), st.integers(0, 15))
-mostly_true = st.sampled_from([True, True, True, True, False])
-rarely = st.sampled_from([False] * 7 + [True])
+mostly_true = st.sampled_from([True] * 9 + [False])
+rarely = st.sampled_from([False] * 5 + [True])
+either = st.booleans()
 sizes = st.sampled_from([PageSize.SIZE_4K, PageSize.SIZE_4K, PageSize.SIZE_2M])
 cpls = st.sampled_from([0] * 9 + [3])
 
@@ -77,24 +79,41 @@ class RmpMachine(RuleBasedStateMachine):
     def both(self, machine: Callable[[], Any], model: Callable[[], Any]) -> tuple[Any, Any]:
         """Run one instruction on both sides; if it faults, it must do so on both, alike, and without effect."""
         generation = self.rmp.generation
+        fault: str | None = None
+        expected, got = None, None
         try:
             expected = model()
-        except Fault as fault:
+        except Fault as error:
+            fault = str(error)
+        if fault is None:
+            got = machine()
+        else:
             table = self.rmp.dump()
             with pytest.raises(RmpViolation) as caught:
                 machine()
-            assert caught.value.fault == _FAULTS[str(fault)]
+            assert caught.value.fault == _FAULTS[fault]
             assert self.rmp.dump() == table
-            expected, got = None, None
-        else:
-            got = machine()
         after = self.model.allowed(WATCHED)
         # The generation is exact: it grows if an access that was allowed has ended, and only then.
         assert (self.rmp.generation > generation) == bool(self.before - after)
         self.before = after
         return got, expected
 
-    @rule(page=any_pages, assigned=mostly_true, size=sizes, frozen=rarely)
+    @initialize(
+        large=either, validated=either, first=st.tuples(masks, masks, masks), mask=st.tuples(masks, masks, masks)
+    )
+    def launched(self, large: bool, validated: bool, first: tuple[int, int, int], mask: tuple[int, int, int]) -> None:
+        """Start where something can be lost: the first region as one page perhaps, launched pages in the second."""
+        if large:
+            self.rmpupdate(0, True, PageSize.SIZE_2M, False)
+            if validated:
+                self.launch(0, PageSize.SIZE_2M, False, first)
+        for page in (512, 513, 1024):
+            self.rmpupdate(page, True, PageSize.SIZE_4K, page == 513 and not validated)
+            if page != 513 or validated:
+                self.launch(page, PageSize.SIZE_4K, page == 512, mask)
+
+    @rule(page=any_pages, assigned=either, size=sizes, frozen=rarely)
     def rmpupdate(self, page: int, assigned: bool, size: PageSize, frozen: bool) -> None:
         count = size.pages
         owned = [record.guest for record in self.model.pages[page : page + count]]
@@ -122,10 +141,8 @@ class RmpMachine(RuleBasedStateMachine):
         )
         assert got.name == expected
 
-    @rule(page=any_pages, vmpl=mostly_vmpl0, cpl=cpls, size=sizes, validate=mostly_true, private=mostly_true)
-    def pvalidate(
-        self, page: int, vmpl: int, cpl: int, size: PageSize, validate: bool, private: bool
-    ) -> None:
+    @rule(page=any_pages, vmpl=mostly_vmpl0, cpl=cpls, size=sizes, validate=either, private=mostly_true)
+    def pvalidate(self, page: int, vmpl: int, cpl: int, size: PageSize, validate: bool, private: bool) -> None:
         got, expected = self.both(
             lambda: self.rmp.pvalidate(
                 page * PAGE_SIZE, vmpl=vmpl, cpl=cpl, size=size, validate=validate, private=private
@@ -137,11 +154,11 @@ class RmpMachine(RuleBasedStateMachine):
 
     @rule(
         page=any_pages,
-        vmpl=mostly_vmpl0,
+        vmpl=st.sampled_from([0, 0, 0, 1, 1, 2, 3]),
         cpl=cpls,
         size=sizes,
-        level=st.sampled_from([0, 1, 2, 3, 3, 4, 255]),
-        mask=st.one_of(masks, st.sampled_from([16, 128, 255])),
+        level=st.sampled_from([*[1, 2, 3] * 3, 3, 0, 4, 255]),
+        mask=st.sampled_from([*range(16), *range(16), 16, 128, 255]),
         vmsa=rarely,
         private=mostly_true,
     )

@@ -13,14 +13,10 @@ from veil.snp.errors import SnpError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HIGH_MEMORY", "LOW_END", "PAGE_SIZE", "PAGE_SIZE_2M", "Memory"]
+__all__ = ["PAGE_SIZE", "PAGE_SIZE_2M", "Memory"]
 
 PAGE_SIZE = 4096
 PAGE_SIZE_2M = 512 * PAGE_SIZE
-
-#: Where RAM stops and starts again around the hole for devices below 4 GiB.
-LOW_END = 3 << 30
-HIGH_MEMORY = 4 << 30
 
 # Linux on x86-64; the mmap module has no name for it before Python 3.13.
 _MAP_NORESERVE = 0x4000
@@ -30,42 +26,37 @@ _RELEASE_THRESHOLD = 16 * PAGE_SIZE
 
 
 class Memory:
-    """The machine's RAM.
+    """The machine's RAM, indexed by guest-physical address (a hole for devices below 4 GiB, if any, included).
 
-    `size` bytes of it, at guest-physical addresses [0, low_end) and from 4 GiB up to `space`.  The mapping is indexed
-    by guest-physical address, the hole included; pages that nobody wrote take no room.  Nothing here checks who is
-    asking: guest and host reach memory through views.
+    Pages that nobody wrote take no room.  Nothing here checks who is asking: guest and host reach memory through
+    views.
     """
 
     def __init__(self, size: int) -> None:
+        _check_size(size)
         try:
-            mapping = mmap.mmap(-1, _space(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, OverflowError, ValueError) as error:
             raise SnpError(f"cannot reserve {size} bytes of guest memory: {error}") from error
-        self._set(mapping, size, anonymous=True)
+        self._set(mapping, anonymous=True)
 
     @classmethod
     def from_file(cls, fileno: int, size: int, offset: int = 0) -> Memory:
-        """Memory that starts with the content of a file, copied page by page as it is written; the file stays.
-
-        The file holds the whole of `space`, the hole included.
-        """
+        """Memory that starts with the content of a file, copied page by page as it is written; the file stays."""
+        _check_size(size)
         self = cls.__new__(cls)
         try:
             mapping = mmap.mmap(
-                fileno, _space(size), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
+                fileno, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
             )
         except (OSError, OverflowError, ValueError) as error:
             raise SnpError(f"cannot map {size} bytes of guest memory from a file: {error}") from error
-        self._set(mapping, size, anonymous=False)
+        self._set(mapping, anonymous=False)
         return self
 
-    def _set(self, mapping: mmap.mmap, size: int, *, anonymous: bool) -> None:
-        self.size = size
-        self.low_end = min(size, LOW_END)
-        self.space = len(mapping)
-        #: of `space`: the number of RMP entries
-        self.pages = self.space // PAGE_SIZE
+    def _set(self, mapping: mmap.mmap, *, anonymous: bool) -> None:
+        self.size = len(mapping)
+        self.pages = self.size // PAGE_SIZE
         self.mapping = mapping
         self.buf = memoryview(mapping)
         #: one row of 512 64-bit words per page
@@ -73,14 +64,9 @@ class Memory:
         self.address: int = self.words.ctypes.data
         self._anonymous = anonymous
 
-    @property
-    def hole(self) -> range:
-        """The page numbers below the end of `space` that are no RAM."""
-        return range(self.low_end // PAGE_SIZE, min(self.space, HIGH_MEMORY) // PAGE_SIZE)
-
     def written_pages(self, first: int, count: int) -> NDArray[np.bool_]:
         """For each of these pages: does it hold anything but zeros?"""
-        written: NDArray[np.bool_] = self.words[first : first + count].any(axis=1)
+        written: NDArray[np.bool_] = np.any(self.words[first : first + count], axis=1)
         return written
 
     def zero(self, gpa: int, length: int) -> None:
@@ -101,8 +87,6 @@ class Memory:
         self.mapping[last:end] = bytes(end - last)
 
 
-def _space(size: int) -> int:
-    """Bytes of guest-physical address space that so much RAM takes."""
+def _check_size(size: int) -> None:
     if size <= 0 or size % PAGE_SIZE:
         raise SnpError(f"guest memory must be a positive number of 4 KiB pages, not {size} bytes")
-    return size if size <= LOW_END else size - LOW_END + HIGH_MEMORY

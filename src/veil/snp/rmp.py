@@ -186,7 +186,7 @@ class Rmp:
     """One entry per 4 KiB page of guest memory.
 
     `entries` shows the table itself.  While the entry at a 2 MiB boundary has SIZE_2M, it speaks for all 512 pages and
-    the entries after it are zero; `effective()` spreads it out.
+    the entries after it are zero; `effective()` spreads it out.  `hole`: page numbers that are no RAM.
     """
 
     def __init__(self, pages: int, hole: range = range(0)) -> None:
@@ -197,7 +197,7 @@ class Rmp:
         self.entries: NDArray[Any] = np.zeros(pages, dtype=ENTRY_DTYPE)
         self.entries["flags"][hole.start : hole.stop] = EntryFlag.NO_RAM
         #: the same entries as 64-bit words, flags in bits 7:0 and the permissions of VMPL v from bit 32 + 8 * v
-        self.words: memoryview[int] = memoryview(self.entries.view("<u8")).cast("B").cast("Q")
+        self.words: memoryview[int] = self.entries.view("<u8").data.cast("B").cast("Q")
         self._struct = _RmpStruct(self.entries.ctypes.data, pages, 0, NO_VMSA)
         #: the C structure as 64-bit words: views compare [VMSA_WORD] with every write
         self.state: memoryview[int] = memoryview(self._struct).cast("B").cast("Q")
@@ -229,9 +229,7 @@ class Rmp:
         """The first fault of an access and its address; fault 0 if the access is allowed."""
         if gpa < 0 or length < 0 or gpa + length > self.pages * PAGE_SIZE:
             return FAULT_RMP | (FAULT_ENC if private else 0), gpa
-        fault = self._c.rmp_check_range(
-            self.address, gpa, length, vmpl, permissions, private, self._out_ref
-        )
+        fault = self._c.rmp_check_range(self.address, gpa, length, vmpl, permissions, private, self._out_ref)
         return (fault, self._out.value) if fault else (0, gpa)
 
     def is_vmsa(self, gpa: int) -> bool:
@@ -304,18 +302,14 @@ class Rmp:
         result = self._c.rmpadjust(self.address, vmpl, cpl, gpa, private, size, attributes)
         return self._guest_code(result, gpa, vmpl, "RMPADJUST")
 
-    def rmpquery(
-        self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True
-    ) -> RmpqueryResult:
+    def rmpquery(self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True) -> RmpqueryResult:
         """RMPQUERY (APM volume 3): what may a level do with a page?"""
         self._check_operand(gpa, vmpl, "RMPQUERY")
         if not 0 <= target <= 0xFF:
             return RmpqueryResult(RmpResult.FAIL_INPUT, Permission.NONE, False, PageSize.SIZE_4K)
         result = self._c.rmpquery(self.address, vmpl, cpl, gpa, private, target)
         code = self._guest_code(result, gpa, vmpl, "RMPQUERY")
-        return RmpqueryResult(
-            code, Permission(result >> 8 & 0xFF), bool(result >> 16 & 1), PageSize(result >> 17 & 1)
-        )
+        return RmpqueryResult(code, Permission(result >> 8 & 0xFF), bool(result >> 16 & 1), PageSize(result >> 17 & 1))
 
     def _check_operand(self, gpa: int, vmpl: int, access: str) -> None:
         # ctypes would cut the number to 64 bits: another page's address.

@@ -124,11 +124,11 @@ class View:
         self.cpl = cpl
         self._bus = bus
         self._map = bus.memory.mapping
-        self._size = bus.memory.space
+        self._size = bus.memory.size
         self._rmp = bus.rmp
         self._words = bus.rmp.words
         self._state = bus.rmp.state
-        self._code = memoryview(bus.code_map)
+        self._code = bus.code_map.data
         self._r = _READY | _R << 32 + 8 * vmpl
         self._w = _READY | _W << 32 + 8 * vmpl
 
@@ -250,9 +250,7 @@ class View:
 
     # Instructions
 
-    def pvalidate(
-        self, gpa: int, *, size: PageSize = PageSize.SIZE_4K, validate: bool = True
-    ) -> PvalidateResult:
+    def pvalidate(self, gpa: int, *, size: PageSize = PageSize.SIZE_4K, validate: bool = True) -> PvalidateResult:
         """PVALIDATE."""
         return self._rmp.pvalidate(gpa, vmpl=self.vmpl, cpl=self.cpl, size=size, validate=validate)
 
@@ -283,9 +281,9 @@ class HostView:
     def __init__(self, bus: GuestBus) -> None:
         self._bus = bus
         self._map = bus.memory.mapping
-        self._size = bus.memory.space
+        self._size = bus.memory.size
         self._words = bus.rmp.words
-        self._code = memoryview(bus.code_map)
+        self._code = bus.code_map.data
 
     def _check_bounds(self, gpa: int, length: int, access: str) -> None:
         if length < 0:
@@ -296,9 +294,8 @@ class HostView:
     def is_shared(self, gpa: int, length: int = 1) -> bool:
         """Is all of the range in memory and the host's?"""
         return (
-            0 <= gpa
-            and 0 <= length
-            and gpa + length <= self._size
+            length >= 0
+            and 0 <= gpa <= self._size - length
             and all(_is_shared(self._words, page) for page in range(gpa >> 12, gpa + length + _PAGE_MASK >> 12))
         )
 
