@@ -11,8 +11,8 @@ __all__ = ["LINUX_SET", "MONITOR_SET", "SVSM_SET", "termination_words"]
 GENERAL_SET = 0
 #: Linux (arch/x86/include/asm/sev-common.h).
 LINUX_SET = 1
-#: VeilMon.
-MONITOR_SET = 2
+#: VeilMon (veil.monitor.errors.Reason).
+MONITOR_SET = 5
 #: AMD's linux-svsm. COCONUT-SVSM always says set 0, code 0.
 SVSM_SET = 15
 
@@ -52,12 +52,14 @@ _SVSM = {
     11: "a VMSA has the wrong VMPL",
     12: "SEV features of VMPL 1 are wrong",
 }
-_MONITOR: dict[int, str] = {
+_MONITOR = {
     0: "VeilMon met a condition that it cannot serve safely",
-    1: "the measured image's parameters are not usable",
-    2: "validating memory failed",
-    3: "a hypervisor answer violates the GHCB protocol",
-    4: "a protected service failed",
+    1: "the parameters in the measured image are unusable",
+    2: "memory was validated before VeilMon did it: the host remapped pages, or the image is not for this machine",
+    3: "validating memory failed",
+    4: "the kernel's VMSA is unusable",
+    5: "the host refused a request of VeilMon, or answered it wrongly",
+    6: "the host lacks a feature that VeilMon needs: AP creation or multiple VMPLs",
 }
 _SETS = {GENERAL_SET: _GENERAL, LINUX_SET: _LINUX, MONITOR_SET: _MONITOR, SVSM_SET: _SVSM}
 
