@@ -32,6 +32,7 @@ from veil.host.events import (
 from veil.host.ghcb_fields import GhcbReason, NaeEvent
 from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
 from veil.host.launch import LaunchRegion, RegionKind
+from veil.host.panic import PanicWatcher
 from veil.host.vcpu import RunState
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "NaeEvent",
     "NestedPageFault",
     "PageStateEvent",
+    "PanicWatcher",
     "RegionKind",
     "RunResult",
     "RunState",
