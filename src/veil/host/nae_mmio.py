@@ -31,7 +31,7 @@ def mmio_read(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) ->
     """SW_EXITINFO2 bytes from the device at SW_EXITINFO1 into the scratch area."""
     gpa, length = _target(host, ghcb)
     start = ghcb.scratch_area(length)
-    value = host.platform.mmio_read(gpa, length) & (1 << 8 * length) - 1
+    value = host.platform.mmio_read(gpa, length, vcpu.index) & (1 << 8 * length) - 1
     host.device_accessed = True
     ghcb.view.write(start, value.to_bytes(length, "little"))
 
@@ -40,5 +40,5 @@ def mmio_write(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -
     """SW_EXITINFO2 bytes from the scratch area to the device at SW_EXITINFO1."""
     gpa, length = _target(host, ghcb)
     value = int.from_bytes(ghcb.scratch_read(length), "little")
-    host.platform.mmio_write(gpa, length, value)
+    host.platform.mmio_write(gpa, length, value, vcpu.index)
     host.device_accessed = True

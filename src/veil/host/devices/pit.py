@@ -132,8 +132,10 @@ class Pit:
         """For a snapshot."""
         return {"channels": [dict(vars(channel)) for channel in self._channels], "gate": self._gate, "due": self._due}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
+    def load(self, state: dict[str, Any], shift_ns: int = 0) -> None:
+        """From a snapshot; `shift_ns` is how much later the clock stands now."""
         for channel, saved in zip(self._channels, state["channels"], strict=True):
             vars(channel).update(saved)
-        self._gate, self._due = state["gate"], state["due"]
+            channel.start_ns += shift_ns
+        self._gate = state["gate"]
+        self._due = None if state["due"] is None else state["due"] + shift_ns
