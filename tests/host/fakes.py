@@ -185,6 +185,9 @@ class FakePlatform:
         self.ticks = 0
         self.on_msr_write: Callable[[int, int, int], None] | None = None
         self.on_tick: Callable[[int], None] | None = None
+        self.on_init: Callable[[int], None] | None = None
+        self.on_sipi: Callable[[int], None] | None = None
+        self.on_reset: Callable[[], None] | None = None
 
     def io_read(self, port: int, size: int, /) -> int:
         self.log.append(("in", port, size))
@@ -193,12 +196,12 @@ class FakePlatform:
     def io_write(self, port: int, size: int, value: int, /) -> None:
         self.log.append(("out", port, size, value))
 
-    def mmio_read(self, gpa: int, size: int, /) -> int:
-        self.log.append(("mmio read", gpa, size))
+    def mmio_read(self, gpa: int, size: int, vcpu: int, /) -> int:
+        self.log.append(("mmio read", gpa, size, vcpu))
         return self.mmio.get(gpa, (1 << 8 * size) - 1)
 
-    def mmio_write(self, gpa: int, size: int, value: int, /) -> None:
-        self.log.append(("mmio write", gpa, size, value))
+    def mmio_write(self, gpa: int, size: int, value: int, vcpu: int, /) -> None:
+        self.log.append(("mmio write", gpa, size, value, vcpu))
 
     def msr_read(self, vcpu: int, msr: int, /) -> int | None:
         return self.msrs.get(msr)

@@ -176,7 +176,7 @@ class TestMmio:
 
     def test_write(self, guest: Guest) -> None:
         assert guest.call(0x80000002, self.APIC, 8, data=bytes(range(9))) == OK
-        assert guest.platform.log == [("mmio write", self.APIC, 8, 0x0706050403020100)]
+        assert guest.platform.log == [("mmio write", self.APIC, 8, 0x0706050403020100, 0)]
 
     @pytest.mark.parametrize(
         ("gpa", "length"),

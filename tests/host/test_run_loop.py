@@ -17,6 +17,7 @@ from veil.host import (
     GhcbMsrEvent,
     GuestHung,
     GuestPanic,
+    GuestReset,
     HostError,
     Hypervisor,
     NestedPageFault,
@@ -244,6 +245,13 @@ class TestSleep:
         with pytest.raises(GuestPanic):
             guest.host.run()
         assert guest.host.run(timeout=0) == RunResult.TIMEOUT
+
+    def test_reset(self) -> None:
+        guest = Guest()
+        assert guest.platform.on_reset is not None
+        guest.platform.on_reset()
+        with pytest.raises(GuestReset, match="new launch"):
+            guest.host.run()
 
     def test_parked_for_ever(self) -> None:
         guest = Guest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from veil.snp.rmp import PageSize, RmpResult
 
@@ -77,6 +77,12 @@ class SnpMachine(Protocol):
 
 class Platform(Protocol):
     """`veil.host.devices.Platform`: everything behind ports, MMIO and MSRs, and the interrupt controllers."""
+
+    #: INIT and start-up IPIs, called with the VCPU's index
+    on_init: Callable[[int], None] | None
+    on_sipi: Callable[[int], None] | None
+    #: the guest reset the board
+    on_reset: Callable[[], None] | None
 
     def io_read(self, port: int, size: int, /) -> int: ...
 
