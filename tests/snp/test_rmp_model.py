@@ -34,16 +34,18 @@ _FAULTS = {
 
 # Few pages, so that the instructions meet; the ends of entries, so that they overlap.
 WATCHED = [0, 1, 511, 512, 513, 1023, 1024, PAGES - 1]
+WILD = [PAGES, 1 << 39, (1 << 52) - 1]
 pages = st.sampled_from(WATCHED)
-any_pages = st.sampled_from([*WATCHED * 2, PAGES, 1 << 39, (1 << 52) - 1])
+
+#: What an instruction is aimed at: mostly an entry that exists, with the size that it has (see `RmpMachine.aim`).
+aims = st.integers(0, 63)
 vmpls = st.integers(0, 3)
 mostly_vmpl0 = st.sampled_from([0] * 9 + [1, 2, 3])
-masks = st.one_of(st.just(15), st.integers(0, 15))
-mostly_true = st.sampled_from([True] * 9 + [False])
+masks = st.integers(0, 15)
+mostly_true = st.sampled_from([True] * 15 + [False])
 rarely = st.sampled_from([False] * 5 + [True])
 either = st.booleans()
-sizes = st.sampled_from([PageSize.SIZE_4K, PageSize.SIZE_4K, PageSize.SIZE_2M])
-cpls = st.sampled_from([0] * 9 + [3])
+cpls = st.sampled_from([0] * 15 + [3])
 
 
 def flags_of(record: Record) -> int:
@@ -76,6 +78,21 @@ class RmpMachine(RuleBasedStateMachine):
         self.content: dict[int, bytes] = {}
         self.before = self.model.allowed(WATCHED)
 
+    def aim(self, number: int, *, runnable: bool = False) -> tuple[int, PageSize]:
+        """A page and a size of operand: three times out of four those of a page that the guest owns."""
+        if number < 48:
+            hits = [page for page in WATCHED if self.model.pages[page].guest]
+            if runnable:
+                hits = [page for page in hits if self.model.pages[page].vmsa]
+            if hits:
+                page = hits[number % len(hits)]
+                if not self.model.pages[page].large:
+                    return page, PageSize.SIZE_4K
+                # One time out of four inside the large page, with the wrong size.
+                return (page, PageSize.SIZE_4K) if number % 4 == 3 else (page - page % 512, PageSize.SIZE_2M)
+        anywhere = [*WATCHED, *WILD]
+        return anywhere[number % len(anywhere)], PageSize(number % 3 == 0)
+
     def both(self, machine: Callable[[], Any], model: Callable[[], Any]) -> tuple[Any, Any]:
         """Run one instruction on both sides; if it faults, it must do so on both, alike, and without effect."""
         generation = self.rmp.generation
@@ -100,20 +117,44 @@ class RmpMachine(RuleBasedStateMachine):
         return got, expected
 
     @initialize(
-        large=either, validated=either, first=st.tuples(masks, masks, masks), mask=st.tuples(masks, masks, masks)
+        large=either,
+        validated=either,
+        running=either,
+        first=st.tuples(masks, masks, masks),
+        mask=st.tuples(masks, masks, masks),
     )
-    def launched(self, large: bool, validated: bool, first: tuple[int, int, int], mask: tuple[int, int, int]) -> None:
+    def launched(
+        self,
+        large: bool,
+        validated: bool,
+        running: bool,
+        first: tuple[int, int, int],
+        mask: tuple[int, int, int],
+    ) -> None:
         """Start where something can be lost: the first region as one page perhaps, launched pages in the second."""
         if large:
-            self.rmpupdate(0, True, PageSize.SIZE_2M, False)
+            self.rmpupdate(0, True, PageSize.SIZE_2M, not validated and running)
             if validated:
                 self.launch(0, PageSize.SIZE_2M, False, first)
         for page in (512, 513, 1024):
             self.rmpupdate(page, True, PageSize.SIZE_4K, page == 513 and not validated)
             if page != 513 or validated:
                 self.launch(page, PageSize.SIZE_4K, page == 512, mask)
+        if running:
+            self.vmrun_at(512)
 
-    @rule(page=any_pages, assigned=either, size=sizes, frozen=rarely)
+    @rule(aim=aims, assigned=either, frozen=rarely)
+    def rmpupdate_somewhere(self, aim: int, assigned: bool, frozen: bool) -> None:
+        page, size = self.aim(aim)
+        self.rmpupdate(page, assigned, size, frozen and assigned)
+
+    @rule(page=pages, large=either)
+    def give(self, page: int, large: bool) -> None:
+        """The host gives a page and VMPL 0 accepts it, if the table lets them."""
+        size = PageSize(large and page % 512 == 0)
+        self.rmpupdate(page, True, size, False)
+        self.pvalidate_at(page, 0, 0, size, True, True)
+
     def rmpupdate(self, page: int, assigned: bool, size: PageSize, frozen: bool) -> None:
         count = size.pages
         owned = [record.guest for record in self.model.pages[page : page + count]]
@@ -128,12 +169,16 @@ class RmpMachine(RuleBasedStateMachine):
                     cipher = self.cipher.decrypt_page if assigned else self.cipher.encrypt_page
                     self.content[number] = cipher(number * PAGE_SIZE, self.content[number])
 
-    @rule(page=any_pages)
-    def psmash(self, page: int) -> None:
+    @rule(aim=aims)
+    def psmash(self, aim: int) -> None:
+        page, _ = self.aim(aim)
         got, expected = self.both(lambda: self.host.psmash(page * PAGE_SIZE), lambda: self.model.psmash(page))
         assert got.name == expected
 
-    @rule(page=any_pages, size=sizes, vmsa=rarely, mask=st.tuples(masks, masks, masks))
+    @rule(aim=aims, vmsa=either, mask=st.tuples(masks, masks, masks))
+    def launch_somewhere(self, aim: int, vmsa: bool, mask: tuple[int, int, int]) -> None:
+        self.launch(*self.aim(aim), vmsa, mask)
+
     def launch(self, page: int, size: PageSize, vmsa: bool, mask: tuple[int, int, int]) -> None:
         got, expected = self.both(
             lambda: self.rmp.launch_page(page * PAGE_SIZE, size=size, vmsa=vmsa, permissions=mask),
@@ -141,8 +186,12 @@ class RmpMachine(RuleBasedStateMachine):
         )
         assert got.name == expected
 
-    @rule(page=any_pages, vmpl=mostly_vmpl0, cpl=cpls, size=sizes, validate=either, private=mostly_true)
-    def pvalidate(self, page: int, vmpl: int, cpl: int, size: PageSize, validate: bool, private: bool) -> None:
+    @rule(aim=aims, vmpl=mostly_vmpl0, cpl=cpls, validate=either, private=mostly_true)
+    def pvalidate(self, aim: int, vmpl: int, cpl: int, validate: bool, private: bool) -> None:
+        page, size = self.aim(aim)
+        self.pvalidate_at(page, vmpl, cpl, size, validate, private)
+
+    def pvalidate_at(self, page: int, vmpl: int, cpl: int, size: PageSize, validate: bool, private: bool) -> None:
         got, expected = self.both(
             lambda: self.rmp.pvalidate(
                 page * PAGE_SIZE, vmpl=vmpl, cpl=cpl, size=size, validate=validate, private=private
@@ -153,18 +202,16 @@ class RmpMachine(RuleBasedStateMachine):
             assert (got.code.name, got.unchanged) == expected
 
     @rule(
-        page=any_pages,
+        aim=aims,
         vmpl=st.sampled_from([0, 0, 0, 1, 1, 2, 3]),
         cpl=cpls,
-        size=sizes,
         level=st.sampled_from([*[1, 2, 3] * 3, 3, 0, 4, 255]),
         mask=st.sampled_from([*range(16), *range(16), 16, 128, 255]),
         vmsa=rarely,
         private=mostly_true,
     )
-    def rmpadjust(
-        self, page: int, vmpl: int, cpl: int, size: PageSize, level: int, mask: int, vmsa: bool, private: bool
-    ) -> None:
+    def rmpadjust(self, aim: int, vmpl: int, cpl: int, level: int, mask: int, vmsa: bool, private: bool) -> None:
+        page, size = self.aim(aim)
         got, expected = self.both(
             lambda: self.rmp.rmpadjust(
                 page * PAGE_SIZE,
@@ -181,8 +228,9 @@ class RmpMachine(RuleBasedStateMachine):
         if expected is not None:
             assert got.name == expected
 
-    @rule(page=any_pages, vmpl=vmpls, cpl=cpls, level=st.sampled_from([0, 1, 2, 3, 4]), private=mostly_true)
-    def rmpquery(self, page: int, vmpl: int, cpl: int, level: int, private: bool) -> None:
+    @rule(aim=aims, vmpl=vmpls, cpl=cpls, level=st.sampled_from([0, 1, 2, 3, 4]), private=mostly_true)
+    def rmpquery(self, aim: int, vmpl: int, cpl: int, level: int, private: bool) -> None:
+        page, _ = self.aim(aim)
         got, expected = self.both(
             lambda: self.rmp.rmpquery(page * PAGE_SIZE, vmpl=vmpl, cpl=cpl, target=level, private=private),
             lambda: self.model.rmpquery(page, vmpl, cpl, level, private),
@@ -190,15 +238,21 @@ class RmpMachine(RuleBasedStateMachine):
         if expected is not None:
             assert (got.code.name, letters(got.permissions), got.vmsa, bool(got.size)) == expected
 
-    @rule(page=st.one_of(pages, st.none()))
-    def vmrun(self, page: int | None) -> None:
-        """A VMSA starts to run, as far as VMRUN would let it; None: nothing runs."""
-        if page is not None:
+    @rule(aim=aims)
+    def vmrun(self, aim: int) -> None:
+        """A VMSA starts to run, as far as VMRUN would let it; or nothing runs."""
+        self.vmrun_at(self.aim(aim, runnable=True)[0] if aim else None)
+
+    def vmrun_at(self, page: int | None) -> None:
+        if page is not None and page < PAGES:
             record = self.model.pages[page]
             runnable = record.guest and record.validated and record.vmsa and not record.frozen and not record.large
             assert self.rmp.is_vmsa(page * PAGE_SIZE) == runnable
             if not runnable:
                 return
+        elif page is not None:
+            assert not self.rmp.is_vmsa(page * PAGE_SIZE)
+            return
         self.model.running = page
         self.rmp.vmsa_in_use = None if page is None else page * PAGE_SIZE
 
@@ -222,14 +276,15 @@ class RmpMachine(RuleBasedStateMachine):
             self.content[page] = old[:offset] + bytes((byte,)) + old[offset + 1 :]
 
     @rule(
-        page=any_pages,
+        aim=aims,
         offset=st.sampled_from([0, 8, 4092, 4095]),
         length=st.sampled_from([1, 2, 4, 8, 16, 5000]),
         vmpl=vmpls,
         cpl=st.sampled_from([0, 3]),
         private=mostly_true,
     )
-    def read(self, page: int, offset: int, length: int, vmpl: int, cpl: int, private: bool) -> None:
+    def read(self, aim: int, offset: int, length: int, vmpl: int, cpl: int, private: bool) -> None:
+        page, _ = self.aim(aim)
         gpa = page * PAGE_SIZE + offset
         view = View(self.bus, vmpl, cpl)
         reader = {1: view.read_u8, 2: view.read_u16, 4: view.read_u32, 8: view.read_u64}.get(length)
@@ -249,14 +304,15 @@ class RmpMachine(RuleBasedStateMachine):
                 assert reader(gpa, private=private) == int.from_bytes(expected, "little")
 
     @rule(
-        page=any_pages,
+        aim=aims,
         offset=st.sampled_from([0, 8, 4092, 4095]),
         value=st.integers(1, 255),
         length=st.sampled_from([1, 2, 4, 8, 16]),
         vmpl=mostly_vmpl0,
         private=mostly_true,
     )
-    def write(self, page: int, offset: int, value: int, length: int, vmpl: int, private: bool) -> None:
+    def write(self, aim: int, offset: int, value: int, length: int, vmpl: int, private: bool) -> None:
+        page, _ = self.aim(aim)
         gpa = page * PAGE_SIZE + offset
         view = View(self.bus, vmpl)
         data = bytes((value,)) * length
@@ -275,9 +331,10 @@ class RmpMachine(RuleBasedStateMachine):
                 view.write(gpa, data, private=private)
             self.poke(gpa, data)
 
-    @rule(page=any_pages, value=st.integers(0, 255), vmpl=mostly_vmpl0, private=mostly_true)
-    def exchange(self, page: int, value: int, vmpl: int, private: bool) -> None:
+    @rule(aim=aims, value=st.integers(0, 255), vmpl=mostly_vmpl0, private=mostly_true)
+    def exchange(self, aim: int, value: int, vmpl: int, private: bool) -> None:
         view = View(self.bus, vmpl)
+        page, _ = self.aim(aim)
         gpa = page * PAGE_SIZE + 7
         if self.refusal(page, page, vmpl, frozenset("rw"), private):
             with pytest.raises(RmpViolation):
@@ -286,8 +343,9 @@ class RmpMachine(RuleBasedStateMachine):
             assert view.exchange_u8(gpa, value, private=private) == self.peek(gpa, 1)[0]
             self.poke(gpa, bytes((value,)))
 
-    @rule(page=any_pages, vmpl=vmpls, cpl=st.sampled_from([0, 3]))
-    def execute(self, page: int, vmpl: int, cpl: int) -> None:
+    @rule(aim=aims, vmpl=vmpls, cpl=st.sampled_from([0, 3]))
+    def execute(self, aim: int, vmpl: int, cpl: int) -> None:
+        page, _ = self.aim(aim)
         view = View(self.bus, vmpl, cpl)
         if self.refusal(page, page, vmpl, frozenset("u" if cpl == 3 else "s"), True):
             with pytest.raises(RmpViolation):
@@ -320,8 +378,9 @@ class RmpMachine(RuleBasedStateMachine):
             assert entry["flags"] == flags_of(record)
             assert entry["perms"].tolist() == [mask_of(level) for level in record.levels]
 
-    @rule(page=any_pages, vmpl=vmpls, private=mostly_true)
-    def every_access(self, page: int, vmpl: int, private: bool) -> None:
+    @rule(aim=aims, vmpl=vmpls, private=mostly_true)
+    def every_access(self, aim: int, vmpl: int, private: bool) -> None:
+        page, _ = self.aim(aim)
         for mask in range(1, 16):
             reason = self.refusal(page, page, vmpl, letters(mask), private)
             fault, _ = self.rmp.check_range(page * PAGE_SIZE, 1, vmpl=vmpl, permissions=mask, private=private)
@@ -338,6 +397,6 @@ class RmpMachine(RuleBasedStateMachine):
 
 
 RmpMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestRmpMachine = RmpMachine.TestCase

@@ -73,7 +73,7 @@ def _compile(command: Sequence[str], directory: Path) -> None:
         result = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
         if result.returncode != 0:
             lines = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
-            first = next((line for line in lines if "error" in line), lines[0])
+            first = next((line for line in lines if "error: " in line), lines[0])
             raise EngineBuildError(f"the C compiler failed: {first}")
         _publish(built, directory)
 

@@ -241,9 +241,10 @@ class View:
 
     def exchange_u8(self, gpa: int, value: int, *, private: bool = True) -> int:
         """XCHG: write a byte and return what was there."""
+        data = bytes((value,))
         self.check(gpa, 1, _R | _W, private=private)
         old = self._map[gpa]
-        self._map[gpa] = value
+        self._map[gpa : gpa + 1] = data
         if self._code[gpa >> 12]:
             self._bus.written(gpa, 1)
         return old

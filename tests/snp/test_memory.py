@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guest-physical memory."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from veil.snp.errors import SnpError
+from veil.snp.memory import PAGE_SIZE, Memory
+
+
+def test_one_mapping_for_everybody() -> None:
+    memory = Memory(64 * PAGE_SIZE)
+    assert (memory.size, memory.pages) == (64 * PAGE_SIZE, 64)
+    memory.buf[PAGE_SIZE] = 7
+    assert ctypes.string_at(memory.address + PAGE_SIZE, 2) == b"\x07\x00"
+    assert memory.words[1, 0] == 7
+    assert memory.written_pages(0, 3).tolist() == [False, True, False]
+
+
+def test_huge_memory_costs_nothing_until_written() -> None:
+    memory = Memory(64 << 30)
+    memory.buf[-1] = 1
+    assert memory.buf[-1] == 1
+
+
+@pytest.mark.parametrize("size", [0, -PAGE_SIZE, 1, PAGE_SIZE + 1, 1 << 63])
+def test_bad_size(size: int) -> None:
+    with pytest.raises(SnpError):
+        Memory(size)
+
+
+@pytest.mark.parametrize(("start", "length"), [(3, 10), (100, 40 * PAGE_SIZE), (PAGE_SIZE, 20 * PAGE_SIZE)])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_zero(tmp_path: Path, start: int, length: int, from_file: bool) -> None:
+    content = b"x" * 64 * PAGE_SIZE
+    if from_file:
+        path = tmp_path / "memory"
+        path.write_bytes(content)
+        with open(path, "rb") as file:
+            memory = Memory.from_file(file.fileno(), len(content))
+    else:
+        memory = Memory(len(content))
+        memory.buf[:] = content
+    memory.zero(start, length)
+    assert memory.buf.tobytes() == b"x" * start + bytes(length) + b"x" * (len(content) - start - length)
+
+
+def test_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(PAGE_SIZE) + b"snapshot" * 1024)
+    with open(path, "rb") as file:
+        memory = Memory.from_file(file.fileno(), 2 * PAGE_SIZE, PAGE_SIZE)
+        with pytest.raises(SnpError):
+            Memory.from_file(file.fileno(), 2 * PAGE_SIZE, 1)
+        with pytest.raises(SnpError):
+            Memory.from_file(file.fileno(), 4 * PAGE_SIZE)
+    assert memory.buf[:8].tobytes() == b"snapshot"
+    memory.buf[:8] = b"changed!"
+    assert b"changed!" not in path.read_bytes()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The C part: built once, repaired when damaged, and clean under sanitizers."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from veil.snp import _native
+from veil.snp.errors import EngineBuildError
+
+DRIVER = Path(__file__).parent / "rmp_driver.c"
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small C file, with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "number.h").write_text("#define NUMBER 42\n")
+    path = tmp_path / "answer.c"
+    path.write_text(
+        '#include "number.h"\n__attribute__((visibility("default"))) int answer(void);\n'
+        "int answer(void)\n{\n    return NUMBER;\n}\n"
+    )
+    return path
+
+
+def answer_of(path: Path) -> int:
+    """Ask a library in a fresh process: this one keeps what it has loaded."""
+    code = f"import ctypes; print(ctypes.CDLL({str(path)!r}).answer())"
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+
+
+@needs_compiler
+class TestBuild:
+    def test_once(self, source: Path) -> None:
+        path = _native.build([source])
+        stamp = path.stat().st_mtime_ns
+        assert path.is_relative_to(_native.cache_dir())
+        assert answer_of(path) == 42
+        assert _native.build([source]) == path
+        assert path.stat().st_mtime_ns == stamp
+
+    def test_headers_and_flags_count(self, source: Path) -> None:
+        first = _native.build([source])
+        (source.parent / "number.h").write_text("#define NUMBER 43\n")
+        second = _native.build([source])
+        assert second != first
+        assert answer_of(second) == 43
+        assert _native.build([source], ["-DOTHER"]) not in (first, second)
+
+    @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "no checksum", "bad checksum"])
+    def test_repairs_itself(self, source: Path, damage: str) -> None:
+        path = _native.build([source])
+        content = path.read_bytes()
+        checksum = next(file for file in path.parent.iterdir() if file != path)
+        match damage:
+            case "truncate":
+                path.write_bytes(content[: len(content) // 2])
+            case "flip":
+                path.write_bytes(content[:100] + bytes((content[100] ^ 1,)) + content[101:])
+            case "empty":
+                path.write_bytes(b"")
+            case "no checksum":
+                checksum.unlink()
+            case _:
+                checksum.write_bytes(b"\xff\xfe")
+        assert _native.build([source]) == path
+        assert answer_of(path) == 42
+        assert sorted(file.name for file in path.parent.iterdir()) == sorted((path.name, checksum.name))
+
+    def test_load_builds_what_the_loader_refuses(self, source: Path) -> None:
+        """A file that is whole by its checksum and yet no library, as after a build on another system."""
+        path = _native.build([source])
+        path.write_bytes(b"not a library")
+        checksum = next(file for file in path.parent.iterdir() if file != path)
+        digest = subprocess.run(["sha256sum", str(path)], capture_output=True, check=True, text=True).stdout.split()[0]
+        checksum.write_text(digest + "\n")
+        library = _native.load([source])
+        library.answer.restype = ctypes.c_int
+        assert library.answer() == 42
+
+    def test_compiler_error_is_one_line(self, source: Path) -> None:
+        source.write_text("int answer(void) { return nonsense; }\n")
+        with pytest.raises(EngineBuildError, match="nonsense") as caught:
+            _native.build([source])
+        assert "\n" not in str(caught.value)
+
+    def test_no_compiler(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CC", "no-such-compiler -m64")
+        with pytest.raises(EngineBuildError, match="no-such-compiler"):
+            _native.build([source])
+
+    def test_cache_cannot_be_written(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (source.parent / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(source.parent / "file"))
+        with pytest.raises(EngineBuildError, match="cannot build"):
+            _native.build([source])
+
+
+def test_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert _native.cache_dir() == tmp_path / ".cache" / "veil"
+
+
+@needs_compiler
+def test_rmp_under_sanitizers(tmp_path: Path) -> None:
+    """Random and hostile instructions on tables of exact size, with AddressSanitizer and UBSan watching."""
+    flags = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    flags += ["-fno-sanitize-recover=all", f"-I{_native.ENGINE_DIR}"]
+    probe = tmp_path / "probe.c"
+    probe.write_text("int main(void)\n{\n    return 0;\n}\n")
+    if subprocess.run(
+        ["cc", *flags, str(probe), "-o", str(tmp_path / "probe")], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("the C compiler has no sanitizer runtime (Debian: libasan, libubsan)")
+    binary = tmp_path / "driver"
+    sources = [str(DRIVER), str(_native.ENGINE_DIR / "rmp.c")]
+    subprocess.run(["cc", *flags, *sources, "-o", str(binary)], check=True)
+    result = subprocess.run([str(binary), "3000"], capture_output=True, check=False, text=True)
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result.stderr
