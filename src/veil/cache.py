@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from veil.errors import VeilError
@@ -152,10 +152,9 @@ class Cache:
 
     @staticmethod
     def _touch(place: Path) -> None:
-        try:
+        # A read-only cache still serves; only the order for pruning is lost.
+        with suppress(OSError):
             os.utime(place)
-        except OSError:
-            pass  # a read-only cache still serves; only the order for pruning is lost
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:

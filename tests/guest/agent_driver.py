@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Runs the guest agent as an ordinary process at the end of a socket pair."""
 
+import contextlib
 import select
 import socket
 import subprocess
@@ -90,10 +91,8 @@ class AgentProcess:
         self.unsent += self.connection.take()
         readable, writable, _ = select.select([self.socket], [self.socket] if self.unsent else [], [], timeout)
         if writable:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 self.unsent = self.unsent[self.socket.send(self.unsent) :]
-            except BlockingIOError:
-                pass
         if readable and read_at_most:
             data = self.socket.recv(read_at_most)
             assert data, "the agent has gone"

@@ -35,7 +35,9 @@ def test_environment_and_directory_are_as_asked(agent: AgentProcess, tmp_path: P
 
 def test_death_by_signal_is_told(agent: AgentProcess) -> None:
     result = agent.run("sh", "-c", "kill -SEGV $$")
-    assert result.exit.code is None and result.exit.signal == signal.SIGSEGV and result.exit.status == 128 + 11
+    assert result.exit.code is None
+    assert result.exit.signal == signal.SIGSEGV
+    assert result.exit.status == 128 + 11
 
 
 def test_signals_reach_the_whole_session(agent: AgentProcess) -> None:
@@ -55,24 +57,29 @@ def test_signal_right_after_start(agent: AgentProcess) -> None:
 @pytest.mark.parametrize(("command", "number"), [("no-such-program", errno.ENOENT), ("/etc/passwd", errno.EACCES)])
 def test_a_program_that_cannot_start(agent: AgentProcess, command: str, number: int) -> None:
     failure = agent.run(command).failure
-    assert failure.errno == number and command in failure.message
+    assert failure.errno == number
+    assert command in failure.message
 
 
 def test_a_directory_that_is_not_there(agent: AgentProcess) -> None:
     failure = agent.run("true", directory="/no/such/place").failure
-    assert failure.errno == errno.ENOENT and "/no/such/place" in failure.message
+    assert failure.errno == errno.ENOENT
+    assert "/no/such/place" in failure.message
 
 
 def test_background_children_do_not_hold_a_job(agent: AgentProcess) -> None:
     start = time.monotonic()
     result = agent.run("sh", "-c", "sleep 30 & echo done")
-    assert result.stdout == b"done\n" and time.monotonic() - start < 20
+    assert result.stdout == b"done\n"
+    assert time.monotonic() - start < 20
 
 
 def test_hundred_megabytes_out(agent: AgentProcess) -> None:
     job = agent.start("sh", "-c", "head -c 104857600 /dev/zero | tr '\\0' x; echo end >&2")
     result = agent.finish(job, read_at_most=1 << 20)
-    assert len(result.stdout) == 100 * MIB and result.stdout.count(b"x") == 100 * MIB and result.stderr == b"end\n"
+    assert len(result.stdout) == 100 * MIB
+    assert result.stdout.count(b"x") == 100 * MIB
+    assert result.stderr == b"end\n"
 
 
 def test_large_binary_through_both_ways(agent: AgentProcess) -> None:
@@ -172,8 +179,10 @@ def test_terminal(agent: AgentProcess) -> None:
     agent.connection.write(job, b"typed\n")
     agent.connection.end(job)
     result = agent.finish(job)
-    assert result.exit.code == 0 and b"/dev/pts/" in result.stdout
-    assert result.stdout.count(b"typed") == 2 and not result.stderr  # the echo, and cat's
+    assert result.exit.code == 0
+    assert b"/dev/pts/" in result.stdout
+    assert result.stdout.count(b"typed") == 2
+    assert not result.stderr
 
 
 def test_terminal_interrupt(agent: AgentProcess) -> None:
@@ -192,9 +201,11 @@ def test_put_and_get(agent: AgentProcess, tmp_path: Path) -> None:
     data = os.urandom(3 * MIB + 17)
     path = tmp_path / "a/b/file"
     assert agent.put(path, data, 0o751).exit.code == 0
-    assert path.read_bytes() == data and path.stat().st_mode & 0o7777 == 0o751
+    assert path.read_bytes() == data
+    assert path.stat().st_mode & 0o7777 == 0o751
     got = agent.get(path)
-    assert got.stdout == data and got.info is not None
+    assert got.stdout == data
+    assert got.info is not None
     assert (got.info.mode, got.info.size) == (0o751, len(data))
     assert got.info.modified_ns == path.stat().st_mtime_ns
     assert [item.name for item in path.parent.iterdir()] == ["file"]
@@ -204,12 +215,14 @@ def test_put_through_a_link(agent: AgentProcess, tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
     agent.put(tmp_path / "link", b"new")
-    assert (tmp_path / "real").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_empty_file(agent: AgentProcess, tmp_path: Path) -> None:
     agent.put(tmp_path / "empty", b"")
-    assert agent.get(tmp_path / "empty").stdout == b"" and (tmp_path / "empty").stat().st_size == 0
+    assert agent.get(tmp_path / "empty").stdout == b""
+    assert (tmp_path / "empty").stat().st_size == 0
 
 
 def test_files_without_a_size(agent: AgentProcess) -> None:
@@ -303,4 +316,5 @@ def test_frame_types_agree_with_the_agent(agent_path: Path) -> None:
     names = [line.strip().split(" ")[0].rstrip(",") for line in body.splitlines() if "HOST_" in line]
     ours = [f"FROM_HOST_{kind.name}" for kind in HostFrame] + [f"TO_HOST_{kind.name}" for kind in AgentFrame]
     assert names == ours
-    assert list(HostFrame) == list(range(1, 11)) and list(AgentFrame) == list(range(64, 73))
+    assert list(HostFrame) == list(range(1, 11))
+    assert list(AgentFrame) == list(range(64, 73))

@@ -210,7 +210,7 @@ class AgentConnection:
         directory: str = "/",
         terminal: Terminal | None = None,
     ) -> int:
-        """Start a command; its environment is exactly `environment`, and its PATH is where the program is looked for."""
+        """Start a command. Its environment is exactly `environment`, whose PATH is where the program is looked for."""
         if not arguments:
             raise ValueError("a command needs a program")
         strings = [directory, *arguments, *(f"{name}={value}" for name, value in environment.items())]

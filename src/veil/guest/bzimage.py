@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Take the ELF kernel out of a bzImage (Linux Documentation/arch/x86/boot.rst, 'Details of Header Fields').
 
-The kernel's own decompressor would need ten seconds of emulated time at every boot; done here it costs half a second, once.
+The kernel's own decompressor would need ten seconds of emulated time at every boot; done here it costs half a second,
+once.
 """
 
 import bz2
@@ -25,7 +26,7 @@ _LZ4_BLOCK = 8 << 20
 
 def is_bzimage(data: bytes) -> bool:
     """Whether the header of the Linux boot protocol is there."""
-    return len(data) >= 0x260 and data[_HEADER_MAGIC : _HEADER_MAGIC + 4] == b"HdrS" and data[0x1FE:0x200] == b"\x55\xaa"
+    return len(data) >= 0x260 and data[0x1FE:0x200] + data[_HEADER_MAGIC : _HEADER_MAGIC + 4] == b"\x55\xaaHdrS"
 
 
 def bzimage_release(data: bytes) -> str | None:
@@ -48,7 +49,8 @@ def extract_vmlinux(data: bytes, name: str) -> bytes:
     start = (sectors + 1) * 512 + offset
     payload = data[start : start + length]
     if length < 8 or len(payload) != length:
-        raise GuestImageError(f"{name}: the bzImage is cut short ({len(data)} bytes, its payload ends at {start + length})")
+        end = start + length
+        raise GuestImageError(f"{name}: the bzImage is cut short ({len(data)} bytes, its payload ends at {end})")
     decompress = _decompressor(payload)
     if decompress is None:
         raise GuestImageError(f"{name}: unknown kernel compression (payload starts with {payload[:6].hex(' ')})")

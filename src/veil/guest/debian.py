@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fetch and unpack Debian packages as an ordinary user.
 
-`apt-get download` needs no privilege, but package lists do: where the system's are missing or outdated, lists of our own
-are kept in the cache. Nothing is installed. apt checks each download against the signed lists.
+`apt-get download` needs no privilege, but package lists do: where the system's are missing or outdated, lists of our
+own are kept in the cache. Nothing is installed. apt checks each download against the signed lists.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -110,7 +111,7 @@ class Apt:
 
     def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:
         if any(text in done.stderr for text in _NO_SPACE):
-            raise cache_error(OSError(28, "No space left on device"), self._cache.root, package)
+            raise cache_error(OSError(errno.ENOSPC, "No space left on device"), self._cache.root, package)
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

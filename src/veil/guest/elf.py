@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Read an ELF64 kernel: what to load where, and where it starts (System V gABI, 'Object Files')."""
 
+import itertools
 import struct
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ def parse_kernel(data: bytes, name: str) -> ElfKernel:
     segments.sort(key=lambda segment: segment.address)
     if not segments:
         raise GuestImageError(f"{name}: an ELF file without loadable segments")
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in itertools.pairwise(segments):
         if before.address + before.size > after.address:
             raise GuestImageError(f"{name}: its ELF segments overlap at {after.address:#x}")
     return ElfKernel(_physical_entry(entry, segments, name), tuple(segments))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The initramfs: Debian's static busybox, the agent as process 1, and kernel modules if asked for.
 
-The archive is the 'newc' cpio format (Linux Documentation/driver-api/early-userspace/buffer-format.rst), not compressed:
-loading a few more megabytes costs the host nothing, decompressing them costs the guest emulated time. The same inputs
-give the same bytes, since the archive is measured at launch.
+The archive is in the 'newc' cpio format (Linux Documentation/driver-api/early-userspace/buffer-format.rst), not
+compressed: loading a few more megabytes costs the host nothing, decompressing them costs the guest emulated time. The
+same inputs give the same bytes, since the archive is measured at launch.
 """
 
 import stat
@@ -131,7 +131,9 @@ def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
     if not modules:
         return {}
     if tree is None:
-        raise GuestImageError("kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE or modules/)")
+        raise GuestImageError(
+            "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
+        )
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in modules)}
     collected = collect_modules(tree, list(parameters))
     nodes = {f"{_MODULES}.d/{name}.ko": Node.file(data) for name, data in collected}

@@ -28,7 +28,9 @@ def collect_modules(tree: Path, names: list[str]) -> list[tuple[str, bytes]]:
     return list(done.items())
 
 
-def _visit(name: str, index: dict[str, Path], builtin: set[str], done: dict[str, bytes], above: tuple[str, ...]) -> None:
+def _visit(
+    name: str, index: dict[str, Path], builtin: set[str], done: dict[str, bytes], above: tuple[str, ...]
+) -> None:
     if name in done or name in builtin or name in above:
         return
     path = index.get(name)

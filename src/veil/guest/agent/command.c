@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +123,7 @@ static _Noreturn void become_program(const struct program *program, const int en
 {
 	struct exec_report report = { 0 };
 	struct sigaction ordinary = { .sa_handler = SIG_DFL };
+	const struct sched_param no_priority = { 0 };
 	sigset_t none;
 	int moved[3];
 
@@ -129,6 +131,7 @@ static _Noreturn void become_program(const struct program *program, const int en
 		sigaction(number, &ordinary, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	sched_setscheduler(0, SCHED_OTHER, &no_priority);
 	setsid();
 	if (pty)
 		ioctl(ends[0], TIOCSCTTY, 0);

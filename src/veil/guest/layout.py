@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where everything lies in guest-physical memory.
+
+0x00001000  GDT, boot_params, command line, CC blob, page tables   used until the kernel has its own
+0x0009f000  .. 1 MiB       reserved: nothing of ours, the kernel looks for firmware tables there
+0x00100000  ACPI tables    (e820 type 3: in 'reserved' memory Linux would map them shared)
+0x00108000  secrets page, CPUID page, calling area of the boot VCPU   (e820 'reserved')
+0x01000000  the kernel, where it is linked to run (KASLR needs the decompressor, which does not run)
+   ..       free
+ top - m - i  initramfs
+ top - m      the monitor's region, if there is a monitor
+0xc0000000  .. 4 GiB       no memory: PCI BARs, the local APIC at 0xfee00000
+0x100000000 memory beyond 3 GiB
+"""
+
+from dataclasses import dataclass
+
+from veil.guest.errors import GuestImageError
+
+PAGE = 0x1000
+HUGE_PAGE = 0x200000
+MIB = 1 << 20
+GIB = 1 << 30
+
+GDT = 0x1000
+BOOT_PARAMS = 0x2000
+COMMAND_LINE = 0x3000
+SETUP_DATA = 0x4000  # with the CC blob behind it
+STACK = 0x5000
+PAGE_TABLES = 0x6000  # PML4, PDPT, four page directories
+LOW_END = 0x9F000
+ONE_MIB = 0x100000
+ACPI_TABLES = 0x100000
+ACPI_SIZE = 0x8000
+SECRETS = 0x108000
+CPUID = 0x109000
+CALLING_AREA = 0x10A000
+FIRMWARE_END = 0x110000
+
+MMIO_HOLE = 0xC0000000
+MMIO_HOLE_END = 1 << 32
+LOCAL_APIC = 0xFEE00000
+
+MAX_MEMORY = 64 * GIB
+# What a 6.12 kernel needs free beside itself to come up and run a few commands.
+_WORKING_SET = 40 * MIB
+
+
+@dataclass(frozen=True)
+class Range:
+    """Guest-physical addresses from `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self.end - self.start
+
+    def overlaps(self, other: "Range") -> bool:
+        """Whether an address lies in both."""
+        return self.start < other.end and other.start < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:#x}-{self.end:#x}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places that depend on what is booted; the others are this module's constants."""
+
+    memory: int
+    kernel: Range
+    initrd: Range
+    monitor: Range | None
+
+    @property
+    def ram(self) -> tuple[Range, ...]:
+        """All memory of the machine, with the MMIO hole left out."""
+        if self.memory <= MMIO_HOLE:
+            return (Range(0, self.memory),)
+        return (Range(0, MMIO_HOLE), Range(MMIO_HOLE_END, MMIO_HOLE_END + self.memory - MMIO_HOLE))
+
+    @property
+    def guest_ram(self) -> tuple[Range, ...]:
+        """The memory without the monitor's region: what the kernel must find validated and open to its VMPL."""
+        if self.monitor is None:
+            return self.ram
+        low, *high = self.ram
+        pieces = (Range(low.start, self.monitor.start), Range(self.monitor.end, low.end))
+        return (*(piece for piece in pieces if piece.size), *high)
+
+    @property
+    def top(self) -> int:
+        """The end of the guest-physical address space, holes included."""
+        return self.ram[-1].end
+
+
+def address_space(memory: int) -> int:
+    """The end of the guest-physical addresses of a machine with so much memory (RMP and memory maps are that long)."""
+    return memory if memory <= MMIO_HOLE else memory + MMIO_HOLE_END - MMIO_HOLE
+
+
+def plan_layout(memory: int, kernel: Range, initrd_size: int, monitor_size: int = 0) -> Layout:
+    """Lay out a guest of `memory` bytes; `monitor_size` 0 means that there is no monitor."""
+    if memory % HUGE_PAGE or memory <= 0:
+        raise GuestImageError(f"the memory size must be a multiple of 2 MiB, not {memory} bytes")
+    if memory > MAX_MEMORY:
+        raise GuestImageError(f"too much memory: {_mib(memory)}, at most {_mib(MAX_MEMORY)} are supported")
+    monitor_size = _up(monitor_size, HUGE_PAGE)
+    needed = _up(kernel.end + _up(initrd_size, PAGE) + monitor_size + _WORKING_SET, HUGE_PAGE)
+    if memory < needed:
+        with_monitor = f", a monitor of {_mib(monitor_size)}" if monitor_size else ""
+        raise GuestImageError(
+            f"too little memory: {_mib(memory)}; this kernel, an initramfs of {_mib(initrd_size)}{with_monitor}"
+            f" need at least {_mib(needed)}"
+        )
+    if kernel.start < FIRMWARE_END:
+        raise GuestImageError(f"the kernel wants to lie at {kernel.start:#x}, where the boot data is")
+    top = min(memory, MMIO_HOLE) - monitor_size
+    initrd_start = (top - initrd_size) & -PAGE
+    return Layout(
+        memory,
+        kernel,
+        Range(initrd_start, initrd_start + initrd_size),
+        Range(top, top + monitor_size) if monitor_size else None,
+    )
+
+
+def _up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // MIB)} MiB"

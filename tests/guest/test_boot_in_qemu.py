@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The boot data, the initramfs and the agent, tried on another machine than ours: QEMU."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from veil.cache import Cache
+from veil.guest.cmdline import command_line
+from veil.guest.initramfs import build_initramfs
+from veil.guest.kernel import debian_kernel
+from veil.guest.linux_boot import prepare_linux
+
+from .agent_driver import Collected
+from .qemu_guest import missing_tools, qemu_guest
+
+pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils are needed")
+
+MODULES = ["configfs", "tsm"]
+
+
+@pytest.mark.parametrize(("memory", "vcpus"), [(256, 1), (4096, 2)])
+def test_stock_kernel_boots_from_our_data(tmp_path: Path, memory: int, vcpus: int) -> None:
+    cache = Cache()
+    kernel = debian_kernel(cache)
+    initrd = build_initramfs(cache, module_tree=kernel.modules, modules=MODULES)
+    # QEMU's clock runs at another rate than ours: what says so is overridden.
+    text = command_line("loglevel=7")
+    words = [word for word in text.split() if not word.startswith(("tsc", "lpj"))]
+    boot = prepare_linux(
+        kernel.load(), initrd, " ".join(words), memory=memory << 20, vcpus=vcpus, monitor_size=16 << 20, c_bit=None
+    )
+    with qemu_guest(boot, tmp_path, vcpus=vcpus) as guest:
+        start = time.monotonic()
+        guest.open(nonce=0x5EED)
+        print("ready after", time.monotonic() - start)
+        script = "uname -r; nproc; cut -d' ' -f1 /proc/modules; cat /proc/cmdline; grep MemTotal /proc/meminfo"
+        result = guest.run("sh", "-c", script)
+        release, processors, *modules, line, total = result.stdout.decode().splitlines()
+        assert (release, processors, line) == (kernel.release, str(vcpus), boot.command_line)
+        assert sorted(modules) == sorted(MODULES)
+        assert int(total.split()[1]) > (memory * 0.96 - 90) * 1024
+        warnings = guest.run("dmesg", "-r").stdout.decode()
+        assert "Call Trace" not in warnings
+        print(warnings)
+        data = os.urandom(5_000_000)
+        assert guest.put(Path("/root/dir/file"), data).exit.code == 0
+        assert guest.get("/root/dir/file").stdout == data
+        job = guest.connection.run(["poweroff"], environment={"PATH": "/sbin:/bin"})
+        guest.jobs[job] = Collected()
+        for _ in range(2):
+            guest.step()
+        assert guest.process.wait(30) == 0
+    assert "reboot: Power down" in (tmp_path / "console").read_text()
