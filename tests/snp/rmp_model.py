@@ -181,8 +181,6 @@ class Model:
             return "FAIL_PERMISSION"
         if not record.large:
             return "FAIL_INPUT"
-        if self._busy(page, True):
-            return "FAIL_INUSE"
         for number in range(page, page + 512):
             self.pages[number] = copy.deepcopy(record)
             self.pages[number].large = False

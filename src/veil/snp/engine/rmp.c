@@ -214,8 +214,7 @@ uint32_t veil_psmash(veil_rmp *rmp, uint64_t gpa)
         return VEIL_RMP_FAIL_PERMISSION;
     if (!(entries->flags & VEIL_RMP_SIZE_2M))
         return VEIL_RMP_FAIL_INPUT;
-    if (holds_running_vmsa(rmp, page, 1))
-        return VEIL_RMP_FAIL_INUSE;
+    // No VMSA can be in use here: those have 4 KiB entries.
     entries->flags &= (uint8_t)~VEIL_RMP_SIZE_2M;
     for (i = 1; i < PAGES_2M; i++)
         entries[i] = entries[0];
