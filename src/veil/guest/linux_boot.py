@@ -127,7 +127,7 @@ def prepare_linux(
         _region(at.BOOT_PARAMS, _boot_params(kernel, plan, len(command_line.encode()), rsdp, encrypted), "boot_params"),
         _region(at.COMMAND_LINE, check_command_line(command_line).encode() + b"\0", "command line"),
         _region(at.STACK, b"\0", "stack"),
-        _region(at.PAGE_TABLES, _page_tables(c_bit), "page tables"),
+        _region(at.PAGE_TABLES, _page_tables(c_bit, plan.top), "page tables"),
         _region(at.ACPI_TABLES, acpi, "acpi"),
         *(_region(piece.address, piece.data, "kernel") for piece in kernel.segments if piece.data),
         *([_region(plan.initrd.start, initrd, "initramfs")] if initrd else []),
@@ -184,13 +184,13 @@ def _gdt() -> bytes:
     return struct.pack("<4Q", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 
 
-def _page_tables(c_bit: int | None) -> bytes:
-    """An identity map of the first 4 GiB by 2 MiB pages. All private: the C-bit stands in the leaves, and, as tables
+def _page_tables(c_bit: int | None, top: int) -> bytes:
+    """An identity map of all memory, and at least of the first 4 GiB, by 2 MiB pages. All private: the C-bit stands in the leaves, and, as tables
     are read as private anyway, harmlessly in the entries that lead to them."""
     mask = 0 if c_bit is None else 1 << c_bit
     link = _PRESENT | _WRITABLE | _ACCESSED | mask
     leaf = link | _DIRTY | _LARGE
-    directories = 4
+    directories = max(4, -(-top // at.GIB))
     tables = [[at.PAGE_TABLES + PAGE | link]]
     tables.append([at.PAGE_TABLES + (2 + number) * PAGE | link for number in range(directories)])
     for number in range(directories):

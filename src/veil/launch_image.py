@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The launch image: every page that the secure processor loads and measures, in order (docs/architecture.md, "Boot")."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from veil.guest import layout as guest_layout
+from veil.guest.elf import ElfKernel
+from veil.guest.firmware import accept_memory
+from veil.guest.linux_boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
+from veil.guest.linux_boot import RegionKind as GuestKind
+from veil.host import LaunchRegion, RegionKind
+from veil.monitor import MonitorParameters
+from veil.snp.cpuid import CpuidEntryValues
+from veil.snp.hosted import hosted_header, pack_sources
+from veil.snp.layouts import Vmsa, VmsaSegment
+from veil.snp.secure_processor import launch_digest
+
+__all__ = ["MONITOR_SIZE", "LaunchImage", "build_image"]
+
+_PAGE = 4096
+_MIB = 1 << 20
+#: 2 MiB for VeilMon, 2 MiB for the services
+MONITOR_SIZE = 4 * _MIB
+_SERVICES_SIZE = 2 * _MIB
+
+_ENTRY = "veil.monitor:VeilMon"
+_PACKAGES = ("veil.monitor",)
+
+# Offsets in the monitor's region.
+_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GHCB, _GUEST_VMSA, _VMSAS = (
+    number * _PAGE for number in range(9)
+)
+_ARCHIVE = 0x50000
+
+_SEV_FEATURES = 1  # SNP active
+_SVME = 1 << 12
+
+
+@dataclass(frozen=True)
+class LaunchImage:
+    """What the host launches."""
+
+    regions: tuple[LaunchRegion, ...]
+    monitor: tuple[int, int] | None
+    """(GPA, size) of the monitor's and the services' region."""
+    command_line: str
+
+    def digest(self) -> bytes:
+        """The launch digest that a guest with this image reports (48 bytes), computed without launching."""
+        return launch_digest(
+            (region.gpa, region.data.ljust(region.length, b"\0"), int(region.kind)) for region in self.regions
+        )
+
+
+def build_image(
+    kernel: ElfKernel,
+    initramfs: bytes,
+    command_line: str,
+    *,
+    memory: int,
+    vcpus: int,
+    monitor: bool,
+    cpuid: Sequence[CpuidEntryValues],
+) -> LaunchImage:
+    """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0."""
+    linux = prepare_linux(
+        kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=MONITOR_SIZE if monitor else 0
+    )
+    table = _cpuid_page(cpuid)
+    regions = [_guest_region(region.gpa, region.data, region.kind, table) for region in linux.regions]
+    if linux.layout.monitor is None:
+        loader = _accept_region(linux, regions)
+        regions.append(loader)
+        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
+        regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, vcpu=0, vmpl=0))
+        return LaunchImage(tuple(regions), None, command_line)
+    base = linux.layout.monitor.start
+    regions += _monitor_regions(linux, base, vcpus, table, regions)
+    return LaunchImage(tuple(regions), (base, MONITOR_SIZE), command_line)
+
+
+def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
+    """The kernel expects all memory validated; without a monitor a few instructions before it see to that."""
+    own = guest_layout.CALLING_AREA + _PAGE
+    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CALLING_AREA, 2 * _PAGE)])
+    free: list[tuple[int, int]] = []
+    for piece in linux.layout.ram:
+        at = piece.start
+        for gpa, size in taken:
+            if piece.start <= gpa < piece.end:
+                if gpa > at:
+                    free.append((at, gpa))
+                at = gpa + size
+        if at < piece.end:
+            free.append((at, piece.end))
+    return LaunchRegion(own, RegionKind.NORMAL, accept_memory(free, linux.registers.rip))
+
+
+def _guest_region(gpa: int, data: bytes, kind: GuestKind, table: bytes) -> LaunchRegion:
+    if kind == GuestKind.SECRETS:
+        return LaunchRegion(gpa, RegionKind.SECRETS, size=_PAGE)
+    if kind == GuestKind.CPUID:
+        return LaunchRegion(gpa, RegionKind.CPUID, table)
+    if kind == GuestKind.ZERO:
+        return LaunchRegion(gpa, RegionKind.ZERO, size=len(data))
+    return LaunchRegion(gpa, RegionKind.NORMAL, data)
+
+
+def _monitor_regions(
+    linux: LinuxBoot, base: int, vcpus: int, table: bytes, guest: Sequence[LaunchRegion]
+) -> list[LaunchRegion]:
+    archive = pack_sources(_PACKAGES)
+    size = ctypes.sizeof(MonitorParameters)
+    pieces: list[LaunchRegion] = [
+        LaunchRegion(
+            base + _HEADER,
+            RegionKind.NORMAL,
+            hosted_header(_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
+        ),
+        LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3)),
+        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=_PAGE),
+        LaunchRegion(base + _CPUID, RegionKind.CPUID, table),
+        LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive),
+    ]
+    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), vcpu=0, vmpl=0)
+    launched = _merge(
+        [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, _PAGE)]
+    )
+    parameters = MonitorParameters.make(
+        vcpus=vcpus,
+        ram=[(piece.start, piece.size) for piece in linux.layout.ram],
+        launched=launched,
+        monitor=(base, MONITOR_SIZE - _SERVICES_SIZE),
+        services=(base + MONITOR_SIZE - _SERVICES_SIZE, _SERVICES_SIZE),
+        header_gpa=base + _HEADER,
+        secrets_gpa=base + _SECRETS,
+        cpuid_gpa=base + _CPUID,
+        ghcb_gpa=base + _GHCB,
+        monitor_vmsas_gpa=base + _VMSAS,
+        template_gpa=base + _TEMPLATE,
+        guest_vmsa_gpa=base + _GUEST_VMSA,
+        guest_secrets_gpa=linux.secrets,
+        guest_cpuid_gpa=linux.cpuid,
+        guest_caa_gpa=linux.calling_area,
+    )
+    pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters)))
+    return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for gpa, size in sorted(ranges):
+        if merged and merged[-1][0] + merged[-1][1] == gpa:
+            merged[-1] = (merged[-1][0], merged[-1][1] + size)
+        else:
+            merged.append((gpa, size))
+    return merged
+
+
+def _cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
+    """56860, table "CPUID Function" page."""
+    body = b"".join(
+        struct.pack("<2I2Q4IQ", item.leaf, item.subleaf, 0, 0, item.eax, item.ebx, item.ecx, item.edx, 0)
+        for item in entries
+    )
+    return (struct.pack("<IIQ", len(entries), 0, 0) + body).ljust(_PAGE, b"\0")
+
+
+def _segment(state: SegmentState) -> VmsaSegment:
+    return VmsaSegment(state.selector, state.attributes, state.limit, state.base)
+
+
+def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
+    vmsa = Vmsa(vmpl=vmpl, sev_features=_SEV_FEATURES)
+    vmsa.cs = _segment(registers.cs)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(vmsa, name, _segment(registers.data))
+    for name in ("gdtr", "idtr", "ldtr", "tr"):
+        setattr(vmsa, name, _segment(getattr(registers, name)))
+    for name in (
+        "rip", "rsi", "rsp", "cr3", "cr0", "cr4", "efer", "rflags", "dr6", "dr7", "g_pat", "xcr0", "mxcsr",
+    ):  # fmt: skip
+        setattr(vmsa, name, getattr(registers, name))
+    vmsa.x87_fcw, vmsa.x87_ftw = registers.fcw, registers.ftw
+    return bytes(vmsa).ljust(_PAGE, b"\0")
+
+
+def _monitor_vmsa(header_gpa: int) -> bytes:
+    """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
+    vmsa = Vmsa(
+        vmpl=0, sev_features=_SEV_FEATURES, rip=header_gpa, efer=_SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0, dr7=0x400,
+        g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
+    )  # fmt: skip
+    return bytes(vmsa).ljust(_PAGE, b"\0")
