@@ -46,6 +46,14 @@ def test_commands_in_the_order_of_the_image() -> None:
     assert (vcpu.vmpl, vcpu.state) == (0, RunState.RUNNABLE)
 
 
+def test_large_zero_region_in_pieces() -> None:
+    machine = FakeMachine()
+    host(machine).launch([VMSA_REGION, LaunchRegion(0x2000, RegionKind.ZERO, size=MEMORY - 0x2000)])
+    updates = [command for command in machine.secure_processor.log if command[0] == "update"]
+    assert [gpa for _, gpa, *_ in updates] == [0x2000, 0x20_2000]
+    assert sum(size for _, _, size, *_ in updates) == MEMORY - 0x2000
+
+
 def test_other_vcpus_wait_for_sipi() -> None:
     guest = host(FakeMachine(), 2)
     guest.launch([VMSA_REGION, LaunchRegion(0x2000, RegionKind.VMSA, b"v", vcpu=1)])

@@ -8,7 +8,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veil.host import GuestPanic
+from veil.host import GuestPanic, GuestReset, MalformedGhcb, TripleFault
 from veil.host.panic import PanicWatcher
 
 REPORT = (
@@ -35,6 +35,17 @@ def test_reason_is_known_before_the_end() -> None:
     watcher = PanicWatcher(lambda error: None)
     watcher.feed(REPORT[: REPORT.index(b"\n") + 1])
     assert watcher.reason == "VFS: Unable to mount root fs"
+
+
+def test_explains_the_reset_after_a_panic() -> None:
+    """`panic=-1` resets before the report's last line."""
+    watcher = PanicWatcher(lambda error: None)
+    reset, lost = GuestReset("reset"), MalformedGhcb("lost", vcpu=0, vmpl=3)
+    assert watcher.explain(reset) is reset
+    watcher.feed(REPORT[: REPORT.index(b"\n") + 1])
+    assert "Unable to mount root fs" in str(watcher.explain(reset))
+    assert isinstance(watcher.explain(TripleFault(vcpu=0, vmpl=3)), GuestPanic)
+    assert watcher.explain(lost) is lost
 
 
 @given(st.binary(max_size=3000))

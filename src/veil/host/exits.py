@@ -26,7 +26,7 @@ def _vmgexit(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
     msr: int = context.vmcb.ghcb_gpa
     if msr & INFO_MASK:
         handle_ghcb_msr(host, vcpu, context)
-    elif host.in_ram(msr, PAGE_4K) and msr:
+    elif msr == context.ghcb or (msr and host.in_ram(msr, PAGE_4K)):
         handle_ghcb_page(host, vcpu, context)
     else:
         raise MalformedGhcb(

@@ -108,6 +108,14 @@ def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterab
                 _rmpupdate(view, first, PageSize.SIZE_4K, (gpa - first) // PAGE_4K)
 
 
+def _load_zeros(processor: SecureProcessor, region: LaunchRegion) -> None:
+    """In pieces: without a monitor, a region of zeros may be all of the guest's RAM."""
+    end = region.gpa + region.length
+    for gpa in range(region.gpa, end, PAGE_2M):
+        size = min(PAGE_2M, end - gpa)
+        processor.launch_update(gpa, bytes(size), RegionKind.ZERO, vmpl_perms=region.permissions)
+
+
 def load_image(
     view: HostMemory,
     processor: SecureProcessor,
@@ -124,6 +132,9 @@ def load_image(
     try:
         processor.launch_start(policy)
         for region in regions:
+            if region.kind == RegionKind.ZERO:
+                _load_zeros(processor, region)
+                continue
             data = region.data.ljust(region.length, b"\0")
             if region.kind == RegionKind.VMSA:
                 processor.launch_update_vmsa(region.gpa, data)

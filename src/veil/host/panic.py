@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.host.errors import GuestPanic
+from veil.host.errors import GuestHung, GuestPanic, GuestReset, HostError, TripleFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,12 @@ class PanicWatcher:
             self._line.clear()
         self._extend(rest)
 
+    def explain(self, error: HostError) -> HostError:
+        """The panic behind the end of a guest that resets, faults or halts after one; else the error itself."""
+        if self.reason is None or not isinstance(error, GuestReset | TripleFault | GuestHung):
+            return error
+        return self._panic()
+
     def _extend(self, part: bytes) -> None:
         self._line += part[: _LINE_LIMIT - len(self._line)]
 
@@ -51,5 +57,8 @@ class PanicWatcher:
         if self._done:
             return
         self._done = True
+        self._stop(self._panic())
+
+    def _panic(self) -> GuestPanic:
         reason = self.reason or "no reason on the console"
-        self._stop(GuestPanic(f"the guest's kernel panicked: {reason}; its report is on the console"))
+        return GuestPanic(f"the guest's kernel panicked: {reason}; its report is on the console")
