@@ -21,11 +21,11 @@ pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils
 MODULES = ["configfs", "tsm"]
 
 
-@pytest.mark.parametrize(("memory", "vcpus"), [(256, 1), (4096, 2)])
-def test_stock_kernel_boots_from_our_data(tmp_path: Path, memory: int, vcpus: int) -> None:
+@pytest.mark.parametrize(("series", "memory", "vcpus"), [("6.12", 256, 1), ("6.12", 4096, 2), ("6.1", 256, 1)])
+def test_stock_kernel_boots_from_our_data(tmp_path: Path, series: str, memory: int, vcpus: int) -> None:
     cache = Cache()
-    kernel = debian_kernel(cache)
-    initrd = build_initramfs(cache, module_tree=kernel.modules, modules=MODULES)
+    kernel = debian_kernel(cache, series)
+    initrd = build_initramfs(cache, module_tree=kernel.modules, modules=MODULES if series != "6.1" else [])
     # QEMU's clock runs at another rate than ours: what says so is overridden.
     text = command_line("loglevel=7")
     words = [word for word in text.split() if not word.startswith(("tsc", "lpj"))]
@@ -40,7 +40,7 @@ def test_stock_kernel_boots_from_our_data(tmp_path: Path, memory: int, vcpus: in
         result = guest.run("sh", "-c", script)
         release, processors, *modules, line, total = result.stdout.decode().splitlines()
         assert (release, processors, line) == (kernel.release, str(vcpus), boot.command_line)
-        assert sorted(modules) == sorted(MODULES)
+        assert set(modules) >= {name for name in MODULES if series != "6.1"}
         assert int(total.split()[1]) > (memory * 0.96 - 90) * 1024
         warnings = guest.run("dmesg", "-r").stdout.decode()
         assert "Call Trace" not in warnings

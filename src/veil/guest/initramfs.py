@@ -16,8 +16,11 @@ from veil.cache import Cache, cache_key
 from veil.guest.agent_build import build_agent
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
-from veil.guest.modules import collect_modules
+from veil.guest.modules import collect_modules, present_modules
 
+# The agent's way out. Built into Debian's 6.12 cloud kernel, modules of its 6.1; a kernel without a module tree must
+# have them built in.
+_CHANNEL = ("virtio_pci", "virtio_console")
 _BUSYBOX = "busybox-static"
 _PACKAGES = "package"
 _DIRECTORIES = (
@@ -128,14 +131,17 @@ def _applets(busybox: Path) -> list[str]:
 
 
 def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
-    if not modules:
-        return {}
     if tree is None:
+        if not modules:
+            return {}
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
-    parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in modules)}
+    wanted = [*present_modules(tree, _CHANNEL), *modules]
+    parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}
     collected = collect_modules(tree, list(parameters))
+    if not collected:
+        return {}
     nodes = {f"{_MODULES}.d/{name}.ko": Node.file(data) for name, data in collected}
     lines = [f"/{_MODULES}.d/{name}.ko {parameters.get(name, '')}".rstrip() for name, _ in collected]
     nodes[_MODULES] = Node.file("".join(line + "\n" for line in lines).encode())

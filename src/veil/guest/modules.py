@@ -4,6 +4,7 @@
 import gzip
 import lzma
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import zstandard
@@ -20,12 +21,22 @@ def collect_modules(tree: Path, names: list[str]) -> list[tuple[str, bytes]]:
     Dependencies are read from the modules themselves (.modinfo 'depends'): a kernel package has no modules.dep.
     Algorithms that a module asks the kernel's crypto API for at run time stand in no 'depends': name them too.
     """
-    index = {_name(path): path for path in sorted(tree.rglob("*.ko*")) if _SUFFIX.search(path.name)}
+    index = _index(tree)
     builtin = _builtin(tree)
     done: dict[str, bytes] = {}
     for name in names:
         _visit(name.replace("-", "_"), index, builtin, done, ())
     return list(done.items())
+
+
+def present_modules(tree: Path, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are modules in this tree, and not built in or left out."""
+    index = _index(tree)
+    return [name for name in names if name in index]
+
+
+def _index(tree: Path) -> dict[str, Path]:
+    return {_name(path): path for path in sorted(tree.rglob("*.ko*")) if _SUFFIX.search(path.name)}
 
 
 def _visit(
