@@ -185,8 +185,8 @@ def _gdt() -> bytes:
 
 
 def _page_tables(c_bit: int | None, top: int) -> bytes:
-    """An identity map of all memory, and at least of the first 4 GiB, by 2 MiB pages. All private: the C-bit stands in the leaves, and, as tables
-    are read as private anyway, harmlessly in the entries that lead to them."""
+    """An identity map of all memory, and at least of the first 4 GiB, by 2 MiB pages. All private: the C-bit stands in
+    the leaves, and, as tables are read as private anyway, harmlessly in the entries that lead to them."""
     mask = 0 if c_bit is None else 1 << c_bit
     link = _PRESENT | _WRITABLE | _ACCESSED | mask
     leaf = link | _DIRTY | _LARGE
