@@ -60,7 +60,8 @@ class Machine:
     def _build(self, memory_size: int, memory: Memory, encryption: MemoryEncryption) -> None:
         self.memory_size = memory_size
         self.memory = memory
-        self.rmp = Rmp(memory.pages)
+        hole = range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE) if memory_size > LOW_MEMORY_END else range(0)
+        self.rmp = Rmp(memory.pages, hole=hole)
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
         low_end = min(memory_size, LOW_MEMORY_END)

@@ -17,13 +17,17 @@ struct operand {
     bool private_page;
 };
 
-/* rAX holds the page's virtual address; its low bits are ignored. May not return. */
+/* rAX holds the page's virtual address; its low bits are ignored. The privilege check comes before the translation:
+ * user code must not learn from a #PF what the kernel maps. May not return. */
 static struct operand page_operand(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
     struct operand operand;
     uint64_t address = env->hflags & HF_CS64_MASK ? env->regs[R_EAX] : (uint32_t)env->regs[R_EAX];
 
+    if (env->hflags & HF_CPL_MASK) {
+        raise_exception_err(env, EXCP0D_GPF, 0);
+    }
     if (!veil_translate(e, address & TARGET_PAGE_MASK, &operand.gpa, &operand.private_page)) {
         env->cr[2] = address & TARGET_PAGE_MASK;
         raise_exception_err(env, EXCP0E_PAGE, 0);

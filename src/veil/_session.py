@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands and files by way of the guest's agent: the protocol's engine, the channel's port, and the run loop."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from veil.errors import VeilError
+from veil.guest.agent_protocol import (
+    AgentConnection,
+    Event,
+    Exited,
+    Failed,
+    FileInfo,
+    Output,
+    Stream,
+    Terminal,
+)
+from veil.host import Hypervisor, RunResult
+from veil.host.devices import ConsolePort
+
+__all__ = ["AgentSession", "GuestCommandError"]
+
+_CHUNK = 64 * 1024
+#: Input that may wait in the host while the guest is slow.
+_BACKLOG = 256 * 1024
+_SIGKILL = 9
+
+
+class GuestCommandError(VeilError):
+    """The guest could not start a command, or not finish a copy; `errno` is the guest's."""
+
+    def __init__(self, message: str, errno: int) -> None:
+        self.errno = errno
+        super().__init__(message)
+
+
+class AgentSession:
+    """One session; one command or copy at a time."""
+
+    def __init__(self, hypervisor: Hypervisor, port: ConsolePort) -> None:
+        self._hypervisor = hypervisor
+        self._port = port
+        self._connection = AgentConnection()
+        self._events: deque[Event] = deque()
+        self._error: VeilError | None = None
+        port.on_data = self._received
+        port.on_open = self._opened
+
+    def open(self, nonce: int, entropy: bytes, *, timeout: float) -> bool:
+        """Say hello and run the guest until the agent answers; False if it does not in time."""
+        self._connection.hello(nonce, realtime_ns=time.time_ns(), entropy=entropy)
+        if self._port.open:
+            self._flush()
+        self._hypervisor.run(until=lambda: self._connection.ready or self._error is not None, timeout=timeout)
+        self._raise_error()
+        self._events.clear()
+        return self._connection.ready
+
+    def _opened(self, is_open: bool) -> None:
+        if is_open:
+            self._flush()
+
+    def _received(self, data: bytes) -> None:
+        try:
+            self._events.extend(self._connection.feed(data))
+        except VeilError as error:
+            # Raised in the run loop's caller, not in the device that brought the bytes.
+            self._error = error
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self._connection.take()
+        if data:
+            self._port.write(data)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # Jobs
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | Iterator[bytes] | None = None,
+        stdout: Callable[[bytes], None] | None = None,
+        stderr: Callable[[bytes], None] | None = None,
+        environment: Mapping[str, str],
+        directory: str = "/",
+        timeout: float | None = None,
+    ) -> tuple[bytes, bytes, int]:
+        """Run a command to its end: (stdout, stderr, exit status). Raises TimeoutError after killing it."""
+        collected: dict[Stream, list[bytes]] = {Stream.STDOUT: [], Stream.STDERR: []}
+        sinks = {
+            Stream.STDOUT: stdout or collected[Stream.STDOUT].append,
+            Stream.STDERR: stderr or collected[Stream.STDERR].append,
+        }
+        job = self.start(argv, environment=environment, directory=directory)
+        parts = iter([stdin] if isinstance(stdin, bytes) else stdin or [])
+        try:
+            status = self._finish(job, sinks, _chunks(parts), timeout)
+        except BaseException:
+            self._abandon(job)
+            raise
+        return b"".join(collected[Stream.STDOUT]), b"".join(collected[Stream.STDERR]), status
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: str = "/",
+        terminal: Terminal | None = None,
+    ) -> int:
+        """Start a command, on a terminal if one is given; returns its job number."""
+        job = self._connection.run(argv, environment=environment, directory=directory, terminal=terminal)
+        self._flush()
+        return job
+
+    def send(self, job: int, data: bytes) -> None:
+        """Input for a started command."""
+        self._connection.write(job, data)
+        self._flush()
+
+    def resize(self, job: int, terminal: Terminal) -> None:
+        """The size of a started command's terminal."""
+        self._connection.resize(job, terminal)
+        self._flush()
+
+    def events(self, job: int, timeout: float | None = None) -> Iterator[Event]:
+        """Run the guest and yield a job's events until it ends; raises TimeoutError."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if getattr(event, "job", None) != job:
+                    continue
+                yield event
+                if isinstance(event, Output):
+                    self._connection.acknowledge(event)
+                    self._flush()
+                if isinstance(event, Exited | Failed):
+                    return
+            self._raise_error()
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if self._wait(left) == RunResult.TIMEOUT:
+                raise TimeoutError(f"the guest was not done after {timeout:g} seconds")
+
+    def _wait(self, timeout: float | None) -> RunResult:
+        return self._hypervisor.run(until=lambda: bool(self._events) or self._error is not None, timeout=timeout)
+
+    def _finish(
+        self,
+        job: int,
+        sinks: Mapping[Stream, Callable[[bytes], object]],
+        source: Iterator[bytes],
+        timeout: float | None,
+    ) -> int:
+        self._supply(job, source)
+        for event in self.events(job, timeout):
+            if isinstance(event, Output):
+                sinks[event.stream](event.data)
+            elif isinstance(event, Exited):
+                return event.status
+            elif isinstance(event, Failed):
+                raise GuestCommandError(event.message, event.errno)
+        raise VeilError("the guest's agent ended a job without a word")
+
+    def _supply(self, job: int, source: Iterator[bytes]) -> None:
+        """Write input as the guest takes it, the run loop going on in between."""
+        for part in source:
+            self._connection.write(job, part)
+            self._flush()
+            while self._connection.unsent(job) + self._port.waiting > _BACKLOG and not self._has_ended(job):
+                if self._hypervisor.run(
+                    until=lambda: self._connection.unsent(job) + self._port.waiting <= _BACKLOG // 2
+                    or self._has_ended(job)
+                    or self._error is not None
+                    or len(self._events) > 64,
+                    timeout=60,
+                ) == RunResult.TIMEOUT or self._error is not None or len(self._events) > 64:
+                    break
+        self._connection.end(job)
+        self._flush()
+
+    def _has_ended(self, job: int) -> bool:
+        return any(isinstance(event, Exited | Failed) and event.job == job for event in self._events)
+
+    def _abandon(self, job: int) -> None:
+        with suppress(VeilError):
+            self._connection.signal(job, _SIGKILL)
+            self._flush()
+
+    # Files
+
+    def copy_in(self, source: Path, target: str) -> None:
+        """A file of the host's to the guest; it appears when it is complete."""
+        try:
+            with open(source, "rb") as stream:
+                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+                job = self._connection.put(target, mode)
+                self._finish(job, {}, iter(lambda: stream.read(_CHUNK), b""), None)
+        except OSError as error:
+            raise VeilError(f"cannot read {source}: {error.strerror}") from error
+
+    def copy_out(self, source: str, target: Path) -> None:
+        """A file of the guest's to the host; it appears when it is complete."""
+        job = self._connection.get(source)
+        self._flush()
+        mode = 0o644
+        try:
+            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".veil-", delete=False) as stream:
+                try:
+                    for event in self.events(job):
+                        if isinstance(event, FileInfo):
+                            mode = event.mode
+                        elif isinstance(event, Output):
+                            stream.write(event.data)
+                        elif isinstance(event, Failed):
+                            raise GuestCommandError(f"{source}: {event.message}", event.errno)
+                    # The guest's set-user-ID bits have no business here.
+                    os.fchmod(stream.fileno(), mode & 0o777)
+                    os.replace(stream.name, target)
+                except BaseException:
+                    with suppress(OSError):
+                        os.unlink(stream.name)
+                    raise
+        except OSError as error:
+            raise VeilError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    for part in parts:
+        for start in range(0, len(part), _CHUNK):
+            yield part[start : start + _CHUNK]

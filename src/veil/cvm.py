@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`ConfidentialVM`: silicon, host, monitor and guest tied together for users, tests and the command line.
+
+    with ConfidentialVM(memory="512M") as vm:
+        print(vm.run(["uname", "-a"]).stdout.decode())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veil._session import AgentSession
+from veil.cache import Cache, cache_key
+from veil.errors import VeilError
+from veil.guest.cmdline import command_line
+from veil.guest.initramfs import build_initramfs
+from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
+from veil.host import GuestReset, HostError, Hypervisor, PanicWatcher
+from veil.host.devices import Platform
+from veil.launch_image import LaunchImage, build_image
+from veil.snp.errors import SnapshotError, SnpError
+from veil.snp.machine import Machine
+
+__all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
+
+_SNAPSHOTS = "snapshots"
+_SNAPSHOTS_KEPT = 8
+_BOOT_TIMEOUT = 180.0
+_CONSOLE_KEPT = 64 * 1024
+_QUIET = ("quiet", "loglevel=4")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
+
+
+class BootTimeout(VeilError):
+    """The guest's agent did not come up in time."""
+
+
+class CommandTimeout(VeilError):
+    """A command ran longer than it was given."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: `exit_status` as shells give it, 128 + number for a signal."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_status: int
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from "512M", "4G", "1048576"; raises VeilError."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise VeilError(f"{text!r} is no size: write a number and K, M or G, as in 512M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
+
+
+class ConfidentialVM:
+    """A confidential VM: booted the first time, resumed from a snapshot afterwards.
+
+    The snapshot is keyed by everything that went in: sources of Veil, kernel, command line, sizes.
+    """
+
+    def __init__(
+        self,
+        memory: str | int = "512M",
+        vcpus: int = 1,
+        *,
+        kernel: str | os.PathLike[str] | None = None,
+        monitor: bool = True,
+        fresh: bool = False,
+        progress: Callable[[str], None] | None = None,
+        console: Callable[[bytes], None] | None = None,
+        kernel_options: Sequence[str] = _QUIET,
+        modules: Sequence[str] = (),
+        cache: Cache | None = None,
+    ) -> None:
+        """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
+
+        `console` gets what the guest prints on its console while it boots and runs.
+        """
+        self.memory = parse_size(memory)
+        self.vcpus = vcpus
+        self.has_monitor = monitor
+        self._kernel_name = os.fspath(kernel) if kernel is not None else DEFAULT_SERIES
+        self._fresh = fresh
+        self._say = progress or (lambda _: None)
+        self._console = console
+        self._kernel_options = tuple(kernel_options)
+        self._modules = tuple(modules)
+        self._cache = cache or Cache()
+        self._console_tail: deque[bytes] = deque()
+        self._console_held = 0
+        self._machine: Machine | None = None
+        self._hypervisor: Hypervisor | None = None
+        self._platform: Platform | None = None
+        self._agent: AgentSession | None = None
+        self.image: LaunchImage | None = None
+        #: seconds from the launch to the agent's answer, if this VM was booted and not resumed
+        self.boot_seconds: float | None = None
+        if not 1 <= vcpus <= 4:
+            raise VeilError(f"a CVM has 1 to 4 VCPUs, not {vcpus}")
+
+    # Life
+
+    def __enter__(self) -> ConfidentialVM:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Boot or resume until commands can run."""
+        try:
+            if not self._fresh and self._resume():
+                return
+            self._boot()
+            if not self._fresh:
+                self._keep_snapshot()
+        except SnpError as error:
+            self.close()
+            raise VeilError(str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def boot(self, console: Callable[[bytes], None] | None = None) -> None:
+        """Boot afresh, with the console watched; `start` without snapshots."""
+        if console is not None:
+            self._console = console
+        self._fresh = True
+        self.start()
+
+    def launch(self) -> None:
+        """Build and measure the image, and stop before the first instruction; `hypervisor.run` goes on."""
+        try:
+            self._launch()
+        except SnpError as error:
+            self.close()
+            raise VeilError(str(error)) from error
+
+    def close(self) -> None:
+        """Give everything back; the guest is gone."""
+        self._agent = None
+        self._hypervisor = self._platform = None
+        if self._machine is not None:
+            self._machine.close()
+            self._machine = None
+
+    @property
+    def machine(self) -> Machine:
+        """The SEV-SNP machine: views, RMP, VMSAs."""
+        if self._machine is None:
+            raise VeilError("the CVM is not running: use it in a `with` statement, or call start()")
+        return self._machine
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The untrusted host; `on_event` and `on_npf` are for those who test SNP software."""
+        if self._hypervisor is None:
+            raise VeilError("the CVM is not running: use it in a `with` statement, or call start()")
+        return self._hypervisor
+
+    @property
+    def platform(self) -> Platform:
+        """The host's devices."""
+        if self._platform is None:
+            raise VeilError("the CVM is not running: use it in a `with` statement, or call start()")
+        return self._platform
+
+    @property
+    def agent(self) -> AgentSession:
+        """The session with the agent in the guest."""
+        if self._agent is None:
+            raise VeilError("the guest is not up")
+        return self._agent
+
+    @property
+    def console_output(self) -> bytes:
+        """The last 64 KiB of the guest's console."""
+        return b"".join(self._console_tail)
+
+    # Commands
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | Iterator[bytes] | None = None,
+        stdout: Callable[[bytes], None] | None = None,
+        stderr: Callable[[bytes], None] | None = None,
+        env: Mapping[str, str] | None = None,
+        directory: str = "/root",
+        timeout: float | None = None,
+    ) -> Result:
+        """Run a command in the guest. Streams given as callables are not collected in the result."""
+        with _explained(self):
+            return Result(
+                *self.agent.run(
+                    argv,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    environment={**_ENVIRONMENT, **(env or {})},
+                    directory=directory,
+                    timeout=timeout,
+                )
+            )
+
+    def copy_in(self, host_path: str | os.PathLike[str], guest_path: str) -> None:
+        """Copy a file into the guest; mode bits go with it."""
+        with _explained(self):
+            self.agent.copy_in(Path(host_path), guest_path)
+
+    def copy_out(self, guest_path: str, host_path: str | os.PathLike[str]) -> None:
+        """Copy a file out of the guest."""
+        with _explained(self):
+            self.agent.copy_out(guest_path, Path(host_path))
+
+    def shell(self, argv: Sequence[str] = ("/bin/sh", "-l")) -> int:
+        """An interactive program on this terminal; returns its exit status."""
+        from veil._terminal import interactive
+
+        with _explained(self):
+            environment = {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
+            return interactive(self.agent, self.hypervisor, argv, environment)
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole machine to a file, for `ConfidentialVM.restore`."""
+        settings = {"memory": self.memory, "vcpus": self.vcpus, "monitor": self.has_monitor}
+        sections = {
+            "host": json.dumps(_to_json(self.hypervisor.state())).encode(),
+            "settings": json.dumps(settings).encode(),
+        }
+        try:
+            self.machine.save(Path(path), sections)
+        except SnpError as error:
+            raise VeilError(str(error)) from error
+
+    @classmethod
+    def restore(
+        cls, path: str | os.PathLike[str], *, console: Callable[[bytes], None] | None = None
+    ) -> ConfidentialVM:
+        """A running CVM from a snapshot file."""
+        try:
+            machine, sections = Machine.restore(Path(path))
+        except SnpError as error:
+            raise VeilError(str(error)) from error
+        try:
+            settings = json.loads(sections["settings"])
+            vm = cls(settings["memory"], settings["vcpus"], monitor=settings["monitor"], console=console)
+        except (KeyError, ValueError, TypeError) as error:
+            machine.close()
+            raise VeilError(f"{path} is no snapshot of a CVM: {error!r}") from error
+        try:
+            vm._attach(machine)
+            vm.hypervisor.load(_from_json(json.loads(sections["host"])))
+            vm._connect()
+        except BaseException:
+            vm.close()
+            raise
+        return vm
+
+    # Boot and resume
+
+    def _find_kernel(self) -> Kernel:
+        name = self._kernel_name
+        if re.fullmatch(r"\d+\.\d+", name):
+            return debian_kernel(self._cache, name, progress=self._say)
+        return open_kernel(self._cache, Path(name), progress=self._say)
+
+    def _launch(self) -> None:
+        kernel = self._find_kernel()
+        require_bootable(kernel, monitor=self.has_monitor)
+        initramfs = build_initramfs(
+            self._cache, module_tree=kernel.modules, modules=self._modules, progress=self._say
+        )
+        machine = Machine(self.memory)
+        self._attach(machine)
+        self.image = build_image(
+            kernel.load(),
+            initramfs,
+            command_line(self._kernel_options),
+            memory=self.memory,
+            vcpus=self.vcpus,
+            monitor=self.has_monitor,
+            cpuid=machine.cpuid_entries(self.vcpus),
+        )
+        self.hypervisor.launch(self.image.regions)
+
+    def _boot(self) -> None:
+        self._say("booting the CVM")
+        self._launch()
+        start = time.monotonic()
+        self._connect()
+        self.boot_seconds = time.monotonic() - start
+
+    def _attach(self, machine: Machine) -> None:
+        self._machine = machine
+        platform = Platform(
+            machine.host_view(),
+            vcpus=self.vcpus,
+            now_ns=time.monotonic_ns,
+            tsc=machine.tsc,
+            console=self._console_bytes,
+        )
+        table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
+        hypervisor = Hypervisor(machine, platform, self.vcpus, monitor=self.has_monitor, cpuid=table)
+        platform.on_init = hypervisor.init
+        platform.on_sipi = hypervisor.sipi
+        platform.on_reset = lambda: hypervisor.stop(GuestReset("the guest reset its machine"))
+        self._panic = PanicWatcher(hypervisor.stop)
+        self._platform, self._hypervisor = platform, hypervisor
+
+    def _connect(self) -> None:
+        """Run until the agent answers."""
+        self._agent = AgentSession(self.hypervisor, self.platform.agent)
+        with _explained(self):
+            if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=_BOOT_TIMEOUT):
+                raise BootTimeout(f"the guest did not come up in {_BOOT_TIMEOUT:.0f} seconds")
+
+    def _console_bytes(self, data: bytes) -> None:
+        self._console_tail.append(data)
+        self._console_held += len(data)
+        while self._console_held > _CONSOLE_KEPT:
+            self._console_held -= len(self._console_tail.popleft())
+        self._panic.feed(data)
+        if self._console is not None:
+            self._console(data)
+
+    def _snapshot_path(self) -> Path | None:
+        """Where a snapshot of this very configuration is or goes; None if the kernel is not known yet."""
+        if re.fullmatch(r"\d+\.\d+", self._kernel_name):
+            kept = [key for key in self._cache.keys("kernel") if f"-{self._kernel_name}." in key]
+            busybox = [key for key in self._cache.keys("package") if key.startswith("busybox")]
+            if not kept or not busybox:
+                return None
+            kernel = f"{sorted(kept)} {sorted(busybox)}"
+        else:
+            try:
+                status = os.stat(self._kernel_name)
+            except OSError:
+                return None
+            kernel = f"{os.path.realpath(self._kernel_name)} {status.st_size} {status.st_mtime_ns}"
+        key = cache_key(
+            kernel,
+            _source_digest(),
+            f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
+            command_line(self._kernel_options),
+        )
+        return self._cache.directory(_SNAPSHOTS) / f"{key}.snapshot"
+
+    def _resume(self) -> bool:
+        path = self._snapshot_path()
+        if path is None or not path.exists():
+            return False
+        try:
+            machine, sections = Machine.restore(path)
+            self._attach(machine)
+            self.hypervisor.load(_from_json(json.loads(sections["host"])))
+            self._connect()
+        except (SnapshotError, HostError, KeyError, ValueError) as error:
+            self._say(f"a snapshot in the cache was unusable and is made again ({error})")
+            self.close()
+            with suppress(OSError):
+                path.unlink()
+            return False
+        with suppress(OSError):
+            os.utime(path)
+        return True
+
+    def _keep_snapshot(self) -> None:
+        path = self._snapshot_path()
+        if path is None:
+            return
+        try:
+            self.snapshot(path)
+        except VeilError as error:
+            # The command can run all the same.
+            self._say(f"no snapshot for next time: {error}")
+            return
+        kept = sorted(path.parent.glob("*.snapshot"), key=lambda item: item.stat().st_mtime, reverse=True)
+        for old in kept[_SNAPSHOTS_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+class _explained:
+    """Guest failures get the console's last line, which mostly tells why."""
+
+    def __init__(self, vm: ConfidentialVM) -> None:
+        self._vm = vm
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, TimeoutError):
+            raise CommandTimeout(str(error)) from error
+
+
+def _source_digest() -> str:
+    """Every source file of the package: another version's snapshot is not this one's."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.[chS]")]):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        return {"hex": bytes(value).hex()}
+    if isinstance(value, dict):
+        return {"map": [[_to_json(key), _to_json(item)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "hex" in value:
+            return bytes.fromhex(value["hex"])
+        return {_from_json(key): _from_json(item) for key, item in value["map"]}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return value
+
+
