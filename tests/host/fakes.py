@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from veil.host import Hypervisor, RunState
+from veil.host import GhcbReason, Hypervisor, RunState
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
@@ -20,6 +20,9 @@ MEMORY = 2 * PAGE_2M
 GHCB = 0x5000
 BUFFER = GHCB + 0x800
 VMSA = 0x1000
+
+#: the tests make this page shared
+SHARED = 0x8000
 
 V_IRQ = 1 << 8
 
@@ -336,3 +339,13 @@ class Guest:
 
 
 OK = {"info1": 0, "info2": 0}
+
+
+def malformed(reason: GhcbReason) -> dict[str, int]:
+    return {"info1": 2, "info2": int(reason)}
+
+
+def three_vcpus() -> Guest:
+    guest = Guest(3, monitor=True)
+    guest.host.vcpus[0].set_vmsa(3, 0x2000).ghcb = GHCB
+    return guest

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from typing import Any
 
 import pytest
@@ -17,32 +16,16 @@ from veil.host import (
     HostError,
     MalformedGhcb,
     NaeEvent,
-    RunState,
     UnsupportedEvent,
 )
 
-from .fakes import BUFFER, FIELDS, GHCB, MEMORY, OK, PAGE, VMSA, Guest
+from .fakes import BUFFER, FIELDS, GHCB, MEMORY, OK, PAGE, SHARED, VMSA, Guest, malformed, three_vcpus
 
 OUT_BYTE = 0x3F8 << 16 | 1 << 4
 IN_BYTE = OUT_BYTE | 1
 STRING = 1 << 2
 REP = 1 << 3
-SHARED = 0x8000
 GP = 0x80000B0D
-
-
-def malformed(reason: GhcbReason) -> dict[str, int]:
-    return {"info1": 2, "info2": int(reason)}
-
-
-@pytest.fixture(params=["fast", "observed"])
-def guest(request: pytest.FixtureRequest) -> Guest:
-    """With an observer the host takes the general path, which must answer alike."""
-    guest = Guest()
-    guest.view.private[SHARED // PAGE] = False
-    if request.param == "observed":
-        guest.host.on_event = lambda event: None
-    return guest
 
 
 class TestHeader:
@@ -191,246 +174,6 @@ class TestMmio:
         assert guest.call(0x80000001, self.APIC, 4) == malformed(GhcbReason.MISSING_INPUT)
         bad = guest.call(0x80000001, self.APIC, 4, scratch=VMSA)
         assert bad == malformed(GhcbReason.INVALID_SCRATCH_AREA)
-
-
-def psc(*entries: int, current: int = 0, last: int | None = None, reserved: int = 0) -> bytes:
-    end = len(entries) - 1 if last is None else last
-    return struct.pack(f"<HHI{len(entries)}Q", current, end, reserved, *entries)
-
-
-PRIVATE, SHARE, SMASH, UNSMASH = (operation << 52 for operation in (1, 2, 3, 4))
-LARGE = 1 << 56
-
-
-class TestPageStateChange:
-    EVENT = 0x80000010
-
-    def entries(self, guest: Guest, count: int) -> list[int]:
-        return list(struct.unpack(f"<{count}Q", guest.buffer(8 + 8 * count)[8:]))
-
-    def test_share_and_back(self, guest: Guest) -> None:
-        data = psc(SHARE | 0x9000, SHARE | 0xA000, PRIVATE | 0x9000)
-        assert guest.call(self.EVENT, data=data) == OK
-        assert not guest.view.is_shared(0x9000)
-        assert guest.view.is_shared(0xA000)
-        assert guest.buffer(8) == struct.pack("<HHI", 3, 2, 0)
-        assert [entry & 0xFFF for entry in self.entries(guest, 3)] == [1, 1, 1]
-        assert guest.host.page_changes == 3
-
-    def test_large(self, guest: Guest) -> None:
-        guest.view.large.add(512)
-        assert guest.call(self.EVENT, data=psc(SHARE | LARGE | 0x20_0000)) == OK
-        assert guest.view.is_shared(0x20_0000, 512 * PAGE)
-        assert self.entries(guest, 1)[0] & 0xFFF == 512
-        assert guest.call(self.EVENT, data=psc(PRIVATE | LARGE | 0x20_0000)) == OK
-        assert guest.view.large == {512}
-
-    def test_large_over_small_entries(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT, data=psc(SHARE | 0x20_5000, SHARE | LARGE | 0x20_0000)) == OK
-        assert guest.view.is_shared(0x20_0000, 512 * PAGE)
-
-    def test_large_private_with_private_parts(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT, data=psc(SHARE | 0x20_5000, PRIVATE | LARGE | 0x20_0000)) == OK
-        assert not guest.view.is_shared(0x20_5000)
-        assert guest.view.large == set()
-
-    def test_continues_a_started_entry(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT, data=psc(SHARE | LARGE | 0x20_0000 | 510)) == OK
-        assert guest.view.is_shared(0x3F_E000, 2 * PAGE)
-        assert not guest.view.is_shared(0x3F_D000)
-
-    def test_smash_is_advice(self, guest: Guest) -> None:
-        guest.view.large.add(512)
-        assert guest.call(self.EVENT, data=psc(SMASH | LARGE | 0x20_0000, UNSMASH | LARGE | 0x20_0000)) == OK
-        assert guest.view.large == set()
-        assert not guest.view.is_shared(0x20_0000)
-
-    def test_starts_at_current(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT, data=psc(SHARE | 0x9000, SHARE | 0xA000, current=1)) == OK
-        assert not guest.view.is_shared(0x9000)
-        assert guest.view.is_shared(0xA000)
-
-    def test_nothing_left(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT, data=psc(SHARE | 0x9000, current=1, last=0)) == OK
-        assert guest.view.log == []
-
-    @pytest.mark.parametrize(
-        "data", [psc(SHARE | 0x9000, last=253), psc(SHARE | 0x9000, last=0xFFFF), psc(SHARE | 0x9000, reserved=1)]
-    )
-    def test_header_error(self, guest: Guest, data: bytes) -> None:
-        assert guest.call(self.EVENT, data=data) == {"info1": 0, "info2": 1 << 32 | 1}
-        assert guest.view.log == []
-
-    @pytest.mark.parametrize(
-        "entry",
-        [
-            0x9000,
-            5 << 52 | 0x9000,
-            SHARE | MEMORY,
-            SHARE | LARGE | 0x20_1000,
-            SHARE | 0x9000 | 2,
-            SHARE | LARGE | 0x20_0000 | 513,
-            SHARE | 0x9000 | 1 << 57,
-            SHARE | 0x9000 | 1 << 63,
-        ],
-    )
-    def test_entry_error(self, guest: Guest, entry: int) -> None:
-        answer = guest.call(self.EVENT, data=psc(SHARE | 0x9000, entry, SHARE | 0xA000))
-        assert answer == {"info1": 0, "info2": 1 << 32 | 2}
-        assert guest.buffer(2) == b"\x01\0"
-        assert guest.view.is_shared(0x9000)
-        assert not guest.view.is_shared(0xA000)
-
-    def test_rmp_refuses(self, guest: Guest) -> None:
-        from veil.snp.rmp import RmpResult
-
-        guest.view.refuse = RmpResult.FAIL_INUSE
-        assert guest.call(self.EVENT, data=psc(SHARE | 0x9000)) == {"info1": 0, "info2": 0x100 << 32}
-
-    def test_all_entries(self, guest: Guest) -> None:
-        data = psc(*(SHARE | 0x20_0000 + PAGE * page for page in range(253)))
-        assert guest.call(self.EVENT, data=data) == OK
-        assert guest.view.is_shared(0x20_0000, 253 * PAGE)
-
-    def test_giving_the_ghcb_away(self, guest: Guest) -> None:
-        with pytest.raises(MalformedGhcb):
-            guest.call(self.EVENT, data=psc(PRIVATE | GHCB))
-
-    def test_giving_the_request_away(self, guest: Guest) -> None:
-        guest.view.memory[SHARED : SHARED + 16] = psc(PRIVATE | SHARED)
-        answer = guest.call(self.EVENT, scratch=SHARED)
-        assert answer == malformed(GhcbReason.INVALID_SCRATCH_AREA)
-
-    def test_scratch(self, guest: Guest) -> None:
-        assert guest.call(self.EVENT) == malformed(GhcbReason.MISSING_INPUT)
-        assert guest.call(self.EVENT, scratch=VMSA) == malformed(GhcbReason.INVALID_SCRATCH_AREA)
-        guest.view.memory[SHARED + PAGE - 8 : SHARED + PAGE] = struct.pack("<HHI", 0, 0, 0)
-        assert guest.call(self.EVENT, scratch=SHARED + PAGE - 8) == malformed(GhcbReason.INVALID_SCRATCH_AREA)
-
-
-def three_vcpus() -> Guest:
-    guest = Guest(3, monitor=True)
-    guest.host.vcpus[0].set_vmsa(3, 0x2000).ghcb = GHCB
-    return guest
-
-
-def ap(apic_id: int, vmpl: int, request: int) -> int:
-    return apic_id << 32 | vmpl << 16 | request
-
-
-class TestApCreation:
-    EVENT = 0x80000013
-
-    def test_create_starts_another_vcpu(self) -> None:
-        guest = three_vcpus()
-        assert guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1) == OK
-        vcpu = guest.host.vcpus[1]
-        assert (vcpu.vmpl, vcpu.state, vcpu.contexts[3].vmcb.vmsa_pa) == (3, RunState.RUNNABLE, 0x3000)
-
-    def test_monitor_registers_its_own_vcpus_guest(self) -> None:
-        guest = Guest(monitor=True)
-        assert guest.call(self.EVENT, ap(0, 3, 1), 0x3000, rax=1) == OK
-        assert guest.host.vcpus[0].vmpl == 0
-        assert guest.call(0x80000018, 3) == OK
-        assert guest.host.vcpus[0].vmpl == 3
-
-    def test_create_for_a_vcpu_that_serves(self) -> None:
-        guest = three_vcpus()
-        guest.host.vcpus[1].set_vmsa(0, 0x4000)
-        guest.host.vcpus[1].start(0)
-        assert guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1) == OK
-        assert guest.host.vcpus[1].vmpl == 0
-        assert set(guest.host.vcpus[1].contexts) == {0, 3}
-
-    def test_create_on_init(self) -> None:
-        guest = three_vcpus()
-        assert guest.call(self.EVENT, ap(1, 0, 0), 0x3000, rax=1) == OK
-        vcpu = guest.host.vcpus[1]
-        states = [vcpu.state]
-        guest.host.sipi(1)
-        states.append(vcpu.state)
-        guest.host.init(1)
-        assert [*states, vcpu.state] == [RunState.WAIT_SIPI, RunState.WAIT_SIPI, RunState.RUNNABLE]
-
-    def test_destroy(self) -> None:
-        guest = three_vcpus()
-        guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1)
-        assert guest.call(self.EVENT, ap(1, 3, 2)) == OK
-        assert guest.host.vcpus[1].state == RunState.PARKED
-        assert guest.host.vcpus[1].contexts == {}
-
-    @pytest.mark.parametrize(
-        ("info1", "vmsa", "features"),
-        [
-            (ap(3, 3, 1), 0x3000, 1),
-            (ap(1, 4, 1), 0x3000, 1),
-            (ap(1, 3, 3), 0x3000, 1),
-            (ap(1, 3, 1) | 1 << 20, 0x3000, 1),
-            (ap(1, 3, 1), 0x3008, 1),
-            (ap(1, 3, 1), MEMORY, 1),
-            (ap(1, 3, 1), GHCB, 1),
-            (ap(1, 3, 1), 0x3000, 0),
-            (ap(0, 0, 1), 0x3000, 1),
-        ],
-    )
-    def test_refused(self, info1: int, vmsa: int, features: int) -> None:
-        guest = three_vcpus()
-        assert guest.call(self.EVENT, info1, vmsa, rax=features) == malformed(GhcbReason.INVALID_INPUT)
-        assert guest.host.vcpus[1].contexts == {}
-
-    def test_needs_features(self) -> None:
-        assert three_vcpus().call(self.EVENT, ap(1, 3, 1), 0x3000) == malformed(GhcbReason.MISSING_INPUT)
-
-    @pytest.mark.parametrize("request_code", [0, 1, 2])
-    def test_kernel_cannot_touch_its_monitor(self, request_code: int) -> None:
-        guest = three_vcpus()
-        guest.host.vcpus[0].start(3)
-        answer = guest.call(self.EVENT, ap(0, 0, request_code), 0x3000, rax=1)
-        assert answer == malformed(GhcbReason.INVALID_INPUT)
-        assert guest.host.vcpus[0].contexts[0].vmcb.vmsa_pa == VMSA
-
-    def test_replacement_keeps_the_vcpus_ghcb(self) -> None:
-        guest = three_vcpus()
-        guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1)
-        old = guest.host.vcpus[1].contexts[3]
-        old.ghcb = 0x7000
-        guest.call(self.EVENT, ap(1, 3, 1), 0x4000, rax=1)
-        new = guest.host.vcpus[1].contexts[3]
-        assert (new.vmcb.vmsa_pa, new.ghcb, new.vmcb) == (0x4000, 0x7000, old.vmcb)
-
-    def test_reset_hold(self) -> None:
-        guest = Guest()
-        assert guest.call(0x80000004) == OK
-        guest.host.sipi(0)
-        assert guest.answer() == {"info1": 0, "info2": 1}
-
-    def test_jump_table(self) -> None:
-        guest = Guest()
-        assert guest.call(0x80000005, 0, 0x9F000) == OK
-        assert guest.call(0x80000005, 1) == {"info1": 0, "info2": 0x9F000}
-        assert guest.call(0x80000005, 2) == malformed(GhcbReason.INVALID_INPUT)
-
-    def test_apic_ids(self) -> None:
-        guest = Guest(3, apic_ids=[0, 2, 4])
-        guest.view.private[SHARED // PAGE] = False
-        assert guest.call(0x80000017, rax=0) == OK | {"rax": 1}
-        assert guest.call(0x80000017, SHARED, rax=1) == OK | {"rax": 1}
-        assert struct.unpack_from("<4I", guest.view.memory, SHARED) == (3, 0, 2, 4)
-        assert guest.call(0x80000017, VMSA, rax=1) == malformed(GhcbReason.INVALID_INPUT)
-
-
-class TestRunVmpl:
-    @pytest.mark.parametrize("vmpl", [1, 2, 4, 1 << 32])
-    def test_without_a_vmsa(self, vmpl: int) -> None:
-        assert three_vcpus().call(0x80000018, vmpl) == malformed(GhcbReason.INVALID_INPUT)
-
-    def test_there_and_back(self) -> None:
-        guest = three_vcpus()
-        levels = []
-        for target in (3, 0, 3):
-            guest.call(0x80000018, target)
-            levels.append(guest.host.vcpus[0].vmpl)
-        assert levels == [3, 0, 3]
 
 
 class Processor:
