@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# make run and make test need no other step before them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help run test setup lint bench soak clean
+
+help:
+	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
+	@echo "make test   lint, types, layers and tests"
+	@echo "make setup  only the environment in $(VENV)"
+	@echo "make bench  figures: against QEMU, with and without the monitor, and in microseconds"
+	@echo "make soak   the long tests"
+	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found (Debian: apt install python3)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed (Debian 12 has it: apt install python3)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing (Debian: apt install python3-venv)" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "no C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)
+
+run: $(STAMP)
+	@$(BIN)/veil demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -q -m soak
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands share: options, progress, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["EXIT_FAILURE", "EXIT_INTERRUPTED", "Progress", "cvm_options", "emit_json"]
+
+#: Veil itself failed (the guest's own statuses are passed through, and most programs' are small).
+EXIT_FAILURE = 125
+EXIT_INTERRUPTED = 130
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--memory", default="512M", show_default=True, metavar="SIZE", help="Guest memory: 512M, 4G, ..."),
+    click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 4), help="Virtual CPUs."),
+    click.option(
+        "--kernel", metavar="PATH|SERIES", help="Another kernel: a bzImage or vmlinux, or a series of Debian's (6.1)."
+    ),
+    click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
+)
+
+
+def cvm_options(function: _Function) -> _Function:
+    """The options that say which CVM is meant."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+class Progress:
+    """Says on stderr what takes long: a line a step, with the seconds of the step before."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._start = time.monotonic()
+
+    def __call__(self, message: str) -> None:
+        if not self._quiet:
+            click.echo(f"veil: {message}", err=True)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    json.dump(value, sys.stdout, indent=2, sort_keys=True)
+    sys.stdout.write("\n")

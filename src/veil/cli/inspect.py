@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from veil.cli.common import Progress, cvm_options, emit_json
+from veil.errors import VeilError
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@cvm_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Also write a picture of the RMP.")
+def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_json: bool, png: Path | None) -> None:
+    """Show a running CVM's domains and VMSAs, and what each VMPL may do with how many pages."""
+    from veil.cvm import ConfidentialVM
+    from veil.inspection import inspect_cvm, write_picture
+
+    with ConfidentialVM(
+        memory, vcpus, kernel=kernel, monitor=not no_monitor, progress=Progress(quiet=as_json)
+    ) as vm:
+        seen = inspect_cvm(vm)
+        if png is not None:
+            try:
+                write_picture(vm, png)
+            except (OSError, ValueError) as error:
+                raise VeilError(f"cannot write {png}: {error}") from error
+    if as_json:
+        emit_json(seen.as_dict())
+        return
+    click.echo(f"launch digest  {seen.launch_digest}")
+    click.echo(
+        f"pages          {seen.pages}: {seen.assigned} private ({seen.validated} validated), {seen.shared} shared with"
+        f" the host; {seen.large_entries} RMP entries of 2 MiB"
+    )
+    click.echo("\nVCPU  VMPL  domain  VMSA          runs")
+    for item in seen.vmsas:
+        runs = "hosted code" if item.hosted else "machine code"
+        click.echo(
+            f"{item.vcpu:>4}  {item.vmpl:>4}  {item.domain:<6}  {item.gpa:#012x}  {runs}{' (now)' if item.current else ''}"
+        )
+    click.echo("\nVMPL  domain        read       write   user exec  super exec   (4 KiB pages)")
+    for level in seen.levels:
+        click.echo(
+            f"{level.vmpl:>4}  {level.domain:<6} {level.read:>11} {level.write:>11} {level.execute_user:>11}"
+            f" {level.execute_supervisor:>11}"
+        )
+    if png is not None:
+        click.echo(f"\npicture: {png}")

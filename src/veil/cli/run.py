@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil run"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+
+from veil.cli.common import Progress, cvm_options, emit_json
+from veil.errors import VeilError
+
+__all__ = ["run"]
+
+
+def _pair(text: str, what: str) -> tuple[str, str]:
+    left, colon, right = text.partition(":")
+    if not colon or not left or not right:
+        raise VeilError(f"{what} {text!r}: write it as {'HOST:GUEST' if what == '--file' else 'GUEST:HOST'}")
+    return left, right
+
+
+def _stdin() -> Iterator[bytes] | None:
+    """Our stdin for the guest's command, unless it is a terminal: then `veil shell` is what is meant."""
+    stream = sys.stdin
+    if stream is None or stream.closed or stream.isatty():
+        return None
+    return iter(lambda: os.read(stream.fileno(), 65536), b"")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@cvm_options
+@click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
+@click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
+@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after this time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with outputs, status and times.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    memory: str,
+    vcpus: int,
+    kernel: str | None,
+    no_monitor: bool,
+    files: tuple[str, ...],
+    gets: tuple[str, ...],
+    fresh: bool,
+    timeout: float | None,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a confidential VM: its streams are ours, its exit status is ours.
+
+    \b
+      veil run -- uname -a
+      veil run --file prog:/root/prog -- /root/prog arg
+      echo hello | veil run -- sha256sum
+    """
+    from veil.cvm import ConfidentialVM
+
+    put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
+    start = time.monotonic()
+    with ConfidentialVM(
+        memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress(quiet=as_json)
+    ) as vm:
+        for host_path, guest_path in put:
+            vm.copy_in(host_path, guest_path)
+        ready = time.monotonic()
+        if as_json:
+            result = vm.run(command, stdin=_stdin(), timeout=timeout)
+        else:
+            result = vm.run(
+                command,
+                stdin=_stdin(),
+                stdout=lambda data: _write(1, data),
+                stderr=lambda data: _write(2, data),
+                timeout=timeout,
+            )
+        done = time.monotonic()
+        for guest_path, host_path in get:
+            vm.copy_out(guest_path, host_path)
+        if as_json:
+            emit_json(
+                {
+                    "command": list(command),
+                    "exit_status": result.exit_status,
+                    "stdout": _text(result.stdout),
+                    "stderr": _text(result.stderr),
+                    "booted": vm.boot_seconds is not None,
+                    "seconds": {"until_ready": round(ready - start, 3), "command": round(done - ready, 3)},
+                    "launch_digest": vm.machine.secure_processor.measurement.hex(),
+                }
+            )
+    return result.exit_status
+
+
+def _text(data: bytes) -> str | dict[str, str]:
+    """Text if it is text, else base64."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
