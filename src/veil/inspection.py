@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from veil.snp.layouts import Vmsa
 from veil.snp.rmp import EntryFlag, Permission
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ def inspect_cvm(vm: ConfidentialVM) -> Inspection:
     levels = []
     for vmpl in range(4):
         may = permissions[:, vmpl][validated]
-        counts = [int(np.count_nonzero(may & bit)) for bit in (Permission.R, Permission.W, Permission.UX, Permission.SX)]
+        bits = (Permission.R, Permission.W, Permission.UX, Permission.SX)
+        counts = [int(np.count_nonzero(may & bit)) for bit in bits]
         levels.append(LevelPages(vmpl, _DOMAINS[vmpl], *counts))
     raw = machine.rmp.entries["flags"]
     return Inspection(
@@ -153,8 +153,8 @@ def write_picture(vm: ConfidentialVM, path: Path) -> None:
     picture = Image.new("RGB", (pixels.shape[1] + legend_width, max(pixels.shape[0], 28 * len(_COLOURS) + 20)), "white")
     picture.paste(Image.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(picture)
-    for index, (page, kind) in enumerate((int(p), int(classes[p])) for p in np.flatnonzero(classes == 7)):
-        del index, kind
+    vmsa = list(_COLOURS).index("VMSA")
+    for page in np.flatnonzero(classes == vmsa).tolist():
         x, y = page % _ROW * 2, page // _ROW * scale
         draw.rectangle((x - 2, y - 2, x + 4, y + max(scale, 3) + 1), outline="white")
     for index, (name, colour) in enumerate(_COLOURS.items()):

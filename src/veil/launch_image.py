@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The launch image: every page that the secure processor loads and measures, in order (docs/architecture.md, "Boot")."""
+"""The launch image: every page that the secure processor loads and measures, in order (docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ __all__ = ["boot"]
 def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console: bool, as_json: bool) -> None:
     """Boot a confidential VM from scratch, then stop: for watching and timing the boot."""
     from veil.cvm import ConfidentialVM
+    from veil.snp import COUNTER_NAMES
 
     def show(data: bytes) -> None:
         os.write(2 if as_json else 1, data)
@@ -41,7 +42,7 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
                     "seconds": round(vm.boot_seconds or 0, 3),
                     "launch_digest": digest,
                     "exits": vm.hypervisor.counters(),
-                    "core": {name: getattr(counters, name) for name, _ in counters._fields_},
+                    "core": {name: getattr(counters, name) for name in COUNTER_NAMES},
                 }
             )
         else:

@@ -41,10 +41,8 @@ def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_js
     )
     click.echo("\nVCPU  VMPL  domain  VMSA          runs")
     for item in seen.vmsas:
-        runs = "hosted code" if item.hosted else "machine code"
-        click.echo(
-            f"{item.vcpu:>4}  {item.vmpl:>4}  {item.domain:<6}  {item.gpa:#012x}  {runs}{' (now)' if item.current else ''}"
-        )
+        runs = f"{'hosted' if item.hosted else 'machine'} code{' (now)' if item.current else ''}"
+        click.echo(f"{item.vcpu:>4}  {item.vmpl:>4}  {item.domain:<6}  {item.gpa:#012x}  {runs}")
     click.echo("\nVMPL  domain        read       write   user exec  super exec   (4 KiB pages)")
     for level in seen.levels:
         click.echo(

@@ -1,2 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The silicon: memory, RMP, VMSAs, instructions, VCPU engine, secure processor, snapshots."""
+"""The silicon: memory, RMP, VMSAs, instructions, the CPU engine, the secure processor, snapshots.
+
+    with Machine(512 << 20) as machine:
+        host = machine.host_view()
+
+Layouts of the specifications are in `veil.snp.layouts`.
+"""
+
+from veil.snp._engine import COUNTER_NAMES, EngineCounters
+from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
+from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
+from veil.snp.exit_codes import ExitCode
+from veil.snp.hosted import HostedCpu, HostedProgram
+from veil.snp.machine import Machine
+from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
+from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
+from veil.snp.view import HostView, View
+
+__all__ = [
+    "COUNTER_NAMES",
+    "TSC_KHZ",
+    "CpuidEntryValues",
+    "EngineBuildError",
+    "EngineCounters",
+    "EntryFlag",
+    "ExitCode",
+    "HostView",
+    "HostedCpu",
+    "HostedProgram",
+    "LaunchError",
+    "Machine",
+    "PageSize",
+    "PageType",
+    "Permission",
+    "PvalidateResult",
+    "Rmp",
+    "RmpResult",
+    "RmpViolation",
+    "RmpqueryResult",
+    "SecureProcessor",
+    "SnapshotError",
+    "SnpError",
+    "View",
+    "launch_digest",
+]

@@ -11,23 +11,19 @@ from veil.snp.errors import SnpError
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp
 
-__all__ = ["Engine", "EngineCounters"]
+__all__ = ["COUNTER_NAMES", "Engine", "EngineCounters"]
 
 _U64 = ctypes.c_uint64
 _PTR = ctypes.c_void_p
 
 
+COUNTER_NAMES = ("vmruns", "tlb_fills", "nested_faults", "redelivered", "vc", "flushes")
+
+
 class EngineCounters(ctypes.Structure):
     """`struct veil_engine_counters`: totals since the engine was made."""
 
-    _fields_ = [
-        ("vmruns", _U64),
-        ("tlb_fills", _U64),
-        ("nested_faults", _U64),
-        ("redelivered", _U64),
-        ("vc", _U64),
-        ("flushes", _U64),
-    ]
+    _fields_ = [(name, _U64) for name in COUNTER_NAMES]
 
     vmruns: int
     tlb_fills: int

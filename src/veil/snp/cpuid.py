@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the processor says of itself: the entries of the CPUID page of an SNP launch (56860, 8.14.2.6; APM vol. 3, E)."""
+"""What the processor says of itself: the CPUID page of an SNP launch (56860, 8.14.2.6; APM volume 3, appendix E)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
         entry(0x80000001, family, 0, extended_c & _81_ECX, extended_d),
     ]
     table += [entry(leaf, *engine.cpuid(leaf)) for leaf in (0x80000002, 0x80000003, 0x80000004)]
-    # A host that follows KVM's conventions: Linux then uses the x2APIC without interrupt remapping. No paravirtual feature.
+    # A host that follows KVM's conventions, without paravirtual features.
     table += [
         entry(_HYPERVISOR, _HYPERVISOR + 1, *struct.unpack("<3I", _HYPERVISOR_SIGNATURE)),
         entry(_HYPERVISOR + 1, 0, 0, 0, 0),

@@ -35,6 +35,7 @@ __all__ = ["HOSTED_MAGIC", "HostedCpu", "HostedHeader", "HostedProgram", "hosted
 
 HOSTED_MAGIC = b"VEILHOST"
 _VERSION = 1
+_ENTRY_BYTES = 128
 
 
 class HostedHeader(ctypes.LittleEndianStructure):
@@ -49,7 +50,7 @@ class HostedHeader(ctypes.LittleEndianStructure):
         ("archive_length", ctypes.c_uint64),
         ("parameters_gpa", ctypes.c_uint64),
         ("parameters_length", ctypes.c_uint64),
-        ("entry", ctypes.c_char * 128),
+        ("entry", ctypes.c_char * _ENTRY_BYTES),
     ]
 
     magic: bytes
@@ -65,7 +66,7 @@ class HostedHeader(ctypes.LittleEndianStructure):
 def hosted_header(entry: str, *, archive: tuple[int, int], parameters: tuple[int, int]) -> bytes:
     """The header for a program "package.module:Class"; archive and parameters are (GPA, length)."""
     name = entry.encode("ascii")
-    if len(name) >= HostedHeader.entry.size:
+    if len(name) >= _ENTRY_BYTES:
         raise LaunchError(f"the hosted program's name is too long: {entry}")
     return bytes(HostedHeader(HOSTED_MAGIC, _VERSION, 0, *archive, *parameters, name))
 

@@ -15,7 +15,7 @@ import numpy as np
 from veil.snp._engine import Engine, EngineCounters
 from veil.snp.cpuid import CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
-from veil.snp.errors import LaunchError, RmpViolation, SnapshotError, SnpError
+from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_program
 from veil.snp.layouts import Vmcb, Vmsa
@@ -60,8 +60,8 @@ class Machine:
     def _build(self, memory_size: int, memory: Memory, encryption: MemoryEncryption) -> None:
         self.memory_size = memory_size
         self.memory = memory
-        hole = range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE) if memory_size > LOW_MEMORY_END else range(0)
-        self.rmp = Rmp(memory.pages, hole=hole)
+        hole = range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE)
+        self.rmp = Rmp(memory.pages, hole=hole if memory_size > LOW_MEMORY_END else range(0))
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
         low_end = min(memory_size, LOW_MEMORY_END)

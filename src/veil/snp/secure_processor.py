@@ -191,7 +191,7 @@ class SecureProcessor:
 
 
 def _check_cpuid_page(page: bytes) -> None:
-    """The firmware refuses tables that would tell a guest of features that the processor lacks; here, malformed ones."""
+    """The firmware refuses tables with features that the processor lacks; here, malformed ones."""
     count = struct.unpack_from("<I", page)[0]
     if count > _CPUID_COUNT_MAX:
         raise LaunchError(f"the CPUID page has {count} entries, at most {_CPUID_COUNT_MAX} fit")

@@ -24,6 +24,7 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import PAGE_SIZE, Memory
@@ -63,7 +64,7 @@ class Snapshot:
                 raise SnapshotError(f"the snapshot {self.path} is damaged: memory does not match its checksum")
 
 
-def _runs(nonzero: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[tuple[int, int]]:
+def _runs(nonzero: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """(first, end) of the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], nonzero, [False])).astype(np.int8)))
     return [(int(first), int(end)) for first, end in zip(edges[::2], edges[1::2], strict=True)]
@@ -87,8 +88,8 @@ def write_snapshot(path: Path, *, memory: memoryview, sections: dict[str, bytes]
 
 
 def _write(stream: BufferedWriter, memory: memoryview, sections: dict[str, bytes]) -> None:
-    words = np.frombuffer(memory, dtype="<u8").reshape(-1, PAGE_SIZE // 8)
-    runs = _runs(words.any(axis=1))
+    words: NDArray[np.uint64] = np.frombuffer(memory, dtype="<u8").reshape(-1, PAGE_SIZE // 8)
+    runs = _runs(np.asarray(words.any(axis=1)))
     crc = 0
     for first, end in runs:
         crc = zlib.crc32(memory[first * PAGE_SIZE : end * PAGE_SIZE], zlib.crc32(struct.pack("<2Q", first, end), crc))
@@ -115,10 +116,10 @@ def _align(length: int) -> int:
 
 
 def _checksum_stream(stream: BufferedReader, size: int) -> int:
-    content = np.fromfile(stream, dtype="<u8", count=size // 8).reshape(-1, PAGE_SIZE // 8)
+    content: NDArray[np.uint64] = np.fromfile(stream, dtype="<u8", count=size // 8).reshape(-1, PAGE_SIZE // 8)
     crc = 0
-    view = memoryview(content).cast("B")
-    for first, end in _runs(content.any(axis=1)):
+    view = memoryview(content.data).cast("B")
+    for first, end in _runs(np.asarray(content.any(axis=1))):
         crc = zlib.crc32(view[first * PAGE_SIZE : end * PAGE_SIZE], zlib.crc32(struct.pack("<2Q", first, end), crc))
     return crc
 

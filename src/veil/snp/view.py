@@ -132,6 +132,12 @@ class View:
         self._r = _READY | _R << 32 + 8 * vmpl
         self._w = _READY | _W << 32 + 8 * vmpl
 
+    def lower(self, vmpl: int, cpl: int = 0) -> View:
+        """The view of a context that this one sets up: of its own level or a less privileged one."""
+        if vmpl < self.vmpl or (vmpl == self.vmpl and cpl < self.cpl):
+            raise SnpError(f"VMPL {self.vmpl}, CPL {self.cpl} cannot lend itself VMPL {vmpl}, CPL {cpl}")
+        return View(self._bus, vmpl, cpl)
+
     # Checks
 
     def check(self, gpa: int, length: int, permissions: int, *, private: bool = True) -> None:
@@ -242,7 +248,13 @@ class View:
     def exchange_u8(self, gpa: int, value: int, *, private: bool = True) -> int:
         """XCHG: write a byte and return what was there."""
         data = bytes((value,))
-        self.check(gpa, 1, _R | _W, private=private)
+        if not (
+            private
+            and 0 <= gpa < self._size
+            and self._grants(gpa >> 12, self._r | self._w)
+            and gpa >> 12 != self._state[VMSA_WORD] >> 12
+        ):
+            self.check(gpa, 1, _R | _W, private=private)
         old = self._map[gpa]
         self._map[gpa : gpa + 1] = data
         if self._code[gpa >> 12]:

@@ -274,7 +274,7 @@ class LocalApic:
         """From a snapshot."""
         self.irr = int.from_bytes(state["irr"], "little")
         self.isr = int.from_bytes(state["isr"], "little")
-        self._registers = {index: value for index, value in state["registers"]}
+        self._registers = dict(state["registers"])
         self.base, self._initial = state["base"], state["initial"]
         self._deadline_tsc = state["deadline_tsc"]
         self._armed_ns = None if state["left_ns"] is None else self._now() + state["left_ns"]

@@ -87,8 +87,8 @@ class Platform:
             (PciBus.PORTS, self.pci),
         ):
             for port in ports:
-                self._readers[port] = device.read  # type: ignore[attr-defined]
-                self._writers[port] = device.write  # type: ignore[attr-defined]
+                self._readers[port] = device.read
+                self._writers[port] = device.write
         self._writers[_RESET_PORT] = self._reset_write
 
     # Ports, MMIO, MSRs

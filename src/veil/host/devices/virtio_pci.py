@@ -248,6 +248,14 @@ class VirtioPci(PciFunction):
         elif offset == 0x34:
             queue.device = queue.device & low | (value & low) << 32
 
+    _status: int
+    _isr: int
+    _accepted: int
+    _device_select: int
+    _driver_select: int
+    _selected: int
+    _config_vector: int
+
     def _reset(self) -> None:
         self._status = self._isr = self._accepted = 0
         self._device_select = self._driver_select = self._selected = 0
