@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """VeilMon, the security monitor: hosted code at VMPL 0 (domain DomMON)."""
 
+from veil.monitor.domains import Domain
 from veil.monitor.errors import MonitorError
-from veil.monitor.parameters import MonitorParameters
-from veil.monitor.service import Service, ServiceContext
+from veil.monitor.pages import Owner
+from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.veilmon import VeilMon
 
-__all__ = ["MonitorError", "MonitorParameters", "Service", "ServiceContext", "VeilMon"]
+__all__ = ["Domain", "MonitorError", "MonitorParameters", "Option", "Owner", "VeilMon"]

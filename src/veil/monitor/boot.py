@@ -6,18 +6,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterable
 
+from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError, Reason
-from veil.monitor.memory import GUEST_VMPL, PAGE, SERVICE_VMPL, grant_range, validate_range
-from veil.monitor.pages import Owner, PageBook
-from veil.monitor.parameters import MonitorParameters
+from veil.monitor.memory import GUEST_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
+from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
-__all__ = ["make_monitor_vmsa", "make_page_book", "prepare_guest", "take_memory"]
+__all__ = ["check_host", "make_ghcb", "make_monitor_vmsa", "prepare_guest", "take_memory"]
 
 _SVME = 1 << 12
 _SNP_ACTIVE = 1
+
+_FEATURE_SNP, _FEATURE_AP_CREATION, _FEATURE_MULTI_VMPL = 1 << 0, 1 << 1, 1 << 5
+_FEATURES_NEEDED = _FEATURE_SNP | _FEATURE_AP_CREATION | _FEATURE_MULTI_VMPL
 
 # Secrets page (56860, table 73, and 58019, table 3): VMPCK0 to VMPCK3 of 32 bytes each, the SVSM's fields.
 _VMPCK = 0x20
@@ -26,38 +30,35 @@ _SVSM_FIELDS = 0x140
 _SVSM_MAX_VERSION = 1
 
 
-def make_page_book(parameters: MonitorParameters) -> PageBook:
-    """Who owns what when the kernel starts."""
-    ram = parameters.ram_ranges()
-    book = PageBook(max(item.gpa + item.size for item in ram) // PAGE)
-    for item in ram:
-        book.claim(item.gpa, item.size, Owner.GUEST)
-    book.claim(parameters.monitor.gpa, parameters.monitor.size, Owner.MONITOR)
-    if parameters.services.size:
-        book.claim(parameters.services.gpa, parameters.services.size, Owner.SERVICE)
-    for gpa in (parameters.secrets_gpa, parameters.cpuid_gpa):
-        book.claim(gpa, PAGE, Owner.MONITOR)
-    book.claim(parameters.guest_vmsa_gpa, PAGE, Owner.VMSA)
-    return book
+def check_host(cpu: HostedCpu) -> Generator[None, None, None]:
+    """Stop early and clearly on a host that cannot run several VMPLs."""
+    missing = _FEATURES_NEEDED & ~(yield from ghcb.host_features(cpu))
+    if missing:
+        raise MonitorError(Reason.HOST_LACKS_FEATURES, f"the host lacks the hypervisor features {missing:#x}")
 
 
-def take_memory(cpu: HostedCpu, parameters: MonitorParameters, book: PageBook) -> Generator[None, None, None]:
+def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
     """Validate what the launch did not, and give each level what it is due; all else stays VMPL 0's alone."""
-    launched = sorted((item.gpa, item.gpa + item.size) for item in parameters.launched_ranges())
+    parameters = state.parameters
+    launched = sorted((item.gpa, item.end) for item in parameters.launched_ranges())
     for item in parameters.ram_ranges():
-        for gpa, end in _gaps(item.gpa, item.gpa + item.size, launched):
+        for gpa, end in _gaps(item.gpa, item.end, launched):
             yield from validate_range(cpu, gpa, end - gpa)
-    kept = sorted((gpa, gpa + size) for gpa, size in book.protected_ranges())
+            # The host may have moved a page of the image here, the secrets page for one, and the kernel gets to see
+            # what is here (see `core_memory`).
+            cpu.view.zero(gpa, end - gpa)
+    kept = [(gpa, gpa + size) for gpa, size in state.book.kept_ranges()]
+    if parameters.options & Option.UNPROTECTED:
+        kept = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE)]  # in use, which RMPADJUST refuses
     for item in parameters.ram_ranges():
-        for gpa, end in _gaps(item.gpa, item.gpa + item.size, kept):
+        for gpa, end in _gaps(item.gpa, item.end, kept):
             yield from grant_range(cpu, gpa, end - gpa, GUEST_VMPL, Permission.ALL)
     services = parameters.services
-    if services.size:
-        yield from grant_range(cpu, services.gpa, services.size, SERVICE_VMPL, Permission.RW)
+    yield from grant_range(cpu, services.gpa, services.size, SERVICE_VMPL, Permission.RW)
 
 
 def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    """The parts of [gpa, end) outside of sorted ranges."""
+    """The parts of [gpa, end) outside of sorted (start, end) ranges."""
     for start, stop in taken:
         if stop <= gpa or start >= end:
             continue
@@ -68,19 +69,21 @@ def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tupl
         yield gpa, end
 
 
-def prepare_guest(cpu: HostedCpu, parameters: MonitorParameters) -> int:
-    """The kernel's secrets and CPUID pages, its CAA and its first VMSA; returns its SEV features."""
-    view = cpu.view
-    secrets = bytearray(view.read(parameters.secrets_gpa, PAGE))
-    for vmpl in range(GUEST_VMPL):
-        # With a more privileged level's key the kernel could ask for reports in the monitor's name.
-        start = _VMPCK + vmpl * _VMPCK_BYTES
-        secrets[start : start + _VMPCK_BYTES] = bytes(_VMPCK_BYTES)
-    struct.pack_into(
-        "<QQQIB", secrets, _SVSM_FIELDS, parameters.monitor.gpa, parameters.monitor.size, parameters.guest_caa_gpa,
-        _SVSM_MAX_VERSION, GUEST_VMPL,
-    )  # fmt: skip
-    view.write(parameters.guest_secrets_gpa, secrets)
+def make_ghcb(cpu: HostedCpu, gpa: int) -> Generator[None, None, ghcb.Ghcb]:
+    """Turn a page of the monitor's into its GHCB: give it back, share it, register it."""
+    cpu.view.zero(gpa, PAGE)
+    code, unchanged = yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, validate=False))
+    if code != RmpResult.SUCCESS or unchanged:
+        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"the GHCB's page {gpa:#x} cannot be given back: {code.name}")
+    yield from ghcb.share_page(cpu, gpa)
+    yield from ghcb.register_ghcb(cpu, gpa)
+    return ghcb.Ghcb(cpu, gpa)
+
+
+def prepare_guest(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
+    """The kernel's secrets and CPUID pages, its CAA and its first VMSA."""
+    view, parameters = cpu.view, state.parameters
+    view.write(parameters.guest_secrets_gpa, _guest_secrets(view.read(parameters.secrets_gpa, PAGE), parameters))
     view.write(parameters.guest_cpuid_gpa, view.read(parameters.cpuid_gpa, PAGE))
     view.zero(parameters.guest_caa_gpa, PAGE)
 
@@ -88,23 +91,43 @@ def prepare_guest(cpu: HostedCpu, parameters: MonitorParameters) -> int:
     vmsa = Vmsa.from_buffer_copy(template)
     if vmsa.vmpl != GUEST_VMPL or not vmsa.efer & _SVME or not vmsa.sev_features & _SNP_ACTIVE:
         raise MonitorError(Reason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
-    _make_vmsa(cpu, parameters.guest_vmsa_gpa, template, GUEST_VMPL, Permission.R)
-    return int(vmsa.sev_features)
+    permissions = Permission.ALL if parameters.options & Option.UNPROTECTED else Permission.NONE
+    yield from _make_vmsa(cpu, parameters.guest_vmsa_gpa, template, GUEST_VMPL, permissions)
+    state.sev_features = int(vmsa.sev_features)
+    state.register_guest(0, parameters.guest_vmsa_gpa, parameters.guest_caa_gpa)
 
 
-def make_monitor_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int) -> int:
+def _guest_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
+    secrets = bytearray(page)
+    for vmpl in range(GUEST_VMPL):
+        # With a more privileged level's key the kernel could ask for reports in the monitor's name.
+        start = _VMPCK + vmpl * _VMPCK_BYTES
+        secrets[start : start + _VMPCK_BYTES] = bytes(_VMPCK_BYTES)
+    monitor, services = parameters.monitor, parameters.services
+    # One range, as the specification has it: what the kernel must leave alone.
+    end = services.end if services.size and services.gpa == monitor.end else monitor.end
+    struct.pack_into(
+        "<QQQIB", secrets, _SVSM_FIELDS, monitor.gpa, end - monitor.gpa, parameters.guest_caa_gpa,
+        _SVSM_MAX_VERSION, GUEST_VMPL,
+    )  # fmt: skip
+    return bytes(secrets)
+
+
+def make_monitor_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int) -> Generator[None, None, int]:
     """A VMSA for the monitor on another VCPU: a copy of its own that starts at the header; returns its GPA."""
     own = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE))
     own.rip = parameters.header_gpa
     own.rdi = index
+    own.guest_exit_code = 0
     gpa = parameters.monitor_vmsas_gpa + (index - 1) * PAGE
-    _make_vmsa(cpu, gpa, bytes(own), SERVICE_VMPL, Permission.NONE)
+    yield from _make_vmsa(cpu, gpa, bytes(own), SERVICE_VMPL, Permission.NONE)
     return gpa
 
 
-def _make_vmsa(cpu: HostedCpu, gpa: int, content: bytes, vmpl: int, permissions: Permission) -> None:
-    cpu.view.zero(gpa, PAGE)
-    cpu.view.write(gpa, content)
-    code = cpu.view.rmpadjust(gpa, vmpl=vmpl, permissions=permissions, vmsa=True)
-    if code != RmpResult.SUCCESS:
-        raise MonitorError(Reason.BAD_KERNEL_VMSA, f"the page {gpa:#x} cannot become a VMSA: {code.name}")
+def _make_vmsa(
+    cpu: HostedCpu, gpa: int, content: bytes, vmpl: int, permissions: Permission
+) -> Generator[None, None, None]:
+    """Revoke, fill, seal: nobody below VMPL 0 can reach the registers of a context between the check and the seal."""
+    yield from adjust_page(cpu, gpa, vmpl, Permission.NONE)
+    cpu.view.write(gpa, content.ljust(PAGE, b"\0"))
+    yield from adjust_page(cpu, gpa, vmpl, permissions, vmsa=True)

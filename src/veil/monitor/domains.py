@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,9 @@ class Domain(enum.Enum):
 
 @dataclass(slots=True)
 class VcpuContexts:
-    """One VCPU's contexts. `guest_vmsa` is the VMSA that VMPL 3 runs on, of possibly several in `guest_vmsas`."""
+    """One VCPU's contexts. The kernel may have several VMSAs for it at a time: a CPU that comes back gets a new one
+    before the old one is deleted. `guest_vmsa`, with its calling area `caa`, is the newest, which is the one that runs.
+    """
 
     apic_id: int
     monitor_vmsa: int | None = None
@@ -40,9 +43,32 @@ class VcpuContexts:
     guest_vmsas: dict[int, int] = field(default_factory=dict)
     """VMSA -> its CAA, for every VMPL 3 context that was created for this VCPU and not deleted."""
 
+    def vmsas(self) -> dict[Domain, int]:
+        """The VMSA of each domain that can run on this VCPU now."""
+        found = {Domain.MON: self.monitor_vmsa, Domain.UNT: self.guest_vmsa}
+        return {domain: vmsa for domain, vmsa in found.items() if vmsa is not None}
+
+    def set_guest(self, vmsa: int, caa: int) -> None:
+        """A context of VMPL 3 that runs from now on."""
+        self.guest_vmsas[vmsa] = caa
+        self.guest_vmsa, self.caa = vmsa, caa
+
+    def remap(self, caa: int) -> int | None:
+        """Another calling area for the context that runs; returns the old one."""
+        assert self.guest_vmsa is not None
+        old, self.caa = self.caa, caa
+        self.guest_vmsas[self.guest_vmsa] = caa
+        return old
+
+    def drop_guest(self, vmsa: int) -> int:
+        """Forget a context of VMPL 3; returns its calling area."""
+        if self.guest_vmsa == vmsa:
+            self.guest_vmsa = self.caa = None
+        return self.guest_vmsas.pop(vmsa)
+
 
 class DomainTable:
-    """All VCPUs by APIC ID."""
+    """All VCPUs by APIC ID, which are numbered from 0."""
 
     def __init__(self, vcpus: int) -> None:
         self.vcpus = [VcpuContexts(apic_id) for apic_id in range(vcpus)]
@@ -51,9 +77,22 @@ class DomainTable:
         """The VCPU, or None."""
         return self.vcpus[apic_id] if 0 <= apic_id < len(self.vcpus) else None
 
+    def by_monitor_vmsa(self, vmsa: int) -> VcpuContexts | None:
+        """The VCPU whose monitor runs on this VMSA."""
+        return next((vcpu for vcpu in self.vcpus if vcpu.monitor_vmsa == vmsa), None)
+
     def holder(self, vmsa: int) -> VcpuContexts | None:
         """The VCPU that has this VMPL 3 VMSA."""
         return next((vcpu for vcpu in self.vcpus if vmsa in vcpu.guest_vmsas), None)
+
+    def guest_contexts(self) -> Iterator[tuple[int, int]]:
+        """(VMSA, CAA) of every VMPL 3 context."""
+        for vcpu in self.vcpus:
+            yield from vcpu.guest_vmsas.items()
+
+    def uses_caa(self, gpa: int) -> bool:
+        """Is the page a calling area?"""
+        return any(gpa in vcpu.guest_vmsas.values() for vcpu in self.vcpus)
 
     def state(self) -> list[dict[str, Any]]:
         """For a snapshot."""
@@ -78,7 +117,7 @@ class DomainTable:
                 item["monitor_vmsa"],
                 item["guest_vmsa"],
                 item["caa"],
-                {vmsa: caa for vmsa, caa in item["guest_vmsas"]},
+                dict(item["guest_vmsas"]),
             )
             for item in state
         ]

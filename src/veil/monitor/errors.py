@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the monitor gives up on. Guests' requests never raise: they get result codes."""
+"""What the monitor gives up on. Guests' requests never raise: they get result codes (`requests.CallError`)."""
 
 from __future__ import annotations
 
 import enum
 
+from veil.errors import VeilError
+
 __all__ = ["MonitorError", "Reason"]
 
 
 class Reason(enum.IntEnum):
-    """Termination reasons of VeilMon, sent to the host in reason set `REASON_SET` (docs/monitor.md)."""
+    """Termination reasons of VeilMon, sent to the host in reason set `ghcb.REASON_SET` (docs/monitor.md)."""
 
     GENERAL = 0
     BAD_PARAMETERS = 1
@@ -20,7 +22,7 @@ class Reason(enum.IntEnum):
     HOST_LACKS_FEATURES = 6
 
 
-class MonitorError(Exception):
+class MonitorError(VeilError):
     """The monitor stops the machine for this reason."""
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -12,12 +12,26 @@ from collections.abc import Generator
 from veil.monitor.errors import MonitorError, Reason
 from veil.snp.hosted import HostedCpu
 
-__all__ = ["REASON_SET", "Ghcb", "ap_reset_hold", "host_features", "register_ghcb", "share_page", "terminate"]
+__all__ = [
+    "AP_RESET_HOLD",
+    "REASON_SET",
+    "RUN_GUEST",
+    "RUN_REFUSED",
+    "Ghcb",
+    "host_features",
+    "register_ghcb",
+    "share_page",
+    "terminate",
+]
 
 #: The reason set of VeilMon's terminations (56421: sets other than 0 belong to the guest's software).
 REASON_SET = 5
 
-_AP_RESET_HOLD = 0x006
+#: MSR protocol: run this VCPU's VMSA of VMPL 3; the answer if the host will not.
+RUN_GUEST = 3 << 32 | 0x016
+RUN_REFUSED = 1 << 32 | 0x017
+#: MSR protocol: park this VCPU until the host starts another of its contexts, or has a SIPI for it.
+AP_RESET_HOLD = 0x006
 _REGISTER = 0x012
 _PAGE_STATE_CHANGE = 0x014
 _PSC_SHARED = 2 << 52
@@ -57,12 +71,6 @@ def share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
     """Ask the host to make a page shared; it must have been invalidated before."""
     if (yield from _msr_call(cpu, gpa | _PSC_SHARED | _PAGE_STATE_CHANGE)) >> 32:
         raise MonitorError(Reason.HOST_REFUSED, f"the host refused to share page {gpa:#x}")
-
-
-def ap_reset_hold(cpu: HostedCpu) -> Generator[None, None, None]:
-    """Park this VCPU until the host starts another of its contexts."""
-    cpu.ghcb_msr = _AP_RESET_HOLD
-    yield
 
 
 def terminate(cpu: HostedCpu, reason: Reason) -> Generator[None, None, None]:

@@ -11,7 +11,7 @@ from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
 
-__all__ = ["GUEST_VMPL", "PAGE", "SERVICE_VMPL", "grant_range", "retry", "validate_range"]
+__all__ = ["GUEST_VMPL", "PAGE", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
 
 GUEST_VMPL = 3
 SERVICE_VMPL = 1
@@ -75,11 +75,18 @@ def grant_range(cpu: HostedCpu, gpa: int, size: int, vmpl: int, permissions: Per
 
 
 def _grant(cpu: HostedCpu, gpa: int, size: PageSize, vmpl: int, permissions: Permission) -> Generator[None, None, bool]:
-    code = yield from retry(
-        cpu, lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=vmpl, permissions=permissions)
-    )
+    code = yield from retry(cpu, lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=vmpl, permissions=permissions))
     if code == RmpResult.SUCCESS:
         return True
     if code == RmpResult.FAIL_SIZEMISMATCH and size:
         return False
     raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
+
+
+def adjust_page(
+    cpu: HostedCpu, gpa: int, vmpl: int, permissions: Permission, *, vmsa: bool = False
+) -> Generator[None, None, None]:
+    """RMPADJUST one page, which must succeed."""
+    code = yield from retry(cpu, lambda: cpu.view.rmpadjust(gpa, vmpl=vmpl, permissions=permissions, vmsa=vmsa))
+    if code != RmpResult.SUCCESS:
+        raise MonitorError(Reason.BAD_KERNEL_VMSA, f"the page {gpa:#x} cannot become a VMSA: {code.name}")

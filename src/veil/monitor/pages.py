@@ -8,7 +8,8 @@ address, and every address that it names is looked up here first.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+import re
+from collections.abc import Iterator
 
 __all__ = ["Owner", "PageBook"]
 
@@ -25,7 +26,14 @@ class Owner(enum.IntEnum):
     MONITOR = 2
     SERVICE = 3
     VMSA = 4
-    """A VMSA of a VMPL 3 context: the guest's memory, but not its to change until it deletes the VCPU."""
+    """A VMSA of VMPL 3: the guest's memory, but not its to change until it deletes the VCPU."""
+    CAA = 5
+    """A calling area of VMPL 3: the guest's to read and write, but it stays validated memory while it is in use."""
+
+
+_GUEST, _CAA = int(Owner.GUEST), int(Owner.CAA)
+#: Runs of pages that VMPL 3 has no write permission for.
+_KEPT = re.compile(b"[%c-%c]+" % (Owner.MONITOR, Owner.VMSA))
 
 
 class PageBook:
@@ -37,7 +45,7 @@ class PageBook:
     def claim(self, gpa: int, size: int, owner: Owner) -> None:
         """Write down the owner of a range (bytes, page aligned)."""
         first, count = gpa // _PAGE, size // _PAGE
-        if first + count > len(self._owners):
+        if gpa < 0 or size < 0 or first + count > len(self._owners):
             raise ValueError(f"range {gpa:#x}+{size:#x} is outside the book")
         self._owners[first : first + count] = bytes((owner,)) * count
 
@@ -47,24 +55,30 @@ class PageBook:
         return Owner(self._owners[page]) if 0 <= page < len(self._owners) else Owner.NOBODY
 
     def is_guest(self, gpa: int, size: int = 1) -> bool:
-        """Does every page of the range belong to the guest?"""
+        """Is every page of the range the guest's to do with what it likes?"""
+        return self._all(gpa, size, data=False)
+
+    def is_guest_data(self, gpa: int, size: int = 1) -> bool:
+        """May the guest read and write every page of the range? Calling areas, too: it passes arguments in them."""
+        return self._all(gpa, size, data=True)
+
+    def _all(self, gpa: int, size: int, *, data: bool) -> bool:
         if gpa < 0 or size <= 0:
             return False
-        first, last = gpa // _PAGE, (gpa + size - 1) // _PAGE
-        if last >= len(self._owners):
+        owners = self._owners
+        first, end = gpa // _PAGE, (gpa + size - 1) // _PAGE + 1
+        if end > len(owners):
             return False
-        if first == last:
-            return self._owners[first] == Owner.GUEST
-        return self._owners.count(Owner.GUEST, first, last + 1) == last + 1 - first
+        found = owners.count(_GUEST, first, end)
+        if data and found != end - first:
+            found += owners.count(_CAA, first, end)
+        return found == end - first
 
-    def protected_ranges(self) -> Iterable[tuple[int, int]]:
-        """(GPA, size) of every run of pages that are neither the guest's nor nobody's."""
-        start = None
-        for page, owner in enumerate(self._owners):
-            if owner not in (Owner.GUEST, Owner.NOBODY):
-                start = page if start is None else start
-            elif start is not None:
-                yield start * _PAGE, (page - start) * _PAGE
-                start = None
-        if start is not None:
-            yield start * _PAGE, (len(self._owners) - start) * _PAGE
+    def kept_ranges(self) -> Iterator[tuple[int, int]]:
+        """(GPA, size) of every run of pages that VMPL 3 may not write: the monitor's, the services', VMSAs."""
+        for run in _KEPT.finditer(self._owners):
+            yield run.start() * _PAGE, (run.end() - run.start()) * _PAGE
+
+    def count(self, owner: Owner) -> int:
+        """How many pages it has."""
+        return self._owners.count(int(owner))

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-__all__ = ["Request", "Result", "ResultCode"]
+__all__ = ["CallError", "CallHandler", "Request", "Result", "ResultCode"]
 
 
 class ResultCode(enum.IntEnum):
-    """RAX after a call (58019, table 5, and the protocol-specific codes of the core protocol)."""
+    """RAX after a call (58019, table 5). From 0x80001000 on a code belongs to the protocol that was called."""
 
     SUCCESS = 0
     INCOMPLETE = 0x80000000
@@ -21,9 +21,12 @@ class ResultCode(enum.IntEnum):
     INVALID_PARAMETER = 0x80000005
     INVALID_REQUEST = 0x80000006
     BUSY = 0x80000007
-    PVALIDATE_FAIL_INPUT = 0x80001001
-    PVALIDATE_FAIL_SIZE_MISMATCH = 0x80001006
-    PVALIDATE_FAIL_UNCHANGED = 0x80001010
+    # Core protocol: the result codes of PVALIDATE and RMPADJUST, and COCONUT-SVSM's for CF=1.
+    FAIL_INPUT = 0x80001001
+    FAIL_PERMISSION = 0x80001002
+    FAIL_INUSE = 0x80001003
+    FAIL_SIZE_MISMATCH = 0x80001006
+    FAIL_UNCHANGED = 0x80001010
 
 
 class Request(NamedTuple):
@@ -47,3 +50,26 @@ class Result(NamedTuple):
     rdx: int | None = None
     r8: int | None = None
     r9: int | None = None
+
+
+class CallError(Exception):
+    """A call ends with this result code and leaves the caller's other registers alone."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"SVSM result {code:#x}")
+        self.code = code
+
+
+class CallHandler(Protocol):
+    """What answers the calls of one protocol."""
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """Lowest and highest version of the protocol."""
+
+    def call(self, request: Request) -> Result:
+        """Answer a call, or raise CallError.
+
+        An RmpViolation becomes INVALID_ADDRESS; but one that the host can mend (a 2 MiB RMP entry to split) makes the
+        monitor wait for that and call again with the same request, so that what was done already must stand repeating.
+        """

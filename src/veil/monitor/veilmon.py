@@ -3,233 +3,154 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator
+from typing import ClassVar
 
 from veil.monitor import boot, ghcb
 from veil.monitor.domains import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError, Reason
-from veil.monitor.memory import GUEST_VMPL, PAGE, retry
-from veil.monitor.pages import Owner, PageBook
+from veil.monitor.memory import GUEST_VMPL, PAGE
+from veil.monitor.pages import PageBook
 from veil.monitor.parameters import MonitorParameters
 from veil.monitor.protocols.core import CoreProtocol
-from veil.monitor.requests import Request, Result, ResultCode
-from veil.monitor.service import Service, ServiceContext
-from veil.snp.errors import RmpViolation
+from veil.monitor.service import FIRST_SERVICE_PROTOCOL, Service, ServiceContext
+from veil.monitor.serving import answer
+from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
-from veil.snp.layouts import Vmsa
-from veil.snp.rmp import FAULT_SIZEM
 
 __all__ = ["VeilMon"]
 
-_RUN_GUEST = GUEST_VMPL << 32 | 0x016
-_VMGEXIT = 0x403
-_SVME = 1 << 12
-_FEATURE_SNP, _FEATURE_AP_CREATION, _FEATURE_MULTI_VMPL = 1 << 0, 1 << 1, 1 << 5
-_FEATURES_NEEDED = _FEATURE_SNP | _FEATURE_AP_CREATION | _FEATURE_MULTI_VMPL
-
-_EFER = Vmsa.efer.offset
-_RAX = Vmsa.rax.offset
-_RCX = Vmsa.rcx.offset
-_RDX = Vmsa.rdx.offset
-_R8 = Vmsa.r8.offset
-_R9 = Vmsa.r9.offset
-_EXIT_CODE = Vmsa.guest_exit_code.offset
-#: The part of a VMSA that a call needs, from EFER to the exit code, copied at once.
-_CALL_PART = _EXIT_CODE + 8 - _EFER
-_U64 = struct.Struct("<Q").unpack_from
-
-_UNSUPPORTED_PROTOCOL = Result(ResultCode.UNSUPPORTED_PROTOCOL)
-
 
 class VeilMon:
-    """The monitor as a hosted program; one object for all VCPUs."""
+    """The monitor as a hosted program; one object for all VCPUs.
 
-    def __init__(self, services: Sequence[Service] = ()) -> None:
-        self.parameters: MonitorParameters | None = None
-        self.book = PageBook(0)
-        self.domains = DomainTable(0)
-        self.sev_features = 0
-        self._services = list(services)
-        self._protocols: dict[int, Any] = {}
+    A monitor with protected services is a subclass that names them, and the entry of the measured image names that
+    subclass: which services there are is part of what is measured.
+    """
+
+    service_types: ClassVar[tuple[type[Service], ...]] = ()
+
+    def __init__(self) -> None:
+        self.services = [kind() for kind in self.service_types]
+        #: why the monitor gave up, if it did
+        self.last_error: str | None = None
+        self._state: MonitorState | None = None
+        self._saved_services: dict[str, str] | None = None
+
+    @property
+    def state(self) -> MonitorState:
+        """What the monitor knows; there is none before it booted."""
+        if self._state is None:
+            raise MonitorError(Reason.GENERAL, "the monitor has not booted")
+        return self._state
+
+    @property
+    def book(self) -> PageBook:
+        """Who owns which page."""
+        return self.state.book
+
+    @property
+    def domains(self) -> DomainTable:
+        """Which VMSA runs which domain on which VCPU."""
+        return self.state.domains
 
     # Hosted program
 
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
         """Start: the first VCPU boots the machine, the others join."""
         try:
-            if self.parameters is None:
-                yield from self._boot(cpu)
-            else:
-                yield from self._join(cpu)
+            vcpu = self._join(cpu) if self._state is not None else (yield from self._boot(cpu))
+            yield from self._serve(cpu, vcpu)
         except MonitorError as error:
             self.last_error = str(error)
             yield from ghcb.terminate(cpu, error.reason)
 
     def resume(self, cpu: HostedCpu) -> Generator[None, None, None]:
-        """Go on after a snapshot: every VCPU was in its serving loop."""
-        vcpu = next(item for item in self.domains.vcpus if item.monitor_vmsa == cpu.vmsa_gpa)
-        self._attach(cpu)
-        yield from self._serve(cpu, vcpu, resumed=True)
+        """Go on after a snapshot: every VCPU was waiting in its serving loop."""
+        try:
+            vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
+            if vcpu is None:
+                raise MonitorError(Reason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
+            if not self.state.protocols:
+                self._offer_protocols(cpu)
+            yield from self._serve(cpu, vcpu, waiting=True)
+        except MonitorError as error:
+            self.last_error = str(error)
+            yield from ghcb.terminate(cpu, error.reason)
 
     def save(self) -> bytes:
         """Everything that is not in guest memory."""
-        assert self.parameters is not None
-        state = {
-            "parameters": base64.b64encode(bytes(self.parameters)).decode(),
-            "domains": self.domains.state(),
-            "sev_features": self.sev_features,
-            "services": {item.name: base64.b64encode(item.save()).decode() for item in self._services},
-        }
-        return json.dumps(state).encode()
+        services = {service.name: service.save().hex() for service in self.services}
+        return json.dumps({**self.state.dump(), "services": services}).encode()
 
     def restore(self, data: bytes) -> None:
         """Take back what `save` gave."""
-        state = json.loads(data)
-        self.parameters = MonitorParameters.parse(base64.b64decode(state["parameters"]))
-        self.domains = DomainTable.load(state["domains"])
-        self.sev_features = state["sev_features"]
-        self.book = boot.make_page_book(self.parameters)
-        self.book.claim(self.parameters.guest_vmsa_gpa, PAGE, Owner.GUEST)
-        for vcpu in self.domains.vcpus:
-            for vmsa in vcpu.guest_vmsas:
-                self.book.claim(vmsa, PAGE, Owner.VMSA)
-        self._saved_services = {name: base64.b64decode(item) for name, item in state["services"].items()}
-
-    last_error: str | None = None
-    _saved_services: dict[str, bytes] | None = None
+        saved = json.loads(data)
+        self._state = MonitorState.load(saved)
+        self._saved_services = saved["services"]
 
     # Boot
 
-    def _boot(self, cpu: HostedCpu) -> Generator[None, None, None]:
+    def _boot(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
         parameters = MonitorParameters.parse(cpu.parameters)
-        self.parameters = parameters
-        self.book = boot.make_page_book(parameters)
-        self.domains = DomainTable(parameters.vcpus)
-        if (yield from ghcb.host_features(cpu)) & _FEATURES_NEEDED != _FEATURES_NEEDED:
-            raise MonitorError(Reason.HOST_LACKS_FEATURES, "the host lacks SNP AP creation or multiple VMPLs")
-        yield from boot.take_memory(cpu, parameters, self.book)
-        yield from self._make_ghcb(cpu, parameters)
-        self.sev_features = boot.prepare_guest(cpu, parameters)
-        self._attach(cpu)
-
-        first = self.domains.vcpus[0]
+        state = self._state = MonitorState.at_launch(parameters)
+        yield from boot.check_host(cpu)
+        yield from boot.take_memory(cpu, state)
+        requests = yield from boot.make_ghcb(cpu, parameters.ghcb_gpa)
+        yield from boot.prepare_guest(cpu, state)
+        self._offer_protocols(cpu)
+        first = state.domains.vcpus[0]
         first.monitor_vmsa = cpu.vmsa_gpa
-        first.guest_vmsa = parameters.guest_vmsa_gpa
-        first.caa = parameters.guest_caa_gpa
-        first.guest_vmsas[first.guest_vmsa] = first.caa
-        requests = ghcb.Ghcb(cpu, parameters.ghcb_gpa)
-        for index in range(1, parameters.vcpus):
-            vmsa = boot.make_monitor_vmsa(cpu, parameters, index)
-            yield from requests.create_vcpu(index, 0, vmsa, self.sev_features)
-        yield from requests.create_vcpu(0, GUEST_VMPL, first.guest_vmsa, self.sev_features)
-        yield from self._serve(cpu, first)
+        for vcpu in state.domains.vcpus[1:]:
+            vcpu.monitor_vmsa = yield from boot.make_monitor_vmsa(cpu, parameters, vcpu.apic_id)
+            yield from requests.create_vcpu(vcpu.apic_id, 0, vcpu.monitor_vmsa, state.sev_features)
+        yield from requests.create_vcpu(0, GUEST_VMPL, parameters.guest_vmsa_gpa, state.sev_features)
+        return first
 
-    def _make_ghcb(self, cpu: HostedCpu, parameters: MonitorParameters) -> Generator[None, None, None]:
-        gpa = parameters.ghcb_gpa
-        cpu.view.zero(gpa, PAGE)
-        yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, validate=False))
-        yield from ghcb.share_page(cpu, gpa)
-        yield from ghcb.register_ghcb(cpu, gpa)
-
-    def _join(self, cpu: HostedCpu) -> Generator[None, None, None]:
-        vcpu = self.domains.by_apic_id(cpu.start_argument)
-        if vcpu is None or vcpu.monitor_vmsa is not None:
+    def _join(self, cpu: HostedCpu) -> VcpuContexts:
+        vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
+        if vcpu is None or vcpu.apic_id != cpu.start_argument:
             raise MonitorError(Reason.GENERAL, "a VCPU started in the monitor that was not asked to")
-        vcpu.monitor_vmsa = cpu.vmsa_gpa
-        yield from ghcb.ap_reset_hold(cpu)
-        yield from self._serve(cpu, vcpu, resumed=True)
+        return vcpu
 
-    def _attach(self, cpu: HostedCpu) -> None:
-        """Protocols and services, once."""
-        if self._protocols:
-            return
-        self._protocols[CoreProtocol.number] = CoreProtocol(self, cpu.view)
-        assert self.parameters is not None
-        gpa = self.parameters.services.gpa
-        for item in self._services:
-            context = ServiceContext(cpu.view, gpa, item.memory, self.book)
-            gpa += item.memory
-            if gpa > self.parameters.services.gpa + self.parameters.services.size:
-                raise MonitorError(Reason.BAD_PARAMETERS, f"no memory left for the service {item.name}")
+    def _offer_protocols(self, cpu: HostedCpu) -> None:
+        state = self.state
+        protocols = state.protocols
+        protocols[CoreProtocol.number] = CoreProtocol(state, cpu.view)
+        own = cpu.view.lower(1)
+        region = state.parameters.services
+        gpa = region.gpa
+        for service in self.services:
+            if service.memory % PAGE or gpa + service.memory > region.end:
+                raise MonitorError(Reason.BAD_PARAMETERS, f"no memory left for the service {service.name}")
+            if service.protocol in protocols or service.protocol < FIRST_SERVICE_PROTOCOL:
+                raise MonitorError(Reason.BAD_PARAMETERS, f"the protocol number of the service {service.name} is taken")
+            service.context = ServiceContext(own, gpa, service.memory, cpu.view, state.book)
             if self._saved_services is None:
-                item.start(context)
+                service.start()
             else:
-                item.restore(self._saved_services[item.name], context)
-            self._protocols[item.protocol] = item
-
-    def protocol_versions(self, number: int) -> tuple[int, int] | None:
-        """Lowest and highest version of a protocol, if it is offered."""
-        protocol = self._protocols.get(number)
-        return protocol.versions if protocol is not None else None
+                service.restore(bytes.fromhex(self._saved_services.get(service.name, "")))
+            protocols[service.protocol] = service
+            gpa += service.memory
 
     # Serving
 
-    def _serve(self, cpu: HostedCpu, vcpu: VcpuContexts, *, resumed: bool = False) -> Generator[None, None, None]:
+    def _serve(self, cpu: HostedCpu, vcpu: VcpuContexts, *, waiting: bool = False) -> Generator[None, None, None]:
         """Run the kernel; each time the host comes back, see whether it called.
 
-        After a snapshot or a reset hold the host is already on its way back when this starts.
+        `waiting`: after a snapshot the host is on its way back already when this starts.
         """
-        if not resumed:
-            cpu.ghcb_msr = _RUN_GUEST
-            yield
+        state, view = self.state, cpu.view
+        can_run = True
         while True:
-            while (violation := self._answer(cpu, vcpu)) is not None:
+            if not waiting:
+                # A VCPU whose kernel context was not created, or is not known to the host yet, waits for the host.
+                can_run = can_run and vcpu.guest_vmsa is not None
+                cpu.ghcb_msr = ghcb.RUN_GUEST if can_run else ghcb.AP_RESET_HOLD
+                yield
+            waiting = False
+            can_run = cpu.ghcb_msr != ghcb.RUN_REFUSED
+            while (violation := answer(state, view, vcpu)) is not None:
                 cpu.nested_fault(violation)
                 yield
-            cpu.ghcb_msr = _RUN_GUEST
-            yield
-
-    def _answer(self, cpu: HostedCpu, vcpu: VcpuContexts) -> RmpViolation | None:
-        """Serve the call of this VCPU's kernel context, if it made one.
-
-        Returns a refusal that the host must mend (a 2 MiB RMP entry to split) before the call can go on; the call is
-        still pending then.
-        """
-        vmsa = vcpu.guest_vmsa
-        caa = vcpu.caa
-        if vmsa is None or caa is None:
-            return None
-        view = cpu.view
-        part = view.read(vmsa + _EFER, _CALL_PART)
-        if _U64(part, _EXIT_CODE - _EFER)[0] != _VMGEXIT:
-            # The host came here by itself: there is no call, whatever stands in the calling area.
-            return None
-        efer: int = _U64(part, 0)[0]
-        try:
-            if not view.read_u8(caa):
-                return None
-        except RmpViolation:
-            return None  # the kernel gave its calling area away: it gets no answer
-        # The host must not run the caller while its registers are half written.
-        view.write_u64(vmsa + _EFER, efer & ~_SVME)
-        rax: int = _U64(part, _RAX - _EFER)[0]
-        request = Request(
-            vcpu.apic_id,
-            rax >> 32,
-            rax & 0xFFFFFFFF,
-            _U64(part, _RCX - _EFER)[0],
-            _U64(part, _RDX - _EFER)[0],
-            _U64(part, _R8 - _EFER)[0],
-            _U64(part, _R9 - _EFER)[0],
-        )
-        protocol = self._protocols.get(request.protocol)
-        try:
-            result = protocol.call(request) if protocol is not None else _UNSUPPORTED_PROTOCOL
-        except RmpViolation as violation:
-            if violation.fault & FAULT_SIZEM:
-                return violation
-            result = Result(ResultCode.INVALID_ADDRESS)
-        view.write_u64(vmsa + _RAX, result.code)
-        for offset, value in ((_RCX, result.rcx), (_RDX, result.rdx), (_R8, result.r8), (_R9, result.r9)):
-            if value is not None:
-                view.write_u64(vmsa + offset, value)
-        try:
-            view.exchange_u8(caa, 0)
-        except RmpViolation:
-            pass  # the call itself took the calling area away
-        view.write_u64(vmsa + _EFER, efer | _SVME)
-        return None

@@ -7,112 +7,134 @@ import struct
 from typing import TYPE_CHECKING
 
 from veil.monitor.memory import GUEST_VMPL, PAGE
+from veil.monitor.pages import Owner
 from veil.monitor.requests import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
-from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
+from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
-    from veil.monitor.veilmon import VeilMon
+    from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
 __all__ = ["pvalidate", "remap_ca"]
 
 _HEADER = struct.Struct("<HHI")
-_ENTRY = struct.Struct("<Q")
+_ENTRY_BYTES = 8
 _NEXT_OFFSET = 2
 
 _SIZE_MASK = 0x3
+_SIZE_2M = 1
 _VALIDATE = 1 << 2
 _IGNORE_CF = 1 << 3
 _MUST_BE_ZERO = 0xFF0
+_PFN_MASK = ~(PAGE - 1)
 
+_SMALL, _LARGE = PageSize.SIZE_4K, PageSize.SIZE_2M
+_LARGE_BYTES = 512 * PAGE
+_ZERO_PAGE = bytes(PAGE)
+_NONE, _ALL = Permission.NONE, Permission.ALL
+
+_SUCCESS = ResultCode.SUCCESS
 _CODES = {
-    RmpResult.FAIL_INPUT: ResultCode.PVALIDATE_FAIL_INPUT,
-    RmpResult.FAIL_SIZEMISMATCH: ResultCode.PVALIDATE_FAIL_SIZE_MISMATCH,
+    RmpResult.FAIL_INPUT: ResultCode.FAIL_INPUT,
+    RmpResult.FAIL_PERMISSION: ResultCode.FAIL_PERMISSION,
+    RmpResult.FAIL_INUSE: ResultCode.FAIL_INUSE,
+    RmpResult.FAIL_SIZEMISMATCH: ResultCode.FAIL_SIZE_MISMATCH,
 }
 
 
-def remap_ca(monitor: VeilMon, view: View, request: Request) -> Result:
+def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the calling area's new page. The area in use stays valid until the new one is found good."""
     gpa = request.rcx
-    vcpu = monitor.domains.by_apic_id(request.vcpu)
     if gpa % PAGE:
         return Result(ResultCode.INVALID_PARAMETER)
-    if vcpu is None or not monitor.book.is_guest(gpa, PAGE):
-        return Result(ResultCode.INVALID_ADDRESS)
+    vcpu = state.domains.vcpus[request.vcpu]
     if gpa == vcpu.caa:
-        return Result(ResultCode.SUCCESS)
+        return Result(_SUCCESS)
+    # Not a VMSA, nor another context's area: what one VCPU's kernel writes there must not be another one's call.
+    if not state.book.is_guest(gpa, PAGE):
+        return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the page is not validated: the caller gets INVALID_ADDRESS and keeps its area.
     view.write_u64(gpa, 0)
-    if vcpu.caa is not None:
-        old = vcpu.caa
-        vcpu.caa = gpa
-        view.exchange_u8(old, 0)
-    vcpu.caa = gpa
-    if vcpu.guest_vmsa is not None:
-        vcpu.guest_vmsas[vcpu.guest_vmsa] = gpa
-    return Result(ResultCode.SUCCESS)
+    state.book.claim(gpa, PAGE, Owner.CAA)
+    old = vcpu.remap(gpa)
+    if old is not None:
+        state.release_caa(old)
+    return Result(_SUCCESS)
 
 
-def pvalidate(monitor: VeilMon, view: View, request: Request) -> Result:
-    """RCX: the list's address. `next` is written back after each entry, so an interrupted call goes on where it was.
+def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
+    """RCX: the list's address. `next` counts the entries done, so that a call can go on where another one stopped.
 
-    The list is in memory that other VCPUs of the guest can change meanwhile: each entry is read once, and `entries`
-    once for the whole call.
+    The list is in memory that other VCPUs of the guest can change meanwhile: it is read once, then used.
     """
     gpa = request.rcx
-    if gpa % 8 or gpa & (PAGE - 1) > PAGE - _HEADER.size - _ENTRY.size:
+    room = (PAGE - _HEADER.size - (gpa & PAGE - 1)) // _ENTRY_BYTES
+    if gpa % 8 or room < 1:
         return Result(ResultCode.INVALID_PARAMETER)
-    if not monitor.book.is_guest(gpa, _HEADER.size):
+    if not state.book.is_guest_data(gpa):
         return Result(ResultCode.INVALID_ADDRESS)
-    entries, following, reserved = _HEADER.unpack(view.read(gpa, _HEADER.size))
-    room = (PAGE - (gpa & (PAGE - 1)) - _HEADER.size) // _ENTRY.size
-    if entries == 0 or entries <= following or entries > room or reserved:
+    entries, first, reserved = _HEADER.unpack(view.read(gpa, _HEADER.size))
+    if not first < entries <= room or reserved:
         return Result(ResultCode.INVALID_PARAMETER)
-    data = view.read(gpa + _HEADER.size, entries * _ENTRY.size)
-    for index in range(following, entries):
-        code = _one(monitor, view, _ENTRY.unpack_from(data, index * _ENTRY.size)[0])
-        if code != ResultCode.SUCCESS:
-            return Result(code)
-        view.write_u16(gpa + _NEXT_OFFSET, index + 1)
-    return Result(ResultCode.SUCCESS)
-
-
-def _one(monitor: VeilMon, view: View, entry: int) -> int:
-    if entry & _MUST_BE_ZERO or entry & _SIZE_MASK > PageSize.SIZE_2M:
-        return ResultCode.INVALID_PARAMETER
-    size = PageSize(entry & _SIZE_MASK)
-    length = size.pages * PAGE
-    gpa = entry & ~0xFFF
-    if gpa % length:
-        return ResultCode.INVALID_PARAMETER
-    # Never a page of the monitor's or the services', nor a VMSA: invalidating one would let the host replace it.
-    if not monitor.book.is_guest(gpa, length):
-        return ResultCode.INVALID_ADDRESS
-    validate = bool(entry & _VALIDATE)
+    count = entries - first
+    start = gpa + _HEADER.size + first * _ENTRY_BYTES
+    done = first
+    code = _SUCCESS
     try:
-        if not validate:
-            # Before PVALIDATE: afterwards the host may remap the page while the guest's other VCPUs still reach it.
-            code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=Permission.NONE)
-            if code != RmpResult.SUCCESS:
-                return _CODES.get(code, ResultCode.INVALID_REQUEST)
-        code, unchanged = view.pvalidate(gpa, size=size, validate=validate)
+        for entry in struct.unpack(f"<{count}Q", view.read(start, count * _ENTRY_BYTES)):
+            code = _change(state, view, entry)
+            if code:
+                break
+            done += 1
+    finally:
+        if done != first:
+            view.write_u16(gpa + _NEXT_OFFSET, done)
+    return Result(code)
+
+
+def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
+    if entry & _MUST_BE_ZERO or entry & _SIZE_MASK > _SIZE_2M:
+        return ResultCode.INVALID_PARAMETER
+    large = entry & _SIZE_MASK
+    gpa = entry & _PFN_MASK
+    if large and gpa % _LARGE_BYTES:
+        return ResultCode.INVALID_PARAMETER
+    # Never a page of the monitor's or the services', a VMSA or a calling area: once it is invalid, the host may put
+    # memory of its own choice in its place, and once it is valid again, the guest may use it.
+    if not state.book.is_guest(gpa, _LARGE_BYTES if large else PAGE):
+        return ResultCode.INVALID_ADDRESS
+    size = _LARGE if large else _SMALL
+    try:
+        code, unchanged = _validate(view, gpa, size) if entry & _VALIDATE else _invalidate(view, gpa, size)
     except RmpViolation as violation:
-        if violation.fault & FAULT_SIZEM:
+        if not violation.fault & FAULT_NOT_VALIDATED:
             raise
-        # Unvalidated already, or not the guest's in the RMP: on hardware a fault of the caller's making.
-        if not validate and entry & _IGNORE_CF:
-            return ResultCode.SUCCESS
-        return ResultCode.PVALIDATE_FAIL_UNCHANGED if not validate else ResultCode.PVALIDATE_FAIL_INPUT
-    if code != RmpResult.SUCCESS:
+        code, unchanged = RmpResult.SUCCESS, True
+    if code:
         return _CODES.get(code, ResultCode.INVALID_REQUEST)
     if unchanged and not entry & _IGNORE_CF:
-        return ResultCode.PVALIDATE_FAIL_UNCHANGED
-    if validate:
-        if not unchanged:
-            # The host chose what is behind this address: a page of VMPL 0's that it moved here must not leak.
-            view.zero(gpa, length)
-        code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=Permission.ALL)
-        if code != RmpResult.SUCCESS:
-            return _CODES.get(code, ResultCode.INVALID_REQUEST)
-    return ResultCode.SUCCESS
+        return ResultCode.FAIL_UNCHANGED
+    if not entry & _VALIDATE:
+        return _SUCCESS
+    # Zero it before anybody else sees it. The host chose which memory stands behind this address, and had it chosen a
+    # page that VMPL 0 used elsewhere, the guest would read VMPL 0's secrets.
+    if large:
+        view.zero(gpa, _LARGE_BYTES)
+    else:
+        view.write(gpa, _ZERO_PAGE)
+    code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=_ALL)
+    return _CODES.get(code, ResultCode.INVALID_REQUEST) if code else _SUCCESS
+
+
+def _validate(view: View, gpa: int, size: PageSize) -> tuple[RmpResult, bool]:
+    return view.pvalidate(gpa, size=size, validate=True)
+
+
+def _invalidate(view: View, gpa: int, size: PageSize) -> tuple[RmpResult, bool]:
+    # Permissions outlive PVALIDATE. Were the guest's left in place, then a page that VMPL 0 validates here later would
+    # be open to it at once.
+    code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=_NONE)
+    if code:
+        return code, False
+    return view.pvalidate(gpa, size=size, validate=False)

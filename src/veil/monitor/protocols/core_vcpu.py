@@ -13,7 +13,8 @@ from veil.snp.layouts import Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
 if TYPE_CHECKING:
-    from veil.monitor.veilmon import VeilMon
+    from veil.monitor.domains import VcpuContexts
+    from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
 __all__ = ["create_vcpu", "delete_vcpu"]
@@ -22,64 +23,70 @@ _SVME = 1 << 12
 _EFER = Vmsa.efer.offset
 
 
-def create_vcpu(monitor: VeilMon, view: View, request: Request) -> Result:
+def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the page that becomes the VMSA, RDX: its calling area, R8: the APIC ID."""
-    vmsa, caa, apic_id = request.rcx, request.rdx, request.r8
+    vmsa, caa = request.rcx, request.rdx
     if vmsa % PAGE or caa % PAGE or vmsa == caa:
-        return Result(ResultCode.INVALID_PARAMETER)
-    target = monitor.domains.by_apic_id(apic_id)
+        return Result(ResultCode.INVALID_ADDRESS)
+    target = state.domains.by_apic_id(request.r8)
     if target is None:
         return Result(ResultCode.INVALID_PARAMETER)
-    if not monitor.book.is_guest(vmsa, PAGE) or not monitor.book.is_guest(caa, PAGE):
+    if not state.book.is_guest(vmsa, PAGE) or not _may_be_caa(state, target, caa):
         return Result(ResultCode.INVALID_ADDRESS)
+    # Raises if the area is not validated memory; nothing is done yet.
+    view.read_u64(caa)
 
-    # The order matters: the page is out of the guest's reach before it is read, so what is checked is what will run.
-    # Reading it stays allowed: Linux looks at sev_features after this call.
-    monitor.book.claim(vmsa, PAGE, Owner.VMSA)
+    # The page is out of the guest's reach before it is looked at, so that what is checked is what will run. From here
+    # on PVALIDATE refuses it: else the guest could have it back, with write permission, while it is being checked.
+    state.book.claim(vmsa, PAGE, Owner.VMSA)
     try:
-        good = _seal(monitor, view, vmsa)
-        if good:
-            view.write_u64(caa, 0)
+        good = _seal(state, view, vmsa)
     except RmpViolation:
-        monitor.book.claim(vmsa, PAGE, Owner.GUEST)
+        state.book.claim(vmsa, PAGE, Owner.GUEST)
         raise
     if not good:
         view.rmpadjust(vmsa, vmpl=GUEST_VMPL, permissions=Permission.ALL)
-        monitor.book.claim(vmsa, PAGE, Owner.GUEST)
+        state.book.claim(vmsa, PAGE, Owner.GUEST)
         return Result(ResultCode.INVALID_PARAMETER)
-    target.guest_vmsas[vmsa] = caa
-    # The kernel's first CPU goes on where it is; a CPU that comes back uses the new context from now on.
-    target.guest_vmsa, target.caa = vmsa, caa
+    view.write_u64(caa, 0)
+    state.register_guest(target.apic_id, vmsa, caa)
     return Result(ResultCode.SUCCESS)
 
 
-def _seal(monitor: VeilMon, view: View, gpa: int) -> bool:
+def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
+    """A free page of the guest's, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
+    return state.book.is_guest(gpa, PAGE) or gpa in target.guest_vmsas.values()
+
+
+def _seal(state: MonitorState, view: View, gpa: int) -> bool:
+    # Reading stays allowed: Linux looks at sev_features after this call.
     if view.rmpadjust(gpa, vmpl=GUEST_VMPL, permissions=Permission.R) != RmpResult.SUCCESS:
         return False
     vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE))
-    if vmsa.vmpl != GUEST_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != monitor.sev_features:
+    # With another VMPL in it the guest would have made itself a context of VMPL 0.
+    if vmsa.vmpl != GUEST_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
         return False
     return view.rmpadjust(gpa, vmpl=GUEST_VMPL, permissions=Permission.R, vmsa=True) == RmpResult.SUCCESS
 
 
-def delete_vcpu(monitor: VeilMon, view: View, request: Request) -> Result:
-    """RCX: the VMSA, which becomes ordinary memory of the guest's again."""
+def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
+    """RCX: the VMSA, which becomes ordinary memory again."""
     vmsa = request.rcx
-    holder = monitor.domains.holder(vmsa)
-    if vmsa % PAGE or holder is None:
+    holder = state.domains.holder(vmsa)
+    if holder is None:
         return Result(ResultCode.INVALID_PARAMETER)
     if holder.apic_id == request.vcpu and holder.guest_vmsa == vmsa:
-        # A context cannot delete itself: it is to get this answer.
+        # The caller itself: it is to get this answer, in this VMSA.
         return Result(ResultCode.INVALID_PARAMETER)
+    # The boot VCPU's VMSA is in the monitor's own region.
+    given = not state.parameters.monitor.contains(vmsa, PAGE)
     efer = view.read_u64(vmsa + _EFER)
-    # Without SVME no VMRUN enters it, whatever the host does before the attribute is gone.
+    # Without SVME no VMRUN enters it any more, whatever the host tries before the attribute is gone.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
-    code = view.rmpadjust(vmsa, vmpl=GUEST_VMPL, permissions=Permission.ALL)
+    code = view.rmpadjust(vmsa, vmpl=GUEST_VMPL, permissions=Permission.ALL if given else Permission.NONE)
     if code != RmpResult.SUCCESS:
         view.write_u64(vmsa + _EFER, efer)
-        return Result(ResultCode.INVALID_REQUEST if code != RmpResult.FAIL_INUSE else ResultCode.BUSY)
-    del holder.guest_vmsas[vmsa]
-    if holder.guest_vmsa == vmsa:
-        holder.guest_vmsa = holder.caa = None
-    monitor.book.claim(vmsa, PAGE, Owner.GUEST)
+        return Result(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
+    state.book.claim(vmsa, PAGE, Owner.GUEST if given else Owner.MONITOR)
+    state.release_caa(holder.drop_guest(vmsa))
     return Result(ResultCode.SUCCESS)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the monitor knows, shared by its boot, its protocols and its serving loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from veil.monitor.domains import DomainTable
+from veil.monitor.pages import Owner, PageBook
+from veil.monitor.parameters import MonitorParameters
+from veil.monitor.requests import CallHandler
+
+__all__ = ["MonitorState"]
+
+_PAGE = 4096
+
+
+@dataclass
+class MonitorState:
+    """Everything but the views and the services' own state."""
+
+    parameters: MonitorParameters
+    book: PageBook
+    domains: DomainTable
+    sev_features: int = 0
+    protocols: dict[int, CallHandler] = field(default_factory=dict)
+
+    @classmethod
+    def at_launch(cls, parameters: MonitorParameters) -> MonitorState:
+        """When nothing was created yet."""
+        ram = parameters.ram_ranges()
+        book = PageBook(max(item.gpa + item.size for item in ram) // _PAGE)
+        for item in ram:
+            book.claim(item.gpa, item.size, Owner.GUEST)
+        book.claim(parameters.monitor.gpa, parameters.monitor.size, Owner.MONITOR)
+        book.claim(parameters.services.gpa, parameters.services.size, Owner.SERVICE)
+        return cls(parameters, book, DomainTable(parameters.vcpus))
+
+    def register_guest(self, apic_id: int, vmsa: int, caa: int) -> None:
+        """Write down a context of VMPL 3, which becomes the one that runs on its VCPU."""
+        self.book.claim(vmsa, _PAGE, Owner.VMSA)
+        self.book.claim(caa, _PAGE, Owner.CAA)
+        self.domains.vcpus[apic_id].set_guest(vmsa, caa)
+
+    def release_caa(self, gpa: int) -> None:
+        """One context uses this calling area no more; when none does, it is the guest's like any other page."""
+        if not self.domains.uses_caa(gpa):
+            self.book.claim(gpa, _PAGE, Owner.GUEST)
+
+    def dump(self) -> dict[str, Any]:
+        """For a snapshot: the book follows from the rest."""
+        return {
+            "parameters": bytes(self.parameters).hex(),
+            "domains": self.domains.state(),
+            "sev_features": self.sev_features,
+        }
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> MonitorState:
+        """From a snapshot."""
+        self = cls.at_launch(MonitorParameters.parse(bytes.fromhex(state["parameters"])))
+        self.domains = DomainTable.load(state["domains"])
+        self.sev_features = state["sev_features"]
+        for vmsa, caa in self.domains.guest_contexts():
+            self.book.claim(vmsa, _PAGE, Owner.VMSA)
+            self.book.claim(caa, _PAGE, Owner.CAA)
+        return self

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory, RMP and views of the machine, with a guest and a host that tests play by hand around a real VeilMon.
+
+The bench does what VMRUN and the host's handlers do: it saves the kernel's registers in its VMSA at VMGEXIT, answers
+the monitor's requests, and runs each VCPU's contexts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+import numpy as np
+
+from veil.monitor import MonitorParameters, Option, VeilMon
+from veil.monitor.requests import ResultCode
+from veil.snp.hosted import HostedCpu, HostedHeader
+from veil.snp.layouts import Vmcb, Vmsa
+from veil.snp.memory import Memory
+from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult
+from veil.snp.view import GuestBus, HostView, View
+
+PAGE = 4096
+LARGE = 512 * PAGE
+RAM = 4 * LARGE
+
+MONITOR, MONITOR_SIZE = 3 * LARGE, LARGE // 2
+SERVICES, SERVICES_SIZE = MONITOR + MONITOR_SIZE, LARGE // 2
+(HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, GHCB, GUEST_VMSA, AP_VMSAS) = (
+    MONITOR + number * PAGE for number in range(9)
+)
+KERNEL = 0x10000
+GUEST_SECRETS, GUEST_CPUID, GUEST_CAA = 0x108000, 0x109000, 0x10A000
+#: guest memory that tests use: the last two in RMP entries of 2 MiB
+SMALL, FREE, FREE_2M = 0x20000, LARGE, 2 * LARGE
+
+SVME = 1 << 12
+VMGEXIT, NPF = 0x403, 0x400
+RUN_GUEST, RUN_OK, RUN_REFUSED = 3 << 32 | 0x016, 0x017, 1 << 32 | 0x017
+
+
+class NoCipher:
+    """DRAM in plain text; the monitor cannot tell."""
+
+    def encrypt_page(self, gpa: int, data: bytes) -> bytes:
+        return data
+
+    def decrypt_page(self, gpa: int, data: bytes) -> bytes:
+        return data
+
+
+class Answer(NamedTuple):
+    rax: int
+    rcx: int
+    rdx: int
+    r8: int
+    r9: int
+    pending: int | None
+
+
+class Terminated(Exception):
+    """The monitor gave up: reason set, reason."""
+
+
+def kernel_vmsa(**fields: int) -> bytes:
+    values = {"vmpl": 3, "efer": SVME | 0xD00, "sev_features": 1, **fields}
+    return bytes(Vmsa(**values)).ljust(PAGE, b"\0")
+
+
+def parameters(**changes: object) -> MonitorParameters:
+    launched = [(KERNEL, PAGE), (HEADER, CPUID + PAGE - HEADER)]
+    values: dict[str, object] = {
+        "vcpus": 1,
+        "ram": [(0, RAM)],
+        "launched": launched,
+        "monitor": (MONITOR, MONITOR_SIZE),
+        "services": (SERVICES, SERVICES_SIZE),
+        "header_gpa": HEADER,
+        "secrets_gpa": SECRETS,
+        "cpuid_gpa": CPUID,
+        "ghcb_gpa": GHCB,
+        "monitor_vmsas_gpa": AP_VMSAS,
+        "template_gpa": TEMPLATE,
+        "guest_vmsa_gpa": GUEST_VMSA,
+        "guest_secrets_gpa": GUEST_SECRETS,
+        "guest_cpuid_gpa": GUEST_CPUID,
+        "guest_caa_gpa": GUEST_CAA,
+    }
+    return MonitorParameters.make(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class Vcpu:
+    """A VCPU: its VMSAs and VMCBs by VMPL, and the monitor's generator."""
+
+    def __init__(self) -> None:
+        self.vmsas: dict[int, int] = {}
+        self.vmcb = Vmcb()
+        self.steps: Generator[None, None, None] | None = None
+        self.vmpl = 0
+        self.parked = False
+
+
+class Bench:
+    """One machine."""
+
+    def __init__(
+        self,
+        monitor: type[VeilMon] = VeilMon,
+        *,
+        vcpus: int = 1,
+        template: bytes | None = None,
+        options: Option = Option.NONE,
+        layout: MonitorParameters | None = None,
+    ) -> None:
+        self.memory = Memory(RAM)
+        self.rmp = Rmp(RAM // PAGE)
+        self.bus = GuestBus(self.memory, self.rmp, NoCipher())
+        self.host = HostView(self.bus)
+        self.monitor = monitor()
+        self.vcpus = [Vcpu() for _ in range(vcpus)]
+        self.features = 0x33
+        self.splits = 0
+        self.log: list[int] = []
+        self.on_request: Callable[[int], int | None] = lambda request: None
+        self._launch(layout or parameters(vcpus=vcpus, options=options), template or kernel_vmsa())
+
+    def _launch(self, layout: MonitorParameters, template: bytes) -> None:
+        for gpa in range(0, RAM, LARGE):
+            small = gpa in (0, MONITOR)
+            size, count = (PageSize.SIZE_4K, 512) if small else (PageSize.SIZE_2M, 1)
+            assert self.host.rmpupdate(gpa, assigned=True, size=size, count=count) == RmpResult.SUCCESS
+        header = HostedHeader(parameters_gpa=PARAMETERS, parameters_length=ctypes.sizeof(layout))
+        secrets = bytes(range(256)) * 16
+        monitor_vmsa = bytes(Vmsa(vmpl=0, efer=SVME, sev_features=1, rip=HEADER))
+        for gpa, data in (
+            (KERNEL, b"kernel"),
+            (HEADER, bytes(header)),
+            (PARAMETERS, bytes(layout)),
+            (MONITOR_VMSA, monitor_vmsa),
+            (TEMPLATE, template),
+            (SECRETS, secrets),
+            (CPUID, b"cpuid" * 50),
+        ):
+            assert self.rmp.launch_page(gpa, vmsa=gpa == MONITOR_VMSA) == RmpResult.SUCCESS
+            self.memory.buf[gpa : gpa + len(data)] = data
+        self._header = header
+        self.vcpus[0].vmsas[0] = MONITOR_VMSA
+
+    # The host
+
+    def boot(self) -> Bench:
+        """Run the monitor until the kernel can start, and every other VCPU until it waits."""
+        self.enter(0)
+        for index in range(1, len(self.vcpus)):
+            self.enter(index)
+        return self
+
+    def _start(self, vcpu: Vcpu) -> Generator[None, None, None]:
+        gpa = vcpu.vmsas[0]
+        rdi = struct.unpack_from("<Q", self.memory.buf, gpa + Vmsa.rdi.offset)[0]
+        return self.monitor.run(HostedCpu(self.view(0), gpa, rdi, self._header, vcpu.vmcb))
+
+    def enter(self, index: int) -> None:
+        """Run the monitor on a VCPU until it wants its kernel context run, or waits."""
+        vcpu = self.vcpus[index]
+        vcpu.vmpl, vcpu.parked = 0, False
+        if vcpu.steps is None:
+            vcpu.steps = self._start(vcpu)
+        while vcpu.vmpl == 0 and not vcpu.parked:
+            self.rmp.vmsa_in_use = vcpu.vmsas[0]
+            next(vcpu.steps)
+            self.rmp.vmsa_in_use = None
+            self._exit(vcpu)
+
+    def _exit(self, vcpu: Vcpu) -> None:
+        frame = vcpu.steps.gi_frame if vcpu.steps is not None else None
+        assert frame is not None
+        cpu: HostedCpu = frame.f_locals["cpu"]
+        if cpu.fault is not None:
+            assert cpu.fault.fault & FAULT_SIZEM
+            assert self.host.psmash(cpu.fault.gpa & -LARGE) == RmpResult.SUCCESS
+            cpu.fault = None
+            self.splits += 1
+            return
+        request = vcpu.vmcb.ghcb_gpa
+        self.log.append(request)
+        answer = self.on_request(request)
+        vcpu.vmcb.ghcb_gpa = answer if answer is not None else self._msr(vcpu, request)
+
+    def _msr(self, vcpu: Vcpu, request: int) -> int:
+        code, gpa = request & 0xFFF, request & ((1 << 52) - PAGE)
+        if code == 0x000:
+            return self._ghcb(gpa)
+        if code == 0x006:
+            vcpu.parked = True
+            return 0x007
+        if code == 0x012:
+            return gpa | 0x013
+        if code == 0x014:
+            assert request >> 52 == 2
+            return (0 if self.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS else 1 << 32) | 0x015
+        if code == 0x016:
+            if 3 not in vcpu.vmsas:
+                return RUN_REFUSED
+            vcpu.vmpl = 3
+            return RUN_OK
+        if code == 0x080:
+            return self.features << 12 | 0x081
+        if code == 0x100:
+            raise Terminated(request >> 12 & 0xF, request >> 16 & 0xFF)
+        raise AssertionError(f"MSR request {request:#x}")
+
+    def _ghcb(self, gpa: int) -> int:
+        code, info, vmsa = struct.unpack("<3Q", self.host.read(gpa + 0x390, 24))
+        assert code == 0x80000013
+        assert info & 0xFFFF == 1
+        self.vcpus[info >> 32].vmsas[info >> 16 & 0xF] = vmsa
+        self.host.write_u64(gpa + 0x398, 0)
+        return gpa
+
+    # The guest
+
+    def view(self, vmpl: int) -> View:
+        """Memory as a level may use it."""
+        return View(self.bus, vmpl)
+
+    @property
+    def kernel(self) -> View:
+        """Memory as the kernel may use it."""
+        return self.view(3)
+
+    def vmsa(self, gpa: int) -> Vmsa:
+        """The VMSA at an address, live: what VMRUN loads and stores."""
+        return Vmsa.from_buffer(self.memory.buf, gpa)
+
+    def caa(self, index: int = 0) -> int:
+        """The calling area of a VCPU."""
+        caa = self.monitor.domains.vcpus[index].caa
+        assert caa is not None
+        return caa
+
+    def call(
+        self, protocol: int, call: int, rcx: int = 0, rdx: int = 0, r8: int = 0, r9: int = 0, *, vcpu: int = 0
+    ) -> Answer:
+        """An SVSM call of the kernel's on a VCPU."""
+        gpa = self.vcpus[vcpu].vmsas[3]
+        caa = self.caa(vcpu)
+        self.kernel.write_u8(caa, 1)
+        vmsa = self.vmsa(gpa)
+        vmsa.guest_exit_code, vmsa.rax = VMGEXIT, protocol << 32 | call
+        vmsa.rcx, vmsa.rdx, vmsa.r8, vmsa.r9 = rcx, rdx, r8, r9
+        self.enter(vcpu)
+        assert self.rmp.is_vmsa(gpa)
+        assert vmsa.efer & SVME
+        pending = self.kernel.read_u8(caa) if self.kernel.allows(caa, 1) else None
+        return Answer(vmsa.rax, vmsa.rcx, vmsa.rdx, vmsa.r8, vmsa.r9, pending)
+
+    def pvalidate(self, *entries: int, at: int | None = None, first: int = 0) -> tuple[int, int]:
+        """SVSM PVALIDATE of a list; the result code and `next`."""
+        at = self.caa() + 8 if at is None else at
+        self.kernel.write(at, struct.pack(f"<HHI{len(entries)}Q", len(entries), first, 0, *entries))
+        rax = self.call(0, 1, at).rax
+        return rax, self.kernel.read_u16(at + 2)
+
+    def create_vcpu(self, vmsa: int, caa: int, apic_id: int, *, vcpu: int = 0) -> int:
+        """CREATE_VCPU of a page that the kernel filled already, and AP creation at the host."""
+        rax = self.call(0, 2, vmsa, caa, apic_id, vcpu=vcpu).rax
+        if rax == ResultCode.SUCCESS:
+            self.vcpus[apic_id].vmsas[3] = vmsa
+        return rax
+
+    # What must hold
+
+    def check(self) -> None:
+        """No level has a permission that it must not have, whatever was asked."""
+        table = self.rmp.effective()
+        perms, flags = table["perms"], table["flags"]
+        protected = np.zeros(len(table), dtype=bool)
+        protected[MONITOR // PAGE : RAM // PAGE] = True
+        vmsas = (flags & 4) != 0
+        assert not perms[protected, 3].any(), "VMPL 3 reaches the monitor or the services"
+        assert not perms[:, 2].any(), "VMPL 2 has memory"
+        services = np.zeros(len(table), dtype=bool)
+        services[SERVICES // PAGE : RAM // PAGE] = True
+        assert not perms[~services, 1].any(), "VMPL 1 has memory that is no service's"
+        assert not (perms[vmsas, 3] & ~np.uint8(1)).any(), "VMPL 3 writes or executes a VMSA"
+        # Every VMSA is one that the monitor made or checked.
+        domains = self.monitor.domains
+        known = {vmsa for vcpu in domains.vcpus for vmsa in (vcpu.monitor_vmsa, *vcpu.guest_vmsas)}
+        assert {int(page) * PAGE for page in np.flatnonzero(vmsas)} == known
+        for vcpu in domains.vcpus:
+            for vmsa, caa in vcpu.guest_vmsas.items():
+                assert self.vmsa(vmsa).vmpl == 3
+                assert self.kernel.allows(caa, 3, 8), "a calling area is gone"
+        # All protected pages but the GHCB stay validated memory of the guest's: the host cannot exchange them.
+        protected[GHCB // PAGE] = False
+        assert ((flags[protected] & 3) == 3).all()
