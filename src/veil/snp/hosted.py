@@ -221,3 +221,11 @@ def _import_from(sources: dict[str, tuple[bytes, bool]], module_name: str) -> Mo
         for name in sources:
             sys.modules.pop(name, None)
         sys.modules.update(installed)
+        for name in sources:
+            # An import also leaves the module as an attribute of its package.
+            package, _, child = name.rpartition(".")
+            if package in sys.modules and package not in sources:
+                if name in installed:
+                    setattr(sys.modules[package], child, installed[name])
+                elif hasattr(sys.modules[package], child):
+                    delattr(sys.modules[package], child)

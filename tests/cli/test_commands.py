@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line with a CVM that is played."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import veil.cvm
+from veil.cli import main
+from veil.errors import VeilError
+
+
+class _PlayedCvm:
+    """Remembers what it was asked; `sha256sum`-like programs are not needed to see that streams are joined."""
+
+    made: list[_PlayedCvm]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.args, self.options = args, options
+        self.calls: list[tuple[Any, ...]] = []
+        self.boot_seconds: float | None = 1.5
+        self.machine = self
+        self.secure_processor = self
+        self.measurement = bytes(48)
+        _PlayedCvm.made.append(self)
+
+    def __enter__(self) -> _PlayedCvm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append(("closed",))
+
+    def run(self, argv: Any, *, stdin: Any = None, stdout: Any = None, stderr: Any = None, timeout: Any = None) -> Any:
+        self.calls.append(("run", tuple(argv), timeout))
+        if argv[0] == "fail":
+            raise VeilError("the guest said no")
+        if argv[0] == "interrupt":
+            raise KeyboardInterrupt
+        if stdout is not None:
+            stdout(b"out\n")
+            stderr(b"err\n")
+            return veil.cvm.Result(b"", b"", 7)
+        return veil.cvm.Result(b"out\n", b"\xff\xfe", 7)
+
+    def copy_in(self, host: str, guest: str) -> None:
+        self.calls.append(("in", host, guest))
+
+    def copy_out(self, guest: str, host: str) -> None:
+        self.calls.append(("out", guest, host))
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> list[_PlayedCvm]:
+    _PlayedCvm.made = []
+    monkeypatch.setattr(veil.cvm, "ConfidentialVM", _PlayedCvm)
+    return _PlayedCvm.made
+
+
+def _veil(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["veil", *arguments])
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0)
+
+
+def test_run_joins_streams_and_status(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], played: list[_PlayedCvm]
+) -> None:
+    status = _veil(monkeypatch, "run", "--memory", "1G", "--vcpus", "2", "--", "prog", "--flag", "-x")
+    assert status == 7
+    assert capfdbinary.readouterr() == (b"out\n", b"err\n")
+    assert played[0].args == ("1G", 2)
+    assert played[0].options["monitor"] is True
+    assert played[0].calls == [("run", ("prog", "--flag", "-x"), None), ("closed",)]
+
+
+def test_run_copies_before_and_after(monkeypatch: pytest.MonkeyPatch, played: list[_PlayedCvm]) -> None:
+    _veil(monkeypatch, "run", "--file", "a:/b", "--get", "/c:d", "--no-monitor", "--fresh", "--", "prog")
+    assert [call[0] for call in played[0].calls] == ["in", "run", "out", "closed"]
+    assert played[0].calls[0] == ("in", "a", "/b")
+    assert played[0].calls[2] == ("out", "/c", "d")
+    assert played[0].options["monitor"] is False
+    assert played[0].options["fresh"] is True
+
+
+def test_run_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert _veil(monkeypatch, "run", "--json", "--", "prog") == 7
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["stdout"] == "out\n"
+    assert answer["stderr"] == {"base64": "//4="}
+    assert answer["exit_status"] == 7
+
+
+@pytest.mark.parametrize("option", ["--file=x", "--file=:y", "--get=x:"])
+def test_bad_pairs_are_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], played: list[_PlayedCvm], option: str
+) -> None:
+    assert _veil(monkeypatch, "run", option, "--", "prog") == 125
+    assert capfd.readouterr().err.count("\n") == 1
+    assert not played
+
+
+def test_errors_are_one_line_and_125(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert _veil(monkeypatch, "run", "--", "fail") == 125
+    assert capfd.readouterr().err == "veil: the guest said no\n"
+
+
+def test_ctrl_c_closes_the_cvm_and_is_130(monkeypatch: pytest.MonkeyPatch, played: list[_PlayedCvm]) -> None:
+    assert _veil(monkeypatch, "run", "--", "interrupt") == 130
+    assert played[0].calls[-1] == ("closed",)
+
+
+def test_usage_errors_are_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _veil(monkeypatch, "run") == 2
+    assert _veil(monkeypatch, "run", "--vcpus", "9", "--", "x") == 2
+
+
+@pytest.mark.parametrize("command", ["", "run", "shell", "boot", "inspect", "doctor", "cache", "demo"])
+def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str) -> None:
+    assert _veil(monkeypatch, *command.split(), "--help") == 0
+    assert "Usage: " in capfd.readouterr().out
+
+
+def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert _veil(monkeypatch, "doctor", "--no-engine") == 1
+    output = capfd.readouterr().out
+    assert "apt install gcc" in output
+    assert "MISSING" in output
+
+
+def test_doctor_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    _veil(monkeypatch, "doctor", "--no-engine", "--json")
+    assert {"name", "good", "needed", "words"} <= set(json.loads(capfd.readouterr().out)[0])
+
+
+def test_cache_list_and_clear(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "veil" / "kernel").mkdir(parents=True)
+    (tmp_path / "veil" / "kernel" / "file").write_bytes(bytes(5000))
+    _veil(monkeypatch, "cache", "list", "--json")
+    assert json.loads(capfd.readouterr().out)["bytes"]["kernel"] >= 5000
+    _veil(monkeypatch, "cache", "clear")
+    assert not (tmp_path / "veil").exists()
+
+
+def test_parse_size() -> None:
+    assert veil.cvm.parse_size("512M") == 512 << 20
+    assert veil.cvm.parse_size("2GiB") == 2 << 30
+    assert veil.cvm.parse_size("4096") == 4096
+    with pytest.raises(VeilError, match="no size"):
+        veil.cvm.parse_size("many")
