@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from veil.cache import Cache, cache_key
+from veil.cache import Cache
 from veil.guest.agent_build import build_agent
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
@@ -153,8 +153,3 @@ def _add_parents(nodes: dict[str, Node]) -> None:
         while "/" in name:
             name = name.rpartition("/")[0]
             nodes.setdefault(name, Node(stat.S_IFDIR | 0o755))
-
-
-def initramfs_key(data: bytes) -> str:
-    """What of an initramfs goes into the key of a snapshot."""
-    return cache_key(data)
