@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +32,8 @@ __all__ = ["AgentSession", "GuestCommandError"]
 
 _CHUNK = 64 * 1024
 #: Input that may wait in the host while the guest is slow.
-_BACKLOG = 256 * 1024
+_BACKLOG = 1 << 20
+_BACKLOG_POLL_SECONDS = 0.005
 _SIGKILL = 9
 
 
@@ -51,6 +54,9 @@ class AgentSession:
         self._connection = AgentConnection()
         self._events: deque[Event] = deque()
         self._error: VeilError | None = None
+        # The job whose input another thread supplies, and how much of that waits for the guest.
+        self._supplied: int | None = None
+        self._unsent = 0
         port.on_data = self._received
         port.on_open = self._opened
 
@@ -74,6 +80,8 @@ class AgentSession:
         except VeilError as error:
             # Raised in the run loop's caller, not in the device that brought the bytes.
             self._error = error
+        if self._supplied is not None:
+            self._unsent = self._connection.unsent(self._supplied)
         self._flush()
 
     def _flush(self) -> None:
@@ -105,9 +113,8 @@ class AgentSession:
             Stream.STDERR: stderr or collected[Stream.STDERR].append,
         }
         job = self.start(argv, environment=environment, directory=directory)
-        parts = iter([stdin] if isinstance(stdin, bytes) else stdin or [])
         try:
-            status = self._finish(job, sinks, _chunks(parts), timeout)
+            status = self._finish(job, sinks, stdin if stdin is not None else b"", timeout)
         except BaseException:
             self._abandon(job)
             raise
@@ -162,38 +169,55 @@ class AgentSession:
         self,
         job: int,
         sinks: Mapping[Stream, Callable[[bytes], object]],
-        source: Iterator[bytes],
+        source: bytes | Iterable[bytes],
         timeout: float | None,
     ) -> int:
-        self._supply(job, source)
-        for event in self.events(job, timeout):
-            if isinstance(event, Output):
-                sinks[event.stream](event.data)
-            elif isinstance(event, Exited):
-                return event.status
-            elif isinstance(event, Failed):
-                raise GuestCommandError(event.message, event.errno)
+        done = threading.Event()
+        if isinstance(source, bytes):
+            self._connection.write(job, source)
+            self._connection.end(job)
+            self._flush()
+        else:
+            self._supplied, self._unsent = job, 0
+            threading.Thread(target=self._supply, args=(job, source, done), daemon=True).start()
+        try:
+            for event in self.events(job, timeout):
+                if isinstance(event, Output):
+                    sinks[event.stream](event.data)
+                elif isinstance(event, Exited):
+                    return event.status
+                elif isinstance(event, Failed):
+                    raise GuestCommandError(event.message, event.errno)
+        finally:
+            done.set()
+            self._supplied = None
         raise VeilError("the guest's agent ended a job without a word")
 
-    def _supply(self, job: int, source: Iterator[bytes]) -> None:
-        """Write input as the guest takes it, the run loop going on in between."""
-        for part in source:
-            self._connection.write(job, part)
-            self._flush()
-            while self._connection.unsent(job) + self._port.waiting > _BACKLOG and not self._has_ended(job):
-                if self._hypervisor.run(
-                    until=lambda: self._connection.unsent(job) + self._port.waiting <= _BACKLOG // 2
-                    or self._has_ended(job)
-                    or self._error is not None
-                    or len(self._events) > 64,
-                    timeout=60,
-                ) == RunResult.TIMEOUT or self._error is not None or len(self._events) > 64:
-                    break
-        self._connection.end(job)
-        self._flush()
+    def _supply(self, job: int, source: Iterable[bytes], done: threading.Event) -> None:
+        """Another thread's part: read input, which may block for ever, and hand it to the run loop's thread."""
+        in_flight = 0
 
-    def _has_ended(self, job: int) -> bool:
-        return any(isinstance(event, Exited | Failed) and event.job == job for event in self._events)
+        def deliver(data: bytes) -> None:
+            nonlocal in_flight
+            self._connection.write(job, data)
+            self._flush()
+            self._unsent = self._connection.unsent(job)
+            in_flight -= len(data)
+
+        def finish() -> None:
+            self._connection.end(job)
+            self._flush()
+
+        for part in source:
+            in_flight += len(part)
+            self._hypervisor.post(functools.partial(deliver, part))
+            # A guest that does not read must not make us hold all of its input.
+            while in_flight + self._unsent + self._port.waiting > _BACKLOG:
+                if done.wait(_BACKLOG_POLL_SECONDS):
+                    return
+            if done.is_set():
+                return
+        self._hypervisor.post(finish)
 
     def _abandon(self, job: int) -> None:
         with suppress(VeilError):
@@ -208,6 +232,7 @@ class AgentSession:
             with open(source, "rb") as stream:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
                 job = self._connection.put(target, mode)
+                self._flush()
                 self._finish(job, {}, iter(lambda: stream.read(_CHUNK), b""), None)
         except OSError as error:
             raise VeilError(f"cannot read {source}: {error.strerror}") from error
@@ -236,9 +261,3 @@ class AgentSession:
                     raise
         except OSError as error:
             raise VeilError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
-    for part in parts:
-        for start in range(0, len(part), _CHUNK):
-            yield part[start : start + _CHUNK]

@@ -81,6 +81,8 @@ class Platform(Protocol):
     #: INIT and start-up IPIs, called with the VCPU's index
     on_init: Callable[[int], None] | None
     on_sipi: Callable[[int], None] | None
+    #: the guest switched off
+    on_power_off: Callable[[], None] | None
     #: the guest reset the board
     on_reset: Callable[[], None] | None
 

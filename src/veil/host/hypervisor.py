@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from veil.host.cpuid import CpuidAnswers
-from veil.host.errors import GuestHung, GuestReset, HostError, LaunchRefused
+from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
 from veil.host.ghcb_fields import NaeEvent
@@ -126,6 +126,7 @@ class Hypervisor:
         self._stopped = False
         self._wakeup = threading.Event()
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
+        platform.on_power_off = self._power_off
         machine.set_pause_limit(PAUSE_LIMIT if vcpus > 1 else 0)
 
     # Launch
@@ -173,6 +174,9 @@ class Hypervisor:
         self._stopped = True
         self.reschedule = True
         self.wake()
+
+    def _power_off(self) -> None:
+        self.stop(GuestPowerOff("the guest switched its machine off"))
 
     def _reset(self) -> None:
         self.stop(GuestReset("the guest reset its machine; a confidential VM starts anew only by a new launch"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from veil.host.devices.acpi_pm import AcpiPm
 from veil.host.devices.lapic import APIC_BASE, Delivery, LocalApic, decode_icr, route
 from veil.host.devices.pci import PciBus
 from veil.host.devices.pic import Pic
@@ -76,6 +77,9 @@ class Platform:
         self.on_sipi: Callable[[int], None] | None = None
         #: the guest asked for a reset
         self.on_reset: Callable[[], None] | None = None
+        #: the guest switched off
+        self.on_power_off: Callable[[], None] | None = None
+        self.power = AcpiPm(self._switch_off)
         self._readers: dict[int, Reader] = {}
         self._writers: dict[int, Writer] = {}
         serial_ports = tuple(range(self.serial.base, self.serial.base + 8))
@@ -85,6 +89,7 @@ class Platform:
             (Pit.PORTS, self.pit),
             (Rtc.PORTS, self.rtc),
             (PciBus.PORTS, self.pci),
+            (AcpiPm.PORTS, self.power),
         ):
             for port in ports:
                 self._readers[port] = device.read
@@ -151,6 +156,10 @@ class Platform:
         if value & _RESET and self.on_reset is not None:
             self.on_reset()
 
+    def _switch_off(self) -> None:
+        if self.on_power_off is not None:
+            self.on_power_off()
+
     # Interrupts
 
     def pending_vector(self, vcpu: int) -> int | None:
@@ -214,6 +223,7 @@ class Platform:
             "pic": self.pic.state(),
             "pit": self.pit.state(),
             "rtc": self.rtc.state(),
+            "power": self.power.state(),
             "serial": self.serial.state(),
             "apics": [apic.state() for apic in self.apics],
             "pci": self.pci.state(),
@@ -226,6 +236,7 @@ class Platform:
         self.pic.load(state["pic"])
         self.pit.load(state["pit"], self._now() - state["now"])
         self.rtc.load(state["rtc"])
+        self.power.load(state["power"])
         for apic, saved in zip(self.apics, state["apics"], strict=True):
             apic.load(saved)
         self.pci.load(state["pci"])
