@@ -29,8 +29,7 @@ from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel
 from veil.host import GuestReset, HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Platform
 from veil.launch_image import LaunchImage, build_image
-from veil.snp.errors import SnapshotError, SnpError
-from veil.snp.machine import Machine
+from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
 __all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
 
@@ -128,6 +127,7 @@ class ConfidentialVM:
     def start(self) -> None:
         """Boot or resume until commands can run."""
         try:
+            build_engine(self._say)
             if not self._fresh and self._resume():
                 return
             self._boot()
@@ -305,8 +305,8 @@ class ConfidentialVM:
         self.hypervisor.launch(self.image.regions)
 
     def _boot(self) -> None:
-        self._say("booting the CVM")
         self._launch()
+        self._say("booting the CVM")
         start = time.monotonic()
         self._connect()
         self.boot_seconds = time.monotonic() - start

@@ -93,10 +93,10 @@ def doctor(as_json: bool, engine: bool) -> int:
 
 
 def _load_engine() -> str:
-    from veil.snp import _native
+    from veil.snp import Machine, build_engine
 
-    path = _native.build_engine(lambda message: click.echo(f"veil: {message}", err=True))
-    _native.library()
+    path = build_engine(lambda message: click.echo(f"veil: {message}", err=True))
+    Machine(2 << 20).close()
     return str(path)
 
 

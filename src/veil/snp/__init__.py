@@ -8,6 +8,7 @@ Layouts of the specifications are in `veil.snp.layouts`.
 """
 
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
+from veil.snp._native import build_engine
 from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
@@ -42,5 +43,6 @@ __all__ = [
     "SnapshotError",
     "SnpError",
     "View",
+    "build_engine",
     "launch_digest",
 ]
