@@ -170,7 +170,7 @@ static void take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
     uint64_t injection = vmcb->event_inj;
 
     vmcb->event_inj = 0;
-    if (!(injection & SVM_EVTINJ_VALID)) {
+    if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
         return;
     }
     e->delivering = (struct veil_event){
@@ -183,13 +183,18 @@ static void take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
     };
 }
 
+/* EXITINTINFO. (svm.h's SVM_EVTINJ_VALID is a negative int: or-ed in here, it would fill the error code with ones.) */
 static uint64_t exit_interruption(const struct veil_event *event)
 {
+    uint32_t low = event->vector | (uint32_t)event->type << 8 | (uint32_t)SVM_EVTINJ_VALID;
+
     if (!event->pending) {
         return 0;
     }
-    return event->vector | (uint64_t)event->type << 8 | (event->has_error_code ? SVM_EVTINJ_VALID_ERR : 0) |
-           SVM_EVTINJ_VALID | (uint64_t)event->error_code << 32;
+    if (event->has_error_code) {
+        low |= SVM_EVTINJ_VALID_ERR;
+    }
+    return low | (uint64_t)event->error_code << 32;
 }
 
 void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t deadline_ns)
