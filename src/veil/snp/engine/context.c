@@ -167,7 +167,6 @@ void veil_context_load(struct veil_engine *e)
     env->old_exception = -1;
     env->exception_is_int = 0;
     e->delivering.pending = false;
-    e->undo.active = false;
     e->cs->exception_index = -1;
     e->cs->interrupt_request = 0;
     e->cs->exit_request = 0;

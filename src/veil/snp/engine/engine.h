@@ -36,13 +36,6 @@ struct veil_event {
     uint64_t next_rip; /* software interrupts only */
 };
 
-struct veil_undo {
-    bool active;
-    target_ulong rsp, eip, eflags;
-    uint32_t hflags;
-    SegmentCache cs, ss;
-};
-
 struct veil_engine {
     uc_engine *uc;
     CPUState *cs;
@@ -62,7 +55,6 @@ struct veil_engine {
     int vmpl;
     uint64_t rmp_generation;
     struct veil_event delivering;
-    struct veil_undo undo; /* a #VC whose error code could not be pushed */
     uint64_t deadline_ns;
     uint64_t tsc_offset;
     uint32_t fills;

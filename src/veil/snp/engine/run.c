@@ -38,7 +38,12 @@ static bool is_contributory(int vector)
     return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF);
 }
 
-/* QEMU's tables do not know that #VC has an error code: push it on the frame just made. */
+/*
+ * QEMU's tables do not know that #VC has an error code: push it below the frame
+ * just made. It cannot fault where the frame did not: in long mode the frame ends
+ * 40 bytes below a multiple of 16, so the error code is in the same page. (Legacy
+ * modes have no #VC handler in any SNP guest: they run before its IDT.)
+ */
 static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
 {
     CPUX86State *env = e->env;
@@ -46,10 +51,6 @@ static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
     if (env->hflags & HF_LMA_MASK) {
         cpu_stq_mmuidx_ra(env, env->regs[R_ESP] - 8, error_code, cpu_mmu_index_kernel(env), 0);
         env->regs[R_ESP] -= 8;
-    } else {
-        cpu_stl_mmuidx_ra(env, env->segs[R_SS].base + (uint32_t)(env->regs[R_ESP] - 4), error_code,
-                          cpu_mmu_index_kernel(env), 0);
-        env->regs[R_ESP] = (uint32_t)(env->regs[R_ESP] - 4);
     }
 }
 
@@ -69,39 +70,19 @@ static void deliver(struct veil_engine *e)
     if (event->type == SVM_EVTINJ_TYPE_INTR >> 8 || event->type == SVM_EVTINJ_TYPE_NMI >> 8) {
         do_interrupt_x86_hardirq(env, event->vector, 1);
     } else {
-        bool vc = event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8;
-
-        if (vc) {
-            e->undo = (struct veil_undo){true, env->regs[R_ESP], env->eip, env->eflags, env->hflags,
-                                         env->segs[R_CS], env->segs[R_SS]};
-        }
         e->cs->exception_index = event->vector;
         env->error_code = event->error_code;
         env->exception_is_int = event->type == SVM_EVTINJ_TYPE_SOFT >> 8;
         env->exception_next_eip = event->next_rip;
         x86_cpu_do_interrupt(e->cs);
-        if (vc) {
+        if (event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8) {
             push_vc_error_code(e, event->error_code);
-            e->undo.active = false;
         }
     }
     env->old_exception = -1;
     env->hflags |= HF_GUEST_MASK;
     e->cs->exception_index = -1;
     event->pending = false;
-}
-
-static void undo_delivery(struct veil_engine *e)
-{
-    CPUX86State *env = e->env;
-
-    env->regs[R_ESP] = e->undo.rsp;
-    env->eip = e->undo.eip;
-    env->eflags = e->undo.eflags;
-    env->hflags = e->undo.hflags;
-    env->segs[R_CS] = e->undo.cs;
-    env->segs[R_SS] = e->undo.ss;
-    e->undo.active = false;
 }
 
 /* What made generated code come back, or was raised outside of it, becomes the event to deliver. */
@@ -212,9 +193,6 @@ void veil_run(struct veil_engine *e)
 
     e->uc->nested_level = 1;
     if (sigsetjmp(e->uc->jmp_bufs[0], 0)) {
-        if (e->undo.active) {
-            undo_delivery(e);
-        }
         env->hflags |= HF_GUEST_MASK;
         cs->can_do_io = 1;
     }

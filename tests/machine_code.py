@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machine code from GNU as, for guests of a few instructions."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+from pathlib import Path
+
+__all__ = ["assemble"]
+
+
+@functools.cache
+def assemble(text: str, origin: int) -> bytes:
+    """64-bit code in Intel syntax, linked to run at `origin`."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, unit, image, flat = (Path(directory) / name for name in ("code.S", "code.o", "code.elf", "code.bin"))
+        source.write_text(f".intel_syntax noprefix\n.code64\n.globl _start\n_start:\n{text}\n")
+        for command in (
+            ["as", "--64", "-o", unit, source],
+            ["ld", "-Ttext", hex(origin), "-o", image, unit],
+            ["objcopy", "-O", "binary", "-j", ".text", image, flat],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        return flat.read_bytes()
