@@ -17,11 +17,12 @@ def assemble(text: str, origin: int) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         source, unit, image, flat = (Path(directory) / name for name in ("code.S", "code.o", "code.elf", "code.bin"))
         source.write_text(f".intel_syntax noprefix\n.code64\n.globl _start\n_start:\n{text}\n")
-        for command in (
+        commands: list[list[str | Path]] = [
             ["as", "--64", "-o", unit, source],
             ["ld", "-Ttext", hex(origin), "-o", image, unit],
             ["objcopy", "-O", "binary", "-j", ".text", image, flat],
-        ):
+        ]
+        for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         return flat.read_bytes()

@@ -60,7 +60,7 @@ class Trap(NamedTuple):
     vector: int
     error_code: int
     rip: int
-    count: int
+    times: int
 
 
 class SmallGuest:

@@ -165,7 +165,7 @@ def _rmpadjust(gpa: int, target: int, permissions: int, *, vmsa: bool = False, s
         (0, 4, Permission.R, 1),
     ],
 )
-def test_rmpadjust_only_downwards_and_only_what_one_has(vmpl: int, target: int, permissions: int, expected: int) -> None:
+def test_rmpadjust_goes_downwards_with_what_one_has(vmpl: int, target: int, permissions: int, expected: int) -> None:
     with SmallGuest(_rmpadjust(FREE, target, permissions), vmpl=vmpl) as guest:
         if vmpl:
             guest.permit(FREE, Permission.R)

@@ -43,7 +43,7 @@ def test_vc_has_the_exit_code_and_the_instructions_address(code: str, exit_code:
     with SmallGuest("\n".join([*setup, "here:", attack, "hlt"])) as guest:
         assert guest.run() == ExitCode.HLT
         trap = guest.trap()
-        assert (trap.vector, trap.error_code, trap.count) == (_VC, exit_code, 1)
+        assert (trap.vector, trap.error_code, trap.times) == (_VC, exit_code, 1)
         assert CODE <= trap.rip < CODE + 16
         # At the instruction itself, where a handler looks for it.
         assert guest.top.read(trap.rip, 1) != b"\xf4"
@@ -54,7 +54,7 @@ def test_msrs_of_the_vmsa_need_no_host() -> None:
         assert guest.run() == ExitCode.HLT
         assert guest.vmsa().rax == 5
         assert guest.vmsa().kernel_gs_base == 6 << 32 | 5
-        assert guest.trap().count == 0
+        assert guest.trap().times == 0
 
 
 def test_sev_status_and_the_ghcb_msr() -> None:
@@ -126,11 +126,11 @@ def test_delivery_that_meets_a_nested_page_fault_is_repeated_once(kind: str, bar
         assert guest.vmcb.exit_int_info >> 31 & 1
         assert guest.vmcb.exit_int_info & 0xFF == vector
         assert guest.vmsa().rsp == STACK
-        assert guest.trap().count == 0
+        assert guest.trap().times == 0
         _mend_and_go_on(guest, barrier)
         assert guest.run() == ExitCode.HLT
         trap = guest.trap()
-        assert (trap.vector, trap.error_code, trap.count) == (vector, error, 1)
+        assert (trap.vector, trap.error_code, trap.times) == (vector, error, 1)
 
 
 def test_read_modify_write_happens_once() -> None:

@@ -227,9 +227,16 @@ class Rmp:
         self, gpa: int, length: int, *, vmpl: int, permissions: int, private: bool = True
     ) -> tuple[int, int]:
         """The first fault of an access and its address; fault 0 if the access is allowed."""
-        if gpa < 0 or length < 0 or gpa + length > self.pages * PAGE_SIZE:
-            return FAULT_RMP | (FAULT_ENC if private else 0), gpa
-        fault = self._c.rmp_check_range(self.address, gpa, length, vmpl, permissions, private, self._out_ref)
+        outside = FAULT_RMP | (FAULT_ENC if private else 0)
+        end = self.pages * PAGE_SIZE
+        if gpa < 0 or length < 0 or gpa > end:
+            return outside, gpa
+        fault = self._c.rmp_check_range(
+            self.address, gpa, min(length, end - gpa), vmpl, permissions, private, self._out_ref
+        )
+        if not fault and gpa + length > end:
+            # What lies inside is checked first, as an access byte by byte would meet it.
+            return outside, end
         return (fault, self._out.value) if fault else (0, gpa)
 
     def is_vmsa(self, gpa: int) -> bool:
