@@ -102,11 +102,11 @@ class QemuImage:
 
 
 class QemuGuest:
-    """QEMU's software CPU, one thread, without any encryption."""
+    """QEMU's software CPU, one thread, without any encryption; four levels of page tables, as Veil's guests have."""
 
     name = "qemu"
 
-    def __init__(self, image: QemuImage, *, cpu: str = "max") -> None:
+    def __init__(self, image: QemuImage, *, cpu: str = "max,la57=off") -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="veil-bench-")
         path = Path(self._directory.name) / "agent"
         start = time.perf_counter()
