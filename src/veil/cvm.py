@@ -148,7 +148,7 @@ class ConfidentialVM:
         self.start()
 
     def launch(self) -> None:
-        """Build and measure the image, and stop before the first instruction; `hypervisor.run` goes on."""
+        """Build and measure the image, and stop before the first instruction; `connect` or `hypervisor.run` goes on."""
         try:
             self._launch()
         except SnpError as error:
@@ -271,7 +271,7 @@ class ConfidentialVM:
         try:
             vm._attach(machine)
             vm.hypervisor.load(_from_json(json.loads(sections["host"])))
-            vm._connect()
+            vm.connect()
         except BaseException:
             vm.close()
             raise
@@ -308,7 +308,7 @@ class ConfidentialVM:
         self._launch()
         self._say("booting the CVM")
         start = time.monotonic()
-        self._connect()
+        self.connect()
         self.boot_seconds = time.monotonic() - start
 
     def _attach(self, machine: Machine) -> None:
@@ -328,8 +328,8 @@ class ConfidentialVM:
         self._panic = PanicWatcher(hypervisor.stop)
         self._platform, self._hypervisor = platform, hypervisor
 
-    def _connect(self) -> None:
-        """Run until the agent answers."""
+    def connect(self) -> None:
+        """After `launch`: run until the guest's agent answers."""
         self._agent = AgentSession(self.hypervisor, self.platform.agent)
         with _explained(self):
             if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=_BOOT_TIMEOUT):
@@ -374,7 +374,7 @@ class ConfidentialVM:
             machine, sections = Machine.restore(path)
             self._attach(machine)
             self.hypervisor.load(_from_json(json.loads(sections["host"])))
-            self._connect()
+            self.connect()
         except (SnapshotError, HostError, KeyError, ValueError) as error:
             self._say(f"a snapshot in the cache was unusable and is made again ({error})")
             self.close()
@@ -401,7 +401,7 @@ class ConfidentialVM:
 
 
 class _explained:
-    """Guest failures get the console's last line, which mostly tells why."""
+    """Turns what ends a guest into what its user should read."""
 
     def __init__(self, vm: ConfidentialVM) -> None:
         self._vm = vm
@@ -412,6 +412,11 @@ class _explained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, TimeoutError):
             raise CommandTimeout(str(error)) from error
+        if isinstance(error, HostError):
+            # A panic mostly shows itself to the host as the reset after it.
+            explained = self._vm._panic.explain(error)
+            if explained is not error:
+                raise explained from error
 
 
 def _source_digest() -> str:

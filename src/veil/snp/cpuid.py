@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import NamedTuple
 
 from veil.snp._engine import Engine
@@ -14,8 +13,6 @@ C_BIT_POSITION = 51
 TSC_KHZ = 1_000_000
 
 _VMPLS = 4
-_HYPERVISOR = 0x40000000
-_HYPERVISOR_SIGNATURE = b"KVMKVMKVM\0\0\0"
 _MAX_STANDARD = 7
 _MAX_EXTENDED = 0x8000001F
 
@@ -77,11 +74,6 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
         entry(0x80000001, family, 0, extended_c & _81_ECX, extended_d),
     ]
     table += [entry(leaf, *engine.cpuid(leaf)) for leaf in (0x80000002, 0x80000003, 0x80000004)]
-    # A host that follows KVM's conventions, without paravirtual features.
-    table += [
-        entry(_HYPERVISOR, _HYPERVISOR + 1, *struct.unpack("<3I", _HYPERVISOR_SIGNATURE)),
-        entry(_HYPERVISOR + 1, 0, 0, 0, 0),
-    ]
     table += [
         entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
         # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.

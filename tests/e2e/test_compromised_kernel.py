@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a compromised kernel tries against VeilMon, and that it would succeed without the protection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.hijack import CODE, RESULT, Hijack
+from veil.cvm import ConfidentialVM
+from veil.host import RunResult
+from veil.snp import EntryFlag, ExitCode, RmpViolation
+from veil.snp.hosted import HOSTED_MAGIC
+
+_VMPL_DENIED = 1 << 36 | 1 << 34 | 1 << 31
+_RMPADJUST = ".byte 0xf3, 0x0f, 0x01, 0xfe"
+_PVALIDATE = ".byte 0xf2, 0x0f, 0x01, 0xff"
+_VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9"
+
+Resume = Callable[[], ConfidentialVM]
+
+
+def test_reading_the_monitors_memory(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    read = f"mov rax, [{kernel.monitor_gpa}]\nmov [{RESULT}], rax\nhlt"
+    assert kernel.run(read) == ExitCode.NPF
+    assert kernel.vmcb.exit_info_1 & _VMPL_DENIED == _VMPL_DENIED
+    assert kernel.vmcb.exit_info_2 == kernel.monitor_gpa
+    assert kernel.result() == 0
+
+    kernel.open_to_kernel(kernel.monitor_gpa)
+    assert kernel.run(read) == ExitCode.HLT
+    assert kernel.result().to_bytes(8, "little") == HOSTED_MAGIC
+
+
+def test_writing_the_monitors_memory(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    write = f"mov qword ptr [{kernel.monitor_gpa}], 0x666\nhlt"
+    assert kernel.run(write) == ExitCode.NPF
+    assert kernel.vmcb.exit_info_1 & _VMPL_DENIED == _VMPL_DENIED
+    assert kernel.monitor.read(kernel.monitor_gpa, 8) == HOSTED_MAGIC
+
+    kernel.open_to_kernel(kernel.monitor_gpa)
+    assert kernel.run(write) == ExitCode.HLT
+    assert kernel.monitor.read_u64(kernel.monitor_gpa) == 0x666
+
+
+def test_executing_the_monitors_memory(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    assert kernel.run(f"mov rax, {kernel.monitor_gpa}\njmp rax") == ExitCode.NPF
+    assert kernel.vmcb.exit_info_1 & (1 << 36 | 1 << 4) == 1 << 36 | 1 << 4
+
+
+@pytest.mark.parametrize("which", ["monitor", "own"])
+def test_vmsas(resume: Resume, which: str) -> None:
+    kernel = Hijack(resume())
+    gpa = kernel.monitor_vmsa_gpa if which == "monitor" else kernel.vmsa_gpa
+    before = kernel.monitor.read(kernel.monitor_vmsa_gpa, 0x3B8)
+    assert kernel.run(f"mov qword ptr [{gpa + 0x178}], 0x666\nhlt") == ExitCode.NPF
+    assert kernel.monitor.read(kernel.monitor_vmsa_gpa, 0x3B8) == before
+
+    kernel.open_to_kernel(kernel.monitor_vmsa_gpa)
+    if which == "monitor":
+        assert kernel.run(f"mov qword ptr [{gpa + 0x178}], 0x666\nhlt") == ExitCode.HLT
+        assert kernel.monitor.read_u64(gpa + 0x178) == 0x666
+
+
+def test_rmpadjust_on_its_own_permissions(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    # The page must be readable for the translation only; the RMP entry is the monitor's.
+    code = f"""
+        mov rax, {kernel.monitor_gpa}
+        xor ecx, ecx
+        mov edx, 0x0f03
+        {_RMPADJUST}
+        mov [{RESULT}], rax
+        mov rax, [{kernel.monitor_gpa}]
+        hlt
+    """
+    assert kernel.run(code) == ExitCode.NPF
+    assert kernel.result() == 2
+    assert kernel.vm.machine.rmp.entry(kernel.monitor_gpa)["perms"][3] == 0
+
+
+def test_making_a_vmsa(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    forged = CODE + 0x8000
+    kernel.kernel.write(forged, kernel.monitor.read(kernel.monitor_vmsa_gpa, 4096))
+    code = f"mov rax, {forged}\nxor ecx, ecx\nmov edx, 0x10f03\n{_RMPADJUST}\nmov [{RESULT}], rax\nhlt"
+    assert kernel.run(code) == ExitCode.HLT
+    assert kernel.result() == 2
+    vmcb = kernel.vm.machine.new_vmcb()
+    vmcb.vmsa_pa = forged
+    kernel.vm.machine.vmrun(vmcb)
+    assert vmcb.exit_code == ExitCode.INVALID
+
+    # With the attribute, which only VMPL 0 can set, the host could run it.
+    kernel.monitor.rmpadjust(forged, vmpl=3, permissions=0, vmsa=True)
+    assert kernel.vm.machine.rmp.is_vmsa(forged)
+
+
+def test_unvalidated_memory(resume: Resume) -> None:
+    kernel = Hijack(resume())
+    target = CODE + 0x9000
+    kernel.monitor.pvalidate(target, validate=False)
+    # #VC without an IDT is a triple fault: the read did not happen.
+    assert kernel.run(f"mov rax, [{target}]\nmov [{RESULT}], rax\nhlt") == ExitCode.SHUTDOWN
+    kernel.monitor.pvalidate(target)
+    kernel.kernel.write_u64(target, 5)
+    assert kernel.run(f"mov rax, [{target}]\nmov [{RESULT}], rax\nhlt") == ExitCode.HLT
+    assert kernel.result() == 5
+
+
+def _svsm_call(caa: int, call: int, rcx: int) -> str:
+    """An SVSM call by the MSR protocol; its result goes to RESULT, and the host stops at the endless loop."""
+    return f"""
+        mov byte ptr [{caa}], 1
+        mov ecx, 0xc0010130
+        mov eax, 0x016
+        xor edx, edx
+        wrmsr
+        mov rax, {call}
+        mov rcx, {rcx}
+        xor edx, edx
+        xor r8, r8
+        {_VMGEXIT}
+        mov [{RESULT}], rax
+        movzx eax, byte ptr [{caa}]
+        mov [{RESULT + 8}], rax
+        mov qword ptr [{RESULT + 16}], 1
+    1:  jmp 1b
+    """
+
+
+def _ask_to_invalidate(kernel: Hijack, gpa: int) -> int:
+    """Ask VeilMon to PVALIDATE(rescind) a page; its answer."""
+    program = kernel.vm.machine.hosted_program(kernel.monitor_vmsa_gpa)
+    assert program is not None
+    caa = program.domains.vcpus[0].caa  # type: ignore[attr-defined]
+    request = CODE + 0xA000
+    kernel.kernel.write(request, (1).to_bytes(2, "little") + bytes(6) + gpa.to_bytes(8, "little"))
+    kernel.start(_svsm_call(caa, 1, request))
+    host = kernel.vm.hypervisor
+    assert host.run(until=lambda: kernel.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
+    assert kernel.kernel.read_u64(RESULT + 8) == 0
+    return kernel.result()
+
+
+def test_asking_the_monitor_to_give_protected_pages_away(resume: Resume) -> None:
+    for choose in (
+        lambda kernel: kernel.monitor_gpa,
+        lambda kernel: kernel.monitor_vmsa_gpa,
+        lambda kernel: kernel.vmsa_gpa,
+        lambda kernel: kernel.monitor_gpa + (2 << 20),
+    ):
+        kernel = Hijack(resume())
+        gpa = choose(kernel)
+        before = kernel.vm.machine.rmp.entry(gpa).copy()
+        assert _ask_to_invalidate(kernel, gpa) != 0
+        assert kernel.vm.machine.rmp.entry(gpa) == before
+        assert before["flags"] & EntryFlag.VALIDATED
+    # The same call for a page of the kernel's own is served.
+    kernel = Hijack(resume())
+    own = CODE + 0xB000
+    assert _ask_to_invalidate(kernel, own) == 0
+    assert not kernel.vm.machine.rmp.entry(own)["flags"] & EntryFlag.VALIDATED
+
+
+def test_the_host_sees_ciphertext_and_cannot_write(resume: Resume) -> None:
+    vm = resume()
+    host, kernel = vm.machine.host_view(), Hijack(vm)
+    assert host.read(kernel.monitor_gpa, 8) != HOSTED_MAGIC
+    with pytest.raises(RmpViolation):
+        host.write(kernel.monitor_gpa, b"x")
+    with pytest.raises(RmpViolation):
+        host.write_u64(kernel.vmsa_gpa + 0x178, 0)
+    # A page that the kernel shared is the host's to read and write.
+    shared = CODE + 0xC000
+    kernel.monitor.pvalidate(shared, validate=False)
+    host.rmpupdate(shared, assigned=False)
+    host.write(shared, b"plain")
+    assert host.read(shared, 5) == b"plain"
