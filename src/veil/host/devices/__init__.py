@@ -1,7 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's devices. They belong to the untrusted side, and guard themselves against the guest."""
+"""The untrusted host's devices: `Platform` is the board with all of them.
 
+They guard themselves against the guest: registers, queues and addresses hold whatever a hostile guest puts there.
+"""
+
+from __future__ import annotations
+
+from veil.host.devices.apic import LocalApic
+from veil.host.devices.pci import PciBus, PciFunction
+from veil.host.devices.pic import Pic
+from veil.host.devices.pit import Pit
 from veil.host.devices.platform import AGENT_PORT, Platform
+from veil.host.devices.rtc import Rtc
+from veil.host.devices.serial8250 import Serial8250
 from veil.host.devices.virtio_console import ConsolePort, VirtioConsole
+from veil.host.devices.virtqueue import DmaMemory, QueueError, Virtqueue
 
-__all__ = ["AGENT_PORT", "ConsolePort", "Platform", "VirtioConsole"]
+__all__ = [
+    "AGENT_PORT",
+    "ConsolePort",
+    "DmaMemory",
+    "LocalApic",
+    "PciBus",
+    "PciFunction",
+    "Pic",
+    "Pit",
+    "Platform",
+    "QueueError",
+    "Rtc",
+    "Serial8250",
+    "VirtioConsole",
+    "Virtqueue",
+]

@@ -1,173 +1,221 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A PCI bus with configuration mechanism 1 (PCI local bus specification 3.0, 3.2.2.3.2): bus 0, one host bridge.
+"""A PCI bus with configuration mechanism 1 (PCI local bus specification 3.0, 3.2.2.3 and chapter 6).
 
-BARs are assigned here, as firmware would do; the guest keeps or moves them.
+One bus, single-function devices, a host bridge at 00:00.0. BARs are assigned here, as firmware would do; a guest may
+move them within the ranges that the bridge decodes.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Bar", "PciBus", "PciFunction"]
+from veil.host.devices._state import checked_int
+from veil.host.devices.bus import Window
 
-_COMMAND, _STATUS, _BARS, _CAPABILITIES = 0x04, 0x06, 0x10, 0x34
-_COMMAND_IO, _COMMAND_MEMORY = 1, 2
-_STATUS_CAPABILITIES = 0x10
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from veil.host.devices.bus import IoBus, MmioBus
 
-class BarHandler(Protocol):
-    """What is behind a BAR; offsets are relative to its start."""
+__all__ = ["PCI_IO", "PCI_MEMORY", "PciBus", "PciFunction"]
 
-    def bar_read(self, bar: int, offset: int, size: int) -> int: ...
+#: What the bridge decodes: (first, last + 1).
+PCI_IO = (0x1000, 0x10000)
+PCI_MEMORY = (0xC0000000, 0xFE000000)
 
-    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None: ...
+_ADDRESS_PORT, _DATA_PORT = 0xCF8, 0xCFC
+_ENABLE = 1 << 31
+_CONFIG_SIZE = 256
+_SLOTS = 32
+
+_COMMAND, _STATUS, _CAPABILITIES, _INTERRUPT_LINE = 0x04, 0x06, 0x34, 0x3C
+_BARS = 0x10
+COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 1, 2, 4, 1 << 10
+_COMMAND_WRITABLE = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_INTX
+_STATUS_CAPABILITIES = 1 << 4
+_BAR_IO = 1
 
 
 @dataclass(slots=True)
-class Bar:
-    """A base address register: its size in bytes, a power of two."""
-
+class _Bar:
+    offset: int
     size: int
     io: bool
-    address: int
+    window: Window
+    mapped: bool = False
 
 
 class PciFunction:
-    """A type 0 configuration space with its BARs and capabilities."""
+    """A type 0 configuration space; subclasses add BARs and capabilities, and hear of writes by `config_written`."""
 
     def __init__(
-        self, *, vendor: int, device: int, class_code: int, subsystem: tuple[int, int] = (0, 0), revision: int = 0
+        self, *, vendor: int, device: int, class_code: int, revision: int = 0, subsystem: tuple[int, int] = (0, 0)
     ) -> None:
-        self.config = bytearray(256)
-        self._writable = bytearray(256)
+        self.config = bytearray(_CONFIG_SIZE)
+        self.writable = bytearray(_CONFIG_SIZE)
         struct.pack_into("<HH", self.config, 0, vendor, device)
         struct.pack_into("<I", self.config, 8, class_code << 8 | revision)
         struct.pack_into("<HH", self.config, 0x2C, *subsystem)
-        self._writable[_COMMAND : _COMMAND + 2] = b"\x07\x04"
-        self._writable[0x3C] = 0xFF
-        self.bars: dict[int, Bar] = {}
+        struct.pack_into("<H", self.writable, _COMMAND, _COMMAND_WRITABLE)
+        self.writable[_INTERRUPT_LINE] = 0xFF
+        self._bars: list[_Bar] = []
         self._last_capability = _CAPABILITIES
         self._free = 0x40
+        self._io: IoBus | None = None
+        self._mmio: MmioBus | None = None
 
-    def add_bar(self, index: int, size: int, address: int, *, io: bool) -> None:
-        """Declare and place a BAR."""
-        self.bars[index] = Bar(size, io, address)
-        self._put_bar(index)
+    def add_bar(
+        self,
+        index: int,
+        size: int,
+        address: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+        *,
+        io: bool,
+    ) -> None:
+        """A 32-bit BAR of a power of two of bytes, placed at `address` and decoded from the start."""
+        offset = _BARS + 4 * index
+        struct.pack_into("<I", self.config, offset, address | (_BAR_IO if io else 0))
+        struct.pack_into("<I", self.writable, offset, (0xFFFF if io else 0xFFFFFFFF) & -size)
+        self.config[_COMMAND] |= COMMAND_IO if io else COMMAND_MEMORY
+        self._bars.append(_Bar(offset, size, io, Window(address, size, read, write)))
 
     def add_capability(self, body: bytes, writable: bytes = b"") -> int:
-        """Append a capability (its ID first, the next pointer is ours); returns its offset."""
+        """Append a capability (its ID, a place for the pointer, the rest); returns its offset."""
         offset = self._free
-        self._free = offset + len(body) + 3 & ~3
+        self._free += len(body) + 3 & ~3
         self.config[offset : offset + len(body)] = body
         self.config[offset + 1] = 0
-        self.config[self._last_capability if self._last_capability == _CAPABILITIES else self._last_capability + 1] = (
-            offset
-        )
-        self._last_capability = offset
-        self._writable[offset : offset + len(writable)] = writable
+        self.writable[offset : offset + len(writable)] = writable
+        place = self._last_capability if self._last_capability == _CAPABILITIES else self._last_capability + 1
+        self.config[place] = offset
         self.config[_STATUS] |= _STATUS_CAPABILITIES
+        self._last_capability = offset
         return offset
 
-    def decodes(self, bar: Bar) -> bool:
-        """Is the BAR's space enabled in the command register?"""
-        return bool(self.config[_COMMAND] & (_COMMAND_IO if bar.io else _COMMAND_MEMORY))
+    @property
+    def command(self) -> int:
+        """The command register."""
+        return self.config[_COMMAND] | self.config[_COMMAND + 1] << 8
 
-    def read_config(self, offset: int, size: int) -> int:
-        """A configuration read."""
+    def connect(self, io: IoBus, mmio: MmioBus) -> None:
+        """Decode the BARs on these busses from now on."""
+        self._io, self._mmio = io, mmio
+        self.decode()
+
+    def decode(self) -> None:
+        """Map each BAR where it now points, if decoding is on and the bridge passes the address."""
+        assert self._io is not None
+        assert self._mmio is not None
+        for bar in self._bars:
+            bus = self._io if bar.io else self._mmio
+            if bar.mapped:
+                bus.remove_window(bar.window)
+                bar.mapped = False
+            start = struct.unpack_from("<I", self.config, bar.offset)[0] & -bar.size
+            low, high = PCI_IO if bar.io else PCI_MEMORY
+            on = self.command & (COMMAND_IO if bar.io else COMMAND_MEMORY)
+            # While a driver sizes a BAR it points anywhere; over other devices or memory it must not go.
+            if on and low <= start and start + bar.size <= high:
+                bar.window.start = start
+                bus.add_window(bar.window)
+                bar.mapped = True
+
+    def config_read(self, offset: int, size: int) -> int:
+        """Within one doubleword."""
         return int.from_bytes(self.config[offset : offset + size], "little")
 
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        """A configuration write; read-only bits stay."""
-        if _BARS <= offset < _BARS + 24 and size == 4 and offset % 4 == 0:
-            self._write_bar((offset - _BARS) // 4, value)
-            return
-        for index, byte in enumerate(value.to_bytes(8, "little")[:size]):
-            if offset + index < 256:
-                mask = self._writable[offset + index]
-                self.config[offset + index] = self.config[offset + index] & ~mask | byte & mask
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """Within one doubleword."""
+        for index in range(offset, offset + size):
+            mask = self.writable[index]
+            self.config[index] = self.config[index] & ~mask | value & 0xFF & mask
+            value >>= 8
+        if offset >> 2 == _COMMAND >> 2 or _BARS <= offset < _BARS + 24:
+            self.decode()
+        self.config_written(offset, size)
 
-    def _write_bar(self, index: int, value: int) -> None:
-        bar = self.bars.get(index)
-        if bar is not None:
-            bar.address = value & ~(bar.size - 1) & (0xFFFFFFFC if bar.io else 0xFFFFFFF0)
-            self._put_bar(index)
+    def config_written(self, offset: int, size: int) -> None:
+        """For subclasses."""
 
-    def _put_bar(self, index: int) -> None:
-        bar = self.bars[index]
-        struct.pack_into("<I", self.config, _BARS + 4 * index, bar.address | (1 if bar.io else 0))
-
-    def bar_read(self, bar: int, offset: int, size: int) -> int:
-        """Overridden by devices."""
-        return 0
-
-    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
-        """Overridden by devices."""
-
-    def state(self) -> dict[str, Any]:
+    def config_state(self) -> bytes:
         """For a snapshot."""
-        return {"config": bytes(self.config), "bars": [[index, bar.address] for index, bar in self.bars.items()]}
+        return bytes(self.config)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
-        self.config[:] = state["config"]
-        for index, address in state["bars"]:
-            self.bars[index].address = address
+    def load_config(self, config: bytes) -> None:
+        """From a snapshot: only what a guest could have written is taken."""
+        if len(config) != _CONFIG_SIZE:
+            raise ValueError(f"a configuration space of {len(config)} bytes")
+        for index, mask in enumerate(self.writable):
+            self.config[index] = self.config[index] & ~mask | config[index] & mask
+        self.decode()
 
 
 class PciBus:
-    """Ports CF8h to CFFh, and the routing of port and memory accesses to BARs."""
+    """CF8h and CFCh, and the functions by device number."""
 
-    PORTS = tuple(range(0xCF8, 0xD00))
-
-    def __init__(self) -> None:
+    def __init__(self, io: IoBus, mmio: MmioBus) -> None:
+        self._io, self._mmio = io, mmio
         self._address = 0
         self._functions: dict[int, PciFunction] = {}
-        # An Intel 440FX, the host bridge that every kernel knows.
-        self.add(0, PciFunction(vendor=0x8086, device=0x1237, class_code=0x060000, revision=2))
+        # QEMU's generic host bridge: Linux has no quirks for it.
+        self.add(0, PciFunction(vendor=0x1B36, device=0x0008, class_code=0x060000, subsystem=(0x1AF4, 0x1100)))
+        io.add_wide(_ADDRESS_PORT, self._read_address, self._write_address)
+        for lane in range(4):
+            io.add_wide(_DATA_PORT + lane, self._reader(lane), self._writer(lane))
 
     def add(self, device: int, function: PciFunction) -> None:
-        """Put a function 0 at a device number."""
+        """Plug a function in."""
+        if not 0 <= device < _SLOTS or device in self._functions:
+            raise ValueError(f"no free PCI slot {device}")
         self._functions[device] = function
+        function.connect(self._io, self._mmio)
 
-    def _selected(self) -> PciFunction | None:
+    def _read_address(self, size: int) -> int:
+        # Only accesses of 32 bits reach the register; others would be for ISA devices at these ports.
+        return self._address if size == 4 else (1 << 8 * size) - 1
+
+    def _write_address(self, size: int, value: int) -> None:
+        if size == 4:
+            self._address = value & 0x80FFFFFC
+
+    def _target(self, lane: int, size: int) -> tuple[PciFunction, int] | None:
         address = self._address
-        if not address >> 31 or address >> 16 & 0xFF or address >> 8 & 7:
+        if not address & _ENABLE or lane + size > 4 or address >> 16 & 0xFF or address >> 8 & 7:
             return None
-        return self._functions.get(address >> 11 & 31)
+        function = self._functions.get(address >> 11 & 0x1F)
+        return None if function is None else (function, (address & 0xFC) + lane)
 
-    def read(self, port: int, size: int) -> int:
-        """IN."""
-        if port < 0xCFC:
-            return self._address >> 8 * (port - 0xCF8) & (1 << 8 * size) - 1
-        function = self._selected()
-        if function is None:
-            return (1 << 8 * size) - 1
-        return function.read_config(self._address & 0xFC | port & 3, size)
+    def _reader(self, lane: int) -> Callable[[int], int]:
+        def read(size: int) -> int:
+            target = self._target(lane, size)
+            return (1 << 8 * size) - 1 if target is None else target[0].config_read(target[1], size)
 
-    def write(self, port: int, size: int, value: int) -> None:
-        """OUT."""
-        if port < 0xCFC:
-            if port == 0xCF8 and size == 4:
-                self._address = value
-            return
-        function = self._selected()
-        if function is not None:
-            function.write_config(self._address & 0xFC | port & 3, size, value)
+        return read
 
-    def find(self, address: int, *, io: bool) -> tuple[PciFunction, int, int] | None:
-        """The function, BAR and offset behind an address."""
-        for function in self._functions.values():
-            for index, bar in function.bars.items():
-                if bar.io == io and bar.address <= address < bar.address + bar.size and function.decodes(bar):
-                    return function, index, address - bar.address
-        return None
+    def _writer(self, lane: int) -> Callable[[int, int], None]:
+        def write(size: int, value: int) -> None:
+            target = self._target(lane, size)
+            if target is not None:
+                target[0].config_write(target[1], size, value)
+
+        return write
 
     def state(self) -> dict[str, Any]:
-        """For a snapshot; the functions' own state is theirs."""
-        return {"address": self._address}
+        """For a snapshot."""
+        return {
+            "address": self._address,
+            "functions": [[slot, function.config_state()] for slot, function in sorted(self._functions.items())],
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot."""
-        self._address = state["address"]
+        functions = {checked_int(slot): bytes(config) for slot, config in state["functions"]}
+        if functions.keys() != self._functions.keys():
+            raise ValueError("other PCI devices than this host has")
+        self._address = checked_int(state["address"])
+        for slot, config in functions.items():
+            self._functions[slot].load_config(config)

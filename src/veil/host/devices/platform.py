@@ -1,243 +1,270 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The board: all devices behind ports, MMIO and MSRs, and the interrupt controllers of every VCPU."""
+"""The board: every device behind ports, device memory and MSRs, and the interrupt controllers of all VCPUs.
+
+Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), the clock on IRQ 8; the 8259s reach
+VCPU 0 through LINT0 of its local APIC. There is no I/O APIC.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
-from veil.host.devices.acpi_pm import AcpiPm
-from veil.host.devices.lapic import APIC_BASE, Delivery, LocalApic, decode_icr, route
+from veil.host.devices.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
+from veil.host.devices.bus import IoBus, MmioBus
+from veil.host.devices.interrupts import InterruptRouter
+from veil.host.devices.msrs import MsrTable
 from veil.host.devices.pci import PciBus
 from veil.host.devices.pic import Pic
 from veil.host.devices.pit import Pit
-from veil.host.devices.rtc import Rtc
-from veil.host.devices.serial import Serial8250
+from veil.host.devices.power import PowerControl
+from veil.host.devices.rtc import RTC_IRQ, Rtc
+from veil.host.devices.serial8250 import COM1_IRQ, Serial8250
 from veil.host.devices.virtio_console import VirtioConsole
-from veil.host.devices.virtqueue import DmaMemory
+from veil.host.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from veil.host.devices.virtqueue import DmaMemory
 
 __all__ = ["AGENT_PORT", "Platform"]
 
+#: The name of the binary channel (/dev/virtio-ports/veil.agent in the guest).
 AGENT_PORT = "veil.agent"
 
-_SERIAL_IRQ, _PIT_IRQ = 4, 0
-_APIC_MSRS = frozenset((0x1B, 0x6E0, *range(0x800, 0x900)))
-_RESET_PORT, _RESET = 0xCF9, 0x04
+_PIT_IRQ = 0
+_DELAY_PORT = 0x80
+_CONSOLE_IRQ = 10
+_CONSOLE_SLOT = 1
+_CONSOLE_IO = 0xC000
+_CONSOLE_MMIO = 0xC0000000
 
-# MSRs that Linux asks the host for, as KVM answers them: without SYSCFG.MEM_ENCRYPT and HWCR.SMMLOCK it hides its SEV
-# flags from /proc/cpuinfo.
-_MSRS = {
-    0x17: 0,
-    0x8B: 0x8301039,
-    0xFE: 0,
-    0xC0010000: 0,
-    0xC0010001: 0,
-    0xC0010002: 0,
-    0xC0010003: 0,
-    0xC0010004: 0,
-    0xC0010005: 0,
-    0xC0010006: 0,
-    0xC0010007: 0,
-    0xC0010010: 1 << 23,
-    0xC0010015: 1,
-    0xC001001F: 0,
-    0xC0011020: 0,
-    0xC0011029: 0,
-}
+_MSR_APIC_BASE = 0x1B
+_MSR_TSC_DEADLINE = 0x6E0
+_MSR_X2APIC = 0x800
+_X2APIC_MSRS = 0x100
 
-Reader = Callable[[int, int], int]
-Writer = Callable[[int, int, int], None]
+
+class _Clock:
+    """The clocks that a platform was given."""
+
+    def __init__(self, now_ns: Callable[[], int], tsc: Callable[[], int], tsc_khz: int) -> None:
+        self.now_ns = now_ns
+        self.tsc = tsc
+        self.tsc_khz = tsc_khz
 
 
 class Platform:
-    """Devices of a guest with some VCPUs. `console` gets what the serial port and hvc0 print."""
+    """All devices of a guest. Everything runs in the hypervisor's thread.
+
+    `now_ns` is the host's monotonic clock, `tsc` the guest's time stamp counter, which counts `tsc_khz` (without one,
+    the host's clock is taken). `console` gets what the serial port and hvc0 print.
+    """
 
     def __init__(
         self,
         memory: DmaMemory,
         *,
-        vcpus: int,
-        now_ns: Callable[[], int],
-        tsc: Callable[[], int],
-        console: Callable[[bytes], None],
+        vcpus: int = 1,
+        apic_ids: Sequence[int] | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        tsc: Callable[[], int] | None = None,
+        tsc_khz: int = 1_000_000,
+        wall_ns: Callable[[], int] = time.time_ns,
+        console: Callable[[bytes], None] | None = None,
+        x2apic: bool = False,
     ) -> None:
-        self._now = now_ns
+        ids = list(range(vcpus)) if apic_ids is None else list(apic_ids)
+        if len(ids) != vcpus or len(set(ids)) != vcpus:
+            raise HostError(f"{vcpus} VCPUs need as many different APIC IDs, not {ids}")
+        self.io = IoBus()
+        self.mmio = MmioBus()
+        self.interrupts = InterruptRouter()
+        clock = _Clock(now_ns, now_ns if tsc is None else tsc, tsc_khz)
+        self.apics = [
+            LocalApic(apic_id, clock, self.interrupts.send_ipi, bsp=index == 0, x2apic=x2apic)
+            for index, apic_id in enumerate(ids)
+        ]
+        self.interrupts.apics = self.apics
         self.pic = Pic()
-        self.pit = Pit(now_ns, lambda: self.pic.pulse(_PIT_IRQ))
-        self.rtc = Rtc()
-        self.serial = Serial8250(lambda level: self.pic.set_line(_SERIAL_IRQ, level), console)
-        self.apics = [LocalApic(index, now_ns=now_ns, tsc=tsc, send=self._send_ipi) for index in range(vcpus)]
-        self.pci = PciBus()
-        self.console = VirtioConsole(memory, self._send_msi, [None, AGENT_PORT])
-        self.console.ports[0].on_data = console
+        self.pit = Pit(self.pic.line(_PIT_IRQ), now_ns)
+        self.rtc = Rtc(self.pic.line(RTC_IRQ), now_ns, wall_ns)
+        self.serial = Serial8250(self.pic.line(COM1_IRQ))
+        self.power = PowerControl()
+        self.pci = PciBus(self.io, self.mmio)
+        self.console = VirtioConsole(
+            memory,
+            self.interrupts.send_message,
+            self.pic.line(_CONSOLE_IRQ),
+            [None, AGENT_PORT],
+            io_address=_CONSOLE_IO,
+            mmio_address=_CONSOLE_MMIO,
+            irq=_CONSOLE_IRQ,
+        )
+        self.pci.add(_CONSOLE_SLOT, self.console)
+        #: the binary channel to the guest's agent
         self.agent = self.console.ports[1]
-        self.pci.add(1, self.console)
-        #: INIT and start-up IPIs, the host's affair: called with the VCPU
-        self.on_init: Callable[[int], None] | None = None
-        self.on_sipi: Callable[[int], None] | None = None
-        #: the guest asked for a reset
-        self.on_reset: Callable[[], None] | None = None
-        #: the guest switched off
-        self.on_power_off: Callable[[], None] | None = None
-        self.power = AcpiPm(self._switch_off)
-        self._readers: dict[int, Reader] = {}
-        self._writers: dict[int, Writer] = {}
-        serial_ports = tuple(range(self.serial.base, self.serial.base + 8))
-        for ports, device in (
-            (serial_ports, self.serial),
-            (Pic.PORTS, self.pic),
-            (Pit.PORTS, self.pit),
-            (Rtc.PORTS, self.rtc),
-            (PciBus.PORTS, self.pci),
-            (AcpiPm.PORTS, self.power),
-        ):
-            for port in ports:
-                self._readers[port] = device.read
-                self._writers[port] = device.write
-        self._writers[_RESET_PORT] = self._reset_write
+        self.msrs = MsrTable(clock.tsc)
+        for device in (self.pic, self.pit, self.rtc, self.serial, self.power):
+            device.attach(self.io)
+        # Linux writes to the diagnostics port to pass time (io_delay).
+        self.io.add_register(_DELAY_PORT, None, lambda value: None)
+        if console is not None:
+            self.serial.output = console
+            self.console.ports[0].on_data = console
+        self._boot_apic = self.apics[0]
+        # The hot paths, without a call in between.
+        self.io_read = self.io.read
+        self.io_write = self.io.write
 
-    # Ports, MMIO, MSRs
+    # What is told to the hypervisor
 
-    def io_read(self, port: int, size: int) -> int:
-        """IN; nobody there reads as ones."""
-        reader = self._readers.get(port)
-        if reader is not None:
-            return reader(port, size)
-        found = self.pci.find(port, io=True)
-        if found is None:
-            return (1 << 8 * size) - 1
-        function, bar, offset = found
-        return function.bar_read(bar, offset, size)
+    @property
+    def on_init(self) -> Callable[[int], None] | None:
+        """An INIT for a VCPU."""
+        return self.interrupts.on_init
 
-    def io_write(self, port: int, size: int, value: int) -> None:
-        """OUT; nobody there ignores it."""
-        writer = self._writers.get(port)
-        if writer is not None:
-            writer(port, size, value)
-            return
-        found = self.pci.find(port, io=True)
-        if found is not None:
-            function, bar, offset = found
-            function.bar_write(bar, offset, size, value)
+    @on_init.setter
+    def on_init(self, callback: Callable[[int], None] | None) -> None:
+        self.interrupts.on_init = callback
+
+    @property
+    def on_sipi(self) -> Callable[[int], None] | None:
+        """A start-up IPI for a VCPU."""
+        return self.interrupts.on_sipi
+
+    @on_sipi.setter
+    def on_sipi(self, callback: Callable[[int], None] | None) -> None:
+        self.interrupts.on_sipi = callback
+
+    @property
+    def on_nmi(self) -> Callable[[int], None] | None:
+        """An NMI for a VCPU."""
+        return self.interrupts.on_nmi
+
+    @on_nmi.setter
+    def on_nmi(self, callback: Callable[[int], None] | None) -> None:
+        self.interrupts.on_nmi = callback
+
+    @property
+    def on_reset(self) -> Callable[[], None] | None:
+        """The guest resets its machine."""
+        return self.power.on_reset
+
+    @on_reset.setter
+    def on_reset(self, callback: Callable[[], None] | None) -> None:
+        self.power.on_reset = callback
+
+    @property
+    def on_power_off(self) -> Callable[[], None] | None:
+        """The guest switches its machine off."""
+        return self.power.on_power_off
+
+    @on_power_off.setter
+    def on_power_off(self, callback: Callable[[], None] | None) -> None:
+        self.power.on_power_off = callback
+
+    # Device memory and MSRs
 
     def mmio_read(self, gpa: int, size: int, vcpu: int = 0) -> int:
-        """A load from an address without memory."""
-        if gpa & ~0xFFF == APIC_BASE:
-            return self.apics[vcpu].read_mmio(gpa & 0xFFF)
-        found = self.pci.find(gpa, io=False)
-        if found is None:
-            return (1 << 8 * size) - 1
-        function, bar, offset = found
-        return function.bar_read(bar, offset, size)
+        """A load by a VCPU: each sees its own APIC at one address."""
+        offset = gpa - APIC_BASE
+        if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
+            return self.apics[vcpu].read_page(offset, size)
+        return self.mmio.read(gpa, size)
 
     def mmio_write(self, gpa: int, size: int, value: int, vcpu: int = 0) -> None:
-        """A store to an address without memory."""
-        if gpa & ~0xFFF == APIC_BASE:
-            self.apics[vcpu].write_mmio(gpa & 0xFFF, value)
-            return
-        found = self.pci.find(gpa, io=False)
-        if found is not None:
-            function, bar, offset = found
-            function.bar_write(bar, offset, size, value)
+        """A store by a VCPU."""
+        offset = gpa - APIC_BASE
+        if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
+            self.apics[vcpu].write_page(offset, size, value)
+        else:
+            self.mmio.write(gpa, size, value)
 
     def msr_read(self, vcpu: int, msr: int) -> int | None:
         """RDMSR; None is #GP."""
-        if msr in _APIC_MSRS:
-            return self.apics[vcpu].read_msr(msr)
-        return _MSRS.get(msr)
+        if _MSR_X2APIC <= msr < _MSR_X2APIC + _X2APIC_MSRS:
+            return self.apics[vcpu].read_msr(msr - _MSR_X2APIC)
+        if msr == _MSR_TSC_DEADLINE:
+            return self.apics[vcpu].timer.deadline_tsc
+        if msr == _MSR_APIC_BASE:
+            return self.apics[vcpu].base
+        return self.msrs.read(msr)
 
     def msr_write(self, vcpu: int, msr: int, value: int) -> bool:
-        """WRMSR; False is #GP. Known MSRs take the value and keep theirs."""
-        if msr in _APIC_MSRS:
-            return self.apics[vcpu].write_msr(msr, value)
-        return msr in _MSRS
-
-    def _reset_write(self, port: int, size: int, value: int) -> None:
-        if value & _RESET and self.on_reset is not None:
-            self.on_reset()
-
-    def _switch_off(self) -> None:
-        if self.on_power_off is not None:
-            self.on_power_off()
+        """WRMSR; False is #GP."""
+        if msr == _MSR_TSC_DEADLINE:
+            self.apics[vcpu].timer.set_deadline(value)
+            return True
+        if _MSR_X2APIC <= msr < _MSR_X2APIC + _X2APIC_MSRS:
+            return self.apics[vcpu].write_msr(msr - _MSR_X2APIC, value)
+        if msr == _MSR_APIC_BASE:
+            return self.apics[vcpu].write_base(value)
+        return self.msrs.write(msr, value)
 
     # Interrupts
 
     def pending_vector(self, vcpu: int) -> int | None:
-        """The vector that this VCPU would take now."""
-        apic = self.apics[vcpu]
-        vector = apic.pending() if apic.irr else None
-        if vector is None and apic.takes_extint:
-            return self.pic.pending()
-        return vector
+        """The vector that this VCPU would get now, if its RFLAGS.IF let it."""
+        if vcpu == 0:
+            vector = self.pic.vector
+            # An external interrupt passes the APIC's priorities by.
+            if vector is not None and self._boot_apic.takes_extint:
+                return vector
+            return self._boot_apic.pending
+        return self.apics[vcpu].pending
 
     def acknowledge(self, vcpu: int) -> int:
-        """The VCPU took its pending vector."""
-        vector = self.apics[vcpu].acknowledge()
-        return self.pic.acknowledge() if vector is None else vector
-
-    def _send_ipi(self, sender: LocalApic, low: int, destination: int) -> None:
-        delivery, vector, _, _ = decode_icr(low)
-        targets = route(self.apics, sender, low, destination)
-        if delivery == Delivery.LOWEST:
-            targets = targets[:1]
-        for apic in targets:
-            if delivery in (Delivery.FIXED, Delivery.LOWEST):
-                apic.request(vector)
-            elif delivery == Delivery.INIT and low >> 14 & 1 and self.on_init is not None:
-                self.on_init(apic.apic_id)
-            elif delivery == Delivery.STARTUP and self.on_sipi is not None:
-                self.on_sipi(apic.apic_id)
-
-    def _send_msi(self, address: int, data: int) -> None:
-        """A message-signalled interrupt (APM volume 2, 16.13): destination in address bits 19:12."""
-        if address & 0xFFF00000 != APIC_BASE:
-            return
-        destination, logical = address >> 12 & 0xFF, bool(address >> 2 & 1)
-        for apic in self.apics:
-            if apic.apic_id == destination if not logical else apic.matches(destination, logical=True):
-                apic.request(data & 0xFF)
+        """The VCPU took its pending vector; nothing may have happened here since it was asked for."""
+        if vcpu == 0 and self.pic.vector is not None and self._boot_apic.takes_extint:
+            return self.pic.acknowledge()
+        return self.apics[vcpu].acknowledge()
 
     # Time
 
     def next_deadline_ns(self, vcpu: int) -> int | None:
-        """When the next timer that concerns a VCPU fires; the PIT is VCPU 0's."""
-        deadline = self.apics[vcpu].next_deadline_ns()
+        """When `tick` should next be called for a VCPU's sake; the timers of the board count for VCPU 0."""
+        deadline = self.apics[vcpu].timer.deadline_ns
         if vcpu == 0:
-            other = self.pit.next_deadline_ns()
+            other = self.pit.deadline_ns
             if other is not None and (deadline is None or other < deadline):
-                return other
+                deadline = other
+            other = self.rtc.deadline_ns
+            if other is not None and (deadline is None or other < deadline):
+                deadline = other
         return deadline
 
     def tick(self, now_ns: int) -> None:
         """Fire what is due."""
-        self.pit.expire(now_ns)
         for apic in self.apics:
-            apic.expire(now_ns)
+            apic.tick(now_ns)
+        self.pit.tick(now_ns)
+        self.rtc.tick(now_ns)
 
     # Snapshots
 
     def state(self) -> dict[str, Any]:
-        """Everything that a snapshot needs; plain values."""
-        return {
-            "now": self._now(),
-            "pic": self.pic.state(),
-            "pit": self.pit.state(),
-            "rtc": self.rtc.state(),
-            "power": self.power.state(),
-            "serial": self.serial.state(),
-            "apics": [apic.state() for apic in self.apics],
-            "pci": self.pci.state(),
-            "console": self.console.state(),
-        }
+        """Everything that a snapshot needs, of plain values."""
+        return {name: device.state() for name, device in self._devices().items()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
-        self.serial.load(state["serial"])
-        self.pic.load(state["pic"])
-        self.pit.load(state["pit"], self._now() - state["now"])
-        self.rtc.load(state["rtc"])
-        self.power.load(state["power"])
-        for apic, saved in zip(self.apics, state["apics"], strict=True):
-            apic.load(saved)
-        self.pci.load(state["pci"])
-        self.console.load(state["console"])
+        """From a snapshot; the machine's TSC must be restored before."""
+        for name, device in self._devices().items():
+            try:
+                device.load(state[name])
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+                raise HostError(f"snapshot: the state of device {name} is damaged ({error!r})") from error
+
+    def _devices(self) -> dict[str, Any]:
+        devices: dict[str, Any] = {
+            "pci": self.pci,
+            "console": self.console,
+            "serial": self.serial,
+            "pit": self.pit,
+            "rtc": self.rtc,
+            "power": self.power,
+            # After all that drive its inputs.
+            "pic": self.pic,
+        }
+        return devices | {f"apic {index}": apic for index, apic in enumerate(self.apics)}

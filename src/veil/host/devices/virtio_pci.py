@@ -1,43 +1,104 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The PCI transport of virtio, modern interface only (virtio 1.2, section 4.1).
+"""A virtio device on PCI, without the legacy interface (virtio 1.2, 4.1).
 
-All structures but the MSI-X table are in an I/O BAR: a guest under SEV-ES reaches a port through a shorter #VC than it
-reaches an MMIO address, which its handler has to decode and translate first.
+All structures but the MSI-X table are in an I/O BAR: for an SNP guest an access to a port costs half of one to memory,
+whose instruction the #VC handler has to decode first. Linux' driver takes either (vp_modern_map_capability).
 """
 
 from __future__ import annotations
 
+import enum
 import struct
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from veil.host.devices.pci import PciFunction
-from veil.host.devices.virtqueue import DmaMemory, QueueError, Virtqueue
+from veil.host.devices._state import checked_int, load_integers, save_integers
+from veil.host.devices.msix import MSIX_BAR_SIZE, Msix
+from veil.host.devices.pci import COMMAND_MASTER, COMMAND_NO_INTX, PciFunction
+from veil.host.devices.virtqueue import QueueError, Virtqueue
 
-__all__ = ["VirtioPci"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-_VENDOR_CAPABILITY, _MSIX_CAPABILITY = 0x09, 0x11
-_COMMON, _NOTIFY, _ISR, _DEVICE, _PCI_CFG = 1, 2, 3, 4, 5
+    from veil.host.devices.virtqueue import DmaMemory
+
+__all__ = ["DeviceStatus", "Feature", "VirtioPci"]
+
+_VENDOR = 0x1AF4
+_FIRST_MODERN_ID = 0x1040
+_SUBSYSTEM = 0x1100
+_REVISION = 1
 
 _IO_BAR, _MSIX_BAR = 0, 1
-_IO_SIZE, _MSIX_SIZE = 0x100, 0x1000
-_DEVICE_OFFSET, _ISR_OFFSET, _NOTIFY_OFFSET = 0x40, 0x60, 0x80
-_PBA_OFFSET = 0x800
-_NOTIFY_MULTIPLIER = 2
+_IO_SIZE = 0x80
+# Where the structures are in the I/O BAR.
+_COMMON, _COMMON_SIZE = 0x00, 0x38
+_ISR, _ISR_SIZE = 0x38, 1
+_NOTIFY, _NOTIFY_SIZE = 0x3C, 4
+_DEVICE, _DEVICE_SIZE = 0x40, 0x40
 
-_ACKNOWLEDGE, _DRIVER_OK, _FEATURES_OK, _NEEDS_RESET = 1, 4, 8, 64
-_F_VERSION_1, _F_ACCESS_PLATFORM = 1 << 32, 1 << 33
+_CAP_VENDOR = 0x09
+_CAP_COMMON, _CAP_NOTIFY, _CAP_ISR, _CAP_DEVICE, _CAP_PCI = 1, 2, 3, 4, 5
+_CAP_BAR, _CAP_OFFSET, _CAP_LENGTH, _CAP_DATA = 4, 8, 12, 16
+_INTERRUPT_LINE, _INTERRUPT_PIN = 0x3C, 0x3D
+
 _NO_VECTOR = 0xFFFF
-_MSIX_ENABLE, _MSIX_MASK_ALL = 0x80, 0x40
+_QUEUE_SIZE = 128
+_ISR_QUEUE, _ISR_CONFIG = 1, 2
+
+
+class Feature(enum.IntFlag):
+    """Feature bits of all devices (virtio 1.2, 6)."""
+
+    VERSION_1 = 1 << 32
+    #: the device obeys the platform: in an SEV guest, it sees only memory that the guest shares
+    ACCESS_PLATFORM = 1 << 33
+
+
+class DeviceStatus(enum.IntFlag):
+    """Virtio 1.2, 2.1."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    NEEDS_RESET = 0x40
+    FAILED = 0x80
+
+
+_REQUIRED = int(Feature.VERSION_1 | Feature.ACCESS_PLATFORM)
+# As plain integers: arithmetic on flags is slow, and this is asked at each notification.
+_DRIVER_OK = int(DeviceStatus.DRIVER_OK)
+_FEATURES_OK = int(DeviceStatus.FEATURES_OK)
+_NEEDS_RESET = int(DeviceStatus.NEEDS_RESET)
+
+# The common configuration structure (4.1.4.3): offset, size, and the method that reads it.
+_FIELDS = {
+    0x00: (4, "device_feature_select"), 0x04: (4, "device_feature"),
+    0x08: (4, "driver_feature_select"), 0x0C: (4, "driver_feature"),
+    0x10: (2, "config_vector"), 0x12: (2, "num_queues"), 0x14: (1, "status"), 0x15: (1, "generation"),
+    0x16: (2, "queue_select"), 0x18: (2, "queue_size"), 0x1A: (2, "queue_vector"), 0x1C: (2, "queue_enable"),
+    0x1E: (2, "queue_notify_off"), 0x20: (4, "desc_low"), 0x24: (4, "desc_high"), 0x28: (4, "avail_low"),
+    0x2C: (4, "avail_high"), 0x30: (4, "used_low"), 0x34: (4, "used_high"),
+}  # fmt: skip
 
 
 class VirtioPci(PciFunction):
-    """A virtio device; subclasses give device ID, features, queues and what they do."""
+    """The transport. A device implements `serve(queue)`, `device_config()` and `device_reset()`.
+
+    `send_message(address, data)` delivers an MSI-X message; `set_irq(level)` is the INTA# line, for a guest that uses
+    no messages.
+    """
+
+    _SAVED = (
+        "_device_select", "_driver_select", "driver_features", "_config_vector", "status", "_generation",
+        "_queue_select", "_isr",
+    )  # fmt: skip
 
     def __init__(
         self,
         memory: DmaMemory,
-        send_msi: Callable[[int, int], None],
+        send_message: Callable[[int, int], None],
+        set_irq: Callable[[bool], None],
         *,
         device_id: int,
         class_code: int,
@@ -45,242 +106,358 @@ class VirtioPci(PciFunction):
         features: int,
         io_address: int,
         mmio_address: int,
+        irq: int,
     ) -> None:
         super().__init__(
-            vendor=0x1AF4, device=0x1040 + device_id, class_code=class_code, subsystem=(0x1AF4, 0x1100), revision=1
+            vendor=_VENDOR,
+            device=_FIRST_MODERN_ID + device_id,
+            class_code=class_code,
+            revision=_REVISION,
+            subsystem=(_VENDOR, _SUBSYSTEM),
         )
-        self.queues = [Virtqueue(memory) for _ in range(queues)]
-        self._send_msi = send_msi
-        # A guest with encrypted memory insists on both: the device may reach only what is shared with it.
-        self._offered = features | _F_VERSION_1 | _F_ACCESS_PLATFORM
-        self._vectors = queues + 1
-        self.add_bar(_IO_BAR, _IO_SIZE, io_address, io=True)
-        self.add_bar(_MSIX_BAR, _MSIX_SIZE, mmio_address, io=False)
-        for kind, offset, length in (
-            (_COMMON, 0, 0x38),
-            (_ISR, _ISR_OFFSET, 1),
-            (_DEVICE, _DEVICE_OFFSET, 0x20),
-        ):
-            self.add_capability(self._capability(kind, offset, length))
-        notify_length = _NOTIFY_MULTIPLIER * queues
-        self.add_capability(
-            self._capability(_NOTIFY, _NOTIFY_OFFSET, notify_length, struct.pack("<I", _NOTIFY_MULTIPLIER))
-        )
-        body = struct.pack("<BBHII", _MSIX_CAPABILITY, 0, self._vectors - 1, _MSIX_BAR, _PBA_OFFSET | _MSIX_BAR)
-        self._msix = self.add_capability(body, writable=b"\0\0\0\xc0")
-        self._table = bytearray(16 * self._vectors)
-        for index in range(self._vectors):
-            self._table[16 * index + 12] = 1
-        self._pending = 0
-        self._reset()
+        self._set_irq = set_irq
+        self.features = features | _REQUIRED
+        self.queues = [Virtqueue(memory, _QUEUE_SIZE) for _ in range(queues)]
+        self._vectors = [_NO_VECTOR] * queues
+        self._device_select = self._driver_select = 0
+        self.driver_features = 0
+        self._config_vector = _NO_VECTOR
+        self.status = 0
+        self._generation = 0
+        self._queue_select = 0
+        self._isr = 0
+        #: why the device wants to be reset; for people
+        self.fault: str | None = None
+        self.on_fault: Callable[[str], None] | None = None
 
-    @staticmethod
-    def _capability(kind: int, offset: int, length: int, extra: bytes = b"") -> bytes:
-        size = 16 + len(extra)
-        return struct.pack("<BBBBB3xII", _VENDOR_CAPABILITY, 0, size, kind, _IO_BAR, offset, length) + extra
+        self.config[_INTERRUPT_LINE], self.config[_INTERRUPT_PIN] = irq, 1
+        self.config[0x04] |= COMMAND_MASTER
+        self.msix = Msix(self, queues + 1, _MSIX_BAR, send_message)
+        self.add_bar(_IO_BAR, _IO_SIZE, io_address, self._io_read, self._io_write, io=True)
+        self.add_bar(_MSIX_BAR, MSIX_BAR_SIZE, mmio_address, self.msix.read, self.msix.write, io=False)
+        self._add_structure(_CAP_COMMON, _COMMON, _COMMON_SIZE)
+        # A multiplier of 0: all queues share one register, and the value written names the queue.
+        self._add_structure(_CAP_NOTIFY, _NOTIFY, _NOTIFY_SIZE, struct.pack("<I", 0))
+        self._add_structure(_CAP_ISR, _ISR, _ISR_SIZE)
+        self._add_structure(_CAP_DEVICE, _DEVICE, _DEVICE_SIZE)
+        self._window = self._add_structure(_CAP_PCI, 0, 0, bytes(4))
+        writable = self.writable
+        writable[self._window + _CAP_BAR] = 0xFF
+        for offset in (_CAP_OFFSET, _CAP_LENGTH):
+            writable[self._window + offset : self._window + offset + 4] = b"\xff" * 4
+        self._readers = {offset: getattr(self, f"_get_{name}") for offset, (_, name) in _FIELDS.items()}
+        self._writers = {
+            offset: getattr(self, f"_set_{name}")
+            for offset, (_, name) in _FIELDS.items()
+            if hasattr(self, f"_set_{name}")
+        }
 
-    # For subclasses
+    def _add_structure(self, kind: int, offset: int, length: int, extra: bytes = b"") -> int:
+        bar = _IO_BAR
+        body = struct.pack("<BBBBB3xII", _CAP_VENDOR, 0, 16 + len(extra), kind, bar, offset, length) + extra
+        return self.add_capability(body)
+
+    # What devices implement and use
+
+    def serve(self, index: int) -> None:
+        """The driver notified a queue; QueueError if it is broken."""
+        raise NotImplementedError
 
     def device_config(self) -> bytes:
-        """The device-specific configuration."""
-        return b""
-
-    def queue_notified(self, index: int) -> None:
-        """The driver made buffers available; may raise QueueError."""
+        """The device-specific configuration structure."""
+        raise NotImplementedError
 
     def device_reset(self) -> None:
         """The driver reset the device."""
+        raise NotImplementedError
 
     @property
     def live(self) -> bool:
-        """Has the driver finished its initialisation, and is the device in order?"""
-        return bool(self._status & _DRIVER_OK) and not self._status & _NEEDS_RESET
+        """May the device touch its queues?"""
+        return self.status & (_DRIVER_OK | _NEEDS_RESET) == _DRIVER_OK
 
-    @property
-    def features(self) -> int:
-        """What the driver accepted."""
-        return self._accepted
-
-    def interrupt(self, queue: Virtqueue) -> None:
-        """Used buffers are there."""
-        self._isr |= 1
-        self._signal(queue.vector)
-
-    def fail(self) -> None:
-        """Stop: the driver misbehaved (virtio 1.2, 2.1.2)."""
-        self._status |= _NEEDS_RESET
-        self._isr |= 2
-        self._signal(self._config_vector)
-
-    # MSI-X
-
-    def _signal(self, vector: int) -> None:
-        control = self.config[self._msix + 3]
-        if vector >= self._vectors or not control & _MSIX_ENABLE:
-            return
-        low, high, data, mask = struct.unpack_from("<4I", self._table, 16 * vector)
-        if mask & 1 or control & _MSIX_MASK_ALL:
-            self._pending |= 1 << vector
-        else:
-            self._send_msi(low | high << 32, data)
-
-    def _flush_pending(self) -> None:
-        pending, self._pending = self._pending, 0
-        for vector in range(self._vectors):
-            if pending >> vector & 1:
-                self._signal(vector)
-
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        """Unmasking MSI-X lets pending messages go."""
-        super().write_config(offset, size, value)
-        if self._pending and self._msix <= offset < self._msix + 4:
-            self._flush_pending()
-
-    # BARs
-
-    def bar_read(self, bar: int, offset: int, size: int) -> int:
-        """A read of the I/O or MSI-X BAR."""
-        if bar == _MSIX_BAR:
-            if offset < len(self._table):
-                return int.from_bytes(self._table[offset : offset + size], "little")
-            return self._pending if offset == _PBA_OFFSET else 0
-        if offset == _ISR_OFFSET:
-            isr, self._isr = self._isr, 0
-            return isr
-        if _DEVICE_OFFSET <= offset < _ISR_OFFSET:
-            return int.from_bytes(self.device_config()[offset - _DEVICE_OFFSET :][:size], "little")
-        return self._read_common(offset)
-
-    def bar_write(self, bar: int, offset: int, size: int, value: int) -> None:
-        """A write to the I/O or MSI-X BAR."""
-        if bar == _MSIX_BAR:
-            if offset + size <= len(self._table):
-                self._table[offset : offset + size] = value.to_bytes(8, "little")[:size]
-                self._flush_pending()
-        elif offset >= _NOTIFY_OFFSET:
-            self._guarded(lambda: self._notify((offset - _NOTIFY_OFFSET) // _NOTIFY_MULTIPLIER))
-        elif offset < _DEVICE_OFFSET:
-            self._write_common(offset, size, value)
-
-    def _notify(self, index: int) -> None:
-        if self.live and index < len(self.queues):
-            self.queue_notified(index)
-
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def guarded(self, action: Callable[[], None]) -> None:
+        """Work on queues: what the driver broke ends in a request to be reset, nowhere else."""
         try:
             action()
-        except QueueError:
-            self.fail()
+        except QueueError as error:
+            self._break(str(error))
 
-    def _queue(self) -> Virtqueue | None:
-        return self.queues[self._selected] if self._selected < len(self.queues) else None
+    def _serve(self, index: int) -> None:
+        try:
+            self.serve(index)
+        except QueueError as error:
+            self._break(f"queue {index}: {error}")
 
-    def _read_common(self, offset: int) -> int:
-        queue = self._queue()
-        if offset == 0x04:
-            return self._offered >> 32 * self._device_select & 0xFFFFFFFF if self._device_select < 2 else 0
-        if offset == 0x0C:
-            return self._accepted >> 32 * self._driver_select & 0xFFFFFFFF if self._driver_select < 2 else 0
-        simple = {
-            0x00: self._device_select, 0x08: self._driver_select, 0x10: self._config_vector, 0x12: len(self.queues),
-            0x14: self._status, 0x15: 0, 0x16: self._selected,
-        }  # fmt: skip
-        if offset in simple:
-            return simple[offset]
-        if queue is None:
-            return 0
-        return {
-            0x18: queue.size, 0x1A: queue.vector, 0x1C: int(queue.enabled), 0x1E: self._selected,
-            0x20: queue.descriptors & 0xFFFFFFFF, 0x24: queue.descriptors >> 32, 0x28: queue.driver & 0xFFFFFFFF,
-            0x2C: queue.driver >> 32, 0x30: queue.device & 0xFFFFFFFF, 0x34: queue.device >> 32,
-        }.get(offset, 0)  # fmt: skip
+    def _break(self, reason: str) -> None:
+        self.fault = reason
+        self.status |= _NEEDS_RESET
+        if self.status & _DRIVER_OK:
+            self.config_changed()
+        if self.on_fault is not None:
+            self.on_fault(reason)
 
-    def _write_common(self, offset: int, size: int, value: int) -> None:
-        if offset == 0x00:
-            self._device_select = value
-        elif offset == 0x08:
-            self._driver_select = value
-        elif offset == 0x0C and self._driver_select < 2:
-            shift = 32 * self._driver_select
-            self._accepted = self._accepted & ~(0xFFFFFFFF << shift) | (value & 0xFFFFFFFF) << shift
-        elif offset == 0x10:
-            self._config_vector = value if value < self._vectors else _NO_VECTOR
-        elif offset == 0x14:
-            self._write_status(value & 0xFF)
-        elif offset == 0x16:
-            self._selected = value
+    def interrupt(self, index: int) -> None:
+        """Tell the driver about used chains, unless it does not want to hear."""
+        if self.queues[index].wants_interrupt():
+            self._signal(self._vectors[index], _ISR_QUEUE)
+
+    def config_changed(self) -> None:
+        """Tell the driver to look at the configuration and the status."""
+        self._generation = self._generation + 1 & 0xFF
+        self._signal(self._config_vector, _ISR_CONFIG)
+
+    def _signal(self, vector: int, cause: int) -> None:
+        if self.msix.enabled:
+            self.msix.signal(vector)
         else:
-            queue = self._queue()
-            if queue is not None:
-                self._write_queue(queue, offset, value)
+            self._isr |= cause
+            self._update_line()
 
-    def _write_status(self, value: int) -> None:
+    def _update_line(self) -> None:
+        self._set_irq(bool(self._isr) and not self.msix.enabled and not self.command & COMMAND_NO_INTX)
+
+    # The BAR
+
+    def _io_read(self, offset: int, size: int) -> int:
+        if offset < _COMMON_SIZE:
+            return self._common_read(offset, size)
+        if offset == _ISR and size == 1:
+            isr, self._isr = self._isr, 0
+            self._update_line()
+            return isr
+        if offset >= _DEVICE:
+            start = offset - _DEVICE
+            return int.from_bytes(self.device_config()[start : start + size], "little")
+        return 0
+
+    def _io_write(self, offset: int, size: int, value: int) -> None:
+        if offset == _NOTIFY:
+            if size <= 2 and value < len(self.queues) and self.live and self.queues[value].enabled:
+                self._serve(value)
+        elif offset < _COMMON_SIZE:
+            self._common_write(offset, size, value)
+
+    def _common_read(self, offset: int, size: int) -> int:
+        field = _FIELDS.get(offset)
+        if field is not None and size <= field[0]:
+            value: int = self._readers[offset]()
+            return value & (1 << 8 * size) - 1
+        return 0
+
+    def _common_write(self, offset: int, size: int, value: int) -> None:
+        # Drivers access a field in its own width (4.1.3.1).
+        field = _FIELDS.get(offset)
+        writer = self._writers.get(offset)
+        if field is not None and writer is not None and size == field[0]:
+            writer(value)
+
+    # Fields of the common configuration
+
+    def _get_device_feature_select(self) -> int:
+        return self._device_select
+
+    def _set_device_feature_select(self, value: int) -> None:
+        self._device_select = value
+
+    def _get_device_feature(self) -> int:
+        return self.features >> 32 * self._device_select & 0xFFFFFFFF if self._device_select < 2 else 0
+
+    def _get_driver_feature_select(self) -> int:
+        return self._driver_select
+
+    def _set_driver_feature_select(self, value: int) -> None:
+        self._driver_select = value
+
+    def _get_driver_feature(self) -> int:
+        return self.driver_features >> 32 * self._driver_select & 0xFFFFFFFF if self._driver_select < 2 else 0
+
+    def _set_driver_feature(self, value: int) -> None:
+        if self._driver_select < 2 and not self.status & _FEATURES_OK:
+            shift = 32 * self._driver_select
+            self.driver_features = self.driver_features & ~(0xFFFFFFFF << shift) | value << shift
+
+    def _get_config_vector(self) -> int:
+        return self._config_vector
+
+    def _set_config_vector(self, value: int) -> None:
+        self._config_vector = value if value < self.msix.vectors else _NO_VECTOR
+
+    def _get_num_queues(self) -> int:
+        return len(self.queues)
+
+    def _get_status(self) -> int:
+        return self.status
+
+    def _set_status(self, value: int) -> None:
         if value == 0:
             self._reset()
-            self.device_reset()
             return
-        if value & _FEATURES_OK and (
-            self._accepted & ~self._offered or ~self._accepted & (_F_VERSION_1 | _F_ACCESS_PLATFORM)
-        ):
-            value &= ~_FEATURES_OK
-        self._status = value | self._status & _NEEDS_RESET
+        before = self.status
+        # Only a reset clears bits; NEEDS_RESET is the device's.
+        status = before | value & ~_NEEDS_RESET
+        if status & ~before & _FEATURES_OK:
+            refused = self.driver_features & ~self.features or _REQUIRED & ~self.driver_features
+            if refused:
+                status &= ~_FEATURES_OK
+        if not status & _FEATURES_OK:
+            status &= ~_DRIVER_OK
+        self.status = status
+        if status & ~before & _DRIVER_OK:
+            # What the driver put into queues before this moment, it need not notify again.
+            for index, queue in enumerate(self.queues):
+                if queue.enabled and self.live:
+                    self._serve(index)
 
-    def _write_queue(self, queue: Virtqueue, offset: int, value: int) -> None:
-        if queue.enabled and offset != 0x1A:
-            return
-        low, high = 0xFFFFFFFF, 0xFFFFFFFF << 32
-        if offset == 0x18:
+    def _get_generation(self) -> int:
+        return self._generation
+
+    def _get_queue_select(self) -> int:
+        return self._queue_select
+
+    def _set_queue_select(self, value: int) -> None:
+        self._queue_select = value
+
+    @property
+    def _selected(self) -> Virtqueue | None:
+        return self.queues[self._queue_select] if self._queue_select < len(self.queues) else None
+
+    def _get_queue_size(self) -> int:
+        queue = self._selected
+        return queue.size if queue is not None else 0
+
+    def _set_queue_size(self, value: int) -> None:
+        queue = self._selected
+        if queue is not None and not queue.enabled:
             queue.size = value
-        elif offset == 0x1A:
-            queue.vector = value if value < self._vectors else _NO_VECTOR
-        elif offset == 0x1C and value == 1:
-            self._guarded(queue.enable)
-        elif offset == 0x20:
-            queue.descriptors = queue.descriptors & high | value & low
-        elif offset == 0x24:
-            queue.descriptors = queue.descriptors & low | (value & low) << 32
-        elif offset == 0x28:
-            queue.driver = queue.driver & high | value & low
-        elif offset == 0x2C:
-            queue.driver = queue.driver & low | (value & low) << 32
-        elif offset == 0x30:
-            queue.device = queue.device & high | value & low
-        elif offset == 0x34:
-            queue.device = queue.device & low | (value & low) << 32
 
-    _status: int
-    _isr: int
-    _accepted: int
-    _device_select: int
-    _driver_select: int
-    _selected: int
-    _config_vector: int
+    def _get_queue_vector(self) -> int:
+        return self._vectors[self._queue_select] if self._queue_select < len(self.queues) else _NO_VECTOR
+
+    def _set_queue_vector(self, value: int) -> None:
+        if self._queue_select < len(self.queues):
+            self._vectors[self._queue_select] = value if value < self.msix.vectors else _NO_VECTOR
+
+    def _get_queue_enable(self) -> int:
+        queue = self._selected
+        return int(queue is not None and queue.enabled)
+
+    def _set_queue_enable(self, value: int) -> None:
+        queue = self._selected
+        # The driver MUST NOT write 0 (4.1.4.3.2), nor enable before the features are agreed.
+        if value == 1 and queue is not None and not queue.enabled and self.status & _FEATURES_OK:
+            self.guarded(queue.enable)
+
+    def _get_queue_notify_off(self) -> int:
+        return 0
+
+    def _get_address(self, name: str, shift: int) -> int:
+        queue = self._selected
+        return 0 if queue is None else int(getattr(queue, name)) >> shift & 0xFFFFFFFF
+
+    def _set_address(self, name: str, shift: int, value: int) -> None:
+        queue = self._selected
+        if queue is not None and not queue.enabled:
+            setattr(queue, name, getattr(queue, name) & ~(0xFFFFFFFF << shift) | value << shift)
+
+    def _get_desc_low(self) -> int:
+        return self._get_address("desc", 0)
+
+    def _set_desc_low(self, value: int) -> None:
+        self._set_address("desc", 0, value)
+
+    def _get_desc_high(self) -> int:
+        return self._get_address("desc", 32)
+
+    def _set_desc_high(self, value: int) -> None:
+        self._set_address("desc", 32, value)
+
+    def _get_avail_low(self) -> int:
+        return self._get_address("avail", 0)
+
+    def _set_avail_low(self, value: int) -> None:
+        self._set_address("avail", 0, value)
+
+    def _get_avail_high(self) -> int:
+        return self._get_address("avail", 32)
+
+    def _set_avail_high(self, value: int) -> None:
+        self._set_address("avail", 32, value)
+
+    def _get_used_low(self) -> int:
+        return self._get_address("used", 0)
+
+    def _set_used_low(self, value: int) -> None:
+        self._set_address("used", 0, value)
+
+    def _get_used_high(self) -> int:
+        return self._get_address("used", 32)
+
+    def _set_used_high(self, value: int) -> None:
+        self._set_address("used", 32, value)
 
     def _reset(self) -> None:
-        self._status = self._isr = self._accepted = 0
-        self._device_select = self._driver_select = self._selected = 0
+        self.status = 0
+        self._device_select = self._driver_select = self.driver_features = 0
         self._config_vector = _NO_VECTOR
-        for queue in self.queues:
+        self._queue_select = 0
+        self._isr = 0
+        self.fault = None
+        for index, queue in enumerate(self.queues):
             queue.reset()
+            self._vectors[index] = _NO_VECTOR
+        self._update_line()
+        self.device_reset()
 
-    _SAVED = ("_status", "_isr", "_accepted", "_device_select", "_driver_select", "_selected", "_config_vector")
+    # Configuration space: the window of VIRTIO_PCI_CAP_PCI_CFG (4.1.4.9)
+
+    def _window_target(self) -> tuple[int, int] | None:
+        window = self._window
+        bar = self.config[window + _CAP_BAR]
+        offset, length = struct.unpack_from("<II", self.config, window + _CAP_OFFSET)
+        if bar != _IO_BAR or length not in (1, 2, 4) or offset % length or offset + length > _IO_SIZE:
+            return None
+        return offset, length
+
+    def config_read(self, offset: int, size: int) -> int:
+        if offset == self._window + _CAP_DATA:
+            target = self._window_target()
+            if target is not None:
+                self.config[offset : offset + 4] = self._io_read(*target).to_bytes(4, "little")
+        return super().config_read(offset, size)
+
+    def config_written(self, offset: int, size: int) -> None:
+        self.msix.config_written(offset, size)
+        self._update_line()
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        if offset == self._window + _CAP_DATA:
+            target = self._window_target()
+            if target is not None:
+                self._io_write(*target, value & (1 << 8 * target[1]) - 1)
+            return
+        super().config_write(offset, size, value)
+
+    # Snapshots
 
     def state(self) -> dict[str, Any]:
-        """For a snapshot."""
+        """For a snapshot; the configuration space is saved with the bus."""
         return {
-            **super().state(),
-            "table": bytes(self._table),
-            "pending": self._pending,
+            "registers": save_integers(self, self._SAVED),
+            "vectors": list(self._vectors),
             "queues": [queue.state() for queue in self.queues],
-            "registers": [getattr(self, name) for name in self._SAVED],
+            "msix": self.msix.state(),
+            "fault": self.fault,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot."""
-        super().load(state)
-        self._table[:] = state["table"]
-        self._pending = state["pending"]
+        vectors = [checked_int(vector) for vector in state["vectors"]]
+        if len(vectors) != len(self.queues):
+            raise ValueError(f"{len(vectors)} queues")
         for queue, saved in zip(self.queues, state["queues"], strict=True):
             queue.load(saved)
-        for name, value in zip(self._SAVED, state["registers"], strict=True):
-            setattr(self, name, value)
+        self.msix.load(state["msix"])
+        load_integers(self, self._SAVED, state["registers"])
+        self._vectors = vectors
+        self.fault = state["fault"]

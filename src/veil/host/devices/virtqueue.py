@@ -1,26 +1,40 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A split virtqueue, device side (virtio 1.2, section 2.7). Every number in it is the guest's: checked before use."""
+"""A split virtqueue, the device's side (virtio 1.2, 2.7), of a driver that is not trusted.
+
+All of a queue lies in memory that the guest may change at any time: every value is read once, checked, and used. What
+breaks the rules raises QueueError, and the device then asks for a reset; what the rules allow but would let a guest
+hold up the host (endless chains, gigabytes in one chain) is bounded here.
+"""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["QUEUE_SIZE_MAX", "Chain", "DmaMemory", "QueueError", "Virtqueue"]
+from veil.host.devices._state import load_integers, save_integers
+from veil.snp.errors import SnpError
 
-QUEUE_SIZE_MAX = 256
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Chain", "DmaMemory", "QueueError", "Virtqueue"]
+
+#: The most bytes that one chain may carry; Linux' drivers stay far below.
+MAX_CHAIN_BYTES = 1 << 20
+
+_DESC = struct.Struct("<QIHH")
+_USED = struct.Struct("<II")
+_U16 = struct.Struct("<H")
 
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
-_DESCRIPTOR = struct.Struct("<QIHH")
-#: More than any driver of ours sends at once; bounds what a hostile chain can make the host hold.
-_CHAIN_BYTES_MAX = 1 << 20
+_AVAIL_NO_INTERRUPT = 1
+_USED_NO_NOTIFY = 1
+_ADDRESS_LIMIT = 1 << 64
 
 
 class DmaMemory(Protocol):
-    """The host's view of guest memory."""
-
-    def is_shared(self, gpa: int, length: int = 1, /) -> bool: ...
+    """Guest memory as a device reaches it: the host's view. Refusals are SnpError."""
 
     def read(self, gpa: int, length: int, /) -> bytes: ...
 
@@ -28,133 +42,164 @@ class DmaMemory(Protocol):
 
 
 class QueueError(Exception):
-    """The driver broke the queue's rules: the device stops until it is reset."""
+    """The driver broke the queue."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Chain:
-    """A request: where its device-readable and device-writable buffers are."""
+    """A descriptor chain: (address, length) of each buffer that the device reads, and of each that it may write."""
 
     head: int
-    readable: list[tuple[int, int]] = field(default_factory=list)
-    writable: list[tuple[int, int]] = field(default_factory=list)
+    readable: Sequence[tuple[int, int]]
+    writable: Sequence[tuple[int, int]]
 
     @property
     def room(self) -> int:
-        """Bytes that the device may write."""
+        """How much the device may write."""
         return sum(length for _, length in self.writable)
 
 
 class Virtqueue:
-    """One queue; addresses are set by the transport before it is enabled."""
+    """Nothing moves before `enable`. Addresses, size and enable are what the driver wrote into the registers."""
 
-    def __init__(self, memory: DmaMemory) -> None:
+    _SAVED = ("size", "enabled", "desc", "avail", "used", "_next_avail", "_next_used", "_quiet")
+
+    def __init__(self, memory: DmaMemory, max_size: int) -> None:
         self._memory = memory
-        self.reset()
+        self.max_size = max_size
+        self.size = max_size
+        self.enabled = False
+        self.desc = 0
+        self.avail = 0
+        self.used = 0
+        self._next_avail = 0
+        self._next_used = 0
+        self._quiet = False
 
     def reset(self) -> None:
         """As after a device reset."""
-        self.size = QUEUE_SIZE_MAX
+        self.size = self.max_size
         self.enabled = False
-        self.vector = 0xFFFF
-        self.descriptors = self.driver = self.device = 0
-        self._next_available = 0
-        self._used = 0
+        self.desc = self.avail = self.used = 0
+        self._next_avail = self._next_used = 0
+        self._quiet = False
 
     def enable(self) -> None:
-        """Check the layout and start; raises QueueError."""
+        """The driver has set the queue up. Sizes and alignments: 2.7, 4.1.4.3."""
         size = self.size
-        if not size or size > QUEUE_SIZE_MAX or size & size - 1:
-            raise QueueError(f"queue size {size}")
-        for name, gpa, length, alignment in (
-            ("descriptor table", self.descriptors, 16 * size, 16),
-            ("driver area", self.driver, 6 + 2 * size, 2),
-            ("device area", self.device, 6 + 8 * size, 4),
-        ):
-            if gpa % alignment or not self._memory.is_shared(gpa, length):
-                raise QueueError(f"{name} at {gpa:#x} is not in shared memory")
+        if not 0 < size <= self.max_size or size & size - 1:
+            raise QueueError(f"a queue of {size} entries; at most {self.max_size}, a power of two")
+        if self.desc & 15 or self.avail & 1 or self.used & 3:
+            raise QueueError("a part of the queue is not aligned")
+        ends = (self.desc + 16 * size, self.avail + 6 + 2 * size, self.used + 6 + 8 * size)
+        if max(ends) > _ADDRESS_LIMIT:
+            raise QueueError("a part of the queue is beyond the end of the address space")
         self.enabled = True
 
+    # Guest memory
+
     def _read(self, gpa: int, length: int) -> bytes:
-        # Shared a moment ago is not shared now: the guest may take a page back at any time.
-        if not self._memory.is_shared(gpa, length):
-            raise QueueError(f"{gpa:#x} is not in shared memory")
-        return self._memory.read(gpa, length)
+        try:
+            return self._memory.read(gpa, length)
+        except SnpError as error:
+            raise QueueError(str(error)) from error
 
     def _write(self, gpa: int, data: bytes) -> None:
-        if not self._memory.is_shared(gpa, len(data)):
-            raise QueueError(f"{gpa:#x} is not in shared memory")
-        self._memory.write(gpa, data)
+        try:
+            self._memory.write(gpa, data)
+        except SnpError as error:
+            raise QueueError(str(error)) from error
+
+    def _read_u16(self, gpa: int) -> int:
+        value: int = _U16.unpack(self._read(gpa, 2))[0]
+        return value
+
+    # Chains
+
+    def available(self) -> int:
+        """How many chains wait."""
+        if not self.enabled:
+            return 0
+        waiting = self._read_u16(self.avail + 2) - self._next_avail & 0xFFFF
+        if waiting > self.size:
+            raise QueueError(f"{waiting} chains are available in a queue of {self.size}")
+        return waiting
 
     def pop(self) -> Chain | None:
-        """The next available chain, or None; raises QueueError."""
-        if not self.enabled:
+        """The next chain, None if none waits."""
+        if not self.available():
             return None
-        available = struct.unpack("<H", self._read(self.driver + 2, 2))[0]
-        waiting = available - self._next_available & 0xFFFF
-        if not waiting:
-            return None
-        if waiting > self.size:
-            raise QueueError(f"{waiting} chains made available in a queue of {self.size}")
-        slot = self.driver + 4 + 2 * (self._next_available & self.size - 1)
-        head = struct.unpack("<H", self._read(slot, 2))[0]
+        head = self._read_u16(self.avail + 4 + 2 * (self._next_avail & self.size - 1))
         chain = self._walk(head)
-        self._next_available = self._next_available + 1 & 0xFFFF
+        self._next_avail = self._next_avail + 1 & 0xFFFF
         return chain
 
     def _walk(self, head: int) -> Chain:
-        chain = Chain(head)
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
         index, total = head, 0
+        # A chain that is longer than the queue is a loop.
         for _ in range(self.size):
             if index >= self.size:
                 raise QueueError(f"descriptor {index} in a queue of {self.size}")
-            gpa, length, flags, following = _DESCRIPTOR.unpack(self._read(self.descriptors + 16 * index, 16))
+            address, length, flags, following = _DESC.unpack(self._read(self.desc + 16 * index, 16))
             if flags & _INDIRECT:
-                raise QueueError("an indirect descriptor that was not negotiated")
+                raise QueueError("an indirect descriptor, which was not negotiated")
             total += length
-            if total > _CHAIN_BYTES_MAX:
-                raise QueueError("a chain of more than 1 MiB")
+            if total > MAX_CHAIN_BYTES or address + length > _ADDRESS_LIMIT:
+                raise QueueError(f"a buffer of {length} bytes at {address:#x} is too much")
             if flags & _WRITE:
-                chain.writable.append((gpa, length))
-            elif chain.writable:
-                raise QueueError("a readable buffer after a writable one")
+                writable.append((address, length))
+            elif writable:
+                raise QueueError("a buffer to read behind one to write")
             else:
-                chain.readable.append((gpa, length))
+                readable.append((address, length))
             if not flags & _NEXT:
-                return chain
+                return Chain(head, readable, writable)
             index = following
-        raise QueueError("a chain that does not end")
+        raise QueueError("a chain without end")
 
     def read_chain(self, chain: Chain) -> bytes:
-        """What the driver sent."""
-        return b"".join(self._read(gpa, length) for gpa, length in chain.readable if length)
+        """All that the driver put into a chain."""
+        return b"".join(self._read(address, length) for address, length in chain.readable if length)
 
-    def write_chain(self, chain: Chain, data: bytes) -> int:
-        """Fill the writable buffers with as much of `data` as fits; returns how much."""
+    def write_chain(self, chain: Chain, data: bytes | memoryview) -> int:
+        """As much of the data as fits; returns how much that is."""
         done = 0
-        for gpa, length in chain.writable:
+        for address, length in chain.writable:
             part = data[done : done + length]
             if not part:
-                break
-            self._write(gpa, part)
+                continue
+            self._write(address, bytes(part))
             done += len(part)
         return done
 
-    def push(self, chain: Chain, written: int) -> bool:
-        """Give a chain back; True if the driver wants an interrupt."""
-        slot = self.device + 4 + 8 * (self._used & self.size - 1)
-        self._write(slot, struct.pack("<II", chain.head, written))
-        self._used = self._used + 1 & 0xFFFF
-        self._write(self.device + 2, struct.pack("<H", self._used))
-        return not self._read(self.driver, 1)[0] & 1
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a chain back. The entry is complete before the index says so."""
+        slot = self._next_used & self.size - 1
+        self._write(self.used + 4 + 8 * slot, _USED.pack(chain.head, written))
+        self._next_used = self._next_used + 1 & 0xFFFF
+        self._write(self.used + 2, _U16.pack(self._next_used))
 
-    _SAVED = ("size", "enabled", "vector", "descriptors", "driver", "device", "_next_available", "_used")
+    def wants_interrupt(self) -> bool:
+        """Would the driver hear of used chains (2.7.7)?"""
+        return not self._read_u16(self.avail) & _AVAIL_NO_INTERRUPT
+
+    def set_quiet(self, quiet: bool) -> None:
+        """Ask the driver to leave notifications out, or to send them (2.7.10); each costs it an exit."""
+        if self.enabled and quiet != self._quiet:
+            self._write(self.used, _U16.pack(_USED_NO_NOTIFY if quiet else 0))
+            self._quiet = quiet
+
+    # Snapshots
 
     def state(self) -> dict[str, Any]:
-        """For a snapshot."""
-        return {name: getattr(self, name) for name in self._SAVED}
+        """For a snapshot; the rings are in guest memory."""
+        return save_integers(self, self._SAVED)
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot."""
-        for name in self._SAVED:
-            setattr(self, name, state[name])
+        size = state["size"]
+        if not isinstance(size, int) or not 0 < size <= self.max_size or size & size - 1:
+            raise ValueError(f"a queue of {size} entries")
+        load_integers(self, self._SAVED, state)
