@@ -26,7 +26,8 @@ _ECX_AVX = 1 << 28
 _ECX_FMA_F16C = 1 << 12 | 1 << 29
 _ECX_PCID = 1 << 17
 _ECX_HYPERVISOR = 1 << 31
-_EDX_MTRR_MCA_MCE = 1 << 12 | 1 << 14 | 1 << 7
+_EDX_MCA_MCE = 1 << 14 | 1 << 7
+_EDX_MTRR_PAT = 1 << 12 | 1 << 16
 _EDX_APIC = 1 << 9
 _EDX_HTT = 1 << 28
 
@@ -58,14 +59,14 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
     family, brand, features_c, features_d = engine.cpuid(1)
     features_c &= ~(_ECX_MONITOR | _ECX_XSAVE | _ECX_OSXSAVE | _ECX_AVX | _ECX_FMA_F16C | _ECX_PCID)
     features_c |= _ECX_HYPERVISOR | _ECX_X2APIC | _ECX_TSC_DEADLINE
-    features_d &= ~(_EDX_MTRR_MCA_MCE | _EDX_HTT)
-    features_d |= _EDX_APIC
+    features_d &= ~(_EDX_MCA_MCE | _EDX_HTT)
+    features_d |= _EDX_APIC | _EDX_MTRR_PAT
     brand = brand & 0x0000FFFF | vcpus << 16
     if vcpus > 1:
         features_d |= _EDX_HTT
     _, _, extended_c, extended_d = engine.cpuid(0x80000001)
-    extended_d &= ~_EDX_MTRR_MCA_MCE
-    extended_d |= _EDX_APIC
+    extended_d &= ~_EDX_MCA_MCE
+    extended_d |= _EDX_APIC | _EDX_MTRR_PAT
     table = [
         entry(0, _MAX_STANDARD, vendor_b, vendor_c, vendor_d),
         entry(1, family, brand, features_c, features_d),
