@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from veil.snp.errors import SnpError
@@ -47,6 +48,32 @@ def test_zero(tmp_path: Path, start: int, length: int, from_file: bool) -> None:
         memory.buf[:] = content
     memory.zero(start, length)
     assert memory.buf.tobytes() == b"x" * start + bytes(length) + b"x" * (len(content) - start - length)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("first", [0, 700])
+def test_written_pages(told: bool, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(3000 * PAGE_SIZE)
+    for page in (0, 1, 700, 1500, 2999):
+        memory.buf[(page + 1) * PAGE_SIZE - 1] = 1
+    _ = memory.buf[1000 * PAGE_SIZE]
+    if not told:
+        monkeypatch.setattr(Memory, "_touched_pages", lambda *_: None)
+    found = np.flatnonzero(memory.written_pages(first, 3000 - first)) + first
+    assert found.tolist() == [page for page in (0, 1, 700, 1500, 2999) if page >= first]
+
+
+def test_looking_at_memory_leaves_it_unbacked() -> None:
+    memory = Memory(4096 * PAGE_SIZE)
+    touched = memory._touched_pages(0, 4096)
+    if touched is None:
+        pytest.skip("no /proc/self/pagemap here")
+    memory.buf[0] = 1
+    assert not memory.written_pages(512, 3584).any()
+    after = memory._touched_pages(0, 4096)
+    assert after is not None
+    assert after[0]
+    assert not after[512:].any()
 
 
 def test_file_is_left_alone(tmp_path: Path) -> None:

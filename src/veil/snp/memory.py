@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,11 @@ _MAP_NORESERVE = 0x4000
 
 # Below this, clearing memory is cheaper than a system call and the page faults after it.
 _RELEASE_THRESHOLD = 16 * PAGE_SIZE
+
+#: pages that are looked at together
+_BLOCK = 512
+#: of an entry of /proc/self/pagemap
+_PRESENT_OR_SWAPPED = 3 << 62
 
 
 class Memory:
@@ -66,8 +72,33 @@ class Memory:
 
     def written_pages(self, first: int, count: int) -> NDArray[np.bool_]:
         """For each of these pages: does it hold anything but zeros?"""
-        written: NDArray[np.bool_] = np.any(self.words[first : first + count], axis=1)
+        words = self.words[first : first + count]
+        touched = self._touched_pages(first, count) if self._anonymous and count > _BLOCK else None
+        written: NDArray[np.bool_]
+        if touched is None:
+            written = np.any(words, axis=1)
+            return written
+        # Reading pages that nobody touched would make the operating system back each of them.
+        written = np.zeros(count, dtype=np.bool_)
+        for start in range(0, count, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            if touched[block].any():
+                written[block] = np.any(words[block], axis=1)
         return written
+
+    def _touched_pages(self, first: int, count: int) -> NDArray[np.bool_] | None:
+        """Which pages does the operating system hold anything for (proc(5), pagemap)? None: it does not say."""
+        if mmap.PAGESIZE != PAGE_SIZE:
+            return None
+        try:
+            with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+                data = os.pread(pagemap.fileno(), 8 * count, 8 * (self.address // PAGE_SIZE + first))
+        except OSError:
+            return None
+        if len(data) != 8 * count:
+            return None
+        touched: NDArray[np.bool_] = np.frombuffer(data, dtype="<u8") & _PRESENT_OR_SWAPPED != 0
+        return touched
 
     def zero(self, gpa: int, length: int) -> None:
         """Clear a range, giving whole pages back to the operating system where that is cheaper."""
