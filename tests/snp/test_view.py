@@ -48,6 +48,32 @@ def bus(engine: Recorder) -> GuestBus:
 
 
 class TestView:
+    def test_rmpadjust_of_a_range(self, bus: GuestBus) -> None:
+        monitor = View(bus, 0)
+        assert monitor.rmpadjust_range(PAGE, 3, vmpl=3, permissions=Permission.RW) == (RmpResult.SUCCESS, 3)
+        assert all(monitor.rmpquery(page * PAGE_SIZE, vmpl=3).permissions == Permission.RW for page in (3, 4, 5))
+        assert monitor.rmpadjust_range(PAGE, 0, vmpl=3, permissions=Permission.R) == (RmpResult.SUCCESS, 0)
+        for vmpl, target, permissions in ((0, 4, 0), (0, 300, 0), (0, 3, 256), (3, 3, 0), (3, 1, 0)):
+            view = View(bus, vmpl)
+            code, done = view.rmpadjust_range(PAGE, 3, vmpl=target, permissions=permissions)
+            assert (code, done) == (view.rmpadjust(PAGE, vmpl=target, permissions=permissions), 0)
+            assert code != RmpResult.SUCCESS
+
+    def test_rmpadjust_of_a_range_stops_where_one_page_would(self, bus: GuestBus) -> None:
+        monitor = View(bus, 0)
+        bus.rmp.vmsa_in_use = 4 * PAGE_SIZE
+        assert monitor.rmpadjust_range(PAGE, 3, vmpl=3, permissions=Permission.RW) == (RmpResult.FAIL_INUSE, 1)
+        bus.rmp.vmsa_in_use = None
+        with pytest.raises(RmpViolation) as refused:
+            monitor.rmpadjust_range(PAGE, 4, vmpl=3, permissions=Permission.R)
+        assert refused.value.gpa == 6 * PAGE_SIZE
+        assert [int(monitor.rmpquery(page * PAGE_SIZE, vmpl=3).permissions) for page in (3, 4, 5)] == [1, 1, 1]
+        with pytest.raises(RmpViolation):
+            monitor.rmpadjust_range(-PAGE_SIZE, 2, vmpl=3, permissions=Permission.R)
+        with pytest.raises(RmpViolation) as outside:
+            monitor.rmpadjust_range(END, 1, vmpl=3, permissions=Permission.R)
+        assert outside.value.gpa == END
+
     def test_integers_are_little_endian(self, bus: GuestBus) -> None:
         view = View(bus, 0)
         view.write(PAGE, bytes(range(1, 9)))

@@ -66,21 +66,39 @@ def _validate(cpu: HostedCpu, gpa: int, size: PageSize) -> Generator[None, None,
 
 def grant_range(cpu: HostedCpu, gpa: int, size: int, vmpl: int, permissions: Permission) -> Generator[None, None, None]:
     """RMPADJUST a range for a level, by 2 MiB where the RMP's entries allow it."""
-    for start, page_size in _pieces(gpa, gpa + size):
-        if page_size and (yield from _grant(cpu, start, page_size, vmpl, permissions)):
-            continue
-        for page in range(start, start + page_size.pages * PAGE, PAGE):
-            if not (yield from _grant(cpu, page, PageSize.SIZE_4K, vmpl, permissions)):
-                raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be granted")
+    end = gpa + size
+    small = gpa
+    # Pages of 4 KiB are left behind until a piece of 2 MiB, or the end, is reached.
+    for start in range(-(-gpa // _LARGE) * _LARGE, end - _LARGE + 1, _LARGE):
+        if (yield from _grant_large(cpu, start, vmpl, permissions)):
+            yield from _grant_small(cpu, small, start, vmpl, permissions)
+            small = start + _LARGE
+    yield from _grant_small(cpu, small, end, vmpl, permissions)
 
 
-def _grant(cpu: HostedCpu, gpa: int, size: PageSize, vmpl: int, permissions: Permission) -> Generator[None, None, bool]:
-    code = yield from retry(cpu, lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=vmpl, permissions=permissions))
-    if code == RmpResult.SUCCESS:
-        return True
-    if code == RmpResult.FAIL_SIZEMISMATCH and size:
+def _grant_large(cpu: HostedCpu, gpa: int, vmpl: int, permissions: Permission) -> Generator[None, None, bool]:
+    code = yield from retry(
+        cpu, lambda: cpu.view.rmpadjust(gpa, size=PageSize.SIZE_2M, vmpl=vmpl, permissions=permissions)
+    )
+    if code == RmpResult.FAIL_SIZEMISMATCH:
         return False
-    raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
+    _check_grant(code, gpa)
+    return True
+
+
+def _grant_small(
+    cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Permission
+) -> Generator[None, None, None]:
+    count = (end - gpa) // PAGE
+    code, done = yield from retry(
+        cpu, lambda: cpu.view.rmpadjust_range(gpa, count, vmpl=vmpl, permissions=permissions)
+    )
+    _check_grant(code, gpa + done * PAGE)
+
+
+def _check_grant(code: RmpResult, gpa: int) -> None:
+    if code != RmpResult.SUCCESS:
+        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
 
 
 def adjust_page(

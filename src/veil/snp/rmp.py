@@ -309,6 +309,23 @@ class Rmp:
         result = self._c.rmpadjust(self.address, vmpl, cpl, gpa, private, size, attributes)
         return self._guest_code(result, gpa, vmpl, "RMPADJUST")
 
+    def rmpadjust_range(
+        self, gpa: int, count: int, *, vmpl: int, target: int, permissions: int, cpl: int = 0
+    ) -> tuple[RmpResult, int]:
+        """RMPADJUST of `count` private 4 KiB pages in a row, until the first that fails; tells how many were done."""
+        self._check_operand(gpa, vmpl, "RMPADJUST")
+        if not (0 <= target <= 0xFF and 0 <= permissions <= 0xFF):
+            return RmpResult.FAIL_INPUT, 0
+        rmpadjust, table, attributes = self._c.rmpadjust, self.address, target | permissions << 8
+        for done in range(count):
+            page = gpa + done * PAGE_SIZE
+            result = rmpadjust(table, vmpl, cpl, page, True, 0, attributes)
+            if result:
+                code = self._guest_code(result, page, vmpl, "RMPADJUST")
+                if code != RmpResult.SUCCESS:
+                    return code, done
+        return RmpResult.SUCCESS, max(count, 0)
+
     def rmpquery(self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True) -> RmpqueryResult:
         """RMPQUERY (APM volume 3): what may a level do with a page?"""
         self._check_operand(gpa, vmpl, "RMPQUERY")
