@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -115,9 +116,11 @@ def measure_command() -> Iterator[Latency]:
     program = str(beside) if beside.exists() else shutil.which("veil")
     command = [program] if program else [sys.executable, "-c", "from veil.cli import main; main()"]
     command += ["run", "--", "true"]
+    # As after an installation: with compiled modules.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def run() -> None:
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
 
     # The first may have to boot, and leaves the snapshot.
     run()
