@@ -2,8 +2,8 @@
 """A compromised kernel: our machine code at CPL 0 of VMPL 3, in the booted guest's own context.
 
 The harness does what an exploit would: it takes over the kernel's context. The code and its page tables are written
-through the view of VMPL 3, so they lie in memory that the kernel may write; only the jump, the registers in the VMSA, is
-made by the harness with VMPL 0's rights. From there on the hardware and VeilMon meet nothing but code of VMPL 3.
+through the view of VMPL 3, so they lie in memory that the kernel may write; only the jump, the registers in the VMSA,
+is made by the harness with VMPL 0's rights. From there on the hardware and VeilMon meet nothing but code of VMPL 3.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Hijack:
             Vmsa.rip: CODE, Vmsa.cr3: _TABLES, Vmsa.rsp: _STACK, Vmsa.rflags: 2, Vmsa.cr4: 0x620, Vmsa.cr0: 0x80050033,
         }  # fmt: skip
         for field, value in registers.items():
-            self.monitor.write_u64(self.vmsa_gpa + field.offset, value)  # type: ignore[attr-defined]
+            self.monitor.write_u64(self.vmsa_gpa + field.offset, value)
         self.monitor.write_u8(self.vmsa_gpa + Vmsa.cpl.offset, 0)
         self.monitor.write(self.vmsa_gpa + Vmsa.cs.offset, struct.pack("<HHIQ", 0x10, 0xA9B, 0xFFFFFFFF, 0))
         self.monitor.write(self.vmsa_gpa + Vmsa.ss.offset, struct.pack("<HHIQ", 0x18, 0xC93, 0xFFFFFFFF, 0))

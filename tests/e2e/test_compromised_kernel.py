@@ -148,14 +148,10 @@ def _ask_to_invalidate(kernel: Hijack, gpa: int) -> int:
 
 
 def test_asking_the_monitor_to_give_protected_pages_away(resume: Resume) -> None:
-    for choose in (
-        lambda kernel: kernel.monitor_gpa,
-        lambda kernel: kernel.monitor_vmsa_gpa,
-        lambda kernel: kernel.vmsa_gpa,
-        lambda kernel: kernel.monitor_gpa + (2 << 20),
-    ):
+    for which in range(4):
         kernel = Hijack(resume())
-        gpa = choose(kernel)
+        services = kernel.monitor_gpa + (2 << 20)
+        gpa = (kernel.monitor_gpa, services, kernel.monitor_vmsa_gpa, kernel.vmsa_gpa)[which]
         before = kernel.vm.machine.rmp.entry(gpa).copy()
         assert _ask_to_invalidate(kernel, gpa) != 0
         assert kernel.vm.machine.rmp.entry(gpa) == before

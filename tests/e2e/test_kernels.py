@@ -15,7 +15,8 @@ from veil.snp import EntryFlag
 
 
 def test_a_kernel_without_svsm_cannot_run_under_the_monitor() -> None:
-    with pytest.raises(VeilError, match=r"6\.1 .*knows no SVSM.*--no-monitor"), ConfidentialVM(kernel="6.1", fresh=True):
+    message = r"6\.1 .*knows no SVSM.*--no-monitor"
+    with pytest.raises(VeilError, match=message), ConfidentialVM(kernel="6.1", fresh=True):
         pass
 
 

@@ -188,7 +188,14 @@ def test_terminal(agent: AgentProcess) -> None:
 def test_terminal_interrupt(agent: AgentProcess) -> None:
     job = agent.start("sh", "-c", "echo up; sleep 1000", terminal=Terminal())
     agent.until(lambda: b"up" in agent.jobs[job].stdout)
-    agent.connection.write(job, b"\x03")
+
+    def interrupted() -> bool:
+        # The shell may lose a key that comes while it starts `sleep`; a user would press it again.
+        agent.connection.write(job, b"\x03")
+        time.sleep(0.05)
+        return agent.jobs[job].end is not None
+
+    agent.until(interrupted)
     assert agent.finish(job).exit.status == 130
 
 

@@ -191,6 +191,7 @@ class FakePlatform:
         self.on_init: Callable[[int], None] | None = None
         self.on_sipi: Callable[[int], None] | None = None
         self.on_reset: Callable[[], None] | None = None
+        self.on_power_off: Callable[[], None] | None = None
 
     def io_read(self, port: int, size: int, /) -> int:
         self.log.append(("in", port, size))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import enum
 
-from veil.errors import VeilError
-
 __all__ = ["MonitorError", "Reason"]
 
 
@@ -22,7 +20,7 @@ class Reason(enum.IntEnum):
     HOST_LACKS_FEATURES = 6
 
 
-class MonitorError(VeilError):
+class MonitorError(Exception):
     """The monitor stops the machine for this reason."""
 
     def __init__(self, reason: Reason, message: str) -> None:

@@ -129,7 +129,7 @@ class Rtc:
         if index in _TIME_REGISTERS:
             return (self._frozen if self._frozen is not None else self._time_registers())[index]
         if index == _A:
-            updating = self._frozen is None and -self._guest_ns() % _NS < _UPDATE_NS
+            updating = self._frozen is None and self._guest_ns() % _NS >= _NS - _UPDATE_NS
             return self._cmos[_A] & ~_A_UPDATE | (_A_UPDATE if updating else 0)
         if index == _C:
             value = self._cmos[_C]
