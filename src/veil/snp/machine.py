@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import struct
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ _RDI = Vmsa.rdi.offset
 _VMPL = Vmsa.vmpl.offset
 _EFER = Vmsa.efer.offset
 _EXIT_CODE = Vmsa.guest_exit_code.offset
+_VMGEXIT = int(ExitCode.VMGEXIT)
+_U64 = struct.Struct("<Q")
 
 
 @dataclass(slots=True)
@@ -190,7 +193,7 @@ class Machine:
         self.rmp.vmsa_in_use = gpa
         try:
             next(context.steps)
-            code = int(ExitCode.VMGEXIT)
+            code = _VMGEXIT
             if context.cpu.fault is not None:
                 code = self._nested_fault(vmcb, context.cpu.fault)
                 context.cpu.fault = None
@@ -204,7 +207,7 @@ class Machine:
         finally:
             self.rmp.vmsa_in_use = None
         vmcb.exit_code = code
-        self.memory.buf[gpa + _EXIT_CODE : gpa + _EXIT_CODE + 8] = code.to_bytes(8, "little")
+        _U64.pack_into(self.memory.mapping, gpa + _EXIT_CODE, code)
 
     @staticmethod
     def _nested_fault(vmcb: Vmcb, violation: RmpViolation) -> int:
@@ -214,7 +217,8 @@ class Machine:
         return int(ExitCode.NPF)
 
     def _read_u64(self, gpa: int) -> int:
-        return int.from_bytes(self.memory.buf[gpa : gpa + 8], "little")
+        value: int = _U64.unpack_from(self.memory.mapping, gpa)[0]
+        return value
 
     def hosted_program(self, vmsa_gpa: int) -> HostedProgram | None:
         """The program that runs a VMSA, for tests and tools that look into it."""

@@ -236,7 +236,18 @@ class View:
 
     def write_u64(self, gpa: int, value: int, *, private: bool = True) -> None:
         """Eight bytes, little-endian."""
-        self.write(gpa, _U64.pack(value), private=private)
+        page = gpa >> 12
+        if (
+            private
+            and 0 <= gpa < self._size
+            and gpa & _PAGE_MASK <= PAGE_SIZE - 8
+            and self._words[page] & self._w == self._w
+            and page != self._state[VMSA_WORD] >> 12
+            and not self._code[page]
+        ):
+            _U64.pack_into(self._map, gpa, value)
+        else:
+            self.write(gpa, _U64.pack(value), private=private)
 
     def zero(self, gpa: int, length: int, *, private: bool = True) -> None:
         """Clear a range."""
