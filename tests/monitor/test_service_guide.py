@@ -15,7 +15,7 @@ import pytest
 from veil.monitor import Option
 from veil.monitor.requests import ResultCode
 from veil.snp import RmpViolation
-from veil.snp.hosted import hosted_header, load_program, pack_sources
+from veil.snp.hosted import HostedCpu, HostedHeader, hosted_header, load_program, pack_sources
 
 from .bench import FREE, MONITOR, RAM, SERVICES, Bench
 
@@ -105,8 +105,8 @@ def test_a_snapshot_keeps_it(notary: Any, bench: Bench) -> None:
     again = notary.NotaryMon()
     again.restore(bench.monitor.save())
     vcpu = bench.vcpus[0]
-    assert vcpu.cpu is not None
-    bench.monitor, vcpu.steps = again, again.resume(vcpu.cpu)
+    cpu = HostedCpu(bench.view(0), vcpu.vmsas[0], 0, HostedHeader(), vcpu.vmcb)
+    bench.monitor, vcpu.steps = again, again.resume(cpu)
     assert _add(bench, b"second") == 2
     assert _state(bench) == (2, _chain(b"first", b"second"))
 
