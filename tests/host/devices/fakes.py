@@ -220,12 +220,12 @@ class ConsoleDriver:
     def open_ports(self) -> None:
         """What Linux does when it finds the device, and an agent that opens its channel."""
         self.start()
-        self.offer_room(2, 4)
+        self.offer_room(2, 2)
         self.control(0xFFFFFFFF, 0, 1)
         self.received(2)
-        self.offer_room(2, 4)
-        self.control(0, 3, 1)
         self.offer_room(2, 3)
+        self.control(0, 3, 1)
+        self.offer_room(2, 2)
         self.control(1, 3, 1)
         self.control(0, 6, 1)
         self.control(1, 6, 1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.host.devices.fakes import Clock
 from veil.host.devices import Pit
 from veil.host.devices.bus import IoBus
 from veil.host.devices.pit import PIT_HZ
+
+from .fakes import Clock
 
 
 class Board:

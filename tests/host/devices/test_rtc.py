@@ -7,9 +7,10 @@ import calendar
 
 import pytest
 
-from tests.host.devices.fakes import Clock
 from veil.host.devices import Rtc
 from veil.host.devices.bus import IoBus
+
+from .fakes import Clock
 
 
 class Board:

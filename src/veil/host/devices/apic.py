@@ -139,7 +139,7 @@ class LocalApic:
         """What INIT makes of it: ID and base address stay."""
         self.irr = self.isr = self._tmr = 0
         self._tpr = 0
-        self._ldr = 0
+        self._ldr = self._x2apic_ldr() if self.x2apic else 0
         self._dfr = _MASK_32
         self._svr = 0xFF
         self._icr = self._icr_high = 0
