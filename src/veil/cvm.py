@@ -26,7 +26,7 @@ from veil.errors import VeilError
 from veil.guest.cmdline import command_line
 from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
-from veil.host import GuestReset, HostError, Hypervisor, PanicWatcher
+from veil.host import HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Platform
 from veil.launch_image import LaunchImage, build_image
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
@@ -322,9 +322,6 @@ class ConfidentialVM:
         )
         table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
         hypervisor = Hypervisor(machine, platform, self.vcpus, monitor=self.has_monitor, cpuid=table)
-        platform.on_init = hypervisor.init
-        platform.on_sipi = hypervisor.sipi
-        platform.on_reset = lambda: hypervisor.stop(GuestReset("the guest reset its machine"))
         self._panic = PanicWatcher(hypervisor.stop)
         self._platform, self._hypervisor = platform, hypervisor
 

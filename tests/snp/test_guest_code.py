@@ -231,3 +231,15 @@ def test_user_code_gets_gp(instruction: str) -> None:
     with SmallGuest(f"mov rax, 0x7f0000000000\nxor ecx, ecx\nmov edx, 3\n{instruction}\nint 0x20", cpl=3) as guest:
         assert guest.run() == ExitCode.HLT
         assert guest.trap().vector == 13
+
+
+@pytest.mark.parametrize("instruction", [_PVALIDATE, _RMPADJUST, _RMPQUERY])
+def test_the_walk_for_an_operand_is_checked_too(instruction: str) -> None:
+    high = 0x200000
+    with SmallGuest(f"mov rax, {high}\nxor ecx, ecx\nmov edx, 3\n{instruction}\nhlt", vmpl=1) as guest:
+        guest.permit(0x5000, Permission.NONE)  # the table that maps it
+        assert guest.run() == ExitCode.NPF
+        assert guest.vmcb.exit_info_1 == _BY_VMPL | _TABLE
+        assert guest.vmcb.exit_info_2 == 0x5000
+        guest.permit(0x5000, Permission.ALL)
+        assert guest.run() == ExitCode.HLT

@@ -89,7 +89,7 @@ static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 /* mmu.c */
 bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe, uintptr_t retaddr);
 bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned length);
-bool veil_translate(struct veil_engine *e, uint64_t addr, uint64_t *gpa, bool *private_page);
+uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page);
 
 /* context.c: VMSA page <-> CPU state */
 void veil_context_load(struct veil_engine *e);

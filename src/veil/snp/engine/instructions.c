@@ -28,10 +28,7 @@ static struct operand page_operand(struct veil_engine *e)
     if (env->hflags & HF_CPL_MASK) {
         raise_exception_err(env, EXCP0D_GPF, 0);
     }
-    if (!veil_translate(e, address & TARGET_PAGE_MASK, &operand.gpa, &operand.private_page)) {
-        env->cr[2] = address & TARGET_PAGE_MASK;
-        raise_exception_err(env, EXCP0E_PAGE, 0);
-    }
+    operand.gpa = veil_translate_operand(e, address & TARGET_PAGE_MASK, &operand.private_page);
     return operand;
 }
 

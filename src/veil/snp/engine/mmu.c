@@ -305,6 +305,31 @@ static void add_entry(struct veil_engine *e, target_ulong vaddr, const struct wa
                                           : (target_ulong)-1;
 }
 
+/* What the guest or the host gets of an access that was not translated. */
+static void QEMU_NORETURN refuse(struct veil_engine *e, enum outcome o, const struct walk *w, uint64_t addr,
+                                 uintptr_t retaddr)
+{
+    switch (o) {
+    case GUEST_PAGE_FAULT:
+        e->env->cr[2] = addr;
+        raise_exception_err_ra(e->env, EXCP0E_PAGE, w->page_fault_error, retaddr);
+        break;
+    case NOT_VALIDATED:
+        e->env->cr[2] = addr;
+        veil_raise_vc(e, VEIL_EXIT_NOT_VALIDATED, retaddr);
+        break;
+    case OUTSIDE_RAM:
+        /* The host marks addresses without memory reserved, and the CPU turns that into #VC (56421, 4.1.5: MMIO). */
+        veil_raise_vc(e, VEIL_EXIT_NPF, retaddr);
+        break;
+    default:
+        e->counters.nested_faults++;
+        veil_exit(e, VEIL_EXIT_NPF, w->npf_info, w->gpa, retaddr);
+        break;
+    }
+    g_assert_not_reached();
+}
+
 bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe, uintptr_t retaddr)
 {
     CPUX86State *env = cs->env_ptr;
@@ -325,28 +350,23 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
     if (probe) {
         return false;
     }
-    switch (o) {
-    case GUEST_PAGE_FAULT:
-        env->cr[2] = addr;
-        raise_exception_err_ra(env, EXCP0E_PAGE, w.page_fault_error, retaddr);
-        break;
-    case NOT_VALIDATED:
-        env->cr[2] = addr;
-        veil_raise_vc(e, VEIL_EXIT_NOT_VALIDATED, retaddr);
-        break;
-    case OUTSIDE_RAM:
-        /* The host marks addresses without memory reserved, and the CPU turns that into #VC (56421, 4.1.5: MMIO). */
-        veil_raise_vc(e, VEIL_EXIT_NPF, retaddr);
-        break;
-    default:
-        e->counters.nested_faults++;
-        veil_exit(e, VEIL_EXIT_NPF, w.npf_info, w.gpa, retaddr);
-        break;
-    }
-    g_assert_not_reached();
+    refuse(e, o, &w, addr, retaddr);
 }
 
-bool veil_translate(struct veil_engine *e, uint64_t addr, uint64_t *gpa, bool *private_page)
+/* The walk alone, for instructions that name a page by its address; the page itself is theirs to check. May not return. */
+uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page)
+{
+    struct walk w = {0};
+    enum outcome o = walk_tables(e, &w, addr, MMU_DATA_LOAD, MMU_KNOSMAP_IDX, true);
+
+    if (o != TRANSLATED) {
+        refuse(e, o, &w, addr, 0);
+    }
+    *private_page = w.private_page;
+    return w.gpa;
+}
+
+static bool translate(struct veil_engine *e, uint64_t addr, uint64_t *gpa, bool *private_page)
 {
     struct walk w = {0};
 
@@ -367,7 +387,7 @@ bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned 
         uint64_t gpa;
         bool private_page;
 
-        if (!veil_translate(e, addr, &gpa, &private_page)) {
+        if (!translate(e, addr, &gpa, &private_page)) {
             return false;
         }
         memcpy(out, e->ram + gpa, chunk);
