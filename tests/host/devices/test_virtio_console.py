@@ -134,7 +134,7 @@ class TestPorts:
         driver.control(0xFFFFFFFF, 0, 1)
         assert driver.received(2) == [message(0, ADD, 1), message(1, ADD, 1)]
         driver.control(0, READY, 1)
-        size = struct.pack("<HH", 25, 80)
+        size = struct.pack("<HH", 80, 25)
         assert driver.received(2) == [message(0, CONSOLE, 1), message(0, RESIZE, 0, size), message(0, OPEN, 1)]
         driver.control(1, READY, 1)
         assert driver.received(2) == [message(1, NAME, 1, b"veil.agent"), message(1, OPEN, 1)]
@@ -253,7 +253,7 @@ class TestPorts:
         opened.driver.offer_room(2, 1)
         generation = opened.driver.read(0x15, 1)
         opened.device.resize(132, 43)
-        assert opened.driver.received(2) == [message(0, RESIZE, 0, struct.pack("<HH", 43, 132))]
+        assert opened.driver.received(2) == [message(0, RESIZE, 0, struct.pack("<HH", 132, 43))]
         assert opened.driver.read(0x40, 2) == 132
         assert opened.driver.read(0x15, 1) != generation
 

@@ -174,10 +174,10 @@ class VirtioConsole(VirtioPci):
         self.size = (columns, rows)
         if not self.live:
             return
-        # The specification did not say which comes first until 1.4; Linux' driver reads rows, then columns.
+        # Columns, then rows (5.3.6.2). Linux read them the other way round until 2025; Debian's kernels are mended.
         for port in self.ports:
             if port.name is None and port.ready:
-                message = _SIZE.pack(rows, columns)
+                message = _SIZE.pack(columns, rows)
                 self.guarded(lambda index=port.index, extra=message: self._say(index, ControlEvent.RESIZE, 0, extra))  # type: ignore[misc]
         self.config_changed()
 
@@ -325,7 +325,7 @@ class VirtioConsole(VirtioPci):
             port.ready = True
             if port.name is None:
                 self._say(number, ControlEvent.CONSOLE_PORT, 1)
-                self._say(number, ControlEvent.RESIZE, 0, _SIZE.pack(self.size[1], self.size[0]))
+                self._say(number, ControlEvent.RESIZE, 0, _SIZE.pack(*self.size))
             else:
                 self._say(number, ControlEvent.PORT_NAME, 1, port.name.encode())
             if port.connected:
