@@ -97,6 +97,7 @@ class Vcpu:
     def __init__(self) -> None:
         self.vmsas: dict[int, int] = {}
         self.vmcb = Vmcb()
+        self.cpu: HostedCpu | None = None
         self.steps: Generator[None, None, None] | None = None
         self.vmpl = 0
         self.parked = False
@@ -157,27 +158,38 @@ class Bench:
             self.enter(index)
         return self
 
-    def _start(self, vcpu: Vcpu) -> Generator[None, None, None]:
+    def hosted_cpu(self, vcpu: Vcpu) -> HostedCpu:
+        """What the monitor sees of a VCPU."""
         gpa = vcpu.vmsas[0]
-        rdi = struct.unpack_from("<Q", self.memory.buf, gpa + Vmsa.rdi.offset)[0]
-        return self.monitor.run(HostedCpu(self.view(0), gpa, rdi, self._header, vcpu.vmcb))
+        (rdi,) = struct.unpack_from("<Q", self.memory.buf, gpa + Vmsa.rdi.offset)
+        return HostedCpu(self.view(0), gpa, rdi, self._header, vcpu.vmcb)
+
+    def resume(self, monitor: VeilMon) -> None:
+        """Another monitor, restored from a snapshot of this one, takes over."""
+        self.monitor = monitor
+        for vcpu in self.vcpus:
+            if 0 in vcpu.vmsas and vcpu.steps is not None:
+                vcpu.cpu = self.hosted_cpu(vcpu)
+                vcpu.steps = monitor.resume(vcpu.cpu)
 
     def enter(self, index: int) -> None:
         """Run the monitor on a VCPU until it wants its kernel context run, or waits."""
         vcpu = self.vcpus[index]
         vcpu.vmpl, vcpu.parked = 0, False
         if vcpu.steps is None:
-            vcpu.steps = self._start(vcpu)
+            vcpu.cpu = self.hosted_cpu(vcpu)
+            vcpu.steps = self.monitor.run(vcpu.cpu)
         while vcpu.vmpl == 0 and not vcpu.parked:
             self.rmp.vmsa_in_use = vcpu.vmsas[0]
-            next(vcpu.steps)
-            self.rmp.vmsa_in_use = None
+            try:
+                next(vcpu.steps)
+            finally:
+                self.rmp.vmsa_in_use = None
             self._exit(vcpu)
 
     def _exit(self, vcpu: Vcpu) -> None:
-        frame = vcpu.steps.gi_frame if vcpu.steps is not None else None
-        assert frame is not None
-        cpu: HostedCpu = frame.f_locals["cpu"]
+        cpu = vcpu.cpu
+        assert cpu is not None
         if cpu.fault is not None:
             assert cpu.fault.fault & FAULT_SIZEM
             assert self.host.psmash(cpu.fault.gpa & -LARGE) == RmpResult.SUCCESS
