@@ -24,8 +24,9 @@ __all__ = ["UNICORN_VERSION", "compile_engine", "engine_inputs"]
 UNICORN_VERSION = "2.1.4"
 _UNICORN_SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
 
-# (file, text that occurs exactly once, replacement): every store to a page with translated code comes to us.
+# (file, text that occurs exactly once, replacement).
 _EDITS = (
+    # Every store to a page with translated code comes to us.
     (
         "src/qemu/accel/tcg/cputlb.c",
         "static void notdirty_write(CPUState *cpu,",
@@ -33,6 +34,13 @@ _EDITS = (
         "                         uintptr_t retaddr, CPUTLBEntry *tlbe);\n"
         "#define notdirty_write veil_notdirty_write\n"
         "static __attribute__((unused)) void unused_notdirty_write(CPUState *cpu,",
+    ),
+    # A block ends before an instruction that might reach into the next page: a fault on fetching that page then has
+    # the RIP of the instruction that needs it, and what comes before it has been executed.
+    (
+        "src/qemu/target/i386/translate.c",
+        "} else if ((tb_cflags(dc->base.tb) & CF_USE_ICOUNT)\n               && (",
+        "} else if ((",
     ),
 )
 

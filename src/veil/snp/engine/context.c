@@ -109,8 +109,8 @@ void veil_context_load(struct veil_engine *e)
     CPUX86State *env = e->env;
     const struct veil_vmsa *v = e->vmsa;
     const uint64_t efer = v->efer & ~(uint64_t)MSR_EFER_SVME; /* the guest has no SVM, QEMU would think so */
-    const bool same_space = e->loaded_vmsa == e->vmcb->vmsa_pa && env->cr[0] == v->cr0 && env->cr[3] == v->cr3 &&
-                            env->cr[4] == v->cr4 && env->efer == efer;
+    const bool same_space = e->loaded_vmsa == e->vmcb->vmsa_pa && e->loaded_vmpl == e->vmpl && env->cr[0] == v->cr0 &&
+                            env->cr[3] == v->cr3 && env->cr[4] == v->cr4 && env->efer == efer;
 
     load_registers(env, v);
     env->eip = v->rip;
@@ -173,6 +173,7 @@ void veil_context_load(struct veil_engine *e)
     e->cs->halted = 0;
     if (!same_space) {
         e->loaded_vmsa = e->vmcb->vmsa_pa;
+        e->loaded_vmpl = e->vmpl;
         e->rmp_generation = e->rmp->generation;
         e->counters.flushes++;
         tlb_flush(e->cs);

@@ -51,7 +51,8 @@ struct veil_engine {
     /* the context being run */
     struct veil_vmcb *vmcb;
     struct veil_vmsa *vmsa;
-    uint64_t loaded_vmsa; /* whose address space the TLB describes */
+    uint64_t loaded_vmsa; /* whose address space the TLB describes, */
+    int loaded_vmpl;      /* and whose permissions */
     int vmpl;
     uint64_t rmp_generation;
     struct veil_event delivering;

@@ -53,6 +53,15 @@ static enum outcome table_access(struct veil_engine *e, struct walk *w, uint64_t
     return NESTED_FAULT;
 }
 
+/* A table may lie in a page of code: what was translated from it is outdated like after any other store. */
+static void mark_entry(struct veil_engine *e, uint64_t entry_gpa, unsigned bits)
+{
+    e->ram[entry_gpa] |= bits;
+    if (e->code_map[entry_gpa >> TARGET_PAGE_BITS]) {
+        tb_invalidate_phys_range(e->uc, entry_gpa, entry_gpa + 1);
+    }
+}
+
 static enum outcome page_fault(struct walk *w, CPUX86State *env, uint32_t error, MMUAccessType access, bool user)
 {
     if (access == MMU_DATA_STORE) {
@@ -151,7 +160,7 @@ static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t 
             if (o != TRANSLATED) {
                 return o;
             }
-            e->ram[entry_gpa] |= PG_ACCESSED_MASK;
+            mark_entry(e, entry_gpa, PG_ACCESSED_MASK);
         }
         table = entry & physical_mask;
     }
@@ -181,10 +190,7 @@ static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t 
                 return o;
             }
             entry |= wanted;
-            e->ram[entry_gpa] = entry;
-            if (e->code_map[entry_gpa >> TARGET_PAGE_BITS]) {
-                tb_invalidate_phys_range(e->uc, entry_gpa, entry_gpa + 1);
-            }
+            mark_entry(e, entry_gpa, wanted);
         }
         if (!(entry & PG_DIRTY_MASK)) {
             w->prot &= ~PAGE_WRITE; /* the first store comes back to set the bit */
