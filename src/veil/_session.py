@@ -54,6 +54,7 @@ class AgentSession:
         self._connection = AgentConnection()
         self._events: deque[Event] = deque()
         self._error: VeilError | None = None
+        self._greeting: tuple[int, bytes] | None = None
         # The job whose input another thread supplies, and how much of that waits for the guest.
         self._supplied: int | None = None
         self._unsent = 0
@@ -62,16 +63,23 @@ class AgentSession:
 
     def open(self, nonce: int, entropy: bytes, *, timeout: float) -> bool:
         """Say hello and run the guest until the agent answers; False if it does not in time."""
-        self._connection.hello(nonce, realtime_ns=time.time_ns(), entropy=entropy)
-        if self._port.open:
-            self._flush()
+        self._greeting = (nonce, entropy)
+        self._greet()
         self._hypervisor.run(until=lambda: self._connection.ready or self._error is not None, timeout=timeout)
         self._raise_error()
         self._events.clear()
         return self._connection.ready
 
     def _opened(self, is_open: bool) -> None:
-        if is_open:
+        if is_open and self._greeting is not None and not self._connection.ready:
+            self._greet()
+
+    def _greet(self) -> None:
+        """Say hello with the time of now: a guest that still boots would set its clock to when its boot began."""
+        assert self._greeting is not None
+        nonce, entropy = self._greeting
+        self._connection.hello(nonce, realtime_ns=time.time_ns(), entropy=entropy)
+        if self._port.open:
             self._flush()
 
     def _received(self, data: bytes) -> None:
