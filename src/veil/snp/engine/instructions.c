@@ -25,7 +25,7 @@ static struct operand page_operand(struct veil_engine *e)
     struct operand operand;
     uint64_t address = env->hflags & HF_CS64_MASK ? env->regs[R_EAX] : (uint32_t)env->regs[R_EAX];
 
-    if (env->hflags & HF_CPL_MASK) {
+    if ((env->hflags & HF_CPL_MASK) || (uint64_t)((int64_t)address >> 47) + 1 > 1) { /* user code; not canonical */
         raise_exception_err(env, EXCP0D_GPF, 0);
     }
     operand.gpa = veil_translate_operand(e, address & TARGET_PAGE_MASK, &operand.private_page);

@@ -105,21 +105,33 @@ static void take_exception(struct veil_engine *e)
     env->exception_is_int = 0;
 }
 
+/* Somebody asked for the core: if the host did, or time is up, the exit is set up. */
+static bool must_leave(struct veil_engine *e)
+{
+    CPUState *cs = e->cs;
+
+    if (likely(!cs->icount_decr_ptr->u16.high)) {
+        return false;
+    }
+    atomic_set(&cs->icount_decr_ptr->u16.high, 0);
+    if (!e->kicked && !(e->deadline_ns && veil_monotonic_ns() >= e->deadline_ns)) {
+        return false;
+    }
+    e->kicked = false;
+    e->exit_code = VEIL_EXIT_INTR;
+    e->exit_info_1 = e->exit_info_2 = 0;
+    cs->exception_index = VEIL_EXCP_EXIT;
+    return true;
+}
+
 /* True when the loop must leave generated code: an interrupt to take, or an exit was set up. */
 static bool attend(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
     CPUState *cs = e->cs;
 
-    if (unlikely(cs->icount_decr_ptr->u16.high)) {
-        atomic_set(&cs->icount_decr_ptr->u16.high, 0);
-        if (e->kicked || (e->deadline_ns && veil_monotonic_ns() >= e->deadline_ns)) {
-            e->kicked = false;
-            e->exit_code = VEIL_EXIT_INTR;
-            e->exit_info_1 = e->exit_info_2 = 0;
-            cs->exception_index = VEIL_EXCP_EXIT;
-            return true;
-        }
+    if (must_leave(e)) {
+        return true;
     }
     if (unlikely(e->rmp_generation != e->rmp->generation)) {
         e->rmp_generation = e->rmp->generation;
@@ -217,6 +229,10 @@ void veil_run(struct veil_engine *e)
             take_exception(e);
         }
         if (e->delivering.pending) {
+            /* A guest whose #VC cannot be delivered without another #VC gets nowhere, but must not hold the host. */
+            if (must_leave(e)) {
+                continue;
+            }
             deliver(e);
         }
         run_blocks(e);
