@@ -42,6 +42,8 @@ _EDITS = (
         "} else if ((tb_cflags(dc->base.tb) & CF_USE_ICOUNT)\n               && (",
         "} else if ((",
     ),
+    # INVD is 0F 08, WBINVD 0F 09.
+    ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
 )
 
 _WRAPPED = (

@@ -163,7 +163,8 @@ void veil_context_load(struct veil_engine *e)
     x86_update_hflags(env);
     /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
     env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
-    env->hflags2 |= HF2_GIF_MASK;
+    env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
+    env->v_tpr = e->vmcb->v_intr & 0xf;
     env->old_exception = -1;
     env->exception_is_int = 0;
     e->delivering.pending = false;
@@ -221,6 +222,7 @@ void veil_context_save(struct veil_engine *e)
     v->xss = env->xss;
     v->spec_ctrl = env->spec_ctrl;
     save_fpu(env, v);
+    e->vmcb->v_intr = (e->vmcb->v_intr & ~0xffULL) | env->v_tpr;
     v->exit_info_1 = e->exit_info_1;
     v->exit_info_2 = e->exit_info_2;
     v->exit_int_info = e->vmcb->exit_int_info;

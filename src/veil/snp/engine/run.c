@@ -21,21 +21,38 @@ void veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t in
     cpu_loop_exit(e->cs);
 }
 
+static bool is_contributory(int vector)
+{
+    return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF) || vector == VEIL_VECTOR_VC;
+}
+
+static bool is_delivering_exception(const struct veil_engine *e)
+{
+    return e->delivering.pending && e->delivering.type == SVM_EVTINJ_TYPE_EXEPT >> 8;
+}
+
+/* #VC is a contributory fault (APM vol. 2, 15.35.5): met in the delivery of another one it is a double fault. */
 void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr)
 {
+    int first = is_delivering_exception(e) ? e->delivering.vector : -1;
+
     if (retaddr) {
         cpu_restore_state(e->cs, retaddr, true);
     }
-    e->counters.vc++;
-    e->env->error_code = error_code;
     e->env->exception_is_int = 0;
-    e->cs->exception_index = VEIL_VECTOR_VC;
+    if (first == EXCP08_DBLE) {
+        e->delivering.pending = false;
+        veil_exit(e, VEIL_EXIT_SHUTDOWN, 0, 0, 0);
+    }
+    if (first == EXCP0E_PAGE || (first >= 0 && is_contributory(first))) {
+        e->env->error_code = 0;
+        e->cs->exception_index = EXCP08_DBLE;
+    } else {
+        e->counters.vc++;
+        e->env->error_code = error_code;
+        e->cs->exception_index = VEIL_VECTOR_VC;
+    }
     cpu_loop_exit(e->cs);
-}
-
-static bool is_contributory(int vector)
-{
-    return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF);
 }
 
 /*
@@ -63,9 +80,10 @@ static void deliver(struct veil_engine *e)
     /* Nested SVM's own bookkeeping of injected events would write to a VMCB that is not there. */
     env->hflags &= ~HF_GUEST_MASK;
     env->old_exception = -1;
-    if (event->type == SVM_EVTINJ_TYPE_EXEPT >> 8 &&
+    if (is_delivering_exception(e) &&
         (is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
-        env->old_exception = event->vector;
+        /* QEMU does not know #VC as contributory: let it think of #GP. */
+        env->old_exception = event->vector == VEIL_VECTOR_VC ? EXCP0D_GPF : event->vector;
     }
     if (event->type == SVM_EVTINJ_TYPE_INTR >> 8 || event->type == SVM_EVTINJ_TYPE_NMI >> 8) {
         do_interrupt_x86_hardirq(env, event->vector, 1);
@@ -229,7 +247,7 @@ void veil_run(struct veil_engine *e)
             take_exception(e);
         }
         if (e->delivering.pending) {
-            /* A guest whose #VC cannot be delivered without another #VC gets nowhere, but must not hold the host. */
+            /* A guest whose events raise others without end gets nowhere, but must not hold the host. */
             if (must_leave(e)) {
                 continue;
             }
