@@ -63,9 +63,10 @@ class Hijack:
         self.monitor.write(self.vmsa_gpa + Vmsa.idtr.offset, bytes(16))
         self.vmcb.v_intr = self.vmcb.event_inj = 0
 
-    def run(self, code: str) -> ExitCode:
-        """Run code to its first exit, without a host that mends anything."""
+    def run(self, code: str, *, vmpl: int = 3) -> ExitCode:
+        """Run code to its first exit, without a host that mends anything; `vmpl` 0 is the counter-test."""
         self.start(code)
+        self.monitor.write_u8(self.vmsa_gpa + Vmsa.vmpl.offset, vmpl)
         self.vm.machine.vmrun(self.vmcb)
         return ExitCode(self.vmcb.exit_code)
 

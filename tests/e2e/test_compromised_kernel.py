@@ -51,6 +51,10 @@ def test_executing_the_monitors_memory(resume: Resume) -> None:
     assert kernel.run(f"mov rax, {kernel.monitor_gpa}\njmp rax") == ExitCode.NPF
     assert kernel.vmcb.exit_info_1 & (1 << 36 | 1 << 4) == 1 << 36 | 1 << 4
 
+    kernel.monitor.write(kernel.monitor_gpa, b"\xf4")
+    kernel.open_to_kernel(kernel.monitor_gpa)
+    assert kernel.run(f"mov rax, {kernel.monitor_gpa}\njmp rax") == ExitCode.HLT
+
 
 @pytest.mark.parametrize("which", ["monitor", "own"])
 def test_vmsas(resume: Resume, which: str) -> None:
@@ -82,6 +86,12 @@ def test_rmpadjust_on_its_own_permissions(resume: Resume) -> None:
     assert kernel.result() == 2
     assert kernel.vm.machine.rmp.entry(kernel.monitor_gpa)["perms"][3] == 0
 
+    # The same code in a context of VMPL 0, which the monitor's own VMSA is and the kernel's is not.
+    kernel.vm.machine.host_view().psmash(kernel.monitor_gpa)
+    assert kernel.run(code, vmpl=0) == ExitCode.HLT
+    assert kernel.result() == 0
+    assert kernel.vm.machine.rmp.entry(kernel.monitor_gpa)["perms"][3] == 0xF
+
 
 def test_making_a_vmsa(resume: Resume) -> None:
     kernel = Hijack(resume())
@@ -95,8 +105,9 @@ def test_making_a_vmsa(resume: Resume) -> None:
     kernel.vm.machine.vmrun(vmcb)
     assert vmcb.exit_code == ExitCode.INVALID
 
-    # With the attribute, which only VMPL 0 can set, the host could run it.
-    kernel.monitor.rmpadjust(forged, vmpl=3, permissions=0, vmsa=True)
+    # The same code at VMPL 0 makes one that the host could run.
+    assert kernel.run(code, vmpl=0) == ExitCode.HLT
+    assert kernel.result() == 0
     assert kernel.vm.machine.rmp.is_vmsa(forged)
 
 
@@ -133,18 +144,34 @@ def _svsm_call(caa: int, call: int, rcx: int) -> str:
     """
 
 
-def _ask_to_invalidate(kernel: Hijack, gpa: int) -> int:
-    """Ask VeilMon to PVALIDATE(rescind) a page; its answer."""
+def _call(kernel: Hijack, call: int, rcx: int) -> int:
+    """Make a call of the core protocol; VeilMon's answer."""
     program = kernel.vm.machine.hosted_program(kernel.monitor_vmsa_gpa)
     assert program is not None
     caa = program.domains.vcpus[0].caa  # type: ignore[attr-defined]
-    request = CODE + 0xA000
-    kernel.kernel.write(request, (1).to_bytes(2, "little") + bytes(6) + gpa.to_bytes(8, "little"))
-    kernel.start(_svsm_call(caa, 1, request))
+    kernel.start(_svsm_call(caa, call, rcx))
     host = kernel.vm.hypervisor
     assert host.run(until=lambda: kernel.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
     assert kernel.kernel.read_u64(RESULT + 8) == 0
     return kernel.result()
+
+
+def _ask_to_invalidate(kernel: Hijack, gpa: int) -> int:
+    """Ask VeilMon to PVALIDATE(rescind) a page; its answer."""
+    request = CODE + 0xA000
+    kernel.kernel.write(request, (1).to_bytes(2, "little") + bytes(6) + gpa.to_bytes(8, "little"))
+    return _call(kernel, 1, request)
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3], ids=["REMAP_CA", "PVALIDATE", "CREATE_VCPU", "DELETE_VCPU"])
+def test_calls_that_point_at_the_monitor(resume: Resume, call: int) -> None:
+    kernel = Hijack(resume())
+    for gpa in (kernel.monitor_gpa, kernel.monitor_vmsa_gpa):
+        before = kernel.vm.machine.rmp.entry(gpa).copy()
+        content = kernel.monitor.read(kernel.monitor_gpa, 64)
+        assert _call(kernel, call, gpa) >= 0x8000_0000
+        assert kernel.vm.machine.rmp.entry(gpa) == before
+        assert kernel.monitor.read(kernel.monitor_gpa, 64) == content
 
 
 def test_asking_the_monitor_to_give_protected_pages_away(resume: Resume) -> None:

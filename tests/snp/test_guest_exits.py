@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What leaves the guest, what becomes #VC or #GP in it, and what needs neither; each kind of access, and page tables."""
+"""What leaves the guest, what becomes #VC or #GP in it, and what needs neither; kinds of access, and page tables."""
 
 from __future__ import annotations
 
