@@ -169,7 +169,7 @@ def test_task_priority_is_the_contexts_own() -> None:
         assert (guest.vmsa(FREE).rbx, guest.vmsa().rbx) == (0, 5)
 
 
-# Double faults: #VC is contributory (APM volume 2, 15.35.5)
+# Double faults: #VC is taken as contributory, which is not checked against the APM (docs/fidelity.md)
 
 
 def test_a_vc_in_the_delivery_of_a_page_fault_is_a_double_fault() -> None:

@@ -31,7 +31,10 @@ static bool is_delivering_exception(const struct veil_engine *e)
     return e->delivering.pending && e->delivering.type == SVM_EVTINJ_TYPE_EXEPT >> 8;
 }
 
-/* #VC is a contributory fault (APM vol. 2, 15.35.5): met in the delivery of another one it is a double fault. */
+/*
+ * #VC is taken as a contributory fault: met in the delivery of another one it is a double fault. From memory, not
+ * checked against the text of APM vol. 2 (docs/fidelity.md).
+ */
 void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr)
 {
     int first = is_delivering_exception(e) ? e->delivering.vector : -1;
