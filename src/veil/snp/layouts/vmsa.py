@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 
-from veil.snp.layouts._check import check_offsets
+from veil.formats._offsets import check_offsets
 
 __all__ = ["Vmsa", "VmsaSegment"]
 
