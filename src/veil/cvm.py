@@ -28,6 +28,7 @@ from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Platform
+from veil.installation import endorsement
 from veil.launch_image import LaunchImage, build_image
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
@@ -259,7 +260,7 @@ class ConfidentialVM:
     ) -> ConfidentialVM:
         """A running CVM from a snapshot file."""
         try:
-            machine, sections = Machine.restore(Path(path))
+            machine, sections = Machine.restore(Path(path), endorsement=endorsement)
         except SnpError as error:
             raise VeilError(str(error)) from error
         try:
@@ -291,7 +292,7 @@ class ConfidentialVM:
         initramfs = build_initramfs(
             self._cache, module_tree=kernel.modules, modules=self._modules, progress=self._say
         )
-        machine = Machine(self.memory)
+        machine = Machine(self.memory, endorsement=endorsement)
         self._attach(machine)
         self.image = build_image(
             kernel.load(),
@@ -321,7 +322,14 @@ class ConfidentialVM:
             console=self._console_bytes,
         )
         table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
-        hypervisor = Hypervisor(machine, platform, self.vcpus, monitor=self.has_monitor, cpuid=table)
+        hypervisor = Hypervisor(
+            machine,
+            platform,
+            self.vcpus,
+            monitor=self.has_monitor,
+            cpuid=table,
+            certificates=lambda: machine.secure_processor.endorsement.certificate_table,
+        )
         self._panic = PanicWatcher(hypervisor.stop)
         self._platform, self._hypervisor = platform, hypervisor
 
@@ -368,7 +376,7 @@ class ConfidentialVM:
         if path is None or not path.exists():
             return False
         try:
-            machine, sections = Machine.restore(path)
+            machine, sections = Machine.restore(path, endorsement=endorsement)
             self._attach(machine)
             self.hypervisor.load(_from_json(json.loads(sections["host"])))
             self.connect()

@@ -21,6 +21,10 @@ from veil.guest.modules import collect_modules, present_modules
 # The agent's way out. Built into Debian's 6.12 cloud kernel, modules of its 6.1; a kernel without a module tree must
 # have them built in.
 _CHANNEL = ("virtio_pci", "virtio_console")
+# Attestation reports through configfs (/sys/kernel/config/tsm/report), which kernels have from 6.7 on; before it, what
+# the driver asks the crypto API for by name: "gcm(aes)".
+_TSM = "tsm"
+_ATTESTATION = ("aes_generic", "ctr", "ghash_generic", "gcm", "sev_guest")
 _BUSYBOX = "busybox-static"
 _PACKAGES = "package"
 _DIRECTORIES = (
@@ -138,6 +142,8 @@ def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
     wanted = [*present_modules(tree, _CHANNEL), *modules]
+    if present_modules(tree, [_TSM]):
+        wanted = [*wanted, *present_modules(tree, _ATTESTATION)]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}
     collected = collect_modules(tree, list(parameters))
     if not collected:

@@ -31,7 +31,7 @@ from veil.host.events import (
 )
 from veil.host.ghcb_fields import GhcbReason, NaeEvent
 from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
-from veil.host.launch import LaunchRegion, RegionKind
+from veil.host.launch import LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
 from veil.host.vcpu import RunState
 
@@ -52,6 +52,7 @@ __all__ = [
     "HostStopped",
     "Hypervisor",
     "HypervisorFeature",
+    "LaunchIdentityBlock",
     "LaunchRefused",
     "LaunchRegion",
     "MalformedGhcb",

@@ -33,11 +33,7 @@ class HostMemory(Protocol):
 
 
 class SecureProcessor(Protocol):
-    """The launch commands of `veil.snp.secure_processor.SecureProcessor`.
-
-    A processor that answers guest messages also has `guest_request(request: bytes) -> tuple[int, bytes]`: the
-    firmware's status and the response page.
-    """
+    """What a host asks of `veil.snp.secure_processor.SecureProcessor`."""
 
     def launch_start(self, policy: int, /) -> Any: ...
 
@@ -47,7 +43,17 @@ class SecureProcessor(Protocol):
 
     def launch_update_vmsa(self, gpa: int, vmsa: bytes, /) -> Any: ...
 
-    def launch_finish(self, *, host_data: bytes = ...) -> Any: ...
+    def launch_finish(
+        self,
+        *,
+        host_data: bytes = ...,
+        id_block: bytes | None = ...,
+        id_auth: bytes = ...,
+        author_key_enabled: bool = ...,
+    ) -> Any: ...
+
+    def guest_request(self, request: bytes, /) -> tuple[int, bytes]:
+        """(the firmware's status, the response page, empty if there is none)."""
 
 
 class SnpMachine(Protocol):

@@ -19,7 +19,7 @@ from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
 from veil.host.ghcb_fields import NaeEvent
 from veil.host.ghcb_msr import MsrRequest, ap_reset_hold_answer
-from veil.host.launch import DEFAULT_POLICY, LaunchRegion, RegionKind, load_image
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
 from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
@@ -83,9 +83,12 @@ class Hypervisor:
         guest_vmpl: int | None = None,
         cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
         apic_ids: Sequence[int] | None = None,
-        certificates: bytes = b"",
+        certificates: Callable[[], bytes] = bytes,
     ) -> None:
-        """`guest_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table."""
+        """`guest_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table.
+
+        `certificates` gives the certificate table for extended guest requests.
+        """
         if vcpus < 1:
             raise HostError(f"a guest needs at least one VCPU, not {vcpus}")
         if apic_ids is not None and len(set(apic_ids)) != vcpus:
@@ -132,9 +135,17 @@ class Hypervisor:
     # Launch
 
     def launch(
-        self, regions: Iterable[LaunchRegion], *, policy: int = DEFAULT_POLICY, host_data: bytes = bytes(32)
+        self,
+        regions: Iterable[LaunchRegion],
+        *,
+        policy: int = DEFAULT_POLICY,
+        host_data: bytes = bytes(32),
+        identity: LaunchIdentityBlock | None = None,
     ) -> None:
-        """Load and measure the image; VCPU 0 will start at its most privileged VMSA."""
+        """Load and measure the image; VCPU 0 will start at its most privileged VMSA.
+
+        `host_data` (32 bytes) and `identity` (the guest owner's signed ID block) go into the guest's reports.
+        """
         image = list(regions)
         load_image(
             self.view,
@@ -144,6 +155,7 @@ class Hypervisor:
             vcpus=len(self.vcpus),
             policy=policy,
             host_data=host_data,
+            identity=identity,
         )
         for region in image:
             if region.kind == RegionKind.VMSA:

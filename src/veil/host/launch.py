@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from veil.host.faces import HostMemory, SecureProcessor
 
-__all__ = ["DEFAULT_POLICY", "LaunchRegion", "RegionKind", "assign_ram", "load_image"]
+__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "RegionKind", "assign_ram", "load_image"]
 
 #: Reserved bit 17 must be one; SMT allowed.
 DEFAULT_POLICY = 1 << 17 | 1 << 16
@@ -59,6 +59,15 @@ class LaunchRegion:
     def length(self) -> int:
         """In bytes, whole pages."""
         return -(-max(self.size, len(self.data)) // PAGE_4K) * PAGE_4K
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchIdentityBlock:
+    """ID_BLOCK (96 bytes) and ID_AUTH (4096 bytes) of SNP_LAUNCH_FINISH, as the guest's owner signed them."""
+
+    block: bytes
+    authentication: bytes
+    author_key_enabled: bool = False
 
 
 def _check(regions: Sequence[LaunchRegion], ram: Sequence[tuple[int, int]], vcpus: int) -> None:
@@ -125,6 +134,7 @@ def load_image(
     vcpus: int,
     policy: int,
     host_data: bytes,
+    identity: LaunchIdentityBlock | None = None,
 ) -> None:
     """The whole launch, from RMPUPDATE to SNP_LAUNCH_FINISH."""
     _check(regions, ram, vcpus)
@@ -140,6 +150,14 @@ def load_image(
                 processor.launch_update_vmsa(region.gpa, data)
             else:
                 processor.launch_update(region.gpa, data, region.kind, vmpl_perms=region.permissions)
-        processor.launch_finish(host_data=host_data)
+        if identity is None:
+            processor.launch_finish(host_data=host_data)
+        else:
+            processor.launch_finish(
+                host_data=host_data,
+                id_block=identity.block,
+                id_auth=identity.authentication,
+                author_key_enabled=identity.author_key_enabled,
+            )
     except SnpError as error:
         raise LaunchRefused(f"the secure processor refused the launch: {error}") from error

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["extended_guest_request", "guest_request"]
 
-#: Status codes of the firmware (56860, "Status Codes").
-_FIRMWARE_UNSUPPORTED = 0x15
-
 #: SW_EXITINFO2[63:32] of the answer.
 _VMM_INVALID_LENGTH = 1
 
@@ -42,11 +39,7 @@ def _check_pages(ghcb: GhcbPage) -> None:
 
 
 def _forward(host: Hypervisor, ghcb: GhcbPage, request: bytes) -> None:
-    command = getattr(host.machine.secure_processor, "guest_request", None)
-    if command is None:
-        ghcb.result2 = _FIRMWARE_UNSUPPORTED
-        return
-    status, response = command(request)
+    status, response = host.machine.secure_processor.guest_request(request)
     if response:
         ghcb.view.write(ghcb.info2, response[:PAGE])
     ghcb.result2 = status & 0xFFFFFFFF
@@ -64,8 +57,8 @@ def extended_guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb:
     data, pages = ghcb.rax, ghcb.rbx
     request = ghcb.view.read(ghcb.info1, PAGE)
     if request[_MESSAGE_TYPE] == _REPORT_REQUEST:
-        certificates = host.certificates or _CERTIFICATE_TABLE_END
-        needed = -(-len(host.certificates) // PAGE)
+        certificates = host.certificates() or _CERTIFICATE_TABLE_END
+        needed = -(-len(certificates) // PAGE) if certificates != _CERTIFICATE_TABLE_END else 0
         if pages < needed:
             ghcb.set_rbx(needed)
             ghcb.result2 = _VMM_INVALID_LENGTH << 32

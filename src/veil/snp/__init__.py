@@ -4,7 +4,7 @@
     with Machine(512 << 20) as machine:
         host = machine.host_view()
 
-Layouts of the specifications are in `veil.snp.layouts`.
+Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `veil.snp.endorsement`.
 """
 
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
@@ -12,6 +12,7 @@ from veil.snp._native import build_engine
 from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
+from veil.snp.guest_requests import MODEL_TCB
 from veil.snp.hosted import HostedCpu, HostedProgram
 from veil.snp.machine import Machine
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
@@ -20,6 +21,7 @@ from veil.snp.view import HostView, View
 
 __all__ = [
     "COUNTER_NAMES",
+    "MODEL_TCB",
     "TSC_KHZ",
     "CpuidEntryValues",
     "EngineBuildError",

@@ -6,10 +6,10 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from veil.snp.rmp import Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot import read_snapshot, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
+
+if TYPE_CHECKING:
+    from veil.snp.endorsement import Endorsement
 
 __all__ = ["HIGH_MEMORY", "LOW_MEMORY_END", "Machine"]
 
@@ -54,13 +57,27 @@ class _HostedContext:
 class Machine:
     """One SEV-SNP guest's worth of hardware. Close it, or use it as a context manager."""
 
-    def __init__(self, memory_size: int) -> None:
-        """`memory_size` in bytes, a multiple of 2 MiB."""
+    def __init__(
+        self, memory_size: int, *, endorsement: Callable[[], Endorsement] | None = None, report_version: int = 3
+    ) -> None:
+        """`memory_size` in bytes, a multiple of 2 MiB.
+
+        `endorsement` gives the secure processor its keys when they are first needed (made then without it).
+        `report_version` is that of attestation reports: 2, 3 or 5.
+        """
         if memory_size <= 0 or memory_size % (2 << 20):
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
-        self._build(memory_size, Memory(_address_space(memory_size)), MemoryEncryption())
+        memory = Memory(_address_space(memory_size))
+        self._build(memory_size, memory, MemoryEncryption(), endorsement, report_version)
 
-    def _build(self, memory_size: int, memory: Memory, encryption: MemoryEncryption) -> None:
+    def _build(
+        self,
+        memory_size: int,
+        memory: Memory,
+        encryption: MemoryEncryption,
+        endorsement: Callable[[], Endorsement] | None,
+        report_version: int = 3,
+    ) -> None:
         self.memory_size = memory_size
         self.memory = memory
         hole = range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE)
@@ -72,7 +89,13 @@ class Machine:
         self._bus = GuestBus(
             memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
         )
-        self.secure_processor = SecureProcessor(memory, self.rmp)
+        self.secure_processor = SecureProcessor(
+            memory,
+            self.rmp,
+            endorsement=endorsement,
+            cpuid_signature=self._engine.cpuid(1)[0],
+            report_version=report_version,
+        )
         self._hosted: dict[int, _HostedContext] = {}
         self._machine_code: set[int] = set()
         self._programs: dict[int, HostedProgram] = {}
@@ -249,7 +272,9 @@ class Machine:
         write_snapshot(path, memory=self.memory.buf, sections={**(sections or {}), **own})
 
     @classmethod
-    def restore(cls, path: Path) -> tuple[Machine, dict[str, bytes]]:
+    def restore(
+        cls, path: Path, *, endorsement: Callable[[], Endorsement] | None = None
+    ) -> tuple[Machine, dict[str, bytes]]:
         """A machine from a file, and all its sections. VMSAs that ran hosted code run on with `attach_vmcb`."""
         snapshot = read_snapshot(path)
         try:
@@ -257,7 +282,7 @@ class Machine:
             self = cls.__new__(cls)
             memory = snapshot.map_memory()
             self._build(
-                state["memory_size"], memory, MemoryEncryption.load(snapshot.sections["encryption"])
+                state["memory_size"], memory, MemoryEncryption.load(snapshot.sections["encryption"]), endorsement
             )
             self.rmp.load(snapshot.sections["rmp"])
             self.secure_processor.load(_decode(state["secure_processor"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The secure processor, launch part (SNP firmware ABI, 56860, sections 8.12 to 8.15 and "Launch Digest")."""
+"""The secure processor: launch (SNP firmware ABI, 56860, sections 8.12 to 8.15 and "Launch Digest"), guest requests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import enum
 import hashlib
 import os
 import struct
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from veil.snp.errors import LaunchError
+from veil.snp.errors import LaunchError, SnpError
+from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
+from veil.snp.id_block import LaunchIdentity, check_id_block
 from veil.snp.memory import PAGE_SIZE, Memory
 from veil.snp.rmp import Rmp, RmpResult
+
+if TYPE_CHECKING:
+    from veil.snp.endorsement import Endorsement
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "launch_digest"]
 
@@ -25,6 +31,11 @@ _PAGE_INFO_BYTES = 0x70
 _PAGE_INFO_TAIL = struct.Struct("<HBB4BQ")
 
 _POLICY_MUST_BE_ONE = 1 << 17
+_POLICY_MIGRATE_MA = 1 << 18
+_POLICY_DEBUG = 1 << 19
+_POLICY_RESERVED = ~((1 << 26) - 1)
+#: versions of reports that the model can make
+_REPORT_VERSIONS = (2, 3, 5)
 _VMPCKS = 4
 _VMPCK_BYTES = 32
 _VMPCK_OFFSET = 0x20
@@ -81,11 +92,28 @@ def launch_digest(pages: Iterable[tuple[int, bytes, int]]) -> bytes:
 
 
 class SecureProcessor:
-    """Takes in the image, measures it, and makes its pages the guest's own."""
+    """Takes in the image, measures it, and makes its pages the guest's own; then answers the guest's messages."""
 
-    def __init__(self, memory: Memory, rmp: Rmp) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        rmp: Rmp,
+        *,
+        endorsement: Callable[[], Endorsement] | None = None,
+        cpuid_signature: int = 0,
+        report_version: int = 3,
+    ) -> None:
+        """`endorsement` gives the chip's keys when they are first needed; without it they are made then."""
+        if report_version not in _REPORT_VERSIONS:
+            raise SnpError(f"the machine makes reports of versions 2, 3 and 5, not {report_version}")
         self._memory = memory
         self._rmp = rmp
+        self._make_endorsement = endorsement or _new_chip
+        self._endorsement: Endorsement | None = None
+        self._requests = GuestRequests(
+            lambda: self.endorsement, cpuid_signature=cpuid_signature, report_version=report_version
+        )
+        self._identity = LaunchIdentity()
         self._state = "idle"
         self._digest = LaunchDigest()
         self.policy = 0
@@ -98,11 +126,22 @@ class SecureProcessor:
         """The launch digest so far, 48 bytes."""
         return self._digest.value
 
+    @property
+    def endorsement(self) -> Endorsement:
+        """The chip's identity and keys; a host needs its `certificate_table`."""
+        if self._endorsement is None:
+            self._endorsement = self._make_endorsement()
+        return self._endorsement
+
     def launch_start(self, policy: int) -> None:
         """SNP_LAUNCH_START."""
         self._expect("idle", "SNP_LAUNCH_START")
         if not policy & _POLICY_MUST_BE_ONE:
             raise LaunchError(f"policy {policy:#x}: bit 17 must be one (56860, table 'Guest Policy')")
+        if policy & _POLICY_RESERVED:
+            raise LaunchError(f"policy {policy:#x}: bits 63:26 must be zero (56860, table 'Guest Policy')")
+        if policy & _POLICY_MIGRATE_MA:
+            raise LaunchError("POLICY_FAILURE: there are no migration agents on this machine")
         self.policy = policy
         self.vmpcks = [os.urandom(_VMPCK_BYTES) for _ in range(_VMPCKS)]
         self._state = "launching"
@@ -132,22 +171,65 @@ class SecureProcessor:
             raise LaunchError(f"the VMSA at {gpa:#x} is not one whole page")
         self._load(gpa, memoryview(vmsa), PageType.VMSA, measured_gpa, (0, 0, 0))
 
-    def launch_finish(self, *, host_data: bytes = bytes(32)) -> None:
-        """SNP_LAUNCH_FINISH: nothing can be added any more."""
+    def launch_finish(
+        self,
+        *,
+        host_data: bytes = bytes(32),
+        id_block: bytes | None = None,
+        id_auth: bytes = b"",
+        author_key_enabled: bool = False,
+    ) -> None:
+        """SNP_LAUNCH_FINISH: nothing can be added any more.
+
+        `id_block` (96 bytes) and `id_auth` (4096 bytes) are the guest owner's word on what the launch must be; raises
+        LaunchError if they do not fit.
+        """
         self._expect("launching", "SNP_LAUNCH_FINISH")
         if len(host_data) != 32:
             raise LaunchError(f"host data has 32 bytes, not {len(host_data)}")
+        if id_block is not None:
+            self._identity = check_id_block(
+                id_block,
+                id_auth,
+                measurement=self.measurement,
+                policy=self.policy,
+                author_key_enabled=author_key_enabled,
+            )
         self.host_data = host_data
         self._state = "running"
 
+    # Running
+
+    def guest_request(self, request: bytes) -> tuple[int, bytes]:
+        """SNP_GUEST_REQUEST: (status, response page); no response unless the status is 0."""
+        if self._state != "running":
+            return FirmwareStatus.INVALID_GUEST_STATE, b""
+        return self._requests.handle(request, self.vmpcks, self._guest())
+
+    def dbg_decrypt(self, gpa: int) -> bytes:
+        """SNP_DBG_DECRYPT: a private page in plain, for the host; only a guest whose policy allows DEBUG."""
+        self._expect("running", "SNP_DBG_DECRYPT")
+        if not self.policy & _POLICY_DEBUG:
+            raise SnpError("POLICY_FAILURE: the guest's policy does not allow debugging")
+        if gpa % PAGE_SIZE or not 0 <= gpa < self._memory.size:
+            raise SnpError(f"INVALID_ADDRESS: {gpa:#x} is no page of the guest's")
+        return bytes(self._memory.mapping[gpa : gpa + PAGE_SIZE])
+
+    def _guest(self) -> LaunchedGuest:
+        return LaunchedGuest(self.policy, self.measurement, self.host_data, self._identity)
+
+    # Snapshots
+
     def state(self) -> dict[str, Any]:
-        """For a snapshot."""
+        """For a snapshot. The chip's keys are not in it: they are the machine's that runs it."""
         return {
             "state": self._state,
             "measurement": self._digest.value,
             "policy": self.policy,
             "host_data": self.host_data,
             "vmpcks": list(self.vmpcks),
+            "identity": asdict(self._identity),
+            "requests": self._requests.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -157,6 +239,8 @@ class SecureProcessor:
         self.policy = state["policy"]
         self.host_data = state["host_data"]
         self.vmpcks = list(state["vmpcks"])
+        self._identity = LaunchIdentity(**state["identity"])
+        self._requests.load(state["requests"])
 
     def _expect(self, state: str, command: str) -> None:
         if self._state != state:
@@ -188,6 +272,13 @@ class SecureProcessor:
             start = _VMPCK_OFFSET + vmpl * _VMPCK_BYTES
             page[start : start + _VMPCK_BYTES] = key
         return bytes(page)
+
+
+def _new_chip() -> Endorsement:
+    # Here, because few guests ask for reports and X.509 takes long to import.
+    from veil.snp.endorsement import Endorsement
+
+    return Endorsement.generate(MODEL_TCB)
 
 
 def _check_cpuid_page(page: bytes) -> None:

@@ -115,6 +115,13 @@ static void insert_modules(void)
 		fclose(list);
 }
 
+/* Attestation reports are asked for here; the directory is there if the kernel has configfs. */
+static void mount_configfs(void)
+{
+	if (access("/sys/kernel/config", F_OK) == 0)
+		mount_one("configfs", "/sys/kernel/config", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
+}
+
 static bool names_port(const char *device, const char *wanted)
 {
 	char path[320], name[64] = "";
@@ -192,6 +199,7 @@ void run_as_init(void)
 		printf("veil-init: cannot set the host name: %s\n", strerror(errno));
 	loopback_up();
 	insert_modules();
+	mount_configfs();
 	/* What busybox's poweroff, reboot and halt send. */
 	sigaction(SIGUSR1, &stop, NULL);
 	sigaction(SIGUSR2, &stop, NULL);
