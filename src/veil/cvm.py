@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from veil._session import AgentSession
+from veil._user_transport import VmTransport
 from veil.cache import Cache, cache_key
 from veil.errors import VeilError
 from veil.guest.cmdline import command_line
 from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
-from veil.host import HostError, Hypervisor, PanicWatcher
+from veil.host import HostError, Hypervisor, PanicWatcher, RunResult, RunState
 from veil.host.devices import Platform
 from veil.installation import endorsement
 from veil.launch_image import LaunchImage, build_image
@@ -242,8 +243,15 @@ class ConfidentialVM:
             environment = {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
             return interactive(self.agent, self.hypervisor, argv, environment)
 
+    def user_transport(self, *, timeout: float = 30.0) -> VmTransport:
+        """A user's connection to VeilMon, for `veil.remote.ChannelClient`; the guest runs while the user waits."""
+        if not self.has_monitor:
+            raise VeilError("without a monitor there is nobody at the other end of the secure channel")
+        return VmTransport(self.hypervisor, self.platform.channel.open(), timeout=timeout)
+
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Write the whole machine to a file, for `ConfidentialVM.restore`."""
+        self._let_monitor_finish()
         settings = {"memory": self.memory, "vcpus": self.vcpus, "monitor": self.has_monitor}
         sections = {
             "host": json.dumps(_to_json(self.hypervisor.state())).encode(),
@@ -253,6 +261,16 @@ class ConfidentialVM:
             self.machine.save(Path(path), sections)
         except SnpError as error:
             raise VeilError(str(error)) from error
+
+    def _let_monitor_finish(self) -> None:
+        """VeilMon's state is whole only between two calls: run on until no VCPU is in it."""
+        vcpus = self.hypervisor.vcpus
+
+        def at_rest() -> bool:
+            return all(vcpu.vmpl != 0 or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
+
+        if self.has_monitor and not at_rest() and self.hypervisor.run(until=at_rest, timeout=10.0) != RunResult.DONE:
+            raise VeilError("the monitor did not come to rest; no snapshot was made")
 
     @classmethod
     def restore(

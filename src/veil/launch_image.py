@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +30,12 @@ MONITOR_SIZE = 4 * _MIB
 _SERVICES_SIZE = 2 * _MIB
 
 _ENTRY = "veil.monitor:VeilMon"
-_PACKAGES = ("veil.monitor",)
+_PACKAGES = ("veil.formats", "veil.monitor")
 
 # Offsets in the monitor's region.
-_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GHCB, _GUEST_VMSA, _VMSAS = (
-    number * _PAGE for number in range(9)
-)
-_ARCHIVE = 0x50000
+_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GUEST_VMSA = (number * _PAGE for number in range(7))
+_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x20000, 0x30000, 0x60000
+_SHARED_SIZE = _ARCHIVE - _SHARED
 
 _SEV_FEATURES = 1  # SNP active
 _SVME = 1 << 12
@@ -66,8 +66,12 @@ def build_image(
     vcpus: int,
     monitor: bool,
     cpuid: Sequence[CpuidEntryValues],
+    owners: Sequence[bytes] = (),
 ) -> LaunchImage:
-    """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0."""
+    """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
+
+    `owners` are SHA-256 of the public keys of users whom the secure channel lets do more than look.
+    """
     linux = prepare_linux(
         kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=MONITOR_SIZE if monitor else 0
     )
@@ -80,7 +84,7 @@ def build_image(
         regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, vcpu=0, vmpl=0))
         return LaunchImage(tuple(regions), None, command_line)
     base = linux.layout.monitor.start
-    regions += _monitor_regions(linux, base, vcpus, table, regions)
+    regions += _monitor_regions(linux, base, vcpus, table, regions, owners)
     return LaunchImage(tuple(regions), (base, MONITOR_SIZE), command_line)
 
 
@@ -112,7 +116,7 @@ def _guest_region(gpa: int, data: bytes, kind: GuestKind, table: bytes) -> Launc
 
 
 def _monitor_regions(
-    linux: LinuxBoot, base: int, vcpus: int, table: bytes, guest: Sequence[LaunchRegion]
+    linux: LinuxBoot, base: int, vcpus: int, table: bytes, guest: Sequence[LaunchRegion], owners: Sequence[bytes]
 ) -> list[LaunchRegion]:
     archive = pack_sources(_PACKAGES)
     size = ctypes.sizeof(MonitorParameters)
@@ -140,7 +144,10 @@ def _monitor_regions(
         header_gpa=base + _HEADER,
         secrets_gpa=base + _SECRETS,
         cpuid_gpa=base + _CPUID,
-        ghcb_gpa=base + _GHCB,
+        ghcb_gpa=base + _GHCBS,
+        shared=(base + _SHARED, _SHARED_SIZE),
+        cpuid_digest=hashlib.sha256(table).digest(),
+        owners=owners,
         monitor_vmsas_gpa=base + _VMSAS,
         template_gpa=base + _TEMPLATE,
         guest_vmsa_gpa=base + _GUEST_VMSA,

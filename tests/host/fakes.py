@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from veil.host import GhcbReason, Hypervisor, RunState
@@ -192,6 +193,7 @@ class FakePlatform:
         self.on_sipi: Callable[[int], None] | None = None
         self.on_reset: Callable[[], None] | None = None
         self.on_power_off: Callable[[], None] | None = None
+        self.channel = SimpleNamespace(pending=False, backlog=False, on_pending=None)
 
     def io_read(self, port: int, size: int, /) -> int:
         self.log.append(("in", port, size))

@@ -42,6 +42,9 @@ PAUSE_LIMIT = 16
 
 _FOREVER = 1 << 63
 
+#: States in which a VCPU's kernel may be left for VeilMon.
+_INTERRUPTIBLE = (RunState.RUNNABLE, RunState.HALTED)
+
 
 class HypervisorFeature(enum.IntFlag):
     """The feature bitmap (56421, "Hypervisor Feature Support")."""
@@ -128,6 +131,8 @@ class Hypervisor:
         self._stop: HostError | None = None
         self._stopped = False
         self._wakeup = threading.Event()
+        self._channel = platform.channel
+        self._channel.on_pending = self._end_slice
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
         platform.on_power_off = self._power_off
         machine.set_pause_limit(PAUSE_LIMIT if vcpus > 1 else 0)
@@ -187,6 +192,9 @@ class Hypervisor:
         self.reschedule = True
         self.wake()
 
+    def _end_slice(self) -> None:
+        self.reschedule = True
+
     def _power_off(self) -> None:
         self.stop(GuestPowerOff("the guest switched its machine off"))
 
@@ -226,6 +234,8 @@ class Hypervisor:
         if target is None or target.on_init:
             return False
         vcpu.start(vmpl)
+        if vmpl == self.guest_vmpl and self._channel.backlog:
+            self._channel.flush()
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True
@@ -277,11 +287,26 @@ class Hypervisor:
                 return RunResult.TIMEOUT
             if self.device_accessed or now >= self._timer_ns:
                 self._tick(now)
+            if self._channel.pending:
+                self._enter_monitor()
             vcpu = self._choose()
             if vcpu is None:
                 self._sleep(end_ns)
             else:
                 self._slice(vcpu, until, end_ns)
+
+    def _enter_monitor(self) -> None:
+        """There is something for VeilMon: run it on the first VCPU whose kernel it can interrupt.
+
+        A kernel that waits in HLT goes on afterwards as if an interrupt had come; it looks for work and waits again.
+        """
+        for vcpu in self.vcpus:
+            at_guest = vcpu.current is not None and vcpu.current.vmpl == self.guest_vmpl
+            if at_guest and self.guest_vmpl and 0 in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
+                self._channel.entered()
+                vcpu.start(0)
+                self._next = vcpu
+                return
 
     def _drain(self) -> None:
         inbox = self._inbox

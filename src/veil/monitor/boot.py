@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Generator, Iterable
 
@@ -15,7 +16,15 @@ from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
-__all__ = ["check_host", "make_ghcb", "make_monitor_vmsa", "prepare_guest", "take_memory"]
+__all__ = [
+    "check_cpuid",
+    "check_host",
+    "make_monitor_vmsa",
+    "own_ghcb",
+    "prepare_guest",
+    "share_memory",
+    "take_memory",
+]
 
 _SVME = 1 << 12
 _SNP_ACTIVE = 1
@@ -69,13 +78,35 @@ def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tupl
         yield gpa, end
 
 
-def make_ghcb(cpu: HostedCpu, gpa: int) -> Generator[None, None, ghcb.Ghcb]:
-    """Turn a page of the monitor's into its GHCB: give it back, share it, register it."""
+def check_cpuid(cpu: HostedCpu, parameters: MonitorParameters) -> None:
+    """The launch digest says that there is a CPUID page, not what is on it: the host could have chosen that.
+
+    With other values it could have the kernel do without a feature that protects it, or use one that is not there.
+    """
+    page = cpu.view.read(parameters.cpuid_gpa, PAGE)
+    if hashlib.sha256(page).digest() != bytes(parameters.cpuid_digest):
+        raise MonitorError(Reason.CPUID_CHANGED, "the CPUID page is not the one that the image was measured with")
+
+
+def share_memory(cpu: HostedCpu, parameters: MonitorParameters) -> Generator[None, None, None]:
+    """Give back the pages that the host must reach: a GHCB for each VCPU, guest messages, the channel."""
+    shared = parameters.shared
+    for gpa, size in ((parameters.ghcb_gpa, parameters.vcpus * PAGE), (shared.gpa, shared.size)):
+        for page in range(gpa, gpa + size, PAGE):
+            yield from _share_page(cpu, page)
+
+
+def _share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
     cpu.view.zero(gpa, PAGE)
     code, unchanged = yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, validate=False))
     if code != RmpResult.SUCCESS or unchanged:
-        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"the GHCB's page {gpa:#x} cannot be given back: {code.name}")
+        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"the page {gpa:#x} cannot be given back: {code.name}")
     yield from ghcb.share_page(cpu, gpa)
+
+
+def own_ghcb(cpu: HostedCpu, parameters: MonitorParameters, apic_id: int) -> Generator[None, None, ghcb.Ghcb]:
+    """Register this VCPU's GHCB."""
+    gpa = parameters.ghcb_gpa + apic_id * PAGE
     yield from ghcb.register_ghcb(cpu, gpa)
     return ghcb.Ghcb(cpu, gpa)
 

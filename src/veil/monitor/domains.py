@@ -42,6 +42,8 @@ class VcpuContexts:
     caa: int | None = None
     guest_vmsas: dict[int, int] = field(default_factory=dict)
     """VMSA -> its CAA, for every VMPL 3 context that was created for this VCPU and not deleted."""
+    unfinished: int | None = None
+    """The VMSA whose call waits for the host; its registers will be written when it is done."""
 
     def vmsas(self) -> dict[Domain, int]:
         """The VMSA of each domain that can run on this VCPU now."""

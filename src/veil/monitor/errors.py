@@ -18,6 +18,7 @@ class Reason(enum.IntEnum):
     BAD_KERNEL_VMSA = 4
     HOST_REFUSED = 5
     HOST_LACKS_FEATURES = 6
+    CPUID_CHANGED = 7
 
 
 class MonitorError(Exception):

@@ -7,20 +7,29 @@ import ctypes
 import enum
 from collections.abc import Iterable, Sequence
 
+from veil.formats.channel import ChannelArea
 from veil.monitor.errors import MonitorError, Reason
 from veil.snp.layouts import check_offsets
 
-__all__ = ["MonitorParameters", "Option", "Range"]
+__all__ = ["CERTIFICATE_PAGES", "MIN_SHARED", "MonitorParameters", "Option", "Range"]
 
 _MAGIC = 0x4E4F4D4C49455600  # "\0VEILMON", little-endian
-_VERSION = 1
+_VERSION = 2
 _MAX_RAM = 4
 _MAX_LAUNCHED = 96
 _MAX_VCPUS = 64
+_MAX_OWNERS = 8
+_DIGEST = 32
 _PAGE = 4096
 _TOP = 1 << 51
 
-_OWN_PAGES = ("header_gpa", "secrets_gpa", "cpuid_gpa", "ghcb_gpa", "template_gpa")
+#: The shared area: a page for requests to the secure processor, one for responses, these for certificates (Linux takes
+#: as many), then the channel's.
+CERTIFICATE_PAGES = 4
+_CHANNEL_AT = (2 + CERTIFICATE_PAGES) * _PAGE
+MIN_SHARED = _CHANNEL_AT + ChannelArea(0).size
+
+_OWN_PAGES = ("header_gpa", "secrets_gpa", "cpuid_gpa", "template_gpa")
 _GUEST_PAGES = ("guest_secrets_gpa", "guest_cpuid_gpa", "guest_caa_gpa")
 
 
@@ -63,9 +72,14 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     """Offsets are fixed: the image builder and the monitor may be of different builds.
 
     `launched` are the ranges that the secure processor validated at launch. `monitor` is VMPL 0's own region, which
-    holds the pages of `header_gpa` to `template_gpa` and, from `monitor_vmsas_gpa` on, one page for each VCPU but the
-    first; `services` belongs to VMPL 0 and 1. The pages from `guest_secrets_gpa` on are memory of VMPL 3;
+    holds the pages of `header_gpa` to `template_gpa`, from `monitor_vmsas_gpa` on one page for each VCPU but the first,
+    from `ghcb_gpa` on one for each VCPU, and `shared`, which is shared with the host for guest messages and the
+    channel; `services` belongs to VMPL 0 and 1. The pages from `guest_secrets_gpa` on are memory of VMPL 3;
     `guest_vmsa_gpa` may be in its memory or the monitor's.
+
+    `cpuid_digest` is SHA-256 of the CPUID page. The launch digest does not cover that page's contents; this does.
+    `owners` are SHA-256 of the public keys (DER SubjectPublicKeyInfo) of the users whom the channel lets do more than
+    look.
     """
 
     _pack_ = 1
@@ -88,6 +102,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         ("guest_secrets_gpa", ctypes.c_uint64),
         ("guest_cpuid_gpa", ctypes.c_uint64),
         ("guest_caa_gpa", ctypes.c_uint64),
+        ("shared", Range),
+        ("cpuid_digest", ctypes.c_uint8 * _DIGEST),
+        ("owner_count", ctypes.c_uint64),
+        ("owners", (ctypes.c_uint8 * _DIGEST) * _MAX_OWNERS),
         ("ram", Range * _MAX_RAM),
         ("launched", Range * _MAX_LAUNCHED),
     ]
@@ -110,6 +128,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     guest_secrets_gpa: int
     guest_cpuid_gpa: int
     guest_caa_gpa: int
+    shared: Range
+    cpuid_digest: ctypes.Array[ctypes.c_uint8]
+    owner_count: int
+    owners: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
     ram: ctypes.Array[Range]
     launched: ctypes.Array[Range]
 
@@ -122,12 +144,18 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         launched: Sequence[tuple[int, int]],
         monitor: tuple[int, int],
         services: tuple[int, int],
+        shared: tuple[int, int],
+        cpuid_digest: bytes,
+        owners: Sequence[bytes] = (),
         options: Option = Option.NONE,
         **addresses: int,
     ) -> MonitorParameters:
         """Parameters from (GPA, size) pairs; `addresses` are the fields that end in `_gpa`."""
         if len(ram) > _MAX_RAM or len(launched) > _MAX_LAUNCHED:
             raise _bad(f"{len(ram)} and {len(launched)} memory ranges are more than {_MAX_RAM} and {_MAX_LAUNCHED}")
+        if len(owners) > _MAX_OWNERS or any(len(owner) != _DIGEST for owner in owners) or len(cpuid_digest) != _DIGEST:
+            raise _bad(f"{len(owners)} owners of at most {_MAX_OWNERS}, or a digest that has not {_DIGEST} bytes")
+        digest = ctypes.c_uint8 * _DIGEST
         return cls(
             magic=_MAGIC,
             version=_VERSION,
@@ -137,6 +165,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             options=options,
             monitor=Range(*monitor),
             services=Range(*services),
+            shared=Range(*shared),
+            cpuid_digest=digest(*cpuid_digest),
+            owner_count=len(owners),
+            owners=(digest * _MAX_OWNERS)(*(digest(*owner) for owner in owners)),
             ram=(Range * _MAX_RAM)(*(Range(*item) for item in ram)),
             launched=(Range * _MAX_LAUNCHED)(*(Range(*item) for item in launched)),
             **addresses,
@@ -154,13 +186,15 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             raise _bad(f"{self.vcpus} VCPUs or {self.ram_count} ranges of RAM")
         if self.launched_count > _MAX_LAUNCHED or self.options & ~_OPTIONS:
             raise _bad(f"{self.launched_count} launched ranges or options {self.options:#x}")
+        if self.owner_count > _MAX_OWNERS:
+            raise _bad(f"{self.owner_count} owners")
         self._check_ranges()
         self._check_pages()
         return self
 
     def _check_ranges(self) -> None:
         ram = self.ram_ranges()
-        for item in [self.monitor, self.services, *ram, *self.launched_ranges()]:
+        for item in [self.monitor, self.services, self.shared, *ram, *self.launched_ranges()]:
             if item.gpa % _PAGE or item.size % _PAGE or item.end > _TOP:
                 raise _bad(f"the range {item.gpa:#x}+{item.size:#x} is not one of whole pages")
         if not self.monitor.size or any(not item.size for item in ram):
@@ -173,10 +207,13 @@ class MonitorParameters(ctypes.LittleEndianStructure):
 
     def _check_pages(self) -> None:
         vmsas = (self.vcpus - 1) * _PAGE
-        for name, size in [*((name, _PAGE) for name in _OWN_PAGES), ("monitor_vmsas_gpa", vmsas)]:
+        several = [("monitor_vmsas_gpa", vmsas), ("ghcb_gpa", self.vcpus * _PAGE)]
+        for name, size in [*((name, _PAGE) for name in _OWN_PAGES), *several]:
             gpa = getattr(self, name)
             if gpa % _PAGE or not self.monitor.contains(gpa, size):
                 raise _bad(f"{name} {gpa:#x} is no page of the monitor's region")
+        if not self.monitor.contains(self.shared.gpa, self.shared.size) or self.shared.size < MIN_SHARED:
+            raise _bad(f"the shared area {self.shared.gpa:#x}+{self.shared.size:#x} is not in the monitor's region")
         guest = [getattr(self, name) for name in _GUEST_PAGES]
         pages = [*guest, self.guest_vmsa_gpa]
         if len(set(pages)) != len(pages):
@@ -191,6 +228,15 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     def ram_ranges(self) -> list[Range]:
         """All of RAM."""
         return list(self.ram[: self.ram_count])
+
+    @property
+    def channel(self) -> ChannelArea:
+        """Where the channel's rings are."""
+        return ChannelArea(self.shared.gpa + _CHANNEL_AT)
+
+    def owner_digests(self) -> list[bytes]:
+        """SHA-256 of each owner's public key."""
+        return [bytes(owner) for owner in self.owners[: self.owner_count]]
 
     def launched_ranges(self) -> list[Range]:
         """What the launch validated."""
@@ -207,6 +253,6 @@ def _inside(ranges: Iterable[Range], gpa: int, size: int) -> bool:
 
 check_offsets(
     MonitorParameters,
-    0x6D0,
-    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "ram": 0x90, "launched": 0xD0},
+    0x808,
+    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x1C8},
 )

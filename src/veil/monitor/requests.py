@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Generator
 from typing import NamedTuple, Protocol
 
 __all__ = ["CallError", "CallHandler", "Request", "Result", "ResultCode"]
@@ -67,8 +68,10 @@ class CallHandler(Protocol):
     def versions(self) -> tuple[int, int]:
         """Lowest and highest version of the protocol."""
 
-    def call(self, request: Request) -> Result:
+    def call(self, request: Request) -> Result | Generator[None, None, Result]:
         """Answer a call, or raise CallError.
+
+        A generator is an answer that needs the host: each `yield` is a VMGEXIT of the caller's VCPU.
 
         An RmpViolation becomes INVALID_ADDRESS; but one that the host can mend (a 2 MiB RMP entry to split) makes the
         monitor wait for that and call again with the same request, so that what was done already must stand repeating.

@@ -10,6 +10,8 @@ import abc
 import uuid
 from typing import TYPE_CHECKING, ClassVar
 
+from veil.formats.channel import Status
+from veil.monitor.channel.requests import RequestRefused, User
 from veil.monitor.pages import PageBook
 from veil.monitor.requests import CallError, Request, Result, ResultCode
 
@@ -87,6 +89,10 @@ class Service(abc.ABC):
     @abc.abstractmethod
     def call(self, request: Request) -> Result:
         """Answer a call from the guest, or raise CallError. The request's registers are copies."""
+
+    def user_request(self, user: User, call: int, body: bytes) -> bytes:
+        """Answer a request that came over the secure channel, from a remote user, or raise RequestRefused."""
+        raise RequestRefused(Status.UNKNOWN_CALL, f"the service {self.name} has no call {call}")
 
     def manifest(self) -> bytes:
         """What attestation says of the service."""

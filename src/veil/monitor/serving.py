@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import enum
 import struct
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from veil.monitor.requests import CallError, Request, Result, ResultCode
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
-__all__ = ["answer"]
+__all__ = ["Served", "Unfinished", "answer", "finish"]
 
 _VMGEXIT = int(ExitCode.VMGEXIT)
 _SVME = 1 << 12
@@ -43,7 +46,23 @@ _UNSUPPORTED_PROTOCOL = Result(ResultCode.UNSUPPORTED_PROTOCOL)
 _INVALID_ADDRESS = Result(ResultCode.INVALID_ADDRESS)
 
 
-def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> RmpViolation | None:
+class Served(enum.Enum):
+    """What `answer` found."""
+
+    NO_CALL = enum.auto()
+    DONE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A call whose answer needs the host: `finish` it."""
+
+    vmsa: int
+    efer: int
+    steps: Generator[None, None, Result]
+
+
+def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfinished | RmpViolation:
     """Serve the call of this VCPU's kernel context, if it made one.
 
     Returns a refusal that the host must mend (a 2 MiB RMP entry to split) before the call can go on: the call is
@@ -51,11 +70,11 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> RmpViolation 
     """
     vmsa, caa = vcpu.guest_vmsa, vcpu.caa
     if vmsa is None or caa is None:
-        return None
+        return Served.NO_CALL
     part = view.read(vmsa + _EFER, _PART)
     # The host may come here by itself at any time: without a VMGEXIT, and without a call pending, there is none.
     if _ONE(part, _EXIT_CODE_AT)[0] != _VMGEXIT or not view.exchange_u8(caa, 0):
-        return None
+        return Served.NO_CALL
     efer: int = _ONE(part, 0)[0]
     # The host must not run the caller while its registers are half written.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
@@ -66,7 +85,10 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> RmpViolation 
     try:
         if handler is not None:
             request = Request(vcpu.apic_id, protocol, rax & 0xFFFFFFFF, *_TWO(part, _RCX_AT), *_TWO(part, _R8_AT))
-            result = handler.call(request)
+            answered = handler.call(request)
+            if not isinstance(answered, Result):
+                return Unfinished(vmsa, efer, answered)
+            result = answered
     except CallError as error:
         result = Result(error.code)
     except RmpViolation as violation:
@@ -75,6 +97,22 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> RmpViolation 
             return violation
         # An address of the caller's that is not its validated memory.
         result = _INVALID_ADDRESS
+    _write_back(view, vmsa, efer, result)
+    return Served.DONE
+
+
+def finish(view: View, call: Unfinished) -> Generator[None, None, None]:
+    """Take a call to its end. The caller cannot run meanwhile, nor can its VMSA be deleted: it runs on no VCPU."""
+    try:
+        result = yield from call.steps
+    except CallError as error:
+        result = Result(error.code)
+    except RmpViolation:
+        result = _INVALID_ADDRESS
+    _write_back(view, call.vmsa, call.efer, result)
+
+
+def _write_back(view: View, vmsa: int, efer: int, result: Result) -> None:
     code, rcx, rdx, r8, r9 = result
     view.write_u64(vmsa + _RAX, code)
     if rcx is not None:
@@ -86,4 +124,3 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> RmpViolation 
     if r9 is not None:
         view.write_u64(vmsa + _R9, r9)
     view.write_u64(vmsa + _EFER, efer | _SVME)
-    return None

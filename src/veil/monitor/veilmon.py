@@ -5,18 +5,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from veil.monitor import boot, ghcb
+from veil.monitor.attestation import Attestation
+from veil.monitor.channel.link import ChannelLink
+from veil.monitor.channel.requests import Requests
+from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.domains import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError, Reason
+from veil.monitor.guest_messages import GuestMessages
 from veil.monitor.memory import GUEST_VMPL, PAGE
 from veil.monitor.pages import PageBook
-from veil.monitor.parameters import MonitorParameters
+from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.service import FIRST_SERVICE_PROTOCOL, Service, ServiceContext
-from veil.monitor.serving import answer
+from veil.monitor.serving import Served, Unfinished, answer, finish
 from veil.monitor.state import MonitorState
+from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 
 __all__ = ["VeilMon"]
@@ -36,7 +43,12 @@ class VeilMon:
         #: why the monitor gave up, if it did
         self.last_error: str | None = None
         self._state: MonitorState | None = None
-        self._saved_services: dict[str, str] | None = None
+        self._saved: dict[str, Any] | None = None
+        #: each VCPU's way to ask the host, by APIC ID
+        self._hosts: dict[int, ghcb.Ghcb] = {}
+        self._key: ChannelKey | None = None
+        self._messages: GuestMessages | None = None
+        self._channel: ChannelLink | None = None
 
     @property
     def state(self) -> MonitorState:
@@ -60,7 +72,7 @@ class VeilMon:
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
         """Start: the first VCPU boots the machine, the others join."""
         try:
-            vcpu = self._join(cpu) if self._state is not None else (yield from self._boot(cpu))
+            vcpu = (yield from self._join(cpu)) if self._state is not None else (yield from self._boot(cpu))
             yield from self._serve(cpu, vcpu)
         except MonitorError as error:
             self.last_error = str(error)
@@ -72,6 +84,8 @@ class VeilMon:
             vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
             if vcpu is None:
                 raise MonitorError(Reason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
+            gpa = self.state.parameters.ghcb_gpa + vcpu.apic_id * PAGE
+            self._hosts[vcpu.apic_id] = ghcb.Ghcb(cpu, gpa)
             if not self.state.protocols:
                 self._offer_protocols(cpu)
             yield from self._serve(cpu, vcpu, waiting=True)
@@ -81,14 +95,22 @@ class VeilMon:
 
     def save(self) -> bytes:
         """Everything that is not in guest memory."""
-        services = {service.name: service.save().hex() for service in self.services}
-        return json.dumps({**self.state.dump(), "services": services}).encode()
+        assert self._key is not None
+        assert self._messages is not None
+        assert self._channel is not None
+        saved = {
+            **self.state.dump(),
+            "services": {service.name: service.save().hex() for service in self.services},
+            "channel_key": self._key.save().hex(),
+            "messages": self._messages.count,
+            "channel": self._channel.dump(),
+        }
+        return json.dumps(saved).encode()
 
     def restore(self, data: bytes) -> None:
         """Take back what `save` gave."""
-        saved = json.loads(data)
-        self._state = MonitorState.load(saved)
-        self._saved_services = saved["services"]
+        self._saved = json.loads(data)
+        self._state = MonitorState.load(self._saved)
 
     # Boot
 
@@ -97,24 +119,28 @@ class VeilMon:
         state = self._state = MonitorState.at_launch(parameters)
         yield from boot.check_host(cpu)
         yield from boot.take_memory(cpu, state)
-        requests = yield from boot.make_ghcb(cpu, parameters.ghcb_gpa)
+        boot.check_cpuid(cpu, parameters)
+        yield from boot.share_memory(cpu, parameters)
+        host = self._hosts[0] = yield from boot.own_ghcb(cpu, parameters, 0)
         yield from boot.prepare_guest(cpu, state)
-        self._offer_protocols(cpu)
+        channel = self._offer_protocols(cpu)
+        yield from channel.announce(host)
         first = state.domains.vcpus[0]
         first.monitor_vmsa = cpu.vmsa_gpa
         for vcpu in state.domains.vcpus[1:]:
             vcpu.monitor_vmsa = yield from boot.make_monitor_vmsa(cpu, parameters, vcpu.apic_id)
-            yield from requests.create_vcpu(vcpu.apic_id, 0, vcpu.monitor_vmsa, state.sev_features)
-        yield from requests.create_vcpu(0, GUEST_VMPL, parameters.guest_vmsa_gpa, state.sev_features)
+            yield from host.create_vcpu(vcpu.apic_id, 0, vcpu.monitor_vmsa, state.sev_features)
+        yield from host.create_vcpu(0, GUEST_VMPL, parameters.guest_vmsa_gpa, state.sev_features)
         return first
 
-    def _join(self, cpu: HostedCpu) -> VcpuContexts:
+    def _join(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
         vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
         if vcpu is None or vcpu.apic_id != cpu.start_argument:
             raise MonitorError(Reason.GENERAL, "a VCPU started in the monitor that was not asked to")
+        self._hosts[vcpu.apic_id] = yield from boot.own_ghcb(cpu, self.state.parameters, vcpu.apic_id)
         return vcpu
 
-    def _offer_protocols(self, cpu: HostedCpu) -> None:
+    def _offer_protocols(self, cpu: HostedCpu) -> ChannelLink:
         state = self.state
         protocols = state.protocols
         protocols[CoreProtocol.number] = CoreProtocol(state, cpu.view)
@@ -127,12 +153,39 @@ class VeilMon:
             if service.protocol in protocols or service.protocol < FIRST_SERVICE_PROTOCOL:
                 raise MonitorError(Reason.BAD_PARAMETERS, f"the protocol number of the service {service.name} is taken")
             service.context = ServiceContext(own, gpa, service.memory, cpu.view, state.book)
-            if self._saved_services is None:
+            if self._saved is None:
                 service.start()
             else:
-                service.restore(bytes.fromhex(self._saved_services.get(service.name, "")))
+                service.restore(bytes.fromhex(self._saved["services"].get(service.name, "")))
             protocols[service.protocol] = service
             gpa += service.memory
+        return self._offer_attestation(cpu)
+
+    def _offer_attestation(self, cpu: HostedCpu) -> ChannelLink:
+        state, saved = self.state, self._saved or {}
+        parameters = state.parameters
+        key = self._key = ChannelKey(bytes.fromhex(saved.get("channel_key", "")) or None)
+        messages = self._messages = GuestMessages(cpu.view, parameters, saved.get("messages", 0))
+        attestation = Attestation(messages, key.public_bytes, self.services)
+        state.protocols[AttestationProtocol.number] = AttestationProtocol(
+            attestation, state.book, cpu.view, self._hosts
+        )
+        requests = Requests(attestation, self.services, self.describe)
+        owners = frozenset(parameters.owner_digests())
+        self._channel = ChannelLink(
+            cpu.view, parameters.channel, requests, key.accept, owners, saved.get("channel")
+        )
+        return self._channel
+
+    def describe(self) -> dict[str, Any]:
+        """What a remote user is told who asks."""
+        parameters = self.state.parameters
+        return {
+            "vcpus": parameters.vcpus,
+            "protected": not parameters.options & Option.UNPROTECTED,
+            "kernel_vcpus": sum(vcpu.guest_vmsa is not None for vcpu in self.domains.vcpus),
+            "services": {service.name: str(service.guid) for service in self.services},
+        }
 
     # Serving
 
@@ -151,6 +204,13 @@ class VeilMon:
                 yield
             waiting = False
             can_run = cpu.ghcb_msr != ghcb.RUN_REFUSED
-            while (violation := answer(state, view, vcpu)) is not None:
-                cpu.nested_fault(violation)
+            while isinstance(outcome := answer(state, view, vcpu), RmpViolation):
+                cpu.nested_fault(outcome)
                 yield
+            if isinstance(outcome, Unfinished):
+                vcpu.unfinished = outcome.vmsa
+                yield from finish(view, outcome)
+                vcpu.unfinished = None
+            elif outcome is Served.NO_CALL and self._channel is not None:
+                # The host came by itself: there is something on the channel.
+                yield from self._channel.work(self._hosts[vcpu.apic_id])

@@ -7,6 +7,7 @@ They guard themselves against the guest: registers, queues and addresses hold wh
 from __future__ import annotations
 
 from veil.host.devices.apic import LocalApic
+from veil.host.devices.channel import ChannelConnection, ChannelDevice
 from veil.host.devices.pci import PciBus, PciFunction
 from veil.host.devices.pic import Pic
 from veil.host.devices.pit import Pit
@@ -18,6 +19,8 @@ from veil.host.devices.virtqueue import DmaMemory, QueueError, Virtqueue
 
 __all__ = [
     "AGENT_PORT",
+    "ChannelConnection",
+    "ChannelDevice",
     "ConsolePort",
     "DmaMemory",
     "LocalApic",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from veil.host.devices.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.bus import IoBus, MmioBus
+from veil.host.devices.channel import ChannelDevice
 from veil.host.devices.interrupts import InterruptRouter
 from veil.host.devices.msrs import MsrTable
 from veil.host.devices.pci import PciBus
@@ -92,6 +93,8 @@ class Platform:
         self.rtc = Rtc(self.pic.line(RTC_IRQ), now_ns, wall_ns)
         self.serial = Serial8250(self.pic.line(COM1_IRQ))
         self.power = PowerControl()
+        #: users' connections to VeilMon
+        self.channel = ChannelDevice(memory)
         self.pci = PciBus(self.io, self.mmio)
         self.console = VirtioConsole(
             memory,
@@ -106,7 +109,7 @@ class Platform:
         #: the binary channel to the guest's agent
         self.agent = self.console.ports[1]
         self.msrs = MsrTable(clock.tsc)
-        for device in (self.pic, self.pit, self.rtc, self.serial, self.power):
+        for device in (self.pic, self.pit, self.rtc, self.serial, self.power, self.channel):
             device.attach(self.io)
         # Linux writes to the diagnostics port to pass time (io_delay).
         self.io.add_register(_DELAY_PORT, None, lambda value: None)
@@ -264,6 +267,7 @@ class Platform:
             "pit": self.pit,
             "rtc": self.rtc,
             "power": self.power,
+            "channel": self.channel,
             # After all that drive its inputs.
             "pic": self.pic,
         }

@@ -78,6 +78,9 @@ def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     if holder.apic_id == request.vcpu and holder.guest_vmsa == vmsa:
         # The caller itself: it is to get this answer, in this VMSA.
         return Result(ResultCode.INVALID_PARAMETER)
+    if holder.unfinished == vmsa:
+        # Its page would be the guest's again, perhaps another VMSA, when the answer is written into it.
+        return Result(ResultCode.BUSY)
     # The boot VCPU's VMSA is in the monitor's own region.
     given = not state.parameters.monitor.contains(vmsa, PAGE)
     efer = view.read_u64(vmsa + _EFER)

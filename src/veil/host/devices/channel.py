@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host's end of the secure channel: carries users' connections to VeilMon and back, and understands none of it.
+
+VeilMon writes to one port where its rings are, and then when it has put something in (`veil.formats.channel`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from veil.formats.channel import (
+    DOORBELL_PORT,
+    FRAME_DATA_MAX,
+    WINDOW,
+    ChannelArea,
+    Frame,
+    FrameKind,
+    FrameReader,
+    Generations,
+    RingMemory,
+    RingReader,
+    RingWriter,
+    pack_frame,
+)
+from veil.formats.errors import FormatError
+from veil.host.devices.bus import Window
+from veil.snp.errors import RmpViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from veil.host.devices.bus import IoBus
+
+__all__ = ["ChannelConnection", "ChannelDevice"]
+
+_PAGE = 4096
+_PORT_BYTES = 4
+
+
+class ChannelConnection:
+    """One user's connection. `on_data` gets what VeilMon sends; give its room back with `consumed`."""
+
+    def __init__(self, device: ChannelDevice, number: int) -> None:
+        self.number = number
+        self.on_data: Callable[[bytes], None] | None = None
+        self.on_close: Callable[[], None] | None = None
+        self.is_open = True
+        self._device = device
+        self._may_send = WINDOW
+        self._may_receive = WINDOW
+        self._consumed = 0
+        self._waiting: deque[bytes] = deque()
+        self.unsent = 0
+        """Bytes given to `send` that wait for VeilMon's window. A caller with much to send keeps this small."""
+
+    def send(self, data: bytes) -> None:
+        """Bytes from the user."""
+        if not self.is_open:
+            return
+        for at in range(0, len(data), FRAME_DATA_MAX):
+            piece = data[at : at + FRAME_DATA_MAX]
+            self._waiting.append(piece)
+            self.unsent += len(piece)
+        self._push()
+
+    def consumed(self, count: int) -> None:
+        """So many bytes went on to the user."""
+        self._consumed += count
+        if self._consumed >= WINDOW // 4 and self.is_open:
+            grant, self._consumed = self._consumed, 0
+            self._may_receive += grant
+            self._device.put(pack_frame(self.number, FrameKind.CREDIT, grant.to_bytes(4, "little")))
+
+    def close(self) -> None:
+        """The user is gone."""
+        if self.is_open:
+            self.is_open = False
+            self._device.forget(self)
+            self._device.put(pack_frame(self.number, FrameKind.CLOSE))
+
+    def _push(self) -> None:
+        while self._waiting and self._may_send:
+            piece = self._waiting.popleft()
+            if len(piece) > self._may_send:
+                self._waiting.appendleft(piece[self._may_send :])
+                piece = piece[: self._may_send]
+            self._may_send -= len(piece)
+            self.unsent -= len(piece)
+            self._device.put(pack_frame(self.number, FrameKind.DATA, piece))
+
+    def handle(self, frame: Frame) -> None:
+        """A frame from VeilMon, or from whoever can write its shared pages."""
+        if frame.kind == FrameKind.DATA:
+            self._may_receive -= len(frame.data)
+            if self._may_receive < 0:
+                raise FormatError("more data than was granted")
+            if self.on_data is not None:
+                self.on_data(frame.data)
+        elif frame.kind == FrameKind.CREDIT:
+            self._may_send += int.from_bytes(frame.data, "little")
+            self._push()
+        elif frame.kind == FrameKind.CLOSE:
+            self._device.forget(self)
+            self.lost()
+        else:
+            raise FormatError(f"VeilMon sent a frame {frame.kind.name}")
+
+    def lost(self) -> None:
+        """The connection is no more."""
+        if self.is_open:
+            self.is_open = False
+            if self.on_close is not None:
+                self.on_close()
+
+
+class ChannelDevice:
+    """Rings and connections. `pending`: VeilMon should be entered, there is something for it."""
+
+    def __init__(self, memory: RingMemory) -> None:
+        self._memory = memory
+        self._area: ChannelArea | None = None
+        self._connections: dict[int, ChannelConnection] = {}
+        self._next = 1
+        self.pending = False
+        #: called when `pending` becomes true
+        self.on_pending: Callable[[], None] | None = None
+        self._generation = 0
+        self._waiting = bytearray()
+
+    def attach(self, bus: IoBus) -> None:
+        """Claim the port."""
+        bus.add_window(Window(DOORBELL_PORT, _PORT_BYTES, lambda offset, size: 0, self._write))
+
+    @property
+    def ready(self) -> bool:
+        """Has VeilMon said where its rings are?"""
+        return self._area is not None
+
+    def open(self) -> ChannelConnection:
+        """A new connection."""
+        connection = ChannelConnection(self, self._next)
+        self._next += 1
+        self._connections[connection.number] = connection
+        self.put(pack_frame(connection.number, FrameKind.OPEN))
+        return connection
+
+    def forget(self, connection: ChannelConnection) -> None:
+        """The connection carries nothing any more."""
+        self._connections.pop(connection.number, None)
+
+    def put(self, frame: bytes) -> None:
+        """A frame for VeilMon; waits here while the ring is full."""
+        self._waiting += frame
+        self.flush()
+
+    def flush(self) -> None:
+        """Put what waits into the ring, as far as there is room."""
+        if not self._waiting or self._area is None:
+            return
+        try:
+            if self._resetting():
+                return
+            count = self._out.write(bytes(self._waiting))
+        except (FormatError, RmpViolation):
+            self._reset()
+            return
+        if count:
+            del self._waiting[:count]
+            self._now_pending()
+
+    def entered(self) -> None:
+        """VeilMon is being entered: it will read all that is in its ring."""
+        self.pending = False
+
+    @property
+    def backlog(self) -> bool:
+        """Is there something that did not fit into the ring?"""
+        return bool(self._waiting)
+
+    def _now_pending(self) -> None:
+        if not self.pending:
+            self.pending = True
+            if self.on_pending is not None:
+                self.on_pending()
+
+    def _write(self, offset: int, size: int, value: int) -> None:
+        if offset or size != _PORT_BYTES:
+            return
+        if value and self._area is None:
+            # The first to say so is VeilMon. The kernel could say it later, to have users' ciphertext carried to it.
+            self._begin(ChannelArea(value * _PAGE), 0, 0)
+            self.flush()
+        elif self._area is not None and not value:
+            self._take()
+
+    def _begin(self, area: ChannelArea, position_in: int, position_out: int, held: bytes = b"") -> None:
+        self._area = area
+        self._in = RingReader(self._memory, area, to_monitor=False, position=position_in)
+        self._out = RingWriter(self._memory, area, to_monitor=True, position=position_out)
+        self._frames = FrameReader(held)
+        self._generations = Generations(self._memory, area)
+
+    def _take(self) -> None:
+        assert self._area is not None
+        try:
+            if self._resetting():
+                return
+            data = self._in.read()
+            for frame in self._frames.feed(data):
+                connection = self._connections.get(frame.connection)
+                if connection is not None:
+                    connection.handle(frame)
+        except (FormatError, RmpViolation):
+            self._reset()
+            return
+        if len(data) > self._area.ring // 2:
+            self._now_pending()  # it may have had more than fitted
+
+    def _resetting(self) -> bool:
+        """Does VeilMon still have to follow to a new beginning?"""
+        return self._generations.seen != self._generation
+
+    def _reset(self) -> None:
+        """The rings are spoilt: begin anew."""
+        assert self._area is not None
+        lost, self._connections = self._connections, {}
+        self._waiting.clear()
+        self._generation += 1
+        self._begin(self._area, 0, 0)
+        try:
+            self._generations.want(self._generation)
+        except RmpViolation:
+            self._area = None  # the pages are gone
+        self._now_pending()
+        for connection in lost.values():
+            connection.lost()
+
+    # Snapshots
+
+    def state(self) -> dict[str, Any]:
+        """For a snapshot. Connections do not outlive it."""
+        if self._area is None:
+            return {"gpa": 0}
+        return {
+            "gpa": self._area.gpa,
+            "generation": self._generation,
+            "in": self._in.position,
+            "out": self._out.position,
+            "held": self._frames.held.hex(),
+            "waiting": bytes(self._waiting).hex(),
+            "next": self._next,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From a snapshot."""
+        gpa = int(state["gpa"])
+        self._area = None
+        self._connections.clear()
+        if not gpa:
+            return
+        self._generation, self._next = int(state["generation"]), int(state["next"])
+        self._waiting = bytearray(bytes.fromhex(state["waiting"]))
+        self._begin(ChannelArea(gpa), int(state["in"]), int(state["out"]), bytes.fromhex(state["held"]))
