@@ -8,15 +8,23 @@ the monitor's requests, and runs each VCPU's contexts.
 from __future__ import annotations
 
 import ctypes
+import functools
+import hashlib
 import struct
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
 
+from veil.host.devices import ChannelDevice
+from veil.host.devices.bus import IoBus
 from veil.monitor import MonitorParameters, Option, VeilMon
+from veil.monitor.parameters import MIN_SHARED
 from veil.monitor.requests import ResultCode
+from veil.snp.endorsement import Endorsement
+from veil.snp.guest_requests import MODEL_TCB, GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
+from veil.snp.id_block import LaunchIdentity
 from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult
@@ -28,9 +36,11 @@ RAM = 4 * LARGE
 
 MONITOR, MONITOR_SIZE = 3 * LARGE, LARGE // 2
 SERVICES, SERVICES_SIZE = MONITOR + MONITOR_SIZE, LARGE // 2
-(HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, GHCB, GUEST_VMSA, AP_VMSAS) = (
-    MONITOR + number * PAGE for number in range(9)
+(HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, GUEST_VMSA) = (
+    MONITOR + number * PAGE for number in range(7)
 )
+AP_VMSAS, GHCB, SHARED = MONITOR + 0x10000, MONITOR + 0x20000, MONITOR + 0x30000
+CPUID_PAGE = (b"cpuid" * 50).ljust(PAGE, b"\0")
 KERNEL = 0x10000
 GUEST_SECRETS, GUEST_CPUID, GUEST_CAA = 0x108000, 0x109000, 0x10A000
 #: guest memory that tests use: the last two in RMP entries of 2 MiB
@@ -81,6 +91,8 @@ def parameters(**changes: object) -> MonitorParameters:
         "secrets_gpa": SECRETS,
         "cpuid_gpa": CPUID,
         "ghcb_gpa": GHCB,
+        "shared": (SHARED, MIN_SHARED),
+        "cpuid_digest": hashlib.sha256(CPUID_PAGE).digest(),
         "monitor_vmsas_gpa": AP_VMSAS,
         "template_gpa": TEMPLATE,
         "guest_vmsa_gpa": GUEST_VMSA,
@@ -101,6 +113,32 @@ class Vcpu:
         self.steps: Generator[None, None, None] | None = None
         self.vmpl = 0
         self.parked = False
+
+
+@functools.cache
+def chip() -> Endorsement:
+    """One for all tests."""
+    return Endorsement.generate(MODEL_TCB)
+
+
+class Channel:
+    """The host's channel device, which enters the monitor on VCPU 0 as long as there is something for it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.device = ChannelDevice(bench.host)
+        self._bus = IoBus()
+        self.device.attach(self._bus)
+
+    def port_write(self, port: int, value: int) -> None:
+        self._bus.write(port, 4, value)
+
+    def run(self) -> None:
+        """Until VeilMon has nothing left to read."""
+        while self.device.pending:
+            self.device.entered()
+            self._bench.enter(0)
+            self.device.flush()
 
 
 class Bench:
@@ -125,6 +163,10 @@ class Bench:
         self.splits = 0
         self.log: list[int] = []
         self.on_request: Callable[[int], int | None] = lambda request: None
+        self.processor = GuestRequests(chip, cpuid_signature=0, report_version=3)
+        self.on_message = self.carry
+        self.certificates = b"certificates"
+        self.channel = Channel(self)
         self._launch(layout or parameters(vcpus=vcpus, options=options), template or kernel_vmsa())
 
     def _launch(self, layout: MonitorParameters, template: bytes) -> None:
@@ -134,6 +176,7 @@ class Bench:
             assert self.host.rmpupdate(gpa, assigned=True, size=size, count=count) == RmpResult.SUCCESS
         header = HostedHeader(parameters_gpa=PARAMETERS, parameters_length=ctypes.sizeof(layout))
         secrets = bytes(range(256)) * 16
+        self.vmpcks = [secrets[start : start + 32] for start in range(0x20, 0xA0, 32)]
         monitor_vmsa = bytes(Vmsa(vmpl=0, efer=SVME, sev_features=1, rip=HEADER))
         for gpa, data in (
             (KERNEL, b"kernel"),
@@ -142,7 +185,7 @@ class Bench:
             (MONITOR_VMSA, monitor_vmsa),
             (TEMPLATE, template),
             (SECRETS, secrets),
-            (CPUID, b"cpuid" * 50),
+            (CPUID, CPUID_PAGE),
         ):
             assert self.rmp.launch_page(gpa, vmsa=gpa == MONITOR_VMSA) == RmpResult.SUCCESS
             self.memory.buf[gpa : gpa + len(data)] = data
@@ -225,12 +268,36 @@ class Bench:
         raise AssertionError(f"MSR request {request:#x}")
 
     def _ghcb(self, gpa: int) -> int:
-        code, info, vmsa = struct.unpack("<3Q", self.host.read(gpa + 0x390, 24))
-        assert code == 0x80000013
-        assert info & 0xFFFF == 1
-        self.vcpus[info >> 32].vmsas[info >> 16 & 0xF] = vmsa
+        code, info_1, info_2 = struct.unpack("<3Q", self.host.read(gpa + 0x390, 24))
+        rax, rbx = self.host.read_u64(gpa + 0x1F8), self.host.read_u64(gpa + 0x318)
         self.host.write_u64(gpa + 0x398, 0)
+        self.host.write_u64(gpa + 0x3A0, 0)
+        if code == 0x7B:
+            self.channel.port_write(info_1 >> 16, rax)
+        elif code in (0x80000011, 0x80000012):
+            errors, needed = self.on_message(info_1, info_2, (rax, rbx) if code == 0x80000012 else None)
+            self.host.write_u64(gpa + 0x3A0, errors)
+            self.host.write_u64(gpa + 0x318, needed)
+        else:
+            assert code == 0x80000013
+            assert info_1 & 0xFFFF == 1
+            self.vcpus[info_1 >> 32].vmsas[info_1 >> 16 & 0xF] = info_2
         return gpa
+
+    def carry(self, request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
+        """What an honest host does with a guest message: (errors, pages needed)."""
+        if data is not None:
+            gpa, pages = data
+            needed = -(-len(self.certificates) // PAGE)
+            if pages < needed:
+                return 1 << 32, needed
+            if self.certificates:
+                self.host.write(gpa, self.certificates)
+        guest = LaunchedGuest(1 << 17, bytes(48), bytes(32), LaunchIdentity())
+        status, answer = self.processor.handle(self.host.read(request, PAGE), self.vmpcks, guest)
+        if answer:
+            self.host.write(response, answer)
+        return int(status), 0
 
     # The guest
 
@@ -306,6 +373,7 @@ class Bench:
             for vmsa, caa in vcpu.guest_vmsas.items():
                 assert self.vmsa(vmsa).vmpl == 3
                 assert self.kernel.allows(caa, 3, 8), "a calling area is gone"
-        # All protected pages but the GHCB stay validated memory of the guest's: the host cannot exchange them.
-        protected[GHCB // PAGE] = False
+        # All protected pages but the shared ones stay validated memory of the guest's: the host cannot exchange them.
+        protected[GHCB // PAGE : GHCB // PAGE + len(self.vcpus)] = False
+        protected[SHARED // PAGE : (SHARED + MIN_SHARED) // PAGE] = False
         assert ((flags[protected] & 3) == 3).all()

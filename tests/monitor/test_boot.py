@@ -19,6 +19,7 @@ from veil.snp.rmp import PageSize, RmpResult
 from .bench import (
     AP_VMSAS,
     CPUID,
+    CPUID_PAGE,
     FREE,
     FREE_2M,
     GHCB,
@@ -233,6 +234,15 @@ def test_host_refuses_to_share_the_ghcb() -> None:
     terminated(bench, Reason.HOST_REFUSED)
 
 
+def test_cpuid_page_of_the_hosts_choice() -> None:
+    """The launch digest does not cover it."""
+    bench = Bench()
+    bench.memory.buf[CPUID + 20] ^= 1
+    terminated(bench, Reason.CPUID_CHANGED)
+    honest = Bench().boot()
+    assert honest.kernel.read(GUEST_CPUID, PAGE) == CPUID_PAGE
+
+
 def test_host_refuses_to_run_the_kernel() -> None:
     """The VCPU waits, instead of asking again and again; when the host comes back it tries once more."""
     bench = Bench()
@@ -256,7 +266,7 @@ def test_ap_started_twice_or_elsewhere() -> None:
 
 BAD: list[Callable[[MonitorParameters], object]] = [
     lambda p: setattr(p, "magic", 1),
-    lambda p: setattr(p, "version", 2),
+    lambda p: setattr(p, "version", 1),
     lambda p: setattr(p, "vcpus", 0),
     lambda p: setattr(p, "vcpus", 65),
     lambda p: setattr(p, "ram_count", 0),
@@ -276,6 +286,11 @@ BAD: list[Callable[[MonitorParameters], object]] = [
     lambda p: setattr(p, "guest_vmsa_gpa", RAM),
     lambda p: setattr(p, "guest_caa_gpa", GUEST_SECRETS),
     lambda p: setattr(p, "guest_caa_gpa", MONITOR + 0x20000),
+    lambda p: setattr(p, "ghcb_gpa", SERVICES - PAGE + 1),
+    lambda p: setattr(p, "owner_count", 9),
+    lambda p: setattr(p.shared, "gpa", SERVICES),
+    lambda p: setattr(p.shared, "size", PAGE),
+    lambda p: setattr(p.shared, "gpa", p.shared.gpa + 8),
     lambda p: setattr(p, "guest_secrets_gpa", SERVICES),
     lambda p: setattr(p, "guest_cpuid_gpa", 12),
 ]

@@ -23,7 +23,7 @@ from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.service import FIRST_SERVICE_PROTOCOL, Service, ServiceContext
 from veil.monitor.serving import Served, Unfinished, answer, finish
 from veil.monitor.state import MonitorState
-from veil.snp.errors import RmpViolation
+from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
 
 __all__ = ["VeilMon"]
@@ -95,11 +95,15 @@ class VeilMon:
 
     def save(self) -> bytes:
         """Everything that is not in guest memory."""
-        assert self._key is not None
-        assert self._messages is not None
-        assert self._channel is not None
+        state = self.state
+        if self._saved is not None and self._channel is None:
+            return json.dumps(self._saved).encode()  # restored, and not resumed yet
+        if self._key is None or self._messages is None or self._channel is None:
+            raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
+        if self._messages.busy or any(vcpu.unfinished is not None for vcpu in self.domains.vcpus):
+            raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
-            **self.state.dump(),
+            **state.dump(),
             "services": {service.name: service.save().hex() for service in self.services},
             "channel_key": self._key.save().hex(),
             "messages": self._messages.count,
