@@ -159,7 +159,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 def _name(common_name: str) -> x509.Name:
     return x509.Name(
         [
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "Software machine, no hardware"),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "Software machine without hardware protection"),
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Veil"),
             x509.NameAttribute(NameOID.COMMON_NAME, common_name),
         ]
