@@ -22,7 +22,9 @@ from veil.formats.errors import FormatError
 
 __all__ = [
     "AREA_HEADER",
+    "DOORBELL_DATA",
     "DOORBELL_PORT",
+    "DOORBELL_SPOILT",
     "FRAME_DATA_MAX",
     "MESSAGE_MAX",
     "WINDOW",
@@ -45,8 +47,12 @@ __all__ = [
 
 # 1. Rings
 
-#: I/O port of 4 bytes: VeilMon writes the area's page number once, then 0 whenever it has put something in.
+#: I/O port of 4 bytes: VeilMon writes the area's page number once, then one of the next two.
 DOORBELL_PORT = 0x0CE0
+#: there is something in the ring to the host
+DOORBELL_DATA = 0
+#: the rings are spoilt: begin anew
+DOORBELL_SPOILT = 0xFFFFFFFF
 #: the first page of the area; the rings follow, first the one to VeilMon
 AREA_HEADER = 4096
 _TO_MONITOR_HEAD, _TO_MONITOR_TAIL, _TO_HOST_HEAD, _TO_HOST_TAIL = 0x00, 0x40, 0x80, 0xC0
@@ -138,6 +144,11 @@ class RingWriter(_Ring):
         super().__init__(memory, area, to_monitor=to_monitor)
         self.position = position
 
+    def reset(self) -> None:
+        """Begin anew: each end clears the counter that it writes."""
+        self._set(self._head, 0)
+        self.position = 0
+
     def write(self, data: bytes | memoryview) -> int:
         """As much as there is room for; returns how much. Raises FormatError if the reader's counter is impossible."""
         used = self.position - self._counter(self._tail) & _COUNTER_MASK
@@ -162,6 +173,11 @@ class RingReader(_Ring):
     def __init__(self, memory: RingMemory, area: ChannelArea, *, to_monitor: bool, position: int = 0) -> None:
         super().__init__(memory, area, to_monitor=to_monitor)
         self.position = position
+
+    def reset(self) -> None:
+        """Begin anew: each end clears the counter that it writes."""
+        self._set(self._tail, 0)
+        self.position = 0
 
     def available(self) -> int:
         """Bytes to read. Raises FormatError if the writer's counter is impossible."""

@@ -10,7 +10,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import (
+    DOORBELL_DATA,
     DOORBELL_PORT,
+    DOORBELL_SPOILT,
     FRAME_DATA_MAX,
     WINDOW,
     ChannelArea,
@@ -126,6 +128,7 @@ class ChannelDevice:
         #: called when `pending` becomes true
         self.on_pending: Callable[[], None] | None = None
         self._generation = 0
+        self._awaited = False
         self._waiting = bytearray()
 
     def attach(self, bus: IoBus) -> None:
@@ -159,7 +162,7 @@ class ChannelDevice:
         if not self._waiting or self._area is None:
             return
         try:
-            if self._resetting():
+            if not self._in_step():
                 return
             count = self._out.write(bytes(self._waiting))
         except (FormatError, RmpViolation):
@@ -187,12 +190,14 @@ class ChannelDevice:
     def _write(self, offset: int, size: int, value: int) -> None:
         if offset or size != _PORT_BYTES:
             return
-        if value and self._area is None:
+        if value not in (DOORBELL_DATA, DOORBELL_SPOILT) and self._area is None:
             # The first to say so is VeilMon. The kernel could say it later, to have users' ciphertext carried to it.
             self._begin(ChannelArea(value * _PAGE), 0, 0)
             self.flush()
-        elif self._area is not None and not value:
+        elif self._area is not None and value == DOORBELL_DATA:
             self._take()
+        elif self._area is not None and value == DOORBELL_SPOILT:
+            self._reset()
 
     def _begin(self, area: ChannelArea, position_in: int, position_out: int, held: bytes = b"") -> None:
         self._area = area
@@ -204,7 +209,7 @@ class ChannelDevice:
     def _take(self) -> None:
         assert self._area is not None
         try:
-            if self._resetting():
+            if not self._in_step():
                 return
             data = self._in.read()
             for frame in self._frames.feed(data):
@@ -217,18 +222,27 @@ class ChannelDevice:
         if len(data) > self._area.ring // 2:
             self._now_pending()  # it may have had more than fitted
 
-    def _resetting(self) -> bool:
-        """Does VeilMon still have to follow to a new beginning?"""
-        return self._generations.seen != self._generation
+    def _in_step(self) -> bool:
+        """Has VeilMon followed to the last beginning?"""
+        if self._generations.seen == self._generation:
+            self._awaited = False
+            return True
+        if self._awaited:
+            self._now_pending()  # what it wrote was spoilt, or it has not come to it yet
+            return False
+        raise FormatError("the channel's generation was changed by somebody else")
 
     def _reset(self) -> None:
         """The rings are spoilt: begin anew."""
         assert self._area is not None
         lost, self._connections = self._connections, {}
         self._waiting.clear()
-        self._generation += 1
+        self._generation = self._generation + 1 & 0xFFFFFFFF
+        self._awaited = True
         self._begin(self._area, 0, 0)
         try:
+            self._in.reset()
+            self._out.reset()
             self._generations.want(self._generation)
         except RmpViolation:
             self._area = None  # the pages are gone
@@ -245,6 +259,7 @@ class ChannelDevice:
         return {
             "gpa": self._area.gpa,
             "generation": self._generation,
+            "awaited": self._awaited,
             "in": self._in.position,
             "out": self._out.position,
             "held": self._frames.held.hex(),
@@ -260,5 +275,6 @@ class ChannelDevice:
         if not gpa:
             return
         self._generation, self._next = int(state["generation"]), int(state["next"])
+        self._awaited = bool(state["awaited"])
         self._waiting = bytearray(bytes.fromhex(state["waiting"]))
         self._begin(ChannelArea(gpa), int(state["in"]), int(state["out"]), bytes.fromhex(state["held"]))

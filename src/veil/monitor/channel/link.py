@@ -8,7 +8,9 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import (
+    DOORBELL_DATA,
     DOORBELL_PORT,
+    DOORBELL_SPOILT,
     ChannelArea,
     Frame,
     FrameKind,
@@ -113,11 +115,12 @@ class ChannelLink:
                     connection.respond(response)
             self._give()
             if self._out.position != sent:
-                yield from host.out(DOORBELL_PORT, 0)
+                yield from host.out(DOORBELL_PORT, DOORBELL_DATA)
         except (FormatError, RmpViolation):
             # Spoilt rings, or pages that the host took away. Nothing can be said on them until it begins anew.
             self._broken = True
             self._connections.clear()
+            yield from host.out(DOORBELL_PORT, DOORBELL_SPOILT)
         finally:
             self._working = False
 
@@ -125,7 +128,10 @@ class ChannelLink:
         wanted = self._generations.wanted
         if wanted != self._generation:
             self._begin({"generation": wanted})
-            self._generations.follow(wanted)
+            self._in.reset()
+            self._out.reset()
+        if self._generations.seen != self._generation:
+            self._generations.follow(self._generation)
         # A host that opens connections and never reads what becomes of them is not listened to for a while.
         if self._broken or len(self._unsent) > _MAX_UNSENT:
             return
