@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a user demands of a report, beyond its being genuine; from Python or from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from veil.formats.attestation_report import REPORT_VERSIONS, PlatformInfo
+from veil.remote.errors import RemoteError
+
+__all__ = ["Policy"]
+
+_TCB_PARTS = ("boot_loader", "tee", "snp", "microcode", "fmc")
+_NO_BITS = PlatformInfo(0)
+_PLATFORM_BITS = {bit.name.lower(): bit for bit in PlatformInfo if bit.name}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An empty tuple or None demands nothing. Bytes are bytes here and hexadecimal in files."""
+
+    measurement: tuple[bytes, ...] = ()
+    """Launch digests that are good, 48 bytes each."""
+    report_data: bytes | None = None
+    host_data: bytes | None = None
+    family_id: bytes | None = None
+    image_id: bytes | None = None
+    chip_ids: tuple[bytes, ...] = ()
+    id_key_digests: tuple[bytes, ...] = ()
+    """The ID block must be signed by a key with one of these SHA-384 digests."""
+    author_key_digests: tuple[bytes, ...] = ()
+    vmpl: int | None = None
+    max_vmpl: int | None = None
+    allow_debug: bool = False
+    allow_migration_agent: bool = False
+    allow_smt: bool = True
+    require_single_socket: bool = False
+    minimum_abi: tuple[int, int] | None = None
+    """Of the guest policy: major, minor."""
+    minimum_guest_svn: int = 0
+    minimum_report_version: int = REPORT_VERSIONS[0]
+    minimum_tcb: Mapping[str, int] = field(default_factory=dict)
+    """By part; a part that the processor's generation lacks is a failure."""
+    minimum_launch_mitigations: int = 0
+    """Bits that must be set in LAUNCH_MIT_VECTOR."""
+    require_platform: PlatformInfo = _NO_BITS
+    forbid_platform: PlatformInfo = _NO_BITS
+    products: tuple[str, ...] = ()
+    """Product lines, as Milan, Genoa, Turin."""
+    allow_vlek: bool = True
+    allow_provisional_firmware: bool = False
+    """Firmware that is running but not committed can still be rolled back."""
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """From a TOML file; raises RemoteError naming file and key."""
+        try:
+            content = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise RemoteError(f"cannot read the policy {path}: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise RemoteError(f"the policy {path} is no TOML: {error}") from error
+        fields = {}
+        for key, value in content.items():
+            reader = _READERS.get(key)
+            if reader is None:
+                raise RemoteError(f"the policy {path} has an unknown key {key!r}")
+            try:
+                fields[key] = reader(value)
+            except (ValueError, TypeError) as error:
+                raise RemoteError(f"the policy {path}: {key}: {error}") from error
+        return cls(**fields)
+
+    def replace(self, **changes: Any) -> Policy:
+        """The same with other demands."""
+        return dataclasses.replace(self, **changes)
+
+
+def _hex(length: int) -> Callable[[Any], bytes]:
+    def read(value: Any) -> bytes:
+        if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]*", value) or len(value) != 2 * length:
+            raise ValueError(f"must be {2 * length} hexadecimal digits")
+        return bytes.fromhex(value)
+
+    return read
+
+
+def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple(read(item) for item in (value if isinstance(value, list) else [value]))
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"must be a number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _version(value: Any) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError('must be a version such as "1.55"')
+    return int(found[1]), int(found[2])
+
+
+def _tcb(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not value.keys() <= set(_TCB_PARTS):
+        raise ValueError(f"must be a table of {', '.join(_TCB_PARTS)}")
+    return {name: _number(0, 255)(part) for name, part in value.items()}
+
+
+def _platform(value: Any) -> PlatformInfo:
+    if not isinstance(value, list) or not set(value) <= _PLATFORM_BITS.keys():
+        raise ValueError(f"must be a list of {', '.join(_PLATFORM_BITS)}")
+    bits = _NO_BITS
+    for name in value:
+        bits |= _PLATFORM_BITS[name]
+    return bits
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "measurement": _several(_hex(48)),
+    "report_data": _hex(64),
+    "host_data": _hex(32),
+    "family_id": _hex(16),
+    "image_id": _hex(16),
+    "chip_ids": _several(_hex(64)),
+    "id_key_digests": _several(_hex(48)),
+    "author_key_digests": _several(_hex(48)),
+    "vmpl": _number(0, 3),
+    "max_vmpl": _number(0, 3),
+    "allow_debug": _boolean,
+    "allow_migration_agent": _boolean,
+    "allow_smt": _boolean,
+    "require_single_socket": _boolean,
+    "minimum_abi": _version,
+    "minimum_guest_svn": _number(0, 0xFFFFFFFF),
+    "minimum_report_version": _number(REPORT_VERSIONS[0], REPORT_VERSIONS[-1]),
+    "minimum_tcb": _tcb,
+    "minimum_launch_mitigations": _number(0, (1 << 63) - 1),
+    "require_platform": _platform,
+    "forbid_platform": _platform,
+    "products": _several(_text),
+    "allow_vlek": _boolean,
+    "allow_provisional_firmware": _boolean,
+}
+assert _READERS.keys() == {item.name for item in dataclasses.fields(Policy)}
