@@ -27,9 +27,17 @@ from veil.errors import VeilError
 from veil.guest.cmdline import command_line
 from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
-from veil.host import HostError, Hypervisor, PanicWatcher, RunResult, RunState
+from veil.host import (
+    DEFAULT_POLICY,
+    HostError,
+    Hypervisor,
+    LaunchIdentityBlock,
+    PanicWatcher,
+    RunResult,
+    RunState,
+)
 from veil.host.devices import Platform
-from veil.installation import endorsement
+from veil.installation import endorsement, owner_fingerprint
 from veil.launch_image import LaunchImage, build_image
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
@@ -39,6 +47,7 @@ _SNAPSHOTS = "snapshots"
 _SNAPSHOTS_KEPT = 8
 _BOOT_TIMEOUT = 180.0
 _CONSOLE_KEPT = 64 * 1024
+_MIB_2 = 2 << 20
 _QUIET = ("quiet", "loglevel=4")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
@@ -89,11 +98,18 @@ class ConfidentialVM:
         console: Callable[[bytes], None] | None = None,
         kernel_options: Sequence[str] = _QUIET,
         modules: Sequence[str] = (),
+        owners: Sequence[bytes] | None = None,
+        policy: int = DEFAULT_POLICY,
+        host_data: bytes = bytes(32),
+        identity: LaunchIdentityBlock | None = None,
+        report_version: int = 3,
         cache: Cache | None = None,
     ) -> None:
         """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
 
-        `console` gets what the guest prints on its console while it boots and runs.
+        `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
+        keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
+        `host_data` and `identity` are those of the SNP launch.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -104,6 +120,9 @@ class ConfidentialVM:
         self._console = console
         self._kernel_options = tuple(kernel_options)
         self._modules = tuple(modules)
+        self._owners = tuple(owners) if owners is not None else (owner_fingerprint(),) if monitor else ()
+        self._policy, self._host_data, self._identity = policy, host_data, identity
+        self._report_version = report_version
         self._cache = cache or Cache()
         self._console_tail: deque[bytes] = deque()
         self._console_held = 0
@@ -304,15 +323,22 @@ class ConfidentialVM:
             return debian_kernel(self._cache, name, progress=self._say)
         return open_kernel(self._cache, Path(name), progress=self._say)
 
-    def _launch(self) -> None:
+    def build_image(self) -> LaunchImage:
+        """What a launch would measure, without launching: for who wants to know the digest beforehand."""
+        build_engine(self._say)
+        try:
+            with Machine(_MIB_2) as machine:
+                return self._build_image(machine)
+        except SnpError as error:
+            raise VeilError(str(error)) from error
+
+    def _build_image(self, machine: Machine) -> LaunchImage:
         kernel = self._find_kernel()
         require_bootable(kernel, monitor=self.has_monitor)
         initramfs = build_initramfs(
             self._cache, module_tree=kernel.modules, modules=self._modules, progress=self._say
         )
-        machine = Machine(self.memory, endorsement=endorsement)
-        self._attach(machine)
-        self.image = build_image(
+        return build_image(
             kernel.load(),
             initramfs,
             command_line(self._kernel_options),
@@ -320,8 +346,16 @@ class ConfidentialVM:
             vcpus=self.vcpus,
             monitor=self.has_monitor,
             cpuid=machine.cpuid_entries(self.vcpus),
+            owners=self._owners,
         )
-        self.hypervisor.launch(self.image.regions)
+
+    def _launch(self) -> None:
+        machine = Machine(self.memory, endorsement=endorsement, report_version=self._report_version)
+        self._attach(machine)
+        self.image = self._build_image(machine)
+        self.hypervisor.launch(
+            self.image.regions, policy=self._policy, host_data=self._host_data, identity=self._identity
+        )
 
     def _boot(self) -> None:
         self._launch()
@@ -385,6 +419,7 @@ class ConfidentialVM:
             kernel,
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
+            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
             command_line(self._kernel_options),
         )
         return self._cache.directory(_SNAPSHOTS) / f"{key}.snapshot"

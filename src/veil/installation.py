@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veil.errors import VeilError
 from veil.snp import MODEL_TCB
 
 if TYPE_CHECKING:
+    from veil.remote import UserKey
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["data_directory", "endorsement"]
+__all__ = ["data_directory", "endorsement", "owner_fingerprint", "software_root", "user_key"]
+
+
+_FINGERPRINT_BYTES = 32
 
 
 def data_directory() -> Path:
@@ -26,3 +31,37 @@ def endorsement() -> Endorsement:
     from veil.snp.endorsement import Endorsement
 
     return Endorsement.load(data_directory() / "machine", MODEL_TCB)
+
+
+def software_root() -> bytes:
+    """The root certificate (DER) of this installation's machines, for who wants to believe in them."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return endorsement().ark.public_bytes(Encoding.DER)
+
+
+def user_key() -> UserKey:
+    """The key of this installation's user, made at the first call."""
+    from veil.remote import UserKey
+
+    return UserKey.load(data_directory() / "user.key")
+
+
+def owner_fingerprint() -> bytes:
+    """SHA-256 of the user's public key, which CVMs are launched with: 32 bytes.
+
+    Kept beside the key, because reading a key takes longer than everything else that most commands do.
+    """
+    path = data_directory() / "user.fingerprint"
+    try:
+        fingerprint = bytes.fromhex(path.read_text())
+        if len(fingerprint) == _FINGERPRINT_BYTES and (data_directory() / "user.key").exists():
+            return fingerprint
+    except (OSError, ValueError):
+        pass
+    fingerprint = user_key().fingerprint
+    try:
+        path.write_text(fingerprint.hex() + "\n")
+    except OSError as error:
+        raise VeilError(f"cannot write {path}: {error.strerror}") from error
+    return fingerprint

@@ -9,17 +9,18 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from veil.formats.launch_digest import LaunchLog, LogEntry
 from veil.guest import layout as guest_layout
 from veil.guest.elf import ElfKernel
 from veil.guest.firmware import accept_memory
 from veil.guest.linux_boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
+from veil.guest.linux_boot import Region as GuestRegion
 from veil.guest.linux_boot import RegionKind as GuestKind
 from veil.host import LaunchRegion, RegionKind
 from veil.monitor import MonitorParameters
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import Vmsa, VmsaSegment
-from veil.snp.secure_processor import launch_digest
 
 __all__ = ["MONITOR_SIZE", "LaunchImage", "build_image"]
 
@@ -52,8 +53,15 @@ class LaunchImage:
 
     def digest(self) -> bytes:
         """The launch digest that a guest with this image reports (48 bytes), computed without launching."""
-        return launch_digest(
-            (region.gpa, region.data.ljust(region.length, b"\0"), int(region.kind)) for region in self.regions
+        return self.log().digest()
+
+    def log(self) -> LaunchLog:
+        """Every page of it, by name."""
+        return LaunchLog(
+            tuple(
+                LogEntry.of(region.name, region.gpa, int(region.kind), region.data.ljust(region.length, b"\0"))
+                for region in self.regions
+            )
         )
 
 
@@ -76,12 +84,12 @@ def build_image(
         kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=MONITOR_SIZE if monitor else 0
     )
     table = _cpuid_page(cpuid)
-    regions = [_guest_region(region.gpa, region.data, region.kind, table) for region in linux.regions]
+    regions = [_guest_region(region, table) for region in linux.regions]
     if linux.layout.monitor is None:
         loader = _accept_region(linux, regions)
         regions.append(loader)
         vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
-        regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, vcpu=0, vmpl=0))
+        regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), None, command_line)
     base = linux.layout.monitor.start
     regions += _monitor_regions(linux, base, vcpus, table, regions, owners)
@@ -102,17 +110,18 @@ def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchR
                 at = gpa + size
         if at < piece.end:
             free.append((at, piece.end))
-    return LaunchRegion(own, RegionKind.NORMAL, accept_memory(free, linux.registers.rip))
+    return LaunchRegion(own, RegionKind.NORMAL, accept_memory(free, linux.registers.rip), name="memory stub")
 
 
-def _guest_region(gpa: int, data: bytes, kind: GuestKind, table: bytes) -> LaunchRegion:
-    if kind == GuestKind.SECRETS:
-        return LaunchRegion(gpa, RegionKind.SECRETS, size=_PAGE)
-    if kind == GuestKind.CPUID:
-        return LaunchRegion(gpa, RegionKind.CPUID, table)
-    if kind == GuestKind.ZERO:
-        return LaunchRegion(gpa, RegionKind.ZERO, size=len(data))
-    return LaunchRegion(gpa, RegionKind.NORMAL, data)
+def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
+    gpa, name = region.gpa, region.name
+    if region.kind == GuestKind.SECRETS:
+        return LaunchRegion(gpa, RegionKind.SECRETS, size=_PAGE, name=name)
+    if region.kind == GuestKind.CPUID:
+        return LaunchRegion(gpa, RegionKind.CPUID, table, name=name)
+    if region.kind == GuestKind.ZERO:
+        return LaunchRegion(gpa, RegionKind.ZERO, size=len(region.data), name=name)
+    return LaunchRegion(gpa, RegionKind.NORMAL, region.data, name=name)
 
 
 def _monitor_regions(
@@ -125,13 +134,14 @@ def _monitor_regions(
             base + _HEADER,
             RegionKind.NORMAL,
             hosted_header(_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
+            name="VeilMon",
         ),
-        LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3)),
-        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=_PAGE),
-        LaunchRegion(base + _CPUID, RegionKind.CPUID, table),
-        LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive),
+        LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
+        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=_PAGE, name="secrets"),
+        LaunchRegion(base + _CPUID, RegionKind.CPUID, table, name="CPUID page"),
+        LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive, name="VeilMon"),
     ]
-    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), vcpu=0, vmpl=0)
+    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
     launched = _merge(
         [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, _PAGE)]
     )
@@ -155,7 +165,7 @@ def _monitor_regions(
         guest_cpuid_gpa=linux.cpuid,
         guest_caa_gpa=linux.calling_area,
     )
-    pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters)))
+    pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
 
 

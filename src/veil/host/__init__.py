@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from veil.host.channel_listener import ChannelListener
 from veil.host.errors import (
     GuestError,
     GuestHung,
@@ -31,12 +32,14 @@ from veil.host.events import (
 )
 from veil.host.ghcb_fields import GhcbReason, NaeEvent
 from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
-from veil.host.launch import LaunchIdentityBlock, LaunchRegion, RegionKind
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
 from veil.host.vcpu import RunState
 
 __all__ = [
+    "DEFAULT_POLICY",
     "ApCreationEvent",
+    "ChannelListener",
     "Event",
     "ExitEvent",
     "GhcbEvent",

@@ -54,6 +54,8 @@ class LaunchRegion:
     permissions: tuple[int, int, int] = (0, 0, 0)
     vcpu: int = 0
     vmpl: int = 0
+    name: str = ""
+    """For people."""
 
     @property
     def length(self) -> int:

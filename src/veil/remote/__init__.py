@@ -3,22 +3,36 @@
 
     chain = CertificateChain.parse(vcek, ask_and_ark)
     verify_report(report, chain, policy=Policy(measurement=(digest,))).raise_for_failure()
+
+    with ChannelClient(SocketTransport.connect(host, port)) as client:
+        attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
 """
 
+from veil.remote.attest import Attested, attest
 from veil.remote.certificates import CertificateChain
 from veil.remote.checks import Check
+from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed, SocketTransport, Transport
 from veil.remote.errors import RemoteError, VerificationFailed
+from veil.remote.identity import UserKey
 from veil.remote.policy import Policy
 from veil.remote.roots import TrustedRoots
 from veil.remote.verify import Verification, verify_report
 
 __all__ = [
+    "Attested",
     "CertificateChain",
+    "ChannelClient",
+    "ChannelClosed",
     "Check",
     "Policy",
     "RemoteError",
+    "RequestFailed",
+    "SocketTransport",
+    "Transport",
     "TrustedRoots",
+    "UserKey",
     "Verification",
     "VerificationFailed",
+    "attest",
     "verify_report",
 ]

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
 from veil.snp.errors import LaunchError, SnpError
 from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity, check_id_block
@@ -21,14 +20,6 @@ if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "launch_digest"]
-
-#: Where KVM says that VMSAs are, whatever their real address: it is part of what is measured.
-VMSA_GPA = 0xFFFFFFFFF000
-
-_DIGEST_BYTES = 48
-_ZERO_DIGEST = bytes(_DIGEST_BYTES)
-_PAGE_INFO_BYTES = 0x70
-_PAGE_INFO_TAIL = struct.Struct("<HBB4BQ")
 
 _POLICY_MUST_BE_ONE = 1 << 17
 _POLICY_MIGRATE_MA = 1 << 18
@@ -44,51 +35,6 @@ _SECRETS_VERSION = 3
 _CPUID_COUNT_MAX = 64
 _CPUID_ENTRY = struct.Struct("<2I2Q4IQ")
 _CPUID_HEADER = 16
-
-
-class PageType(enum.IntEnum):
-    """PAGE_TYPE of SNP_LAUNCH_UPDATE."""
-
-    NORMAL = 1
-    VMSA = 2
-    ZERO = 3
-    UNMEASURED = 4
-    SECRETS = 5
-    CPUID = 6
-
-
-_CONTENT_MEASURED = (PageType.NORMAL, PageType.VMSA)
-
-
-class LaunchDigest:
-    """The running launch digest: LD(n+1) = SHA-384(PAGE_INFO with LD(n)), from 48 zero bytes."""
-
-    def __init__(self, value: bytes = _ZERO_DIGEST) -> None:
-        self.value = value
-
-    def extend(
-        self, gpa: int, content: bytes | memoryview, page_type: int, permissions: tuple[int, int, int] = (0, 0, 0)
-    ) -> None:
-        """Measure one page of 4096 bytes. `permissions` are those of VMPL 1, 2 and 3.
-
-        Sources differ on the order of the permission bytes in PAGE_INFO (docs/fidelity.md); it is 0, VMPL1, VMPL2,
-        VMPL3 here, and makes no difference for images that grant nothing, as ours.
-        """
-        digest = hashlib.sha384(content).digest() if page_type in _CONTENT_MEASURED else _ZERO_DIGEST
-        tail = _PAGE_INFO_TAIL.pack(_PAGE_INFO_BYTES, page_type, 0, 0, *permissions, gpa)
-        self.value = hashlib.sha384(self.value + digest + tail).digest()
-
-
-def launch_digest(pages: Iterable[tuple[int, bytes, int]]) -> bytes:
-    """The digest of (GPA, content, PAGE_TYPE) in launch order, each content whole pages; computed offline."""
-    running = LaunchDigest()
-    for gpa, content, page_type in pages:
-        view = memoryview(content)
-        for offset in range(0, len(view), PAGE_SIZE):
-            running.extend(
-                VMSA_GPA if page_type == PageType.VMSA else gpa + offset, view[offset : offset + PAGE_SIZE], page_type
-            )
-    return running.value
 
 
 class SecureProcessor:

@@ -47,6 +47,8 @@ class ChannelConnection:
         self.number = number
         self.on_data: Callable[[bytes], None] | None = None
         self.on_close: Callable[[], None] | None = None
+        #: called when VeilMon has taken what waited in `unsent`
+        self.on_room: Callable[[], None] | None = None
         self.is_open = True
         self._device = device
         self._may_send = WINDOW
@@ -101,7 +103,10 @@ class ChannelConnection:
                 self.on_data(frame.data)
         elif frame.kind == FrameKind.CREDIT:
             self._may_send += int.from_bytes(frame.data, "little")
+            waited = self.unsent
             self._push()
+            if waited and not self.unsent and self.on_room is not None:
+                self.on_room()
         elif frame.kind == FrameKind.CLOSE:
             self._device.forget(self)
             self.lost()
