@@ -11,7 +11,18 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["EXIT_FAILURE", "EXIT_INTERRUPTED", "Progress", "cvm_options", "emit_json"]
+from veil.errors import VeilError
+
+__all__ = [
+    "EXIT_FAILURE",
+    "EXIT_INTERRUPTED",
+    "Progress",
+    "cvm_options",
+    "emit_json",
+    "owner_option",
+    "owners",
+    "parse_address",
+]
 
 #: Veil itself failed (the guest's own statuses are passed through, and most programs' are small).
 EXIT_FAILURE = 125
@@ -34,6 +45,39 @@ def cvm_options(function: _Function) -> _Function:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+owner_option = click.option(
+    "--owner",
+    multiple=True,
+    metavar="HEX|none",
+    help="SHA-256 of an owner's public key, who may do more than look; by default this installation's user.",
+)
+
+
+def owners(values: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The owners' fingerprints that the options name; raises VeilError."""
+    from veil.installation import owner_fingerprint
+
+    if not values:
+        return (owner_fingerprint(),)
+    if values == ("none",):
+        return ()
+    try:
+        found = tuple(bytes.fromhex(value) for value in values)
+    except ValueError:
+        found = (b"",)
+    if any(len(item) != 32 for item in found):
+        raise VeilError('--owner must be 64 hexadecimal digits, or "none"')
+    return found
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT; raises VeilError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 0xFFFF:
+        raise VeilError(f"{text!r} is no address: write HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 class Progress:

@@ -11,14 +11,18 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import click
 
+from veil.cli.attest import attest
 from veil.cli.boot import boot
 from veil.cli.cache import cache
 from veil.cli.common import EXIT_FAILURE, EXIT_INTERRUPTED
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
+from veil.cli.measure import measure
 from veil.cli.run import run
+from veil.cli.serve import serve
 from veil.cli.shell import shell
+from veil.cli.verify import verify
 
 __all__ = ["main"]
 
@@ -35,6 +39,10 @@ def veil() -> None:
       veil run -- uname -a              run a command in the CVM
       veil shell                        an interactive shell in it
       veil boot --console               watch it boot
+      veil attest --software            verify it from the digest of its image up to the channel's key
+      veil measure                      the launch digest, computed without launching
+      veil verify REPORT ...            verify a report, AMD's own ones too
+      veil serve                        carry remote users' secure channels to it
       veil inspect --png map.png        domains, VMSAs, and who may touch which page
       veil doctor                       what this computer has and lacks
 
@@ -42,7 +50,7 @@ def veil() -> None:
     """
 
 
-for _command in (run, shell, boot, inspect, doctor, cache, demo):
+for _command in (run, shell, boot, serve, attest, measure, verify, inspect, doctor, cache, demo):
     veil.add_command(_command)
 
 

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil attest"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners, parse_address
+from veil.cli.evidence import (
+    EXIT_NOT_VERIFIED,
+    demands,
+    make_policy,
+    make_roots,
+    parse_time,
+    print_checks,
+    read_file,
+    trust_options,
+)
+from veil.errors import VeilError
+
+if TYPE_CHECKING:
+    from veil.cvm import ConfidentialVM
+    from veil.formats.launch_digest import LaunchLog
+    from veil.remote import Attested, ChannelClient
+
+__all__ = ["attest"]
+
+
+@click.command()
+@cvm_options
+@owner_option
+@click.option("--connect", metavar="HOST:PORT", help="Attest a CVM that runs elsewhere (veil serve); boot none here.")
+@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--software", is_flag=True, help="Believe this installation's own software machine.")
+@click.option("--launch-log", metavar="FILE", help="What a CVM elsewhere is expected to be: of veil measure --log.")
+@trust_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def attest(
+    memory: str,
+    vcpus: int,
+    kernel: str | None,
+    no_monitor: bool,
+    owner: tuple[str, ...],
+    connect: str | None,
+    fresh: bool,
+    software: bool,
+    launch_log: str | None,
+    software_root: str | None,
+    chains: tuple[str, ...],
+    crls: tuple[str, ...],
+    at: str | None,
+    policy_file: str | None,
+    measurements: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Verify that a secure channel ends in VeilMon inside the CVM that one means, and say what was verified.
+
+    Without --connect it boots (or resumes) a CVM here and attests that one: the expected launch digest is computed
+    from the same options. Its machine is a software machine, so it is believed only if one says so:
+
+    \b
+      veil attest --software
+      veil serve --listen 127.0.0.1:7700 &
+      veil attest --connect 127.0.0.1:7700 --software --measurement $(veil measure --json | jq -r .launch_digest)
+
+    Exit status: 0 verified; 1 not verified; 125 there was nothing that could be verified.
+    """
+    from veil.formats.errors import FormatError
+    from veil.formats.launch_digest import LaunchLog
+    from veil.installation import software_root as own_root
+    from veil.remote import Policy, attest
+
+    if no_monitor:
+        raise VeilError("without a monitor there is no secure channel to attest; the guest can ask for reports itself")
+    policy = make_policy(policy_file, ()) if policy_file else Policy()
+    policy = demands(policy, measurements)
+    roots = make_roots(software_root)
+    if software:
+        roots = roots.with_software_root(own_root())
+    progress = Progress(quiet=as_json)
+    try:
+        expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
+        if connect is not None:
+            if expected is None and not policy.measurement:
+                raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
+            opened = _elsewhere(connect)
+        else:
+            opened = _here(memory, vcpus, kernel, owners(owner), fresh, progress)
+        start = time.monotonic()
+        with opened as (client, vm):
+            host_log: LaunchLog | None = None
+            if vm is not None:
+                if expected is None and not policy.measurement:
+                    expected = vm.build_image().log()
+                host_log = vm.image.log() if vm.image is not None else None
+            result = attest(
+                client,
+                policy=policy,
+                roots=roots,
+                certificates=[read_file(name) for name in chains],
+                at=parse_time(at),
+                crls=[read_file(name) for name in crls],
+                expected=expected,
+                host_log=host_log,
+            )
+    except FormatError as error:
+        raise VeilError(f"the evidence is unusable: {error}") from error
+    _show(result, expected, time.monotonic() - start, as_json=as_json)
+    return 0 if result.ok else EXIT_NOT_VERIFIED
+
+
+@contextlib.contextmanager
+def _elsewhere(address: str) -> Iterator[tuple[ChannelClient, ConfidentialVM | None]]:
+    from veil.installation import user_key
+    from veil.remote import ChannelClient, SocketTransport
+
+    with ChannelClient(SocketTransport.connect(*parse_address(address)), identity=user_key()) as client:
+        yield client, None
+
+
+@contextlib.contextmanager
+def _here(
+    memory: str, vcpus: int, kernel: str | None, allowed: tuple[bytes, ...], fresh: bool, progress: Progress
+) -> Iterator[tuple[ChannelClient, ConfidentialVM | None]]:
+    from veil.cvm import ConfidentialVM
+    from veil.installation import user_key
+    from veil.remote import ChannelClient
+
+    with (
+        ConfidentialVM(memory, vcpus, kernel=kernel, owners=allowed, fresh=fresh, progress=progress) as vm,
+        ChannelClient(vm.user_transport(), identity=user_key()) as client,
+    ):
+        yield client, vm
+
+
+def _covered(expected: LaunchLog) -> list[str]:
+    """What of the image the digest covers byte for byte; and one page that it does not, but VeilMon checks."""
+    from veil.formats.launch_digest import PageType
+
+    measured = (PageType.NORMAL, PageType.VMSA)
+    names = dict.fromkeys(entry.name for entry in expected.entries if entry.kind in measured)
+    return [*names, "CPUID page (VeilMon compares it with a measured digest)"]
+
+
+def _show(result: Attested, expected: LaunchLog | None, seconds: float, *, as_json: bool) -> None:
+    report = result.verification.report
+    covered = _covered(expected) if expected is not None else []
+    services = {str(guid): claims.decode("utf-8", "backslashreplace") for guid, claims in result.services.items()}
+    if as_json:
+        emit_json(
+            {
+                "verified": result.ok,
+                "machine": result.machine,
+                "checks": [{"name": item.name, "ok": item.ok, "words": item.words} for item in result.checks],
+                "launch_digest": report.measurement.hex(),
+                "covers": covered,
+                "vmpl": report.vmpl,
+                "policy": f"{report.policy:#x}",
+                "services": services,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    verdict = [f"{'verified' if result.ok else 'NOT VERIFIED'}; machine: {result.machine}"]
+    verdict.append(f"launch digest {report.measurement.hex()}")
+    if covered and result.ok:
+        verdict.append(f"  it covers: {', '.join(covered)}")
+    if result.ok:
+        verdict.append(f"protected services: {', '.join(services) or 'none'}")
+        verdict += [f"  {guid}: {claims}" for guid, claims in services.items() if claims]
+    print_checks(result.checks, verdict="\n".join(verdict))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `veil verify` and `veil attest` share: whom to believe, what to demand, and the outcome for people."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from veil.errors import VeilError
+
+if TYPE_CHECKING:
+    from veil.remote import Check, Policy, TrustedRoots
+
+__all__ = [
+    "EXIT_NOT_VERIFIED",
+    "demands",
+    "hex_bytes",
+    "make_policy",
+    "make_roots",
+    "parse_time",
+    "print_checks",
+    "read_file",
+    "trust_options",
+]
+
+#: The evidence was looked at, and does not prove what was asked for.
+EXIT_NOT_VERIFIED = 1
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_TRUST = (
+    click.option(
+        "--software-root", metavar="FILE",
+        help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
+    ),
+    click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates (PEM or DER): ASK, ARK, VCEK."),
+    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root's (PEM or DER)."),
+    click.option("--at", metavar="TIME", help="When certificates must be valid (ISO 8601, UTC); by default now."),
+    click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
+    click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),
+)  # fmt: skip
+
+
+def trust_options(function: _Function) -> _Function:
+    """The options that say whom to believe and what to demand."""
+    for option in reversed(_TRUST):
+        function = option(function)
+    return function
+
+
+def read_file(name: str) -> bytes:
+    """A file's contents, or stdin's for "-"; raises VeilError."""
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise VeilError(f"cannot read {name}: {error.strerror}") from error
+
+
+def hex_bytes(text: str, length: int, what: str) -> bytes:
+    """Hexadecimal digits as bytes; raises VeilError."""
+    if not re.fullmatch(r"[0-9a-fA-F]+", text) or len(text) != 2 * length:
+        raise VeilError(f"{what} must be {2 * length} hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """ISO 8601; without a zone it is UTC. Raises VeilError."""
+    if text is None:
+        return None
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise VeilError(f"--at {text!r}: {error}") from error
+    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+
+
+def make_roots(software_root: str | None) -> TrustedRoots:
+    """AMD's, and what the user added."""
+    from veil.remote import TrustedRoots
+
+    roots = TrustedRoots.amd()
+    return roots if software_root is None else roots.with_software_root(read_file(software_root))
+
+
+def make_policy(policy_file: str | None, measurements: Iterable[str]) -> Policy:
+    """From file and options."""
+    from veil.remote import Policy
+
+    policy = Policy.load(Path(policy_file)) if policy_file is not None else Policy()
+    return demands(policy, measurements)
+
+
+def demands(policy: Policy, measurements: Iterable[str]) -> Policy:
+    """With more launch digests."""
+    more = tuple(hex_bytes(text, 48, "--measurement") for text in measurements)
+    return policy.replace(measurement=(*policy.measurement, *more)) if more else policy
+
+
+def print_checks(checks: Iterable[Check], *, verdict: str) -> None:
+    """A line a check, and the verdict."""
+    colour = sys.stdout.isatty()
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
+        click.echo(f"{mark if colour else click.unstyle(mark)}  {check.name:<{width}}  {check.words}")
+    click.echo(verdict)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil measure"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners
+from veil.errors import VeilError
+
+__all__ = ["measure"]
+
+
+@click.command()
+@cvm_options
+@owner_option
+@click.option("--log", "log_file", metavar="FILE", help="Write the launch log: every page's digest, by name.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def measure(
+    memory: str,
+    vcpus: int,
+    kernel: str | None,
+    no_monitor: bool,
+    owner: tuple[str, ...],
+    log_file: str | None,
+    as_json: bool,
+) -> int:
+    """Compute the launch digest that a CVM with these options must report, without launching it.
+
+    \b
+      veil measure --memory 1G --vcpus 2
+      veil attest --connect HOST:PORT --measurement $(veil measure --json | jq -r .launch_digest)
+
+    The digest covers what is listed, byte for byte. The CPUID page's contents are not part of an SNP launch digest;
+    VeilMon refuses to start with others than those whose digest is in its (measured) parameters.
+    """
+    from veil.cvm import ConfidentialVM
+
+    vm = ConfidentialVM(
+        memory,
+        vcpus,
+        kernel=kernel,
+        monitor=not no_monitor,
+        owners=owners(owner) if not no_monitor else (),
+        progress=Progress(quiet=as_json),
+    )
+    log = vm.build_image().log()
+    digest = log.digest()
+    if log_file is not None:
+        try:
+            Path(log_file).write_bytes(log.pack())
+        except OSError as error:
+            raise VeilError(f"cannot write {log_file}: {error.strerror}") from error
+    pages: dict[str, int] = {}
+    for entry in log.entries:
+        pages[entry.name] = pages.get(entry.name, 0) + entry.count
+    if as_json:
+        emit_json({"launch_digest": digest.hex(), "pages": pages})
+    else:
+        click.echo(digest.hex())
+        for name, count in pages.items():
+            click.echo(f"  {name:<14} {count:>6} page{'s' if count > 1 else ''}", err=True)
+    return 0

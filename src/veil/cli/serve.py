@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil serve"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address
+from veil.errors import VeilError
+
+__all__ = ["serve"]
+
+
+@click.command()
+@cvm_options
+@owner_option
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
+@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--port-file", metavar="FILE", help="Write HOST:PORT there as soon as users can come.")
+def serve(
+    memory: str,
+    vcpus: int,
+    kernel: str | None,
+    no_monitor: bool,
+    owner: tuple[str, ...],
+    listen: str,
+    fresh: bool,
+    port_file: str | None,
+) -> int:
+    """Run a CVM and carry remote users' connections to its VeilMon, until Ctrl-C.
+
+    This is the untrusted host's part: it sees ciphertext only. Users run `veil attest --connect HOST:PORT`.
+    """
+    from veil.cvm import ConfidentialVM
+    from veil.host import ChannelListener
+
+    if no_monitor:
+        raise VeilError("without a monitor there is nobody to carry users' connections to")
+    host, port = parse_address(listen)
+    with ConfidentialVM(
+        memory, vcpus, kernel=kernel, owners=owners(owner), fresh=fresh, progress=Progress()
+    ) as vm:
+        listener = ChannelListener(vm.hypervisor, vm.platform.channel, host, port)
+        listener.start()
+        try:
+            address = f"{listener.address[0]}:{listener.address[1]}"
+            click.echo(f"users are carried to VeilMon from {address}")
+            if port_file is not None:
+                Path(port_file).write_text(address + "\n")
+            vm.hypervisor.run()
+        except OSError as error:
+            raise VeilError(f"cannot write {port_file}: {error.strerror}") from error
+        finally:
+            listener.close()
+    return 0

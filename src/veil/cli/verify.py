@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil verify"""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+import click
+
+from veil.cli.common import emit_json
+from veil.cli.evidence import (
+    EXIT_NOT_VERIFIED,
+    hex_bytes,
+    make_policy,
+    make_roots,
+    parse_time,
+    print_checks,
+    read_file,
+    trust_options,
+)
+from veil.errors import VeilError
+
+__all__ = ["verify"]
+
+
+def _report(data: bytes) -> bytes:
+    """Raw, or as hexadecimal text."""
+    if re.fullmatch(rb"\s*[0-9a-fA-F\s]+", data):
+        try:
+            return binascii.unhexlify(b"".join(data.split()))
+        except binascii.Error:
+            return data
+    return data
+
+
+@click.command()
+@click.argument("report")
+@click.option("--vcek", metavar="FILE", help="The endorsement key's certificate, VCEK or VLEK (PEM or DER).")
+@click.option(
+    "--certificates", metavar="FILE", help="A certificate table, as configfs-tsm's auxblob or SNP_GET_EXT_REPORT's."
+)
+@click.option("--report-data", metavar="HEX", help="The 64 bytes of REPORT_DATA that must be in the report.")
+@trust_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(
+    report: str,
+    vcek: str | None,
+    certificates: str | None,
+    report_data: str | None,
+    software_root: str | None,
+    chains: tuple[str, ...],
+    crls: tuple[str, ...],
+    at: str | None,
+    policy_file: str | None,
+    measurements: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Verify the attestation REPORT of an SEV-SNP guest down to AMD's root; "-" is stdin.
+
+    REPORT is the 1184 bytes as they are, or in hexadecimal. Nothing is fetched. AMD's key distribution service has the
+    certificates; CHIP_ID and the TCB's parts are in the report:
+
+    \b
+      kds=https://kdsintf.amd.com/vcek/v1/Milan
+      curl -o chain.pem $kds/cert_chain
+      curl -o vcek.der "$kds/CHIP_ID?blSPL=3&teeSPL=0&snpSPL=8&ucodeSPL=115"
+      veil verify report.bin --vcek vcek.der --chain chain.pem --policy policy.toml
+
+    In the guest, the kernel may have them from the host: configfs-tsm's outblob is the report, auxblob the table.
+
+    \b
+      veil verify outblob --certificates auxblob
+
+    Exit status: 0 verified; 1 not verified; 125 there was nothing that could be verified.
+    """
+    from veil.formats.errors import FormatError
+    from veil.remote import CertificateChain, verify_report
+
+    blobs = [read_file(name) for name in (*((vcek,) if vcek else ()), *chains)]
+    policy = make_policy(policy_file, measurements)
+    if report_data is not None:
+        policy = policy.replace(report_data=hex_bytes(report_data, 64, "--report-data"))
+    try:
+        if certificates is not None:
+            chain = CertificateChain.from_certificate_table(read_file(certificates), *blobs)
+        elif blobs:
+            chain = CertificateChain.parse(*blobs)
+        else:
+            raise VeilError("no certificates: give --vcek and --chain, or --certificates")
+        result = verify_report(
+            _report(read_file(report)),
+            chain,
+            policy=policy,
+            roots=make_roots(software_root),
+            at=parse_time(at),
+            crls=[read_file(name) for name in crls],
+        )
+    except FormatError as error:
+        raise VeilError(f"{report}: {error}") from error
+    found = result.report
+    if as_json:
+        emit_json(
+            {
+                "verified": result.ok,
+                "machine": result.machine,
+                "checks": [{"name": item.name, "ok": item.ok, "words": item.words} for item in result.checks],
+                "report": {
+                    "version": found.version,
+                    "vmpl": found.vmpl,
+                    "policy": f"{found.policy:#x}",
+                    "measurement": found.measurement.hex(),
+                    "report_data": found.report_data.hex(),
+                    "host_data": found.host_data.hex(),
+                    "chip_id": found.chip_id.hex(),
+                    "guest_svn": found.guest_svn,
+                },
+            }
+        )
+    else:
+        word = "verified" if result.ok else "NOT VERIFIED"
+        print_checks(
+            result.checks,
+            verdict=f"{word}; machine: {result.machine}; VMPL {found.vmpl}; launch digest {found.measurement.hex()}",
+        )
+    return 0 if result.ok else EXIT_NOT_VERIFIED
