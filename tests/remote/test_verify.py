@@ -266,6 +266,7 @@ def test_no_report(data: bytes) -> None:
 
 # What users demand: for each, a report that passes and one that fails
 
+Fields = dict[str, int | bytes]
 DEBUG, MIGRATE, SMT, SOCKET = 1 << 19, 1 << 18, 1 << 16, 1 << 20
 ONE = 1 << 17
 
@@ -307,7 +308,7 @@ ONE = 1 << 17
         (Policy(products=("Turin",)), None, {}, "product"),
     ],
 )  # fmt: skip
-def test_policy(policy: Policy, good: dict[str, int | bytes] | None, bad: dict[str, int | bytes] | None, check: str) -> None:
+def test_policy(policy: Policy, good: Fields | None, bad: Fields | None, check: str) -> None:
     if good is not None:
         verify(MODEL, MODEL.report(**good), policy=policy).raise_for_failure()
     if bad is not None:

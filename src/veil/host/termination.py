@@ -60,6 +60,7 @@ _MONITOR = {
     4: "the kernel's VMSA is unusable",
     5: "the host refused a request of VeilMon, or answered it wrongly",
     6: "the host lacks a feature that VeilMon needs: AP creation or multiple VMPLs",
+    7: "the CPUID page is not the one that the image was measured with: the host changed it",
 }
 _SETS = {GENERAL_SET: _GENERAL, LINUX_SET: _LINUX, MONITOR_SET: _MONITOR, SVSM_SET: _SVSM}
 

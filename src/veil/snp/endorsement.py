@@ -55,14 +55,15 @@ class Endorsement:
     ask_key: rsa.RSAPrivateKey
 
     @classmethod
-    def generate(cls, tcb: TcbVersion) -> Endorsement:
-        """A new chip under a new root. RSA keys take a second or two."""
+    def generate(cls, tcb: TcbVersion, *, born: datetime.datetime | None = None) -> Endorsement:
+        """A new chip under a new root, made now or at another time. RSA keys take a second or two."""
         ark_key = rsa.generate_private_key(65537, _RSA_BITS)
         ask_key = rsa.generate_private_key(65537, _RSA_BITS)
         ark_name, ask_name = _name("ARK-Veil"), _name("SEV-Veil")
-        ark = _authority(ark_name, ark_name, ark_key, ark_key, path_length=1)
-        ask = _authority(ask_name, ark_name, ask_key, ark_key, path_length=0)
-        return cls._with_chip(ark, ask, ark_key, ask_key, tcb)
+        born = born or datetime.datetime.now(datetime.UTC)
+        ark = _authority(ark_name, ark_name, ark_key, ark_key, path_length=1, born=born)
+        ask = _authority(ask_name, ark_name, ask_key, ark_key, path_length=0, born=born)
+        return cls._with_chip(ark, ask, ark_key, ask_key, tcb, born)
 
     @classmethod
     def _with_chip(
@@ -72,15 +73,17 @@ class Endorsement:
         ark_key: rsa.RSAPrivateKey,
         ask_key: rsa.RSAPrivateKey,
         tcb: TcbVersion,
+        born: datetime.datetime,
     ) -> Endorsement:
         chip_id = CHIP_ID_MARK + os.urandom(_CHIP_ID_BYTES - len(CHIP_ID_MARK))
         key = ec.generate_private_key(ec.SECP384R1())
-        vcek = _vcek(key, ask.subject, ask_key, chip_id, tcb)
+        vcek = _vcek(key, ask.subject, ask_key, chip_id, tcb, born)
         return cls(ark, ask, vcek, key, chip_id, os.urandom(32), ark_key, ask_key)
 
     def another_chip(self, tcb: TcbVersion) -> Endorsement:
         """Another chip under the same root, or the same one with other firmware."""
-        return self._with_chip(self.ark, self.ask, self.ark_key, self.ask_key, tcb)
+        now = datetime.datetime.now(datetime.UTC)
+        return self._with_chip(self.ark, self.ask, self.ark_key, self.ask_key, tcb, now)
 
     @classmethod
     def load(cls, directory: Path, tcb: TcbVersion) -> Endorsement:
@@ -99,7 +102,8 @@ class Endorsement:
                 raise ValueError("not RSA keys")
             if not vcek_file.exists():
                 made = ec.generate_private_key(ec.SECP384R1())
-                certificate = _vcek(made, ask.subject, ask_key, content["chip.id"], tcb)
+                now = datetime.datetime.now(datetime.UTC)
+                certificate = _vcek(made, ask.subject, ask_key, content["chip.id"], tcb, now)
                 _write_whole(vcek_key_file, _private(made))
                 _write_whole(vcek_file, _pem(certificate))
             vcek_key = serialization.load_pem_private_key(vcek_key_file.read_bytes(), None)
@@ -167,10 +171,14 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, years: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
+    born: datetime.datetime,
+    years: int,
 ) -> x509.CertificateBuilder:
-    # The model's clock may be a little behind its user's.
-    start = datetime.datetime.now(datetime.UTC).replace(microsecond=0) - datetime.timedelta(days=1)
+    # The model's clock may be a little ahead of its user's.
+    start = born.replace(microsecond=0) - datetime.timedelta(days=1)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -183,21 +191,32 @@ def _builder(
 
 
 def _authority(
-    subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey, issuer_key: rsa.RSAPrivateKey, *, path_length: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: rsa.RSAPrivateKey,
+    issuer_key: rsa.RSAPrivateKey,
+    *,
+    path_length: int,
+    born: datetime.datetime,
 ) -> x509.Certificate:
     usage = x509.KeyUsage(
         digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-    builder = _builder(subject, issuer, key.public_key(), _YEARS)
+    builder = _builder(subject, issuer, key.public_key(), born, _YEARS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
     return builder.add_extension(usage, critical=True).sign(issuer_key, hashes.SHA384(), rsa_padding=_PSS)
 
 
 def _vcek(
-    key: ec.EllipticCurvePrivateKey, issuer: x509.Name, issuer_key: rsa.RSAPrivateKey, chip_id: bytes, tcb: TcbVersion
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    issuer_key: rsa.RSAPrivateKey,
+    chip_id: bytes,
+    tcb: TcbVersion,
+    born: datetime.datetime,
 ) -> x509.Certificate:
-    builder = _builder(_name("SEV-VCEK"), issuer, key.public_key(), _VCEK_YEARS)
+    builder = _builder(_name("SEV-VCEK"), issuer, key.public_key(), born, _VCEK_YEARS)
     values = {
         "1": _der_integer(1),
         "2": b"\x16" + bytes((len(PRODUCT),)) + PRODUCT.encode(),

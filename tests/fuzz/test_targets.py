@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every fuzzing target for a moment: hostile inputs end in FormatError or RemoteError, invariants hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fuzz.mutations import mutations
+from fuzz.target import Target, examine
+from fuzz.targets import TARGETS
+from fuzz.world import genuine_machines, software_machine
+from veil.formats.errors import FormatError
+from veil.remote.verify import verify_report
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MUTATIONS = 500
+
+
+_each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+
+
+@_each_target
+def test_seeds_are_accepted(target: Target) -> None:
+    seeds = list(target.seeds())
+    assert seeds
+    for seed in seeds:
+        assert len(seed) <= target.max_bytes
+        target.run(seed)
+
+
+@_each_target
+def test_mutations(target: Target) -> None:
+    found = {data: finding for data in mutations(target, _MUTATIONS) if (finding := examine(target, data)) is not None}
+    assert not found
+
+
+def test_mutations_are_the_same_each_time() -> None:
+    target = TARGETS["manifest"]
+    assert list(mutations(target, 50)) == list(mutations(target, 50))
+
+
+def test_machines_are_what_verification_is_for() -> None:
+    """Otherwise no mutation of their reports could be a forgery."""
+    for machine in (software_machine(), *genuine_machines()):
+        for report in machine.reports:
+            verify_report(report, machine.chain, roots=machine.roots).raise_for_failure()
+
+
+def _panic(data: bytes) -> None:
+    raise FormatError("bad") if data == b"bad" else KeyError(data)
+
+
+def test_findings() -> None:
+    target = Target("broken", _panic, lambda: [b""])
+    assert examine(target, b"bad") is None
+    finding = examine(target, b"other")
+    assert finding is not None
+    assert finding.what == "KeyError: b'other'"
+    assert finding.place.startswith("KeyError at tests/fuzz/test_targets.py:")
+
+
+def test_slow_inputs_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.5])
+    monkeypatch.setattr("fuzz.target.time.process_time", lambda: next(times))
+    finding = examine(Target("slow", lambda data: None, lambda: [b""]), b"x")
+    assert finding is not None
+    assert finding.what == "1 bytes take 1.5 s"
+
+
+def test_with_coverage(tmp_path: Path) -> None:
+    """The whole of `make fuzz`, for the targets that need no keys."""
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install -e '.[fuzz]')")
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz", "--seconds", "2", "--target", "manifest", "--target", "frames"],
+        cwd=_ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    for line, name in zip(done.stdout.splitlines(), ("manifest", "frames"), strict=True):
+        assert line.startswith(f"{name}: ")
+        assert line.endswith(" 0 findings")
+        assert "?" not in line
+    assert list((tmp_path / "veil" / "fuzz" / "corpus" / "manifest").iterdir())
