@@ -15,7 +15,10 @@ from veil.cvm import ConfidentialVM
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import Vmcb, Vmsa
 
-__all__ = ["CODE", "RESULT", "Hijack"]
+__all__ = ["CODE", "RESULT", "SHARED", "Hijack"]
+
+#: The first GiB of memory once more, as the host sees it: without the C-bit.
+SHARED = 1 << 30
 
 PAGE = 4096
 # Free memory of the kernel's, whose content it will not miss any more.
@@ -43,9 +46,11 @@ class Hijack:
     def _tables(self) -> None:
         link = 7 | _C_BIT
         self.kernel.write(_TABLES, struct.pack("<Q", (_TABLES + PAGE) | link).ljust(PAGE, b"\0"))
-        self.kernel.write(_TABLES + PAGE, struct.pack("<Q", (_TABLES + 2 * PAGE) | link).ljust(PAGE, b"\0"))
-        leaves = struct.pack("<512Q", *(index << 21 | 0xE7 | _C_BIT for index in range(512)))
-        self.kernel.write(_TABLES + 2 * PAGE, leaves)
+        directories = struct.pack("<2Q", (_TABLES + 2 * PAGE) | link, (_TABLES + 3 * PAGE) | link)
+        self.kernel.write(_TABLES + PAGE, directories.ljust(PAGE, b"\0"))
+        for number, mark in enumerate((_C_BIT, 0)):
+            leaves = struct.pack("<512Q", *(index << 21 | 0xE7 | mark for index in range(512)))
+            self.kernel.write(_TABLES + (2 + number) * PAGE, leaves)
 
     def start(self, code: str) -> None:
         """Put code in place and point the kernel's context at it; interrupts are off."""
