@@ -39,11 +39,20 @@ def load_certificates(blob: bytes) -> list[x509.Certificate]:
                 found = x509.load_pem_x509_certificates(blob)
             else:
                 found = [x509.load_der_x509_certificate(blob)]
-        except ValueError as error:
+            for certificate in found:
+                _read_whole(certificate)
+        except Exception as error:  # of many kinds: ValueError, KeyError, TypeError, InvalidVersion, DuplicateExtension
             raise FormatError(f"no certificate in {len(blob)} bytes: {error}") from error
     if len(found) > _MAX_CERTIFICATES:
         raise FormatError(f"{len(found)} certificates where three are needed")
     return found
+
+
+def _read_whole(certificate: x509.Certificate) -> None:
+    """cryptography reads most of a certificate when asked for it. Whatever is wrong shall be found here, not by whoever
+    compares two names."""
+    _ = certificate.subject, certificate.issuer, certificate.extensions
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
 
 
 def common_name(name: x509.Name) -> str:

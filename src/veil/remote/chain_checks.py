@@ -109,16 +109,21 @@ def _revocation(
         try:
             crl = _load_crl(blob)
             checks.add(name, *_against(chain, crl, at))
-        except (FormatError, ValueError) as error:
-            checks.add(name, False, "", f"the revocation list is unreadable: {error}")
+        except FormatError as error:
+            checks.add(name, False, "", str(error))
 
 
 def _load_crl(blob: bytes) -> x509.CertificateRevocationList:
+    """Raises FormatError. As with certificates, all that is read later is read here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if blob.lstrip().startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_crl(blob)
-        return x509.load_der_x509_crl(blob)
+        try:
+            pem = blob.lstrip().startswith(b"-----BEGIN")
+            crl = x509.load_pem_x509_crl(blob) if pem else x509.load_der_x509_crl(blob)
+            _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions
+        except Exception as error:  # of many kinds, as with certificates
+            raise FormatError(f"the revocation list is unreadable: {error}") from error
+    return crl
 
 
 def _against(
