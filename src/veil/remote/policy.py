@@ -16,6 +16,8 @@ from veil.remote.errors import RemoteError
 
 __all__ = ["Policy"]
 
+#: A long policy has a tenth. tomllib takes a time that grows with the square of a key's length: here a second at most.
+_MAX_BYTES = 16 << 10
 _TCB_PARTS = ("boot_loader", "tee", "snp", "microcode", "fmc")
 _NO_BITS = PlatformInfo(0)
 _PLATFORM_BITS = {bit.name.lower(): bit for bit in PlatformInfo if bit.name}
@@ -61,10 +63,17 @@ class Policy:
     def load(cls, path: Path) -> Policy:
         """From a TOML file; raises RemoteError naming file and key."""
         try:
-            content = tomllib.loads(path.read_text())
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_BYTES + 1)
+            if len(data) > _MAX_BYTES:
+                raise RemoteError(f"the policy {path} has more than {_MAX_BYTES} bytes")
+            text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
             raise RemoteError(f"cannot read the policy {path}: {error}") from error
-        except tomllib.TOMLDecodeError as error:
+        try:
+            content = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            # TOMLDecodeError, a number with more digits than Python reads; brackets in brackets.
             raise RemoteError(f"the policy {path} is no TOML: {error}") from error
         fields = {}
         for key, value in content.items():
