@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FUZZ_SECONDS ?= 600
 
-.PHONY: help run test setup lint bench soak clean
+.PHONY: help run test setup lint bench soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
@@ -14,6 +15,7 @@ help:
 	@echo "make setup  only the environment in $(VENV)"
 	@echo "make bench  figures: against QEMU, with and without the monitor, and in microseconds"
 	@echo "make soak   the long tests"
+	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
 
 $(STAMP): pyproject.toml
@@ -46,6 +48,13 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
+
+$(VENV)/.fuzz: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.fuzz
+	@$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

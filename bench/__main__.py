@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import micro
+from bench.attestation import measure_attestation, measure_cold
 from bench.guests import QEMU, Guest, QemuFailed, QemuGuest, QemuImage, VeilGuest, qemu_version
 from bench.report import Report
 from bench.workloads import RUNS, measure_boots, measure_workloads
@@ -56,16 +57,19 @@ def _measure(report: Report, directory: Path, *, short: bool) -> None:
         report.latencies += micro.measure_traps(guest.vm, directory)
         _say("snapshots")
         report.latencies += micro.measure_snapshots(guest.vm, directory)
+        _say("attestation")
+        report.rates += measure_attestation(guest.vm)
     finally:
         guest.close()
     report.latencies += micro.measure_command()
+    report.latencies += measure_cold()
 
 
 def main() -> int:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(prog="bench", description="Figures of Veil, against QEMU where it is installed.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--latencies", action="store_true", help="only the figures in microseconds")
+    parser.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
     options = parser.parse_args()
     report = Report()
     try:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Latency", "Report", "Row"]
+__all__ = ["Latency", "Rate", "Report", "Row"]
 
 
 @dataclass
@@ -34,11 +34,21 @@ class Latency:
 
 
 @dataclass
+class Rate:
+    """How often, or how much, in a second."""
+
+    name: str
+    value: float
+    unit: str
+
+
+@dataclass
 class Report:
     """Everything of one run."""
 
     rows: list[Row] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
+    rates: list[Rate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -56,6 +66,7 @@ class Report:
                 for row in self.rows
             ],
             "latencies": [asdict(item) for item in self.latencies],
+            "rates": [asdict(item) for item in self.rates],
             "notes": self.notes,
         }
 
@@ -76,6 +87,8 @@ class Report:
         if cells:
             lines += [*_columns([heading, *cells]), ""]
         lines += _columns([(item.name, _microseconds(item.microseconds)) for item in self.latencies])
+        if self.rates:
+            lines += ["", *_columns([(item.name, f"{item.value:,.0f} {item.unit}") for item in self.rates])]
         if self.notes:
             lines += ["", *self.notes]
         return "\n".join(lines)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""python -m fuzz.guided TARGET FINDINGS LIBFUZZER-ARGUMENT...: one target under atheris, in a process of its own.
+
+Findings do not end it, so that one known mistake does not hide the next: each is written once for each place in the
+source, and named on standard output. What ends the process (a crash in native code, an endless loop) libFuzzer writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import atheris
+
+# What is imported before this is not instrumented. tomllib reads the policies.
+with atheris.instrument_imports(include=["veil.formats", "veil.remote", "tomllib"], enable_loader_override=False):
+    from fuzz.target import examine
+    from fuzz.targets import TARGETS
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Does not return: libFuzzer ends the process."""
+    target, folder = TARGETS[sys.argv[1]], Path(sys.argv[2])
+    seen: set[str] = set()
+
+    def one_input(data: bytes) -> None:
+        finding = examine(target, data)
+        if finding is None or finding.place in seen:
+            return
+        seen.add(finding.place)
+        path = folder / hashlib.sha256(data).hexdigest()[:20]
+        path.write_bytes(data)
+        print(f"{target.name}: {finding.what} ({finding.place}): {path}", flush=True)
+
+    atheris.Setup([sys.argv[0], *sys.argv[3:]], one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

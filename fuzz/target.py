@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a target is, and what counts as a finding."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from veil.formats.errors import FormatError
+from veil.remote.errors import RemoteError
+
+__all__ = ["ALLOWED", "Finding", "Target", "examine"]
+
+#: How a reader says that bytes are bad. Callers catch these and nothing else, so anything else ends a program.
+ALLOWED = (FormatError, RemoteError)
+#: Of the processor, not of the clock: the computer may have other work.
+_SECONDS = 1.0
+_HERE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader with its invariants (AssertionError if one does not hold)."""
+
+    name: str
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Iterable[bytes]]
+    """Valid inputs: `run` accepts every one, otherwise the fuzzer would only ever see the reader's first check."""
+    words: tuple[bytes, ...] = ()
+    """What the reader compares its input with."""
+    max_bytes: int = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An input that does what none may do. Findings with equal `place` are most likely the same mistake."""
+
+    what: str
+    place: str
+
+
+def examine(target: Target, data: bytes) -> Finding | None:
+    """Run one input."""
+    start = time.process_time()
+    try:
+        target.run(data)
+    except ALLOWED:
+        pass
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of cryptography's Rust code is no Exception
+        return Finding(_one_line(error), _place(error))
+    seconds = time.process_time() - start
+    if seconds > _SECONDS:
+        return Finding(f"{len(data)} bytes take {seconds:.1f} s", "slow")
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def _place(error: BaseException) -> str:
+    """Where in the project it came from: the innermost line that is ours."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(_HERE))]
+    ours = [frame for frame in frames if "/.venv/" not in frame.filename]
+    if not ours:
+        return type(error).__name__
+    last = ours[-1]
+    return f"{type(error).__name__} at {Path(last.filename).relative_to(_HERE)}:{last.lineno}"

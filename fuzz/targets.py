@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The table of targets."""
+
+from __future__ import annotations
+
+from fuzz import certificates, channel, guest_messages, manifests, policies, reports
+from fuzz.target import Target
+
+__all__ = ["TARGETS"]
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for module in (reports, certificates, guest_messages, manifests, channel, policies)
+    for target in module.TARGETS
+}
