@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from veil._plain_values import from_json, to_json
 from veil._session import AgentSession
 from veil._user_transport import VmTransport
 from veil.cache import Cache, cache_key
@@ -29,6 +29,7 @@ from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import (
     DEFAULT_POLICY,
+    ChannelListener,
     HostError,
     Hypervisor,
     LaunchIdentityBlock,
@@ -268,12 +269,25 @@ class ConfidentialVM:
             raise VeilError("without a monitor there is nobody at the other end of the secure channel")
         return VmTransport(self.hypervisor, self.platform.channel.open(), timeout=timeout)
 
+    def listen(self, host: str = "127.0.0.1", port: int = 0) -> ChannelListener:
+        """Carry users who come by TCP to VeilMon; `serve` runs the guest meanwhile."""
+        if not self.has_monitor:
+            raise VeilError("without a monitor there is nobody to carry users' connections to")
+        listener = ChannelListener(self.hypervisor, self.platform.channel, host, port)
+        listener.start()
+        return listener
+
+    def serve(self) -> None:
+        """Run the guest until somebody calls `hypervisor.stop`; how a guest ends is an exception."""
+        with _explained(self):
+            self.hypervisor.run()
+
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Write the whole machine to a file, for `ConfidentialVM.restore`."""
         self._let_monitor_finish()
         settings = {"memory": self.memory, "vcpus": self.vcpus, "monitor": self.has_monitor}
         sections = {
-            "host": json.dumps(_to_json(self.hypervisor.state())).encode(),
+            "host": json.dumps(to_json(self.hypervisor.state())).encode(),
             "settings": json.dumps(settings).encode(),
         }
         try:
@@ -308,7 +322,7 @@ class ConfidentialVM:
             raise VeilError(f"{path} is no snapshot of a CVM: {error!r}") from error
         try:
             vm._attach(machine)
-            vm.hypervisor.load(_from_json(json.loads(sections["host"])))
+            vm.hypervisor.load(from_json(json.loads(sections["host"])))
             vm.connect()
         except BaseException:
             vm.close()
@@ -431,7 +445,7 @@ class ConfidentialVM:
         try:
             machine, sections = Machine.restore(path, endorsement=endorsement)
             self._attach(machine)
-            self.hypervisor.load(_from_json(json.loads(sections["host"])))
+            self.hypervisor.load(from_json(json.loads(sections["host"])))
             self.connect()
         except (SnapshotError, HostError, KeyError, ValueError) as error:
             self._say(f"a snapshot in the cache was unusable and is made again ({error})")
@@ -484,25 +498,3 @@ def _source_digest() -> str:
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.[chS]")]):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, bytes | bytearray):
-        return {"hex": bytes(value).hex()}
-    if isinstance(value, dict):
-        return {"map": [[_to_json(key), _to_json(item)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        if "hex" in value:
-            return bytes.fromhex(value["hex"])
-        return {_from_json(key): _from_json(item) for key, item in value["map"]}
-    if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    return value
-
-

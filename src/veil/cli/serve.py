@@ -34,22 +34,18 @@ def serve(
     This is the untrusted host's part: it sees ciphertext only. Users run `veil attest --connect HOST:PORT`.
     """
     from veil.cvm import ConfidentialVM
-    from veil.host import ChannelListener
 
-    if no_monitor:
-        raise VeilError("without a monitor there is nobody to carry users' connections to")
     host, port = parse_address(listen)
     with ConfidentialVM(
-        memory, vcpus, kernel=kernel, owners=owners(owner), fresh=fresh, progress=Progress()
+        memory, vcpus, kernel=kernel, monitor=not no_monitor, owners=owners(owner), fresh=fresh, progress=Progress()
     ) as vm:
-        listener = ChannelListener(vm.hypervisor, vm.platform.channel, host, port)
-        listener.start()
+        listener = vm.listen(host, port)
         try:
             address = f"{listener.address[0]}:{listener.address[1]}"
             click.echo(f"users are carried to VeilMon from {address}")
             if port_file is not None:
                 Path(port_file).write_text(address + "\n")
-            vm.hypervisor.run()
+            vm.serve()
         except OSError as error:
             raise VeilError(f"cannot write {port_file}: {error.strerror}") from error
         finally:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`veil serve` in a process of its own, and users who come by TCP: several, slow ones, hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from veil import installation
+from veil.cli.main import veil as cli
+from veil.errors import VeilError
+from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.remote import ChannelClient, RemoteError, SocketTransport
+
+MEMORY = "256M"
+PING = 0
+
+
+class Served:
+    def __init__(self, process: subprocess.Popen[bytes], host: str, port: int) -> None:
+        self.process, self.host, self.port = process, host, port
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def client(self) -> ChannelClient:
+        return ChannelClient(SocketTransport.connect(self.host, self.port, timeout=20.0))
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), 10)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    where = tmp_path_factory.mktemp("serve") / "address"
+    program = [sys.executable, "-c", "from veil.cli import main; main()"]
+    process = subprocess.Popen([*program, "serve", "--memory", MEMORY, "--port-file", str(where)])
+    deadline = time.monotonic() + 120
+    while not where.exists() or not where.read_text().endswith("\n"):
+        assert process.poll() is None, "veil serve ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    host, port = where.read_text().strip().split(":")
+    yield Served(process, host, int(port))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def veil(*arguments: str) -> Result:
+    done = CliRunner().invoke(cli, list(arguments), standalone_mode=False)
+    if done.exception is not None and not isinstance(done.exception, VeilError):
+        raise done.exception
+    return done
+
+
+def ping(client: ChannelClient, size: int = 1000) -> None:
+    body = os.urandom(size)
+    assert client.request(CHANNEL_SERVICE, PING, body) == body
+
+
+def test_attest_from_elsewhere(served: Served, tmp_path: Path) -> None:
+    measured = veil("measure", "--memory", MEMORY, "--json", "--log", str(tmp_path / "log"))
+    digest = json.loads(measured.output)["launch_digest"]
+    done = veil("attest", "--connect", served.address, "--software", "--measurement", digest)
+    assert done.return_value == 0
+    assert "verified; machine: software" in done.output
+    by_log = veil("attest", "--connect", served.address, "--software", "--launch-log", str(tmp_path / "log"), "--json")
+    assert by_log.return_value == 0
+    assert "initramfs" in json.loads(by_log.output)["covers"]
+    (tmp_path / "root").write_bytes(installation.software_root())
+    root = ("--software-root", str(tmp_path / "root"))
+    assert veil("attest", "--connect", served.address, *root, "--measurement", digest).return_value == 0
+
+
+def test_attest_fails_in_words(served: Served) -> None:
+    connect = ("attest", "--connect", served.address)
+    wrong = veil(*connect, "--software", "--measurement", "00" * 48)
+    assert (wrong.return_value, "FAIL  measurement" in wrong.output) == (1, True)
+    unbelieved = veil(*connect, "--measurement", "00" * 48)
+    assert (unbelieved.return_value, "FAIL  root" in unbelieved.output) == (1, True)
+    late = veil(*connect, "--software", "--measurement", "00" * 48, "--at", "2090-01-01")
+    assert "expired" in late.output
+    nothing = veil(*connect, "--software")
+    assert "give --measurement or --launch-log" in str(nothing.exception)
+    assert "is no address" in str(veil("attest", "--connect", "nowhere", "--measurement", "00" * 48).exception)
+    assert "cannot connect" in str(veil("attest", "--connect", "127.0.0.1:1", "--measurement", "00" * 48).exception)
+    assert "--at" in str(veil(*connect, "--software", "--measurement", "00" * 48, "--at", "soon").exception)
+    assert "96 hexadecimal" in str(veil(*connect, "--measurement", "xyz").exception)
+
+
+def test_somebody_else_at_the_address(tmp_path: Path) -> None:
+    """A server that speaks no TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        done = veil("attest", "--connect", address, "--measurement", "00" * 48)
+        assert "TLS handshake failed" in str(done.exception)
+
+
+def test_several_users_at_once(served: Served) -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with served.client() as client:
+                for size in (1, 100_000, 300_000):
+                    ping(client, size)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+def test_slow_and_hostile_users_block_nobody(served: Served) -> None:
+    lazy = served.client()
+    for _ in range(6):
+        lazy.send(CHANNEL_SERVICE, PING, bytes(500_000))  # and reads none of the answers
+    silent = [served.raw() for _ in range(70)]
+    garbage = served.raw()
+    garbage.sendall(os.urandom(100_000))
+    half = served.raw()
+    half.sendall(b"\x16\x03\x01\x02\x00")
+    with served.client() as client:
+        start = time.monotonic()
+        for _ in range(5):
+            ping(client, 200_000)
+        assert time.monotonic() - start < 10
+    for _ in range(6):
+        assert len(lazy.receive().body) == 500_000
+    for sock in (*silent, garbage, half):
+        sock.close()
+    with served.client() as client:
+        ping(client)
+
+
+def test_users_who_leave_in_the_middle(served: Served) -> None:
+    for _ in range(20):
+        client = served.client()
+        client.send(CHANNEL_SERVICE, PING, bytes(200_000))
+        client._transport.close()
+    with served.client() as client:
+        ping(client)
+
+
+def test_address_in_use(served: Served) -> None:
+    done = veil("serve", "--memory", MEMORY, "--listen", served.address)
+    assert f"cannot listen at {served.address}" in str(done.exception)
+
+
+def test_cannot_connect() -> None:
+    with pytest.raises(RemoteError, match="cannot connect to 127"):
+        SocketTransport.connect("127.0.0.1", 1)
