@@ -12,9 +12,10 @@ import base64
 import binascii
 import enum
 import hashlib
+import itertools
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
@@ -31,6 +32,8 @@ _PAGE_INFO_BYTES = 0x70
 _PAGE_INFO_TAIL = struct.Struct("<HBB4BQ")
 _LOG_FORMAT = "veil launch log 1"
 _LOG_MAX = 64 << 20
+#: of a parsed log, 2 GiB: a few bytes of JSON can claim any number of zero pages, and all are hashed
+_LOG_MAX_PAGES = 1 << 19
 
 
 class PageType(enum.IntEnum):
@@ -130,26 +133,34 @@ class LaunchLog:
 
     def differences(self, other: LaunchLog) -> list[str]:
         """What of this (expected) log is not so in the other: a phrase for each of this log's names."""
-        theirs = {
-            (entry.gpa + index * _PAGE): (entry.kind, entry.page(index))
-            for entry in other.entries
-            for index in range(entry.count)
-        }
+        theirs: dict[tuple[bool, int], tuple[PageType, bytes]] = {}
+        more = 0
+        for _, place, page in other._pages():
+            more += place in theirs
+            theirs.setdefault(place, page)
         found: dict[str, tuple[int, int]] = {}
-        for entry in self.entries:
-            pages = [(entry.gpa + index * _PAGE, (entry.kind, entry.page(index))) for index in range(entry.count)]
-            wrong = sum(theirs.pop(gpa, None) != page for gpa, page in pages)
-            differing, total = found.get(entry.name, (0, 0))
-            found[entry.name] = differing + wrong, total + entry.count
+        for name, place, page in self._pages():
+            wrong, total = found.get(name, (0, 0))
+            found[name] = wrong + (theirs.pop(place, None) != page), total + 1
         phrases = [
             f"{name} ({wrong} of {total} pages)" if total > 1 else name
             for name, (wrong, total) in found.items() if wrong
         ]  # fmt: skip
-        if theirs:
-            phrases.append(f"{len(theirs)} more pages")
+        more += len(theirs)
+        if more:
+            phrases.append(f"{more} more pages")
         if not phrases and self.digest() != other.digest():
             phrases.append("the order of the pages")
         return phrases
+
+    def _pages(self) -> Iterator[tuple[str, tuple[bool, int], tuple[PageType, bytes]]]:
+        """(name, place, page). Where VMSAs are is not measured, so a host may say anything: they are numbered."""
+        vmsas = itertools.count()
+        for entry in self.entries:
+            vmsa = entry.kind == PageType.VMSA
+            for index in range(entry.count):
+                place = next(vmsas) if vmsa else entry.gpa + index * _PAGE
+                yield entry.name, (vmsa, place), (entry.kind, entry.page(index))
 
     def pack(self) -> bytes:
         """As JSON."""
@@ -175,7 +186,14 @@ class LaunchLog:
             content = json.loads(data)
             if content["format"] != _LOG_FORMAT:
                 raise FormatError("no launch log of a known format")
-            return cls(tuple(_entry(item) for item in content["entries"]))
+            entries, pages = [], 0
+            for item in content["entries"]:
+                entry = _entry(item)
+                pages += entry.count
+                if pages > _LOG_MAX_PAGES:
+                    raise FormatError(f"a launch log has at most {_LOG_MAX_PAGES} pages")
+                entries.append(entry)
+            return cls(tuple(entries))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"unreadable launch log: {error!r}") from error
 
@@ -190,7 +208,7 @@ def _entry(item: dict[str, object]) -> LogEntry:
         except binascii.Error as error:
             raise FormatError(f"launch log entry {name!r}: {error}") from error
     else:
-        if not isinstance(pages, int) or not 0 <= pages <= _LOG_MAX // _DIGEST_BYTES:
+        if not isinstance(pages, int) or not 0 <= pages <= _LOG_MAX_PAGES:
             raise FormatError(f"launch log entry {name!r} of {pages!r} pages")
         digests = _ZERO_DIGEST * pages
     if not digests or len(digests) % _DIGEST_BYTES:
