@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +50,8 @@ class Diary(Service):
         return Result(0)
 
     def user_request(self, user: User, call: int, body: bytes) -> bytes:
+        if call == 2:
+            raise ZeroDivisionError("a mistake")
         if call == 0:
             return b"\n".join(self.pages)
         if not user.is_owner:
@@ -156,6 +161,28 @@ def test_refused_requests(bench: Bench, service: uuid.UUID, call: int, body: byt
             client.request(service, call, body)
         assert caught.value.status == status
         ping(client)
+
+
+def test_a_mistake_in_a_service_stops_nothing(bench: Bench) -> None:
+    with user(bench) as client:
+        with pytest.raises(RequestFailed, match=r"diary failed.*a mistake"):
+            client.request(Diary.guid, 2)
+        ping(client)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+def test_users_with_keys_of_other_kinds(bench: Bench, kind: str) -> None:
+    key = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else rsa.generate_private_key(65537, 2048)
+    certificate = OWNER.certificate
+    name = certificate.subject
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(certificate.not_valid_before_utc)
+    builder = builder.not_valid_after(certificate.not_valid_after_utc)
+    made = builder.sign(key, None if kind == "ed25519" else hashes.SHA256())
+    with user(bench, UserKey(key, made)) as client:  # type: ignore[arg-type]
+        ping(client)
+        with pytest.raises(RequestFailed, match="only owners write"):
+            client.request(Diary.guid, 1, b"mine")
 
 
 def test_no_report_to_be_had(bench: Bench) -> None:

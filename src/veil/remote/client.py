@@ -113,12 +113,16 @@ class ChannelClient:
 
     @property
     def server_key(self) -> bytes:
-        """DER SubjectPublicKeyInfo of the key that the other end proved to have."""
-        certificate = self._tls.get_peer_certificate(as_cryptography=True)
-        assert certificate is not None  # TLS 1.3 has no handshake without one here
-        return certificate.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        """DER SubjectPublicKeyInfo of the key that the other end proved to have. Raises ChannelClosed."""
+        try:
+            certificate = self._tls.get_peer_certificate(as_cryptography=True)
+            assert certificate is not None  # TLS 1.3 has no handshake without one here
+            return certificate.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        except Exception as error:
+            self.close()
+            raise ChannelClosed(f"the other end has a key of an unknown kind ({error})") from error
 
     @property
     def server_fingerprint(self) -> str:

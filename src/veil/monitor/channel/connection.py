@@ -84,9 +84,13 @@ class Connection:
 
     def respond(self, response: Response) -> None:
         """Queue a response."""
-        if not self.closing:
+        if self.closing:
+            return
+        try:
             self._tls.send(pack_response(response))
-            self._out += self._tls.take()
+        except TlsFailed:
+            self.closing = True
+        self._out += self._tls.take()
 
     def next_frame(self) -> bytes | None:
         """A frame for the host, if there is one to send now."""

@@ -71,7 +71,7 @@ class Requests:
                 service = self._services.get(request.service)
                 if service is None:
                     raise RequestRefused(Status.UNKNOWN_SERVICE, f"there is no service {request.service}")
-                body = service.user_request(user, request.call, request.body)
+                body = _ask_service(service, user, request)
             return Response(request.number, Status.OK, body)
         except RequestRefused as refusal:
             return Response(request.number, refusal.status, str(refusal).encode())
@@ -93,3 +93,13 @@ class Requests:
             lengths = _ATTESTED.pack(len(evidence.report), len(manifest), len(certificates))
             return lengths + evidence.report + manifest + certificates
         raise RequestRefused(Status.UNKNOWN_CALL, f"VeilMon has no call {request.call}")
+
+
+def _ask_service(service: Service, user: User, request: Request) -> bytes:
+    try:
+        return service.user_request(user, request.call, request.body)
+    except RequestRefused:
+        raise
+    except Exception as error:
+        # A mistake in a service, brought out by what a user sent, must not stop VeilMon and with it the machine.
+        raise RequestRefused(Status.UNAVAILABLE, f"the service {service.name} failed: {error!r}") from error

@@ -106,10 +106,15 @@ class TlsEnd:
         return bytes(plain)
 
     def send(self, plain: bytes) -> None:
-        """Encrypt; `take` has the result."""
+        """Encrypt; `take` has the result. Raises TlsFailed."""
+        from OpenSSL import SSL
+
         view = memoryview(plain)
-        while view:
-            view = view[self._connection.send(view) :]
+        try:
+            while view:
+                view = view[self._connection.send(view) :]
+        except SSL.Error as error:
+            raise TlsFailed(f"TLS: {error!r}") from error
 
     def take(self) -> bytes:
         """Ciphertext for the network."""
@@ -125,11 +130,17 @@ class TlsEnd:
 
     @property
     def peer_fingerprint(self) -> bytes | None:
-        """SHA-256 of the public key that the user proved to have; None for a user without one."""
-        certificate = self._connection.get_peer_certificate(as_cryptography=True)
-        if certificate is None:
+        """SHA-256 of the public key that the user proved to have; None for a user without one.
+
+        OpenSSL took the certificate; that `cryptography` reads it as well is not certain, and is up to the user.
+        """
+        try:
+            certificate = self._connection.get_peer_certificate(as_cryptography=True)
+            if certificate is None:
+                return None
+            public = certificate.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        except Exception:
             return None
-        public = certificate.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
         return hashlib.sha256(public).digest()
