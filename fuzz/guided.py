@@ -13,8 +13,10 @@ from pathlib import Path
 
 import atheris
 
-# What is imported before this is not instrumented. tomllib reads the policies.
-with atheris.instrument_imports(include=["veil.formats", "veil.remote", "tomllib"], enable_loader_override=False):
+#: tomllib reads the policies.
+_INSTRUMENTED = ["veil.formats", "veil.remote", "veil.snp.guest_requests", "tomllib"]
+# What is imported before this is not instrumented.
+with atheris.instrument_imports(include=_INSTRUMENTED, enable_loader_override=False):
     from fuzz.target import examine
     from fuzz.targets import TARGETS
 

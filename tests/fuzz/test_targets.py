@@ -74,7 +74,8 @@ def test_slow_inputs_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_with_coverage(tmp_path: Path) -> None:
     """The whole of `make fuzz`, for the targets that need no keys."""
-    pytest.importorskip("atheris", reason="atheris is not installed (pip install -e '.[fuzz]')")
+    why = "atheris cannot be imported (pip install -e '.[fuzz]')"
+    pytest.importorskip("atheris", reason=why, exc_type=ImportError)
     done = subprocess.run(
         [sys.executable, "-m", "fuzz", "--seconds", "2", "--target", "manifest", "--target", "frames"],
         cwd=_ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
