@@ -8,6 +8,7 @@ none of yesterday, and nobody sits in between.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import struct
@@ -51,7 +52,8 @@ class Attested:
     verification: Verification
     channel_checks: tuple[Check, ...]
     services: Mapping[uuid.UUID, bytes]
-    """Each protected service's claims, by GUID; empty unless the report binds them."""
+    """Each protected service's claims, by GUID; empty unless every check succeeded: a report that nobody signed binds
+    anything."""
     server_key: bytes
 
     @property
@@ -174,7 +176,8 @@ def check_evidence(
         checks.skip("channel key", "the report binds no manifest of now")
     if policy.measurement and verification.report.measurement not in policy.measurement and expected is not None:
         _explain(checks, verification.report.measurement, expected, host_log)
-    return Attested(verification, checks.done(), services, server_key)
+    attested = Attested(verification, checks.done(), services, server_key)
+    return attested if attested.ok else dataclasses.replace(attested, services={})
 
 
 def _channel_key(checks: Checklist, evidence: Evidence, server_key: bytes) -> Mapping[uuid.UUID, bytes]:
