@@ -36,9 +36,9 @@ def test_a_page_that_is_launched_twice() -> None:
 
 
 def test_few_bytes_that_claim_many_pages() -> None:
-    zeros = {"name": "zeros", "gpa": 0, "type": "ZERO", "pages": 1 << 18}
+    zeros = {"name": "zeros", "gpa": 0, "type": "ZERO", "pages": 1 << 17}
     log = {"format": "veil launch log 1", "entries": [zeros, zeros]}
     assert len(LaunchLog.parse(json.dumps(log).encode()).entries) == 2
     log["entries"] = [zeros] * 3
-    with pytest.raises(FormatError, match="at most 524288 pages"):
+    with pytest.raises(FormatError, match="at most 262144 pages"):
         LaunchLog.parse(json.dumps(log).encode())

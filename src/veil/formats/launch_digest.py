@@ -32,8 +32,8 @@ _PAGE_INFO_BYTES = 0x70
 _PAGE_INFO_TAIL = struct.Struct("<HBB4BQ")
 _LOG_FORMAT = "veil launch log 1"
 _LOG_MAX = 64 << 20
-#: of a parsed log, 2 GiB: a few bytes of JSON can claim any number of zero pages, and all are hashed
-_LOG_MAX_PAGES = 1 << 19
+#: of a parsed log, 1 GiB: a few bytes of JSON can claim any number of zero pages, and all are hashed
+_LOG_MAX_PAGES = 1 << 18
 
 
 class PageType(enum.IntEnum):
