@@ -205,7 +205,13 @@ def _authority(
     )  # fmt: skip
     builder = _builder(subject, issuer, key.public_key(), born, _YEARS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-    return builder.add_extension(usage, critical=True).sign(issuer_key, hashes.SHA384(), rsa_padding=_PSS)
+    builder = builder.add_extension(usage, critical=True)
+    # As on AMD's ARK and ASK; a VCEK has neither.
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    if issuer_key is not key:
+        named = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
+        builder = builder.add_extension(named, critical=False)
+    return builder.sign(issuer_key, hashes.SHA384(), rsa_padding=_PSS)
 
 
 def _vcek(
