@@ -12,12 +12,14 @@ from pathlib import Path
 from veil.formats.errors import FormatError
 from veil.remote.errors import RemoteError
 
-__all__ = ["ALLOWED", "Finding", "Target", "examine"]
+__all__ = ["ALLOWED", "SLOW", "Finding", "Target", "examine"]
 
 #: How a reader says that bytes are bad. Callers catch these and nothing else, so anything else ends a program.
 ALLOWED = (FormatError, RemoteError)
 #: Of the processor, not of the clock: the computer may have other work.
 _SECONDS = 1.0
+#: the `place` of what takes longer
+SLOW = "slow"
 _HERE = Path(__file__).resolve().parents[1]
 
 
@@ -55,7 +57,7 @@ def examine(target: Target, data: bytes) -> Finding | None:
         return Finding(_one_line(error), _place(error))
     seconds = time.process_time() - start
     if seconds > _SECONDS:
-        return Finding(f"{len(data)} bytes take {seconds:.1f} s", "slow")
+        return Finding(f"{len(data)} bytes take {seconds:.1f} s", SLOW)
     return None
 
 
