@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from veil import installation
 from veil.cli.main import veil as cli
+from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.remote import ChannelClient, RemoteError, SocketTransport
@@ -174,3 +175,14 @@ def test_address_in_use(served: Served) -> None:
 def test_cannot_connect() -> None:
     with pytest.raises(RemoteError, match="cannot connect to 127"):
         SocketTransport.connect("127.0.0.1", 1)
+
+
+def test_two_vcpus() -> None:
+    """VeilMon works for users on whichever is free, while the other one may be in the middle of it."""
+    with ConfidentialVM(MEMORY, 2) as vm, ChannelClient(vm.user_transport(timeout=10)) as one:
+        with ChannelClient(vm.user_transport(timeout=10)) as two:
+            for _ in range(20):
+                ping(one)
+                ping(two, 100_000)
+        assert vm.run(["grep", "-c", "^processor", "/proc/cpuinfo"]).stdout == b"2\n"
+        ping(one)

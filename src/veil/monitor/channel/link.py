@@ -75,7 +75,7 @@ class ChannelLink:
         #: by number, the least recently heard of first
         self._connections: dict[int, Connection] = {}
         self._generations = Generations(self._memory, area)
-        self._working = False
+        self._working = self._again = False
         self._begin(saved or {})
 
     def _begin(self, saved: dict[str, Any]) -> None:
@@ -104,8 +104,19 @@ class ChannelLink:
     def work(self, host: Ghcb) -> Generator[None, None, None]:
         """Take what came, answer it, send what is due."""
         if self._working:
-            return  # on another VCPU, which waits for the host
-        self._working = True
+            # Another VCPU does, which waits for the host just now: it must look once more, the host will not come again
+            # for what it has put in already.
+            self._again = True
+            return
+        self._working = self._again = True
+        try:
+            while self._again:
+                self._again = False
+                yield from self._work(host)
+        finally:
+            self._working = False
+
+    def _work(self, host: Ghcb) -> Generator[None, None, None]:
         try:
             sent = self._out.position
             self._take()
@@ -121,8 +132,6 @@ class ChannelLink:
             self._broken = True
             self._connections.clear()
             yield from host.out(DOORBELL_PORT, DOORBELL_SPOILT)
-        finally:
-            self._working = False
 
     def _take(self) -> None:
         wanted = self._generations.wanted
