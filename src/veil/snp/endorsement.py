@@ -224,7 +224,7 @@ def _vcek(
 ) -> x509.Certificate:
     builder = _builder(_name("SEV-VCEK"), issuer, key.public_key(), born, _VCEK_YEARS)
     values = {
-        "1": _der_integer(1),
+        "1": _der_integer(0),  # the structure's version: 1 is Turin's, with an FMC's part
         "2": b"\x16" + bytes((len(PRODUCT),)) + PRODUCT.encode(),
         "3.1": _der_integer(tcb.parts["boot_loader"]),
         "3.2": _der_integer(tcb.parts["tee"]),
