@@ -388,3 +388,14 @@ def test_expired_and_revoked_certificates(
                 result.raise_for_failure()
             else:
                 assert "was revoked" in failures(result)["revocation"]
+
+
+def test_guests_of_one_snapshot_are_told_apart(expected: LaunchLog, roots: TrustedRoots) -> None:
+    """Both are good; neither has the other's key, so that neither can be passed off as the other."""
+    with ConfidentialVM(MEMORY) as one, ConfidentialVM(MEMORY) as two:
+        with ChannelClient(one.user_transport()) as first, ChannelClient(two.user_transport()) as second:
+            for client in (first, second):
+                attest(client, policy=Policy(), roots=roots, expected=expected).raise_for_failure()
+            assert first.server_key != second.server_key
+        keys = [vm.machine.secure_processor.vmpcks for vm in (one, two)]
+        assert all(keys[0][vmpl] != keys[1][vmpl] for vmpl in range(3))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Generator
 from typing import NamedTuple
@@ -208,8 +209,12 @@ class Bench:
         return HostedCpu(self.view(0), gpa, rdi, self._header, vcpu.vmcb)
 
     def resume(self, monitor: VeilMon) -> None:
-        """Another monitor, restored from a snapshot of this one, takes over."""
+        """Another monitor, restored from a snapshot of this one, takes over; the machine has made new VMPCKs."""
         self.monitor = monitor
+        for vmpl in range(3):
+            key = self.vmpcks[vmpl] = os.urandom(32)
+            self.processor.restart(vmpl)
+            self.memory.buf[SECRETS + 0x20 + vmpl * 32 : SECRETS + 0x40 + vmpl * 32] = key
         for vcpu in self.vcpus:
             if 0 in vcpu.vmsas and vcpu.steps is not None:
                 vcpu.cpu = self.hosted_cpu(vcpu)

@@ -255,9 +255,42 @@ def test_snapshot_keeps_the_count(machine: Machine) -> None:
     before = guest.report()[1]
     state = machine.secure_processor.state()
     with Machine(2 << 20, endorsement=chip) as other:
-        other.secure_processor.load(state)
+        other.secure_processor.load(state, new_keys=False)
         assert other.secure_processor.guest_request(request(machine, 1))[0] == FirmwareStatus.INVALID_PARAM
         guest.processor = other.secure_processor
         after = guest.report()[1]
     one, two = AttestationReport.parse(before), AttestationReport.parse(after)
     assert (one.report_id, one.measurement) == (two.report_id, two.measurement)
+
+
+def test_two_machines_from_one_snapshot_share_no_key_above_the_kernels(machine: Machine) -> None:
+    """Else they would seal different messages with the same key and number, and who sees both could forge more."""
+    processor = machine.secure_processor
+    for vmpck in (0, 3):
+        Guest(processor, vmpck).report()
+    state = processor.state()
+    with launched() as one, launched() as two:
+        for restored in (one, two):
+            restored.secure_processor.load(state, new_keys=True)
+        first, second = (restored.secure_processor.vmpcks for restored in (one, two))
+        for vmpl in range(3):
+            assert len({first[vmpl], second[vmpl], processor.vmpcks[vmpl]}) == 3
+            assert Guest(one.secure_processor, vmpl).report(vmpl=3)[0] == 0, "counted from the beginning"
+        assert first[3] == second[3] == processor.vmpcks[3]
+        status, _ = one.secure_processor.guest_request(request(one, 1, vmpck=3))
+        assert status == FirmwareStatus.INVALID_PARAM, "level 3 counts on"
+
+
+def test_new_keys_are_in_the_secrets_page() -> None:
+    with Machine(2 << 20, endorsement=chip) as machine:
+        processor = machine.secure_processor
+        processor.launch_start(POLICY)
+        machine.host_view().rmpupdate(0, assigned=True)
+        processor.launch_update(0, bytes(4096), PageType.SECRETS)
+        processor.launch_finish()
+        old = list(processor.vmpcks)
+        processor.load(processor.state(), new_keys=True)
+        page = bytes(machine.memory.mapping[:4096])
+        assert [page[0x20 + n * 32 : 0x40 + n * 32] for n in range(4)] == processor.vmpcks
+        assert old[:3] != processor.vmpcks[:3]
+        assert old[3] == processor.vmpcks[3]

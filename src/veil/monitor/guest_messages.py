@@ -48,8 +48,8 @@ class Evidence(NamedTuple):
 class GuestMessages:
     """One message at a time: `busy` while a VCPU waits for the host to carry one."""
 
-    def __init__(self, view: View, parameters: MonitorParameters, count: int = 0) -> None:
-        self.count = count
+    def __init__(self, view: View, parameters: MonitorParameters) -> None:
+        self.count = 0
         """Messages so far, as the secure processor counts them: two for each request."""
         self.busy = False
         self._view = view
@@ -57,6 +57,9 @@ class GuestMessages:
         self._request = parameters.shared.gpa
         self._response = self._request + PAGE
         self._certificates = self._request + 2 * PAGE
+        # What another life of this machine sent, if it was restored from a snapshot, is nobody's business here.
+        for page in (self._request, self._response):
+            view.zero(page, PAGE, private=False)
 
     def report(self, host: Ghcb, report_data: bytes) -> Generator[None, None, Evidence]:
         """A report for VMPL 0 with these 64 bytes; raises ReportUnavailable."""

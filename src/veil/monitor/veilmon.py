@@ -105,8 +105,6 @@ class VeilMon:
         saved = {
             **state.dump(),
             "services": {service.name: service.save().hex() for service in self.services},
-            "channel_key": self._key.save().hex(),
-            "messages": self._messages.count,
             "channel": self._channel.dump(),
         }
         return json.dumps(saved).encode()
@@ -166,10 +164,12 @@ class VeilMon:
         return self._offer_attestation(cpu)
 
     def _offer_attestation(self, cpu: HostedCpu) -> ChannelLink:
+        # After a snapshot, too, keys are new: several machines may come from one, and none may speak for another. The
+        # secure processor has made a new VMPCK and counts messages from the beginning.
         state, saved = self.state, self._saved or {}
         parameters = state.parameters
-        key = self._key = ChannelKey(bytes.fromhex(saved.get("channel_key", "")) or None)
-        messages = self._messages = GuestMessages(cpu.view, parameters, saved.get("messages", 0))
+        key = self._key = ChannelKey()
+        messages = self._messages = GuestMessages(cpu.view, parameters)
         attestation = Attestation(messages, key.public_bytes, self.services)
         state.protocols[AttestationProtocol.number] = AttestationProtocol(
             attestation, state.book, cpu.view, self._hosts

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from veil.snp._engine import Engine
 
-__all__ = ["C_BIT_POSITION", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
+__all__ = ["C_BIT_POSITION", "PROCESSOR_SIGNATURE", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
 
 C_BIT_POSITION = 51
 TSC_KHZ = 1_000_000
+
+#: Family 19h, model 01h, stepping 1 (Milan, the first with SNP). The core is older than that, and would say so: tools
+#: then take its reports for impossible ones.
+PROCESSOR_SIGNATURE = 0x00A00F11
+_BRAND_WORDS = struct.Struct("<4I")
+_BRAND = b"Veil software processor (AMD SEV-SNP model)".ljust(48, b"\0")
 
 _VMPLS = 4
 _MAX_STANDARD = 7
@@ -56,7 +63,7 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
         return CpuidEntryValues(leaf, 0, eax, ebx, ecx, edx)
 
     _, vendor_b, vendor_c, vendor_d = engine.cpuid(0)
-    family, brand, features_c, features_d = engine.cpuid(1)
+    _, brand, features_c, features_d = engine.cpuid(1)
     features_c &= ~(_ECX_MONITOR | _ECX_XSAVE | _ECX_OSXSAVE | _ECX_AVX | _ECX_FMA_F16C | _ECX_PCID)
     features_c |= _ECX_HYPERVISOR | _ECX_X2APIC | _ECX_TSC_DEADLINE
     features_d &= ~(_EDX_MCA_MCE | _EDX_HTT)
@@ -69,12 +76,12 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
     extended_d |= _EDX_APIC | _EDX_MTRR_PAT
     table = [
         entry(0, _MAX_STANDARD, vendor_b, vendor_c, vendor_d),
-        entry(1, family, brand, features_c, features_d),
+        entry(1, PROCESSOR_SIGNATURE, brand, features_c, features_d),
         entry(7, 0, _7_EBX & engine.cpuid(7)[1], 0, 0),
         entry(0x80000000, _MAX_EXTENDED, vendor_b, vendor_c, vendor_d),
-        entry(0x80000001, family, 0, extended_c & _81_ECX, extended_d),
+        entry(0x80000001, PROCESSOR_SIGNATURE, 0, extended_c & _81_ECX, extended_d),
     ]
-    table += [entry(leaf, *engine.cpuid(leaf)) for leaf in (0x80000002, 0x80000003, 0x80000004)]
+    table += [entry(0x80000002 + number, *_BRAND_WORDS.unpack_from(_BRAND, 16 * number)) for number in range(3)]
     table += [
         entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
         # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.

@@ -117,6 +117,10 @@ class GuestRequests:
         self.report_id, self.report_version = state["report_id"], state["report_version"]
         self._counts = list(state["counts"])
 
+    def restart(self, vmpck: int) -> None:
+        """Count from the beginning, with a new key."""
+        self._counts[vmpck] = 0
+
     def handle(self, page: bytes, vmpcks: list[bytes], guest: LaunchedGuest) -> tuple[int, bytes]:
         """(status of the command, response page): empty if there is none."""
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.snp._engine import Engine, EngineCounters
-from veil.snp.cpuid import CpuidEntryValues, cpuid_entries
+from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
@@ -93,7 +93,7 @@ class Machine:
             memory,
             self.rmp,
             endorsement=endorsement,
-            cpuid_signature=self._engine.cpuid(1)[0],
+            cpuid_signature=PROCESSOR_SIGNATURE,
             report_version=report_version,
         )
         self._hosted: dict[int, _HostedContext] = {}
@@ -285,7 +285,8 @@ class Machine:
                 state["memory_size"], memory, MemoryEncryption.load(snapshot.sections["encryption"]), endorsement
             )
             self.rmp.load(snapshot.sections["rmp"])
-            self.secure_processor.load(_decode(state["secure_processor"]))
+            # Hosted code knows that it was restored, and takes new keys; a kernel at VMPL 0 would not.
+            self.secure_processor.load(_decode(state["secure_processor"]), new_keys=bool(state["hosted"]))
             self._machine_code = set(state["machine_code"])
             self._saved_hosted = {int(gpa): header for gpa, header in state["hosted"].items()}
             self._saved_programs = {

@@ -66,6 +66,7 @@ class SecureProcessor:
         self.host_data = bytes(32)
         #: VM platform communication keys, VMPL 0 to 3; the guest gets them in its secrets page
         self.vmpcks: list[bytes] = []
+        self._secrets_pages: list[int] = []
 
     @property
     def measurement(self) -> bytes:
@@ -106,6 +107,7 @@ class SecureProcessor:
             _check_cpuid_page(bytes(data))
         elif kind == PageType.SECRETS:
             data = self._secrets_page()
+            self._secrets_pages.append(gpa)
         elif kind == PageType.ZERO:
             data = bytes(len(data))
         self._load(gpa, memoryview(data), kind, gpa, vmpl_perms)
@@ -176,10 +178,17 @@ class SecureProcessor:
             "vmpcks": list(self.vmpcks),
             "identity": asdict(self._identity),
             "requests": self._requests.state(),
+            "secrets_pages": list(self._secrets_pages),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
+    def load(self, state: dict[str, Any], *, new_keys: bool) -> None:
+        """From a snapshot; guest memory must be restored already.
+
+        Two machines from one snapshot would seal different messages with the same key and number, which for AES-GCM
+        gives the key away: who sees both could forge messages of VMPL 0. So with `new_keys` levels 0 to 2 get others,
+        in the secrets pages that the launch filled, and count from the beginning. Level 3 keeps its key: stock kernels
+        read theirs only once. What it can ask for, the kernel of another such machine may ask for anyway.
+        """
         self._state = state["state"]
         self._digest = LaunchDigest(state["measurement"])
         self.policy = state["policy"]
@@ -187,6 +196,13 @@ class SecureProcessor:
         self.vmpcks = list(state["vmpcks"])
         self._identity = LaunchIdentity(**state["identity"])
         self._requests.load(state["requests"])
+        self._secrets_pages = list(state["secrets_pages"])
+        for vmpl in range(len(self.vmpcks) - 1) if new_keys else ():
+            key = self.vmpcks[vmpl] = os.urandom(_VMPCK_BYTES)
+            self._requests.restart(vmpl)
+            for gpa in self._secrets_pages:
+                start = gpa + _VMPCK_OFFSET + vmpl * _VMPCK_BYTES
+                self._memory.mapping[start : start + _VMPCK_BYTES] = key
 
     def _expect(self, state: str, command: str) -> None:
         if self._state != state:

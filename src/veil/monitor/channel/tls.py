@@ -25,18 +25,9 @@ class TlsFailed(Exception):
 class ChannelKey:
     """Made inside the CVM; its public half is what attestation binds. The certificate around it says nothing more."""
 
-    def __init__(self, saved: bytes | None = None) -> None:
-        """A new key, or one from `save`."""
-        key = serialization.load_der_private_key(saved, None) if saved else ec.generate_private_key(ec.SECP256R1())
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        self._key = key
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
         self._context: SSL.Context | None = None
-
-    def save(self) -> bytes:
-        """For a snapshot."""
-        return self._key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
 
     def public_bytes(self) -> bytes:
         """DER SubjectPublicKeyInfo."""
