@@ -19,7 +19,16 @@ from veil.formats.certificate_table import parse_certificates
 from veil.formats.errors import FormatError
 from veil.remote.errors import RemoteError
 
-__all__ = ["CertificateChain", "EndorsementExtensions", "common_name", "load_certificates", "signed_by"]
+__all__ = [
+    "CertificateChain",
+    "EndorsementExtensions",
+    "common_name",
+    "is_pem",
+    "load_certificates",
+    "public_bytes",
+    "serial_number",
+    "signed_by",
+]
 
 _OID = "1.3.6.1.4.1.3704.1."
 _PEM_BEGIN = b"-----BEGIN"
@@ -29,16 +38,21 @@ _PARTS = {"boot_loader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
 _FMC = "3.9"
 
 
+def is_pem(blob: bytes) -> bool:
+    """PEM, with text before it or not; DER of the sizes that certificates have begins otherwise."""
+    return _PEM_BEGIN in blob and not blob.startswith(b"\x30\x82")
+
+
 def load_certificates(blob: bytes) -> list[x509.Certificate]:
     """The certificates in a DER or PEM blob. Raises FormatError."""
     with warnings.catch_warnings():
-        # AMD gives every VCEK the serial number 0, which RFC 5280 does not allow. It is AMD's to mend.
+        # What cryptography only warns of, such as names of a forbidden length, is nonsense to us. But AMD gives every
+        # VCEK the serial number 0, which RFC 5280 does not allow: that is AMD's to mend.
+        warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:
-            if blob.lstrip().startswith(_PEM_BEGIN):
-                found = x509.load_pem_x509_certificates(blob)
-            else:
-                found = [x509.load_der_x509_certificate(blob)]
+            load = x509.load_pem_x509_certificates if is_pem(blob) else _load_der
+            found = load(blob)
             for certificate in found:
                 _read_whole(certificate)
         except Exception as error:  # of many kinds: ValueError, KeyError, TypeError, InvalidVersion, DuplicateExtension
@@ -46,6 +60,10 @@ def load_certificates(blob: bytes) -> list[x509.Certificate]:
     if len(found) > _MAX_CERTIFICATES:
         raise FormatError(f"{len(found)} certificates where three are needed")
     return found
+
+
+def _load_der(blob: bytes) -> list[x509.Certificate]:
+    return [x509.load_der_x509_certificate(blob)]
 
 
 def _read_whole(certificate: x509.Certificate) -> None:
@@ -61,6 +79,13 @@ def common_name(name: x509.Name) -> str:
     return str(values[0].value) if len(values) == 1 else ""
 
 
+def serial_number(certificate: x509.Certificate) -> int:
+    """Without a warning that AMD's is 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        return certificate.serial_number
+
+
 def public_bytes(certificate: x509.Certificate) -> bytes:
     """DER SubjectPublicKeyInfo. Raises FormatError for keys of unknown kinds."""
     try:
@@ -68,7 +93,7 @@ def public_bytes(certificate: x509.Certificate) -> bytes:
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     except Exception as error:  # cryptography raises several kinds, and a Rust panic is none of them
-        raise FormatError(f"the certificate {common_name(certificate.subject)} has an unknown kind of key") from error
+        raise FormatError(f"the certificate {common_name(certificate.subject)!r} has an unknown kind of key") from error
 
 
 def signed_by(issuer: x509.Certificate, signature: bytes, data: bytes) -> bool:

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.errors import FormatError
-from veil.remote.certificates import CertificateChain, common_name, public_bytes, signed_by
+from veil.remote.certificates import CertificateChain, common_name, is_pem, public_bytes, serial_number, signed_by
 from veil.remote.checks import Checklist
 from veil.remote.roots import TrustedRoots
 
@@ -67,9 +67,12 @@ def _signatures(checks: Checklist, chain: CertificateChain) -> bool:
 
 
 def _forms(checks: Checklist, chain: CertificateChain) -> bool:
-    """What each certificate may be used for: a leaf must not be able to issue certificates, nor an authority to act
-    as one below it."""
+    """What each certificate may be used for, and whom it names as its issuer."""
     wrong = []
+    for certificate, issuer in ((chain.leaf, chain.intermediate), (chain.intermediate, chain.root)):
+        if certificate.issuer != issuer.subject:
+            names = common_name(certificate.subject), common_name(certificate.issuer), common_name(issuer.subject)
+            wrong.append("{!r} names {!r} as its issuer, not {!r}".format(*names))
     for certificate in (chain.root, chain.intermediate):
         name = common_name(certificate.subject)
         try:
@@ -118,8 +121,7 @@ def _load_crl(blob: bytes) -> x509.CertificateRevocationList:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            pem = blob.lstrip().startswith(b"-----BEGIN")
-            crl = x509.load_pem_x509_crl(blob) if pem else x509.load_der_x509_crl(blob)
+            crl = x509.load_pem_x509_crl(blob) if is_pem(blob) else x509.load_der_x509_crl(blob)
             _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions
         except Exception as error:  # of many kinds, as with certificates
             raise FormatError(f"the revocation list is unreadable: {error}") from error
@@ -138,7 +140,7 @@ def _against(
         return False, "", f"the revocation list is out of date since {crl.next_update_utc:%Y-%m-%d}: get a new one"
     # AMD's lists name ASKs and ASVKs. VCEKs all have the serial number 0, which says nothing about one of them.
     for certificate in (chain.intermediate, chain.leaf):
-        serial = certificate.serial_number
+        serial = serial_number(certificate)
         if serial and crl.get_revoked_certificate_by_serial_number(serial) is not None:
             return False, "", f"the certificate {common_name(certificate.subject)!r} was revoked by {root!r}"
     return True, f"no certificate is on the revocation list of {root!r} from {crl.last_update_utc:%Y-%m-%d}", ""

@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Check", "Checklist"]
+__all__ = ["Check", "Checklist", "printable"]
+
+
+def printable(text: str) -> str:
+    """In printable ASCII, anything else escaped.
+
+    Names in certificates are the host's. With line feeds and terminal sequences in one he would write checks and a
+    verdict of his own below ours.
+    """
+    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text)
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,12 @@ class Checklist:
 
     def add(self, name: str, ok: bool, good: str, bad: str) -> bool:
         """Write down an outcome with the words for it; returns `ok`."""
-        self._checks.append(Check(name, ok, good if ok else bad))
+        self._checks.append(Check(printable(name), ok, printable(good if ok else bad)))
         return ok
 
     def skip(self, name: str, because: str) -> None:
         """What could not be checked has not been proved: it counts as failed."""
-        self._checks.append(Check(name, False, f"not checked, because {because}"))
+        self._checks.append(Check(printable(name), False, printable(f"not checked, because {because}")))
 
     def done(self) -> tuple[Check, ...]:
         """All of them."""

@@ -28,7 +28,7 @@ from veil.formats.errors import FormatError
 from veil.remote.certificates import CertificateChain, EndorsementExtensions
 from veil.remote.chain_checks import check_chain
 from veil.remote.checks import Check, Checklist
-from veil.remote.errors import VerificationFailed
+from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.policy import Policy
 from veil.remote.policy_checks import check_policy
 from veil.remote.roots import SOFTWARE, TrustedRoots
@@ -43,7 +43,8 @@ _LONG_HWID = 64
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome. `machine`: "AMD Milan", "AMD Genoa", "AMD Turin", "software", or "unknown"."""
+    """The outcome. `machine` is what the root vouches for if chain and report are signed as they should be:
+    "AMD Milan", "AMD Genoa", "AMD Turin" or "software"; otherwise it is "unknown"."""
 
     report: AttestationReport
     chain: CertificateChain
@@ -77,26 +78,36 @@ def verify_report(
 ) -> Verification:
     """Check a report of 1184 bytes down to a trusted root, by default one of AMD's.
 
-    `at`: when the certificates must be valid, by default now. Raises FormatError if the report is none.
+    `at`: when the certificates must be valid, by default now; without a zone it is UTC. Raises FormatError if the
+    report is none.
     """
     parsed = AttestationReport.parse(report)
     policy = policy or Policy()
-    when = at or datetime.datetime.now(datetime.UTC)
+    when = datetime.datetime.now(datetime.UTC) if at is None else _utc(at)
     checks = Checklist()
     machine = check_chain(checks, chain, roots or TrustedRoots.amd(), when, crls)
-    _signature(checks, parsed, chain)
+    signed = _signature(checks, parsed, chain)
     _signing_key(checks, parsed, chain, policy)
     layout, product = _endorsement(checks, parsed, chain, machine)
     _reserved(checks, parsed)
     _tcb_order(checks, parsed, layout, policy)
     check_policy(checks, parsed, policy, TcbVersion(parsed.reported_tcb, layout), product)
-    return Verification(parsed, chain, machine or _UNKNOWN, checks.done())
+    # AMD's chains are public. Without a signature of the report they say nothing of the machine that it is from.
+    return Verification(parsed, chain, machine if machine and signed else _UNKNOWN, checks.done())
 
 
-def _signature(checks: Checklist, report: AttestationReport, chain: CertificateChain) -> None:
+def _utc(at: datetime.datetime) -> datetime.datetime:
+    if at.tzinfo is None:
+        return at.replace(tzinfo=datetime.UTC)
+    try:
+        return at.astimezone(datetime.UTC)
+    except OverflowError as error:
+        raise RemoteError(f"the time {at} has no name in UTC") from error
+
+
+def _signature(checks: Checklist, report: AttestationReport, chain: CertificateChain) -> bool:
     if report.chip_key_masked or report.signing_key == SigningKey.NONE:
-        checks.add("report signature", False, "", "the report is not signed: the host masked the chip's key")
-        return
+        return checks.add("report signature", False, "", "the report is not signed: the host masked the chip's key")
     key = chain.leaf.public_key()
     ok = False
     if isinstance(key, ec.EllipticCurvePublicKey):
@@ -106,7 +117,7 @@ def _signature(checks: Checklist, report: AttestationReport, chain: CertificateC
             ok = True
         except (InvalidSignature, ValueError):
             pass
-    checks.add(
+    return checks.add(
         "report signature",
         ok,
         f"the report is signed by the {chain.kind.name}",
