@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import warnings
 from dataclasses import dataclass, field, replace
 
 from cryptography import x509
@@ -48,6 +49,15 @@ def der_string(text: str) -> bytes:
     return b"\x16" + bytes((len(text),)) + text.encode()
 
 
+def resigned(whole: bytes, signed: bytes, old: bytes, new: bytes, signer: str) -> bytes:
+    """A certificate or revocation list, changed in what is `signed` of it, with a signature that is good again."""
+    assert signed.count(old) == 1
+    assert len(old) == len(new)
+    changed = signed.replace(old, new)
+    signature = rsa_key(signer).sign(changed, PSS, hashes.SHA384())
+    return whole.replace(signed, changed)[: -len(signature)] + signature
+
+
 @dataclass(frozen=True)
 class Model:
     """A machine to imitate; `replace` makes others of it."""
@@ -66,6 +76,10 @@ class Model:
     ask_is_authority: bool = True
     ark: str = "ark"
     ask: str = "ask"
+    ask_name: str = "SEV-Model"
+    """CN of the intermediate certificate."""
+    leaf_issuer: str | None = None
+    """Whom the leaf names as its issuer, if not the intermediate certificate."""
 
     def authority(self, subject: str, issuer: str, key: str, issuer_key: str, *, ca: bool = True) -> x509.Certificate:
         usage = x509.KeyUsage(False, False, False, False, False, ca, ca, False, False)
@@ -81,7 +95,7 @@ class Model:
 
     @functools.cached_property
     def intermediate(self) -> x509.Certificate:
-        subject = "SEV-VLEK-Model" if self.vlek else "SEV-Model"
+        subject = "SEV-VLEK-Model" if self.vlek else self.ask_name
         return self.authority(subject, "ARK-Model", self.ask, self.ark, ca=self.ask_is_authority)
 
     def extensions(self) -> dict[str, bytes]:
@@ -94,12 +108,23 @@ class Model:
     @functools.cached_property
     def leaf(self) -> x509.Certificate:
         builder = x509.CertificateBuilder().subject_name(name("SEV-VLEK" if self.vlek else "SEV-VCEK"))
-        builder = builder.issuer_name(self.intermediate.subject).public_key(leaf_key("leaf").public_key())
-        builder = builder.not_valid_before(self.start).not_valid_after(self.end).serial_number(self.leaf_serial)
+        issuer = self.intermediate.subject if self.leaf_issuer is None else name(self.leaf_issuer)
+        builder = builder.issuer_name(issuer).public_key(leaf_key("leaf").public_key())
+        builder = builder.not_valid_before(self.start).not_valid_after(self.end).serial_number(self.leaf_serial or 1)
         for oid, value in self.extensions().items():
             extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.3.6.1.4.1.3704.1.{oid}"), value)
             builder = builder.add_extension(extension, False)
-        return builder.sign(rsa_key(self.ask), hashes.SHA384(), rsa_padding=PSS)
+        made = builder.sign(rsa_key(self.ask), hashes.SHA384(), rsa_padding=PSS)
+        return made if self.leaf_serial else self._with_serial_0(made)
+
+    def _with_serial_0(self, made: x509.Certificate) -> x509.Certificate:
+        """As AMD's VCEKs; cryptography reads such certificates, but makes none."""
+        whole = made.public_bytes(serialization.Encoding.DER)
+        one = b"\xa0\x03\x02\x01\x02\x02\x01\x01"
+        der = resigned(whole, made.tbs_certificate_bytes, one, one[:-1] + b"\0", self.ask)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return x509.load_der_x509_certificate(der)
 
     @functools.cached_property
     def chain(self) -> CertificateChain:

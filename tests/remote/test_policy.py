@@ -21,6 +21,7 @@ id_key_digests = "{"06" * 48}"
 author_key_digests = ["{"07" * 48}"]
 vmpl = 0
 max_vmpl = 1
+allow_host_requested = true
 allow_debug = true
 allow_migration_agent = true
 allow_smt = false
@@ -38,6 +39,9 @@ allow_provisional_firmware = true
 [minimum_tcb]
 boot_loader = 4
 snp = 24
+
+[minimum_launch_tcb]
+snp = 23
 """
 
 
@@ -51,12 +55,13 @@ def test_every_field(tmp_path: Path) -> None:
     assert load(tmp_path, EVERYTHING) == Policy(
         measurement=(b"\xaa" * 48, b"\xbb" * 48), report_data=b"\x01" * 64, host_data=b"\x02" * 32,
         family_id=b"\x03" * 16, image_id=b"\x04" * 16, chip_ids=(b"\x05" * 64,), id_key_digests=(b"\x06" * 48,),
-        author_key_digests=(b"\x07" * 48,), vmpl=0, max_vmpl=1, allow_debug=True, allow_migration_agent=True,
-        allow_smt=False, require_single_socket=True, minimum_abi=(1, 55), minimum_guest_svn=3,
+        author_key_digests=(b"\x07" * 48,), vmpl=0, max_vmpl=1,
+        allow_host_requested=True, allow_debug=True, allow_migration_agent=True, allow_smt=False,
+        require_single_socket=True, minimum_abi=(1, 55), minimum_guest_svn=3,
         minimum_report_version=3, minimum_launch_mitigations=5,
         require_platform=PlatformInfo.ALIAS_CHECK_COMPLETE | PlatformInfo.ECC_EN, forbid_platform=PlatformInfo.SMT_EN,
         products=("Milan", "Genoa"), allow_vlek=False, allow_provisional_firmware=True,
-        minimum_tcb={"boot_loader": 4, "snp": 24},
+        minimum_tcb={"boot_loader": 4, "snp": 24}, minimum_launch_tcb={"snp": 23},
     )  # fmt: skip
 
 
@@ -80,9 +85,13 @@ def test_empty(tmp_path: Path) -> None:
         ("[minimum_tcb]\nsnp = 256", "minimum_tcb: must be a number from 0 to 255"),
         ('require_platform = ["smt"]', "require_platform: must be a list of"),
         ("products = [1]", "products: must be a string"),
+        ("[minimum_launch_tcb]\nucode = 1", "minimum_launch_tcb: must be a table of"),
+        ("allow_host_requested = 1", "allow_host_requested: must be true or false"),
+        *((f"{key} = []", f"{key}: must not be empty")
+          for key in ("measurement", "chip_ids", "id_key_digests", "author_key_digests", "products")),
         ("= broken", "no TOML"),
     ],
-)
+)  # fmt: skip
 def test_mistakes(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(RemoteError, match=words) as caught:
         load(tmp_path, text)

@@ -204,6 +204,12 @@ def test_another_tcb_or_chip(extensions: dict[str, bytes], check: str) -> None:
     assert failed(verify(replace(MODEL, leaf_extensions=extensions))) == {check}
 
 
+@pytest.mark.parametrize("chip", [b"", bytes(8), bytes(64), CHIP[:16]], ids=["none", "short", "zeros", "odd"])
+def test_masked_chip_ids_are_no_chips(chip: bytes) -> None:
+    """The host can mask CHIP_ID. That it equals a certificate's nothing proves nothing."""
+    assert failed(verify(replace(MODEL, chip=chip))) == {"chip ID"}
+
+
 def test_vlek_names_a_provider_and_no_chip() -> None:
     assert failed(verify(replace(VLEK_MODEL, leaf_extensions={"4": CHIP}))) == {"chip ID"}
     assert failed(verify(replace(VLEK_MODEL, leaf_extensions={"5": b""}))) == {"chip ID"}
@@ -222,7 +228,10 @@ def test_signing_key_of_another_kind() -> None:
 
 
 def test_unsigned_or_signed_by_another_key() -> None:
-    assert failed(verify(MODEL, MODEL.report("mine"))) == {"report signature"}
+    forged = verify(MODEL, MODEL.report("mine"))
+    assert failed(forged) == {"report signature"}
+    # The chain is public: who shows it has not shown that his report is from that machine.
+    assert forged.machine == "unknown"
     assert failed(verify(MODEL, MODEL.report(None))) == {"report signature"}
 
 
@@ -293,11 +302,16 @@ ONE = 1 << 17
         (Policy(vmpl=2), {"vmpl": 2}, {"vmpl": 1}, "VMPL"),
         (Policy(max_vmpl=1), {"vmpl": 1}, {"vmpl": 2}, "VMPL"),
         (Policy(max_vmpl=3), {"vmpl": 3}, {"vmpl": 0xFFFFFFFF}, "VMPL"),
+        (Policy(allow_host_requested=True), {"vmpl": 0xFFFFFFFF}, None, "VMPL"),
+        (Policy(), None, {"vmpl": 0xFFFFFFFF}, "VMPL"),
+        (Policy(allow_host_requested=True, max_vmpl=3), {"vmpl": 3}, {"vmpl": 0xFFFFFFFF}, "VMPL"),
         (Policy(minimum_guest_svn=3), {"guest_svn": 3}, {"guest_svn": 2}, "guest SVN"),
         (Policy(minimum_report_version=5), {"version": 5}, {"version": 4}, "report version"),
         (Policy(minimum_tcb={"snp": 24}), {}, None, "minimum TCB"),
         (Policy(minimum_tcb={"snp": 25}), None, {}, "minimum TCB"),
         (Policy(minimum_tcb={"fmc": 0}), None, {}, "minimum TCB"),
+        (Policy(minimum_launch_tcb={"snp": 24}), {}, {"launch_tcb": MODEL.tcb.value - (1 << 48)}, "launch TCB"),
+        (Policy(minimum_launch_tcb={"fmc": 0}), None, {}, "launch TCB"),
         (Policy(minimum_launch_mitigations=5), {"version": 5, "launch_mitigation_vector": 7},
          {"version": 5, "launch_mitigation_vector": 4}, "mitigations"),
         (Policy(minimum_launch_mitigations=1), None, {"version": 3}, "mitigations"),

@@ -39,6 +39,8 @@ class Policy:
     author_key_digests: tuple[bytes, ...] = ()
     vmpl: int | None = None
     max_vmpl: int | None = None
+    allow_host_requested: bool = False
+    """A report that the host asked for, which has no VMPL."""
     allow_debug: bool = False
     allow_migration_agent: bool = False
     allow_smt: bool = True
@@ -48,7 +50,9 @@ class Policy:
     minimum_guest_svn: int = 0
     minimum_report_version: int = REPORT_VERSIONS[0]
     minimum_tcb: Mapping[str, int] = field(default_factory=dict)
-    """By part; a part that the processor's generation lacks is a failure."""
+    """Of REPORTED_TCB, by part; a part that the processor's generation lacks is a failure."""
+    minimum_launch_tcb: Mapping[str, int] = field(default_factory=dict)
+    """The same of LAUNCH_TCB: firmware that was updated later may have had flaws when the guest was launched."""
     minimum_launch_mitigations: int = 0
     """Bits that must be set in LAUNCH_MIT_VECTOR."""
     require_platform: PlatformInfo = _NO_BITS
@@ -101,7 +105,13 @@ def _hex(length: int) -> Callable[[Any], bytes]:
 
 
 def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    return lambda value: tuple(read(item) for item in (value if isinstance(value, list) else [value]))
+    def read_all(value: Any) -> tuple[Any, ...]:
+        if value == []:
+            # Whoever writes an empty list of what is good means that nothing is; an empty tuple means anything.
+            raise ValueError("must not be empty; without the key anything is accepted")
+        return tuple(read(item) for item in (value if isinstance(value, list) else [value]))
+
+    return read_all
 
 
 def _boolean(value: Any) -> bool:
@@ -158,6 +168,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "author_key_digests": _several(_hex(48)),
     "vmpl": _number(0, 3),
     "max_vmpl": _number(0, 3),
+    "allow_host_requested": _boolean,
     "allow_debug": _boolean,
     "allow_migration_agent": _boolean,
     "allow_smt": _boolean,
@@ -166,6 +177,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "minimum_guest_svn": _number(0, 0xFFFFFFFF),
     "minimum_report_version": _number(REPORT_VERSIONS[0], REPORT_VERSIONS[-1]),
     "minimum_tcb": _tcb,
+    "minimum_launch_tcb": _tcb,
     "minimum_launch_mitigations": _number(0, (1 << 63) - 1),
     "require_platform": _platform,
     "forbid_platform": _platform,

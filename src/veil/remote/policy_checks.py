@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from veil.formats.attestation_report import AttestationReport, GuestPolicy, PlatformInfo, TcbVersion
 from veil.remote.checks import Checklist
 from veil.remote.policy import Policy
 
 __all__ = ["check_policy"]
+
+#: VMPL of a report that the host asked for (SNP_HV_REPORT_REQ)
+_HOST = 0xFFFFFFFF
 
 
 def check_policy(checks: Checklist, report: AttestationReport, policy: Policy, tcb: TcbVersion, product: str) -> None:
@@ -15,7 +20,8 @@ def check_policy(checks: Checklist, report: AttestationReport, policy: Policy, t
     _guest_policy(checks, report, policy)
     _identity(checks, report, policy)
     _levels(checks, report, policy)
-    _platform(checks, report, policy, tcb, product)
+    _tcb(checks, report, policy, tcb)
+    _platform(checks, report, policy, product)
 
 
 def _guest_policy(checks: Checklist, report: AttestationReport, policy: Policy) -> None:
@@ -87,6 +93,14 @@ def _identity(checks: Checklist, report: AttestationReport, policy: Policy) -> N
 
 
 def _levels(checks: Checklist, report: AttestationReport, policy: Policy) -> None:
+    if report.vmpl == _HOST:
+        checks.add(
+            "VMPL",
+            policy.allow_host_requested and policy.vmpl is None and policy.max_vmpl is None,
+            "the host asked for the report, which is accepted",
+            "the host asked for the report, not the guest: it speaks for no VMPL",
+        )
+        return
     if policy.vmpl is None and policy.max_vmpl is None:
         return
     highest = policy.max_vmpl if policy.vmpl is None else policy.vmpl
@@ -101,13 +115,30 @@ def _levels(checks: Checklist, report: AttestationReport, policy: Policy) -> Non
     )
 
 
-def _platform(checks: Checklist, report: AttestationReport, policy: Policy, tcb: TcbVersion, product: str) -> None:
-    old = [
-        f"{name.replace('_', ' ')} {tcb.parts[name]} is below {least}" if name in tcb.parts
+def _tcb(checks: Checklist, report: AttestationReport, policy: Policy, tcb: TcbVersion) -> None:
+    old = _below(tcb, policy.minimum_tcb)
+    checks.add("minimum TCB", not old, f"the TCB ({tcb}) is new enough", f"firmware with known flaws: {old}")
+    if policy.minimum_launch_tcb:
+        launch = TcbVersion(report.launch_tcb, tcb.layout)
+        old = _below(launch, policy.minimum_launch_tcb)
+        checks.add(
+            "launch TCB",
+            not old,
+            f"the guest was launched with a TCB ({launch}) that is new enough",
+            f"the guest was launched by firmware with known flaws, even if it was updated since: {old}",
+        )
+
+
+def _below(tcb: TcbVersion, least: Mapping[str, int]) -> str:
+    """Which parts are too old, in words."""
+    return "; ".join(
+        f"{name.replace('_', ' ')} {tcb.parts[name]} is below {minimum}" if name in tcb.parts
         else f"there is no {name.replace('_', ' ')}"
-        for name, least in policy.minimum_tcb.items() if tcb.parts.get(name, -1) < least
-    ]  # fmt: skip
-    checks.add("minimum TCB", not old, f"the TCB ({tcb}) is new enough", f"firmware with known flaws: {'; '.join(old)}")
+        for name, minimum in least.items() if tcb.parts.get(name, -1) < minimum
+    )  # fmt: skip
+
+
+def _platform(checks: Checklist, report: AttestationReport, policy: Policy, product: str) -> None:
     checks.add(
         "report version",
         report.version >= policy.minimum_report_version,
