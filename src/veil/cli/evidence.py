@@ -25,6 +25,7 @@ __all__ = [
     "make_roots",
     "parse_time",
     "print_checks",
+    "read_certificates",
     "read_file",
     "trust_options",
 ]
@@ -62,6 +63,19 @@ def read_file(name: str) -> bytes:
         raise VeilError(f"cannot read {name}: {error.strerror}") from error
 
 
+def read_certificates(name: str) -> bytes:
+    """A file that has certificates in it; raises VeilError naming it, for there may be several."""
+    from veil.formats.errors import FormatError
+    from veil.remote.certificates import load_certificates
+
+    data = read_file(name)
+    try:
+        load_certificates(data)
+    except FormatError as error:
+        raise VeilError(f"{name}: {error}") from error
+    return data
+
+
 def hex_bytes(text: str, length: int, what: str) -> bytes:
     """Hexadecimal digits as bytes; raises VeilError."""
     if not re.fullmatch(r"[0-9a-fA-F]+", text) or len(text) != 2 * length:
@@ -85,7 +99,7 @@ def make_roots(software_root: str | None) -> TrustedRoots:
     from veil.remote import TrustedRoots
 
     roots = TrustedRoots.amd()
-    return roots if software_root is None else roots.with_software_root(read_file(software_root))
+    return roots if software_root is None else roots.with_software_root(read_certificates(software_root))
 
 
 def make_policy(policy_file: str | None, measurements: Iterable[str]) -> Policy:

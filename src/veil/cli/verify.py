@@ -16,6 +16,7 @@ from veil.cli.evidence import (
     make_roots,
     parse_time,
     print_checks,
+    read_certificates,
     read_file,
     trust_options,
 )
@@ -26,7 +27,7 @@ __all__ = ["verify"]
 
 def _report(data: bytes) -> bytes:
     """Raw, or as hexadecimal text."""
-    if re.fullmatch(rb"\s*[0-9a-fA-F\s]+", data):
+    if re.fullmatch(rb"[0-9a-fA-F\s]+", data):
         try:
             return binascii.unhexlify(b"".join(data.split()))
         except binascii.Error:
@@ -77,17 +78,20 @@ def verify(
     from veil.formats.errors import FormatError
     from veil.remote import CertificateChain, verify_report
 
-    blobs = [read_file(name) for name in (*((vcek,) if vcek else ()), *chains)]
+    blobs = [read_certificates(name) for name in (*((vcek,) if vcek else ()), *chains)]
     policy = make_policy(policy_file, measurements)
     if report_data is not None:
         policy = policy.replace(report_data=hex_bytes(report_data, 64, "--report-data"))
-    try:
-        if certificates is not None:
+    if certificates is not None:
+        try:
             chain = CertificateChain.from_certificate_table(read_file(certificates), *blobs)
-        elif blobs:
-            chain = CertificateChain.parse(*blobs)
-        else:
-            raise VeilError("no certificates: give --vcek and --chain, or --certificates")
+        except FormatError as error:
+            raise VeilError(f"{certificates}: {error}") from error
+    elif blobs:
+        chain = CertificateChain.parse(*blobs)
+    else:
+        raise VeilError("no certificates: give --vcek and --chain, or --certificates")
+    try:
         result = verify_report(
             _report(read_file(report)),
             chain,
@@ -119,8 +123,9 @@ def verify(
         )
     else:
         word = "verified" if result.ok else "NOT VERIFIED"
+        asker = f"VMPL {found.vmpl}" if found.vmpl <= 3 else "asked for by the host"
         print_checks(
             result.checks,
-            verdict=f"{word}; machine: {result.machine}; VMPL {found.vmpl}; launch digest {found.measurement.hex()}",
+            verdict=f"{word}; machine: {result.machine}; {asker}; launch digest {found.measurement.hex()}",
         )
     return 0 if result.ok else EXIT_NOT_VERIFIED

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil verify: what it reads, what it prints, and its exit statuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.remote.model_chain import MODEL
+from veil.cli import main
+from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
+
+VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+_AT = ("--at", "2026-06-01")
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+class _Files:
+    """A report of the model's and what belongs to it; `veil` runs the command among them."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._folder, self._monkeypatch, self._capfd = folder, monkeypatch, capfd
+        monkeypatch.chdir(folder)
+        self.write("report", MODEL.report())
+        self.write("vcek", _der(MODEL.leaf))
+        self.write("chain", MODEL.intermediate.public_bytes(Encoding.PEM) + MODEL.root.public_bytes(Encoding.PEM))
+        self.write("root", _der(MODEL.root))
+        self.write("bad", b"hello")
+
+    def write(self, name: str, data: bytes) -> None:
+        (self._folder / name).write_bytes(data)
+
+    def veil(self, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        """Status, stdout, stderr."""
+        self._monkeypatch.setattr("sys.argv", ["veil", "verify", *arguments])
+        self._monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), *self._capfd.readouterr()
+
+
+_GOOD = ("report", "--vcek", "vcek", "--chain", "chain", "--software-root", "root", *_AT)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> _Files:
+    return _Files(tmp_path, monkeypatch, capfd)
+
+
+def test_verified(files: _Files) -> None:
+    status, out, err = files.veil(*_GOOD)
+    assert (status, err) == (0, "")
+    assert all(line.startswith("ok  ") for line in out.splitlines()[:-1])
+    assert out.splitlines()[-1] == f"verified; machine: software; VMPL 0; launch digest {(b'm' * 48).hex()}"
+
+
+def test_not_verified(files: _Files) -> None:
+    """The same without the word that a software machine will do."""
+    status, out, err = files.veil(*_GOOD[:5], *_AT)
+    assert (status, err) == (1, "")
+    assert "FAIL  root " in out
+    assert out.splitlines()[-1].startswith("NOT VERIFIED; machine: unknown; ")
+
+
+def test_reports_in_every_form(files: _Files) -> None:
+    text = MODEL.report().hex()
+    files.write("hex", "\n".join(text[at : at + 64] for at in range(0, len(text), 64)).encode() + b"\n")
+    assert files.veil("hex", *_GOOD[1:])[0] == 0
+    assert files.veil("-", *_GOOD[1:], stdin=MODEL.report())[0] == 0
+    assert files.veil("-", *_GOOD[1:], stdin=text.upper().encode())[0] == 0
+
+
+def test_certificate_table(files: _Files) -> None:
+    files.write("table", pack_certificates({VCEK: _der(MODEL.leaf), ASK: _der(MODEL.intermediate)}).ljust(8192, b"\0"))
+    assert files.veil("report", "--certificates", "table", "--chain", "root", "--software-root", "root", *_AT)[0] == 0
+    files.write("table", pack_certificates({ARK: _der(MODEL.root)}))
+    assert files.veil("report", "--certificates", "table", *_AT)[0] == 125
+
+
+def test_json(files: _Files) -> None:
+    for arguments, verified in ((_GOOD, True), ((*_GOOD, "--measurement", "00" * 48), False)):
+        status, out, _ = files.veil(*arguments, "--json")
+        answer = json.loads(out)
+        assert (status, answer["verified"], answer["machine"]) == (not verified, verified, "software")
+        assert all(check["ok"] for check in answer["checks"]) == verified
+        assert answer["report"]["report_data"] == (b"d" * 64).hex()
+
+
+def test_demands_by_option_and_file(files: _Files) -> None:
+    assert files.veil(*_GOOD, "--report-data", (b"d" * 64).hex(), "--measurement", (b"m" * 48).hex())[0] == 0
+    status, out, _ = files.veil(*_GOOD, "--report-data", "00" * 64)
+    assert (status, "FAIL  report data" in out) == (1, True)
+    files.write("policy", b"max_vmpl = 0\nminimum_guest_svn = 1\n")
+    status, out, _ = files.veil(*_GOOD, "--policy", "policy")
+    assert (status, "FAIL  guest SVN" in out) == (1, True)
+
+
+def test_revocation_and_times(files: _Files) -> None:
+    files.write("crl", MODEL.crl())
+    assert files.veil(*_GOOD, "--crl", "crl")[0] == 0
+    files.write("crl", MODEL.crl(MODEL.ask_serial))
+    status, out, _ = files.veil(*_GOOD, "--crl", "crl")
+    assert (status, "FAIL  revocation" in out) == (1, True)
+    status, out, _ = files.veil(*_GOOD[:-2], "--at", "2040-01-01T00:00:00+00:00")
+    assert (status, "expired" in out) == (1, True)
+
+
+def test_a_report_of_the_host_names_no_vmpl(files: _Files) -> None:
+    files.write("report", MODEL.report(vmpl=0xFFFFFFFF))
+    status, out, _ = files.veil(*_GOOD)
+    assert status == 1
+    assert "NOT VERIFIED; machine: software; asked for by the host; launch digest" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("report",), "no certificates: give --vcek and --chain"),
+        (("none", *_GOOD[1:]), "cannot read none"),
+        (("bad", *_GOOD[1:]), "bad: an attestation report has 1184 bytes"),
+        (("report", "--vcek", "bad", "--chain", "chain"), "bad: no certificate"),
+        (("report", "--vcek", "vcek", "--chain", "bad"), "bad: no certificate"),
+        (("report", "--vcek", "vcek", "--chain", "chain", "--software-root", "bad"), "bad: no certificate"),
+        (("report", "--certificates", "bad"), "bad: the certificate table"),
+        (("report", "--vcek", "vcek", "--chain", "root"), "which issued the leaf, is missing"),
+        ((*_GOOD, "--policy", "bad"), "bad is no TOML"),
+        ((*_GOOD, "--measurement", "12"), "--measurement must be 96"),
+        ((*_GOOD, "--report-data", "zz" * 64), "--report-data must be 128"),
+        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon'"),
+        ((*_GOOD[:-2], "--at", "0001-01-01T00:00+05:00"), "no name in UTC"),
+    ],
+)
+def test_what_cannot_be_tried_is_one_line_and_125(files: _Files, arguments: tuple[str, ...], words: str) -> None:
+    status, out, err = files.veil(*arguments)
+    assert (status, out, err.count("\n")) == (125, "", 1)
+    assert err.startswith("veil: ")
+    assert words in err
+
+
+def test_genuine(files: _Files) -> None:
+    folder = VECTORS / "milan-v2"
+    if not folder.is_dir():
+        pytest.skip(f"no genuine AMD reports at {VECTORS}")
+    certificates = ("--vcek", str(folder / "vcek.der"), "--chain", str(folder / "ask_ark.pem"))
+    status, out, err = files.veil(str(folder / "report.hex"), *certificates, *_AT)
+    assert (status, err) == (0, "")
+    assert "verified; machine: AMD Milan; VMPL 0" in out
+
+
+def test_help_teaches(files: _Files) -> None:
+    status, out, _ = files.veil("--help")
+    assert status == 0
+    assert all(word in out for word in ("kdsintf.amd.com", "curl", "--certificates auxblob", "Exit status"))
