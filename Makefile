@@ -14,7 +14,7 @@ help:
 	@echo "make test   lint, types, layers and tests"
 	@echo "make setup  only the environment in $(VENV)"
 	@echo "make bench  figures: against QEMU, with and without the monitor, and in microseconds"
-	@echo "make soak   the long tests"
+	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
 
@@ -48,6 +48,7 @@ bench: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak
+	$(BIN)/python -m pytest -q --hypothesis-profile=search
 
 $(VENV)/.fuzz: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'

@@ -91,6 +91,13 @@ class TestCorrectDriver:
         with pytest.raises(ValueError, match="queue of 3"):
             other.load(queue.state() | {"size": 3})
 
+    def test_state_of_a_queue_that_is_not_set_up_survives(self) -> None:
+        memory, _, _ = make()
+        queue, other = Virtqueue(memory, 128), Virtqueue(memory, 128)
+        queue.size, queue.desc = 0, 0x1001
+        other.load(queue.state())
+        assert (other.size, other.desc, other.enabled) == (0, 0x1001, False)
+
 
 class TestHostileDriver:
     @pytest.mark.parametrize(

@@ -86,6 +86,10 @@ class Virtqueue:
 
     def enable(self) -> None:
         """The driver has set the queue up. Sizes and alignments: 2.7, 4.1.4.3."""
+        self._check()
+        self.enabled = True
+
+    def _check(self) -> None:
         size = self.size
         if not 0 < size <= self.max_size or size & size - 1:
             raise QueueError(f"a queue of {size} entries; at most {self.max_size}, a power of two")
@@ -94,7 +98,6 @@ class Virtqueue:
         ends = (self.desc + 16 * size, self.avail + 6 + 2 * size, self.used + 6 + 8 * size)
         if max(ends) > _ADDRESS_LIMIT:
             raise QueueError("a part of the queue is beyond the end of the address space")
-        self.enabled = True
 
     # Guest memory
 
@@ -199,7 +202,10 @@ class Virtqueue:
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot."""
-        size = state["size"]
-        if not isinstance(size, int) or not 0 < size <= self.max_size or size & size - 1:
-            raise ValueError(f"a queue of {size} entries")
         load_integers(self, self._SAVED, state)
+        if self.enabled:
+            # Of a queue that is not enabled, the registers hold whatever the driver wrote.
+            try:
+                self._check()
+            except QueueError as error:
+                raise ValueError(str(error)) from error

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`."""
+
+from hypothesis import settings
+
+# A change is judged by its own doing: an example that no run has found before is for `make soak`.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", derandomize=False, print_blob=True)
+settings.load_profile("same")
