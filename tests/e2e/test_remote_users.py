@@ -48,7 +48,11 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     where = tmp_path_factory.mktemp("serve") / "address"
     program = [sys.executable, "-c", "from veil.cli import main; main()"]
-    process = subprocess.Popen([*program, "serve", "--memory", MEMORY, "--port-file", str(where)])
+    process = subprocess.Popen(
+        [*program, "serve", "--memory", MEMORY, "--port-file", str(where)],
+        # A shell's background jobs, and their children, ignore Ctrl-C: not so this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not where.exists() or not where.read_text().endswith("\n"):
         assert process.poll() is None, "veil serve ended"

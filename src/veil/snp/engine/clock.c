@@ -65,7 +65,11 @@ static void *tick(void *argument)
         seen = e->counters.vmruns;
         if (idle > IDLE_TICKS) {
             pthread_mutex_lock(&e->ticker_lock);
-            e->ticker_asleep = true;
+            __atomic_store_n(&e->ticker_asleep, true, __ATOMIC_SEQ_CST);
+            /* Either this sees a vmrun that began meanwhile, or that vmrun sees that it must wake the thread. */
+            if (__atomic_load_n(&e->running, __ATOMIC_SEQ_CST)) {
+                e->ticker_asleep = false;
+            }
             while (e->ticker_asleep && !e->ticker_stop) {
                 pthread_cond_wait(&e->ticker_wake, &e->ticker_lock);
             }
@@ -82,9 +86,11 @@ int veil_ticker_start(struct veil_engine *e)
     return pthread_create(&e->ticker, NULL, tick, e);
 }
 
+/* A vmrun begins. */
 void veil_ticker_resume(struct veil_engine *e)
 {
-    if (e->ticker_asleep) {
+    __atomic_store_n(&e->running, true, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&e->ticker_asleep, __ATOMIC_SEQ_CST)) {
         pthread_mutex_lock(&e->ticker_lock);
         e->ticker_asleep = false;
         pthread_cond_signal(&e->ticker_wake);

@@ -215,7 +215,6 @@ void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t d
     veil_context_load(e);
     take_injection(e, vmcb);
     e->deadline_ns = deadline_ns;
-    e->running = true;
     veil_ticker_resume(e);
     if (deadline_ns && veil_monotonic_ns() >= deadline_ns) {
         atomic_set(&e->cs->icount_decr_ptr->u16.high, -1);
