@@ -39,7 +39,7 @@ from veil.host import (
 )
 from veil.host.devices import Platform
 from veil.installation import endorsement, owner_fingerprint
-from veil.launch_image import LaunchImage, build_image
+from veil.launch_image import LaunchImage, ServicesImage, build_image
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
 __all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
@@ -49,6 +49,7 @@ _SNAPSHOTS_KEPT = 8
 _BOOT_TIMEOUT = 180.0
 _CONSOLE_KEPT = 64 * 1024
 _MIB_2 = 2 << 20
+_HOSTED_VMPLS = (0, 1)
 _QUIET = ("quiet", "loglevel=4")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
@@ -104,13 +105,14 @@ class ConfidentialVM:
         host_data: bytes = bytes(32),
         identity: LaunchIdentityBlock | None = None,
         report_version: int = 3,
+        services: ServicesImage | None = None,
         cache: Cache | None = None,
     ) -> None:
         """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
 
         `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
         keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
-        `host_data` and `identity` are those of the SNP launch.
+        `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -124,6 +126,7 @@ class ConfidentialVM:
         self._owners = tuple(owners) if owners is not None else (owner_fingerprint(),) if monitor else ()
         self._policy, self._host_data, self._identity = policy, host_data, identity
         self._report_version = report_version
+        self._services = services if monitor else None
         self._cache = cache or Cache()
         self._console_tail: deque[bytes] = deque()
         self._console_held = 0
@@ -296,11 +299,11 @@ class ConfidentialVM:
             raise VeilError(str(error)) from error
 
     def _let_monitor_finish(self) -> None:
-        """VeilMon's state is whole only between two calls: run on until no VCPU is in it."""
+        """Its state and the services' are whole only between two calls: run on until no VCPU is in them."""
         vcpus = self.hypervisor.vcpus
 
         def at_rest() -> bool:
-            return all(vcpu.vmpl != 0 or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
+            return all(vcpu.vmpl not in _HOSTED_VMPLS or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
 
         if self.has_monitor and not at_rest() and self.hypervisor.run(until=at_rest, timeout=10.0) != RunResult.DONE:
             raise VeilError("the monitor did not come to rest; no snapshot was made")
@@ -361,6 +364,7 @@ class ConfidentialVM:
             monitor=self.has_monitor,
             cpuid=machine.cpuid_entries(self.vcpus),
             owners=self._owners,
+            services=self._services,
         )
 
     def _launch(self) -> None:
@@ -433,7 +437,7 @@ class ConfidentialVM:
             kernel,
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
-            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
+            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version} {self._services}",
             command_line(self._kernel_options),
         )
         return self._cache.directory(_SNAPSHOTS) / f"{key}.snapshot"

@@ -6,8 +6,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from veil.formats.launch_digest import LaunchLog, LogEntry
 from veil.guest import layout as guest_layout
@@ -18,28 +19,48 @@ from veil.guest.linux_boot import Region as GuestRegion
 from veil.guest.linux_boot import RegionKind as GuestKind
 from veil.host import LaunchRegion, RegionKind
 from veil.monitor import MonitorParameters
+from veil.services.parameters import ServiceParameters
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import Vmsa, VmsaSegment
 
-__all__ = ["MONITOR_SIZE", "LaunchImage", "build_image"]
+__all__ = ["LaunchImage", "ServicesImage", "build_image"]
 
 _PAGE = 4096
 _MIB = 1 << 20
-#: 2 MiB for VeilMon, 2 MiB for the services
-MONITOR_SIZE = 4 * _MIB
-_SERVICES_SIZE = 2 * _MIB
+_REGION_UNIT = 2 * _MIB
+_MONITOR_SIZE = 2 * _MIB
 
 _ENTRY = "veil.monitor:VeilMon"
 _PACKAGES = ("veil.formats", "veil.monitor")
 
 # Offsets in the monitor's region.
 _HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GUEST_VMSA = (number * _PAGE for number in range(7))
-_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x20000, 0x30000, 0x60000
+_VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
 _SHARED_SIZE = _ARCHIVE - _SHARED
+# Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
+_SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, _PAGE, 2 * _PAGE
+_MAILBOX_SIZE = 0x40000
+_CODE = _MAILBOX + _MAILBOX_SIZE
 
 _SEV_FEATURES = 1  # SNP active
 _SVME = 1 << 12
+
+
+@dataclass(frozen=True)
+class ServicesImage:
+    """The program of the services' domain: its class, "package.module:Class", the packages that are measured, settings
+    for each service by name, and how much memory the services have together (whole pages)."""
+
+    entry: str
+    packages: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    memory: int = 0
+
+    def region_size(self) -> int:
+        """Bytes, a multiple of 2 MiB."""
+        archive = -(-len(pack_sources(self.packages)) // _PAGE) * _PAGE
+        return -(-(_CODE + _PAGE + archive + self.memory) // _REGION_UNIT) * _REGION_UNIT
 
 
 @dataclass(frozen=True)
@@ -75,14 +96,14 @@ def build_image(
     monitor: bool,
     cpuid: Sequence[CpuidEntryValues],
     owners: Sequence[bytes] = (),
+    services: ServicesImage | None = None,
 ) -> LaunchImage:
     """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
 
     `owners` are SHA-256 of the public keys of users whom the secure channel lets do more than look.
     """
-    linux = prepare_linux(
-        kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=MONITOR_SIZE if monitor else 0
-    )
+    kept = _MONITOR_SIZE + (services.region_size() if services is not None else 0) if monitor else 0
+    linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
     table = _cpuid_page(cpuid)
     regions = [_guest_region(region, table) for region in linux.regions]
     if linux.layout.monitor is None:
@@ -92,8 +113,8 @@ def build_image(
         regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), None, command_line)
     base = linux.layout.monitor.start
-    regions += _monitor_regions(linux, base, vcpus, table, regions, owners)
-    return LaunchImage(tuple(regions), (base, MONITOR_SIZE), command_line)
+    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, services)
+    return LaunchImage(tuple(regions), (base, kept), command_line)
 
 
 def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
@@ -125,7 +146,13 @@ def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
 
 
 def _monitor_regions(
-    linux: LinuxBoot, base: int, vcpus: int, table: bytes, guest: Sequence[LaunchRegion], owners: Sequence[bytes]
+    linux: LinuxBoot,
+    base: int,
+    vcpus: int,
+    table: bytes,
+    guest: Sequence[LaunchRegion],
+    owners: Sequence[bytes],
+    services: ServicesImage | None,
 ) -> list[LaunchRegion]:
     archive = pack_sources(_PACKAGES)
     size = ctypes.sizeof(MonitorParameters)
@@ -141,6 +168,11 @@ def _monitor_regions(
         LaunchRegion(base + _CPUID, RegionKind.CPUID, table, name="CPUID page"),
         LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive, name="VeilMon"),
     ]
+    own, code = base + _MONITOR_SIZE, (0, 0)
+    if services is not None:
+        added = _service_regions(services, own, vcpus)
+        pieces += added
+        code = (own + _CODE, added[-1].gpa + added[-1].length - (own + _CODE))
     boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
     launched = _merge(
         [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, _PAGE)]
@@ -149,8 +181,13 @@ def _monitor_regions(
         vcpus=vcpus,
         ram=[(piece.start, piece.size) for piece in linux.layout.ram],
         launched=launched,
-        monitor=(base, MONITOR_SIZE - _SERVICES_SIZE),
-        services=(base + MONITOR_SIZE - _SERVICES_SIZE, _SERVICES_SIZE),
+        monitor=(base, _MONITOR_SIZE),
+        services=(own, services.region_size()) if services is not None else (0, 0),
+        service_code=code,
+        service_vmsas_gpa=base + _SERVICE_VMSAS,
+        mailbox_gpa=own + _MAILBOX,
+        mailbox_size=_MAILBOX_SIZE,
+        blocks_gpa=own + _BLOCKS,
         header_gpa=base + _HEADER,
         secrets_gpa=base + _SECRETS,
         cpuid_gpa=base + _CPUID,
@@ -167,6 +204,34 @@ def _monitor_regions(
     )
     pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
+
+
+def _service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
+    """Parameters, then the program: header and archive. Their memory follows."""
+    archive = pack_sources(services.packages)
+    archive_gpa = own + _CODE + _PAGE
+    memory = archive_gpa + -(-len(archive) // _PAGE) * _PAGE
+    parameters = bytes(
+        ServiceParameters.make(
+            {name: dict(settings) for name, settings in services.settings.items()},
+            vcpus=vcpus,
+            mailbox_gpa=own + _MAILBOX,
+            mailbox_size=_MAILBOX_SIZE,
+            blocks_gpa=own + _BLOCKS,
+            memory_gpa=memory,
+            memory_size=own + services.region_size() - memory,
+        )
+    )
+    header = hosted_header(
+        services.entry,
+        archive=(archive_gpa, len(archive)),
+        parameters=(own + _SERVICE_PARAMETERS, len(parameters)),
+    )
+    return [
+        LaunchRegion(own + _SERVICE_PARAMETERS, RegionKind.NORMAL, parameters, name="service settings"),
+        LaunchRegion(own + _CODE, RegionKind.NORMAL, header, name="services"),
+        LaunchRegion(archive_gpa, RegionKind.NORMAL, archive, name="services"),
+    ]
 
 
 def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -282,6 +282,8 @@ class Status(enum.IntEnum):
     """Only the CVM's owners may ask this."""
     UNAVAILABLE = 5
     """Not now; the body says why."""
+    FULL = 6
+    """There is no room; ask again when somebody has made some."""
 
 
 @dataclass(frozen=True)

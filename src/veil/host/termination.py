@@ -61,6 +61,7 @@ _MONITOR = {
     5: "the host refused a request of VeilMon, or answered it wrongly",
     6: "the host lacks a feature that VeilMon needs: AP creation or multiple VMPLs",
     7: "the CPUID page is not the one that the image was measured with: the host changed it",
+    8: "the protected services did not start",
 }
 _SETS = {GENERAL_SET: _GENERAL, LINUX_SET: _LINUX, MONITOR_SET: _MONITOR, SVSM_SET: _SVSM}
 

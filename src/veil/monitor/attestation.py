@@ -17,7 +17,7 @@ from veil.monitor.guest_messages import Evidence, GuestMessages
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.service import Service
+    from veil.monitor.service_domain import ServiceInfo
 
 __all__ = ["Attestation"]
 
@@ -25,7 +25,9 @@ __all__ = ["Attestation"]
 class Attestation:
     """Manifests, and reports that bind them to an asker's nonce."""
 
-    def __init__(self, messages: GuestMessages, channel_key: Callable[[], bytes], services: Iterable[Service]) -> None:
+    def __init__(
+        self, messages: GuestMessages, channel_key: Callable[[], bytes], services: Iterable[ServiceInfo]
+    ) -> None:
         """`channel_key` gives the channel's public key, DER SubjectPublicKeyInfo."""
         self._messages = messages
         self._channel_key = channel_key
@@ -39,7 +41,7 @@ class Attestation:
     def services_manifest(self) -> bytes:
         """Of VeilMon and all services."""
         entries = {CHANNEL_SERVICE: self._channel_key()}
-        entries |= {service.guid: service.manifest() for service in self._services}
+        entries |= {service.guid: service.manifest for service in self._services}
         return pack_manifest(entries)
 
     def service_manifest(self, guid: uuid.UUID) -> bytes | None:
@@ -52,8 +54,9 @@ class Attestation:
             return self._channel_key()
         for service in self._services:
             if service.guid == guid:
-                manifest = service.manifest()
-                return None if manifest.startswith(SERVICES_MANIFEST.bytes_le) else manifest
+                if service.manifest.startswith(SERVICES_MANIFEST.bytes_le):
+                    return None
+                return service.manifest
         return None
 
     def attest(self, host: Ghcb, nonce: bytes, manifest: bytes) -> Generator[None, None, Evidence]:

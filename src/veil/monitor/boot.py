@@ -20,6 +20,7 @@ __all__ = [
     "check_cpuid",
     "check_host",
     "make_monitor_vmsa",
+    "make_service_vmsa",
     "own_ghcb",
     "prepare_guest",
     "share_memory",
@@ -63,7 +64,10 @@ def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, No
         for gpa, end in _gaps(item.gpa, item.end, kept):
             yield from grant_range(cpu, gpa, end - gpa, GUEST_VMPL, Permission.ALL)
     services = parameters.services
+    code = parameters.service_code
     yield from grant_range(cpu, services.gpa, services.size, SERVICE_VMPL, Permission.RW)
+    # The services run their program; they do not change it.
+    yield from grant_range(cpu, code.gpa, code.size, SERVICE_VMPL, Permission.R | Permission.SX)
 
 
 def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
@@ -152,6 +156,18 @@ def make_monitor_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int)
     own.guest_exit_code = 0
     gpa = parameters.monitor_vmsas_gpa + (index - 1) * PAGE
     yield from _make_vmsa(cpu, gpa, bytes(own), SERVICE_VMPL, Permission.NONE)
+    return gpa
+
+
+def make_service_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int) -> Generator[None, None, int]:
+    """A VMSA for the services on a VCPU: of VMPL 1, starting at their header; returns its GPA."""
+    vmsa = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE))
+    vmsa.vmpl = SERVICE_VMPL
+    vmsa.rip = parameters.service_code.gpa
+    vmsa.rdi = index
+    vmsa.guest_exit_code = 0
+    gpa = parameters.service_vmsas_gpa + index * PAGE
+    yield from _make_vmsa(cpu, gpa, bytes(vmsa), SERVICE_VMPL, Permission.NONE)
     return gpa
 
 

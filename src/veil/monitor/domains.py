@@ -44,10 +44,11 @@ class VcpuContexts:
     """VMSA -> its CAA, for every VMPL 3 context that was created for this VCPU and not deleted."""
     unfinished: int | None = None
     """The VMSA whose call waits for the host; its registers will be written when it is done."""
+    service_vmsa: int | None = None
 
     def vmsas(self) -> dict[Domain, int]:
         """The VMSA of each domain that can run on this VCPU now."""
-        found = {Domain.MON: self.monitor_vmsa, Domain.UNT: self.guest_vmsa}
+        found = {Domain.MON: self.monitor_vmsa, Domain.SER: self.service_vmsa, Domain.UNT: self.guest_vmsa}
         return {domain: vmsa for domain, vmsa in found.items() if vmsa is not None}
 
     def set_guest(self, vmsa: int, caa: int) -> None:
@@ -102,6 +103,7 @@ class DomainTable:
             {
                 "apic_id": vcpu.apic_id,
                 "monitor_vmsa": vcpu.monitor_vmsa,
+                "service_vmsa": vcpu.service_vmsa,
                 "guest_vmsa": vcpu.guest_vmsa,
                 "caa": vcpu.caa,
                 "guest_vmsas": sorted(vcpu.guest_vmsas.items()),
@@ -120,6 +122,7 @@ class DomainTable:
                 item["guest_vmsa"],
                 item["caa"],
                 dict(item["guest_vmsas"]),
+                service_vmsa=item["service_vmsa"],
             )
             for item in state
         ]

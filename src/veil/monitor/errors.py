@@ -19,6 +19,7 @@ class Reason(enum.IntEnum):
     HOST_REFUSED = 5
     HOST_LACKS_FEATURES = 6
     CPUID_CHANGED = 7
+    BAD_SERVICES = 8
 
 
 class MonitorError(Exception):

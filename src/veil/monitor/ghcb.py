@@ -28,7 +28,8 @@ __all__ = [
 REASON_SET = 5
 
 #: MSR protocol: run this VCPU's VMSA of VMPL 3; the answer if the host will not.
-RUN_GUEST = 3 << 32 | 0x016
+_RUN_VMPL = 0x016
+RUN_GUEST = 3 << 32 | _RUN_VMPL
 RUN_REFUSED = 1 << 32 | 0x017
 #: MSR protocol: park this VCPU until the host starts another of its contexts, or has a SIPI for it.
 AP_RESET_HOLD = 0x006
@@ -100,6 +101,12 @@ class Ghcb:
     def out(self, port: int, value: int) -> Generator[None, None, None]:
         """OUT of 4 bytes."""
         yield from self._must(_NAE_IOIO, port << 16 | _OUT_DWORD, 0, rax=value)
+
+    def run_vmpl(self, vmpl: int) -> Generator[None, None, bool]:
+        """Have the host run this VCPU's VMSA of another level; False if it refuses. It is back for whatever reason."""
+        self._cpu.ghcb_msr = vmpl << 32 | _RUN_VMPL
+        yield
+        return self._cpu.ghcb_msr != RUN_REFUSED
 
     def guest_request(self, request: int, response: int) -> Generator[None, None, int]:
         """Have the host carry a message to the secure processor; returns the errors of firmware 31:0 and host 63:32."""

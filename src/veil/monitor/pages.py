@@ -29,9 +29,11 @@ class Owner(enum.IntEnum):
     """A VMSA of VMPL 3: the guest's memory, but not its to change until it deletes the VCPU."""
     CAA = 5
     """A calling area of VMPL 3: the guest's to read and write, but it stays validated memory while it is in use."""
+    BLOCK = 6
+    """A request block of VMPL 3 for the services: like a calling area, and VMPL 1 reaches it too."""
 
 
-_GUEST, _CAA = int(Owner.GUEST), int(Owner.CAA)
+_GUEST, _CAA, _BLOCK = int(Owner.GUEST), int(Owner.CAA), int(Owner.BLOCK)
 #: Runs of pages that VMPL 3 has no write permission for.
 _KEPT = re.compile(b"[%c-%c]+" % (Owner.MONITOR, Owner.VMSA))
 
@@ -71,7 +73,7 @@ class PageBook:
             return False
         found = owners.count(_GUEST, first, end)
         if data and found != end - first:
-            found += owners.count(_CAA, first, end)
+            found += owners.count(_CAA, first, end) + owners.count(_BLOCK, first, end)
         return found == end - first
 
     def kept_ranges(self) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from veil.snp.layouts import check_offsets
 __all__ = ["CERTIFICATE_PAGES", "MIN_SHARED", "MonitorParameters", "Option", "Range"]
 
 _MAGIC = 0x4E4F4D4C49455600  # "\0VEILMON", little-endian
-_VERSION = 2
+_VERSION = 3
 _MAX_RAM = 4
 _MAX_LAUNCHED = 96
 _MAX_VCPUS = 64
@@ -77,6 +77,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     channel; `services` belongs to VMPL 0 and 1. The pages from `guest_secrets_gpa` on are memory of VMPL 3;
     `guest_vmsa_gpa` may be in its memory or the monitor's.
 
+    `service_code` is the part of `services` with the services' program, which begins with its header; it is empty if
+    there are none. From `service_vmsas_gpa` on, in `monitor`, is a page for each VCPU; mailbox and `blocks_gpa` (one
+    page) are in `services`.
+
     `cpuid_digest` is SHA-256 of the CPUID page. The launch digest does not cover that page's contents; this does.
     `owners` are SHA-256 of the public keys (DER SubjectPublicKeyInfo) of the users whom the channel lets do more than
     look.
@@ -104,6 +108,11 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         ("guest_caa_gpa", ctypes.c_uint64),
         ("shared", Range),
         ("cpuid_digest", ctypes.c_uint8 * _DIGEST),
+        ("service_code", Range),
+        ("service_vmsas_gpa", ctypes.c_uint64),
+        ("mailbox_gpa", ctypes.c_uint64),
+        ("mailbox_size", ctypes.c_uint64),
+        ("blocks_gpa", ctypes.c_uint64),
         ("owner_count", ctypes.c_uint64),
         ("owners", (ctypes.c_uint8 * _DIGEST) * _MAX_OWNERS),
         ("ram", Range * _MAX_RAM),
@@ -130,6 +139,11 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     guest_caa_gpa: int
     shared: Range
     cpuid_digest: ctypes.Array[ctypes.c_uint8]
+    service_code: Range
+    service_vmsas_gpa: int
+    mailbox_gpa: int
+    mailbox_size: int
+    blocks_gpa: int
     owner_count: int
     owners: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
     ram: ctypes.Array[Range]
@@ -145,6 +159,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         monitor: tuple[int, int],
         services: tuple[int, int],
         shared: tuple[int, int],
+        service_code: tuple[int, int] = (0, 0),
         cpuid_digest: bytes,
         owners: Sequence[bytes] = (),
         options: Option = Option.NONE,
@@ -166,6 +181,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             monitor=Range(*monitor),
             services=Range(*services),
             shared=Range(*shared),
+            service_code=Range(*service_code),
             cpuid_digest=digest(*cpuid_digest),
             owner_count=len(owners),
             owners=(digest * _MAX_OWNERS)(*(digest(*owner) for owner in owners)),
@@ -214,6 +230,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
                 raise _bad(f"{name} {gpa:#x} is no page of the monitor's region")
         if not self.monitor.contains(self.shared.gpa, self.shared.size) or self.shared.size < MIN_SHARED:
             raise _bad(f"the shared area {self.shared.gpa:#x}+{self.shared.size:#x} is not in the monitor's region")
+        if self.service_code.size:
+            self._check_services()
         guest = [getattr(self, name) for name in _GUEST_PAGES]
         pages = [*guest, self.guest_vmsa_gpa]
         if len(set(pages)) != len(pages):
@@ -228,6 +246,18 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     def ram_ranges(self) -> list[Range]:
         """All of RAM."""
         return list(self.ram[: self.ram_count])
+
+    def _check_services(self) -> None:
+        if not self.monitor.contains(self.service_vmsas_gpa, self.vcpus * _PAGE) or self.service_vmsas_gpa % _PAGE:
+            raise _bad("the services' VMSAs are not in the monitor's region")
+        parts = [self.service_code, Range(self.mailbox_gpa, self.mailbox_size), Range(self.blocks_gpa, _PAGE)]
+        for number, part in enumerate(parts):
+            if part.gpa % _PAGE or part.size % _PAGE or not self.services.contains(part.gpa, part.size):
+                raise _bad(f"the services' range {part.gpa:#x}+{part.size:#x} is not in their region")
+            if any(part.overlaps(other) for other in parts[:number]):
+                raise _bad("the services' ranges overlap")
+        if not self.mailbox_size:
+            raise _bad("the services have no mailbox")
 
     @property
     def channel(self) -> ChannelArea:
@@ -253,6 +283,6 @@ def _inside(ranges: Iterable[Range], gpa: int, size: int) -> bool:
 
 check_offsets(
     MonitorParameters,
-    0x808,
-    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x1C8},
+    0x838,
+    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x1F8},
 )

@@ -10,6 +10,7 @@ from veil.monitor.domains import DomainTable
 from veil.monitor.pages import Owner, PageBook
 from veil.monitor.parameters import MonitorParameters
 from veil.monitor.requests import CallHandler
+from veil.monitor.service_domain import ServiceInfo
 
 __all__ = ["MonitorState"]
 
@@ -25,6 +26,9 @@ class MonitorState:
     domains: DomainTable
     sev_features: int = 0
     protocols: dict[int, CallHandler] = field(default_factory=dict)
+    blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """(GPA, size) of each VCPU's request block for the services."""
+    services: list[ServiceInfo] = field(default_factory=list)
 
     @classmethod
     def at_launch(cls, parameters: MonitorParameters) -> MonitorState:
@@ -54,6 +58,8 @@ class MonitorState:
             "parameters": bytes(self.parameters).hex(),
             "domains": self.domains.state(),
             "sev_features": self.sev_features,
+            "blocks": [[vcpu, gpa, size] for vcpu, (gpa, size) in sorted(self.blocks.items())],
+            "services": [service.dump() for service in self.services],
         }
 
     @classmethod
@@ -62,6 +68,10 @@ class MonitorState:
         self = cls.at_launch(MonitorParameters.parse(bytes.fromhex(state["parameters"])))
         self.domains = DomainTable.load(state["domains"])
         self.sev_features = state["sev_features"]
+        self.blocks = {vcpu: (gpa, size) for vcpu, gpa, size in state["blocks"]}
+        self.services = [ServiceInfo.load(item) for item in state["services"]]
+        for gpa, size in self.blocks.values():
+            self.book.claim(gpa, size, Owner.BLOCK)
         for vmsa, caa in self.domains.guest_contexts():
             self.book.claim(vmsa, _PAGE, Owner.VMSA)
             self.book.claim(caa, _PAGE, Owner.CAA)

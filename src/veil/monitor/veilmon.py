@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from typing import Any, ClassVar
+from typing import Any
 
 from veil.monitor import boot, ghcb
 from veil.monitor.attestation import Attestation
@@ -15,12 +15,13 @@ from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.domains import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError, Reason
 from veil.monitor.guest_messages import GuestMessages
-from veil.monitor.memory import GUEST_VMPL, PAGE
+from veil.monitor.memory import GUEST_VMPL, PAGE, SERVICE_VMPL
 from veil.monitor.pages import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
-from veil.monitor.service import FIRST_SERVICE_PROTOCOL, Service, ServiceContext
+from veil.monitor.protocols.services import ServicesProtocol
+from veil.monitor.service_domain import ServiceDomain, ServicesUnavailable
 from veil.monitor.serving import Served, Unfinished, answer, finish
 from veil.monitor.state import MonitorState
 from veil.snp.errors import RmpViolation, SnapshotError
@@ -30,16 +31,9 @@ __all__ = ["VeilMon"]
 
 
 class VeilMon:
-    """The monitor as a hosted program; one object for all VCPUs.
-
-    A monitor with protected services is a subclass that names them, and the entry of the measured image names that
-    subclass: which services there are is part of what is measured.
-    """
-
-    service_types: ClassVar[tuple[type[Service], ...]] = ()
+    """The monitor as a hosted program; one object for all VCPUs."""
 
     def __init__(self) -> None:
-        self.services = [kind() for kind in self.service_types]
         #: why the monitor gave up, if it did
         self.last_error: str | None = None
         self._state: MonitorState | None = None
@@ -100,11 +94,10 @@ class VeilMon:
             return json.dumps(self._saved).encode()  # restored, and not resumed yet
         if self._key is None or self._messages is None or self._channel is None:
             raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
-        if self._messages.busy or any(vcpu.unfinished is not None for vcpu in self.domains.vcpus):
+        if self._messages.busy or self._channel.working or any(vcpu.unfinished is not None for vcpu in self.domains.vcpus):
             raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
             **state.dump(),
-            "services": {service.name: service.save().hex() for service in self.services},
             "channel": self._channel.dump(),
         }
         return json.dumps(saved).encode()
@@ -125,6 +118,8 @@ class VeilMon:
         yield from boot.share_memory(cpu, parameters)
         host = self._hosts[0] = yield from boot.own_ghcb(cpu, parameters, 0)
         yield from boot.prepare_guest(cpu, state)
+        if parameters.service_code.size:
+            yield from self._start_services(cpu, host)
         channel = self._offer_protocols(cpu)
         yield from channel.announce(host)
         first = state.domains.vcpus[0]
@@ -135,6 +130,17 @@ class VeilMon:
         yield from host.create_vcpu(0, GUEST_VMPL, parameters.guest_vmsa_gpa, state.sev_features)
         return first
 
+    def _start_services(self, cpu: HostedCpu, host: ghcb.Ghcb) -> Generator[None, None, None]:
+        """A VMSA of VMPL 1 on every VCPU; on this one, the services start and say who they are."""
+        state = self.state
+        for vcpu in state.domains.vcpus:
+            vcpu.service_vmsa = yield from boot.make_service_vmsa(cpu, state.parameters, vcpu.apic_id)
+            yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vcpu.service_vmsa, state.sev_features)
+        try:
+            state.services = yield from ServiceDomain(cpu.view, state.parameters).describe(host)
+        except (ServicesUnavailable, ValueError, KeyError, TypeError) as error:
+            raise MonitorError(Reason.BAD_SERVICES, f"the services did not start: {error}") from error
+
     def _join(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
         vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
         if vcpu is None or vcpu.apic_id != cpu.start_argument:
@@ -144,23 +150,9 @@ class VeilMon:
 
     def _offer_protocols(self, cpu: HostedCpu) -> ChannelLink:
         state = self.state
-        protocols = state.protocols
-        protocols[CoreProtocol.number] = CoreProtocol(state, cpu.view)
-        own = cpu.view.lower(1)
-        region = state.parameters.services
-        gpa = region.gpa
-        for service in self.services:
-            if service.memory % PAGE or gpa + service.memory > region.end:
-                raise MonitorError(Reason.BAD_PARAMETERS, f"no memory left for the service {service.name}")
-            if service.protocol in protocols or service.protocol < FIRST_SERVICE_PROTOCOL:
-                raise MonitorError(Reason.BAD_PARAMETERS, f"the protocol number of the service {service.name} is taken")
-            service.context = ServiceContext(own, gpa, service.memory, cpu.view, state.book)
-            if self._saved is None:
-                service.start()
-            else:
-                service.restore(bytes.fromhex(self._saved["services"].get(service.name, "")))
-            protocols[service.protocol] = service
-            gpa += service.memory
+        state.protocols[CoreProtocol.number] = CoreProtocol(state, cpu.view)
+        if state.parameters.service_code.size:
+            state.protocols[ServicesProtocol.number] = ServicesProtocol(state, cpu.view)
         return self._offer_attestation(cpu)
 
     def _offer_attestation(self, cpu: HostedCpu) -> ChannelLink:
@@ -170,11 +162,12 @@ class VeilMon:
         parameters = state.parameters
         key = self._key = ChannelKey()
         messages = self._messages = GuestMessages(cpu.view, parameters)
-        attestation = Attestation(messages, key.public_bytes, self.services)
+        attestation = Attestation(messages, key.public_bytes, state.services)
         state.protocols[AttestationProtocol.number] = AttestationProtocol(
             attestation, state.book, cpu.view, self._hosts
         )
-        requests = Requests(attestation, self.services, self.describe)
+        domain = ServiceDomain(cpu.view, parameters)
+        requests = Requests(attestation, domain, state.services, self.describe)
         owners = frozenset(parameters.owner_digests())
         self._channel = ChannelLink(
             cpu.view, parameters.channel, requests, key.accept, owners, saved.get("channel")
@@ -188,7 +181,7 @@ class VeilMon:
             "vcpus": parameters.vcpus,
             "protected": not parameters.options & Option.UNPROTECTED,
             "kernel_vcpus": sum(vcpu.guest_vmsa is not None for vcpu in self.domains.vcpus),
-            "services": {service.name: str(service.guid) for service in self.services},
+            "services": {service.name: str(service.guid) for service in self.state.services},
         }
 
     # Serving
@@ -217,4 +210,4 @@ class VeilMon:
                 vcpu.unfinished = None
             elif outcome is Served.NO_CALL and self._channel is not None:
                 # The host came by itself: there is something on the channel.
-                yield from self._channel.work(self._hosts[vcpu.apic_id])
+                yield from self._channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)

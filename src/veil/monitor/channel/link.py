@@ -97,11 +97,16 @@ class ChannelLink:
             "unsent": self._unsent.hex(),
         }
 
+    @property
+    def working(self) -> bool:
+        """Is a request being answered?"""
+        return self._working
+
     def announce(self, host: Ghcb) -> Generator[None, None, None]:
         """Tell the host where the rings are."""
         yield from host.out(DOORBELL_PORT, self._area.gpa // _PAGE)
 
-    def work(self, host: Ghcb) -> Generator[None, None, None]:
+    def work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         """Take what came, answer it, send what is due."""
         if self._working:
             # Another VCPU does, which waits for the host just now: it must look once more, the host will not come again
@@ -122,7 +127,7 @@ class ChannelLink:
             self._take()
             for connection in list(self._connections.values()):
                 while (request := connection.next_request()) is not None:
-                    response = yield from self._requests.answer(host, connection.user, request)
+                    response = yield from self._requests.answer(host, vcpu, connection.user, request)
                     connection.respond(response)
             self._give()
             if self._out.position != sent:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import Request, Response, Status
+from veil.formats.request_block import BlockRequest
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
 from veil.monitor.guest_messages import ReportUnavailable
+from veil.monitor.service_domain import ServicesUnavailable
 
 if TYPE_CHECKING:
     from veil.monitor.attestation import Attestation
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.service import Service
+    from veil.monitor.service_domain import ServiceDomain, ServiceInfo
 
 __all__ = ["MonitorCall", "RequestRefused", "Requests", "User"]
 
@@ -56,13 +58,18 @@ class Requests:
     """Answers requests, one at a time."""
 
     def __init__(
-        self, attestation: Attestation, services: Sequence[Service], status: Callable[[], dict[str, Any]]
+        self,
+        attestation: Attestation,
+        domain: ServiceDomain,
+        services: Sequence[ServiceInfo],
+        status: Callable[[], dict[str, Any]],
     ) -> None:
         self._attestation = attestation
-        self._services: dict[uuid.UUID, Service] = {service.guid: service for service in services}
+        self._domain = domain
+        self._services: dict[uuid.UUID, ServiceInfo] = {service.guid: service for service in services}
         self._status = status
 
-    def answer(self, host: Ghcb, user: User, request: Request) -> Generator[None, None, Response]:
+    def answer(self, host: Ghcb, vcpu: int, user: User, request: Request) -> Generator[None, None, Response]:
         """The response to a request; never raises for what a user sent."""
         try:
             if request.service == CHANNEL_SERVICE:
@@ -71,7 +78,7 @@ class Requests:
                 service = self._services.get(request.service)
                 if service is None:
                     raise RequestRefused(Status.UNKNOWN_SERVICE, f"there is no service {request.service}")
-                body = _ask_service(service, user, request)
+                return (yield from self._ask_service(host, vcpu, service, user, request))
             return Response(request.number, Status.OK, body)
         except RequestRefused as refusal:
             return Response(request.number, refusal.status, str(refusal).encode())
@@ -94,12 +101,16 @@ class Requests:
             return lengths + evidence.report + manifest + certificates
         raise RequestRefused(Status.UNKNOWN_CALL, f"VeilMon has no call {request.call}")
 
-
-def _ask_service(service: Service, user: User, request: Request) -> bytes:
-    try:
-        return service.user_request(user, request.call, request.body)
-    except RequestRefused:
-        raise
-    except Exception as error:
-        # A mistake in a service, brought out by what a user sent, must not stop VeilMon and with it the machine.
-        raise RequestRefused(Status.UNAVAILABLE, f"the service {service.name} failed: {error!r}") from error
+    def _ask_service(
+        self, host: Ghcb, vcpu: int, service: ServiceInfo, user: User, request: Request
+    ) -> Generator[None, None, Response]:
+        if len(request.body) > self._domain.room:
+            raise RequestRefused(Status.BAD_REQUEST, f"a request to a service has at most {self._domain.room} bytes")
+        asked = BlockRequest(
+            service.number, request.call, request.body, user_key=user.fingerprint, is_owner=user.is_owner
+        )
+        try:
+            status, body = yield from self._domain.request(host, vcpu, asked)
+        except ServicesUnavailable as error:
+            raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
+        return Response(request.number, status, body)

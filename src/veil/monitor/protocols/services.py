@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Veil's own protocol, number 16: the kernel names the memory in which it will ask the protected services."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING
+
+from veil.monitor.memory import PAGE, SERVICE_VMPL
+from veil.monitor.pages import Owner
+from veil.monitor.requests import Request, Result, ResultCode
+from veil.snp.rmp import Permission, RmpResult
+
+if TYPE_CHECKING:
+    from veil.monitor.state import MonitorState
+    from veil.snp.view import View
+
+__all__ = ["MAX_BLOCK_PAGES", "ServicesCall", "ServicesProtocol"]
+
+MAX_BLOCK_PAGES = 16
+_BLOCK = struct.Struct("<QQ")
+
+
+class ServicesCall(enum.IntEnum):
+    """Call numbers."""
+
+    REGISTER_BLOCK = 0
+    """RCX: page, RDX: number of pages (0: no block any more) of this VCPU's request block."""
+
+
+class ServicesProtocol:
+    """Keeps request blocks validated memory that VMPL 1 can reach, as long as they are registered."""
+
+    number = 16
+    versions = (1, 1)
+
+    def __init__(self, state: MonitorState, view: View) -> None:
+        self._state = state
+        self._view = view
+
+    def call(self, request: Request) -> Result:
+        """Answer a call."""
+        if request.call != ServicesCall.REGISTER_BLOCK:
+            return Result(ResultCode.UNSUPPORTED_CALL)
+        gpa, pages, vcpu = request.rcx, request.rdx, request.vcpu
+        if gpa % PAGE or pages > MAX_BLOCK_PAGES:
+            return Result(ResultCode.INVALID_PARAMETER)
+        size = pages * PAGE
+        # Neither a VMSA nor a calling area nor another VCPU's block, and no memory of VeilMon's or the services': the
+        # domain at VMPL 1 would read and write there in the kernel's name.
+        if size and not self._state.book.is_guest(gpa, size):
+            return Result(ResultCode.INVALID_ADDRESS)
+        for page in range(gpa, gpa + size, PAGE):
+            # Raises if the page is not validated, or to have the host split an entry: nothing is done yet, and giving
+            # permissions twice changes nothing.
+            self._view.read_u8(page)
+            code = self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=Permission.RW)
+            if code != RmpResult.SUCCESS:
+                return Result(ResultCode.INVALID_REQUEST)
+        self.release(vcpu)
+        if size:
+            self._state.book.claim(gpa, size, Owner.BLOCK)
+            self._state.blocks[vcpu] = (gpa, size)
+        self._publish(vcpu, gpa if size else 0, size)
+        return Result(ResultCode.SUCCESS)
+
+    def release(self, vcpu: int) -> None:
+        """The VCPU's block becomes ordinary memory of the kernel's."""
+        found = self._state.blocks.pop(vcpu, None)
+        if found is None:
+            return
+        gpa, size = found
+        self._publish(vcpu, 0, 0)
+        for page in range(gpa, gpa + size, PAGE):
+            self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=Permission.NONE)
+        self._state.book.claim(gpa, size, Owner.GUEST)
+
+    def _publish(self, vcpu: int, gpa: int, size: int) -> None:
+        self._view.write(self._state.parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.pack(gpa, size))
+

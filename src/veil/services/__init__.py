@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Protected services: hosted code at VMPL 1 (domain DomSER), one package for each service."""
+
+from veil.services.domain import ServiceDomain
+from veil.services.interface import Refused, Service, ServiceMemory, User
+
+__all__ = ["Refused", "Service", "ServiceDomain", "ServiceMemory", "User"]

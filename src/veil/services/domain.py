@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DomSER: the hosted program at VMPL 1 in which the services run.
+
+Each VCPU has a VMSA for it. The kernel has the host run it with a request in its block; VeilMon has the host run it
+with a request in the mailbox, from itself or from a remote user. Then it has the host run who asked.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+from veil.formats.channel import Status
+from veil.formats.errors import FormatError
+from veil.formats.request_block import BlockRequest, take_request, write_answer
+from veil.services.interface import Refused, Service, ServiceMemory, User
+from veil.services.parameters import ServiceParameters
+from veil.snp.errors import RmpViolation
+from veil.snp.hosted import HostedCpu
+
+__all__ = ["DESCRIBE", "MONITOR_SERVICE", "ServiceDomain"]
+
+#: The service number under which VeilMon asks the domain itself, in the mailbox only.
+MONITOR_SERVICE = 0
+#: Its only call: JSON list of {name, number, guid, manifest (hexadecimal)}.
+DESCRIBE = 0
+
+_MONITOR, _KERNEL = 0, 3
+# GHCB MSR protocol (56421): run this VCPU's VMSA of another VMPL; wait until the host comes back.
+_RUN_VMPL, _RUN_REFUSED = 0x016, 1 << 32 | 0x017
+_HOLD = 0x006
+_BLOCK = struct.Struct("<QQ")
+_PAGE = 4096
+
+
+class ServiceDomain:
+    """The program; a subclass names its services, and the image names the subclass."""
+
+    service_types: ClassVar[tuple[type[Service], ...]] = ()
+
+    def __init__(self) -> None:
+        self.services = [kind() for kind in self.service_types]
+        self._by_number = {service.number: service for service in self.services}
+        self._parameters: ServiceParameters | None = None
+        self._saved: dict[str, str] | None = None
+
+    def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        """Start on a VCPU; the first one starts the services."""
+        self._load(cpu)
+        yield from self._serve(cpu)
+
+    def resume(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        """Go on after a snapshot."""
+        self._load(cpu)
+        yield from self._serve(cpu)
+
+    def save(self) -> bytes:
+        """What the services keep outside of their memory."""
+        return json.dumps({service.name: service.save().hex() for service in self.services}).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Take back what `save` gave."""
+        self._saved = json.loads(data)
+
+    def _load(self, cpu: HostedCpu) -> None:
+        if self._parameters is not None:
+            return
+        parameters = self._parameters = ServiceParameters.parse(cpu.parameters)
+        settings, gpa = parameters.settings, parameters.memory_gpa
+        for service in self.services:
+            mine: dict[str, Any] = settings.get(service.name, {})
+            size = service.memory_size(mine)
+            if size % _PAGE or gpa + size > parameters.memory_gpa + parameters.memory_size:
+                raise FormatError(f"no memory left for the service {service.name}")
+            service.memory = ServiceMemory(cpu.view, gpa, size)
+            gpa += size
+            if self._saved is None:
+                service.start(mine)
+            else:
+                service.restore(mine, bytes.fromhex(self._saved.get(service.name, "")))
+
+    def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        while True:
+            back = self._answer(cpu)
+            cpu.ghcb_msr = back << 32 | _RUN_VMPL
+            yield
+            if cpu.ghcb_msr == _RUN_REFUSED:
+                cpu.ghcb_msr = _HOLD
+                yield
+
+    def _answer(self, cpu: HostedCpu) -> int:
+        """Serve what waits on this VCPU; returns the VMPL that asked."""
+        parameters = self._parameters
+        assert parameters is not None
+        view, vcpu = cpu.view, cpu.start_argument
+        gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
+        try:
+            if gpa and (request := take_request(view, gpa, size)) is not None:
+                write_answer(view, gpa, size, *self._ask(vcpu, request))
+                return _KERNEL
+        except FormatError:
+            write_answer(view, gpa, size, Status.BAD_REQUEST)
+            return _KERNEL
+        except RmpViolation:
+            # The host took the block's pages away: the kernel gets no answer.
+            return _KERNEL
+        mailbox, size = parameters.mailbox_gpa, parameters.mailbox_size
+        request = take_request(view, mailbox, size) if view.read_u32(mailbox + 0x10) == vcpu else None
+        if request is None:
+            return _KERNEL
+        write_answer(view, mailbox, size, *self._ask_for_monitor(request))
+        return _MONITOR
+
+    def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:
+        service = self._by_number.get(request.service)
+        if service is None:
+            return Status.UNKNOWN_SERVICE, b""
+        try:
+            return Status.OK, service.kernel_request(vcpu, request.call, request.body)
+        except Refused as refusal:
+            return refusal.status, b""
+
+    def _ask_for_monitor(self, request: BlockRequest) -> tuple[Status, bytes]:
+        if request.service == MONITOR_SERVICE:
+            return Status.OK, self._describe()
+        service = self._by_number.get(request.service)
+        if service is None:
+            return Status.UNKNOWN_SERVICE, b""
+        user = User(request.user_key, request.is_owner)
+        try:
+            return Status.OK, service.user_request(user, request.call, request.body)
+        except Refused as refusal:
+            return refusal.status, str(refusal).encode()
+        except Exception as error:
+            # A mistake brought out by what a user sent must not stop the domain, and with it the kernel's calls.
+            return Status.UNAVAILABLE, f"the service {service.name} failed: {error!r}".encode()
+
+    def _describe(self) -> bytes:
+        return json.dumps(
+            [
+                {
+                    "name": service.name,
+                    "number": service.number,
+                    "guid": str(service.guid),
+                    "manifest": service.manifest().hex(),
+                }
+                for service in self.services
+            ]
+        ).encode()

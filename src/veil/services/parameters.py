@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The services' parameters: one measured page that says where everything is, and how each service is to behave."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from typing import Any
+
+from veil.formats._offsets import check_offsets
+from veil.formats.errors import FormatError
+
+__all__ = ["SETTINGS_MAX", "ServiceParameters"]
+
+_MAGIC = 0x5652455300564C53  # "SLV\0SERV", little-endian
+_VERSION = 1
+_PAGE = 4096
+SETTINGS_MAX = 3072
+
+
+class ServiceParameters(ctypes.LittleEndianStructure):
+    """All addresses are in the services' region. `blocks_gpa`: a page with {u64 GPA, u64 size} of each VCPU's request
+    block in the kernel's memory, which VeilMon fills in. `settings`: JSON, an object for each service by name.
+    """
+
+    _pack_ = 1
+    _fields_ = [
+        ("magic", ctypes.c_uint64),
+        ("version", ctypes.c_uint32),
+        ("vcpus", ctypes.c_uint32),
+        ("mailbox_gpa", ctypes.c_uint64),
+        ("mailbox_size", ctypes.c_uint64),
+        ("blocks_gpa", ctypes.c_uint64),
+        ("memory_gpa", ctypes.c_uint64),
+        ("memory_size", ctypes.c_uint64),
+        ("settings_length", ctypes.c_uint64),
+        ("_settings", ctypes.c_uint8 * SETTINGS_MAX),
+    ]
+
+    magic: int
+    version: int
+    vcpus: int
+    mailbox_gpa: int
+    mailbox_size: int
+    blocks_gpa: int
+    memory_gpa: int
+    memory_size: int
+    settings_length: int
+
+    @classmethod
+    def make(cls, settings: dict[str, dict[str, Any]], **fields: int) -> ServiceParameters:
+        """Parameters from addresses and settings; raises FormatError."""
+        text = json.dumps(settings, sort_keys=True).encode()
+        if len(text) > SETTINGS_MAX:
+            raise FormatError(f"the services' settings have {len(text)} bytes, at most {SETTINGS_MAX} fit")
+        made = cls(magic=_MAGIC, version=_VERSION, settings_length=len(text), **fields)
+        made._settings[: len(text)] = list(text)
+        return made
+
+    @classmethod
+    def parse(cls, data: bytes) -> ServiceParameters:
+        """The parameters in a page; raises FormatError."""
+        if len(data) < ctypes.sizeof(cls):
+            raise FormatError(f"the services' parameters are cut short: {len(data)} bytes")
+        found = cls.from_buffer_copy(data)
+        if found.magic != _MAGIC or found.version != _VERSION or found.settings_length > SETTINGS_MAX:
+            raise FormatError("the services' parameters are not of this version")
+        numbers = (found.mailbox_gpa, found.mailbox_size, found.blocks_gpa, found.memory_gpa, found.memory_size)
+        if any(number % _PAGE for number in numbers) or not 1 <= found.vcpus <= _PAGE // 16:
+            raise FormatError("the services' parameters name ranges that are not whole pages")
+        return found
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By service."""
+        found: dict[str, dict[str, Any]] = json.loads(bytes(self._settings[: self.settings_length]))
+        return found
+
+
+check_offsets(
+    ServiceParameters, 0xC40, {"mailbox_gpa": 0x10, "blocks_gpa": 0x20, "memory_gpa": 0x28, "_settings": 0x40}
+)
