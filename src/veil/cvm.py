@@ -437,7 +437,8 @@ class ConfidentialVM:
             kernel,
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
-            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version} {self._services}",
+            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
+            repr(self._services),
             command_line(self._kernel_options),
         )
         return self._cache.directory(_SNAPSHOTS) / f"{key}.snapshot"

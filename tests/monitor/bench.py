@@ -12,16 +12,20 @@ import functools
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Generator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from veil.formats.channel import Status
+from veil.formats.request_block import BlockRequest, read_answer, write_request
 from veil.host.devices import ChannelDevice
 from veil.host.devices.bus import IoBus
 from veil.monitor import MonitorParameters, Option, VeilMon
 from veil.monitor.parameters import MIN_SHARED
 from veil.monitor.requests import ResultCode
+from veil.services import ServiceDomain
+from veil.services.parameters import ServiceParameters
 from veil.snp.endorsement import Endorsement
 from veil.snp.guest_requests import MODEL_TCB, GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
@@ -40,7 +44,14 @@ SERVICES, SERVICES_SIZE = MONITOR + MONITOR_SIZE, LARGE // 2
 (HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, GUEST_VMSA) = (
     MONITOR + number * PAGE for number in range(7)
 )
-AP_VMSAS, GHCB, SHARED = MONITOR + 0x10000, MONITOR + 0x20000, MONITOR + 0x30000
+AP_VMSAS, SERVICE_VMSAS, GHCB, SHARED = (MONITOR + offset for offset in (0x10000, 0x18000, 0x20000, 0x30000))
+#: In the services' region, if there are services; their memory is the rest.
+SERVICE_PARAMETERS, BLOCKS, MAILBOX, SERVICE_HEADER, SERVICE_MEMORY = (
+    SERVICES + offset for offset in (0, PAGE, 2 * PAGE, 0x30000, 0x31000)
+)
+MAILBOX_SIZE = 0x20000
+#: where `ask` has each VCPU's request block
+BLOCK, BLOCK_PAGES = 0x40000, 4
 CPUID_PAGE = (b"cpuid" * 50).ljust(PAGE, b"\0")
 KERNEL = 0x10000
 GUEST_SECRETS, GUEST_CPUID, GUEST_CAA = 0x108000, 0x109000, 0x10A000
@@ -104,14 +115,27 @@ def parameters(**changes: object) -> MonitorParameters:
     return MonitorParameters.make(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def with_services(**changes: object) -> MonitorParameters:
+    """The same with a services' domain."""
+    launched = [(KERNEL, PAGE), (HEADER, CPUID + PAGE - HEADER), (SERVICE_PARAMETERS, PAGE), (SERVICE_HEADER, PAGE)]
+    added: dict[str, object] = {
+        "launched": launched, "service_code": (SERVICE_HEADER, PAGE), "service_vmsas_gpa": SERVICE_VMSAS,
+        "mailbox_gpa": MAILBOX, "mailbox_size": MAILBOX_SIZE, "blocks_gpa": BLOCKS,
+    }  # fmt: skip
+    return parameters(**{**added, **changes})
+
+
 class Vcpu:
     """A VCPU: its VMSAs and VMCBs by VMPL, and the monitor's generator."""
 
     def __init__(self) -> None:
         self.vmsas: dict[int, int] = {}
         self.vmcb = Vmcb()
+        self.service_vmcb = Vmcb()
         self.cpu: HostedCpu | None = None
         self.steps: Generator[None, None, None] | None = None
+        self.service_cpu: HostedCpu | None = None
+        self.service_steps: Generator[None, None, None] | None = None
         self.vmpl = 0
         self.parked = False
 
@@ -153,6 +177,9 @@ class Bench:
         template: bytes | None = None,
         options: Option = Option.NONE,
         layout: MonitorParameters | None = None,
+        services: type[ServiceDomain] | None = None,
+        settings: dict[str, dict[str, Any]] | None = None,
+        owners: Sequence[bytes] = (),
     ) -> None:
         self.memory = Memory(RAM)
         self.rmp = Rmp(RAM // PAGE)
@@ -168,7 +195,11 @@ class Bench:
         self.on_message = self.carry
         self.certificates = b"certificates"
         self.channel = Channel(self)
-        self._launch(layout or parameters(vcpus=vcpus, options=options), template or kernel_vmsa())
+        make = parameters if services is None else with_services
+        self.services = services() if services is not None else None
+        self._settings = settings or {}
+        layout = layout or make(vcpus=vcpus, options=options, owners=owners)
+        self._launch(layout, template or kernel_vmsa())
 
     def _launch(self, layout: MonitorParameters, template: bytes) -> None:
         for gpa in range(0, RAM, LARGE):
@@ -176,6 +207,18 @@ class Bench:
             size, count = (PageSize.SIZE_4K, 512) if small else (PageSize.SIZE_2M, 1)
             assert self.host.rmpupdate(gpa, assigned=True, size=size, count=count) == RmpResult.SUCCESS
         header = HostedHeader(parameters_gpa=PARAMETERS, parameters_length=ctypes.sizeof(layout))
+        service_parameters = ServiceParameters.make(
+            self._settings, vcpus=layout.vcpus, mailbox_gpa=MAILBOX, mailbox_size=MAILBOX_SIZE, blocks_gpa=BLOCKS,
+            memory_gpa=SERVICE_MEMORY, memory_size=SERVICES + SERVICES_SIZE - SERVICE_MEMORY,
+        )  # fmt: skip
+        self._service_header = HostedHeader(
+            parameters_gpa=SERVICE_PARAMETERS, parameters_length=ctypes.sizeof(service_parameters)
+        )
+        services = (
+            ((SERVICE_PARAMETERS, bytes(service_parameters)), (SERVICE_HEADER, bytes(self._service_header)))
+            if self.services is not None
+            else ()
+        )
         secrets = bytes(range(256)) * 16
         self.vmpcks = [secrets[start : start + 32] for start in range(0x20, 0xA0, 32)]
         monitor_vmsa = bytes(Vmsa(vmpl=0, efer=SVME, sev_features=1, rip=HEADER))
@@ -187,6 +230,7 @@ class Bench:
             (TEMPLATE, template),
             (SECRETS, secrets),
             (CPUID, CPUID_PAGE),
+            *services,
         ):
             assert self.rmp.launch_page(gpa, vmsa=gpa == MONITOR_VMSA) == RmpResult.SUCCESS
             self.memory.buf[gpa : gpa + len(data)] = data
@@ -208,34 +252,56 @@ class Bench:
         (rdi,) = struct.unpack_from("<Q", self.memory.buf, gpa + Vmsa.rdi.offset)
         return HostedCpu(self.view(0), gpa, rdi, self._header, vcpu.vmcb)
 
-    def resume(self, monitor: VeilMon) -> None:
-        """Another monitor, restored from a snapshot of this one, takes over; the machine has made new VMPCKs."""
+    def resume(self, monitor: VeilMon, services: ServiceDomain | None = None) -> None:
+        """Another monitor (and services), restored from a snapshot, takes over; the machine has made new VMPCKs."""
         self.monitor = monitor
         for vmpl in range(3):
             key = self.vmpcks[vmpl] = os.urandom(32)
             self.processor.restart(vmpl)
             self.memory.buf[SECRETS + 0x20 + vmpl * 32 : SECRETS + 0x40 + vmpl * 32] = key
+        if services is not None:
+            self.services = services
+            for vcpu in self.vcpus:
+                if vcpu.service_cpu is not None:
+                    vcpu.service_steps = services.resume(vcpu.service_cpu)
         for vcpu in self.vcpus:
             if 0 in vcpu.vmsas and vcpu.steps is not None:
                 vcpu.cpu = self.hosted_cpu(vcpu)
                 vcpu.steps = monitor.resume(vcpu.cpu)
 
-    def enter(self, index: int) -> None:
-        """Run the monitor on a VCPU until it wants its kernel context run, or waits."""
+    def enter(self, index: int, vmpl: int = 0) -> None:
+        """Run the monitor (or the services) on a VCPU until it wants its kernel context run, or waits."""
         vcpu = self.vcpus[index]
-        vcpu.vmpl, vcpu.parked = 0, False
+        vcpu.vmpl, vcpu.parked = vmpl, False
         if vcpu.steps is None:
             vcpu.cpu = self.hosted_cpu(vcpu)
             vcpu.steps = self.monitor.run(vcpu.cpu)
-        while vcpu.vmpl == 0 and not vcpu.parked:
-            self.rmp.vmsa_in_use = vcpu.vmsas[0]
+        while vcpu.vmpl != 3 and not vcpu.parked:
+            hosted = vcpu.vmpl
+            self.rmp.vmsa_in_use = vcpu.vmsas[hosted]
             try:
-                next(vcpu.steps)
+                next(vcpu.steps if hosted == 0 else self._service_steps(vcpu))
             finally:
                 self.rmp.vmsa_in_use = None
-            self._exit(vcpu)
+            self._exit(vcpu, hosted)
 
-    def _exit(self, vcpu: Vcpu) -> None:
+    def _service_steps(self, vcpu: Vcpu) -> Generator[None, None, None]:
+        if vcpu.service_steps is None:
+            assert self.services is not None
+            gpa = vcpu.vmsas[1]
+            vmsa = self.vmsa(gpa)
+            assert (vmsa.vmpl, vmsa.rip) == (1, SERVICE_HEADER)
+            vcpu.service_cpu = HostedCpu(self.view(1), gpa, vmsa.rdi, self._service_header, vcpu.service_vmcb)
+            vcpu.service_steps = self.services.run(vcpu.service_cpu)
+        return vcpu.service_steps
+
+    def _exit(self, vcpu: Vcpu, hosted: int) -> None:
+        if hosted == 1:
+            request = vcpu.service_vmcb.ghcb_gpa
+            self.log.append(request)
+            answer = self.on_request(request)
+            vcpu.service_vmcb.ghcb_gpa = answer if answer is not None else self._msr(vcpu, request)
+            return
         cpu = vcpu.cpu
         assert cpu is not None
         if cpu.fault is not None:
@@ -262,9 +328,10 @@ class Bench:
             assert request >> 52 == 2
             return (0 if self.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS else 1 << 32) | 0x015
         if code == 0x016:
-            if 3 not in vcpu.vmsas:
+            vmpl = request >> 32
+            if vmpl not in vcpu.vmsas:
                 return RUN_REFUSED
-            vcpu.vmpl = 3
+            vcpu.vmpl = vmpl
             return RUN_OK
         if code == 0x080:
             return self.features << 12 | 0x081
@@ -341,6 +408,22 @@ class Bench:
         pending = self.kernel.read_u8(caa) if self.kernel.allows(caa, 1) else None
         return Answer(vmsa.rax, vmsa.rcx, vmsa.rdx, vmsa.r8, vmsa.r9, pending)
 
+    def register(self, vcpu: int = 0) -> int:
+        """Register a request block for a VCPU; returns its address."""
+        gpa = BLOCK + vcpu * BLOCK_PAGES * PAGE
+        assert self.call(16, 0, gpa, BLOCK_PAGES, vcpu=vcpu).rax == ResultCode.SUCCESS
+        return gpa
+
+    def ask(self, service: int, call: int, body: bytes = b"", *, vcpu: int = 0) -> tuple[Status, bytes]:
+        """The kernel asks a service."""
+        known = self.monitor.state.blocks.get(vcpu)
+        gpa = known[0] if known is not None else self.register(vcpu)
+        write_request(self.kernel, gpa, BLOCK_PAGES * PAGE, BlockRequest(service, call, body))
+        self.enter(vcpu, vmpl=1)
+        answer = read_answer(self.kernel, gpa, BLOCK_PAGES * PAGE)
+        assert answer is not None
+        return answer
+
     def pvalidate(self, *entries: int, at: int | None = None, first: int = 0) -> tuple[int, int]:
         """SVSM PVALIDATE of a list; the result code and `next`."""
         at = self.caa() + 8 if at is None else at
@@ -368,11 +451,14 @@ class Bench:
         assert not perms[:, 2].any(), "VMPL 2 has memory"
         services = np.zeros(len(table), dtype=bool)
         services[SERVICES // PAGE : RAM // PAGE] = True
+        for gpa, size in self.monitor.state.blocks.values():
+            services[gpa // PAGE : (gpa + size) // PAGE] = True
         assert not perms[~services, 1].any(), "VMPL 1 has memory that is no service's"
         assert not (perms[vmsas, 3] & ~np.uint8(1)).any(), "VMPL 3 writes or executes a VMSA"
         # Every VMSA is one that the monitor made or checked.
         domains = self.monitor.domains
         known = {vmsa for vcpu in domains.vcpus for vmsa in (vcpu.monitor_vmsa, *vcpu.guest_vmsas)}
+        known |= {vcpu.service_vmsa for vcpu in domains.vcpus if vcpu.service_vmsa is not None}
         assert {int(page) * PAGE for page in np.flatnonzero(vmsas)} == known
         for vcpu in domains.vcpus:
             for vmsa, caa in vcpu.guest_vmsas.items():

@@ -20,8 +20,8 @@ from veil.formats.services_manifest import (
     parse_manifest,
 )
 from veil.monitor import VeilMon
-from veil.monitor.requests import Request, Result, ResultCode
-from veil.monitor.service import Service
+from veil.monitor.requests import ResultCode
+from veil.services import Service, ServiceDomain
 from veil.snp.errors import SnapshotError
 
 from .bench import (
@@ -52,24 +52,21 @@ class Claims(Service):
     """A service that says something about itself."""
 
     name = "claims"
-    protocol = 17
+    number = 17
     guid = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
     said: ClassVar[bytes] = b"I keep logs"
-
-    def call(self, request: Request) -> Result:
-        return Result(OK)
 
     def manifest(self) -> bytes:
         return self.said
 
 
-class Monitor(VeilMon):
+class Services(ServiceDomain):
     service_types = (Claims,)
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(Monitor, vcpus=2).boot()
+    return Bench(vcpus=2, services=Services).boot()
 
 
 def ask(
@@ -117,13 +114,14 @@ def test_one_service(bench: Bench) -> None:
     assert ask(bench, ONE, Claims.guid, version=1).rax == ResultCode.INVALID_PARAMETER
 
 
-def test_a_service_cannot_speak_for_all(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_cannot_speak_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else whoever makes it say something could have a services manifest with a key of its own attested."""
     monkeypatch.setattr(Claims, "said", pack_manifest({CHANNEL_SERVICE: b"a key of mine"}))
+    bench = Bench(services=Services).boot()
     assert ask(bench, ONE, Claims.guid).rax == ResultCode.UNSUPPORTED_PROTOCOL
     assert ask(bench).rax == OK
     monkeypatch.setattr(Claims, "said", SERVICES_MANIFEST.bytes + b"in another byte order")
-    assert ask(bench, ONE, Claims.guid).rax == OK
+    assert ask(Bench(services=Services).boot(), ONE, Claims.guid).rax == OK
 
 
 def test_short_buffers_get_the_lengths(bench: Bench) -> None:
@@ -195,7 +193,7 @@ def test_any_request(data: bytes, call: int) -> None:
     bench.check()
 
 
-_FUZZED = Bench(Monitor).boot()
+_FUZZED = Bench(services=Services).boot()
 
 
 # While VeilMon waits for the host
@@ -330,7 +328,7 @@ def test_snapshot_begins_with_new_keys(bench: Bench) -> None:
     assert ask(bench).rax == OK
     first, sent = bench.kernel.read(MANIFEST, PAGE), bench.host.read(SHARED, PAGE)
     assert any(sent)
-    monitor = Monitor()
+    monitor = VeilMon()
     monitor.restore(bench.monitor.save())
     bench.resume(monitor)
     bench.enter(0)

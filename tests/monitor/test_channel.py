@@ -22,15 +22,14 @@ from veil.formats.channel import FRAME_DATA_MAX, MESSAGE_MAX, WINDOW, ChannelAre
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
-from veil.monitor.channel.requests import MonitorCall, RequestRefused, User
+from veil.monitor.channel.requests import MonitorCall
 from veil.monitor.parameters import MIN_SHARED
-from veil.monitor.requests import Request, Result
-from veil.monitor.service import Service
 from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.identity import UserKey
+from veil.services import Refused, Service, ServiceDomain, User
 from veil.snp.errors import RmpViolation
 
-from .bench import PAGE, SHARED, Bench, parameters
+from .bench import PAGE, SHARED, Bench
 
 OWNER = UserKey.generate()
 AREA = ChannelArea(SHARED + MIN_SHARED - ChannelArea(0).size)
@@ -40,14 +39,11 @@ class Diary(Service):
     """Owners write, everybody reads."""
 
     name = "diary"
-    protocol = 16
+    number = 16
     guid = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
 
-    def start(self) -> None:
+    def __init__(self) -> None:
         self.pages: list[bytes] = []
-
-    def call(self, request: Request) -> Result:
-        return Result(0)
 
     def user_request(self, user: User, call: int, body: bytes) -> bytes:
         if call == 2:
@@ -55,12 +51,12 @@ class Diary(Service):
         if call == 0:
             return b"\n".join(self.pages)
         if not user.is_owner:
-            raise RequestRefused(Status.NOT_ALLOWED, "only owners write")
+            raise Refused(Status.NOT_ALLOWED, "only owners write")
         self.pages.append(body)
         return b""
 
 
-class Monitor(VeilMon):
+class Services(ServiceDomain):
     service_types = (Diary,)
 
 
@@ -93,7 +89,7 @@ class Wire:
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(Monitor, layout=parameters(owners=[OWNER.fingerprint])).boot()
+    return Bench(services=Services, owners=[OWNER.fingerprint]).boot()
 
 
 def user(bench: Bench, identity: UserKey | None = None) -> ChannelClient:
@@ -232,7 +228,7 @@ def test_snapshot_ends_connections_and_has_a_new_key(bench: Bench) -> None:
     """Several machines may come from one snapshot: none of them can speak for another."""
     client = user(bench)
     saved, device = bench.monitor.save(), bench.channel.device.state()
-    monitor = Monitor()
+    monitor = VeilMon()
     monitor.restore(saved)
     bench.resume(monitor)
     bench.channel.device.load(device)
@@ -397,7 +393,7 @@ def test_whatever_is_written_there(offset: int, data: bytes, during: bool) -> No
     comes_back(bench)
 
 
-_FUZZED = Bench(Monitor, layout=parameters(owners=[OWNER.fingerprint])).boot()
+_FUZZED = Bench(services=Services, owners=[OWNER.fingerprint]).boot()
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ class VeilMon:
             return json.dumps(self._saved).encode()  # restored, and not resumed yet
         if self._key is None or self._messages is None or self._channel is None:
             raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
-        if self._messages.busy or self._channel.working or any(vcpu.unfinished is not None for vcpu in self.domains.vcpus):
+        unfinished = any(vcpu.unfinished is not None for vcpu in self.domains.vcpus)
+        if self._messages.busy or self._channel.working or unfinished:
             raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
             **state.dump(),

@@ -33,6 +33,8 @@ _RUN_VMPL, _RUN_REFUSED = 0x016, 1 << 32 | 0x017
 _HOLD = 0x006
 _BLOCK = struct.Struct("<QQ")
 _PAGE = 4096
+#: offset of the VCPU in the mailbox
+_VCPU_AT = 0x10
 
 
 class ServiceDomain:
@@ -95,23 +97,21 @@ class ServiceDomain:
         parameters = self._parameters
         assert parameters is not None
         view, vcpu = cpu.view, cpu.start_argument
+        # VeilMon first: a kernel whose block is always pending must not keep users from their answers.
+        mailbox, size = parameters.mailbox_gpa, parameters.mailbox_size
+        request = take_request(view, mailbox, size) if view.read_u32(mailbox + _VCPU_AT) == vcpu else None
+        if request is not None:
+            write_answer(view, mailbox, size, *self._ask_for_monitor(request))
+            return _MONITOR
         gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
         try:
             if gpa and (request := take_request(view, gpa, size)) is not None:
                 write_answer(view, gpa, size, *self._ask(vcpu, request))
-                return _KERNEL
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
-            return _KERNEL
         except RmpViolation:
-            # The host took the block's pages away: the kernel gets no answer.
-            return _KERNEL
-        mailbox, size = parameters.mailbox_gpa, parameters.mailbox_size
-        request = take_request(view, mailbox, size) if view.read_u32(mailbox + 0x10) == vcpu else None
-        if request is None:
-            return _KERNEL
-        write_answer(view, mailbox, size, *self._ask_for_monitor(request))
-        return _MONITOR
+            pass  # the host took the block's pages away: the kernel gets no answer
+        return _KERNEL
 
     def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:
         service = self._by_number.get(request.service)

@@ -117,11 +117,11 @@ class ChannelLink:
         try:
             while self._again:
                 self._again = False
-                yield from self._work(host)
+                yield from self._work(host, vcpu)
         finally:
             self._working = False
 
-    def _work(self, host: Ghcb) -> Generator[None, None, None]:
+    def _work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         try:
             sent = self._out.position
             self._take()
