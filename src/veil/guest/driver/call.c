@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Calls to VeilMon (VMPL 0, SVSM protocol) and to the protected services (VMPL 1, request blocks).
+ *
+ * Both are domain switches: the CPU asks the host, by the GHCB MSR protocol, to run its VMSA of another level. Nothing
+ * here is trusted by those who are called.
+ */
+#include <linux/cpu.h>
+#include <linux/cpuhotplug.h>
+#include <linux/gfp.h>
+#include <linux/irqflags.h>
+#include <linux/mm.h>
+#include <linux/percpu.h>
+#include <linux/pfn.h>
+#include <linux/smp.h>
+
+#include <asm/msr.h>
+
+#include "veil.h"
+
+#define MSR_GHCB 0xc0010130
+#define MSR_SVSM_CAA 0xc001f000
+#define RUN_VMPL_REQUEST 0x016
+#define RUN_VMPL_RESPONSE 0x017
+#define MONITOR_VMPL 0
+#define SERVICE_VMPL 1
+
+#define SVSM_SUCCESS 0
+#define SVSM_INCOMPLETE 0x80000000u
+#define SVSM_BUSY 0x80000007u
+/* Veil's own protocol: register this CPU's request block. */
+#define SERVICES_PROTOCOL 16
+#define REGISTER_BLOCK 0
+
+/* The start of the calling area (58019, table 2). */
+struct svsm_caa {
+	u8 call_pending;
+	u8 mem_available;
+	u8 reserved[6];
+};
+
+static DEFINE_PER_CPU(struct veil_block *, blocks);
+static int hotplug_state;
+
+/* Interrupts are off: between the MSR and VMGEXIT nobody else may use the GHCB. */
+static bool switch_to(u64 vmpl, u64 *rax, u64 *rcx, u64 *rdx)
+{
+	u64 before = native_read_msr(MSR_GHCB), answer;
+	u64 a = rax ? *rax : 0, c = rcx ? *rcx : 0, d = rdx ? *rdx : 0;
+
+	native_wrmsrl(MSR_GHCB, vmpl << 32 | RUN_VMPL_REQUEST);
+	asm volatile("rep; vmmcall" : "+a" (a), "+c" (c), "+d" (d) : : "memory");
+	answer = native_read_msr(MSR_GHCB);
+	native_wrmsrl(MSR_GHCB, before);
+	if (rax)
+		*rax = a;
+	return answer == RUN_VMPL_RESPONSE;
+}
+
+/* An SVSM call; interrupts are off. */
+static u32 monitor_call(u32 protocol, u32 call, u64 rcx, u64 rdx)
+{
+	struct svsm_caa *caa = __va(native_read_msr(MSR_SVSM_CAA));
+	u64 rax;
+	int tries;
+
+	for (tries = 0; tries < 1000; tries++) {
+		u64 c = rcx, d = rdx;
+
+		rax = (u64)protocol << 32 | call;
+		WRITE_ONCE(caa->call_pending, 1);
+		if (!switch_to(MONITOR_VMPL, &rax, &c, &d) || xchg(&caa->call_pending, 0))
+			continue;
+		if (rax != SVSM_INCOMPLETE && rax != SVSM_BUSY)
+			return rax;
+	}
+	return SVSM_BUSY;
+}
+
+/* Runs on the CPU itself. */
+static int register_block(unsigned int cpu)
+{
+	struct page *pages = alloc_pages(GFP_KERNEL | __GFP_ZERO, get_order(VEIL_BLOCK_PAGES * PAGE_SIZE));
+	unsigned long flags;
+	u32 result;
+
+	if (!pages)
+		return -ENOMEM;
+	local_irq_save(flags);
+	result = monitor_call(SERVICES_PROTOCOL, REGISTER_BLOCK, PFN_PHYS(page_to_pfn(pages)), VEIL_BLOCK_PAGES);
+	if (result == SVSM_SUCCESS)
+		this_cpu_write(blocks, page_address(pages));
+	local_irq_restore(flags);
+	if (result == SVSM_SUCCESS)
+		return 0;
+	pr_err("veil: VeilMon refused the request block of CPU %u (%#x)\n", cpu, result);
+	__free_pages(pages, get_order(VEIL_BLOCK_PAGES * PAGE_SIZE));
+	return -ENODEV;
+}
+
+static int release_block(unsigned int cpu)
+{
+	struct veil_block *block = this_cpu_read(blocks);
+	unsigned long flags;
+	u32 result;
+
+	if (!block)
+		return 0;
+	local_irq_save(flags);
+	this_cpu_write(blocks, NULL);
+	result = monitor_call(SERVICES_PROTOCOL, REGISTER_BLOCK, 0, 0);
+	local_irq_restore(flags);
+	/* A page that VMPL 1 may still write to is nobody else's. */
+	if (result == SVSM_SUCCESS)
+		free_pages((unsigned long)block, get_order(VEIL_BLOCK_PAGES * PAGE_SIZE));
+	return 0;
+}
+
+/* This CPU's block, for one request; interrupts are off until veil_block_put(). NULL before it is registered. */
+struct veil_block *veil_block_get(unsigned long *flags)
+{
+	local_irq_save(*flags);
+	return this_cpu_read(blocks);
+}
+
+void veil_block_put(unsigned long flags)
+{
+	local_irq_restore(flags);
+}
+
+/* Ask a service what is in the body of this CPU's block. */
+enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 length)
+{
+	int tries;
+
+	block->status = 0;
+	block->service = service;
+	block->call = call;
+	block->length = length;
+	smp_store_release(&block->pending, 1);
+	for (tries = 0; tries < 100; tries++) {
+		if (switch_to(SERVICE_VMPL, NULL, NULL, NULL) && !smp_load_acquire(&block->pending))
+			return block->status;
+	}
+	WRITE_ONCE(block->pending, 0);
+	return VEIL_NO_ANSWER;
+}
+
+int veil_call_init(void)
+{
+	hotplug_state = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "veil:online", register_block, release_block);
+	return hotplug_state < 0 ? hotplug_state : 0;
+}
+
+void veil_call_exit(void)
+{
+	cpuhp_remove_state(hotplug_state);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the parts of the driver share. */
+#ifndef VEIL_H
+#define VEIL_H
+
+#include <linux/types.h>
+
+/* veil/formats/request_block.py: the request block of a CPU. */
+struct veil_block {
+	u32 pending;
+	u32 status;
+	u16 service;
+	u16 call;
+	u32 length;
+	u8 reserved[0x30];
+	u8 body[];
+};
+
+#define VEIL_BLOCK_PAGES 8
+#define VEIL_BODY_SIZE (VEIL_BLOCK_PAGES * 4096 - sizeof(struct veil_block))
+
+/* veil/formats/channel.py, Status. */
+enum veil_status {
+	VEIL_OK = 0,
+	VEIL_UNKNOWN_SERVICE = 1,
+	VEIL_UNKNOWN_CALL = 2,
+	VEIL_BAD_REQUEST = 3,
+	VEIL_NOT_ALLOWED = 4,
+	VEIL_UNAVAILABLE = 5,
+	VEIL_FULL = 6,
+	/* of the driver's own: the host did not run the services */
+	VEIL_NO_ANSWER = 0x100,
+};
+
+int veil_call_init(void);
+void veil_call_exit(void);
+struct veil_block *veil_block_get(unsigned long *flags);
+void veil_block_put(unsigned long flags);
+enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 length);
+
+#endif
