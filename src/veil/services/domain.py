@@ -77,6 +77,7 @@ class ServiceDomain:
             if size % _PAGE or gpa + size > parameters.memory_gpa + parameters.memory_size:
                 raise FormatError(f"no memory left for the service {service.name}")
             service.memory = ServiceMemory(cpu.view, gpa, size)
+            service.now = cpu.tsc
             gpa += size
             if self._saved is None:
                 service.start(mine)

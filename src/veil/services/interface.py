@@ -7,7 +7,9 @@ docs/writing-a-service.md shows one from end to end.
 from __future__ import annotations
 
 import abc
+import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,6 +71,13 @@ class Service(abc.ABC):
 
     memory: ServiceMemory
     """Set before `start` and before `restore`. Zero at first."""
+    now: Callable[[], int]
+    """The machine's time stamp counter in nanoseconds. Set like `memory`."""
+
+    @staticmethod
+    def nonce() -> bytes:
+        """32 random bytes."""
+        return os.urandom(32)
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:

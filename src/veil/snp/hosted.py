@@ -20,7 +20,8 @@ import importlib.util
 import io
 import sys
 import tarfile
-from collections.abc import Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -74,13 +75,23 @@ def hosted_header(entry: str, *, archive: tuple[int, int], parameters: tuple[int
 class HostedCpu:
     """What a hosted program sees of the VCPU it runs on."""
 
-    __slots__ = ("_header", "_vmcb", "fault", "start_argument", "view", "vmpl", "vmsa_gpa")
+    __slots__ = ("_header", "_vmcb", "fault", "start_argument", "tsc", "view", "vmpl", "vmsa_gpa")
 
-    def __init__(self, view: View, vmsa_gpa: int, start_argument: int, header: HostedHeader, vmcb: Vmcb) -> None:
+    def __init__(
+        self,
+        view: View,
+        vmsa_gpa: int,
+        start_argument: int,
+        header: HostedHeader,
+        vmcb: Vmcb,
+        tsc: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.view = view
         self.vmpl = view.vmpl
         self.vmsa_gpa = vmsa_gpa
         self.start_argument = start_argument
+        #: RDTSC, in nanoseconds: the machine's, which the host cannot set
+        self.tsc = tsc
         self.fault: RmpViolation | None = None
         self._header = header
         self._vmcb = vmcb

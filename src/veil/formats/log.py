@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-LOG's formats: what the kernel hands over, entries as they are kept and fetched, signed heads.
+
+An entry is what one call of the kernel brought, mostly all records of one audit event, or a word of the service itself.
+It is a leaf of the log's Merkle tree, header and all.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from veil.formats.errors import FormatError
+from veil.formats.merkle import HASH_BYTES
+
+__all__ = [
+    "ENTRY_HEADER",
+    "LOG_GUID",
+    "LOG_NUMBER",
+    "AuditRecord",
+    "EntryKind",
+    "Head",
+    "KernelCall",
+    "LogEntry",
+    "LogManifest",
+    "UserCall",
+    "pack_records",
+    "parse_entries",
+    "parse_records",
+]
+
+LOG_NUMBER = 1
+LOG_GUID = uuid.UUID("5e1106c0-9a7b-4d5e-8f2a-6c0d8b7a1e01")
+
+
+class KernelCall(enum.IntEnum):
+    """What the driver asks."""
+
+    RECORDS = 0
+    """Records of one event (`pack_records`): kept before the kernel queues them."""
+    INTENT = 1
+    """The same, of something that the kernel is about to do."""
+    HEARTBEAT = 2
+    """Records, mostly none: the driver lives."""
+
+
+class UserCall(enum.IntEnum):
+    """What remote users ask."""
+
+    HEAD = 0
+    """-> `Head`"""
+    FETCH = 1
+    """u64 sequence number, u32 bytes -> whole entries from there on, at most so many bytes, at least one entry"""
+    RANGE = 2
+    """-> u64 size, then the hashes of the compact range up to the first entry that is still there"""
+    ACKNOWLEDGE = 3
+    """u64: entries below have been fetched and may be forgotten. Owners only"""
+    INCLUSION = 4
+    """u64 index, u64 size -> hashes"""
+    CONSISTENCY = 5
+    """u64 first size, u64 second size -> hashes"""
+
+
+# What the kernel hands over
+
+_RECORD = struct.Struct("<HHI")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One record: its type (AUDIT_SYSCALL and so on) and its text, both the kernel's word."""
+
+    type: int
+    text: bytes
+
+
+def pack_records(records: Sequence[AuditRecord]) -> bytes:
+    """As the driver does: {u16 type, u16 0, u32 length, text} one after the other."""
+    return b"".join(_RECORD.pack(record.type, 0, len(record.text)) + record.text for record in records)
+
+
+def parse_records(body: bytes) -> list[AuditRecord]:
+    """Raises FormatError if the kernel sent something else."""
+    records, at = [], 0
+    while at < len(body):
+        if at + _RECORD.size > len(body):
+            raise FormatError("an audit record is cut short")
+        kind, reserved, length = _RECORD.unpack_from(body, at)
+        at += _RECORD.size
+        if reserved or at + length > len(body):
+            raise FormatError(f"an audit record claims {length} bytes")
+        records.append(AuditRecord(kind, body[at : at + length]))
+        at += length
+    return records
+
+
+# Entries
+
+
+class EntryKind(enum.IntEnum):
+    """Who speaks, and of what."""
+
+    RECORDS = 0
+    INTENT = 1
+    HEARTBEAT = 2
+    STARTED = 16
+    """The service: the machine was launched. Always entry 0."""
+    RESUMED = 17
+    """The service: the machine was restored from a snapshot."""
+    DROPPED = 18
+    """The service: so many calls (u64) of the kernel's found no room before this entry."""
+
+
+#: u64 sequence number, u64 nanoseconds of the machine's time stamp counter, u32 kind, u32 length
+ENTRY_HEADER = struct.Struct("<QQII")
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """An entry. `raw` is what its leaf hash is over."""
+
+    sequence: int
+    time_ns: int
+    kind: EntryKind
+    body: bytes
+    raw: bytes
+
+
+def parse_entries(data: bytes) -> Iterator[LogEntry]:
+    """Entries one after the other. Raises FormatError."""
+    at = 0
+    while at < len(data):
+        if at + ENTRY_HEADER.size > len(data):
+            raise FormatError("a log entry is cut short")
+        sequence, time_ns, kind, length = ENTRY_HEADER.unpack_from(data, at)
+        end = at + ENTRY_HEADER.size + length
+        if end > len(data) or kind not in set(EntryKind):
+            raise FormatError(f"log entry {sequence} of kind {kind} claims {length} bytes")
+        yield LogEntry(sequence, time_ns, EntryKind(kind), data[at + ENTRY_HEADER.size : end], data[at:end])
+        at = end
+
+
+# Heads
+
+_HEAD = struct.Struct(f"<QQQQQ{HASH_BYTES}s")
+_SIGNED_PREFIX = b"veil log head 1\0"
+
+
+@dataclass(frozen=True)
+class Head:
+    """The state of the log at one time, signed with the service's key, which attestation binds."""
+
+    size: int
+    """entries so far"""
+    first: int
+    """the first entry that is still there; the ones before were acknowledged"""
+    time_ns: int
+    last_ns: int
+    """when the kernel called last: silence shows"""
+    dropped: int
+    """calls that found no room, ever"""
+    root: bytes
+    signature: bytes
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature is over."""
+        return _SIGNED_PREFIX + _HEAD.pack(
+            self.size, self.first, self.time_ns, self.last_ns, self.dropped, self.root
+        )
+
+    def pack(self) -> bytes:
+        """For the wire."""
+        return self.signed_bytes[len(_SIGNED_PREFIX) :] + self.signature
+
+    @classmethod
+    def parse(cls, data: bytes) -> Head:
+        """Raises FormatError; says nothing of the signature."""
+        if len(data) <= _HEAD.size or len(data) > _HEAD.size + 128:
+            raise FormatError(f"a log head of {len(data)} bytes")
+        size, first, time_ns, last_ns, dropped, root = _HEAD.unpack_from(data)
+        if first > size:
+            raise FormatError(f"a log head of {size} entries of which the first is {first}")
+        return cls(size, first, time_ns, last_ns, dropped, root, data[_HEAD.size :])
+
+
+@dataclass(frozen=True)
+class LogManifest:
+    """What attestation says of the service."""
+
+    key: bytes
+    """DER SubjectPublicKeyInfo of the key that signs heads"""
+    memory: int
+    full: str
+    """what happens when the memory is full: "halt" or "drop" """
+
+    def pack(self) -> bytes:
+        """JSON."""
+        return json.dumps({"key": self.key.hex(), "memory": self.memory, "full": self.full}).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> LogManifest:
+        """Raises FormatError."""
+        try:
+            found: dict[str, Any] = json.loads(data)
+            manifest = cls(bytes.fromhex(found["key"]), int(found["memory"]), str(found["full"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"the log's manifest is unreadable: {error!r}") from error
+        return manifest

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-LOG: keeps what the kernel's audit says, answers remote users."""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from typing import Any, ClassVar
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from veil.formats.channel import Status
+from veil.formats.log import ENTRY_HEADER, LOG_GUID, LOG_NUMBER, EntryKind, Head, KernelCall, LogManifest, UserCall
+from veil.services.interface import Refused, Service, User
+from veil.services.log.store import LogFull, LogStore
+
+__all__ = ["LogService"]
+
+_PAGE = 4096
+_DEFAULT_MEMORY = 16 << 20
+_SMALLEST = 16 * _PAGE
+_FETCH_MOST = 224 << 10
+_U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
+#: Room that the kernel's calls leave, so that the service can say that there was none for them.
+_RESERVE = ENTRY_HEADER.size + _U64.size
+
+_KINDS = {
+    KernelCall.RECORDS: EntryKind.RECORDS,
+    KernelCall.INTENT: EntryKind.INTENT,
+    KernelCall.HEARTBEAT: EntryKind.HEARTBEAT,
+}
+HALT, DROP = "halt", "drop"
+
+
+class LogService(Service):
+    """Settings: `memory` (bytes), `full` ("halt": the kernel gets FULL until somebody acknowledges; "drop": calls that
+    find no room are counted, and the count is logged as soon as there is room)."""
+
+    name = "log"
+    number = LOG_NUMBER
+    guid: ClassVar[uuid.UUID] = LOG_GUID
+
+    def __init__(self) -> None:
+        self._store: LogStore | None = None
+        self._key: ec.EllipticCurvePrivateKey | None = None
+        self._full = HALT
+        self._last_ns = 0
+        self._dropped = self._untold = 0
+
+    @classmethod
+    def memory_size(cls, settings: dict[str, Any]) -> int:
+        """As `memory` says, rounded up to whole pages."""
+        return max(_SMALLEST, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // _PAGE) * _PAGE)
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """An empty log with a key of its own."""
+        self._configure(settings)
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.store.append(EntryKind.STARTED, self.now(), b"")
+
+    def _configure(self, settings: dict[str, Any]) -> None:
+        self._full = settings.get("full", HALT)
+        if self._full not in (HALT, DROP):
+            raise ValueError(f"the log's setting 'full' must be halt or drop, not {self._full!r}")
+        self._store = LogStore(self.memory)
+
+    @property
+    def store(self) -> LogStore:
+        """The entries."""
+        assert self._store is not None
+        return self._store
+
+    # The kernel
+
+    def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
+        """Append. Who reads a record decides what it is worth: nothing in it is looked at here."""
+        kind = _KINDS.get(call)  # type: ignore[call-overload]
+        if kind is None:
+            raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
+        now = self.now()
+        try:
+            if self._untold:
+                self.store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
+                self._untold = 0
+            self.store.append(kind, now, body, reserve=_RESERVE)
+        except LogFull:
+            if self._full == HALT:
+                raise Refused(Status.FULL, "the log is full") from None
+            self._dropped += 1
+            self._untold += 1
+        self._last_ns = now
+        return b""
+
+    # Users
+
+    def user_request(self, user: User, call: int, body: bytes) -> bytes:
+        """See `UserCall`. Everybody may read; who is no owner does not learn less from the host."""
+        try:
+            if call == UserCall.HEAD:
+                return self._head().pack()
+            if call == UserCall.FETCH:
+                sequence, most = _FETCH.unpack(body)
+                return self.store.read(sequence, min(most, _FETCH_MOST))
+            if call == UserCall.RANGE:
+                found = self.store.range_at_first()
+                return _U64.pack(found.size) + b"".join(found.hashes)
+            if call == UserCall.ACKNOWLEDGE:
+                return self._acknowledge(user, *_U64.unpack(body))
+            if call in (UserCall.INCLUSION, UserCall.CONSISTENCY):
+                prove = self.store.inclusion if call == UserCall.INCLUSION else self.store.consistency
+                proof = prove(*_TWO.unpack(body))
+                if proof is None:
+                    raise Refused(Status.BAD_REQUEST, "the log has no proof of that: out of range, or acknowledged")
+                return b"".join(proof)
+        except struct.error:
+            raise Refused(Status.BAD_REQUEST, f"the log's call {call} has other arguments") from None
+        raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call}")
+
+    def _acknowledge(self, user: User, upto: int) -> bytes:
+        if not user.is_owner:
+            # Who can have entries forgotten can remove evidence.
+            raise Refused(Status.NOT_ALLOWED, "only an owner of the CVM may acknowledge entries")
+        if upto > self.store.next:
+            raise Refused(Status.BAD_REQUEST, f"there are {self.store.next} entries, not {upto}")
+        self.store.acknowledge(upto)
+        return b""
+
+    def _head(self) -> Head:
+        assert self._key is not None
+        store = self.store
+        head = Head(store.next, store.first, self.now(), self._last_ns, self._dropped, store.root(), b"")
+        signature = self._key.sign(head.signed_bytes, ec.ECDSA(hashes.SHA256()))
+        return Head(head.size, head.first, head.time_ns, head.last_ns, head.dropped, head.root, signature)
+
+    def manifest(self) -> bytes:
+        """The key that signs heads, and the settings."""
+        assert self._key is not None
+        key = self._key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return LogManifest(key, self.memory.size, self._full).pack()
+
+    # Snapshots
+
+    def save(self) -> bytes:
+        """The key, and where in the memory is what."""
+        assert self._key is not None
+        key = self._key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        state = {
+            "store": self.store.dump(),
+            "key": key.hex(),
+            "last_ns": self._last_ns,
+            "dropped": self._dropped,
+            "untold": self._untold,
+        }
+        return json.dumps(state).encode()
+
+    def restore(self, settings: dict[str, Any], data: bytes) -> None:
+        """Goes on, and says in the log that it was restored: two machines from one snapshot have different logs."""
+        state = json.loads(data)
+        self._configure(settings)
+        self.store.load(state["store"])
+        key = serialization.load_der_private_key(bytes.fromhex(state["key"]), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        self._key = key
+        self._last_ns, self._dropped, self._untold = state["last_ns"], state["dropped"], state["untold"]
+        try:
+            self.store.append(EntryKind.RESUMED, self.now(), self.nonce())
+        except LogFull:
+            self._dropped += 1
+            self._untold += 1

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entries in a ring of protected memory, and the Merkle tree over them."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from veil.formats.log import ENTRY_HEADER, EntryKind
+from veil.formats.merkle import CompactRange, consistency_proof, inclusion_proof, leaf_hash
+
+if TYPE_CHECKING:
+    from veil.services.interface import ServiceMemory
+
+__all__ = ["LogFull", "LogStore"]
+
+
+class LogFull(Exception):
+    """The entry does not fit before something is acknowledged."""
+
+
+class LogStore:
+    """Appends, reads, forgets what was acknowledged. Never overwrites anything else.
+
+    Hashes are computed when a head or a proof is asked for: appending, which the guest waits for, only copies.
+    """
+
+    def __init__(self, memory: ServiceMemory) -> None:
+        self._memory = memory
+        self._size = memory.size
+        #: positions count bytes from the log's beginning; modulo the size they are offsets
+        self._head = self._tail = 0
+        self.first = self.next = 0
+        self._positions = array("Q")  # of entries `first` to `next`
+        self._acknowledged = CompactRange()
+        self._tree = CompactRange()
+        self._leaves: list[bytes] = []  # of entries `first` to `_tree.size`
+
+    @property
+    def free(self) -> int:
+        """Bytes that are free."""
+        return self._size - (self._head - self._tail)
+
+    def append(self, kind: EntryKind, time_ns: int, body: bytes, *, reserve: int = 0) -> int:
+        """Keep an entry; returns its sequence number. `reserve` bytes stay free. Raises LogFull."""
+        length = ENTRY_HEADER.size + len(body)
+        if length + reserve > self._size - (self._head - self._tail):
+            raise LogFull
+        sequence = self.next
+        raw = ENTRY_HEADER.pack(sequence, time_ns, kind, len(body)) + body
+        offset = self._head % self._size
+        room = self._size - offset
+        if length <= room:
+            self._memory.write(offset, raw)
+        else:
+            self._memory.write(offset, raw[:room])
+            self._memory.write(0, raw[room:])
+        self._positions.append(self._head)
+        self._head += length
+        self.next = sequence + 1
+        return sequence
+
+    def read(self, sequence: int, most: int) -> bytes:
+        """Whole entries from one on: as many as `most` bytes hold, and at least one if there is one."""
+        if not self.first <= sequence < self.next:
+            return b""
+        positions = self._positions
+        index = sequence - self.first
+        start = positions[index]
+        last = index + 1
+        while last < len(positions) and positions[last] - start <= most:
+            last += 1
+        # `last` is the first entry that begins too late; the one before may end too late.
+        while last - index > 1 and self._position(last) - start > most:
+            last -= 1
+        return self._bytes(start, self._position(last) - start)
+
+    def _position(self, index: int) -> int:
+        return self._positions[index] if index < len(self._positions) else self._head
+
+    def _bytes(self, position: int, length: int) -> bytes:
+        offset = position % self._size
+        room = self._size - offset
+        if length <= room:
+            return self._memory.read(offset, length)
+        return self._memory.read(offset, room) + self._memory.read(0, length - room)
+
+    def acknowledge(self, upto: int) -> None:
+        """Forget the entries below; `upto` is at most `next`."""
+        self._hash()
+        count = upto - self.first
+        if count <= 0:
+            return
+        for leaf in self._leaves[:count]:
+            self._acknowledged.append(leaf)
+        del self._leaves[:count]
+        self._tail = self._position(count)
+        del self._positions[:count]
+        self.first = upto
+
+    # The tree
+
+    def _hash(self) -> None:
+        for sequence in range(self._tree.size, self.next):
+            index = sequence - self.first
+            start = self._positions[index]
+            leaf = leaf_hash(self._bytes(start, self._position(index + 1) - start))
+            self._leaves.append(leaf)
+            self._tree.append(leaf)
+
+    def root(self) -> bytes:
+        """Of all entries so far."""
+        self._hash()
+        return self._tree.root()
+
+    def range_at_first(self) -> CompactRange:
+        """The compact range of all acknowledged entries."""
+        return self._acknowledged.copy()
+
+    def inclusion(self, index: int, size: int) -> list[bytes] | None:
+        """A proof for an entry that is still there; None if it is not."""
+        if not self.first <= index < size <= self.next:
+            return None
+        self._hash()
+        return inclusion_proof(index, size, self._subtree)
+
+    def consistency(self, first: int, second: int) -> list[bytes] | None:
+        """A proof between two sizes of which none is below the acknowledged one; None for others."""
+        if not max(self.first, 1) <= first <= second <= self.next:
+            return None
+        self._hash()
+        return consistency_proof(first, second, self._subtree)
+
+    def _subtree(self, start: int, end: int) -> bytes:
+        """The root over [start, end), whose forgotten part is a union of perfect subtrees that are kept."""
+        if start >= self.first:
+            tree = CompactRange()
+            for leaf in self._leaves[start - self.first : end - self.first]:
+                tree.append(leaf)
+            return tree.root()
+        # Kept hashes cover [0, first) in pieces, largest first; those from `start` on begin this subtree.
+        at, hashes = 0, []
+        for bit in range(self.first.bit_length() - 1, -1, -1):
+            if self.first >> bit & 1:
+                if start <= at and at + (1 << bit) <= end:
+                    hashes.append(self._acknowledged.hashes[bin(self.first >> bit).count("1") - 1])
+                at += 1 << bit
+        tree = CompactRange(min(end, self.first) - start, hashes)
+        for leaf in self._leaves[: max(0, end - self.first)]:
+            tree.append(leaf)
+        return tree.root()
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """What is not in the memory."""
+        self._hash()
+        return {
+            "head": self._head,
+            "tail": self._tail,
+            "first": self.first,
+            "positions": list(self._positions),
+            "acknowledged": [item.hex() for item in self._acknowledged.hashes],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From `dump`, with the memory as it was."""
+        self._head, self._tail, self.first = state["head"], state["tail"], state["first"]
+        self._positions = array("Q", state["positions"])
+        self.next = self.first + len(self._positions)
+        hashes = [bytes.fromhex(item) for item in state["acknowledged"]]
+        self._acknowledged = CompactRange(self.first, hashes)
+        self._tree = CompactRange(self.first, hashes)
+        self._leaves = []

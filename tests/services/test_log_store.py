@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The log's ring and tree against a plain list, whatever is appended, read, acknowledged and restored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from veil.formats.log import ENTRY_HEADER, EntryKind, parse_entries
+from veil.formats.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
+from veil.services.log.store import LogFull, LogStore
+
+SIZE = 1024
+
+
+class Memory:
+    """A service's memory that is a bytearray."""
+
+    size = SIZE
+
+    def __init__(self) -> None:
+        self.data = bytearray(SIZE)
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= SIZE
+        return bytes(self.data[offset : offset + length])
+
+    def write(self, offset: int, data: bytes) -> None:
+        assert 0 <= offset <= offset + len(data) <= SIZE
+        self.data[offset : offset + len(data)] = data
+
+
+class Store(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+        self.store = LogStore(self.memory)  # type: ignore[arg-type]
+        self.entries: list[bytes] = []  # all, for ever
+        self.roots: dict[int, bytes] = {}
+
+    @property
+    def held(self) -> int:
+        return sum(map(len, self.entries[self.store.first :]))
+
+    @rule(body=st.binary(max_size=200), reserve=st.integers(0, 100))
+    def append(self, body: bytes, reserve: int) -> None:
+        raw = ENTRY_HEADER.pack(len(self.entries), 7, EntryKind.RECORDS, len(body)) + body
+        if self.held + len(raw) + reserve > SIZE:
+            with pytest.raises(LogFull):
+                self.store.append(EntryKind.RECORDS, 7, body, reserve=reserve)
+        else:
+            assert self.store.append(EntryKind.RECORDS, 7, body, reserve=reserve) == len(self.entries)
+            self.entries.append(raw)
+
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        self.store.acknowledge(data.draw(st.integers(0, len(self.entries))))
+
+    @rule(data=st.data(), most=st.integers(0, 600))
+    def read(self, data: st.DataObject, most: int) -> None:
+        at = data.draw(st.integers(0, len(self.entries) + 2))
+        found = self.store.read(at, most)
+        if not self.store.first <= at < len(self.entries):
+            assert found == b""
+            return
+        count = len(list(parse_entries(found)))
+        assert found == b"".join(self.entries[at : at + count])
+        assert count == 1 or len(found) <= most
+        more = self.entries[at : at + count + 1]
+        assert len(more) == count or len(b"".join(more)) > most
+
+    @rule()
+    def root(self) -> None:
+        self.roots[len(self.entries)] = self.store.root()
+
+    @rule()
+    def restart(self) -> None:
+        state = json.loads(json.dumps(self.store.dump()))
+        self.store = LogStore(self.memory)  # type: ignore[arg-type]
+        self.store.load(state)
+
+    @rule(data=st.data())
+    def proofs(self, data: st.DataObject) -> None:
+        size, first = len(self.entries), self.store.first
+        if first == size:
+            return
+        index = data.draw(st.integers(first, size - 1))
+        proof = self.store.inclusion(index, size)
+        assert proof is not None
+        assert verify_inclusion(index, size, leaf_hash(self.entries[index]), proof, self.store.root())
+        for old, root in self.roots.items():
+            path = self.store.consistency(old, size)
+            if max(first, 1) <= old:
+                assert path is not None
+                assert verify_consistency(old, size, root, self.store.root(), path)
+            else:
+                assert path is None
+        assert self.store.inclusion(first - 1, size) is None
+        assert self.store.inclusion(size, size + 1) is None
+
+    @invariant()
+    def agrees(self) -> None:
+        tree = CompactRange()
+        for raw in self.entries:
+            tree.append(leaf_hash(raw))
+        assert self.store.root() == tree.root()
+        assert self.store.next == len(self.entries)
+        assert self.store.free == SIZE - self.held
+        beginning = self.store.range_at_first()
+        assert beginning.size == self.store.first
+        for raw in self.entries[self.store.first :]:
+            beginning.append(leaf_hash(raw))
+        assert beginning.root() == tree.root()
+
+
+TestStore = Store.TestCase
+TestStore.settings = settings(deadline=None, max_examples=60)
