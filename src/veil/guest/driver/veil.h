@@ -38,4 +38,8 @@ struct veil_block *veil_block_get(unsigned long *flags);
 void veil_block_put(unsigned long flags);
 enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 length);
 
+int veil_log_init(void);
+void veil_log_exit(void);
+int veil_log_state(char *text, size_t size);
+
 #endif

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * VeilS-LOG: every audit record is handed to the service before the kernel queues it, rate limits it or gives it to
+ * netlink, and before the program that caused it goes on.
+ *
+ * The records of one system call are made together when it ends, the last one being EOE. They are collected, and handed
+ * over with one domain switch at EOE; a record that belongs to no such group is handed over at once. A task makes all
+ * records of its system call itself, but may change CPUs between two of them: collections belong to tasks.
+ */
+#include <linux/audit.h>
+#include <linux/ftrace.h>
+#include <linux/hash.h>
+#include <linux/moduleparam.h>
+#include <linux/netlink.h>
+#include <linux/nmi.h>
+#include <linux/sched.h>
+#include <linux/skbuff.h>
+#include <linux/spinlock.h>
+#include <linux/vmalloc.h>
+#include <linux/workqueue.h>
+
+#include "veil.h"
+
+#define LOG_SERVICE 1
+#define CALL_RECORDS 0
+#define CALL_HEARTBEAT 2
+
+#define COLLECTIONS (1 << 6)
+#define COLLECTION_SIZE 12288
+
+/* veil/formats/log.py, pack_records. */
+struct record {
+	u16 type;
+	u16 reserved;
+	u32 length;
+};
+
+struct collection {
+	struct task_struct *owner;
+	u32 length;
+	u8 data[COLLECTION_SIZE];
+};
+
+/* kernel/audit.c keeps this to itself; the first member is all that is needed. */
+struct audit_buffer_start {
+	struct sk_buff *skb;
+};
+
+static struct collection *collections;
+static atomic64_t handed, events, refused, unanswered, dropped_alone;
+static bool single;
+module_param_named(log_single, single, bool, 0644);
+MODULE_PARM_DESC(log_single, "hand over each audit record by itself");
+static unsigned int heartbeat = 1000;
+module_param_named(log_heartbeat, heartbeat, uint, 0444);
+MODULE_PARM_DESC(log_heartbeat, "milliseconds between two signs of life; 0 for none");
+
+/*
+ * Hand over `length` bytes of records. While the log is full, or the host does not run the services, whoever made them
+ * waits here: that is what the policy "halt" means. (With "drop" the service never says that it is full.)
+ */
+static void hand_over(u16 call, const void *head, u32 head_length, const void *data, u32 length)
+{
+	for (;;) {
+		unsigned long flags;
+		struct veil_block *block = veil_block_get(&flags);
+		enum veil_status status = VEIL_NO_ANSWER;
+
+		if (block) {
+			memcpy(block->body, head, head_length);
+			memcpy(block->body + head_length, data, length);
+			status = veil_ask(block, LOG_SERVICE, call, head_length + length);
+		}
+		veil_block_put(flags);
+		if (status == VEIL_OK) {
+			atomic64_inc(&events);
+			return;
+		}
+		if (status != VEIL_FULL && status != VEIL_NO_ANSWER) {
+			/* Nothing that waiting would mend: a mistake, and it is counted. */
+			atomic64_inc(&dropped_alone);
+			return;
+		}
+		atomic64_inc(status == VEIL_FULL ? &refused : &unanswered);
+		touch_softlockup_watchdog();
+		cpu_relax();
+	}
+}
+
+static struct collection *collection_of(struct task_struct *task)
+{
+	unsigned int start = hash_ptr(task, 6), i;
+
+	for (i = 0; i < COLLECTIONS; i++) {
+		struct collection *found = &collections[(start + i) % COLLECTIONS];
+
+		if (READ_ONCE(found->owner) == task)
+			return found;
+	}
+	return NULL;
+}
+
+static struct collection *new_collection(struct task_struct *task)
+{
+	unsigned int start = hash_ptr(task, 6), i;
+
+	for (i = 0; i < COLLECTIONS; i++) {
+		struct collection *found = &collections[(start + i) % COLLECTIONS];
+
+		if (!READ_ONCE(found->owner) && !cmpxchg(&found->owner, NULL, task)) {
+			found->length = 0;
+			return found;
+		}
+	}
+	return NULL;
+}
+
+static void collect(struct collection *into, const struct record *head, const void *text)
+{
+	if (into->length + sizeof(*head) + head->length > COLLECTION_SIZE) {
+		hand_over(CALL_RECORDS, into->data, into->length, NULL, 0);
+		into->length = 0;
+	}
+	if (sizeof(*head) + head->length > COLLECTION_SIZE) {
+		hand_over(CALL_RECORDS, head, sizeof(*head), text, head->length);
+		return;
+	}
+	memcpy(into->data + into->length, head, sizeof(*head));
+	memcpy(into->data + into->length + sizeof(*head), text, head->length);
+	into->length += sizeof(*head) + head->length;
+}
+
+static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *regs)
+{
+	struct audit_buffer_start *buffer = (void *)ftrace_regs_get_argument(regs, 0);
+	struct collection *mine = NULL;
+	struct nlmsghdr *message;
+	struct record head = {};
+	const u8 *text;
+
+	if (!buffer || !buffer->skb || buffer->skb->len < NLMSG_HDRLEN)
+		return;
+	message = nlmsg_hdr(buffer->skb);
+	text = (const u8 *)message + NLMSG_HDRLEN;
+	head.type = message->nlmsg_type;
+	head.length = min_t(u32, buffer->skb->len - NLMSG_HDRLEN, VEIL_BODY_SIZE - sizeof(head));
+	atomic64_inc(&handed);
+	if (in_task() && !READ_ONCE(single)) {
+		if (head.type == AUDIT_SYSCALL)
+			mine = new_collection(current);
+		else
+			mine = collection_of(current);
+	}
+	if (!mine) {
+		hand_over(CALL_RECORDS, &head, sizeof(head), text, head.length);
+		return;
+	}
+	collect(mine, &head, text);
+	if (head.type == AUDIT_EOE) {
+		hand_over(CALL_RECORDS, mine->data, mine->length, NULL, 0);
+		smp_store_release(&mine->owner, NULL);
+	}
+}
+
+static struct ftrace_ops record_hook = {
+	.func = on_record,
+	.flags = FTRACE_OPS_FL_RECURSION,
+};
+
+static void beat(struct work_struct *work);
+static DECLARE_DELAYED_WORK(heart, beat);
+
+/* Silence is visible: who reads the log sees when the last sign of life came. */
+static void beat(struct work_struct *work)
+{
+	hand_over(CALL_HEARTBEAT, NULL, 0, NULL, 0);
+	schedule_delayed_work(&heart, msecs_to_jiffies(heartbeat));
+}
+
+int veil_log_init(void)
+{
+	static const char name[] = "audit_log_end";
+	int error;
+
+	collections = vzalloc(COLLECTIONS * sizeof(*collections));
+	if (!collections)
+		return -ENOMEM;
+	error = ftrace_set_filter(&record_hook, (unsigned char *)name, sizeof(name) - 1, 1);
+	if (!error)
+		error = register_ftrace_function(&record_hook);
+	if (error) {
+		vfree(collections);
+		return error;
+	}
+	if (heartbeat)
+		schedule_delayed_work(&heart, 0);
+	return 0;
+}
+
+void veil_log_exit(void)
+{
+	cancel_delayed_work_sync(&heart);
+	unregister_ftrace_function(&record_hook);
+	ftrace_free_filter(&record_hook);
+	vfree(collections);
+}
+
+int veil_log_state(char *text, size_t size)
+{
+	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld\n",
+			 atomic64_read(&handed), atomic64_read(&events), atomic64_read(&refused),
+			 atomic64_read(&unanswered), atomic64_read(&dropped_alone));
+}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the driver, veil.ko, for one of Debian's kernels: headers out of the archive, unpacked into the cache."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+from veil.cache import Cache, cache_key
+from veil.guest.debian import Apt
+from veil.guest.errors import GuestImageError
+from veil.guest.kernel import Kernel
+
+__all__ = ["build_driver", "driver_sources", "has_headers"]
+
+_HEADERS = "headers"
+_DRIVER = "driver"
+_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
+# No path of the building machine in the module, so that the same source and compiler give the same bytes.
+_FLAGS = (
+    "-ffile-prefix-map={place}=. -Werror -Wextra -Wno-unused-parameter -Wno-sign-compare "
+    "-Wno-missing-field-initializers -Wno-cast-function-type"
+)
+
+
+def driver_sources() -> dict[str, bytes]:
+    """The driver's files by name."""
+    place = files("veil.guest").joinpath("driver")
+    return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h")) or item.name == "Kbuild"}
+
+
+def has_headers(kernel: Kernel) -> bool:
+    """Is it a kernel for which Debian has headers?"""
+    return _DEBIAN_RELEASE.fullmatch(kernel.release) is not None
+
+
+def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
+    """veil.ko for this kernel. Raises GuestImageError."""
+    say = progress or (lambda _: None)
+    sources = sorted(driver_sources().items())
+    headers = _headers(cache, kernel, say)
+
+    def build(directory: Path) -> None:
+        say(f"building the driver for {kernel.release}")
+        work = directory / "source"
+        work.mkdir()
+        for name, data in sources:
+            (work / name).write_bytes(data)
+        _make(headers, work, kernel.release)
+        shutil.copy(work / "veil.ko", directory / "veil.ko")
+        shutil.rmtree(work)
+
+    key = cache_key(kernel.release, headers.parent.name, _compiler(), *(part for source in sources for part in source))
+    return (cache.entry(_DRIVER, key, build) / "veil.ko").read_bytes()
+
+
+def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
+    """The folder with the unpacked headers of exactly this kernel."""
+    match = _DEBIAN_RELEASE.fullmatch(kernel.release)
+    if match is None:
+        raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers to build for")
+    version = match["version"]
+    packages = (f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}")
+
+    def build(directory: Path) -> None:
+        say(f"fetching {packages[0]}")
+        apt = Apt(cache)
+        for package in packages:
+            apt.unpack(package, directory)
+
+    return cache.entry(_HEADERS, kernel.release, build) / "usr"
+
+
+def _make(headers: Path, work: Path, release: str) -> None:
+    """The headers' Makefiles name each other by absolute paths, and belong into /usr/src: a tree of links mends that."""
+    version = release.removesuffix("-cloud-amd64")
+    tree = work / ".headers"
+    shutil.copytree(headers / "src" / f"linux-headers-{release}", tree, symlinks=True)
+    for link, target in (("scripts", "scripts"), ("tools", "tools")):
+        place = tree / link
+        place.unlink(missing_ok=True)
+        place.symlink_to(headers / "lib" / f"linux-kbuild-{version}" / target)
+    (tree / "Makefile").write_text(f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
+    command = [
+        "make", "-s", "-C", str(tree), f"M={work}", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        f"KCFLAGS={_FLAGS.format(place=work)}", "modules",
+    ]  # fmt: skip
+    done = _run(command)
+    if done.returncode or not (work / "veil.ko").exists():
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
+        reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        raise GuestImageError(f"cannot build the driver: {reason}")
+    strip = _run(["strip", "--strip-debug", str(work / "veil.ko")])
+    if strip.returncode:
+        raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
+
+
+_CC = "gcc"
+
+
+def _compiler() -> str:
+    return _run([_CC, "--version"]).stdout
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise GuestImageError(
+            f"cannot build the driver: cannot run {command[0]} (Debian: apt install make gcc binutils)"
+        ) from error

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The domain with all of Veil's own services."""
+
+from __future__ import annotations
+
+from veil.services.domain import ServiceDomain
+from veil.services.log import LogService
+
+__all__ = ["ProtectedServices"]
+
+
+class ProtectedServices(ServiceDomain):
+    """What runs at VMPL 1 unless somebody chooses otherwise."""
+
+    service_types = (LogService,)
