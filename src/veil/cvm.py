@@ -25,6 +25,7 @@ from veil._user_transport import VmTransport
 from veil.cache import Cache, cache_key
 from veil.errors import VeilError
 from veil.guest.cmdline import command_line
+from veil.guest.driver_build import build_driver, has_headers
 from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import (
@@ -39,7 +40,7 @@ from veil.host import (
 )
 from veil.host.devices import Platform
 from veil.installation import endorsement, owner_fingerprint
-from veil.launch_image import LaunchImage, ServicesImage, build_image
+from veil.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage, build_image
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
 __all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
@@ -105,14 +106,15 @@ class ConfidentialVM:
         host_data: bytes = bytes(32),
         identity: LaunchIdentityBlock | None = None,
         report_version: int = 3,
-        services: ServicesImage | None = None,
+        services: ServicesImage | None = PROTECTED_SERVICES,
         cache: Cache | None = None,
     ) -> None:
         """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
 
         `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
         keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
-        `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1.
+        `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1; the driver that
+        the kernel asks them with is in the initramfs if Debian has headers for the kernel.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -353,7 +355,11 @@ class ConfidentialVM:
         kernel = self._find_kernel()
         require_bootable(kernel, monitor=self.has_monitor)
         initramfs = build_initramfs(
-            self._cache, module_tree=kernel.modules, modules=self._modules, progress=self._say
+            self._cache,
+            module_tree=kernel.modules,
+            modules=self._modules,
+            driver=self._driver(kernel),
+            progress=self._say,
         )
         return build_image(
             kernel.load(),
@@ -366,6 +372,11 @@ class ConfidentialVM:
             owners=self._owners,
             services=self._services,
         )
+
+    def _driver(self, kernel: Kernel) -> bytes | None:
+        if self._services is None or not has_headers(kernel):
+            return None
+        return build_driver(self._cache, kernel, self._say)
 
     def _launch(self) -> None:
         machine = Machine(self.memory, endorsement=endorsement, report_version=self._report_version)

@@ -24,7 +24,7 @@ from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import Vmsa, VmsaSegment
 
-__all__ = ["LaunchImage", "ServicesImage", "build_image"]
+__all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image"]
 
 _PAGE = 4096
 _MIB = 1 << 20
@@ -61,6 +61,16 @@ class ServicesImage:
         """Bytes, a multiple of 2 MiB."""
         archive = -(-len(pack_sources(self.packages)) // _PAGE) * _PAGE
         return -(-(_CODE + _PAGE + archive + self.memory) // _REGION_UNIT) * _REGION_UNIT
+
+
+_LOG_MEMORY = 16 * _MIB
+#: Veil's own services, as they are if nobody chooses otherwise.
+PROTECTED_SERVICES = ServicesImage(
+    "veil.services.protected:ProtectedServices",
+    ("veil.formats", "veil.services"),
+    {"log": {"memory": _LOG_MEMORY, "full": "halt"}},
+    memory=_LOG_MEMORY,
+)
 
 
 @dataclass(frozen=True)

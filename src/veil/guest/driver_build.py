@@ -28,7 +28,7 @@ _FLAGS = (
 def driver_sources() -> dict[str, bytes]:
     """The driver's files by name."""
     place = files("veil.guest").joinpath("driver")
-    return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h")) or item.name == "Kbuild"}
+    return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h", "Kbuild"))}
 
 
 def has_headers(kernel: Kernel) -> bool:
@@ -60,7 +60,7 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
     """The folder with the unpacked headers of exactly this kernel."""
     match = _DEBIAN_RELEASE.fullmatch(kernel.release)
     if match is None:
-        raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers to build for")
+        raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers for it")
     version = match["version"]
     packages = (f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}")
 
@@ -74,7 +74,7 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
 
 
 def _make(headers: Path, work: Path, release: str) -> None:
-    """The headers' Makefiles name each other by absolute paths, and belong into /usr/src: a tree of links mends that."""
+    """The headers' Makefiles name each other by absolute paths below /usr/src: a copy with links mends that."""
     version = release.removesuffix("-cloud-amd64")
     tree = work / ".headers"
     shutil.copytree(headers / "src" / f"linux-headers-{release}", tree, symlinks=True)

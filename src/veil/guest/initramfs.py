@@ -32,6 +32,7 @@ _DIRECTORIES = (
     "usr/bin", "usr/lib", "usr/sbin", "var", "var/log", "var/tmp",
 )  # fmt: skip
 _MODULES = "lib/veil/modules"
+_DRIVER = "veil"
 _FILES = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
@@ -85,11 +86,12 @@ def build_initramfs(
     *,
     module_tree: Path | None = None,
     modules: Sequence[str] = (),
+    driver: bytes | None = None,
     extra: Mapping[str, Node] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> bytes:
     """The archive. `modules` are inserted at start, in this order, with what they depend on; a name may be followed by
-    a space and parameters. `extra` adds or replaces members."""
+    a space and parameters. `driver` is veil.ko, which comes before them. `extra` adds or replaces members."""
     busybox = fetch_busybox(cache, progress)
     nodes = {name: Node(stat.S_IFDIR | 0o755) for name in _DIRECTORIES}
     nodes["tmp"] = nodes["var/tmp"] = Node(stat.S_IFDIR | 0o1777)
@@ -102,7 +104,7 @@ def build_initramfs(
         nodes[applet] = Node.link("/bin/busybox")
     nodes["bin/busybox"] = Node.file(busybox.read_bytes(), 0o755)
     nodes["init"] = Node.file(build_agent(cache).read_bytes(), 0o755)
-    nodes |= _module_nodes(module_tree, modules)
+    nodes |= _module_nodes(module_tree, modules, driver)
     nodes |= extra or {}
     _add_parents(nodes)
     return pack_cpio(nodes)
@@ -134,10 +136,11 @@ def _applets(busybox: Path) -> list[str]:
     return [line for line in done.stdout.split() if line != "bin/busybox"]
 
 
-def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
+def _module_nodes(tree: Path | None, modules: Sequence[str], driver: bytes | None) -> dict[str, Node]:
+    own = [(_DRIVER, driver)] if driver is not None else []
     if tree is None:
         if not modules:
-            return {}
+            return _module_list(own, {})
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
@@ -146,6 +149,10 @@ def _module_nodes(tree: Path | None, modules: Sequence[str]) -> dict[str, Node]:
         wanted = [*wanted, *present_modules(tree, _ATTESTATION)]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}
     collected = collect_modules(tree, list(parameters))
+    return _module_list([*own, *collected], parameters)
+
+
+def _module_list(collected: Sequence[tuple[str, bytes]], parameters: Mapping[str, str]) -> dict[str, Node]:
     if not collected:
         return {}
     nodes = {f"{_MODULES}.d/{name}.ko": Node.file(data) for name, data in collected}

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fetch VeilS-LOG's entries over an attested channel, and verify each against a signed head.
+
+What was verified is remembered (`LogState`): the next time, a log that lost, changed or reordered what it had, or that
+goes on from an older state of the machine, does not fit to it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from veil.formats.errors import FormatError
+from veil.formats.log import LOG_GUID, Head, LogEntry, LogManifest, UserCall, parse_entries
+from veil.formats.merkle import CompactRange, leaf_hash
+from veil.remote.client import ChannelClient
+from veil.remote.errors import RemoteError, VerificationFailed
+
+__all__ = ["LogReader", "LogState"]
+
+_CHUNK = 192 << 10
+_U64, _FETCH = struct.Struct("<Q"), struct.Struct("<QI")
+
+
+@dataclass
+class LogState:
+    """What a user knows of a log: its key, and the tree of all entries that were verified."""
+
+    key: bytes
+    tree: CompactRange
+
+    def dump(self) -> dict[str, Any]:
+        """For a file."""
+        return {"key": self.key.hex(), "size": self.tree.size, "hashes": [item.hex() for item in self.tree.hashes]}
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> LogState:
+        """From `dump`; raises FormatError."""
+        try:
+            hashes_ = [bytes.fromhex(item) for item in state["hashes"]]
+            return cls(bytes.fromhex(state["key"]), CompactRange(int(state["size"]), hashes_))
+        except (KeyError, ValueError, TypeError) as error:
+            raise FormatError(f"the kept state of the log is unreadable: {error!r}") from error
+
+    def pack(self) -> bytes:
+        """JSON."""
+        return json.dumps(self.dump(), indent=1).encode()
+
+
+class LogReader:
+    """Reads one CVM's log. The channel must have been attested: `manifest` is the log's, out of that attestation."""
+
+    def __init__(self, client: ChannelClient, manifest: bytes, *, known: LogState | None = None) -> None:
+        """`known` is what was verified before. Raises VerificationFailed if this is another log."""
+        self._client = client
+        self.manifest = LogManifest.parse(manifest)
+        if known is not None and known.key != self.manifest.key:
+            raise VerificationFailed(
+                "this is another log than the one known from last time: the CVM was launched anew, or is another one"
+            )
+        self._key = _load_key(self.manifest.key)
+        self.state = known or LogState(self.manifest.key, CompactRange())
+        self._fresh = known is None
+
+    def head(self) -> Head:
+        """The log's state now, its signature verified, not older than what is known. Raises VerificationFailed."""
+        head = Head.parse(self._client.request(LOG_GUID, UserCall.HEAD))
+        try:
+            self._key.verify(head.signature, head.signed_bytes, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise VerificationFailed("the log's head is not signed by the log's key") from None
+        known = self.state.tree
+        if head.size < known.size:
+            raise VerificationFailed(
+                f"the log has {head.size} entries, {known.size} were verified before: the machine was taken back to an "
+                "older state, or entries were removed"
+            )
+        if head.size == known.size and head.root != known.root():
+            raise VerificationFailed("the log's entries are not those that were verified before: it was forked")
+        return head
+
+    def fetch(self, head: Head | None = None) -> Iterator[LogEntry]:
+        """The entries that are not known yet, up to a head; each yielded only when it is part of that head.
+
+        So many are held at a time as there are up to the head: what is not verified is shown to nobody. Raises
+        VerificationFailed.
+        """
+        head = head or self.head()
+        tree = self._begin(head)
+        entries: list[LogEntry] = []
+        while tree.size < head.size:
+            data = self._client.request(LOG_GUID, UserCall.FETCH, _FETCH.pack(tree.size, _CHUNK))
+            before = tree.size
+            for entry in parse_entries(data):
+                if entry.sequence != tree.size:
+                    raise VerificationFailed(f"log entry {entry.sequence} came where {tree.size} was due")
+                if tree.size == head.size:
+                    break
+                tree.append(leaf_hash(entry.raw))
+                entries.append(entry)
+            if tree.size == before:
+                raise VerificationFailed(f"the log has {head.size} entries and does not give number {before}")
+        if tree.root() != head.root:
+            raise VerificationFailed(
+                f"the entries up to number {head.size} are not those of the signed head: at least one was changed, or "
+                "the log was forked after it was verified last"
+            )
+        self.state.tree = tree
+        self._fresh = False
+        yield from entries
+
+    def _begin(self, head: Head) -> CompactRange:
+        tree = self.state.tree.copy()
+        if head.first <= tree.size:
+            return tree
+        if not self._fresh:
+            raise VerificationFailed(
+                f"entries {tree.size} to {head.first - 1} were acknowledged by somebody else before they were read here"
+            )
+        data = self._client.request(LOG_GUID, UserCall.RANGE)
+        if len(data) < _U64.size or (len(data) - _U64.size) % 32:
+            raise FormatError(f"a compact range of {len(data)} bytes")
+        (size,) = _U64.unpack_from(data)
+        parts = [data[at : at + 32] for at in range(_U64.size, len(data), 32)]
+        if not size <= head.size:
+            raise VerificationFailed("the log forgot more than it has")
+        return CompactRange(size, parts)
+
+    def acknowledge(self) -> int:
+        """Let the log forget what was verified here; owners only. Returns how many entries that are."""
+        size = self.state.tree.size
+        self._client.request(LOG_GUID, UserCall.ACKNOWLEDGE, _U64.pack(size))
+        return size
+
+
+def _load_key(data: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_der_public_key(data)
+    except Exception as error:
+        raise FormatError(f"the log's key is unreadable: {error!r}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise RemoteError("the log's key is of another kind than heads are signed with")
+    return key
