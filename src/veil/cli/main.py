@@ -18,6 +18,7 @@ from veil.cli.common import EXIT_FAILURE, EXIT_INTERRUPTED
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
+from veil.cli.logs import logs
 from veil.cli.measure import measure
 from veil.cli.run import run
 from veil.cli.serve import serve
@@ -43,6 +44,7 @@ def veil() -> None:
       veil measure                      the launch digest, computed without launching
       veil verify REPORT ...            verify a report, AMD's own ones too
       veil serve                        carry remote users' secure channels to it
+      veil logs fetch ...               the kernel's audit records, out of its own reach
       veil inspect --png map.png        domains, VMSAs, and who may touch which page
       veil doctor                       what this computer has and lacks
 
@@ -50,7 +52,7 @@ def veil() -> None:
     """
 
 
-for _command in (run, shell, boot, serve, attest, measure, verify, inspect, doctor, cache, demo):
+for _command in (run, shell, boot, serve, attest, measure, verify, logs, inspect, doctor, cache, demo):
     veil.add_command(_command)
 
 

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil logs"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from veil.cli.common import emit_json, parse_address
+from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_file, trust_options
+from veil.errors import VeilError
+
+if TYPE_CHECKING:
+    from veil.formats.log import LogEntry
+    from veil.remote.log import LogReader, LogState
+
+__all__ = ["logs"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_POLL_SECONDS = 1.0
+
+
+@click.group()
+def logs() -> None:
+    """Audit records that VeilS-LOG keeps where the guest's kernel cannot reach them.
+
+    \b
+      veil serve --listen 127.0.0.1:7700 &
+      veil logs fetch --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
+      ausearch -if evidence/audit.log -m EXECVE
+      veil logs verify --to evidence
+      veil logs ack --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
+
+    Each connection is attested first, as by `veil attest`. What was verified is remembered in the folder: a log that
+    lost, changed or reordered entries since, or comes from an older state of the machine, is refused.
+    """
+
+
+def _connection_options(function: _Function) -> _Function:
+    options = (
+        click.option("--connect", required=True, metavar="HOST:PORT", help="Where the CVM's host listens."),
+        click.option("--software", is_flag=True, help="Believe this installation's own software machine."),
+        click.option("--launch-log", metavar="FILE", help="What the CVM is expected to be: of veil measure --log."),
+        click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="Where entries go."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return trust_options(function)
+
+
+@contextlib.contextmanager
+def _reader(
+    known: LogState | None,
+    *,
+    connect: str,
+    software: bool,
+    launch_log: str | None,
+    software_root: str | None,
+    chains: tuple[str, ...],
+    crls: tuple[str, ...],
+    at: str | None,
+    policy_file: str | None,
+    measurements: tuple[str, ...],
+) -> Iterator[LogReader]:
+    """The log of an attested CVM."""
+    from veil.formats.errors import FormatError
+    from veil.formats.launch_digest import LaunchLog
+    from veil.formats.log import LOG_GUID
+    from veil.installation import software_root as own_root
+    from veil.installation import user_key
+    from veil.remote import ChannelClient, Policy, SocketTransport, attest
+    from veil.remote.log import LogReader
+
+    policy = make_policy(policy_file, ()) if policy_file else Policy()
+    policy = demands(policy, measurements)
+    roots = make_roots(software_root)
+    if software:
+        roots = roots.with_software_root(own_root())
+    try:
+        expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
+        if expected is None and not policy.measurement:
+            raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
+        with ChannelClient(SocketTransport.connect(*parse_address(connect)), identity=user_key()) as client:
+            attested = attest(
+                client,
+                policy=policy,
+                roots=roots,
+                certificates=[read_file(name) for name in chains],
+                at=parse_time(at),
+                crls=[read_file(name) for name in crls],
+                expected=expected,
+            )
+            attested.raise_for_failure()
+            manifest = attested.services.get(LOG_GUID)
+            if manifest is None:
+                raise VeilError("this CVM has no VeilS-LOG")
+            yield LogReader(client, manifest, known=known)
+    except FormatError as error:
+        raise VeilError(f"the CVM's answers are unusable: {error}") from error
+
+
+@logs.command()
+@_connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fetch(folder: str, as_json: bool, **connection: Any) -> int:
+    """Fetch and verify the entries that are not in the folder yet.
+
+    The folder gets audit.log, which ausearch and aureport read (-if), and entries.bin with every byte that was hashed.
+    """
+    from veil.remote.log_files import LogFolder
+
+    place = LogFolder(Path(folder))
+    with _reader(place.known(), **connection) as reader:
+        head = reader.head()
+        count = place.add(list(reader.fetch(head)), reader.state)
+    if as_json:
+        emit_json({"new_entries": count, "entries": head.size, "dropped": head.dropped, "folder": folder})
+    else:
+        click.echo(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
+        if head.dropped:
+            click.echo(f"{head.dropped} calls of the kernel's found no room in the log")
+    return 0
+
+
+@logs.command()
+@_connection_options
+@click.option("--format", "form", type=click.Choice(["audit", "json"]), default="audit", show_default=True)
+@click.option("--seconds", type=float, metavar="N", help="Stop after so long; by default at Ctrl-C.")
+def follow(folder: str, form: str, seconds: float | None, **connection: Any) -> int:
+    """Fetch, verify and print entries as they come."""
+    from veil.remote.log_files import LogFolder
+
+    place = LogFolder(Path(folder))
+    end = None if seconds is None else time.monotonic() + seconds
+    with _reader(place.known(), **connection) as reader:
+        while True:
+            entries = list(reader.fetch())
+            place.add(entries, reader.state)
+            for entry in entries:
+                _print(entry, form)
+            if end is not None and time.monotonic() >= end:
+                return 0
+            time.sleep(_POLL_SECONDS)
+
+
+def _print(entry: LogEntry, form: str) -> None:
+    from veil.formats.audit_types import type_name
+    from veil.formats.log import parse_records
+    from veil.remote.log_files import audit_lines
+
+    if form == "audit":
+        sys.stdout.buffer.writelines(audit_lines(entry))
+    else:
+        records = parse_records(entry.body) if entry.kind < 16 else []
+        value = {
+            "sequence": entry.sequence,
+            "time_ns": entry.time_ns,
+            "kind": entry.kind.name,
+            "records": [{"type": type_name(item.type), "text": item.text.decode(errors="replace")} for item in records],
+        }
+        sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+@logs.command()
+@click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="The folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(folder: str, as_json: bool) -> int:
+    """Hash the folder's entries anew and compare them with the tree that was signed. Needs no connection."""
+    from veil.formats.errors import FormatError
+    from veil.remote.log_files import LogFolder
+
+    start = time.monotonic()
+    try:
+        found = LogFolder(Path(folder)).verify()
+    except FormatError as error:
+        raise VeilError(f"the log in {folder} is unusable: {error}") from error
+    seconds = time.monotonic() - start
+    if as_json:
+        emit_json({**vars(found), "seconds": round(seconds, 3)})
+    else:
+        click.echo(f"verified: {found.entries} entries with {found.records} audit records, in order")
+        if found.resumed:
+            click.echo(f"the machine was restored from a snapshot {found.resumed} times")
+        if found.dropped:
+            click.echo(f"{found.dropped} calls of the kernel's found no room and are missing")
+        if found.unreadable:
+            click.echo(f"{found.unreadable} entries hold no audit records: the kernel sent something else")
+    return 0
+
+
+@logs.command()
+@_connection_options
+def ack(folder: str, **connection: Any) -> int:
+    """Let the CVM forget the entries in the folder, which makes room for new ones. Owners of the CVM only."""
+    from veil.remote.log_files import LogFolder
+
+    place = LogFolder(Path(folder))
+    known = place.known()
+    if known is None:
+        raise VeilError(f"there is no log in {folder}: fetch it first")
+    place.verify()
+    with _reader(known, **connection) as reader:
+        reader.head()
+        count = reader.acknowledge()
+    click.echo(f"the CVM may forget its first {count} entries")
+    return 0
