@@ -307,6 +307,21 @@ def test_host_that_runs_it_without_a_request(bench: Bench) -> None:
     assert bench.vcpus[0].parked
 
 
+def test_an_old_refusal_does_not_hold_up_a_request(bench: Bench) -> None:
+    """The host refused to run the kernel's level when there was none yet; then the kernel comes and asks."""
+    gpa = bench.register()
+    bench.on_request = lambda request: 1 << 32 | 0x017 if request == 3 << 32 | 0x016 else None
+    vcpu = bench.vcpus[0]
+    vcpu.vmpl = 1
+    next(bench._service_steps(vcpu))
+    bench._exit(vcpu, 1)
+    bench.on_request = lambda request: None
+    write_request(bench.kernel, gpa, SIZE, BlockRequest(7, 0, b"x"))
+    bench.enter(0, vmpl=1)
+    assert not vcpu.parked
+    assert read_answer(bench.kernel, gpa, SIZE) == (Status.OK, b"\0x")
+
+
 def test_host_that_took_a_block_away(bench: Bench) -> None:
     gpa = bench.register()
     write_request(bench.kernel, gpa, SIZE, BlockRequest(7, 0, b"x"))

@@ -40,9 +40,9 @@ def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] |
     """veil.ko for this kernel. Raises GuestImageError."""
     say = progress or (lambda _: None)
     sources = sorted(driver_sources().items())
-    headers = _headers(cache, kernel, say)
 
     def build(directory: Path) -> None:
+        headers = _headers(cache, kernel, say)
         say(f"building the driver for {kernel.release}")
         work = directory / "source"
         work.mkdir()
@@ -52,7 +52,7 @@ def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] |
         shutil.copy(work / "veil.ko", directory / "veil.ko")
         shutil.rmtree(work)
 
-    key = cache_key(kernel.release, headers.parent.name, _compiler(), *(part for source in sources for part in source))
+    key = cache_key(kernel.release, _FLAGS, _compiler(), *(part for source in sources for part in source))
     return (cache.entry(_DRIVER, key, build) / "veil.ko").read_bytes()
 
 

@@ -86,15 +86,16 @@ class ServiceDomain:
 
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
         while True:
-            back = self._answer(cpu)
-            cpu.ghcb_msr = back << 32 | _RUN_VMPL
-            yield
-            if cpu.ghcb_msr == _RUN_REFUSED:
+            asked = self._answer(cpu)
+            # A refusal may be an old one, and somebody may have come with a request since.
+            if asked is None and cpu.ghcb_msr == _RUN_REFUSED:
                 cpu.ghcb_msr = _HOLD
-                yield
+            else:
+                cpu.ghcb_msr = (_KERNEL if asked is None else asked) << 32 | _RUN_VMPL
+            yield
 
-    def _answer(self, cpu: HostedCpu) -> int:
-        """Serve what waits on this VCPU; returns the VMPL that asked."""
+    def _answer(self, cpu: HostedCpu) -> int | None:
+        """Serve what waits on this VCPU; returns the VMPL that asked, None if nobody did."""
         parameters = self._parameters
         assert parameters is not None
         view, vcpu = cpu.view, cpu.start_argument
@@ -106,8 +107,9 @@ class ServiceDomain:
             return _MONITOR
         gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
         try:
-            if gpa and (request := take_request(view, gpa, size)) is not None:
-                write_answer(view, gpa, size, *self._ask(vcpu, request))
+            if not gpa or (request := take_request(view, gpa, size)) is None:
+                return None
+            write_answer(view, gpa, size, *self._ask(vcpu, request))
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
         except RmpViolation:
