@@ -25,7 +25,8 @@ _DISK_NEEDED = 2 << 30
 _TOOLS = (
     ("cc", "gcc", "builds the CPU engine and the guest's agent", True),
     ("as", "binutils", "assembles the tests' machine code", False),
-    ("make", "make", "runs the targets of the Makefile", False),
+    ("make", "make", "builds the driver, and runs the targets of the Makefile", True),
+    ("strip", "binutils", "makes the driver small", True),
     ("apt-get", "apt", "fetches the guest's kernel", True),
     ("dpkg-deb", "dpkg", "unpacks the guest's kernel", True),
     ("qemu-system-x86_64", "qemu-system-x86", "is what `make bench` compares with", False),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the driver, veil.ko, for one of Debian's kernels: headers out of the archive, unpacked into the cache."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -62,7 +63,10 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
     if match is None:
         raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers for it")
     version = match["version"]
-    packages = (f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}")
+    # The last is what one of the headers' own tools (objtool) stands on; a small system may not have it.
+    packages = (
+        f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}", "libelf1",
+    )  # fmt: skip
 
     def build(directory: Path) -> None:
         say(f"fetching {packages[0]}")
@@ -87,7 +91,7 @@ def _make(headers: Path, work: Path, release: str) -> None:
         "make", "-s", "-C", str(tree), f"M={work}", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
         f"KCFLAGS={_FLAGS.format(place=work)}", "modules",
     ]  # fmt: skip
-    done = _run(command)
+    done = _run(command, libraries=headers / "lib" / "x86_64-linux-gnu")
     if done.returncode or not (work / "veil.ko").exists():
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
@@ -104,9 +108,14 @@ def _compiler() -> str:
     return _run([_CC, "--version"]).stdout
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], *, libraries: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C"}
+    if libraries is not None:
+        environment["LD_LIBRARY_PATH"] = str(libraries)
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, env=environment
+        )
     except OSError as error:
         raise GuestImageError(
             f"cannot build the driver: cannot run {command[0]} (Debian: apt install make gcc binutils)"
