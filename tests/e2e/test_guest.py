@@ -80,8 +80,8 @@ def test_time_goes_on_after_a_snapshot(vm: ConfidentialVM) -> None:
 def test_inspection_sees_the_domains(vm: ConfidentialVM, tmp_path: Path) -> None:
     seen = inspect_cvm(vm)
     by_level = {level.vmpl: level for level in seen.levels}
-    assert [item.domain for item in seen.vmsas] == ["DomMON", "DomUNT"]
-    assert seen.vmsa_pages == 2
+    assert [item.domain for item in seen.vmsas] == ["DomMON", "DomSER", "DomUNT"]
+    assert seen.vmsa_pages == 3
     assert by_level[0].read == seen.validated > by_level[3].read > 0
     assert by_level[2].read == 0
     assert seen.shared + seen.assigned == seen.pages
