@@ -26,7 +26,7 @@ from veil.cache import Cache, cache_key
 from veil.errors import VeilError
 from veil.guest.cmdline import command_line
 from veil.guest.driver_build import build_driver, has_headers
-from veil.guest.initramfs import build_initramfs
+from veil.guest.initramfs import Node, build_initramfs, pack_cpio
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import (
     DEFAULT_POLICY,
@@ -107,6 +107,7 @@ class ConfidentialVM:
         identity: LaunchIdentityBlock | None = None,
         report_version: int = 3,
         services: ServicesImage | None = PROTECTED_SERVICES,
+        files: Mapping[str, Node] | None = None,
         cache: Cache | None = None,
     ) -> None:
         """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
@@ -114,7 +115,8 @@ class ConfidentialVM:
         `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
         keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
         `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1; the driver that
-        the kernel asks them with is in the initramfs if Debian has headers for the kernel.
+        the kernel asks them with is in the initramfs if Debian has headers for the kernel. `files`: more members of the
+        initramfs (see `veil.guest.userland`), measured with it.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -129,6 +131,7 @@ class ConfidentialVM:
         self._policy, self._host_data, self._identity = policy, host_data, identity
         self._report_version = report_version
         self._services = services if monitor else None
+        self._files = dict(files or {})
         self._cache = cache or Cache()
         self._console_tail: deque[bytes] = deque()
         self._console_held = 0
@@ -359,6 +362,7 @@ class ConfidentialVM:
             module_tree=kernel.modules,
             modules=self._modules,
             driver=self._driver(kernel),
+            extra=self._files,
             progress=self._say,
         )
         return build_image(
@@ -448,6 +452,7 @@ class ConfidentialVM:
             kernel,
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
+            pack_cpio(self._files) if self._files else b"",
             f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
             repr(self._services),
             command_line(self._kernel_options),

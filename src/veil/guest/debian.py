@@ -35,6 +35,19 @@ class Apt:
             found = self._search(pattern)
         return found
 
+    def dependencies(self, package: str) -> list[str]:
+        """The package and what it needs, directly or not; the nearest first."""
+        options = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+        for _ in range(2):
+            done = self._run("apt-cache", "depends", "--recurse", *options, package)
+            names = [line for line in done.stdout.splitlines() if line and line[0] not in " <|"]
+            if names or self._own_lists:
+                break
+            self._update()
+        if not names:
+            raise GuestImageError(f"apt knows no package {package} (is this Debian, with its main archive configured?)")
+        return names
+
     def archive_name(self, package: str) -> str:
         """The file name of the package's candidate, which holds its version."""
         for attempt in range(2):

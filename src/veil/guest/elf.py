@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Read an ELF64 kernel: what to load where, and where it starts (System V gABI, 'Object Files')."""
+"""Read ELF64 files (System V gABI): what of a kernel to load where, which libraries a program needs."""
 
 import itertools
 import struct
@@ -9,7 +9,10 @@ from veil.guest.errors import GuestImageError
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
-_ET_EXEC, _ET_DYN, _EM_X86_64, _PT_LOAD = 2, 3, 62, 1
+_DYNAMIC = struct.Struct("<qQ")
+_ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
+_DT_NEEDED, _DT_STRTAB = 1, 5
 _KERNEL_HALF = 1 << 47
 
 
@@ -80,3 +83,38 @@ def _physical_entry(entry: int, segments: list[Segment], name: str) -> int:
         if base <= entry < base + len(segment.data):
             return segment.address + entry - base
     raise GuestImageError(f"{name}: its entry point {entry:#x} lies in no loaded segment")
+
+
+@dataclass(frozen=True)
+class Linking:
+    """What the dynamic loader is told: its own path (None for a library or a static program), and libraries by name."""
+
+    interpreter: str | None
+    needed: tuple[str, ...]
+
+
+def parse_linking(data: bytes, name: str) -> Linking:
+    """Of a program or library for x86-64. Raises GuestImageError."""
+    try:
+        if not is_elf(data):
+            raise ValueError
+        phoff, phentsize, phnum = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
+        headers = [_PROGRAM.unpack_from(data, phoff + index * phentsize) for index in range(phnum)]
+        loads = [(virtual, offset, size) for tag, _, offset, virtual, _, size, *_ in headers if tag == _PT_LOAD]
+        interpreter, dynamic = None, []
+        for tag, _, offset, _, _, size, *_ in headers:
+            if tag == _PT_INTERP:
+                interpreter = data[offset : offset + size].rstrip(b"\0").decode("ascii")
+            elif tag == _PT_DYNAMIC:
+                dynamic = list(_DYNAMIC.iter_unpack(data[offset : offset + size]))
+        names = [value for tag, value in dynamic if tag == _DT_NEEDED]
+        strings = next((value for tag, value in dynamic if tag == _DT_STRTAB), 0)
+        base = next((offset - virtual for virtual, offset, size in loads if virtual <= strings < virtual + size), 0)
+        needed = tuple(_string(data, base + strings + value) for value in names)
+    except (struct.error, ValueError, OverflowError) as error:
+        raise GuestImageError(f"{name}: not an ELF program or library that can be read") from error
+    return Linking(interpreter, needed)
+
+
+def _string(data: bytes, offset: int) -> str:
+    return data[offset : data.index(b"\0", offset)].decode("ascii")

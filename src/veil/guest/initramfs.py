@@ -110,21 +110,26 @@ def build_initramfs(
     return pack_cpio(nodes)
 
 
-def fetch_busybox(cache: Cache, progress: Callable[[str], None] | None = None) -> Path:
-    """Debian's static busybox; like the kernel, once fetched it is used until its cache entry is removed."""
-    kept = [key for key in cache.keys(_PACKAGES) if key.startswith(_BUSYBOX + "_")]
-    key = max(kept) if kept else Apt(cache).archive_name(_BUSYBOX).removesuffix(".deb")
+def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
+    """A folder with the files of a package of Debian's; once fetched it is used until its cache entry is removed."""
+    kept = [key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")]
+    key = max(kept) if kept else Apt(cache).archive_name(package).removesuffix(".deb")
 
     def build(directory: Path) -> None:
         if progress:
-            progress(f"fetching {_BUSYBOX}")
-        Apt(cache).unpack(_BUSYBOX, directory)
+            progress(f"fetching {package}")
+        Apt(cache).unpack(package, directory)
 
-    place = cache.entry(_PACKAGES, key, build)
+    return cache.entry(_PACKAGES, key, build)
+
+
+def fetch_busybox(cache: Cache, progress: Callable[[str], None] | None = None) -> Path:
+    """Debian's static busybox; like the kernel, once fetched it is used until its cache entry is removed."""
+    place = unpacked_package(cache, _BUSYBOX, progress)
     for name in ("bin/busybox", "usr/bin/busybox"):
         if (place / name).is_file():
             return place / name
-    raise GuestImageError(f"{key} holds no busybox")
+    raise GuestImageError(f"{place.name} holds no busybox")
 
 
 def _applets(busybox: Path) -> list[str]:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's own programs in the guest."""
+
+from __future__ import annotations
+
+from veil.cache import Cache
+from veil.cvm import ConfidentialVM
+from veil.guest.initramfs import Node
+from veil.guest.userland import debian_programs
+
+
+def test_auditctl_runs() -> None:
+    programs = debian_programs(Cache(), ["auditd"], ["sbin/auditctl"])
+    with ConfidentialVM(files=programs, fresh=True) as vm:
+        version = vm.run(["auditctl", "-v"])
+        assert version.stdout.startswith(b"auditctl version 3."), version
+        added = vm.run(["auditctl", "-a", "always,exit", "-F", "arch=b64", "-S", "execve", "-k", "exec"])
+        assert (added.exit_status, added.stderr) == (0, b"")
+        assert vm.run(["auditctl", "-l"]).stdout == b"-a always,exit -F arch=b64 -S execve -F key=exec\n"
+        with_programs = vm.machine.secure_processor.measurement
+    assert ConfidentialVM(files=programs).build_image().digest() == with_programs
+    assert ConfidentialVM().build_image().digest() != with_programs
+
+
+def test_snapshots_are_of_the_same_files() -> None:
+    first, again, other = (
+        ConfidentialVM(files={"etc/word": Node.file(word)})._snapshot_path() for word in (b"one", b"one", b"two")
+    )
+    assert first == again != other
+    assert ConfidentialVM()._snapshot_path() not in (first, other)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs out of packages: which libraries, out of which packages, with which links."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from veil.cache import Cache
+from veil.guest import userland
+from veil.guest.debian import Apt
+from veil.guest.elf import parse_linking
+from veil.guest.errors import GuestImageError
+from veil.guest.initramfs import Node
+from veil.guest.userland import debian_programs
+
+
+def test_linking_is_what_readelf_says() -> None:
+    program = Path(sys.executable).resolve()
+    linking = parse_linking(program.read_bytes(), program.name)
+    said = subprocess.run(["readelf", "-ld", str(program)], capture_output=True, text=True, check=True).stdout
+    needed = [line.split("[")[1].rstrip("]") for line in said.splitlines() if "(NEEDED)" in line]
+    assert list(linking.needed) == needed
+    assert linking.interpreter is not None
+    assert f"interpreter: {linking.interpreter}]" in said
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh\n", b"\x7fELF" + bytes(60), b"\x7fELF" + b"\xff" * 200])
+def test_what_is_no_program(data: bytes) -> None:
+    if data == b"\x7fELF" + bytes(60):
+        assert parse_linking(data, "empty").needed == ()
+        return
+    with pytest.raises(GuestImageError, match="not an ELF program"):
+        parse_linking(data, "x")
+
+
+def test_every_cut_of_a_program_is_refused_or_read() -> None:
+    data = Path(sys.executable).resolve().read_bytes()[:4096]
+    for length in range(0, 4096, 61):
+        try:
+            parse_linking(data[:length], "cut")
+        except GuestImageError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("library", "package"),
+    [
+        ("libaudit.so.1", "libaudit1"), ("libc.so.6", "libc6"), ("libssl.so.3", "libssl3"),
+        ("libsqlite3.so.0", "libsqlite3-0"), ("libpcre2-8.so.0", "libpcre2-8-0"), ("libcap-ng.so.0", "libcap-ng0"),
+        ("libz.so.1", "zlib1g"),
+    ],
+)  # fmt: skip
+def test_likely_package(library: str, package: str) -> None:
+    assert package.startswith(userland._package_of(library))
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Unpacked packages that apt is not asked for."""
+    monkeypatch.setattr(userland, "unpacked_package", lambda _cache, name, _say=None: tmp_path / name)
+    monkeypatch.setattr(Apt, "dependencies", lambda _self, name: [name, "libother1"])
+    return tmp_path
+
+
+def put(place: Path, data: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(data)
+
+
+def test_links_lead_into_other_packages(packages: Path) -> None:
+    put(packages / "tools/usr/bin/tool", "#!/bin/sh\n")
+    (packages / "daemon/usr/bin").mkdir(parents=True)
+    (packages / "daemon/usr/bin/daemon").symlink_to("tool")
+    (packages / "daemon/usr/bin/other").symlink_to("/usr/bin/tool")
+    (packages / "daemon/usr/bin/loop").symlink_to("loop")
+    nodes = debian_programs(Cache(packages), ["daemon", "tools"], ["usr/bin/daemon", "usr/bin/other"])
+    assert nodes["usr/bin/daemon"].data == nodes["usr/bin/other"].data == b"#!/bin/sh\n"
+    with pytest.raises(GuestImageError, match="has usr/bin/loop"):
+        debian_programs(Cache(packages), ["daemon", "tools"], ["usr/bin/loop"])
+
+
+def test_files_and_folders(packages: Path) -> None:
+    put(packages / "web/etc/web/main.conf", "main")
+    put(packages / "web/etc/web/more/extra.conf", "extra")
+    (packages / "web/etc/web/link").symlink_to("main.conf")
+    nodes = debian_programs(Cache(packages), ["web"], [], files=["etc/web", "etc/web/main.conf"])
+    assert {name: node.data for name, node in nodes.items()} == {
+        "etc/web/main.conf": b"main", "etc/web/more/extra.conf": b"extra", "etc/web/link": b"main.conf",
+    }  # fmt: skip
+    with pytest.raises(GuestImageError, match="no package of web has etc/none"):
+        debian_programs(Cache(packages), ["web"], [], files=["etc/none"])
+
+
+def test_a_library_that_nobody_has(packages: Path) -> None:
+    put(packages / "app/usr/bin/app", "")
+    (packages / "app/usr/bin/app").write_bytes(Path("/bin/true").resolve().read_bytes())
+    (packages / "libother1").mkdir()
+    with pytest.raises(GuestImageError, match=r"no package of app or of what they depend on has lib.*\.so"):
+        debian_programs(Cache(packages), ["app"], ["usr/bin/app"])
+
+
+def build_library(place: Path, name: str, *needed: Path) -> Path:
+    """A shared library that needs others."""
+    place.mkdir(parents=True, exist_ok=True)
+    command = ["gcc", "-shared", "-nostdlib", "-x", "c", "/dev/null", "-o", str(place / name), f"-Wl,-soname,{name}"]
+    subprocess.run([*command, "-Wl,--no-as-needed", "-x", "none", *map(str, needed)], check=True)
+    return place / name
+
+
+def test_exactly_the_closure(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = build_library(packages / "libfar1/usr/lib/x86_64-linux-gnu", "libfar.so.1")
+    near = build_library(packages / "libnear2/lib/x86_64-linux-gnu", "libnear.so.2", far)
+    build_library(packages / "libnear2/lib/x86_64-linux-gnu", "libunused.so.1")
+    build_library(packages / "app/usr/bin", "app", near)
+    (packages / "libvery-other1").mkdir()
+    asked = []
+
+    def dependencies(_: object, package: str) -> list[str]:
+        asked.append(package)
+        return [package, "libvery-other1", "libfar1", "libnear2"]
+
+    monkeypatch.setattr(Apt, "dependencies", dependencies)
+    cache = Cache(packages / "cache")
+    first = debian_programs(cache, ["app"], ["usr/bin/app"])
+    assert sorted(first) == ["lib/x86_64-linux-gnu/libfar.so.1", "lib/x86_64-linux-gnu/libnear.so.2", "usr/bin/app"]
+    assert first["lib/x86_64-linux-gnu/libfar.so.1"].data == far.read_bytes()
+    # What it took is remembered: the second time needs no apt, and gives the same.
+    assert debian_programs(cache, ["app"], ["usr/bin/app"]) == first
+    assert asked == ["app"]
+    (packages / "libfar1/usr/lib/x86_64-linux-gnu/libfar.so.1").unlink()
+    with pytest.raises(GuestImageError, match=r"has libfar\.so\.1"):
+        debian_programs(cache, ["app"], ["usr/bin/app"])
+
+
+def test_a_script_and_its_mode(packages: Path) -> None:
+    put(packages / "tools/usr/bin/tool", "#!/bin/sh\n")
+    assert debian_programs(Cache(packages), ["tools"], ["usr/bin/tool"]) == {
+        "usr/bin/tool": Node.file(b"#!/bin/sh\n", 0o755)
+    }
