@@ -15,6 +15,7 @@ import click
 
 from veil.cli.common import emit_json, parse_address
 from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_file, trust_options
+from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def logs() -> None:
     Each connection is attested first, as by `veil attest`. What was verified is remembered in the folder: a log that
     lost, changed or reordered entries since, or comes from an older state of the machine, is refused.
     """
+
+
+logs.add_command(verify)
 
 
 def _connection_options(function: _Function) -> _Function:
@@ -107,44 +111,62 @@ def _reader(
 
 
 @logs.command()
+@failures_are_1
 @_connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fetch(folder: str, as_json: bool, **connection: Any) -> int:
     """Fetch and verify the entries that are not in the folder yet.
 
     The folder gets audit.log, which ausearch and aureport read (-if), and entries.bin with every byte that was hashed.
+    What looks wrong in the new entries is said; `veil logs verify` looks at all of them.
     """
+    from veil.remote.log_analysis import LogAnalysis
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
-    with _reader(place.known(), **connection) as reader:
+    analysis = LogAnalysis()
+    with place.lock(), _reader(place.known(), **connection) as reader:
         head = reader.head()
-        count = place.add(list(reader.fetch(head)), reader.state)
+        entries = list(reader.fetch(head))
+        count = place.add(entries, reader.state)
+    for entry in entries:
+        analysis.feed(entry)
+    analysis.finish(head)
     if as_json:
-        emit_json({"new_entries": count, "entries": head.size, "dropped": head.dropped, "folder": folder})
+        found = count_findings(analysis)
+        emit_json({"new_entries": count, "entries": head.size, "dropped": head.dropped, "folder": folder, **found})
     else:
         click.echo(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
         if head.dropped:
             click.echo(f"{head.dropped} calls of the kernel's found no room in the log")
+        say_findings(analysis, only_trouble=True)
     return 0
 
 
 @logs.command()
+@failures_are_1
 @_connection_options
 @click.option("--format", "form", type=click.Choice(["audit", "json"]), default="audit", show_default=True)
 @click.option("--seconds", type=float, metavar="N", help="Stop after so long; by default at Ctrl-C.")
 def follow(folder: str, form: str, seconds: float | None, **connection: Any) -> int:
-    """Fetch, verify and print entries as they come."""
+    """Fetch, verify and print entries as they come; what looks wrong in them is said on stderr."""
+    from veil.remote.log_analysis import LogAnalysis
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
+    analysis = LogAnalysis()
+    said = 0
     end = None if seconds is None else time.monotonic() + seconds
-    with _reader(place.known(), **connection) as reader:
+    with place.lock(), _reader(place.known(), **connection) as reader:
         while True:
-            entries = list(reader.fetch())
+            head = reader.head()
+            entries = list(reader.fetch(head))
             place.add(entries, reader.state)
             for entry in entries:
+                analysis.feed(entry)
                 _print(entry, form)
+            analysis.silence(head.time_ns)
+            said = say_findings(analysis, since=said)
             if end is not None and time.monotonic() >= end:
                 return 0
             time.sleep(_POLL_SECONDS)
@@ -170,45 +192,20 @@ def _print(entry: LogEntry, form: str) -> None:
 
 
 @logs.command()
-@click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="The folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def verify(folder: str, as_json: bool) -> int:
-    """Hash the folder's entries anew and compare them with the tree that was signed. Needs no connection."""
-    from veil.formats.errors import FormatError
-    from veil.remote.log_files import LogFolder
-
-    start = time.monotonic()
-    try:
-        found = LogFolder(Path(folder)).verify()
-    except FormatError as error:
-        raise VeilError(f"the log in {folder} is unusable: {error}") from error
-    seconds = time.monotonic() - start
-    if as_json:
-        emit_json({**vars(found), "seconds": round(seconds, 3)})
-    else:
-        click.echo(f"verified: {found.entries} entries with {found.records} audit records, in order")
-        if found.resumed:
-            click.echo(f"the machine was restored from a snapshot {found.resumed} times")
-        if found.dropped:
-            click.echo(f"{found.dropped} calls of the kernel's found no room and are missing")
-        if found.unreadable:
-            click.echo(f"{found.unreadable} entries hold no audit records: the kernel sent something else")
-    return 0
-
-
-@logs.command()
+@failures_are_1
 @_connection_options
 def ack(folder: str, **connection: Any) -> int:
     """Let the CVM forget the entries in the folder, which makes room for new ones. Owners of the CVM only."""
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
-    known = place.known()
-    if known is None:
+    if place.known() is None:
         raise VeilError(f"there is no log in {folder}: fetch it first")
-    place.verify()
-    with _reader(known, **connection) as reader:
-        reader.head()
-        count = reader.acknowledge()
+    with place.lock():
+        # What is on the disk, and not what once was, may be forgotten.
+        place.verify()
+        with _reader(place.known(), **connection) as reader:
+            reader.head()
+            count = reader.acknowledge()
     click.echo(f"the CVM may forget its first {count} entries")
     return 0

@@ -13,7 +13,7 @@ import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from veil.formats.errors import FormatError
 from veil.formats.merkle import HASH_BYTES
@@ -32,6 +32,7 @@ __all__ = [
     "pack_records",
     "parse_entries",
     "parse_records",
+    "read_entries",
 ]
 
 LOG_NUMBER = 1
@@ -71,8 +72,7 @@ class UserCall(enum.IntEnum):
 _RECORD = struct.Struct("<HHI")
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(NamedTuple):
     """One record: its type (AUDIT_SYSCALL and so on) and its text, both the kernel's word."""
 
     type: int
@@ -120,8 +120,7 @@ class EntryKind(enum.IntEnum):
 ENTRY_HEADER = struct.Struct("<QQII")
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(NamedTuple):
     """An entry. `raw` is what its leaf hash is over."""
 
     sequence: int
@@ -131,18 +130,52 @@ class LogEntry:
     raw: bytes
 
 
+_KIND = {kind.value: kind for kind in EntryKind}
+_LARGEST = 16 << 20
+_CHUNK = 1 << 20
+
+
 def parse_entries(data: bytes) -> Iterator[LogEntry]:
     """Entries one after the other. Raises FormatError."""
     at = 0
     while at < len(data):
-        if at + ENTRY_HEADER.size > len(data):
+        entry = _entry_at(data, at)
+        if entry is None:
             raise FormatError("a log entry is cut short")
-        sequence, time_ns, kind, length = ENTRY_HEADER.unpack_from(data, at)
-        end = at + ENTRY_HEADER.size + length
-        if end > len(data) or kind not in set(EntryKind):
-            raise FormatError(f"log entry {sequence} of kind {kind} claims {length} bytes")
-        yield LogEntry(sequence, time_ns, EntryKind(kind), data[at + ENTRY_HEADER.size : end], data[at:end])
-        at = end
+        yield entry
+        at += len(entry.raw)
+
+
+def read_entries(stream: BinaryIO, size: int) -> Iterator[LogEntry]:
+    """The entries in the next `size` bytes of a file, of which little is held at a time. Raises FormatError."""
+    data, at = b"", 0
+    while True:
+        entry = _entry_at(data, at)
+        if entry is not None:
+            yield entry
+            at += len(entry.raw)
+            continue
+        data, at = data[at:], 0
+        more = stream.read(min(size, _CHUNK))
+        if not more:
+            break
+        size -= len(more)
+        data += more
+    if data or size:
+        raise FormatError("a log entry is cut short")
+
+
+def _entry_at(data: bytes, at: int) -> LogEntry | None:
+    """The entry at an offset; None if it is not all there."""
+    if at + ENTRY_HEADER.size > len(data):
+        return None
+    sequence, time_ns, number, length = ENTRY_HEADER.unpack_from(data, at)
+    kind = _KIND.get(number)
+    if kind is None or length > _LARGEST:
+        raise FormatError(f"log entry {sequence} of kind {number} claims {length} bytes")
+    body = at + ENTRY_HEADER.size
+    end = body + length
+    return LogEntry(sequence, time_ns, kind, data[body:end], data[at:end]) if end <= len(data) else None
 
 
 # Heads

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -23,10 +24,27 @@ from veil.formats.merkle import CompactRange, leaf_hash
 from veil.remote.client import ChannelClient
 from veil.remote.errors import RemoteError, VerificationFailed
 
-__all__ = ["LogReader", "LogState"]
+__all__ = ["LogReader", "LogState", "Sighting", "check_head"]
 
 _CHUNK = 192 << 10
 _U64, _FETCH = struct.Struct("<Q"), struct.Struct("<QI")
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A head, and when it came: nanoseconds since 1970 by the user's own clock, before asking and after the answer.
+
+    A head is made anew for each request, and the channel lets nobody keep an answer for later: the machine's time in it
+    is a time between the two.
+    """
+
+    head: Head
+    asked_ns: int
+    answered_ns: int
+
+    def wall_ns(self, time_ns: int) -> int:
+        """A time of the machine's by the user's clock; good for times that no snapshot was restored after."""
+        return self.answered_ns - (self.head.time_ns - time_ns)
 
 
 @dataclass
@@ -35,23 +53,55 @@ class LogState:
 
     key: bytes
     tree: CompactRange
+    begin: CompactRange = field(default_factory=CompactRange)
+    """the entries that had been acknowledged before this user came, whom nobody can show them"""
+    seen: Sighting | None = None
+    """the head that `tree` was compared with last"""
 
     def dump(self) -> dict[str, Any]:
         """For a file."""
-        return {"key": self.key.hex(), "size": self.tree.size, "hashes": [item.hex() for item in self.tree.hashes]}
+        value: dict[str, Any] = {"key": self.key.hex(), **_dump_range(self.tree), "begin": _dump_range(self.begin)}
+        if self.seen is not None:
+            value["head"] = self.seen.head.pack().hex()
+            value["asked_ns"], value["answered_ns"] = self.seen.asked_ns, self.seen.answered_ns
+        return value
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> LogState:
         """From `dump`; raises FormatError."""
         try:
-            hashes_ = [bytes.fromhex(item) for item in state["hashes"]]
-            return cls(bytes.fromhex(state["key"]), CompactRange(int(state["size"]), hashes_))
+            seen = None
+            if "head" in state:
+                head = Head.parse(bytes.fromhex(state["head"]))
+                seen = Sighting(head, int(state["asked_ns"]), int(state["answered_ns"]))
+            begin = _load_range(state["begin"]) if "begin" in state else CompactRange()
+            return cls(bytes.fromhex(state["key"]), _load_range(state), begin, seen)
         except (KeyError, ValueError, TypeError) as error:
             raise FormatError(f"the kept state of the log is unreadable: {error!r}") from error
 
     def pack(self) -> bytes:
         """JSON."""
         return json.dumps(self.dump(), indent=1).encode()
+
+
+def _dump_range(tree: CompactRange) -> dict[str, Any]:
+    return {"size": tree.size, "hashes": [item.hex() for item in tree.hashes]}
+
+
+def _load_range(state: dict[str, Any]) -> CompactRange:
+    return CompactRange(int(state["size"]), [bytes.fromhex(item) for item in state["hashes"]])
+
+
+def check_head(head: Head, key: bytes) -> None:
+    """Raises VerificationFailed unless the log's key signed the head; FormatError, RemoteError for other keys."""
+    _check_signature(head, _load_key(key))
+
+
+def _check_signature(head: Head, key: ec.EllipticCurvePublicKey) -> None:
+    try:
+        key.verify(head.signature, head.signed_bytes, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise VerificationFailed("the log's head is not signed by the log's key") from None
 
 
 class LogReader:
@@ -68,14 +118,14 @@ class LogReader:
         self._key = _load_key(self.manifest.key)
         self.state = known or LogState(self.manifest.key, CompactRange())
         self._fresh = known is None
+        self._last: Sighting | None = None
 
     def head(self) -> Head:
         """The log's state now, its signature verified, not older than what is known. Raises VerificationFailed."""
+        asked = time.time_ns()
         head = Head.parse(self._client.request(LOG_GUID, UserCall.HEAD))
-        try:
-            self._key.verify(head.signature, head.signed_bytes, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            raise VerificationFailed("the log's head is not signed by the log's key") from None
+        self._last = Sighting(head, asked, time.time_ns())
+        _check_signature(head, self._key)
         known = self.state.tree
         if head.size < known.size:
             raise VerificationFailed(
@@ -84,6 +134,10 @@ class LogReader:
             )
         if head.size == known.size and head.root != known.root():
             raise VerificationFailed("the log's entries are not those that were verified before: it was forked")
+        seen = self.state.seen
+        if seen is not None and (head.time_ns < seen.head.time_ns or head.dropped < seen.head.dropped):
+            # Also when nothing was logged in between: a full log has no room to say that it was restored.
+            raise VerificationFailed("the log's time or count went back: the machine was taken back to an older state")
         return head
 
     def fetch(self, head: Head | None = None) -> Iterator[LogEntry]:
@@ -94,6 +148,7 @@ class LogReader:
         """
         head = head or self.head()
         tree = self._begin(head)
+        tree_begin = tree.copy()
         entries: list[LogEntry] = []
         while tree.size < head.size:
             data = self._client.request(LOG_GUID, UserCall.FETCH, _FETCH.pack(tree.size, _CHUNK))
@@ -112,7 +167,9 @@ class LogReader:
                 f"the entries up to number {head.size} are not those of the signed head: at least one was changed, or "
                 "the log was forked after it was verified last"
             )
-        self.state.tree = tree
+        seen = self._last if self._last is not None and self._last.head == head else self.state.seen
+        begin = tree_begin if self._fresh else self.state.begin
+        self.state = LogState(self.state.key, tree, begin, seen)
         self._fresh = False
         yield from entries
 

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, LogEntry, parse_entries, parse_records
-from veil.formats.merkle import CompactRange, leaf_hash
+from veil.formats.log import EntryKind, LogEntry, parse_records, read_entries
+from veil.formats.merkle import leaf_hash
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log import LogState
+from veil.remote.log import LogState, check_head
 
-__all__ = ["LogFolder", "LogSummary", "audit_lines"]
+__all__ = ["LogFolder", "LogSummary", "audit_lines", "replace_file"]
 
-_ENTRIES, _STATE, _AUDIT = "entries.bin", "state.json", "audit.log"
-_CHUNK = 1 << 20
+_ENTRIES, _STATE, _AUDIT, _LOCK = "entries.bin", "state.json", "audit.log", ".lock"
+_FLUSH = 1 << 20
 _FROM_THE_KERNEL = (EntryKind.RECORDS, EntryKind.INTENT, EntryKind.HEARTBEAT)
 
 
@@ -52,99 +55,198 @@ class LogSummary:
     first_ns: int = 0
     last_ns: int = 0
 
+    def count(self, entry: LogEntry, records: int | None = None) -> None:
+        """One more; `records` of who has parsed them already, -1 for nonsense."""
+        self.entries += 1
+        self.first_ns = self.first_ns or entry.time_ns
+        self.last_ns = entry.time_ns
+        if entry.kind == EntryKind.RESUMED:
+            self.resumed += 1
+        elif entry.kind == EntryKind.DROPPED:
+            self.dropped += int.from_bytes(entry.body, "little")
+        elif entry.kind in _FROM_THE_KERNEL:
+            if records is None:
+                try:
+                    records = len(parse_records(entry.body))
+                except FormatError:
+                    records = -1
+            if records < 0:
+                self.unreadable += 1
+            else:
+                self.records += records
+
+
+def replace_file(place: Path, data: bytes) -> None:
+    """Put a file there, whole or not at all, whatever happens meanwhile. Raises OSError."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        _write(file, data)
+        os.fsync(file)
+    os.replace(temporary, place)
+    with _opened(place.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
+        os.fsync(directory)
+
+
+@contextlib.contextmanager
+def _opened(place: Path, flags: int) -> Iterator[int]:
+    file = os.open(place, flags | os.O_CLOEXEC, 0o644)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write(file: int, data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
 
 class LogFolder:
-    """One folder for one log. Everything in it was verified before it was written."""
+    """One folder for one log. Everything in it was verified before it was written.
+
+    Who is interrupted between any two steps leaves entries behind the state, never a state ahead of its entries: the
+    next one cuts them off and fetches them again. Reading needs no lock, for what the state covers does not change.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def known(self) -> LogState | None:
-        """What was verified so far; None for a new folder. Raises RemoteError."""
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """For who fetches: two that append would tear each other's entries apart. Raises RemoteError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RemoteError(f"somebody else is fetching into {self.path}") from error
+            yield
+        finally:
+            os.close(file)
+
+    def _kept(self) -> dict[str, Any] | None:
         place = self.path / _STATE
-        if not place.exists():
+        try:
+            value = json.loads(place.read_bytes())
+            if not isinstance(value, dict):
+                raise ValueError("no object")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RemoteError(f"{place} is unusable: {error}") from error
+        return value
+
+    def _state(self) -> tuple[LogState, int, int] | None:
+        """The state, and how many bytes of entries and of text it covers."""
+        kept = self._kept()
+        if kept is None:
             return None
         try:
-            return LogState.load(json.loads(place.read_bytes()))
-        except (OSError, ValueError, FormatError) as error:
-            raise RemoteError(f"{place} is unusable: {error}") from error
+            return LogState.load(kept), int(kept["entries_bytes"]), int(kept["audit_bytes"])
+        except (FormatError, KeyError, ValueError, TypeError) as error:
+            raise RemoteError(f"{self.path / _STATE} is unusable: {error}") from error
+
+    def known(self) -> LogState | None:
+        """What was verified so far; None for a new folder. Raises RemoteError."""
+        found = self._state()
+        return found[0] if found is not None else None
 
     def add(self, entries: Iterable[LogEntry], state: LogState) -> int:
-        """Append verified entries, then the state that they lead to; returns how many."""
+        """Append verified entries, then the state that they lead to; returns how many. Hold the lock meanwhile.
+
+        On return they are on the disk: only then may they be acknowledged. Raises RemoteError.
+        """
         count = 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._cut_to_state()
-            with open(self.path / _ENTRIES, "ab") as raw, open(self.path / _AUDIT, "ab") as text:
+            found = self._state()
+            sizes = found[1:] if found is not None else (0, 0)
+            flags = os.O_WRONLY | os.O_CREAT
+            with _opened(self.path / _ENTRIES, flags) as raw, _opened(self.path / _AUDIT, flags) as text:
+                # What an interrupted run left behind the state is fetched again.
+                for file, size in ((raw, sizes[0]), (text, sizes[1])):
+                    if os.fstat(file).st_size < size:
+                        raise RemoteError(f"{self.path} holds less than was verified: a file was changed")
+                    os.ftruncate(file, size)
+                    os.lseek(file, size, os.SEEK_SET)
+                data, lines = bytearray(), bytearray()
+                ends = list(sizes)
                 for entry in entries:
-                    raw.write(entry.raw)
-                    text.writelines(audit_lines(entry))
+                    data += entry.raw
+                    for line in audit_lines(entry):
+                        lines += line
                     count += 1
-            temporary = self.path / f".{_STATE}.tmp"
-            sizes = {"entries_bytes": self._size(_ENTRIES), "audit_bytes": self._size(_AUDIT)}
-            temporary.write_text(json.dumps({**state.dump(), **sizes}, indent=1))
-            os.replace(temporary, self.path / _STATE)
+                    if len(data) > _FLUSH:
+                        ends = _append(raw, data, text, lines, ends)
+                ends = _append(raw, data, text, lines, ends)
+                os.fsync(raw)
+                os.fsync(text)
+            value = {**state.dump(), "entries_bytes": ends[0], "audit_bytes": ends[1]}
+            replace_file(self.path / _STATE, json.dumps(value, indent=1).encode())
         except OSError as error:
             raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
         return count
 
-    def _size(self, name: str) -> int:
-        try:
-            return (self.path / name).stat().st_size
-        except FileNotFoundError:
-            return 0
+    def entries(self, start: int = 0) -> Iterator[LogEntry]:
+        """The entries in the folder with numbers from `start` on, as the file has them; few are held at a time.
 
-    def _cut_to_state(self) -> None:
-        """What an interrupted run left behind the state is fetched again."""
-        place = self.path / _STATE
-        sizes = json.loads(place.read_bytes()) if place.exists() else {}
-        for name, key in ((_ENTRIES, "entries_bytes"), (_AUDIT, "audit_bytes")):
-            if self._size(name) > int(sizes.get(key, 0)):
-                os.truncate(self.path / name, int(sizes.get(key, 0)))
-
-    def entries(self) -> Iterator[LogEntry]:
-        """The entries in the folder. Raises RemoteError, FormatError."""
-        state = self.known()
-        if state is None:
+        Raises RemoteError, FormatError. `verified` hashes them too.
+        """
+        found = self._state()
+        if found is None:
             return
         try:
-            data = (self.path / _ENTRIES).read_bytes()
+            with open(self.path / _ENTRIES, "rb") as stream:
+                for entry in read_entries(stream, found[1]):
+                    if entry.sequence >= start:
+                        yield entry
         except OSError as error:
             raise RemoteError(f"cannot read {self.path / _ENTRIES}: {error.strerror}") from error
-        yield from parse_entries(data)
 
-    def verify(self) -> LogSummary:
-        """Hash everything anew and compare with the state. Raises VerificationFailed."""
+    def verified(self) -> Iterator[LogEntry]:
+        """The entries, hashed anew on the way; at the end they are compared with the signed head.
+
+        So whoever looks at one before the end has not verified it yet. Raises VerificationFailed, RemoteError.
+        """
         state = self.known()
         if state is None:
             raise RemoteError(f"there is no log in {self.path}")
-        summary = LogSummary()
-        tree: CompactRange | None = None
-        for entry in self.entries():
-            if tree is None:
-                if entry.sequence:
-                    raise RemoteError(f"the log in {self.path} begins at entry {entry.sequence}, not at its beginning")
-                tree = CompactRange()
-            if entry.sequence != tree.size:
-                raise VerificationFailed(f"entry {entry.sequence} lies where {tree.size} should: the file was changed")
-            tree.append(leaf_hash(entry.raw))
-            _count(summary, entry)
-        root = tree.root() if tree is not None else CompactRange().root()
-        if root != state.tree.root() or (tree.size if tree is not None else 0) != state.tree.size:
+        if state.seen is not None:
+            check_head(state.seen.head, state.key)
+            if (state.seen.head.size, state.seen.head.root) != (state.tree.size, state.tree.root()):
+                raise VerificationFailed(f"the state in {self.path} is not the one of the signed head: it was changed")
+        tree = state.begin.copy()
+        due = tree.size
+        append = tree.append
+        try:
+            for entry in self.entries():
+                if entry.sequence != due:
+                    raise VerificationFailed(f"entry {entry.sequence} lies where {due} should: the file was changed")
+                due += 1
+                append(leaf_hash(entry.raw))
+                yield entry
+        except FormatError as error:
+            raise VerificationFailed(f"behind entry {due - 1} the file was changed: {error}") from error
+        if tree.size != state.tree.size or tree.root() != state.tree.root():
             raise VerificationFailed(f"the entries in {self.path} were changed: they are not those that were verified")
+
+    def verify(self) -> LogSummary:
+        """Hash everything anew and compare with the state. Raises VerificationFailed."""
+        summary = LogSummary()
+        for entry in self.verified():
+            summary.count(entry)
         return summary
 
 
-def _count(summary: LogSummary, entry: LogEntry) -> None:
-    summary.entries += 1
-    summary.first_ns = summary.first_ns or entry.time_ns
-    summary.last_ns = entry.time_ns
-    if entry.kind == EntryKind.RESUMED:
-        summary.resumed += 1
-    elif entry.kind == EntryKind.DROPPED:
-        summary.dropped += int.from_bytes(entry.body, "little")
-    elif entry.kind in _FROM_THE_KERNEL:
-        try:
-            summary.records += len(parse_records(entry.body))
-        except FormatError:
-            summary.unreadable += 1
+def _append(raw: int, data: bytearray, text: int, lines: bytearray, ends: list[int]) -> list[int]:
+    _write(raw, data)
+    _write(text, lines)
+    ends = [ends[0] + len(data), ends[1] + len(lines)]
+    data.clear()
+    lines.clear()
+    return ends

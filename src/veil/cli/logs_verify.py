@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil logs verify, and how findings are shown."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from veil.cli.common import emit_json
+from veil.cli.evidence import EXIT_NOT_VERIFIED
+
+if TYPE_CHECKING:
+    from veil.remote.log import LogState
+    from veil.remote.log_analysis import LogAnalysis
+    from veil.remote.log_findings import Finding
+
+__all__ = ["EXIT_FINDINGS", "count_findings", "failures_are_1", "say_findings", "verify"]
+
+#: Verified, and what was verified asks for attention.
+EXIT_FINDINGS = 3
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def failures_are_1(function: _Function) -> _Function:
+    """A command whose exit status tells a log that was tampered with from one that cannot be reached."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        from veil.remote.errors import VerificationFailed
+
+        try:
+            return function(*args, **options)
+        except VerificationFailed as error:
+            click.echo(f"veil: NOT VERIFIED: {error}", err=True)
+            return EXIT_NOT_VERIFIED
+
+    return run  # type: ignore[return-value]
+
+
+def say_findings(analysis: LogAnalysis, *, since: int = 0, only_trouble: bool = False) -> int:
+    """Findings from number `since` on, on stderr; returns how many there are."""
+    items = analysis.findings.items
+    for item in items[since:]:
+        if item.trouble or not only_trouble:
+            click.echo(_line(item), err=True)
+    return len(items)
+
+
+def count_findings(analysis: LogAnalysis) -> dict[str, Any]:
+    """For JSON."""
+    found = analysis.findings
+    return {
+        "trouble": found.trouble,
+        "findings": [item.json() for item in found.items],
+        "counts": {kind.value: count for kind, count in found.counts.items()},
+    }
+
+
+def _line(item: Finding) -> str:
+    from veil.remote.log_findings import claimed_text, machine_text
+
+    word = "TROUBLE" if item.trouble else "note"
+    return (
+        f"{word:7}  entry {item.entry}, {machine_text(item.time_ns)} "
+        f"(the kernel said {claimed_text(item.claimed_ms)}): {item.words}"
+    )
+
+
+@click.command()
+@click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="The folder.")
+@click.option(
+    "--silence",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="A kernel that gives no sign of life for longer is a finding; it beats each second by default.",
+)
+@click.option(
+    "--untrusted-from",
+    type=click.IntRange(min=0),
+    metavar="ENTRY",
+    help="You know that the kernel was compromised from this entry on.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@failures_are_1
+def verify(folder: str, silence: float, untrusted_from: int | None, as_json: bool) -> int:
+    """Hash the folder's entries anew, compare them with the signed head, and say what looks wrong in them.
+
+    That the entries are those that were made, at these times and in this order, is proved. What they say is the
+    kernel's word. Findings tell where it contradicts itself, is silent, or counts what it did not hand over; times are
+    the machine's since its launch, with the last time that the kernel claimed.
+
+    Exit status: 0 verified, and no trouble; 3 verified, and findings mean trouble; 1 not verified; 125 there was
+    nothing that could be verified.
+    """
+    from veil.remote.log_analysis import LogAnalysis
+    from veil.remote.log_files import LogFolder
+
+    start = time.monotonic()
+    analysis = LogAnalysis(silence_ns=int(silence * 1e9))
+    place = LogFolder(Path(folder))
+    state = place.known()
+    for entry in place.verified():
+        analysis.feed(entry)
+    analysis.finish(state.seen.head if state is not None and state.seen is not None else None)
+    seconds = time.monotonic() - start
+    first = analysis.findings.first_distrusted
+    found = first.distrusted_from if first is not None else None
+    trusted = min((number for number in (found, untrusted_from) if number is not None), default=None)
+    if as_json:
+        value = {**vars(analysis.summary), **count_findings(analysis), "untrusted_from": trusted}
+        emit_json({**value, "head": _head(state), "seconds": round(seconds, 3)})
+    else:
+        _say_verified(analysis, state)
+        for item in analysis.findings.items:
+            click.echo(_line(item))
+        for kind, more in analysis.findings.unlisted():
+            click.echo(f"         and {more} more of {kind.value}")
+        if trusted is not None:
+            _say_moment(trusted, first, untrusted_from)
+    return EXIT_FINDINGS if analysis.findings.trouble else 0
+
+
+def _head(state: LogState | None) -> dict[str, Any] | None:
+    if state is None or state.seen is None:
+        return None
+    seen = state.seen
+    return {
+        "size": seen.head.size,
+        "time_ns": seen.head.time_ns,
+        "last_ns": seen.head.last_ns,
+        "dropped": seen.head.dropped,
+        "asked_ns": seen.asked_ns,
+        "answered_ns": seen.answered_ns,
+    }
+
+
+def _say_verified(analysis: LogAnalysis, state: LogState | None) -> None:
+    from veil.remote.log_findings import claimed_text, machine_text
+
+    summary = analysis.summary
+    click.echo(f"verified: {summary.entries} entries with {summary.records} audit records, in order")
+    if state is None or state.seen is None:
+        return
+    seen = state.seen
+    quiet = seen.head.time_ns - seen.head.last_ns
+    last = seen.head.last_ns
+    ours = f", {claimed_text(seen.wall_ns(last) // 1_000_000)} by this computer's clock"
+    click.echo(
+        f"the kernel called last at {machine_text(last)}{ours if last > analysis.resumed_ns else ''}, "
+        f"{machine_text(quiet)} before the head was signed"
+    )
+    if summary.dropped:
+        click.echo(f"{summary.dropped} calls of the kernel's found no room and are missing")
+
+
+def _say_moment(number: int, first: Finding | None, told: int | None) -> None:
+    from veil.remote.log_findings import claimed_text, machine_text
+
+    if first is not None and number == first.distrusted_from and number != told:
+        why = first.words
+        when = f"{machine_text(first.time_ns)}; the kernel said {claimed_text(first.claimed_ms)}"
+    else:
+        why, when = "you say so", "--untrusted-from"
+    click.echo(f"from entry {number} ({when}) on, treat the kernel's words as untrusted: {why}")
+    if number:
+        click.echo(f"entries 0 to {number - 1} were made before, and stay proven as they are")

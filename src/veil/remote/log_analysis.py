@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Silence, gaps and contradictions in a log whose entries were verified.
+
+That an entry was made at its time, and in its order, is proved. What it says is the kernel's word; here its words are
+held against each other, against the machine's time, and against the sign of life that the driver gives each second.
+"""
+
+from __future__ import annotations
+
+import re
+
+from veil.formats.errors import FormatError
+from veil.formats.log import AuditRecord, EntryKind, Head, LogEntry, parse_records
+from veil.remote.audit_clock import ClockCheck
+from veil.remote.audit_serials import SerialCheck
+from veil.remote.log_files import LogSummary
+from veil.remote.log_findings import Finding, FindingKind, Findings, machine_text
+
+__all__ = ["LogAnalysis"]
+
+_NS = 1_000_000_000
+#: The driver beats each second (module parameter log_heartbeat).
+_SILENCE_NS = 5 * _NS
+_SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET = 1300, 1305, 1332
+_STAMP = re.compile(rb"audit\((\d{1,20})\.(\d{3}):(\d{1,10})\): ?")
+_SET = re.compile(rb"\bop=set (audit_\w+)=(\d+) old=(\d+)\b.*\bres=(\d)", re.DOTALL)
+
+
+class LogAnalysis:
+    """Fed with one entry after the other, in order; keeps little of each. `findings` has what was found so far."""
+
+    def __init__(self, *, silence_ns: int = _SILENCE_NS) -> None:
+        """`silence_ns`: no sign of life for longer than this is a finding."""
+        self.summary = LogSummary()
+        self.findings = Findings()
+        self._silence_ns = silence_ns
+        self._serials = SerialCheck(self._kernel)
+        self._clock = ClockCheck(self._kernel)
+        self._claimed_ms: int | None = None
+        self._beat: LogEntry | None = None  # the last one, or what stands for it
+        self._heard = self._silent = False
+        self._last_ns = 0
+        self.resumed_ns = 0
+        """when the machine was restored last: a user's clock knows nothing of before"""
+
+    def _kernel(self, kind: FindingKind, entry: LogEntry, words: str, distrust: bool) -> None:
+        self._report(kind, entry, words, trouble=distrust, distrust=distrust)
+
+    def _report(self, kind: FindingKind, entry: LogEntry, words: str, *, trouble: bool, distrust: bool = False) -> None:
+        self.findings.add(
+            Finding(kind, entry.sequence, entry.time_ns, self._claimed_ms, words, trouble=trouble, distrust=distrust)
+        )
+
+    def feed(self, entry: LogEntry) -> None:
+        """The next entry."""
+        kind = entry.kind
+        count = 0
+        if entry.time_ns < self._last_ns:
+            words = f"the machine's time went back by {machine_text(self._last_ns - entry.time_ns)}"
+            self._report(FindingKind.MACHINE_TIME, entry, words, trouble=True, distrust=True)
+        self._last_ns = entry.time_ns
+        if kind == EntryKind.HEARTBEAT:
+            self._listen(entry)
+            self._serials.settle(entry.time_ns)
+            if entry.body:
+                count = self._read(entry)
+        elif kind in (EntryKind.RECORDS, EntryKind.INTENT):
+            count = self._read(entry)
+        else:
+            self._service(entry)
+        if not self.summary.entries and entry.sequence:
+            words = f"entries 0 to {entry.sequence - 1} had been acknowledged before this user came"
+            self._report(FindingKind.BEGINS_LATE, entry, words, trouble=False)
+        self.summary.count(entry, count)
+
+    def finish(self, head: Head | None) -> None:
+        """There are no more entries up to this head (None: not known)."""
+        now = self._last_ns if head is None else head.time_ns
+        self.silence(now)
+        self._serials.finish(now)
+        if self._beat is not None and not self._heard:
+            words = "there is no sign of life of the driver in the log: a kernel that is silent looks like an idle one"
+            self._report(FindingKind.NO_HEARTBEATS, self._beat, words, trouble=False)
+
+    # Signs of life
+
+    def _listen(self, entry: LogEntry) -> None:
+        self._heard = True
+        self.silence(entry.time_ns, entry)
+        self._beat, self._silent = entry, False
+
+    def silence(self, now_ns: int, until: LogEntry | None = None) -> None:
+        """It is `now_ns` by the machine: how long is the last sign of life ago?"""
+        beat = self._beat
+        if beat is None or not self._heard or now_ns - beat.time_ns <= self._silence_ns:
+            return
+        if until is None and self._silent:
+            return
+        self._silent = True
+        seconds = (now_ns - beat.time_ns) / _NS
+        end = f"until entry {until.sequence}" if until is not None else "up to now"
+        words = (
+            f"no sign of life for {seconds:.1f} s {end}: the kernel was silent, the host did not run it, or the log "
+            "was full"
+        )
+        self._report(FindingKind.SILENCE, beat, words, trouble=True, distrust=True)
+
+    # The service's own words
+
+    def _service(self, entry: LogEntry) -> None:
+        if entry.kind == EntryKind.RESUMED:
+            self._beat, self._silent = entry, False
+            self.resumed_ns = entry.time_ns
+            self._clock.excuse(entry)
+            self._report(FindingKind.RESUMED, entry, "the machine was restored from a snapshot", trouble=False)
+        elif entry.kind == EntryKind.STARTED:
+            self._beat = entry
+        elif entry.kind == EntryKind.DROPPED:
+            count = int.from_bytes(entry.body, "little")
+            self._serials.dropped(entry, count)
+            words = f"{count} calls of the kernel's found no room before this entry"
+            self._report(FindingKind.DROPPED, entry, words, trouble=True)
+
+    # Records
+
+    def _read(self, entry: LogEntry) -> int:
+        """Look at an entry's records; returns how many there are, -1 if they are nonsense."""
+        try:
+            records = parse_records(entry.body)
+        except FormatError as error:
+            self._kernel(FindingKind.UNREADABLE, entry, f"the kernel handed over what is no records: {error}", True)
+            return -1
+        stamp = b""
+        for kind, text in records:
+            if kind == _CONFIG_CHANGE:
+                self._config(AuditRecord(kind, text), entry)
+            elif kind == _TIME_INJOFFSET:
+                self._clock.excuse(entry)
+            # Mostly all records of an entry are of one event.
+            if stamp and kind != _SYSCALL and text.startswith(stamp):
+                continue
+            found = _STAMP.match(text)
+            if found is None:
+                words = f"a record of type {kind} has no time and number: {text[:60]!r}"
+                self._kernel(FindingKind.UNREADABLE, entry, words, True)
+                continue
+            stamp = found[0]
+            claimed = int(found[1]) * 1000 + int(found[2])
+            self._claimed_ms = claimed
+            self._clock.see(claimed, entry)
+            serial = int(found[3])
+            # The driver's own records have number 0.
+            if serial and entry.kind != EntryKind.INTENT:
+                self._serials.see(serial & 0xFFFFFFFF, claimed, kind == _SYSCALL, entry)
+        self._serials.settle(entry.time_ns)
+        return len(records)
+
+    def _config(self, record: AuditRecord, entry: LogEntry) -> None:
+        found = _SET.search(record.text)
+        if found is not None:
+            name, new, old, done = found[1].decode(), int(found[2]), int(found[3]), found[4] == b"1"
+            if name == "audit_enabled" and done and not new:
+                words = "the kernel's audit was switched off: what it records from here on is next to nothing"
+                self._report(FindingKind.AUDIT_OFF, entry, words, trouble=True, distrust=True)
+            elif name == "audit_enabled" and done:
+                self._report(FindingKind.AUDIT_ON, entry, f"{name} was set from {old} to {new}", trouble=False)
+            else:
+                words = f"{name} was {'set' if done else 'to be set, and was not,'} from {old} to {new}"
+                self._report(FindingKind.RULES, entry, words, trouble=False)
+        elif b"op=add_rule" in record.text or b"op=remove_rule" in record.text:
+            text = record.text.partition(b"): ")[2]
+            words = f"the audit rules were changed: {text[:120].decode(errors='replace')!r}"
+            self._report(FindingKind.RULES, entry, words, trouble=False)

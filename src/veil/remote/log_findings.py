@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What looks wrong in a verified log: findings, and how times are written."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Finding", "FindingKind", "Findings", "claimed_text", "machine_text"]
+
+_NS = 1_000_000_000
+_LISTED = 100
+
+
+class FindingKind(enum.Enum):
+    """What was found."""
+
+    MISSING = "missing"
+    """serial numbers of the kernel's that never came"""
+    IN_FLIGHT = "in-flight"
+    """the same at the end of the log: they may still come"""
+    REPEATED = "repeated"
+    """a serial number that was used for two events"""
+    WENT_BACK = "went-back"
+    """a serial number from long ago, or from before the first"""
+    SILENCE = "silence"
+    """no sign of life for too long"""
+    NO_HEARTBEATS = "no-heartbeats"
+    CLOCK = "clock"
+    """the kernel's times moved against the machine's"""
+    MACHINE_TIME = "machine-time"
+    """the service's own times went back"""
+    AUDIT_OFF = "audit-off"
+    AUDIT_ON = "audit-on"
+    RULES = "rules"
+    """the audit rules or settings were changed"""
+    UNREADABLE = "unreadable"
+    RESUMED = "resumed"
+    DROPPED = "dropped"
+    BEGINS_LATE = "begins-late"
+    """the entries before were acknowledged before this user came"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found, in words."""
+
+    kind: FindingKind
+    entry: int
+    """the number of the entry with which it shows; for silence, the last sign of life"""
+    time_ns: int
+    """the machine's time of that entry"""
+    claimed_ms: int | None
+    """milliseconds since 1970: the last time that the kernel had claimed by then"""
+    words: str
+    trouble: bool
+    """asks for somebody's attention; others only help to read the log"""
+    distrust: bool
+    """a reason to take nothing that the kernel says from here on on trust"""
+
+    @property
+    def distrusted_from(self) -> int:
+        """The number of the first entry that this is a reason to distrust."""
+        return self.entry + (self.kind == FindingKind.SILENCE)
+
+    def json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "kind": self.kind.value}
+
+
+class Findings:
+    """A list that a hostile kernel cannot make long: of each kind so many are kept, the rest is counted."""
+
+    def __init__(self) -> None:
+        self.items: list[Finding] = []
+        self.counts: dict[FindingKind, int] = {}
+        self.first_distrusted: Finding | None = None
+        self.trouble = 0
+
+    def add(self, finding: Finding) -> None:
+        """One more."""
+        count = self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        self.trouble += finding.trouble
+        first = self.first_distrusted
+        if finding.distrust and (first is None or finding.distrusted_from < first.distrusted_from):
+            self.first_distrusted = finding
+            self._keep(finding)
+        elif count <= _LISTED:
+            self._keep(finding)
+
+    def _keep(self, finding: Finding) -> None:
+        self.items.append(finding)
+
+    def unlisted(self) -> Iterable[tuple[FindingKind, int]]:
+        """Kinds of which there are more than are listed, and how many more."""
+        listed: dict[FindingKind, int] = {}
+        for item in self.items:
+            listed[item.kind] = listed.get(item.kind, 0) + 1
+        for kind, count in self.counts.items():
+            if count > listed[kind]:
+                yield kind, count - listed[kind]
+
+
+def machine_text(time_ns: int) -> str:
+    """The machine's time: seconds of its time stamp counter, which began with its launch."""
+    return f"{time_ns / _NS:.3f} s"
+
+
+def claimed_text(milliseconds: int | None) -> str:
+    """What the kernel says that the time is; "-" if it said nothing."""
+    if milliseconds is None:
+        return "-"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds // 1000)) + f".{milliseconds % 1000:03} UTC"
+    except (OverflowError, ValueError, OSError):
+        return f"{milliseconds} ms"
