@@ -39,7 +39,7 @@ class ClockCheck:
         self._base: int | None = None  # claimed less counted time
         self._base_ns = self._excused_ns = 0
         self._began: LogEntry | None = None
-        self._highest = self._agreeing = 0
+        self._highest = self._agreeing = self._count = 0
 
     def excuse(self, entry: LogEntry) -> None:
         """The clock may step about now: the machine was restored, or the kernel says that it was set."""
@@ -60,15 +60,19 @@ class ClockCheck:
 
     def _look_back(self, offset: int, lowest: int, entry: LogEntry) -> None:
         if self._began is None:
-            self._began, self._highest, self._agreeing = entry, offset, 1
+            self._began, self._highest, self._agreeing, self._count = entry, offset, 1, 0
         elif offset > self._highest + _AGREE:
             self._highest, self._agreeing = offset, 1
         elif offset > self._highest - _AGREE:
             self._agreeing += 1
             self._highest = max(self._highest, offset)
-        if entry.time_ns - self._began.time_ns >= _WINDOW and self._agreeing >= _ENOUGH:
+        self._count += 1
+        if self._agreeing >= _ENOUGH and entry.time_ns - self._began.time_ns >= _WINDOW:
             if self._highest < lowest:
                 self._step(self._highest, self._began)
+            self._began = None
+        elif self._count >= 2 * _ENOUGH:
+            # They do not agree: calls that took long, or some from before it was set back.
             self._began = None
 
     def _step(self, offset: int, entry: LogEntry) -> None:

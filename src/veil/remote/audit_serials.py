@@ -70,6 +70,8 @@ class SerialCheck:
     def see(self, serial: int, stamp_ms: int, is_call: bool, entry: LogEntry) -> None:
         """A record with this number. Call it once for records of the same number and kind in a row."""
         high = self._high
+        if not serial and (high is None or high % _WRAP < _HALF):
+            return  # the driver's own records have no number
         value = stamp_ms << 1 | is_call
         if high is None:
             self._high = self._first = serial + _WRAP

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from veil.formats.errors import FormatError
-from veil.formats.log import AuditRecord, EntryKind, Head, LogEntry, parse_records
+from veil.formats.log import EntryKind, Head, LogEntry, parse_records
 from veil.remote.audit_clock import ClockCheck
 from veil.remote.audit_serials import SerialCheck
 from veil.remote.log_files import LogSummary
@@ -22,6 +22,7 @@ _NS = 1_000_000_000
 #: The driver beats each second (module parameter log_heartbeat).
 _SILENCE_NS = 5 * _NS
 _SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET = 1300, 1305, 1332
+_LOOKED_AT = frozenset({_SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET})
 _STAMP = re.compile(rb"audit\((\d{1,20})\.(\d{3}):(\d{1,10})\): ?")
 _SET = re.compile(rb"\bop=set (audit_\w+)=(\d+) old=(\d+)\b.*\bres=(\d)", re.DOTALL)
 
@@ -85,9 +86,8 @@ class LogAnalysis:
     # Signs of life
 
     def _listen(self, entry: LogEntry) -> None:
-        self._heard = True
         self.silence(entry.time_ns, entry)
-        self._beat, self._silent = entry, False
+        self._beat, self._silent, self._heard = entry, False, True
 
     def silence(self, now_ns: int, until: LogEntry | None = None) -> None:
         """It is `now_ns` by the machine: how long is the last sign of life ago?"""
@@ -132,12 +132,8 @@ class LogAnalysis:
             return -1
         stamp = b""
         for kind, text in records:
-            if kind == _CONFIG_CHANGE:
-                self._config(AuditRecord(kind, text), entry)
-            elif kind == _TIME_INJOFFSET:
-                self._clock.excuse(entry)
             # Mostly all records of an entry are of one event.
-            if stamp and kind != _SYSCALL and text.startswith(stamp):
+            if stamp and kind not in _LOOKED_AT and text.startswith(stamp):
                 continue
             found = _STAMP.match(text)
             if found is None:
@@ -149,14 +145,17 @@ class LogAnalysis:
             self._claimed_ms = claimed
             self._clock.see(claimed, entry)
             serial = int(found[3])
-            # The driver's own records have number 0.
-            if serial and entry.kind != EntryKind.INTENT:
+            if kind == _CONFIG_CHANGE:
+                self._config(text, entry)
+            elif kind == _TIME_INJOFFSET:
+                self._clock.excuse(entry)
+            if entry.kind != EntryKind.INTENT:
                 self._serials.see(serial & 0xFFFFFFFF, claimed, kind == _SYSCALL, entry)
         self._serials.settle(entry.time_ns)
         return len(records)
 
-    def _config(self, record: AuditRecord, entry: LogEntry) -> None:
-        found = _SET.search(record.text)
+    def _config(self, text: bytes, entry: LogEntry) -> None:
+        found = _SET.search(text)
         if found is not None:
             name, new, old, done = found[1].decode(), int(found[2]), int(found[3]), found[4] == b"1"
             if name == "audit_enabled" and done and not new:
@@ -167,7 +166,6 @@ class LogAnalysis:
             else:
                 words = f"{name} was {'set' if done else 'to be set, and was not,'} from {old} to {new}"
                 self._report(FindingKind.RULES, entry, words, trouble=False)
-        elif b"op=add_rule" in record.text or b"op=remove_rule" in record.text:
-            text = record.text.partition(b"): ")[2]
-            words = f"the audit rules were changed: {text[:120].decode(errors='replace')!r}"
+        elif b"op=add_rule" in text or b"op=remove_rule" in text:
+            words = f"the audit rules were changed: {text.partition(b'): ')[2][:120].decode(errors='replace')!r}"
             self._report(FindingKind.RULES, entry, words, trouble=False)

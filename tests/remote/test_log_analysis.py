@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the analysis of a verified log says of kernels that are honest, busy, silent, or lie."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, Head, LogEntry, pack_records
+from veil.remote.audit_serials import SETTLE_NS
+from veil.remote.log_analysis import LogAnalysis
+from veil.remote.log_findings import Finding, Findings, claimed_text
+from veil.remote.log_findings import FindingKind as Kind
+
+NS = 1_000_000_000
+BOOT_MS = 1_700_000_000_000
+
+
+class Log:
+    """Entries, as an honest kernel makes them unless a test says otherwise."""
+
+    def __init__(self, serial: int = 40) -> None:
+        self.entries: list[LogEntry] = []
+        self.now = NS
+        self.serial = serial
+        self.add(EntryKind.STARTED)
+
+    def add(self, kind: EntryKind, body: bytes = b"", *, after: float = 0.0) -> None:
+        self.now += int(after * NS)
+        raw = ENTRY_HEADER.pack(len(self.entries), self.now, kind, len(body)) + body
+        self.entries.append(LogEntry(len(self.entries), self.now, kind, body, raw))
+
+    def stamp(self, serial: int, ms: int | None = None) -> bytes:
+        ms = BOOT_MS + self.now // 1_000_000 if ms is None else ms
+        return b"audit(%d.%03d:%d): " % (ms // 1000, ms % 1000, serial)
+
+    def event(self, serial: int | None = None, *, after: float = 0.01, ms: int | None = None) -> None:
+        if serial is None:
+            serial = self.serial
+            self.serial += 1
+        self.now += int(after * NS)
+        stamp = self.stamp(serial, ms)
+        texts = (1300, b"arch=c000003e syscall=59"), (1307, b'cwd="/"'), (1320, b"")
+        self.add(EntryKind.RECORDS, pack_records([AuditRecord(kind, stamp + text) for kind, text in texts]))
+
+    def say(self, kind: int, text: bytes) -> None:
+        self.add(EntryKind.RECORDS, pack_records([AuditRecord(kind, self.stamp(self.serial) + text)]), after=0.01)
+        self.serial += 1
+
+    def beats(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.add(EntryKind.HEARTBEAT, after=1.0)
+
+    def analyse(self, *, later: float = 0.5, silence: float = 5) -> LogAnalysis:
+        analysis = LogAnalysis(silence_ns=int(silence * NS))
+        for entry in self.entries:
+            analysis.feed(entry)
+        now = self.now + int(later * NS)
+        analysis.finish(Head(len(self.entries), 0, now, self.now, 0, bytes(32), b""))
+        return analysis
+
+    def findings(self, **options: float) -> list[Finding]:
+        """All but the note that a log of this test has no signs of life in it."""
+        items = self.analyse(**options).findings.items
+        return [item for item in items if item.kind != Kind.NO_HEARTBEATS]
+
+    def kinds(self, **options: float) -> list[Kind]:
+        return [item.kind for item in self.findings(**options)]
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def test_an_honest_kernel(log: Log) -> None:
+    for _ in range(50):
+        log.event()
+        log.beats(1)
+    analysis = log.analyse()
+    assert analysis.findings.items == []
+    assert (analysis.summary.entries, analysis.summary.records) == (101, 150)
+
+
+def test_events_in_flight_come_out_of_order(log: Log) -> None:
+    serials = list(range(500))
+    randomly = random.Random(1)
+    for at in range(0, 500, 10):
+        part = serials[at : at + 10]
+        randomly.shuffle(part)
+        for serial in part:
+            log.event(serial + 100)
+    log.beats(80)
+    assert log.kinds() == []
+
+
+def test_a_call_whose_first_record_came_early(log: Log) -> None:
+    """A record made on the way takes the number and the time of its call, whose end may come much later."""
+    start = BOOT_MS + log.now // 1_000_000
+    log.serial += 1
+    log.add(EntryKind.RECORDS, pack_records([AuditRecord(1400, log.stamp(40, start) + b"avc")]))
+    for _ in range(100):
+        log.event(after=0.1)
+        log.beats(1)
+    log.event(40, ms=start)
+    assert log.kinds() == []
+
+
+def test_a_missing_number(log: Log) -> None:
+    log.event()
+    log.serial += 1
+    log.event()
+    gap = len(log.entries) - 1
+    log.beats(1)
+    assert log.kinds() == [Kind.IN_FLIGHT]
+    assert log.analyse().findings.trouble == 0
+    log.beats(80)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry, finding.trouble) == (Kind.MISSING, gap, True)
+    assert "number 41 is missing" in finding.words
+    assert log.analyse().findings.first_distrusted == finding
+
+
+def test_a_late_number_is_not_missing(log: Log) -> None:
+    log.event(40)
+    log.event(43)
+    log.event(42)
+    log.beats(2)
+    log.event(41)
+    log.event(44)
+    log.beats(80)
+    assert log.kinds() == []
+
+
+def test_what_was_dropped_explains_so_many_numbers(log: Log) -> None:
+    log.event()
+    log.serial += 3
+    log.add(EntryKind.DROPPED, (3).to_bytes(8, "little"))
+    log.event()
+    log.beats(80)
+    assert log.kinds() == [Kind.DROPPED]
+    assert log.analyse().findings.first_distrusted is None
+    log.serial += 1
+    log.event()
+    log.beats(80)
+    assert log.kinds() == [Kind.DROPPED, Kind.MISSING]
+
+
+def test_fewer_were_dropped_than_are_missing(log: Log) -> None:
+    log.event()
+    log.serial += 4
+    log.add(EntryKind.DROPPED, (3).to_bytes(8, "little"))
+    log.event()
+    log.beats(80)
+    assert log.kinds() == [Kind.DROPPED, Kind.MISSING]
+
+
+@pytest.mark.parametrize(
+    ("serials", "kinds"),
+    [
+        ((40, 41, 41), [Kind.REPEATED]),
+        ((40, 41, 42, 40), [Kind.REPEATED]),
+        ((2000, 2001, 7), [Kind.WENT_BACK]),
+    ],
+)
+def test_numbers_that_repeat_or_go_back(log: Log, serials: Iterable[int], kinds: list[Kind]) -> None:
+    for serial in serials:
+        log.event(serial)
+    assert log.kinds() == kinds
+    assert log.analyse().findings.trouble == 1
+
+
+def test_two_calls_of_one_number_and_time(log: Log) -> None:
+    log.event(40, ms=BOOT_MS)
+    log.event(40, ms=BOOT_MS)
+    assert log.kinds() == [Kind.REPEATED]
+
+
+def test_numbers_wrap(log: Log) -> None:
+    for serial in (0xFFFFFFFE, 0xFFFFFFFF, 0, 1, 2):
+        log.event(serial)
+    log.beats(80)
+    assert log.kinds() == []
+
+
+def test_a_kernel_that_makes_up_numbers_costs_no_memory(log: Log) -> None:
+    randomly = random.Random(2)
+    analysis = LogAnalysis()
+    for _ in range(20000):
+        log.event(randomly.randrange(1 << 32))
+        analysis.feed(log.entries[-1])
+    assert analysis.findings.trouble > 5000
+    assert len(analysis.findings.items) < 500
+    assert sum(more for _, more in analysis.findings.unlisted()) + len(analysis.findings.items) == sum(
+        analysis.findings.counts.values()
+    )
+
+
+def test_silence_between_entries_and_at_the_end(log: Log) -> None:
+    log.beats(3)
+    last = len(log.entries) - 1
+    log.now += 20 * NS
+    log.beats(3)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry, finding.distrusted_from) == (Kind.SILENCE, last, last + 1)
+    assert "21.0 s until entry 4" in finding.words
+    assert log.kinds(later=60) == [Kind.SILENCE, Kind.SILENCE]
+    assert log.kinds(silence=30) == []
+
+
+def test_records_are_no_sign_of_life(log: Log) -> None:
+    """A kernel whose driver was stopped can still forge calls; what beats is the driver."""
+    log.beats(2)
+    for _ in range(10):
+        log.event(after=1.0)
+    assert log.kinds() == [Kind.SILENCE]
+
+
+def test_silence_while_it_was_not_there(log: Log) -> None:
+    log.beats(3)
+    log.now += 60 * NS
+    log.add(EntryKind.RESUMED, bytes(32))
+    log.beats(3)
+    assert log.kinds() == [Kind.RESUMED]
+
+
+def test_silence_is_told_once_and_again_after_the_next_beat(log: Log) -> None:
+    analysis = LogAnalysis()
+    log.beats(2)
+    for entry in log.entries:
+        analysis.feed(entry)
+    for seconds in (2, 8, 9, 10):
+        analysis.silence(log.now + seconds * NS)
+    assert [item.kind for item in analysis.findings.items] == [Kind.SILENCE]
+
+
+def test_no_heart(log: Log) -> None:
+    log.event()
+    analysis = log.analyse(later=1000)
+    assert [item.kind for item in analysis.findings.items] == [Kind.NO_HEARTBEATS]
+    assert analysis.findings.trouble == 0
+
+
+def test_audit_off(log: Log) -> None:
+    log.event()
+    log.say(1305, b"op=set audit_enabled=0 old=1 auid=0 ses=1 subj=unconfined res=1")
+    (finding,) = log.findings()
+    assert (finding.kind, finding.trouble, finding.entry) == (Kind.AUDIT_OFF, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (b"op=set audit_enabled=0 old=2 auid=0 ses=1 res=0", Kind.RULES),
+        (b"op=set audit_enabled=2 old=1 auid=0 ses=1 res=1", Kind.AUDIT_ON),
+        (b"op=set audit_rate_limit=1 old=0 auid=0 ses=1 res=1", Kind.RULES),
+        (b"auid=0 ses=1 op=remove_rule key=(null) list=4 res=1", Kind.RULES),
+    ],
+)
+def test_changed_settings(log: Log, text: bytes, kind: Kind) -> None:
+    log.say(1305, text)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.trouble) == (kind, False)
+
+
+def test_a_clock_that_steps(log: Log) -> None:
+    for _ in range(100):
+        log.event(after=1.0)
+        log.beats(1)
+    before = len(log.entries)
+    for _ in range(30):
+        log.event(after=1.0, ms=BOOT_MS + log.now // 1_000_000 + 3_600_000)
+        log.beats(1)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry, finding.trouble) == (Kind.CLOCK, before, True)
+    assert "forward by 3599.0 s" in finding.words
+    for _ in range(60):
+        log.event(after=1.0)
+        log.beats(1)
+    assert "back by" in log.findings()[-1].words
+
+
+def test_a_clock_that_creeps(log: Log) -> None:
+    for step in range(200):
+        log.event(after=1.0, ms=BOOT_MS + log.now // 1_000_000 + 500 * step)
+        log.beats(1)
+    assert Kind.CLOCK in log.kinds()
+    assert log.analyse().findings.trouble
+
+
+def test_a_clock_that_drifts_as_clocks_do(log: Log) -> None:
+    for step in range(300):
+        log.event(after=59.0, ms=BOOT_MS + (log.now + 59 * NS) // 1_000_000 + 6 * step)
+        log.beats(1)
+    assert log.kinds(silence=100) == []
+
+
+def test_a_clock_that_was_set(log: Log) -> None:
+    for _ in range(100):
+        log.event(after=1.0)
+        log.beats(1)
+    log.say(1332, b"sec=3600 nsec=0")
+    log.event(ms=BOOT_MS + log.now // 1_000_000 + 3_600_000)
+    analysis = log.analyse()
+    assert [item.kind for item in analysis.findings.items] == [Kind.CLOCK]
+    assert analysis.findings.trouble == 0
+
+
+def test_long_calls_are_no_clock_that_went_back(log: Log) -> None:
+    for step in range(300):
+        log.event(after=1.0, ms=BOOT_MS + log.now // 1_000_000 - 1000 * (step * 7 % 90) if step % 2 else None)
+        log.beats(1)
+    assert log.kinds() == []
+
+
+def test_nonsense(log: Log) -> None:
+    log.add(EntryKind.RECORDS, b"nonsense")
+    log.add(EntryKind.RECORDS, pack_records([AuditRecord(1300, b"no stamp")]))
+    assert log.kinds() == [Kind.UNREADABLE, Kind.UNREADABLE]
+    assert log.analyse().summary.unreadable == 1
+
+
+def test_the_machines_time_goes_back(log: Log) -> None:
+    log.beats(9)
+    log.now -= 3 * NS
+    log.beats(1)
+    assert log.kinds() == [Kind.MACHINE_TIME]
+
+
+def test_intents_have_no_number(log: Log) -> None:
+    log.event()
+    log.add(EntryKind.INTENT, pack_records([AuditRecord(1390, log.stamp(0) + b"veil_intent=exec pid=7")]))
+    log.event()
+    log.beats(80)
+    assert log.kinds() == []
+
+
+def test_who_comes_late(log: Log) -> None:
+    log.event()
+    log.event()
+    log.beats(1)
+    log.entries = log.entries[2:]
+    assert log.kinds() == [Kind.BEGINS_LATE]
+
+
+def test_the_earliest_reason_to_distrust_counts(log: Log) -> None:
+    """A gap is known late; it began where it began."""
+    log.event()
+    log.serial += 1
+    log.event()
+    log.beats(3)
+    log.event(40)
+    log.beats(80)
+    found: Findings = log.analyse().findings
+    assert [item.kind for item in found.items] == [Kind.REPEATED, Kind.MISSING]
+    assert found.first_distrusted is not None
+    assert found.first_distrusted.entry == 2
+
+
+def test_claimed_times_are_the_kernels() -> None:
+    assert claimed_text(BOOT_MS) == "2023-11-14 22:13:20.000 UTC"
+    assert claimed_text(None) == "-"
+    assert claimed_text(10**23).endswith(" ms")
+
+
+assert SETTLE_NS < 80 * NS
