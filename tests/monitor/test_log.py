@@ -392,5 +392,12 @@ def test_line_ends_in_records_are_made_visible() -> None:
     assert line.count(b"\n") == 1
 
 
+def test_records_of_a_sound_kernel_are_written_as_they_are() -> None:
+    """Else ausearch would show other names than there were."""
+    text = b'audit(1.0:1): item=1 name="/tmp/back\\slash" nametype=CREATE'
+    (line,) = audit_lines(LogEntry(0, 0, EntryKind.RECORDS, pack_records([AuditRecord(1302, text)]), b""))
+    assert line == b"type=PATH msg=" + text + b"\n"
+
+
 def test_responses_are_what_channel_tests_use() -> None:
     assert Response(1, Status.OK, b"").number == Request(1, LOG_GUID, 0).number

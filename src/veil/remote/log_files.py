@@ -30,6 +30,7 @@ def audit_lines(entry: LogEntry) -> Iterator[bytes]:
     """An entry's records as auditd would have written them; nothing for the service's own words.
 
     Records are the kernel's, and so whoever took it over may choose their bytes: line ends in them are made visible.
+    A sound kernel writes names with line ends in hexadecimal, and backslashes as they are.
     """
     if entry.kind not in _FROM_THE_KERNEL:
         return
@@ -38,7 +39,9 @@ def audit_lines(entry: LogEntry) -> Iterator[bytes]:
     except FormatError:
         return
     for record in records:
-        text = record.text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\0", b"\\0")
+        text = record.text
+        if b"\n" in text or b"\0" in text:
+            text = text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\0", b"\\0")
         yield f"type={type_name(record.type)} msg=".encode() + text + b"\n"
 
 
