@@ -12,17 +12,23 @@ import struct
 
 from tests.machine_code import assemble
 from veil.cvm import ConfidentialVM
+from veil.host import RunResult, RunState
+from veil.monitor import VeilMon
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import Vmcb, Vmsa
 
-__all__ = ["CODE", "RESULT", "SHARED", "Hijack"]
+__all__ = ["CODE", "PVALIDATE", "RESULT", "RMPADJUST", "SHARED", "TABLES", "VMGEXIT", "Hijack"]
+
+RMPADJUST = ".byte 0xf3, 0x0f, 0x01, 0xfe"
+PVALIDATE = ".byte 0xf2, 0x0f, 0x01, 0xff"
+VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9"
 
 #: The first GiB of memory once more, as the host sees it: without the C-bit.
 SHARED = 1 << 30
 
 PAGE = 4096
 # Free memory of the kernel's, whose content it will not miss any more.
-_TABLES, CODE, _STACK, RESULT = 0x8000000, 0x8010000, 0x8020000, 0x8030000
+TABLES, CODE, _STACK, RESULT, _ARGUMENTS = 0x8000000, 0x8010000, 0x8020000, 0x8030000, 0x8031000
 _C_BIT = 1 << 51
 
 
@@ -40,24 +46,24 @@ class Hijack:
         # VMSAs of VCPU 0 lie in the monitor's region; its first page is the header.
         self.monitor_gpa = self.monitor_vmsa_gpa & ~0x1FFFFF
         # Tests change single pages here: a host splits the entry when VeilMon first asks for one.
-        vm.machine.host_view().psmash(_TABLES)
+        self.split(TABLES)
         self._tables()
 
     def _tables(self) -> None:
         link = 7 | _C_BIT
-        self.kernel.write(_TABLES, struct.pack("<Q", (_TABLES + PAGE) | link).ljust(PAGE, b"\0"))
-        directories = struct.pack("<2Q", (_TABLES + 2 * PAGE) | link, (_TABLES + 3 * PAGE) | link)
-        self.kernel.write(_TABLES + PAGE, directories.ljust(PAGE, b"\0"))
+        self.kernel.write(TABLES, struct.pack("<Q", (TABLES + PAGE) | link).ljust(PAGE, b"\0"))
+        directories = struct.pack("<2Q", (TABLES + 2 * PAGE) | link, (TABLES + 3 * PAGE) | link)
+        self.kernel.write(TABLES + PAGE, directories.ljust(PAGE, b"\0"))
         for number, mark in enumerate((_C_BIT, 0)):
             leaves = struct.pack("<512Q", *(index << 21 | 0xE7 | mark for index in range(512)))
-            self.kernel.write(_TABLES + (2 + number) * PAGE, leaves)
+            self.kernel.write(TABLES + (2 + number) * PAGE, leaves)
 
     def start(self, code: str) -> None:
         """Put code in place and point the kernel's context at it; interrupts are off."""
         self.kernel.write(CODE, assemble(code, CODE))
         self.kernel.zero(RESULT, PAGE)
         registers = {
-            Vmsa.rip: CODE, Vmsa.cr3: _TABLES, Vmsa.rsp: _STACK, Vmsa.rflags: 2, Vmsa.cr4: 0x620, Vmsa.cr0: 0x80050033,
+            Vmsa.rip: CODE, Vmsa.cr3: TABLES, Vmsa.rsp: _STACK, Vmsa.rflags: 2, Vmsa.cr4: 0x620, Vmsa.cr0: 0x80050033,
         }  # fmt: skip
         for field, value in registers.items():
             self.monitor.write_u64(self.vmsa_gpa + field.offset, value)
@@ -67,6 +73,9 @@ class Hijack:
         # Without an IDT an exception is a triple fault: nothing of the kernel's comes in between.
         self.monitor.write(self.vmsa_gpa + Vmsa.idtr.offset, bytes(16))
         self.vmcb.v_intr = self.vmcb.event_inj = 0
+        vcpu = self.vm.hypervisor.vcpus[0]
+        if vcpu.state == RunState.HALTED:
+            vcpu.state = RunState.RUNNABLE
 
     def run(self, code: str, *, vmpl: int = 3) -> ExitCode:
         """Run code to its first exit, without a host that mends anything; `vmpl` 0 is the counter-test."""
@@ -79,6 +88,46 @@ class Hijack:
         """The first word at RESULT."""
         return self.kernel.read_u64(RESULT)
 
+    def split(self, gpa: int) -> None:
+        """The host splits a page's RMP entry of 2 MiB, if it is one."""
+        self.vm.machine.host_view().psmash(gpa & -(2 << 20))
+
+    @property
+    def veilmon(self) -> VeilMon:
+        """The monitor's program, for tests that look into it or switch a check off."""
+        program = self.vm.machine.hosted_program(self.monitor_vmsa_gpa)
+        assert isinstance(program, VeilMon)
+        return program
+
+    def svsm_call(self, protocol: int, call: int, rcx: int = 0, rdx: int = 0, r8: int = 0) -> int:
+        """Make an SVSM call by the MSR protocol; VeilMon's answer. The kernel waits in HLT afterwards."""
+        caa = self.veilmon.domains.vcpus[0].caa
+        arguments = struct.pack("<4Q", protocol << 32 | call, rcx, rdx, r8)
+        self.kernel.write(_ARGUMENTS, arguments)
+        self.start(f"""
+            mov byte ptr [{caa}], 1
+            mov ecx, 0xc0010130
+            mov eax, 0x016
+            xor edx, edx
+            wrmsr
+            mov rax, [{_ARGUMENTS}]
+            mov rcx, [{_ARGUMENTS + 8}]
+            mov rdx, [{_ARGUMENTS + 16}]
+            mov r8, [{_ARGUMENTS + 24}]
+            {VMGEXIT}
+            mov [{RESULT}], rax
+            movzx eax, byte ptr [{caa}]
+            mov [{RESULT + 8}], rax
+            mov qword ptr [{RESULT + 16}], 1
+        1:  hlt
+            jmp 1b
+        """)
+        host = self.vm.hypervisor
+        assert host.run(until=lambda: self.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
+        assert self.kernel.read_u64(RESULT + 8) == 0
+        return self.result()
+
     def open_to_kernel(self, gpa: int) -> None:
         """Switch the protection of a page off."""
+        self.split(gpa)
         self.monitor.rmpadjust(gpa, vmpl=3, permissions=Permission.ALL)

@@ -7,16 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.hijack import CODE, RESULT, Hijack
+from tests.e2e.hijack import CODE, RESULT, RMPADJUST, Hijack
 from veil.cvm import ConfidentialVM
-from veil.host import RunResult
 from veil.snp import EntryFlag, ExitCode, RmpViolation
 from veil.snp.hosted import HOSTED_MAGIC
 
 _VMPL_DENIED = 1 << 36 | 1 << 34 | 1 << 31
-_RMPADJUST = ".byte 0xf3, 0x0f, 0x01, 0xfe"
-_PVALIDATE = ".byte 0xf2, 0x0f, 0x01, 0xff"
-_VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9"
 
 Resume = Callable[[], ConfidentialVM]
 
@@ -77,7 +73,7 @@ def test_rmpadjust_on_its_own_permissions(resume: Resume) -> None:
         mov rax, {kernel.monitor_gpa}
         xor ecx, ecx
         mov edx, 0x0f03
-        {_RMPADJUST}
+        {RMPADJUST}
         mov [{RESULT}], rax
         mov rax, [{kernel.monitor_gpa}]
         hlt
@@ -97,7 +93,7 @@ def test_making_a_vmsa(resume: Resume) -> None:
     kernel = Hijack(resume())
     forged = CODE + 0x8000
     kernel.kernel.write(forged, kernel.monitor.read(kernel.monitor_vmsa_gpa, 4096))
-    code = f"mov rax, {forged}\nxor ecx, ecx\nmov edx, 0x10f03\n{_RMPADJUST}\nmov [{RESULT}], rax\nhlt"
+    code = f"mov rax, {forged}\nxor ecx, ecx\nmov edx, 0x10f03\n{RMPADJUST}\nmov [{RESULT}], rax\nhlt"
     assert kernel.run(code) == ExitCode.HLT
     assert kernel.result() == 2
     vmcb = kernel.vm.machine.new_vmcb()
@@ -123,44 +119,11 @@ def test_unvalidated_memory(resume: Resume) -> None:
     assert kernel.result() == 5
 
 
-def _svsm_call(caa: int, call: int, rcx: int) -> str:
-    """An SVSM call by the MSR protocol; its result goes to RESULT, and the host stops at the endless loop."""
-    return f"""
-        mov byte ptr [{caa}], 1
-        mov ecx, 0xc0010130
-        mov eax, 0x016
-        xor edx, edx
-        wrmsr
-        mov rax, {call}
-        mov rcx, {rcx}
-        xor edx, edx
-        xor r8, r8
-        {_VMGEXIT}
-        mov [{RESULT}], rax
-        movzx eax, byte ptr [{caa}]
-        mov [{RESULT + 8}], rax
-        mov qword ptr [{RESULT + 16}], 1
-    1:  jmp 1b
-    """
-
-
-def _call(kernel: Hijack, call: int, rcx: int) -> int:
-    """Make a call of the core protocol; VeilMon's answer."""
-    program = kernel.vm.machine.hosted_program(kernel.monitor_vmsa_gpa)
-    assert program is not None
-    caa = program.domains.vcpus[0].caa  # type: ignore[attr-defined]
-    kernel.start(_svsm_call(caa, call, rcx))
-    host = kernel.vm.hypervisor
-    assert host.run(until=lambda: kernel.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
-    assert kernel.kernel.read_u64(RESULT + 8) == 0
-    return kernel.result()
-
-
 def _ask_to_invalidate(kernel: Hijack, gpa: int) -> int:
     """Ask VeilMon to PVALIDATE(rescind) a page; its answer."""
     request = CODE + 0xA000
     kernel.kernel.write(request, (1).to_bytes(2, "little") + bytes(6) + gpa.to_bytes(8, "little"))
-    return _call(kernel, 1, request)
+    return kernel.svsm_call(0, 1, request)
 
 
 @pytest.mark.parametrize("call", [0, 1, 2, 3], ids=["REMAP_CA", "PVALIDATE", "CREATE_VCPU", "DELETE_VCPU"])
@@ -169,7 +132,7 @@ def test_calls_that_point_at_the_monitor(resume: Resume, call: int) -> None:
     for gpa in (kernel.monitor_gpa, kernel.monitor_vmsa_gpa):
         before = kernel.vm.machine.rmp.entry(gpa).copy()
         content = kernel.monitor.read(kernel.monitor_gpa, 64)
-        assert _call(kernel, call, gpa) >= 0x8000_0000
+        assert kernel.svsm_call(0, call, gpa) >= 0x8000_0000
         assert kernel.vm.machine.rmp.entry(gpa) == before
         assert kernel.monitor.read(kernel.monitor_gpa, 64) == content
 
