@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Generator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.channel import Status
 from veil.formats.errors import FormatError
@@ -19,6 +19,9 @@ from veil.services.interface import Refused, Service, ServiceMemory, User
 from veil.services.parameters import ServiceParameters
 from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
+
+if TYPE_CHECKING:
+    from veil.snp.view import View
 
 __all__ = ["DESCRIBE", "MONITOR_SERVICE", "ServiceDomain"]
 
@@ -107,14 +110,21 @@ class ServiceDomain:
             return _MONITOR
         gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
         try:
-            if not gpa or (request := take_request(view, gpa, size)) is None:
-                return None
+            return _KERNEL if gpa and self._serve_block(view, vcpu, gpa, size) else None
+        except RmpViolation:
+            # The host took pages away, the block's (at any time: other VCPUs run meanwhile) or the service's own. The
+            # kernel gets no answer, and the domain lives on.
+            return _KERNEL
+
+    def _serve_block(self, view: View, vcpu: int, gpa: int, size: int) -> bool:
+        try:
+            request = take_request(view, gpa, size)
+            if request is None:
+                return False
             write_answer(view, gpa, size, *self._ask(vcpu, request))
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
-        except RmpViolation:
-            pass  # the host took the block's pages away: the kernel gets no answer
-        return _KERNEL
+        return True
 
     def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:
         service = self._by_number.get(request.service)

@@ -52,18 +52,36 @@ class ServicesProtocol:
         if size and not self._state.book.is_guest(gpa, size):
             return Result(ResultCode.INVALID_ADDRESS)
         for page in range(gpa, gpa + size, PAGE):
-            # Raises if the page is not validated, or to have the host split an entry: nothing is done yet, and giving
-            # permissions twice changes nothing.
-            self._view.read_u8(page)
-            code = self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=Permission.RW)
-            if code != RmpResult.SUCCESS:
-                return Result(ResultCode.INVALID_REQUEST)
+            self._view.read_u8(page)  # raises if it is not validated
+        if not self._give(gpa, size):
+            return Result(ResultCode.INVALID_REQUEST)
         self.release(vcpu)
         if size:
             self._state.book.claim(gpa, size, Owner.BLOCK)
             self._state.blocks[vcpu] = (gpa, size)
         self._publish(vcpu, gpa if size else 0, size)
         return Result(ResultCode.SUCCESS)
+
+    def _give(self, gpa: int, size: int) -> bool:
+        """VMPL 1 gets all of these pages or, if one is refused, none: what it has stands in the book.
+
+        A refusal that the host must mend is raised, and the call starts over.
+        """
+        end, at = gpa + size, gpa
+        try:
+            while at < end and self._adjust(at, Permission.RW) == RmpResult.SUCCESS:
+                at += PAGE
+        finally:
+            if at < end:
+                self._take(gpa, at - gpa)
+        return at == end
+
+    def _take(self, gpa: int, size: int) -> None:
+        for page in range(gpa, gpa + size, PAGE):
+            self._adjust(page, Permission.NONE)
+
+    def _adjust(self, page: int, permissions: Permission) -> RmpResult:
+        return self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=permissions)
 
     def release(self, vcpu: int) -> None:
         """The VCPU's block becomes ordinary memory of the kernel's."""
@@ -72,8 +90,7 @@ class ServicesProtocol:
             return
         gpa, size = found
         self._publish(vcpu, 0, 0)
-        for page in range(gpa, gpa + size, PAGE):
-            self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=Permission.NONE)
+        self._take(gpa, size)
         self._state.book.claim(gpa, size, Owner.GUEST)
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:

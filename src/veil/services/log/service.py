@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import struct
 import uuid
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,6 +49,7 @@ class LogService(Service):
         self._full = HALT
         self._last_ns = 0
         self._dropped = self._untold = 0
+        self._resumed = b""  # the nonce of a resumption that is not in the log yet
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
@@ -81,9 +83,7 @@ class LogService(Service):
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
         now = self.now()
         try:
-            if self._untold:
-                self.store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
-                self._untold = 0
+            self._tell(now)
             self.store.append(kind, now, body, reserve=_RESERVE)
         except LogFull:
             if self._full == HALT:
@@ -92,6 +92,15 @@ class LogService(Service):
             self._untold += 1
         self._last_ns = now
         return b""
+
+    def _tell(self, now: int) -> None:
+        """Append what the service had to say when there was no room. Raises LogFull."""
+        if self._resumed:
+            self.store.append(EntryKind.RESUMED, now, self._resumed)
+            self._resumed = b""
+        if self._untold:
+            self.store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
+            self._untold = 0
 
     # Users
 
@@ -125,6 +134,9 @@ class LogService(Service):
         if upto > self.store.next:
             raise Refused(Status.BAD_REQUEST, f"there are {self.store.next} entries, not {upto}")
         self.store.acknowledge(upto)
+        # At once, not with the kernel's next call: a kernel that was taken over may make none.
+        with suppress(LogFull):
+            self._tell(self.now())
         return b""
 
     def _head(self) -> Head:
@@ -156,6 +168,7 @@ class LogService(Service):
             "last_ns": self._last_ns,
             "dropped": self._dropped,
             "untold": self._untold,
+            "resumed": self._resumed.hex(),
         }
         return json.dumps(state).encode()
 
@@ -168,8 +181,8 @@ class LogService(Service):
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
         self._last_ns, self._dropped, self._untold = state["last_ns"], state["dropped"], state["untold"]
-        try:
-            self.store.append(EntryKind.RESUMED, self.now(), self.nonce())
-        except LogFull:
-            self._dropped += 1
-            self._untold += 1
+        # Without room for it now it is said later: the host could resume two machines when the log is full, and their
+        # logs would go on alike.
+        self._resumed = self.nonce()
+        with suppress(LogFull):
+            self._tell(self.now())
