@@ -8,7 +8,6 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,59 +28,21 @@ from veil.formats.log import (
 )
 from veil.formats.merkle import leaf_hash, verify_consistency, verify_inclusion
 from veil.monitor import Option, VeilMon
-from veil.remote.client import ChannelClient, RequestFailed
+from veil.remote.client import RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.identity import UserKey
 from veil.remote.log import LogReader, LogState
 from veil.remote.log_files import LogFolder, audit_lines
-from veil.services import ServiceDomain
-from veil.services.log import LogService
 from veil.snp import RmpViolation
 
 from .bench import SERVICE_MEMORY, Bench
-from .test_channel import Wire
+from .log_bench import SMALLEST, Services, boot, log, lying, manifest, reader, record, records, user
 
-OWNER = UserKey.generate()
 OK = (Status.OK, b"")
-SMALLEST = 64 << 10
-
-
-class Services(ServiceDomain):
-    service_types = (LogService,)
-
-
-def boot(full: str = "halt", **options: Any) -> Bench:
-    settings = {"log": {"memory": SMALLEST, "full": full}}
-    return Bench(services=Services, settings=settings, owners=[OWNER.fingerprint], **options).boot()
 
 
 @pytest.fixture
 def bench() -> Bench:
     return boot()
-
-
-def record(number: int) -> AuditRecord:
-    return AuditRecord(1300, b"audit(1.000:%d): syscall=59" % number)
-
-
-def log(bench: Bench, *numbers: int) -> tuple[Status, bytes]:
-    return bench.ask(LOG_NUMBER, KernelCall.RECORDS, pack_records([record(number) for number in numbers]))
-
-
-def manifest(bench: Bench) -> bytes:
-    return bench.monitor.state.services[0].manifest
-
-
-def user(bench: Bench, identity: UserKey | None = OWNER) -> ChannelClient:
-    return ChannelClient(Wire(bench), identity=identity)
-
-
-def reader(bench: Bench, known: LogState | None = None) -> LogReader:
-    return LogReader(user(bench), manifest(bench), known=known)
-
-
-def records(entries: list[LogEntry]) -> list[AuditRecord]:
-    return [item for entry in entries if entry.kind == EntryKind.RECORDS for item in parse_records(entry.body)]
 
 
 def test_what_was_logged_is_fetched(bench: Bench) -> None:
@@ -234,21 +195,6 @@ def test_changed_after_it_was_hashed_is_noticed() -> None:
 # The host restores, users remember
 
 
-def restored(bench: Bench, saved: tuple[bytes, bytes], memory: bytes) -> None:
-    monitor, services = VeilMon(), Services()
-    monitor.restore(saved[0])
-    services.restore(saved[1])
-    bench.memory.buf[:] = memory
-    bench.resume(monitor, services)
-    bench.channel.device.load({"gpa": 0})
-    bench.channel.device._begin(bench.monitor.state.parameters.channel, 0, 0)
-
-
-def state_of(bench: Bench) -> tuple[tuple[bytes, bytes], bytes]:
-    assert bench.services is not None
-    return (bench.monitor.save(), bench.services.save()), bytes(bench.memory.buf)
-
-
 def test_an_older_state_of_the_machine_is_noticed(bench: Bench) -> None:
     log(bench, 1)
     assert bench.services is not None
@@ -297,20 +243,6 @@ def test_acknowledged_by_somebody_else(bench: Bench) -> None:
 
 
 # A log that lies: the service's own machine in the attacker's hands
-
-
-class Liar:
-    """Stands in for a channel's client; changes what the log answers."""
-
-    def __init__(self, client: ChannelClient, change: Callable[[int, bytes], bytes]) -> None:
-        self._client, self._change = client, change
-
-    def request(self, service: Any, call: int, body: bytes = b"") -> bytes:
-        return self._change(call, self._client.request(service, call, body))
-
-
-def lying(bench: Bench, change: Callable[[int, bytes], bytes]) -> LogReader:
-    return LogReader(Liar(user(bench), change), manifest(bench))  # type: ignore[arg-type]
 
 
 def on(call: int, change: Callable[[bytes], bytes]) -> Callable[[int, bytes], bytes]:
