@@ -46,9 +46,7 @@ def record(number: int) -> AuditRecord:
 
 def log(bench: Bench, *numbers: int, vcpu: int = 0) -> tuple[Status, bytes]:
     """The kernel hands these records over in one call."""
-    return bench.ask(
-        LOG_NUMBER, KernelCall.RECORDS, pack_records([record(number) for number in numbers]), vcpu=vcpu
-    )
+    return bench.ask(LOG_NUMBER, KernelCall.RECORDS, pack_records([record(number) for number in numbers]), vcpu=vcpu)
 
 
 def service(bench: Bench) -> LogService:
