@@ -44,7 +44,7 @@ class Logged:
 
     def records(self) -> Iterator[AuditRecord]:
         for entry in self.folder.entries():
-            if entry.kind == EntryKind.RECORDS:
+            if entry.kind in (EntryKind.RECORDS, EntryKind.INTENT):
                 yield from parse_records(entry.body)
 
     def report(self, *options: str) -> dict[str, int]:

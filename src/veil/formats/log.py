@@ -22,12 +22,14 @@ __all__ = [
     "ENTRY_HEADER",
     "LOG_GUID",
     "LOG_NUMBER",
+    "RULES_MOST",
     "AuditRecord",
     "EntryKind",
     "Head",
     "KernelCall",
     "LogEntry",
     "LogManifest",
+    "RulesState",
     "UserCall",
     "pack_records",
     "parse_entries",
@@ -47,7 +49,9 @@ class KernelCall(enum.IntEnum):
     INTENT = 1
     """The same, of something that the kernel is about to do."""
     HEARTBEAT = 2
-    """Records, mostly none: the driver lives."""
+    """Records, mostly none: the driver lives. -> u32 generation of the rules that are wanted, 0 for none"""
+    RULES = 3
+    """u32 generation that is loaded, i32 how loading ended -> u32 generation that is wanted, its text (auditctl's)"""
 
 
 class UserCall(enum.IntEnum):
@@ -65,6 +69,10 @@ class UserCall(enum.IntEnum):
     """u64 index, u64 size -> hashes"""
     CONSISTENCY = 5
     """u64 first size, u64 second size -> hashes"""
+    SET_RULES = 6
+    """Text for auditctl -R -> u32 generation. Owners only"""
+    RULES = 7
+    """-> `RulesState`"""
 
 
 # What the kernel hands over
@@ -114,6 +122,8 @@ class EntryKind(enum.IntEnum):
     """The service: the machine was restored from a snapshot."""
     DROPPED = 18
     """The service: so many calls (u64) of the kernel's found no room before this entry."""
+    RULES = 19
+    """The service: an owner wants these audit rules. SHA-256 of the owner's public key, then the text."""
 
 
 #: u64 sequence number, u64 nanoseconds of the machine's time stamp counter, u32 kind, u32 length
@@ -176,6 +186,37 @@ def _entry_at(data: bytes, at: int) -> LogEntry | None:
     body = at + ENTRY_HEADER.size
     end = body + length
     return LogEntry(sequence, time_ns, kind, data[body:end], data[at:end]) if end <= len(data) else None
+
+
+# Rules
+
+RULES_MOST = 16 << 10
+_RULES = struct.Struct("<IIi")
+
+
+@dataclass(frozen=True)
+class RulesState:
+    """The audit rules that an owner wants, and what the kernel says of them."""
+
+    wanted: int
+    """generation; 0: nobody has set any"""
+    loaded: int
+    """generation that the kernel says to have loaded"""
+    status: int
+    """how that ended: the exit status of auditctl, or an error number of Linux below 0"""
+    text: bytes
+
+    def pack(self) -> bytes:
+        """For the wire."""
+        return _RULES.pack(self.wanted, self.loaded, self.status) + self.text
+
+    @classmethod
+    def parse(cls, data: bytes) -> RulesState:
+        """Raises FormatError."""
+        if len(data) < _RULES.size:
+            raise FormatError(f"a state of the audit rules of {len(data)} bytes")
+        wanted, loaded, status = _RULES.unpack_from(data)
+        return cls(wanted, loaded, status, data[_RULES.size :])
 
 
 # Heads

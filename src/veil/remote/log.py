@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.errors import FormatError
-from veil.formats.log import LOG_GUID, Head, LogEntry, LogManifest, UserCall, parse_entries
+from veil.formats.log import LOG_GUID, Head, LogEntry, LogManifest, RulesState, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
 from veil.remote.client import ChannelClient
 from veil.remote.errors import RemoteError, VerificationFailed
@@ -27,7 +27,7 @@ from veil.remote.errors import RemoteError, VerificationFailed
 __all__ = ["LogReader", "LogState", "Sighting", "check_head"]
 
 _CHUNK = 192 << 10
-_U64, _FETCH = struct.Struct("<Q"), struct.Struct("<QI")
+_U32, _U64, _FETCH = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<QI")
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,18 @@ class LogReader:
         size = self.state.tree.size
         self._client.request(LOG_GUID, UserCall.ACKNOWLEDGE, _U64.pack(size))
         return size
+
+
+    def set_rules(self, text: bytes) -> int:
+        """Have the kernel given these audit rules, lines for auditctl; owners only. Returns their generation."""
+        data = self._client.request(LOG_GUID, UserCall.SET_RULES, text)
+        if len(data) != _U32.size:
+            raise FormatError(f"a generation of audit rules of {len(data)} bytes")
+        return int(_U32.unpack(data)[0])
+
+    def rules(self) -> RulesState:
+        """The rules that are wanted, and what the kernel says of them."""
+        return RulesState.parse(self._client.request(LOG_GUID, UserCall.RULES))
 
 
 def _load_key(data: bytes) -> ec.EllipticCurvePublicKey:

@@ -21,19 +21,8 @@
 
 #include "veil.h"
 
-#define LOG_SERVICE 1
-#define CALL_RECORDS 0
-#define CALL_HEARTBEAT 2
-
 #define COLLECTIONS (1 << 6)
 #define COLLECTION_SIZE 12288
-
-/* veil/formats/log.py, pack_records. */
-struct record {
-	u16 type;
-	u16 reserved;
-	u32 length;
-};
 
 struct collection {
 	struct task_struct *owner;
@@ -47,6 +36,7 @@ struct audit_buffer_start {
 };
 
 static struct collection *collections;
+static u32 rules_wanted;
 static atomic64_t handed, events, refused, unanswered, dropped_alone;
 static bool single;
 module_param_named(log_single, single, bool, 0644);
@@ -69,7 +59,9 @@ static void hand_over(u16 call, const void *head, u32 head_length, const void *d
 		if (block) {
 			memcpy(block->body, head, head_length);
 			memcpy(block->body + head_length, data, length);
-			status = veil_ask(block, LOG_SERVICE, call, head_length + length);
+			status = veil_ask(block, VEIL_LOG_SERVICE, call, head_length + length);
+			if (call == VEIL_LOG_HEARTBEAT && status == VEIL_OK && block->length == sizeof(rules_wanted))
+				memcpy(&rules_wanted, block->body, sizeof(rules_wanted));
 		}
 		veil_block_put(flags);
 		if (status == VEIL_OK) {
@@ -85,6 +77,11 @@ static void hand_over(u16 call, const void *head, u32 head_length, const void *d
 		touch_softlockup_watchdog();
 		cpu_relax();
 	}
+}
+
+void veil_log_keep(u16 call, const void *records, u32 length)
+{
+	hand_over(call, records, length, NULL, 0);
 }
 
 static struct collection *collection_of(struct task_struct *task)
@@ -115,14 +112,14 @@ static struct collection *new_collection(struct task_struct *task)
 	return NULL;
 }
 
-static void collect(struct collection *into, const struct record *head, const void *text)
+static void collect(struct collection *into, const struct veil_record *head, const void *text)
 {
 	if (into->length + sizeof(*head) + head->length > COLLECTION_SIZE) {
-		hand_over(CALL_RECORDS, into->data, into->length, NULL, 0);
+		hand_over(VEIL_LOG_RECORDS, into->data, into->length, NULL, 0);
 		into->length = 0;
 	}
 	if (sizeof(*head) + head->length > COLLECTION_SIZE) {
-		hand_over(CALL_RECORDS, head, sizeof(*head), text, head->length);
+		hand_over(VEIL_LOG_RECORDS, head, sizeof(*head), text, head->length);
 		return;
 	}
 	memcpy(into->data + into->length, head, sizeof(*head));
@@ -135,7 +132,7 @@ static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops 
 	struct audit_buffer_start *buffer = (void *)ftrace_regs_get_argument(regs, 0);
 	struct collection *mine = NULL;
 	struct nlmsghdr *message;
-	struct record head = {};
+	struct veil_record head = {};
 	const u8 *text;
 
 	if (!buffer || !buffer->skb || buffer->skb->len < NLMSG_HDRLEN)
@@ -152,12 +149,12 @@ static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops 
 			mine = collection_of(current);
 	}
 	if (!mine) {
-		hand_over(CALL_RECORDS, &head, sizeof(head), text, head.length);
+		hand_over(VEIL_LOG_RECORDS, &head, sizeof(head), text, head.length);
 		return;
 	}
 	collect(mine, &head, text);
 	if (head.type == AUDIT_EOE) {
-		hand_over(CALL_RECORDS, mine->data, mine->length, NULL, 0);
+		hand_over(VEIL_LOG_RECORDS, mine->data, mine->length, NULL, 0);
 		smp_store_release(&mine->owner, NULL);
 	}
 }
@@ -173,7 +170,8 @@ static DECLARE_DELAYED_WORK(heart, beat);
 /* Silence is visible: who reads the log sees when the last sign of life came. */
 static void beat(struct work_struct *work)
 {
-	hand_over(CALL_HEARTBEAT, NULL, 0, NULL, 0);
+	hand_over(VEIL_LOG_HEARTBEAT, NULL, 0, NULL, 0);
+	veil_rules_wanted(rules_wanted);
 	schedule_delayed_work(&heart, msecs_to_jiffies(heartbeat));
 }
 
@@ -207,7 +205,8 @@ void veil_log_exit(void)
 
 int veil_log_state(char *text, size_t size)
 {
-	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld\n",
+	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld intents %llu\n",
 			 atomic64_read(&handed), atomic64_read(&events), atomic64_read(&refused),
-			 atomic64_read(&unanswered), atomic64_read(&dropped_alone));
+			 atomic64_read(&unanswered), atomic64_read(&dropped_alone),
+			 veil_intent_count());
 }

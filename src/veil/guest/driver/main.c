@@ -26,21 +26,35 @@ static struct miscdevice state_device = {
 	.mode = 0444,
 };
 
+static const struct {
+	int (*begin)(void);
+	void (*end)(void);
+} parts[] = {
+	{ veil_call_init, veil_call_exit },
+	{ veil_rules_init, veil_rules_exit },
+	{ veil_log_init, veil_log_exit },
+	{ veil_intent_init, veil_intent_exit },
+};
+
+static void end_parts(int count)
+{
+	while (count--)
+		parts[count].end();
+}
+
 static int __init veil_init(void)
 {
-	int error = veil_call_init();
+	int i, error = 0;
 
-	if (error)
+	for (i = 0; i < (int)ARRAY_SIZE(parts) && !error; i++)
+		error = parts[i].begin();
+	if (error) {
+		end_parts(i - 1);
 		return error;
-	error = veil_log_init();
-	if (error)
-		goto no_log;
+	}
 	error = misc_register(&state_device);
-	if (!error)
-		return 0;
-	veil_log_exit();
-no_log:
-	veil_call_exit();
+	if (error)
+		end_parts(ARRAY_SIZE(parts));
 	return error;
 }
 module_init(veil_init);
@@ -48,8 +62,7 @@ module_init(veil_init);
 static void __exit veil_exit(void)
 {
 	misc_deregister(&state_device);
-	veil_log_exit();
-	veil_call_exit();
+	end_parts(ARRAY_SIZE(parts));
 }
 module_exit(veil_exit);
 

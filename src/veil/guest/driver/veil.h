@@ -38,8 +38,33 @@ struct veil_block *veil_block_get(unsigned long *flags);
 void veil_block_put(unsigned long flags);
 enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 length);
 
+#define VEIL_LOG_SERVICE 1
+
+/* veil/formats/log.py: KernelCall, and pack_records. */
+enum veil_log_call {
+	VEIL_LOG_RECORDS = 0,
+	VEIL_LOG_INTENT = 1,
+	VEIL_LOG_HEARTBEAT = 2,
+	VEIL_LOG_RULES = 3,
+};
+
+struct veil_record {
+	u16 type;
+	u16 reserved;
+	u32 length;
+};
+
 int veil_log_init(void);
 void veil_log_exit(void);
 int veil_log_state(char *text, size_t size);
+void veil_log_keep(u16 call, const void *records, u32 length);
+
+int veil_intent_init(void);
+void veil_intent_exit(void);
+u64 veil_intent_count(void);
+
+int veil_rules_init(void);
+void veil_rules_exit(void);
+void veil_rules_wanted(u32 generation);
 
 #endif

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from veil.formats.channel import Status
 from veil.formats.log import ENTRY_HEADER, LOG_GUID, LOG_NUMBER, EntryKind, Head, KernelCall, LogManifest, UserCall
 from veil.services.interface import Refused, Service, User
+from veil.services.log.rules import Rules
 from veil.services.log.store import LogFull, LogStore
 
 __all__ = ["LogService"]
@@ -50,6 +51,7 @@ class LogService(Service):
         self._last_ns = 0
         self._dropped = self._untold = 0
         self._resumed = b""  # the nonce of a resumption that is not in the log yet
+        self._rules = Rules()
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
@@ -78,6 +80,8 @@ class LogService(Service):
 
     def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
         """Append. Who reads a record decides what it is worth: nothing in it is looked at here."""
+        if call == KernelCall.RULES:
+            return self._rules.exchange(body)
         kind = _KINDS.get(call)  # type: ignore[call-overload]
         if kind is None:
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
@@ -91,7 +95,7 @@ class LogService(Service):
             self._dropped += 1
             self._untold += 1
         self._last_ns = now
-        return b""
+        return self._rules.wanted() if kind == EntryKind.HEARTBEAT else b""
 
     def _tell(self, now: int) -> None:
         """Append what the service had to say when there was no room. Raises LogFull."""
@@ -117,6 +121,10 @@ class LogService(Service):
                 return _U64.pack(found.size) + b"".join(found.hashes)
             if call == UserCall.ACKNOWLEDGE:
                 return self._acknowledge(user, *_U64.unpack(body))
+            if call == UserCall.SET_RULES:
+                return self._set_rules(user, body)
+            if call == UserCall.RULES:
+                return self._rules.state()
             if call in (UserCall.INCLUSION, UserCall.CONSISTENCY):
                 prove = self.store.inclusion if call == UserCall.INCLUSION else self.store.consistency
                 proof = prove(*_TWO.unpack(body))
@@ -138,6 +146,18 @@ class LogService(Service):
         with suppress(LogFull):
             self._tell(self.now())
         return b""
+
+    def _set_rules(self, user: User, text: bytes) -> bytes:
+        if not user.is_owner or user.fingerprint is None:
+            # Who chooses the rules chooses what leaves no trace.
+            raise Refused(Status.NOT_ALLOWED, "only an owner of the CVM may set audit rules")
+        self._rules.check(text)
+        try:
+            self._tell(self.now())
+            self.store.append(EntryKind.RULES, self.now(), user.fingerprint + text, reserve=_RESERVE)
+        except LogFull:
+            raise Refused(Status.FULL, "the log is full, and rules that are not in it must not be set") from None
+        return self._rules.want(text)
 
     def _head(self) -> Head:
         assert self._key is not None
@@ -169,6 +189,7 @@ class LogService(Service):
             "dropped": self._dropped,
             "untold": self._untold,
             "resumed": self._resumed.hex(),
+            "rules": self._rules.dump(),
         }
         return json.dumps(state).encode()
 
@@ -180,6 +201,7 @@ class LogService(Service):
         key = serialization.load_der_private_key(bytes.fromhex(state["key"]), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
+        self._rules.load(state["rules"])
         self._last_ns, self._dropped, self._untold = state["last_ns"], state["dropped"], state["untold"]
         # Without room for it now it is said later: the host could resume two machines when the log is full, and their
         # logs would go on alike.

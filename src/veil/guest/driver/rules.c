@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Audit rules that an owner of the CVM gave to VeilS-LOG. The answer to a heartbeat says which generation is wanted; the
+ * text is fetched then, can be read at /dev/veil-rules, and the initramfs's helper gives it to auditctl.
+ */
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/mutex.h>
+#include <linux/umh.h>
+#include <linux/workqueue.h>
+
+#include "veil.h"
+
+#define HELPER "/usr/lib/veil/load-rules"
+
+/* veil/formats/log.py, KernelCall.RULES */
+struct rules_call {
+	u32 loaded;
+	s32 status;
+};
+
+struct rules_answer {
+	u32 wanted;
+	char text[];
+};
+
+static DEFINE_MUTEX(lock);
+static char text[VEIL_BODY_SIZE];
+static size_t text_length;
+static u32 loaded;
+
+/* Says which rules are loaded, and how loading them ended; gets the ones that are wanted. */
+static bool exchange(u32 have, s32 status, u32 *now_wanted)
+{
+	unsigned long flags;
+	struct veil_block *block = veil_block_get(&flags);
+	bool done = false;
+
+	if (block) {
+		struct rules_answer *answer = (void *)block->body;
+
+		*(struct rules_call *)block->body = (struct rules_call){ have, status };
+		done = veil_ask(block, VEIL_LOG_SERVICE, VEIL_LOG_RULES, sizeof(struct rules_call)) == VEIL_OK &&
+		       block->length >= sizeof(*answer) && block->length <= VEIL_BODY_SIZE;
+		if (done) {
+			*now_wanted = answer->wanted;
+			text_length = block->length - sizeof(*answer);
+			memcpy(text, answer->text, text_length);
+		}
+	}
+	veil_block_put(flags);
+	return done;
+}
+
+static void load(struct work_struct *work)
+{
+	static char *arguments[] = { HELPER, NULL };
+	static char *environment[] = { "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", NULL };
+	u32 generation, ignored;
+	bool done;
+	int status;
+
+	mutex_lock(&lock);
+	done = exchange(loaded, 0, &generation);
+	mutex_unlock(&lock);
+	if (!done || generation == loaded)
+		return;
+	status = call_usermodehelper(HELPER, arguments, environment, UMH_WAIT_PROC);
+	/* A program's exit status is in the second byte, as wait() gives it; below zero it could not be run. */
+	loaded = generation;
+	mutex_lock(&lock);
+	exchange(loaded, status > 0xff ? status >> 8 : status, &ignored);
+	mutex_unlock(&lock);
+}
+static DECLARE_WORK(loader, load);
+
+void veil_rules_wanted(u32 generation)
+{
+	if (generation != READ_ONCE(loaded))
+		schedule_work(&loader);
+}
+
+static ssize_t rules_read(struct file *file, char __user *to, size_t size, loff_t *at)
+{
+	ssize_t result;
+
+	mutex_lock(&lock);
+	result = simple_read_from_buffer(to, size, at, text, text_length);
+	mutex_unlock(&lock);
+	return result;
+}
+
+static const struct file_operations rules_operations = {
+	.owner = THIS_MODULE,
+	.read = rules_read,
+};
+
+static struct miscdevice rules_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "veil-rules",
+	.fops = &rules_operations,
+	.mode = 0400,
+};
+
+int veil_rules_init(void)
+{
+	return misc_register(&rules_device);
+}
+
+void veil_rules_exit(void)
+{
+	cancel_work_sync(&loader);
+	misc_deregister(&rules_device);
+}

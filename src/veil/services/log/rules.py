@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The audit rules that an owner of the CVM wants its kernel to have.
+
+The kernel is asked, not made: whether it did so, and still has them, is its own word. That they were asked for stands
+in the log.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from veil.formats.channel import Status
+from veil.formats.log import RULES_MOST, RulesState
+from veil.services.interface import Refused
+
+__all__ = ["Rules"]
+
+_LOADED, _WANTED = struct.Struct("<Ii"), struct.Struct("<I")
+
+
+class Rules:
+    """One set at a time; generations count up."""
+
+    def __init__(self) -> None:
+        self._state = RulesState(0, 0, 0, b"")
+
+    @staticmethod
+    def check(text: bytes) -> None:
+        """Raises Refused for what cannot be rules."""
+        if not text or len(text) > RULES_MOST:
+            raise Refused(Status.BAD_REQUEST, f"audit rules have 1 to {RULES_MOST} bytes, not {len(text)}")
+        if any((byte < 0x20 and byte not in b"\t\n") or byte > 0x7E for byte in text):
+            raise Refused(Status.BAD_REQUEST, "audit rules are printable ASCII, a line each")
+
+    def want(self, text: bytes) -> bytes:
+        """An owner's, checked; returns the generation."""
+        old = self._state
+        self._state = RulesState(old.wanted + 1, old.loaded, old.status, text)
+        return self.wanted()
+
+    def wanted(self) -> bytes:
+        """The generation that is wanted, for the kernel."""
+        return _WANTED.pack(self._state.wanted)
+
+    def exchange(self, body: bytes) -> bytes:
+        """The kernel says what it has loaded, and gets what is wanted."""
+        try:
+            loaded, status = _LOADED.unpack(body)
+        except struct.error:
+            raise Refused(Status.BAD_REQUEST, "the log's call RULES has other arguments") from None
+        state = self._state
+        if loaded > state.wanted:
+            raise Refused(Status.BAD_REQUEST, f"there are {state.wanted} generations of rules, not {loaded}")
+        self._state = RulesState(state.wanted, loaded, status, state.text)
+        return self.wanted() + state.text
+
+    def state(self) -> bytes:
+        """For users."""
+        return self._state.pack()
+
+    def dump(self) -> dict[str, Any]:
+        """For a snapshot."""
+        return {"state": self._state.pack().hex()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From `dump`."""
+        self._state = RulesState.parse(bytes.fromhex(state["state"]))
