@@ -24,6 +24,7 @@ from veil._session import AgentSession
 from veil._user_transport import VmTransport
 from veil.cache import Cache, cache_key
 from veil.errors import VeilError
+from veil.guest.audit_tools import AUDIT_PACKAGES, audit_tools
 from veil.guest.cmdline import command_line
 from veil.guest.driver_build import build_driver, has_headers
 from veil.guest.initramfs import Node, build_initramfs, pack_cpio
@@ -357,6 +358,8 @@ class ConfidentialVM:
     def _build_image(self, machine: Machine) -> LaunchImage:
         kernel = self._find_kernel()
         require_bootable(kernel, monitor=self.has_monitor)
+        driver = self._driver(kernel)
+        tools = audit_tools(self._cache, self._say) if driver is not None else {}
         initramfs = build_initramfs(
             self._cache,
             module_tree=kernel.modules,
@@ -438,10 +441,11 @@ class ConfidentialVM:
         """Where a snapshot of this very configuration is or goes; None if the kernel is not known yet."""
         if re.fullmatch(r"\d+\.\d+", self._kernel_name):
             kept = [key for key in self._cache.keys("kernel") if f"-{self._kernel_name}." in key]
-            busybox = [key for key in self._cache.keys("package") if key.startswith("busybox")]
-            if not kept or not busybox:
+            names = ("busybox-static", *(AUDIT_PACKAGES if self._services is not None else ()))
+            packages = [key for key in self._cache.keys("package") if key.partition("_")[0] in names]
+            if not kept or {key.partition("_")[0] for key in packages} != set(names):
                 return None
-            kernel = f"{sorted(kept)} {sorted(busybox)}"
+            kernel = f"{sorted(kept)} {sorted(packages)}"
         else:
             try:
                 status = os.stat(self._kernel_name)

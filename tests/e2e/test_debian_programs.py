@@ -10,7 +10,7 @@ from veil.guest.userland import debian_programs
 
 
 def test_auditctl_runs() -> None:
-    programs = debian_programs(Cache(), ["auditd"], ["sbin/auditctl"])
+    programs = debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/aureport"])
     with ConfidentialVM(files=programs, fresh=True) as vm:
         version = vm.run(["auditctl", "-v"])
         assert version.stdout.startswith(b"auditctl version 3."), version

@@ -34,6 +34,7 @@ def logs() -> None:
 
     \b
       veil serve --listen 127.0.0.1:7700 &
+      veil logs rules --connect 127.0.0.1:7700 --software --measurement DIGEST
       veil logs fetch --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
       ausearch -if evidence/audit.log -m EXECVE
       veil logs verify --to evidence
@@ -189,6 +190,30 @@ def _print(entry: LogEntry, form: str) -> None:
         }
         sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
     sys.stdout.buffer.flush()
+
+
+@logs.command()
+@failures_are_1
+@_connection_options
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="How long to wait for the kernel.")
+@click.argument("file", required=False, metavar="[FILE]")
+def rules(folder: str, seconds: float, file: str | None, **connection: Any) -> int:
+    """Have the guest's kernel load audit rules; for owners of the CVM.
+
+    FILE has lines for `auditctl -R`. Without it the default set is sent: programs that start, modules, privileges, who
+    listens on the network, and writing to /bin, /etc, /lib, /sbin and /usr.
+
+    That they were asked for stands in the log. Whether the kernel has them is the kernel's word; while it is not
+    compromised, its CONFIG_CHANGE records say so too.
+    """
+    from veil.remote.audit_rules import default_rules, load_rules
+    from veil.remote.log_files import LogFolder
+
+    text = read_file(file) if file is not None else default_rules()
+    with _reader(LogFolder(Path(folder)).known(), **connection) as reader:
+        load_rules(reader, text, seconds=seconds)
+    click.echo("the kernel says that it has loaded the rules")
+    return 0
 
 
 @logs.command()

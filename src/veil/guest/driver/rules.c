@@ -28,9 +28,10 @@ static DEFINE_MUTEX(lock);
 static char text[VEIL_BODY_SIZE];
 static size_t text_length;
 static u32 loaded;
+static s32 loaded_status;
 
 /* Says which rules are loaded, and how loading them ended; gets the ones that are wanted. */
-static bool exchange(u32 have, s32 status, u32 *now_wanted)
+static bool exchange(u32 *now_wanted)
 {
 	unsigned long flags;
 	struct veil_block *block = veil_block_get(&flags);
@@ -39,7 +40,7 @@ static bool exchange(u32 have, s32 status, u32 *now_wanted)
 	if (block) {
 		struct rules_answer *answer = (void *)block->body;
 
-		*(struct rules_call *)block->body = (struct rules_call){ have, status };
+		*(struct rules_call *)block->body = (struct rules_call){ loaded, loaded_status };
 		done = veil_ask(block, VEIL_LOG_SERVICE, VEIL_LOG_RULES, sizeof(struct rules_call)) == VEIL_OK &&
 		       block->length >= sizeof(*answer) && block->length <= VEIL_BODY_SIZE;
 		if (done) {
@@ -61,15 +62,16 @@ static void load(struct work_struct *work)
 	int status;
 
 	mutex_lock(&lock);
-	done = exchange(loaded, 0, &generation);
+	done = exchange(&generation);
 	mutex_unlock(&lock);
 	if (!done || generation == loaded)
 		return;
 	status = call_usermodehelper(HELPER, arguments, environment, UMH_WAIT_PROC);
 	/* A program's exit status is in the second byte, as wait() gives it; below zero it could not be run. */
-	loaded = generation;
+	loaded_status = status > 0xff ? status >> 8 : status;
+	WRITE_ONCE(loaded, generation);
 	mutex_lock(&lock);
-	exchange(loaded, status > 0xff ? status >> 8 : status, &ignored);
+	exchange(&ignored);
 	mutex_unlock(&lock);
 }
 static DECLARE_WORK(loader, load);

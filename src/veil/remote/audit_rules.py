@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Give the guest's kernel audit rules, by way of VeilS-LOG."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib.resources import files
+
+from veil.remote.errors import RemoteError
+from veil.remote.log import LogReader
+
+__all__ = ["default_rules", "load_rules"]
+
+_POLL_SECONDS = 0.3
+
+
+def default_rules() -> bytes:
+    """Lines for auditctl -R."""
+    return files("veil.remote").joinpath("audit.rules").read_bytes()
+
+
+def load_rules(reader: LogReader, text: bytes, *, seconds: float = 30.0) -> None:
+    """Send rules and wait until the kernel says that it has them. Raises RemoteError if it does not, or refuses.
+
+    The driver asks for new rules with each heartbeat.
+    """
+    generation = reader.set_rules(text)
+    end = time.monotonic() + seconds
+    while (state := reader.rules()).loaded < generation:
+        if time.monotonic() > end:
+            raise RemoteError(
+                f"the kernel has not loaded the rules in {seconds:g} seconds: it has no driver (/dev/veil), no "
+                "heartbeats, or other plans"
+            )
+        time.sleep(_POLL_SECONDS)
+    if state.loaded != generation:
+        raise RemoteError("another owner has sent other rules in the meantime")
+    if state.status < 0:
+        raise RemoteError(f"the kernel could not run auditctl: {os.strerror(-state.status)}")
+    if state.status:
+        raise RemoteError(f"auditctl refused the rules (exit status {state.status}); lines before the bad one are loaded")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Audit rules by way of VeilS-LOG, and what the kernel then does before and after an event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from veil import installation
+from veil.cvm import ConfidentialVM
+from veil.formats.log import LOG_GUID, EntryKind, parse_records
+from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+from veil.remote.audit_rules import default_rules, load_rules
+from veil.remote.errors import RemoteError
+from veil.remote.identity import UserKey
+from veil.remote.log import LogReader
+
+
+@pytest.fixture
+def reader(vm: ConfidentialVM) -> Iterator[LogReader]:
+    roots = TrustedRoots.amd().with_software_root(installation.software_root())
+    with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
+        attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
+        attested.raise_for_failure()
+        yield LogReader(client, attested.services[LOG_GUID])
+
+
+def sh(vm: ConfidentialVM, script: str) -> str:
+    return vm.run(["/bin/sh", "-c", script]).stdout.decode()
+
+
+def lines(reader: LogReader) -> list[tuple[EntryKind, list[tuple[int, str]]]]:
+    return [
+        (entry.kind, [(item.type, item.text.decode()) for item in parse_records(entry.body)])
+        for entry in reader.fetch()
+        if entry.kind in (EntryKind.RECORDS, EntryKind.INTENT)
+    ]
+
+
+def test_default_rules(vm: ConfidentialVM, reader: LogReader) -> None:
+    assert "No rules" in sh(vm, "auditctl -l")
+    load_rules(reader, default_rules())
+    listed = sh(vm, "auditctl -l")
+    wanted = [line for line in default_rules().decode().splitlines() if line.startswith(("-a", "-w"))]
+    assert len(listed.splitlines()) == len(wanted)
+    rules = [entry for entry in reader.fetch() if entry.kind == EntryKind.RULES]
+    assert [entry.body for entry in rules] == [installation.user_key().fingerprint + default_rules()]
+    sh(vm, "echo root2 >/etc/shadow2; cat /etc/passwd; su nobody -s /bin/true")
+    seen = lines(reader)
+    texts = [text for _, records in seen for _, text in records]
+    assert any('name="/etc/shadow2"' in text for text in texts)
+    assert not any('name="/etc/passwd"' in text and "system-files" in text for text in texts)
+    assert any('key="privilege"' in text for text in texts)
+
+
+def test_the_intent_comes_first(vm: ConfidentialVM, reader: LogReader) -> None:
+    load_rules(reader, b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -k exec\n")
+    list(reader.fetch())
+    sh(vm, "cp /bin/busybox '/tmp/a \"b' && '/tmp/a \"b' true; nc -l -p 7777 & sleep 0.1; kill %1; insmod /nothing.ko")
+    seen = lines(reader)
+    name = b'/tmp/a "b'.hex().upper()
+    intent = next(at for at, (kind, records) in enumerate(seen) if kind == EntryKind.INTENT and name in records[0][1])
+    record = next(at for at, (kind, records) in enumerate(seen) if kind == EntryKind.RECORDS and f"exe={name}" in str(records))
+    assert intent < record
+    intents = [records[0][1] for kind, records in seen if kind == EntryKind.INTENT]
+    assert any("op=bind" in text and "lport=7777" in text for text in intents)
+    assert all(text.startswith("audit(") and text.endswith("'") for text in intents)
+
+
+def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogReader) -> None:
+    load_rules(reader, b"-D\n-b 0\n-e 1\n")
+    sh(vm, "cp $(find /lib/veil -name 'gcm.ko' | head -1) /tmp/x.ko; insmod /tmp/x.ko")
+    intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
+    assert any('op=module' in text and 'file="/tmp/x.ko"' in text for text in intents)
+
+
+def test_no_audit_no_intents(vm: ConfidentialVM, reader: LogReader) -> None:
+    sh(vm, "true; su nobody -s /bin/true")
+    assert lines(reader) == []
+
+
+def test_rules_that_auditctl_refuses(vm: ConfidentialVM, reader: LogReader) -> None:
+    with pytest.raises(RemoteError, match="auditctl refused the rules"):
+        load_rules(reader, b"-a always,exit -S mount\n-a sometimes,exit -S nothing\n")
+    assert len(sh(vm, "auditctl -l").splitlines()) == 1
+
+
+def test_a_kernel_without_driver_says_nothing(vm: ConfidentialVM, reader: LogReader) -> None:
+    sh(vm, "rmmod veil")
+    with pytest.raises(RemoteError, match="has not loaded the rules"):
+        load_rules(reader, default_rules(), seconds=1.5)
+
+
+def test_only_owners_and_only_rules(vm: ConfidentialVM, reader: LogReader) -> None:
+    for text in (b"", b"-D\n\0", b"x" * 20000, "-w /ä".encode()):
+        with pytest.raises(RemoteError, match="audit rules"):
+            reader.set_rules(text)
+    roots = TrustedRoots.amd().with_software_root(installation.software_root())
+    with ChannelClient(vm.user_transport(), identity=UserKey.generate()) as client:
+        attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
+        with pytest.raises(RemoteError, match="only an owner"):
+            LogReader(client, attested.services[LOG_GUID]).set_rules(default_rules())
