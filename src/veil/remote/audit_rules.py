@@ -39,4 +39,4 @@ def load_rules(reader: LogReader, text: bytes, *, seconds: float = 30.0) -> None
     if state.status < 0:
         raise RemoteError(f"the kernel could not run auditctl: {os.strerror(-state.status)}")
     if state.status:
-        raise RemoteError(f"auditctl refused the rules (exit status {state.status}); lines before the bad one are loaded")
+        raise RemoteError(f"auditctl refused the rules (exit status {state.status}): some may be loaded")
