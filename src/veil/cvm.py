@@ -365,7 +365,7 @@ class ConfidentialVM:
             module_tree=kernel.modules,
             modules=self._modules,
             driver=self._driver(kernel),
-            extra=self._files,
+            extra=tools | self._files,
             progress=self._say,
         )
         return build_image(
