@@ -60,7 +60,7 @@ def test_the_intent_comes_first(vm: ConfidentialVM, reader: LogReader) -> None:
     sh(vm, "cp /bin/busybox '/tmp/a \"b' && '/tmp/a \"b' true; nc -l -p 7777 & sleep 0.1; kill %1; insmod /nothing.ko")
     seen = lines(reader)
     name = b'/tmp/a "b'.hex().upper()
-    found = [kind for kind, records in seen for _, text in records if f"exe={name}" in text]
+    found = [kind for kind, records in seen for _, text in records if f"exe={name}" in text or f"file={name}" in text]
     assert found[:2] == [EntryKind.INTENT, EntryKind.RECORDS]
     intents = [records[0][1] for kind, records in seen if kind == EntryKind.INTENT]
     assert any("op=bind" in text and "lport=7777" in text for text in intents)

@@ -108,7 +108,7 @@ HOOK(on_exec)
 	struct linux_binprm *bprm = (void *)ARGUMENT(0);
 
 	if (audit_enabled)
-		intend("exec", "exe=%s", name_of(bprm->file));
+		intend("exec", "file=%s", name_of(bprm->file));
 }
 
 /* security_kernel_read_file(file, id, contents): finit_module, kexec_file_load */
