@@ -15,6 +15,7 @@ import click
 
 from veil.cli.common import emit_json, parse_address
 from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_file, trust_options
+from veil.cli.logs_export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
 from veil.errors import VeilError
 
@@ -46,6 +47,7 @@ def logs() -> None:
 
 
 logs.add_command(verify)
+logs.add_command(export)
 
 
 def _connection_options(function: _Function) -> _Function:
@@ -149,20 +151,31 @@ def fetch(folder: str, as_json: bool, **connection: Any) -> int:
 @_connection_options
 @click.option("--format", "form", type=click.Choice(["audit", "json"]), default="audit", show_default=True)
 @click.option("--seconds", type=float, metavar="N", help="Stop after so long; by default at Ctrl-C.")
-def follow(folder: str, form: str, seconds: float | None, **connection: Any) -> int:
-    """Fetch, verify and print entries as they come; what looks wrong in them is said on stderr."""
+@export_options
+def follow(
+    folder: str, form: str, seconds: float | None, directory: str | None, otlp: str | None, **connection: Any
+) -> int:
+    """Fetch, verify and print entries as they come, and export them (see `veil logs export`).
+
+    What looks wrong in them is said on stderr.
+    """
     from veil.remote.log_analysis import LogAnalysis
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
     analysis = LogAnalysis()
-    said = 0
+    said, failed = 0, ""
     end = None if seconds is None else time.monotonic() + seconds
-    with place.lock(), _reader(place.known(), **connection) as reader:
+    with (
+        place.lock(),
+        open_sinks(place, directory, otlp) as sinks,
+        _reader(place.known(), **connection) as reader,
+    ):
         while True:
             head = reader.head()
             entries = list(reader.fetch(head))
             place.add(entries, reader.state)
+            failed = export_or_say(place, sinks, failed)
             for entry in entries:
                 analysis.feed(entry)
                 _print(entry, form)
@@ -174,20 +187,13 @@ def follow(folder: str, form: str, seconds: float | None, **connection: Any) -> 
 
 
 def _print(entry: LogEntry, form: str) -> None:
-    from veil.formats.audit_types import type_name
-    from veil.formats.log import parse_records
+    from veil.remote.log_export import entry_value
     from veil.remote.log_files import audit_lines
 
     if form == "audit":
         sys.stdout.buffer.writelines(audit_lines(entry))
     else:
-        records = parse_records(entry.body) if entry.kind < 16 else []
-        value = {
-            "sequence": entry.sequence,
-            "time_ns": entry.time_ns,
-            "kind": entry.kind.name,
-            "records": [{"type": type_name(item.type), "text": item.text.decode(errors="replace")} for item in records],
-        }
+        value = entry_value(entry)
         sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
     sys.stdout.buffer.flush()
 

@@ -19,7 +19,7 @@ from veil.formats.merkle import leaf_hash
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.log import LogState, check_head
 
-__all__ = ["LogFolder", "LogSummary", "audit_lines", "replace_file"]
+__all__ = ["LogFolder", "LogSummary", "audit_lines", "locked", "opened", "replace_file", "write_all"]
 
 _ENTRIES, _STATE, _AUDIT, _LOCK = "entries.bin", "state.json", "audit.log", ".lock"
 _FLUSH = 1 << 20
@@ -82,16 +82,35 @@ class LogSummary:
 def replace_file(place: Path, data: bytes) -> None:
     """Put a file there, whole or not at all, whatever happens meanwhile. Raises OSError."""
     temporary = place.with_name(f".{place.name}.tmp")
-    with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-        _write(file, data)
+    with opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        write_all(file, data)
         os.fsync(file)
     os.replace(temporary, place)
-    with _opened(place.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
+    with opened(place.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
         os.fsync(directory)
 
 
 @contextlib.contextmanager
-def _opened(place: Path, flags: int) -> Iterator[int]:
+def locked(place: Path, words: str) -> Iterator[None]:
+    """Have a file, made if need be, for oneself. Raises RemoteError, with these words if somebody else has it."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RemoteError(f"cannot write into {place.parent}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RemoteError(words) from error
+        yield
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def opened(place: Path, flags: int) -> Iterator[int]:
+    """A file's descriptor. Raises OSError."""
     file = os.open(place, flags | os.O_CLOEXEC, 0o644)
     try:
         yield file
@@ -99,7 +118,8 @@ def _opened(place: Path, flags: int) -> Iterator[int]:
         os.close(file)
 
 
-def _write(file: int, data: bytes | bytearray) -> None:
+def write_all(file: int, data: bytes | bytearray) -> None:
+    """Write until all is written. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
@@ -115,22 +135,9 @@ class LogFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """For who fetches: two that append would tear each other's entries apart. Raises RemoteError."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RemoteError(f"somebody else is fetching into {self.path}") from error
-            yield
-        finally:
-            os.close(file)
+        return locked(self.path / _LOCK, f"somebody else is fetching into {self.path}")
 
     def _kept(self) -> dict[str, Any] | None:
         place = self.path / _STATE
@@ -170,7 +177,7 @@ class LogFolder:
             found = self._state()
             sizes = found[1:] if found is not None else (0, 0)
             flags = os.O_WRONLY | os.O_CREAT
-            with _opened(self.path / _ENTRIES, flags) as raw, _opened(self.path / _AUDIT, flags) as text:
+            with opened(self.path / _ENTRIES, flags) as raw, opened(self.path / _AUDIT, flags) as text:
                 # What an interrupted run left behind the state is fetched again.
                 for file, size in ((raw, sizes[0]), (text, sizes[1])):
                     if os.fstat(file).st_size < size:
@@ -195,19 +202,18 @@ class LogFolder:
             raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
         return count
 
-    def entries(self, start: int = 0) -> Iterator[LogEntry]:
-        """The entries in the folder with numbers from `start` on, as the file has them; few are held at a time.
+    def entries(self, offset: int = 0) -> Iterator[LogEntry]:
+        """The entries in the folder, from one on that begins at this byte of the file; few are held at a time.
 
-        Raises RemoteError, FormatError. `verified` hashes them too.
+        They are what the file says (`verified` hashes them too). Raises RemoteError, FormatError.
         """
         found = self._state()
         if found is None:
             return
         try:
             with open(self.path / _ENTRIES, "rb") as stream:
-                for entry in read_entries(stream, found[1]):
-                    if entry.sequence >= start:
-                        yield entry
+                stream.seek(offset)
+                yield from read_entries(stream, max(0, found[1] - offset))
         except OSError as error:
             raise RemoteError(f"cannot read {self.path / _ENTRIES}: {error.strerror}") from error
 
@@ -247,8 +253,8 @@ class LogFolder:
 
 
 def _append(raw: int, data: bytearray, text: int, lines: bytearray, ends: list[int]) -> list[int]:
-    _write(raw, data)
-    _write(text, lines)
+    write_all(raw, data)
+    write_all(text, lines)
     ends = [ends[0] + len(data), ends[1] + len(lines)]
     data.clear()
     lines.clear()
