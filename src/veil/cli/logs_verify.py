@@ -119,7 +119,7 @@ def verify(folder: str, silence: float, untrusted_from: int | None, as_json: boo
         emit_json({**value, "head": _head(state), "seconds": round(seconds, 3)})
     else:
         _say_verified(analysis, state)
-        for item in analysis.findings.items:
+        for item in sorted(analysis.findings.items, key=lambda item: item.entry):
             click.echo(_line(item))
         for kind, more in analysis.findings.unlisted():
             click.echo(f"         and {more} more of {kind.value}")

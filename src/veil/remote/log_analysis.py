@@ -39,6 +39,7 @@ class LogAnalysis:
         self._clock = ClockCheck(self._kernel)
         self._claimed_ms: int | None = None
         self._beat: LogEntry | None = None  # the last one, or what stands for it
+        self._beat_claimed_ms: int | None = None
         self._heard = self._silent = False
         self._last_ns = 0
         self.resumed_ns = 0
@@ -88,6 +89,7 @@ class LogAnalysis:
     def _listen(self, entry: LogEntry) -> None:
         self.silence(entry.time_ns, entry)
         self._beat, self._silent, self._heard = entry, False, True
+        self._beat_claimed_ms = self._claimed_ms
 
     def silence(self, now_ns: int, until: LogEntry | None = None) -> None:
         """It is `now_ns` by the machine: how long is the last sign of life ago?"""
@@ -103,7 +105,10 @@ class LogAnalysis:
             f"no sign of life for {seconds:.1f} s {end}: the kernel was silent, the host did not run it, or the log "
             "was full"
         )
-        self._report(FindingKind.SILENCE, beat, words, trouble=True, distrust=True)
+        claimed = self._beat_claimed_ms
+        self.findings.add(
+            Finding(FindingKind.SILENCE, beat.sequence, beat.time_ns, claimed, words, trouble=True, distrust=True)
+        )
 
     # The service's own words
 
