@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.kernel import Kernel
 
-__all__ = ["build_driver", "driver_sources", "has_headers"]
+__all__ = ["build_driver", "build_intruder", "build_module", "driver_sources", "has_headers"]
 
 _HEADERS = "headers"
 _DRIVER = "driver"
+_NAME = "veil"
 _DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
 # No path of the building machine in the module, so that the same source and compiler give the same bytes.
 _FLAGS = (
@@ -28,7 +29,11 @@ _FLAGS = (
 
 def driver_sources() -> dict[str, bytes]:
     """The driver's files by name."""
-    place = files("veil.guest").joinpath("driver")
+    return _sources("driver")
+
+
+def _sources(folder: str) -> dict[str, bytes]:
+    place = files("veil.guest").joinpath(folder)
     return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h", "Kbuild"))}
 
 
@@ -39,22 +44,38 @@ def has_headers(kernel: Kernel) -> bool:
 
 def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
     """veil.ko for this kernel. Raises GuestImageError."""
+    return build_module(cache, kernel, _NAME, driver_sources(), progress)
+
+
+def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
+    """intruder.ko: what the demonstration compromises the guest's kernel with. Raises GuestImageError."""
+    return build_module(cache, kernel, "intruder", _sources("intruder"), progress)
+
+
+def build_module(
+    cache: Cache,
+    kernel: Kernel,
+    name: str,
+    sources: Mapping[str, bytes],
+    progress: Callable[[str], None] | None = None,
+) -> bytes:
+    """`name`.ko for this kernel from its files by name, of which one is Kbuild. Raises GuestImageError."""
     say = progress or (lambda _: None)
-    sources = sorted(driver_sources().items())
+    ordered = sorted(sources.items())
 
     def build(directory: Path) -> None:
         headers = _headers(cache, kernel, say)
-        say(f"building the driver for {kernel.release}")
+        say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
         work = directory / "source"
         work.mkdir()
-        for name, data in sources:
-            (work / name).write_bytes(data)
-        _make(headers, work, kernel.release)
-        shutil.copy(work / "veil.ko", directory / "veil.ko")
+        for file, data in ordered:
+            (work / file).write_bytes(data)
+        _make(headers, work, kernel.release, name)
+        shutil.copy(work / f"{name}.ko", directory / f"{name}.ko")
         shutil.rmtree(work)
 
-    key = cache_key(kernel.release, _FLAGS, _compiler(), *(part for source in sources for part in source))
-    return (cache.entry(_DRIVER, key, build) / "veil.ko").read_bytes()
+    key = cache_key(kernel.release, _FLAGS, _compiler(), name, *(part for source in ordered for part in source))
+    return (cache.entry(_DRIVER, key, build) / f"{name}.ko").read_bytes()
 
 
 def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
@@ -77,7 +98,7 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
     return cache.entry(_HEADERS, kernel.release, build) / "usr"
 
 
-def _make(headers: Path, work: Path, release: str) -> None:
+def _make(headers: Path, work: Path, release: str, name: str) -> None:
     """The headers' Makefiles name each other by absolute paths below /usr/src: a copy with links mends that."""
     version = release.removesuffix("-cloud-amd64")
     tree = work / ".headers"
@@ -92,11 +113,11 @@ def _make(headers: Path, work: Path, release: str) -> None:
         f"KCFLAGS={_FLAGS.format(place=work)}", "modules",
     ]  # fmt: skip
     done = _run(command, libraries=headers / "lib" / "x86_64-linux-gnu")
-    if done.returncode or not (work / "veil.ko").exists():
+    if done.returncode or not (work / f"{name}.ko").exists():
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot build the driver: {reason}")
-    strip = _run(["strip", "--strip-debug", str(work / "veil.ko")])
+    strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")])
     if strip.returncode:
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
 
