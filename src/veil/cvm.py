@@ -26,7 +26,7 @@ from veil.cache import Cache, cache_key
 from veil.errors import VeilError
 from veil.guest.audit_tools import AUDIT_PACKAGES, audit_tools
 from veil.guest.cmdline import command_line
-from veil.guest.driver_build import build_driver, has_headers
+from veil.guest.driver_build import build_driver, build_intruder, has_headers
 from veil.guest.initramfs import Node, build_initramfs, pack_cpio
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import (
@@ -384,6 +384,10 @@ class ConfidentialVM:
         if self._services is None or not has_headers(kernel):
             return None
         return build_driver(self._cache, kernel, self._say)
+
+    def build_intruder(self) -> bytes:
+        """A kernel module for this guest that does what one would who took its kernel over; for demonstrations."""
+        return build_intruder(self._cache, self._find_kernel(), self._say)
 
     def _launch(self) -> None:
         machine = Machine(self.memory, endorsement=endorsement, report_version=self._report_version)

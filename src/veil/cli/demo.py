@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from veil.cli.common import Progress
+from veil.errors import VeilError
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
+    from veil.formats.log import LogEntry
+    from veil.remote import ChannelClient
+    from veil.remote.attest import Attested
+    from veil.remote.log import LogReader
+    from veil.remote.log_files import LogFolder
 
 __all__ = ["demo"]
 
@@ -22,37 +32,135 @@ dmesg | grep -E 'Memory Encryption|SNP running'
 echo "\\$ grep -o -w svsm /proc/cpuinfo"; grep -o -w svsm /proc/cpuinfo
 """
 
+# What somebody does who breaks in, up to the point at which the kernel is theirs.
+_BREAK_IN = """
+echo 'somebody::0:0::/:/bin/sh' >>/etc/passwd
+su nobody -s /bin/sh -c 'id' >/dev/null
+nc -l -p 4444 & sleep 0.1; kill %1
+echo '$ dmesg | grep -c audit:'; dmesg | grep -c audit:
+"""
+_HIDE = """
+echo '$ insmod intruder.ko'; insmod /root/intruder.ko
+echo '$ dmesg | grep -c audit:'; dmesg | grep -c audit:
+echo '$ dmesg | tail -3'; dmesg | tail -3 | cut -c1-80
+cat /etc/passwd >/etc/copy
+"""
+_SHOWN = ("/etc/passwd", "op=privilege", "lport=4444", "intruder.ko")
+
 
 @click.command()
 def demo() -> int:
-    """Boot the stock kernel under VeilMon, let it say where it runs, and attest it as a remote user would."""
+    """Boot the stock kernel under VeilMon and attest it; then break into its kernel, and read what VeilS-LOG kept.
+
+    The intruder is a kernel module of ours: it wipes the kernel's own audit queues and log, forges a record, and
+    switches audit off behind the kernel's back.
+    """
     from veil.cvm import ConfidentialVM
 
-    with ConfidentialVM(progress=Progress()) as vm:
+    with ConfidentialVM(progress=Progress()) as vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
         click.echo(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
-        result = vm.run(
-            ["/bin/sh", "-c", _SCRIPT], stdout=lambda data: _write(1, data), stderr=lambda data: _write(2, data)
-        )
-        if result.exit_status == 0:
-            _attest(vm)
-    return result.exit_status
+        _in_guest(vm, _SCRIPT)
+        with _attested(vm) as (client, outcome):
+            _show_attestation(outcome)
+            _show_log(vm, _reader(client, outcome), Path(directory))
+    return 0
 
 
-def _attest(vm: ConfidentialVM) -> None:
-    """As `veil attest --software` does, in short: raises VerificationFailed if anything does not hold."""
+def _in_guest(vm: ConfidentialVM, script: str) -> None:
+    result = vm.run(["/bin/sh", "-c", script], stdout=lambda data: _write(1, data), stderr=lambda data: _write(2, data))
+    if result.exit_status:
+        raise VeilError(f"the guest's script ended with status {result.exit_status}")
+
+
+@contextmanager
+def _attested(vm: ConfidentialVM) -> Iterator[tuple[ChannelClient, Attested]]:
+    """As `veil attest --software` does: raises VerificationFailed if anything does not hold."""
     from veil import installation
     from veil.remote import ChannelClient, Policy, TrustedRoots, attest
 
-    click.echo("$ veil attest --software")
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
     expected = vm.build_image().log()
-    with ChannelClient(vm.user_transport()) as client:
+    with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
         outcome = attest(client, policy=Policy(), roots=roots, expected=expected)
-    outcome.raise_for_failure()
+        outcome.raise_for_failure()
+        yield client, outcome
+
+
+def _show_attestation(outcome: Attested) -> None:
+    click.echo("$ veil attest --software")
     for name in ("freshness", "channel key", "report signature", "measurement", "VMPL"):
         words = next(check.words for check in outcome.checks if check.name == name)
         click.echo(f"ok    {name:<16}  {words}")
     click.echo(f"verified ({len(outcome.checks)} checks); machine: {outcome.machine}")
+
+
+def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
+    from veil.formats.log import LOG_GUID
+    from veil.remote.log import LogReader
+
+    return LogReader(client, outcome.services[LOG_GUID])
+
+
+def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
+    """Audit rules, a break-in, a kernel that is no longer its own; and the evidence."""
+    from veil.formats.log import EntryKind, parse_records
+    from veil.remote.audit_rules import default_rules, load_rules
+    from veil.remote.log_files import LogFolder
+
+    click.echo("$ veil logs rules")
+    load_rules(reader, default_rules())
+    click.echo("the kernel says that it has loaded the rules")
+    click.echo("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
+    _in_guest(vm, _BREAK_IN)
+    _put_intruder(vm, directory)
+    handed_over = _records_handed_over(vm)
+    _in_guest(vm, _HIDE)
+    click.echo("$ veil logs fetch")
+    folder = LogFolder(directory / "evidence")
+    head = reader.head()
+    with folder.lock():
+        count = folder.add(list(reader.fetch(head)), reader.state)
+    click.echo(f"{count} new entries verified, {head.size} in all")
+    moment, records = None, 0
+    for entry in folder.verified():
+        _show_entry(entry)
+        if entry.kind == EntryKind.INTENT and b"intruder.ko" in entry.body:
+            moment = entry.sequence
+        if entry.kind == EntryKind.RECORDS and moment is None:
+            records += len(parse_records(entry.body))
+    if moment is None or records < handed_over:
+        raise VeilError(f"the log has {records} records from before the module, and the kernel had made {handed_over}")
+    click.echo(f"the kernel had made {handed_over} records before that module ran: all of them are here, and proven")
+    click.echo(f"$ veil logs verify --untrusted-from {moment + 1}")
+    _verify(folder, moment + 1)
+
+
+def _show_entry(entry: LogEntry) -> None:
+    """Lines that tell of the break-in."""
+    from veil.remote.log_files import audit_lines
+
+    for line in audit_lines(entry):
+        kind, _, text = line.decode(errors="replace").strip().partition(" msg=")
+        if any(word in text for word in _SHOWN) and kind in ("type=PATH", "type=TRUSTED_APP"):
+            words = text.partition("msg='")[2].rstrip("'") or text.partition("): ")[2].partition(" inode=")[0]
+            click.echo(f"  entry {entry.sequence}: {words}")
+
+
+def _put_intruder(vm: ConfidentialVM, directory: Path) -> None:
+    place = directory / "intruder.ko"
+    place.write_bytes(vm.build_intruder())
+    vm.copy_in(place, "/root/intruder.ko")
+
+
+def _records_handed_over(vm: ConfidentialVM) -> int:
+    words = vm.run(["cat", "/dev/veil"]).stdout.decode().split()
+    return int(words[words.index("records") + 1])
+
+
+def _verify(folder: LogFolder, moment: int) -> None:
+    from veil.cli.logs_verify import verify
+
+    verify.main(["--to", str(folder.path), "--untrusted-from", str(moment)], standalone_mode=False)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,13 +120,24 @@ def verify(folder: str, silence: float, untrusted_from: int | None, as_json: boo
         emit_json({**value, "head": _head(state), "seconds": round(seconds, 3)})
     else:
         _say_verified(analysis, state)
-        for item in sorted(analysis.findings.items, key=lambda item: item.entry):
-            click.echo(_line(item))
+        _say_all(sorted(analysis.findings.items, key=lambda item: item.entry))
         for kind, more in analysis.findings.unlisted():
             click.echo(f"         and {more} more of {kind.value}")
         if trusted is not None:
             _say_moment(trusted, first, untrusted_from)
     return EXIT_FINDINGS if analysis.findings.trouble else 0
+
+
+def _say_all(items: list[Finding]) -> None:
+    """Rules come in dozens: of a run of the same harmless kind, the first and how many follow."""
+    for (kind, trouble), run in itertools.groupby(items, key=lambda item: (item.kind, item.trouble)):
+        first, *rest = run
+        click.echo(_line(first))
+        if trouble:
+            for item in rest:
+                click.echo(_line(item))
+        elif rest:
+            click.echo(f"         and {len(rest)} more of {kind.value} up to entry {rest[-1].entry}")
 
 
 def _head(state: LogState | None) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ _SILENCE_NS = 5 * _NS
 _SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET = 1300, 1305, 1332
 _LOOKED_AT = frozenset({_SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET})
 _STAMP = re.compile(rb"audit\((\d{1,20})\.(\d{3}):(\d{1,10})\): ?")
+_CODE = re.compile(rb"veil-intent op=module comm=\S+ ([^']*)")
 _SET = re.compile(rb"\bop=set (audit_\w+)=(\d+) old=(\d+)\b.*\bres=(\d)", re.DOTALL)
 
 
@@ -154,10 +155,19 @@ class LogAnalysis:
                 self._config(text, entry)
             elif kind == _TIME_INJOFFSET:
                 self._clock.excuse(entry)
-            if entry.kind != EntryKind.INTENT:
+            if entry.kind == EntryKind.INTENT:
+                self._intent(text, entry)
+            else:
                 self._serials.see(serial & 0xFFFFFFFF, claimed, kind == _SYSCALL, entry)
         self._serials.settle(entry.time_ns)
         return len(records)
+
+    def _intent(self, text: bytes, entry: LogEntry) -> None:
+        found = _CODE.search(text)
+        if found is not None:
+            what = found[1][:200].decode(errors="replace")
+            words = f"the kernel was about to load code into itself ({what}), and is what that makes of it"
+            self._report(FindingKind.CODE, entry, words, trouble=False)
 
     def _config(self, text: bytes, entry: LogEntry) -> None:
         found = _SET.search(text)

@@ -37,6 +37,8 @@ class FindingKind(enum.Enum):
     AUDIT_ON = "audit-on"
     RULES = "rules"
     """the audit rules or settings were changed"""
+    CODE = "code"
+    """the kernel was about to load code into itself"""
     UNREADABLE = "unreadable"
     RESUMED = "resumed"
     DROPPED = "dropped"
