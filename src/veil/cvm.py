@@ -108,6 +108,7 @@ class ConfidentialVM:
         identity: LaunchIdentityBlock | None = None,
         report_version: int = 3,
         services: ServicesImage | None = PROTECTED_SERVICES,
+        driver_options: str = "",
         files: Mapping[str, Node] | None = None,
         cache: Cache | None = None,
     ) -> None:
@@ -116,8 +117,8 @@ class ConfidentialVM:
         `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
         keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
         `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1; the driver that
-        the kernel asks them with is in the initramfs if Debian has headers for the kernel. `files`: more members of the
-        initramfs (see `veil.guest.userland`), measured with it.
+        the kernel asks them with is in the initramfs if Debian has headers for the kernel, with `driver_options` as its
+        module parameters. `files`: more members of the initramfs (see `veil.guest.userland`), measured with it.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -132,6 +133,7 @@ class ConfidentialVM:
         self._policy, self._host_data, self._identity = policy, host_data, identity
         self._report_version = report_version
         self._services = services if monitor else None
+        self._driver_options = driver_options
         self._files = dict(files or {})
         self._cache = cache or Cache()
         self._console_tail: deque[bytes] = deque()
@@ -364,7 +366,8 @@ class ConfidentialVM:
             self._cache,
             module_tree=kernel.modules,
             modules=self._modules,
-            driver=self._driver(kernel),
+            driver=driver,
+            driver_options=self._driver_options,
             extra=tools | self._files,
             progress=self._say,
         )
@@ -459,7 +462,7 @@ class ConfidentialVM:
         key = cache_key(
             kernel,
             _source_digest(),
-            f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules}",
+            f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules} {self._driver_options!r}",
             pack_cpio(self._files) if self._files else b"",
             f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
             repr(self._services),

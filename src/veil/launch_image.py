@@ -64,13 +64,23 @@ class ServicesImage:
 
 
 _LOG_MEMORY = 16 * _MIB
-#: Veil's own services, as they are if nobody chooses otherwise.
-PROTECTED_SERVICES = ServicesImage(
-    "veil.services.protected:ProtectedServices",
-    ("veil.formats", "veil.services"),
-    {"log": {"memory": _LOG_MEMORY, "full": "halt"}},
-    memory=_LOG_MEMORY,
-)
+_LOG_SMALLEST = 64 << 10
+
+
+def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt") -> ServicesImage:
+    """Veil's own services. `log_memory`: bytes, rounded up to whole pages, at least 64 KiB; `log_full`:
+    "halt" or "drop" (docs/log.md)."""
+    log_memory = max(_LOG_SMALLEST, -(-log_memory // _PAGE) * _PAGE)
+    return ServicesImage(
+        "veil.services.protected:ProtectedServices",
+        ("veil.formats", "veil.services"),
+        {"log": {"memory": log_memory, "full": log_full}},
+        memory=log_memory,
+    )
+
+
+#: The same, as they are if nobody chooses otherwise.
+PROTECTED_SERVICES = protected_services()
 
 
 @dataclass(frozen=True)

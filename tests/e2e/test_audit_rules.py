@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.log_guest import log_reader
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
@@ -72,6 +73,16 @@ def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogRea
     sh(vm, "cp $(find /lib/veil -name 'gcm.ko' | head -1) /tmp/x.ko; insmod /tmp/x.ko")
     intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
     assert any('op=module' in text and 'file="/tmp/x.ko"' in text for text in intents)
+
+
+def test_intents_that_the_measured_policy_names() -> None:
+    with ConfidentialVM(driver_options="log_intent=bind", fresh=True) as vm:
+        reader = log_reader(vm)
+        load_rules(reader, b"-D\n-b 0\n-e 1\n")
+        sh(vm, "nc -l -p 7777 & sleep 0.1; kill %1; su nobody -s /bin/true")
+        intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
+        assert len(intents) == 1
+        assert "lport=7777" in intents[0]
 
 
 def test_no_audit_no_intents(vm: ConfidentialVM, reader: LogReader) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "owner_option",
     "owners",
     "parse_address",
+    "services_options",
 ]
 
 #: Veil itself failed (the guest's own statuses are passed through, and most programs' are small).
@@ -40,9 +41,34 @@ _OPTIONS = (
 )
 
 
+_SERVICES_OPTIONS = (
+    click.option("--log-memory", default="16M", show_default=True, metavar="SIZE", help="VeilS-LOG's memory."),
+    click.option(
+        "--log-full",
+        type=click.Choice(["halt", "drop"]),
+        default="halt",
+        show_default=True,
+        help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted.",
+    ),
+    click.option(
+        "--driver-options",
+        default="",
+        metavar="TEXT",
+        help="Module parameters of the driver, as in 'log_intent=exec,module log_heartbeat=500'.",
+    ),
+)
+
+
 def cvm_options(function: _Function) -> _Function:
     """The options that say which CVM is meant."""
     for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def services_options(function: _Function) -> _Function:
+    """The protected services' settings, which are measured."""
+    for option in reversed(_SERVICES_OPTIONS):
         function = option(function)
     return function
 

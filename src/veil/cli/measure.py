@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners
+from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners, services_options
 from veil.errors import VeilError
 
 __all__ = ["measure"]
@@ -15,6 +15,7 @@ __all__ = ["measure"]
 
 @click.command()
 @cvm_options
+@services_options
 @owner_option
 @click.option("--log", "log_file", metavar="FILE", help="Write the launch log: every page's digest, by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -23,6 +24,9 @@ def measure(
     vcpus: int,
     kernel: str | None,
     no_monitor: bool,
+    log_memory: str,
+    log_full: str,
+    driver_options: str,
     owner: tuple[str, ...],
     log_file: str | None,
     as_json: bool,
@@ -36,7 +40,8 @@ def measure(
     The digest covers what is listed, byte for byte. The CPUID page's contents are not part of an SNP launch digest;
     VeilMon refuses to start with others than those whose digest is in its (measured) parameters.
     """
-    from veil.cvm import ConfidentialVM
+    from veil.cvm import ConfidentialVM, parse_size
+    from veil.launch_image import protected_services
 
     vm = ConfidentialVM(
         memory,
@@ -44,6 +49,8 @@ def measure(
         kernel=kernel,
         monitor=not no_monitor,
         owners=owners(owner) if not no_monitor else (),
+        services=protected_services(log_memory=parse_size(log_memory), log_full=log_full),
+        driver_options=driver_options,
         progress=Progress(quiet=as_json),
     )
     log = vm.build_image().log()

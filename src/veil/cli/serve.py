@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address
+from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address, services_options
 from veil.errors import VeilError
 
 __all__ = ["serve"]
@@ -15,6 +15,7 @@ __all__ = ["serve"]
 
 @click.command()
 @cvm_options
+@services_options
 @owner_option
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
@@ -24,6 +25,9 @@ def serve(
     vcpus: int,
     kernel: str | None,
     no_monitor: bool,
+    log_memory: str,
+    log_full: str,
+    driver_options: str,
     owner: tuple[str, ...],
     listen: str,
     fresh: bool,
@@ -33,11 +37,20 @@ def serve(
 
     This is the untrusted host's part: it sees ciphertext only. Users run `veil attest --connect HOST:PORT`.
     """
-    from veil.cvm import ConfidentialVM
+    from veil.cvm import ConfidentialVM, parse_size
+    from veil.launch_image import protected_services
 
     host, port = parse_address(listen)
     with ConfidentialVM(
-        memory, vcpus, kernel=kernel, monitor=not no_monitor, owners=owners(owner), fresh=fresh, progress=Progress()
+        memory,
+        vcpus,
+        kernel=kernel,
+        monitor=not no_monitor,
+        owners=owners(owner),
+        services=protected_services(log_memory=parse_size(log_memory), log_full=log_full),
+        driver_options=driver_options,
+        fresh=fresh,
+        progress=Progress(),
     ) as vm:
         listener = vm.listen(host, port)
         try:

@@ -87,11 +87,13 @@ def build_initramfs(
     module_tree: Path | None = None,
     modules: Sequence[str] = (),
     driver: bytes | None = None,
+    driver_options: str = "",
     extra: Mapping[str, Node] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> bytes:
     """The archive. `modules` are inserted at start, in this order, with what they depend on; a name may be followed by
-    a space and parameters. `driver` is veil.ko, which comes before them. `extra` adds or replaces members."""
+    a space and parameters. `driver` is veil.ko, which comes before them, with the parameters
+    `driver_options`. `extra` adds or replaces members."""
     busybox = fetch_busybox(cache, progress)
     nodes = {name: Node(stat.S_IFDIR | 0o755) for name in _DIRECTORIES}
     nodes["tmp"] = nodes["var/tmp"] = Node(stat.S_IFDIR | 0o1777)
@@ -104,7 +106,7 @@ def build_initramfs(
         nodes[applet] = Node.link("/bin/busybox")
     nodes["bin/busybox"] = Node.file(busybox.read_bytes(), 0o755)
     nodes["init"] = Node.file(build_agent(cache).read_bytes(), 0o755)
-    nodes |= _module_nodes(module_tree, modules, driver)
+    nodes |= _module_nodes(module_tree, modules, driver, driver_options)
     nodes |= extra or {}
     _add_parents(nodes)
     return pack_cpio(nodes)
@@ -141,11 +143,13 @@ def _applets(busybox: Path) -> list[str]:
     return [line for line in done.stdout.split() if line != "bin/busybox"]
 
 
-def _module_nodes(tree: Path | None, modules: Sequence[str], driver: bytes | None) -> dict[str, Node]:
+def _module_nodes(
+    tree: Path | None, modules: Sequence[str], driver: bytes | None, driver_options: str
+) -> dict[str, Node]:
     own = [(_DRIVER, driver)] if driver is not None else []
     if tree is None:
         if not modules:
-            return _module_list(own, {})
+            return _module_list(own, {_DRIVER: driver_options})
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
@@ -154,6 +158,7 @@ def _module_nodes(tree: Path | None, modules: Sequence[str], driver: bytes | Non
         wanted = [*wanted, *present_modules(tree, _ATTESTATION)]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}
     collected = collect_modules(tree, list(parameters))
+    parameters[_DRIVER] = driver_options
     return _module_list([*own, *collected], parameters)
 
 
