@@ -329,12 +329,33 @@ def test_the_machines_time_goes_back(log: Log) -> None:
     assert log.kinds() == [Kind.MACHINE_TIME]
 
 
-def test_intents_have_no_number(log: Log) -> None:
-    log.event()
-    log.add(EntryKind.INTENT, pack_records([AuditRecord(1390, log.stamp(0) + b"veil_intent=exec pid=7")]))
-    log.event()
+def test_intents_have_numbers_of_their_own(log: Log) -> None:
+    for number in (1, 2, 4):
+        log.event()
+        stamp = log.stamp(0x80000000 + number)
+        log.add(EntryKind.INTENT, pack_records([AuditRecord(1121, stamp + b"pid=7 msg='veil-intent op=exec'")]))
+    last = len(log.entries) - 1
     log.beats(80)
-    assert log.kinds() == []
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry) == (Kind.MISSING, last)
+    assert finding.words.startswith("intent 2147483651 is missing")
+
+
+def test_a_dropped_call_explains_only_one_number(log: Log) -> None:
+    log.event()
+    log.add(EntryKind.INTENT, pack_records([AuditRecord(1121, log.stamp(0x80000001) + b"pid=7")]))
+    log.serial += 1
+    log.add(EntryKind.DROPPED, (1).to_bytes(8, "little"))
+    log.event()
+    log.add(EntryKind.INTENT, pack_records([AuditRecord(1121, log.stamp(0x80000003) + b"pid=7")]))
+    log.beats(80)
+    assert sorted(kind.value for kind in log.kinds()) == ["dropped", "missing"]
+
+
+def test_rules_are_noted(log: Log) -> None:
+    log.add(EntryKind.RULES, b"o" * 32 + b"-w /etc")
+    (finding,) = log.findings()
+    assert (finding.kind, finding.trouble) == (Kind.RULES, False)
 
 
 def test_who_comes_late(log: Log) -> None:

@@ -15,6 +15,8 @@ time. So the numbers that come are without gaps, except for those
 A number that is missing otherwise is a record that was made and did not arrive: the driver's hook was off (ftrace can
 be switched off by root), the driver failed to hand it over, or the kernel did it on purpose. No gap proves nothing for
 a compromised kernel, which can count as it likes: it only cannot make undone what it counted before.
+
+The driver gives its intents numbers in the same way, of a counter of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from veil.formats.log import LogEntry
 from veil.remote.log_findings import FindingKind
 
-__all__ = ["SETTLE_NS", "SerialCheck"]
+__all__ = ["SETTLE_NS", "Drops", "SerialCheck"]
 
 #: For so long a number that others overtook may be in flight (audit_backlog_wait_time is 60 seconds by default).
 SETTLE_NS = 70_000_000_000
@@ -55,17 +57,40 @@ class _Drop:
     left: int
 
 
+class Drops:
+    """Calls that found no room, as the service told. Each explains one number that is missing, and only once."""
+
+    def __init__(self) -> None:
+        self._told: deque[_Drop] = deque(maxlen=_MOST_GAPS)
+
+    def add(self, entry: LogEntry, count: int) -> None:
+        """The service says that it had no room for so many calls."""
+        self._told.append(_Drop(entry.time_ns, count))
+
+    def explain(self, count: int, time_ns: int) -> bool:
+        """Do dropped calls explain so many numbers, which were missing at that time?"""
+        # They are told with the first call that finds room again: that of the gap, or shortly before.
+        near = [item for item in self._told if 0 <= time_ns - item.time_ns <= SETTLE_NS]
+        if sum(item.left for item in near) < count:
+            return False
+        for item in near:
+            used = min(item.left, count)
+            item.left -= used
+            count -= used
+        return True
+
+
 class SerialCheck:
     """Fed with one event's stamp after the other; bounded, whatever comes."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, drops: Drops, word: str = "number") -> None:
+        """`word` is what the numbers are called in reports."""
+        self._report, self._drops, self._word = report, drops, word
         self._high: int | None = None
         self._first = 0
         self._first_ns = 0
         self._recent: dict[int, int] = {}  # number -> claimed time in ms * 2 + (a SYSCALL record came)
         self._gaps: list[_Gap] = []  # by numbers
-        self._drops: deque[_Drop] = deque(maxlen=_MOST_GAPS)
 
     def see(self, serial: int, stamp_ms: int, is_call: bool, entry: LogEntry) -> None:
         """A record with this number. Call it once for records of the same number and kind in a row."""
@@ -98,10 +123,11 @@ class SerialCheck:
         known = self._recent.get(number)
         if known is not None:
             if known >> 1 != value >> 1:
-                words = f"number {number % _WRAP} was given to two events, which claim different times"
+                words = f"{self._word} {number % _WRAP} was given to two events, which claim different times"
                 self._report(FindingKind.REPEATED, entry, words, True)
             elif known & value & 1:
-                self._report(FindingKind.REPEATED, entry, f"number {number % _WRAP} ended two system calls", True)
+                words = f"{self._word} {number % _WRAP} ended two system calls"
+                self._report(FindingKind.REPEATED, entry, words, True)
             else:
                 self._recent[number] = known | value
             return
@@ -113,8 +139,8 @@ class SerialCheck:
         else:
             assert self._high is not None
             words = (
-                f"number {number % _WRAP} came {self._high - number} numbers late, and is not one that was missing: "
-                "used twice, or of a system call that took very long"
+                f"{self._word} {number % _WRAP} came {self._high - number} numbers late, and is not one that was "
+                "missing: used twice, or of a system call that took very long"
             )
             self._report(FindingKind.WENT_BACK, entry, words, True)
 
@@ -142,10 +168,6 @@ class SerialCheck:
             gap.high = number - 1
         return True
 
-    def dropped(self, entry: LogEntry, count: int) -> None:
-        """The service says that it had no room for so many calls."""
-        self._drops.append(_Drop(entry.time_ns, count))
-
     def settle(self, now_ns: int) -> None:
         """What is missing for too long by now is reported."""
         while self._gaps and now_ns - self._gaps[0].entry.time_ns > SETTLE_NS:
@@ -157,31 +179,20 @@ class SerialCheck:
         for gap in self._gaps:
             if self._account(gap):
                 continue
-            words = f"{_numbers(gap)} not here (yet): in flight when the log was fetched, or missing"
+            words = f"{self._numbers(gap)} not here (yet): in flight when the log was fetched, or missing"
             self._report(FindingKind.IN_FLIGHT, gap.entry, words, False)
         self._gaps.clear()
 
     def _give_up(self, gap: _Gap) -> None:
         if not self._account(gap):
-            words = f"{_numbers(gap)} missing: the kernel counted what it never handed over"
+            words = f"{self._numbers(gap)} missing: the kernel counted what it never handed over"
             self._report(FindingKind.MISSING, gap.entry, words, True)
 
     def _account(self, gap: _Gap) -> bool:
-        """Do dropped calls explain it? Each explains one number, and only once."""
-        count = gap.high - gap.low + 1
-        # They are told with the first call that finds room again: that of the gap, or shortly before.
-        near = [item for item in self._drops if 0 <= gap.entry.time_ns - item.time_ns <= SETTLE_NS]
-        if sum(item.left for item in near) < count:
-            return False
-        for item in near:
-            used = min(item.left, count)
-            item.left -= used
-            count -= used
-        return True
+        return self._drops.explain(gap.high - gap.low + 1, gap.entry.time_ns)
 
-
-def _numbers(gap: _Gap) -> str:
-    low, high = gap.low % _WRAP, gap.high % _WRAP
-    if low == high:
-        return f"number {low} is"
-    return f"{gap.high - gap.low + 1} numbers, {low} to {high}, are"
+    def _numbers(self, gap: _Gap) -> str:
+        low, high = gap.low % _WRAP, gap.high % _WRAP
+        if low == high:
+            return f"{self._word} {low} is"
+        return f"{gap.high - gap.low + 1} {self._word}s, {low} to {high}, are"

@@ -12,7 +12,7 @@ import re
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, Head, LogEntry, parse_records
 from veil.remote.audit_clock import ClockCheck
-from veil.remote.audit_serials import SerialCheck
+from veil.remote.audit_serials import Drops, SerialCheck
 from veil.remote.log_files import LogSummary
 from veil.remote.log_findings import Finding, FindingKind, Findings, machine_text
 
@@ -36,7 +36,9 @@ class LogAnalysis:
         self.summary = LogSummary()
         self.findings = Findings()
         self._silence_ns = silence_ns
-        self._serials = SerialCheck(self._kernel)
+        self._drops = Drops()
+        self._serials = SerialCheck(self._kernel, self._drops)
+        self._intents = SerialCheck(self._kernel, self._drops, "intent")
         self._clock = ClockCheck(self._kernel)
         self._claimed_ms: int | None = None
         self._beat: LogEntry | None = None  # the last one, or what stands for it
@@ -64,6 +66,7 @@ class LogAnalysis:
         self._last_ns = entry.time_ns
         if kind == EntryKind.HEARTBEAT:
             self._listen(entry)
+            self._intents.settle(entry.time_ns)
             self._serials.settle(entry.time_ns)
             if entry.body:
                 count = self._read(entry)
@@ -81,6 +84,7 @@ class LogAnalysis:
         now = self._last_ns if head is None else head.time_ns
         self.silence(now)
         self._serials.finish(now)
+        self._intents.finish(now)
         if self._beat is not None and not self._heard:
             words = "there is no sign of life of the driver in the log: a kernel that is silent looks like an idle one"
             self._report(FindingKind.NO_HEARTBEATS, self._beat, words, trouble=False)
@@ -123,9 +127,12 @@ class LogAnalysis:
             self._beat = entry
         elif entry.kind == EntryKind.DROPPED:
             count = int.from_bytes(entry.body, "little")
-            self._serials.dropped(entry, count)
+            self._drops.add(entry, count)
             words = f"{count} calls of the kernel's found no room before this entry"
             self._report(FindingKind.DROPPED, entry, words, trouble=True)
+        elif entry.kind == EntryKind.RULES:
+            words = f"an owner of the CVM, {entry.body[:32].hex()[:16]}, sent it audit rules"
+            self._report(FindingKind.RULES, entry, words, trouble=False)
 
     # Records
 
@@ -157,6 +164,7 @@ class LogAnalysis:
                 self._clock.excuse(entry)
             if entry.kind == EntryKind.INTENT:
                 self._intent(text, entry)
+                self._intents.see(serial & 0xFFFFFFFF, claimed, False, entry)
             else:
                 self._serials.see(serial & 0xFFFFFFFF, claimed, kind == _SYSCALL, entry)
         self._serials.settle(entry.time_ns)

@@ -63,6 +63,8 @@ def entry_value(entry: LogEntry) -> dict[str, Any]:
     value: dict[str, Any] = {"sequence": entry.sequence, "time_ns": entry.time_ns, "kind": entry.kind.name}
     if entry.kind == EntryKind.DROPPED:
         value["dropped"] = int.from_bytes(entry.body, "little")
+    elif entry.kind == EntryKind.RULES:
+        value["owner"], value["rules"] = entry.body[:32].hex(), entry.body[32:].decode(errors="backslashreplace")
     elif entry.kind < EntryKind.STARTED:
         try:
             value["records"] = [

@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["Finding", "FindingKind", "Findings", "claimed_text", "machine_text"]
 
 _NS = 1_000_000_000
-_LISTED = 100
+_LISTED, _NOTES_LISTED = 100, 10
 
 
 class FindingKind(enum.Enum):
@@ -90,7 +90,7 @@ class Findings:
         if finding.distrust and (first is None or finding.distrusted_from < first.distrusted_from):
             self.first_distrusted = finding
             self._keep(finding)
-        elif count <= _LISTED:
+        elif count <= (_LISTED if finding.trouble else _NOTES_LISTED):
             self._keep(finding)
 
     def _keep(self, finding: Finding) -> None:

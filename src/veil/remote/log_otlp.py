@@ -120,6 +120,8 @@ def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:
             severity, words = SeverityNumber.WARN, f"no audit records: {entry.body.hex()}"
     elif entry.kind == EntryKind.DROPPED:
         severity, words = SeverityNumber.WARN, f"dropped {int.from_bytes(entry.body, 'little')}"
+    elif entry.kind == EntryKind.RULES:
+        words = f"rules of {entry.body[:32].hex()}: {entry.body[32:].decode(errors='backslashreplace')}"
     if not records:
         yield LogRecord(
             observed_timestamp=observed,
