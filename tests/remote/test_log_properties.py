@@ -22,7 +22,7 @@ from tests.remote.killing import Killed, killing
 from tests.services.desk import Client, Desk, event
 from veil.formats.channel import Status
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, Head, KernelCall, UserCall, parse_entries
+from veil.formats.log import ENTRY_HEADER, EntryKind, Head, KernelCall, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
 from veil.remote.client import RequestFailed
 from veil.remote.errors import VerificationFailed
@@ -101,6 +101,7 @@ class Log(RuleBasedStateMachine):
         self.desk = Desk(_MEMORY, full)
         self.look()
         self.new_folder()
+        self.snapshot()
 
     def teardown(self) -> None:
         self.place.cleanup()
@@ -141,11 +142,11 @@ class Log(RuleBasedStateMachine):
     def other_call(self, call: KernelCall) -> None:
         self.say(call, b"")
 
-    @precondition(lambda self: not self.snapshots)
     @rule()
     def fill(self) -> None:
-        while self.desk.service.store.free > _BIG + 500:
-            self.append_much()
+        """Until there is no room for a word of the service's either."""
+        while (room := self.desk.service.store.free - 2 * ENTRY_HEADER.size - 8) >= 0:
+            self.say(KernelCall.RECORDS, bytes(min(room, _BIG)))
 
     # The host
 
@@ -153,7 +154,6 @@ class Log(RuleBasedStateMachine):
     def snapshot(self) -> None:
         self.snapshots.append((self.desk.save(), list(self.truth)))
 
-    @precondition(lambda self: self.snapshots)
     @rule(data=st.data(), fork=st.booleans())
     def restore(self, data: st.DataObject, fork: bool) -> None:
         """The machine goes on from an older state; or another one does, beside it."""
@@ -169,6 +169,25 @@ class Log(RuleBasedStateMachine):
         self.desk.restore(state)
         self.truth = list(truth)
         self.look()
+
+    @rule(more=st.integers(0, 3), full=st.booleans())
+    def take_back_under_a_reader(self, more: int, full: bool) -> None:
+        """Back to before the user came last, and on from there."""
+        if full:
+            self.fill()
+        self.snapshot()
+        for _ in range(more):
+            self.append(0, 1)
+        self.desk.now += _NS
+        self.fetch()
+        state, truth = self.snapshots[-1]
+        self.pasts.append(self.truth)
+        self.desk.restore(state)
+        self.truth = list(truth)
+        self.look()
+        for _ in range(more):
+            self.append(0, 1)
+        self.fetch()
 
     # The user
 
@@ -226,6 +245,10 @@ class Log(RuleBasedStateMachine):
         except (VerificationFailed, FormatError, RequestFailed):
             return
         begin, size = reader.state.begin.size, reader.state.tree.size
+        assert reader.state.seen is not None
+        if lie not in ("fork", "replay"):
+            head, service = reader.state.seen.head, self.desk.service
+            assert (head.time_ns, head.last_ns, head.dropped) == (self.desk.now, service._last_ns, service._dropped)
         found = [entry.raw for entry in self.folder.entries()]
         branches = [self.truth, *(self.pasts if lie in ("fork", "replay") else [])]
         matching = [branch[:size] for branch in branches if branch[begin:size] == found and len(branch) >= size]
@@ -292,4 +315,4 @@ def _from(desk: Desk, first: int) -> list[bytes]:
 
 
 TestLog = Log.TestCase
-TestLog.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+TestLog.settings = settings(deadline=None, max_examples=150, stateful_step_count=30)
