@@ -270,3 +270,11 @@ def test_a_machine_resumed_while_its_log_was_full(bench: Bench) -> None:
     assert logs[0][0][-1].body != logs[1][0][-1].body
     with pytest.raises(VerificationFailed, match="it was forked"):
         reader(bench, logs[0][1]).head()
+
+
+def test_a_machine_saved_again_before_its_services_ran(bench: Bench) -> None:
+    """Nothing of the log is lost between two resumptions, whoever was let run meanwhile."""
+    log(bench, 1)
+    Machine(bench).restore(bench)
+    Machine(bench).restore(bench)
+    assert records(list(reader(bench).fetch())) == [record(1)]

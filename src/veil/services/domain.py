@@ -63,6 +63,9 @@ class ServiceDomain:
 
     def save(self) -> bytes:
         """What the services keep outside of their memory."""
+        if self._saved is not None and self._parameters is None:
+            # Restored, and not run since: there is nothing newer.
+            return json.dumps(self._saved).encode()
         return json.dumps({service.name: service.save().hex() for service in self.services}).encode()
 
     def restore(self, data: bytes) -> None:
