@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The driver in the hands of a compromised kernel, and a host that does not run the services.
+
+What was handed over before stays, and that nothing comes any more is visible. A kernel that must wait loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.hostile_module import HostileKernel
+from tests.e2e.log_guest import log_reader, log_service, records_of, verified
+from veil.cvm import CommandTimeout, ConfidentialVM
+from veil.formats.log import EntryKind, Head, LogEntry
+from veil.host import RunResult
+
+Resume = Callable[[], ConfidentialVM]
+
+
+@pytest.fixture
+def kernel(resume: Resume, tmp_path: Path) -> HostileKernel:
+    return HostileKernel(resume(), tmp_path)
+
+
+def texts(entries: list[LogEntry], word: str) -> list[str]:
+    """The records with this word, without time and serial number."""
+    found = [item.text.decode().partition("): ")[2] for item in records_of(entries)]
+    return [text for text in found if text.startswith(word)]
+
+
+def numbered(word: str, count: int, who: str = "n") -> list[str]:
+    return [f"{word} {who}={number}" for number in range(count)]
+
+
+def heads_apart(vm: ConfidentialVM) -> tuple[Head, Head]:
+    """Two heads with more than a heartbeat's time between them, on the machine's clock."""
+    reading = log_reader(vm)
+    first = reading.head()
+    # Further heads are new ones of the same log.
+    while (head := reading.head()).time_ns < first.time_ns + 1_500_000_000:
+        vm.hypervisor.run(timeout=0.25)
+    return first, head
+
+
+@pytest.mark.parametrize("how", ["none", "kernel text", "ftrace switched off"])
+def test_kernel_that_takes_the_hook_away(kernel: HostileKernel, how: str) -> None:
+    kernel.do("records", text="before", count=2)
+    if how == "kernel text":
+        kernel.do("unhook")
+    elif how == "ftrace switched off":
+        kernel.sh("echo 0 > /proc/sys/kernel/ftrace_enabled")
+    kernel.do("records", text="after", count=2)
+    # The kernel made them: they stand in its own log (of which printk leaves out what is too much).
+    kernel.sh("until dmesg | grep -q 'after n=0'; do sleep 0.05; done", timeout=10)
+    entries = verified(kernel.vm)
+    assert texts(entries, "before") == numbered("before", 2)
+    assert texts(entries, "after") == (numbered("after", 2) if how == "none" else [])
+
+
+@pytest.mark.parametrize("how", ["none", "stop_heart", "rmmod"])
+def test_silence(kernel: HostileKernel, how: str) -> None:
+    kernel.do("records", text="before", count=3)
+    if how == "stop_heart":
+        kernel.do("stop_heart", heart=kernel.symbol("heart"))
+    elif how == "rmmod":
+        kernel.sh("rmmod veil")
+        kernel.do("records", text="after", count=3)
+    first, second = heads_apart(kernel.vm)
+    assert second.time_ns > first.time_ns
+    # Without an attack the heart beats in that time.
+    assert (second.last_ns == first.last_ns) == (how != "none")
+    assert second.size == first.size or how == "none"
+    entries = verified(kernel.vm)
+    assert texts(entries, "before") == numbered("before", 3)
+    assert texts(entries, "after") == []
+    assert second.last_ns >= entries[-1].time_ns or how == "none"
+
+
+def test_tasks_that_never_finish_their_records(kernel: HostileKernel) -> None:
+    """More of them than there are collections: others' records are handed over one by one, and none is lost."""
+    kernel.do("fill_collections", text="full", count=100)
+    found = texts(verified(kernel.vm), "full")
+    # Of the hundred, those that found no collection are in the log; and of tasks that finish, all.
+    for number in (1000, 1001):
+        assert [text for text in found if text.endswith(f"={number}")] == [f"full group={number}", f"full cwd={number}"]
+    assert 0 < len(found) - 4 < 200
+    kernel.do("records", text="later", count=3)
+    assert texts(verified(kernel.vm), "later") == numbered("later", 3)
+
+
+def test_host_that_does_not_run_the_services(kernel: HostileKernel) -> None:
+    """The kernel waits at its first record. When the host has thought better of it, all are there."""
+    vm = kernel.vm
+    # With the services there, it does not wait.
+    kernel.do("records", text="before", count=4)
+    store = log_service(vm).store
+    contexts = vm.hypervisor.vcpus[0].contexts
+    services = contexts.pop(1)
+    size = store.next
+    with pytest.raises(CommandTimeout):
+        kernel.do("records", text="waits", count=4, timeout=1.0)
+    assert store.next == size
+    contexts[1] = services
+    assert vm.hypervisor.run(until=lambda: store.next >= size + 4, timeout=30) == RunResult.DONE
+    entries = verified(vm)
+    while len(texts(entries, "waits")) < 4:  # signs of life may have come first
+        entries = verified(vm)
+    assert texts(entries, "before") + texts(entries, "waits") == numbered("before", 4) + numbered("waits", 4)
+
+
+def test_two_vcpus_call_at_once(tmp_path: Path) -> None:
+    """Each hands over in its own block while the other one does: every record is there, in its CPU's order."""
+    with ConfidentialVM(vcpus=2, fresh=True) as vm:
+        kernel = HostileKernel(vm, tmp_path)
+        kernel.do("on_all_cpus", text="both", count=300)
+        entries = verified(vm)
+        for cpu in range(2):
+            assert texts(entries, f"both cpu{cpu}=") == numbered("both", 300, f"cpu{cpu}")
+        order = [text.split("=")[0] for text in texts(entries, "both")]
+        assert order != sorted(order), "they took turns"
+        assert {entry.kind for entry in entries} >= {EntryKind.RECORDS, EntryKind.HEARTBEAT}
