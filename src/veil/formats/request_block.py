@@ -3,7 +3,8 @@
 
 A block lies in memory of the less privileged party. Who asks writes header and body, sets `pending`, and has the host
 run the services' domain on the same VCPU. That domain clears `pending`, copies the request once, and writes the answer
-over it. The kernel's blocks are its own memory; VeilMon's is the mailbox, which the kernel cannot reach.
+over it; a request that it cannot serve, because the host took pages away, it makes pending again. The kernel's blocks
+are its own memory; VeilMon's is the mailbox, which the kernel cannot reach.
 """
 
 from __future__ import annotations

@@ -127,6 +127,10 @@ class ServiceDomain:
             write_answer(view, gpa, size, *self._ask(vcpu, request))
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
+        except RmpViolation:
+            # It was not served. Taken and without an answer it would look like one that ended well.
+            view.write_u32(gpa, 1)
+            raise
         return True
 
     def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:

@@ -133,7 +133,8 @@ enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 l
 {
 	int tries;
 
-	block->status = 0;
+	/* Until somebody answers: a request that was taken and not served must not look like one that ended well. */
+	block->status = VEIL_NO_ANSWER;
 	block->service = service;
 	block->call = call;
 	block->length = length;
