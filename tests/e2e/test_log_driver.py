@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.hostile_module import HostileKernel
-from tests.e2e.log_guest import log_reader, log_service, records_of, verified
+from tests.e2e.log_guest import log_reader, log_service, records_of, service_parameters, verified
 from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.formats.log import EntryKind, Head, LogEntry
 from veil.host import RunResult
+from veil.snp import Permission
 
 Resume = Callable[[], ConfidentialVM]
 
@@ -107,6 +108,29 @@ def test_host_that_does_not_run_the_services(kernel: HostileKernel) -> None:
     assert vm.hypervisor.run(until=lambda: store.next >= size + 4, timeout=30) == RunResult.DONE
     entries = verified(vm)
     while len(texts(entries, "waits")) < 4:  # signs of life may have come first
+        entries = verified(vm)
+    assert texts(entries, "before") + texts(entries, "waits") == numbered("before", 4) + numbered("waits", 4)
+
+
+def test_host_that_takes_the_logs_memory_away(kernel: HostileKernel) -> None:
+    """The service cannot keep the next record, and does not say that it did: the kernel waits."""
+    vm = kernel.vm
+    kernel.do("records", text="before", count=4)
+    store = log_service(vm).store
+    size = store.next
+    page = service_parameters(vm).memory_gpa + store._head % store._size & -4096
+    host, monitor = vm.machine.host_view(), vm.machine.view(vmpl=0)
+    host.psmash(page & -(2 << 20))
+    host.rmpupdate(page, assigned=False)
+    with pytest.raises(CommandTimeout):
+        kernel.do("records", text="waits", count=4, timeout=1.0)
+    assert store.next == size
+    # VeilMon would not validate it again. If it did, with what was there, nothing would be missing.
+    host.rmpupdate(page, assigned=True)
+    monitor.pvalidate(page)
+    monitor.rmpadjust(page, vmpl=1, permissions=Permission.RW)
+    entries = verified(vm)
+    while len(texts(entries, "waits")) < 4:
         entries = verified(vm)
     assert texts(entries, "before") + texts(entries, "waits") == numbered("before", 4) + numbered("waits", 4)
 

@@ -254,7 +254,7 @@ def test_the_same_without_tls(bench: Bench) -> None:
 
 def test_a_machine_resumed_while_its_log_was_full(bench: Bench) -> None:
     """The host chooses the moment: that it was resumed, and which of two it is, is told when there is room."""
-    while bench.ask(LOG_NUMBER, KernelCall.HEARTBEAT) == OK:
+    while bench.ask(LOG_NUMBER, KernelCall.HEARTBEAT)[0] == Status.OK:
         pass
     start = Machine(bench)
     logs = []
