@@ -293,6 +293,11 @@ class ConfidentialVM:
         with _explained(self):
             self.hypervisor.run()
 
+    def wait(self, seconds: float) -> None:
+        """Let the guest run for so long."""
+        with _explained(self):
+            self.hypervisor.run(timeout=seconds)
+
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Write the whole machine to a file, for `ConfidentialVM.restore`."""
         self._let_monitor_finish()

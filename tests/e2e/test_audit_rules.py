@@ -41,7 +41,7 @@ def lines(reader: LogReader) -> list[tuple[EntryKind, list[tuple[int, str]]]]:
 
 def test_default_rules(vm: ConfidentialVM, reader: LogReader) -> None:
     assert "No rules" in sh(vm, "auditctl -l")
-    load_rules(reader, default_rules())
+    load_rules(reader, default_rules(), wait=vm.wait)
     listed = sh(vm, "auditctl -l")
     wanted = [line for line in default_rules().decode().splitlines() if line.startswith(("-a", "-w"))]
     assert len(listed.splitlines()) == len(wanted)
@@ -56,7 +56,7 @@ def test_default_rules(vm: ConfidentialVM, reader: LogReader) -> None:
 
 
 def test_the_intent_comes_first(vm: ConfidentialVM, reader: LogReader) -> None:
-    load_rules(reader, b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -k exec\n")
+    load_rules(reader, b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -k exec\n", wait=vm.wait)
     list(reader.fetch())
     sh(vm, "cp /bin/busybox '/tmp/a \"b' && '/tmp/a \"b' true; nc -l -p 7777 & sleep 0.1; kill %1; insmod /nothing.ko")
     seen = lines(reader)
@@ -69,7 +69,7 @@ def test_the_intent_comes_first(vm: ConfidentialVM, reader: LogReader) -> None:
 
 
 def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogReader) -> None:
-    load_rules(reader, b"-D\n-b 0\n-e 1\n")
+    load_rules(reader, b"-D\n-b 0\n-e 1\n", wait=vm.wait)
     sh(vm, "cp $(find /lib/veil -name 'gcm.ko' | head -1) /tmp/x.ko; insmod /tmp/x.ko")
     intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
     assert any('op=module' in text and 'file="/tmp/x.ko"' in text for text in intents)
@@ -78,7 +78,7 @@ def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogRea
 def test_intents_that_the_measured_policy_names() -> None:
     with ConfidentialVM(driver_options="log_intent=bind", fresh=True) as vm:
         reader = log_reader(vm)
-        load_rules(reader, b"-D\n-b 0\n-e 1\n")
+        load_rules(reader, b"-D\n-b 0\n-e 1\n", wait=vm.wait)
         sh(vm, "nc -l -p 7777 & sleep 0.1; kill %1; su nobody -s /bin/true")
         intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
         assert len(intents) == 1
@@ -92,7 +92,7 @@ def test_no_audit_no_intents(vm: ConfidentialVM, reader: LogReader) -> None:
 
 def test_rules_that_auditctl_refuses(vm: ConfidentialVM, reader: LogReader) -> None:
     with pytest.raises(RemoteError, match="auditctl refused the rules"):
-        load_rules(reader, b"-a always,exit -S mount\n-a sometimes,exit -S nothing\n")
+        load_rules(reader, b"-a always,exit -S mount\n-a sometimes,exit -S nothing\n", wait=vm.wait)
     assert len(sh(vm, "auditctl -l").splitlines()) == 1
 
 

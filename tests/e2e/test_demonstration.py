@@ -29,7 +29,7 @@ def test_demonstration() -> None:
 def test_the_intruder_hides_everything_that_the_kernel_has(vm: ConfidentialVM, tmp_path: Path) -> None:
     """The counter-test: without VeilS-LOG nothing of what happened is left."""
     reader = log_reader(vm)
-    load_rules(reader, default_rules())
+    load_rules(reader, default_rules(), wait=vm.wait)
     sh(vm, "echo x >/etc/backdoor")
     before = list(reader.fetch())
     lines = int(sh(vm, "dmesg | grep -c 'audit: type='"))

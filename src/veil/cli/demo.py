@@ -108,7 +108,7 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
     from veil.remote.log_files import LogFolder
 
     click.echo("$ veil logs rules")
-    load_rules(reader, default_rules())
+    load_rules(reader, default_rules(), wait=vm.wait)
     click.echo("the kernel says that it has loaded the rules")
     click.echo("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
     _in_guest(vm, _BREAK_IN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from importlib.resources import files
 
 from veil.remote.errors import RemoteError
@@ -20,10 +21,13 @@ def default_rules() -> bytes:
     return files("veil.remote").joinpath("audit.rules").read_bytes()
 
 
-def load_rules(reader: LogReader, text: bytes, *, seconds: float = 30.0) -> None:
+def load_rules(
+    reader: LogReader, text: bytes, *, seconds: float = 30.0, wait: Callable[[float], object] = time.sleep
+) -> None:
     """Send rules and wait until the kernel says that it has them. Raises RemoteError if it does not, or refuses.
 
-    The driver asks for new rules with each heartbeat.
+    The driver asks for new rules with each heartbeat. `wait` is called between two looks; in the process in which the
+    guest runs too, it must let it run (`ConfidentialVM.wait`).
     """
     generation = reader.set_rules(text)
     end = time.monotonic() + seconds
@@ -33,7 +37,7 @@ def load_rules(reader: LogReader, text: bytes, *, seconds: float = 30.0) -> None
                 f"the kernel has not loaded the rules in {seconds:g} seconds: it has no driver (/dev/veil), no "
                 "heartbeats, or other plans"
             )
-        time.sleep(_POLL_SECONDS)
+        wait(_POLL_SECONDS)
     if state.loaded != generation:
         raise RemoteError("another owner has sent other rules in the meantime")
     if state.status < 0:

@@ -22,6 +22,8 @@
 #include "veil.h"
 
 #define COLLECTIONS (1 << 6)
+/* A task's collection is one of so many; if others have them all, its records are handed over one by one. */
+#define PLACES 8
 #define COLLECTION_SIZE 12288
 
 struct collection {
@@ -88,7 +90,7 @@ static struct collection *collection_of(struct task_struct *task)
 {
 	unsigned int start = hash_ptr(task, 6), i;
 
-	for (i = 0; i < COLLECTIONS; i++) {
+	for (i = 0; i < PLACES; i++) {
 		struct collection *found = &collections[(start + i) % COLLECTIONS];
 
 		if (READ_ONCE(found->owner) == task)
@@ -101,7 +103,7 @@ static struct collection *new_collection(struct task_struct *task)
 {
 	unsigned int start = hash_ptr(task, 6), i;
 
-	for (i = 0; i < COLLECTIONS; i++) {
+	for (i = 0; i < PLACES; i++) {
 		struct collection *found = &collections[(start + i) % COLLECTIONS];
 
 		if (!READ_ONCE(found->owner) && !cmpxchg(&found->owner, NULL, task)) {
@@ -143,10 +145,14 @@ static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops 
 	head.length = min_t(u32, buffer->skb->len - NLMSG_HDRLEN, VEIL_BODY_SIZE - sizeof(head));
 	atomic64_inc(&handed);
 	if (in_task() && !READ_ONCE(single)) {
-		if (head.type == AUDIT_SYSCALL)
+		mine = collection_of(current);
+		if (head.type == AUDIT_SYSCALL && mine) {
+			/* The event before had no EOE: what is there of it goes first. */
+			hand_over(VEIL_LOG_RECORDS, mine->data, mine->length, NULL, 0);
+			mine->length = 0;
+		} else if (head.type == AUDIT_SYSCALL) {
 			mine = new_collection(current);
-		else
-			mine = collection_of(current);
+		}
 	}
 	if (!mine) {
 		hand_over(VEIL_LOG_RECORDS, &head, sizeof(head), text, head.length);
