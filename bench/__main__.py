@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import micro
 from bench.attestation import measure_attestation, measure_cold
 from bench.guests import QEMU, Guest, QemuFailed, QemuGuest, QemuImage, VeilGuest, qemu_version
+from bench.log import measure_log
 from bench.report import Report
 from bench.workloads import RUNS, measure_boots, measure_workloads
 from veil.errors import VeilError
@@ -70,11 +71,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description="Figures of Veil, against QEMU where it is installed.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
+    parser.add_argument("--log", action="store_true", help="only how fast a log is verified")
     options = parser.parse_args()
     report = Report()
     try:
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as directory:
-            _measure(report, Path(directory), short=options.latencies)
+            if not options.log:
+                _measure(report, Path(directory), short=options.latencies)
+            _say("the log")
+            report.rates += measure_log(Path(directory))
     except (VeilError, QemuFailed) as error:
         _say(str(error))
         return 1

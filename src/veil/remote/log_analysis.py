@@ -45,6 +45,7 @@ class LogAnalysis:
         self._beat_claimed_ms: int | None = None
         self._heard = self._silent = False
         self._last_ns = 0
+        self._stamp = b""  # of the last event
         self.resumed_ns = 0
         """when the machine was restored last: a user's clock knows nothing of before"""
 
@@ -66,8 +67,6 @@ class LogAnalysis:
         self._last_ns = entry.time_ns
         if kind == EntryKind.HEARTBEAT:
             self._listen(entry)
-            self._intents.settle(entry.time_ns)
-            self._serials.settle(entry.time_ns)
             if entry.body:
                 count = self._read(entry)
         elif kind in (EntryKind.RECORDS, EntryKind.INTENT):
@@ -98,6 +97,8 @@ class LogAnalysis:
 
     def silence(self, now_ns: int, until: LogEntry | None = None) -> None:
         """It is `now_ns` by the machine: how long is the last sign of life ago?"""
+        self._intents.settle(now_ns)
+        self._serials.settle(now_ns)
         beat = self._beat
         if beat is None or not self._heard or now_ns - beat.time_ns <= self._silence_ns:
             return
@@ -143,9 +144,9 @@ class LogAnalysis:
         except FormatError as error:
             self._kernel(FindingKind.UNREADABLE, entry, f"the kernel handed over what is no records: {error}", True)
             return -1
-        stamp = b""
+        # Mostly all records of an entry, or of entries in a row, are of one event.
+        stamp = self._stamp if entry.kind == EntryKind.RECORDS else b""
         for kind, text in records:
-            # Mostly all records of an entry are of one event.
             if stamp and kind not in _LOOKED_AT and text.startswith(stamp):
                 continue
             found = _STAMP.match(text)
@@ -167,7 +168,8 @@ class LogAnalysis:
                 self._intents.see(serial & 0xFFFFFFFF, claimed, False, entry)
             else:
                 self._serials.see(serial & 0xFFFFFFFF, claimed, kind == _SYSCALL, entry)
-        self._serials.settle(entry.time_ns)
+        if entry.kind == EntryKind.RECORDS:
+            self._stamp = stamp
         return len(records)
 
     def _intent(self, text: bytes, entry: LogEntry) -> None:
