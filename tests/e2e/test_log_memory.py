@@ -377,3 +377,14 @@ def test_host_takes_entries_and_gives_others_back(resume: Resume) -> None:
     with pytest.raises((VerificationFailed, ValueError)):
         verified(vm)
     assert log_service(vm).store.next > 0
+
+
+def test_host_runs_protected_pages(resume: Resume) -> None:
+    """As VMSAs: by itself, or because the kernel asked for AP creation with them."""
+    kernel = Hijack(resume())
+    for kind, gpa in protected_pages(kernel).items():
+        vmcb = kernel.vm.machine.new_vmcb()
+        vmcb.vmsa_pa = gpa
+        kernel.vm.machine.vmrun(vmcb)
+        # The counter-test is the page that VeilMon did make one.
+        assert (vmcb.exit_code == ExitCode.INVALID) == (kind != "VMSA of VMPL 1"), kind

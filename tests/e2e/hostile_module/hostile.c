@@ -84,6 +84,15 @@ static void fill_collections(void)
 	group(1001, true);
 }
 
+/* As when the audit system finds no room for a call's last record, or a rule excludes it. */
+static void lost_end(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++)
+		group(i, i + 1 == count);
+}
+
 static void on_all_cpus(void)
 {
 	struct task_struct *task;
@@ -130,6 +139,8 @@ static int __init hostile_init(void)
 		cancel_delayed_work_sync((struct delayed_work *)heart);
 	else if (!strcmp(attack, "fill_collections"))
 		fill_collections();
+	else if (!strcmp(attack, "lost_end"))
+		lost_end();
 	else if (!strcmp(attack, "on_all_cpus"))
 		on_all_cpus();
 	else
