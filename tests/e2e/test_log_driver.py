@@ -15,7 +15,9 @@ from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader, log_service, records_of, service_parameters, verified
 from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.formats.log import EntryKind, Head, LogEntry
-from veil.host import RunResult
+from veil.host import Hypervisor, RunResult, ghcb_msr
+from veil.host.ghcb_msr import MsrRequest
+from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 
 Resume = Callable[[], ConfidentialVM]
@@ -110,6 +112,23 @@ def test_host_that_does_not_run_the_services(kernel: HostileKernel) -> None:
     while len(texts(entries, "waits")) < 4:  # signs of life may have come first
         entries = verified(vm)
     assert texts(entries, "before") + texts(entries, "waits") == numbered("before", 4) + numbered("waits", 4)
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_host_that_says_it_did_not_run_the_services(
+    kernel: HostileKernel, lies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But did. Asked again and again, they would keep the same record until nothing else finds room."""
+    honest = ghcb_msr._HANDLERS[MsrRequest.RUN_VMPL]
+
+    def run_vmpl(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+        answer = honest(host, vcpu, context, value)
+        return answer | 1 << 32 if lies and value >> 32 == 1 else answer
+
+    monkeypatch.setitem(ghcb_msr._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
+    kernel.do("records", text="once", count=3, timeout=10)
+    monkeypatch.undo()
+    assert texts(verified(kernel.vm), "once") == numbered("once", 3)
 
 
 def test_host_that_takes_the_logs_memory_away(kernel: HostileKernel) -> None:

@@ -140,7 +140,9 @@ enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 l
 	block->length = length;
 	smp_store_release(&block->pending, 1);
 	for (tries = 0; tries < 100; tries++) {
-		if (switch_to(SERVICE_VMPL, NULL, NULL, NULL) && !smp_load_acquire(&block->pending))
+		/* Whatever the host says: what was served is not asked again, or it would be kept twice, and so on. */
+		switch_to(SERVICE_VMPL, NULL, NULL, NULL);
+		if (!smp_load_acquire(&block->pending))
 			return block->status;
 	}
 	WRITE_ONCE(block->pending, 0);
