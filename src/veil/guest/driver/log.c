@@ -13,7 +13,9 @@
 #include <linux/moduleparam.h>
 #include <linux/netlink.h>
 #include <linux/nmi.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/task.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
 #include <linux/vmalloc.h>
@@ -27,6 +29,7 @@
 #define COLLECTION_SIZE 12288
 
 struct collection {
+	/* Held, or a later task at the same address would be taken for this one and go on with its records. */
 	struct task_struct *owner;
 	u32 length;
 	u8 data[COLLECTION_SIZE];
@@ -107,11 +110,40 @@ static struct collection *new_collection(struct task_struct *task)
 		struct collection *found = &collections[(start + i) % COLLECTIONS];
 
 		if (!READ_ONCE(found->owner) && !cmpxchg(&found->owner, NULL, task)) {
+			get_task_struct(task);
 			found->length = 0;
 			return found;
 		}
 	}
 	return NULL;
+}
+
+static void finish(struct collection *mine)
+{
+	struct task_struct *owner = mine->owner;
+
+	if (mine->length)
+		hand_over(VEIL_LOG_RECORDS, mine->data, mine->length, NULL, 0);
+	smp_store_release(&mine->owner, NULL);
+	put_task_struct(owner);
+}
+
+/* Tasks that ended in the middle of an event: nobody else hands over what there is of it. */
+static void finish_the_dead(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < COLLECTIONS; i++) {
+		struct task_struct *owner;
+		bool dead;
+
+		rcu_read_lock();
+		owner = READ_ONCE(collections[i].owner);
+		dead = owner && READ_ONCE(owner->exit_state);
+		rcu_read_unlock();
+		if (dead)
+			finish(&collections[i]);
+	}
 }
 
 static void collect(struct collection *into, const struct veil_record *head, const void *text)
@@ -159,10 +191,8 @@ static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops 
 		return;
 	}
 	collect(mine, &head, text);
-	if (head.type == AUDIT_EOE) {
-		hand_over(VEIL_LOG_RECORDS, mine->data, mine->length, NULL, 0);
-		smp_store_release(&mine->owner, NULL);
-	}
+	if (head.type == AUDIT_EOE)
+		finish(mine);
 }
 
 static struct ftrace_ops record_hook = {
@@ -177,6 +207,7 @@ static DECLARE_DELAYED_WORK(heart, beat);
 static void beat(struct work_struct *work)
 {
 	hand_over(VEIL_LOG_HEARTBEAT, NULL, 0, NULL, 0);
+	finish_the_dead();
 	veil_rules_wanted(rules_wanted);
 	schedule_delayed_work(&heart, msecs_to_jiffies(heartbeat));
 }
@@ -203,9 +234,14 @@ int veil_log_init(void)
 
 void veil_log_exit(void)
 {
+	unsigned int i;
+
 	cancel_delayed_work_sync(&heart);
 	unregister_ftrace_function(&record_hook);
 	ftrace_free_filter(&record_hook);
+	for (i = 0; i < COLLECTIONS; i++)
+		if (collections[i].owner)
+			finish(&collections[i]);
 	vfree(collections);
 }
 
