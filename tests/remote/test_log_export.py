@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
 from tests.remote.killing import Killed, killing
 from tests.services.desk import Desk
@@ -156,6 +156,7 @@ class Collector(http.server.ThreadingHTTPServer):
         self.requests: list[ExportLogsServiceRequest] = []
         self.paths: list[str] = []
         self.status = 200
+        self.rejects = 0
         self.fail_after = -1
 
     @property
@@ -189,9 +190,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status = 400
         if status == 200:
             self.server.requests.append(request)
+        answer = ExportLogsServiceResponse()
+        answer.partial_success.rejected_log_records = self.server.rejects
+        answer.partial_success.error_message = "too old"
+        data = answer.SerializeToString()
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -268,6 +275,19 @@ def test_otlp_sends_again_what_may_not_have_come(
     sink.close()
     names = [(item["veil.log"], item["veil.log.sequence"], item["veil.log.record"]) for item in collector.records()]
     assert len(names) == 2 * len(set(names)) == 8
+
+
+def test_otlp_records_that_a_collector_throws_away(desk: Desk, folder: LogFolder, collector: Collector) -> None:
+    """It answers 200 all the same: nothing is taken for exported."""
+    desk.log(7)
+    fetch(desk, folder)
+    sink = OtlpSink(folder, collector.url)
+    collector.rejects = 2
+    with pytest.raises(RemoteError, match="did not take entries 0 to 1: it rejected 2 records: 'too old'"):
+        export(folder, sink)
+    collector.rejects = 0
+    assert export(folder, sink) == 2
+    sink.close()
 
 
 def test_otlp_each_collector_gets_all(desk: Desk, folder: LogFolder, collector: Collector) -> None:

@@ -16,10 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 from urllib.parse import urlsplit
 
+import requests
+from google.protobuf.message import DecodeError
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
@@ -59,7 +63,10 @@ class OtlpSink:
             raise RemoteError(f"{url!r} is no address of a collector: write http://HOST:PORT")
         self._url = url if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}{_LOGS_PATH}"
         self._place = folder.path / f"otlp-{hashlib.sha256(self._url.encode()).hexdigest()[:16]}.json"
-        self._exporter = OTLPLogExporter(endpoint=self._url)
+        self._rejected = ""
+        session = requests.Session()
+        session.hooks["response"].append(self._look)
+        self._exporter = OTLPLogExporter(endpoint=self._url, session=session)
         self._scope = InstrumentationScope("veil.log", version("veil"))
 
     @contextlib.contextmanager
@@ -71,6 +78,16 @@ class OtlpSink:
     def close(self) -> None:
         """No more."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+    def _look(self, response: requests.Response, **_: Any) -> None:
+        """The library takes status 200 for success, though the collector may say that it threw records away."""
+        try:
+            found = ExportLogsServiceResponse.FromString(response.content)
+        except DecodeError:
+            return
+        count = found.partial_success.rejected_log_records
+        if response.ok and count:
+            self._rejected = f"it rejected {count} records: {found.partial_success.error_message!r}"
 
     def position(self) -> Position:
         """Where to go on. Raises RemoteError."""
@@ -85,6 +102,7 @@ class OtlpSink:
             for entry in entries
             for record in _records(log, entry, observed)
         ]
+        self._rejected = ""
         last = _LastWords()
         logger = logging.getLogger("opentelemetry")
         propagated, logger.propagate = logger.propagate, False
@@ -94,9 +112,10 @@ class OtlpSink:
         finally:
             logger.removeHandler(last)
             logger.propagate = propagated
-        if result is not LogRecordExportResult.SUCCESS:
+        if result is not LogRecordExportResult.SUCCESS or self._rejected:
             numbers = f"{entries[0].sequence} to {entries[-1].sequence}"
-            raise RemoteError(f"{self._url} did not take entries {numbers}: {last.words or 'no reason given'}")
+            why = self._rejected or last.words or "no reason given"
+            raise RemoteError(f"{self._url} did not take entries {numbers}: {why}")
         try:
             done = Position(log, entries[-1].sequence + 1, offset)
             replace_file(self._place, json.dumps(asdict(done)).encode())
