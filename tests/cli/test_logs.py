@@ -127,6 +127,18 @@ def test_follow_prints_and_exports(desk: Desk, veil: Veil) -> None:
     assert [{**line, "log": lines[0].get("log")} for line in exported] == [{**line, "log": None} for line in lines]
 
 
+def test_what_was_known_before_is_not_said_to_be_gone(desk: Desk, veil: Veil) -> None:
+    honest(desk, 3)
+    veil("fetch", *CONNECT)
+    veil("ack", *CONNECT)
+    honest(desk, 3, first=4)
+    assert veil("fetch", *CONNECT)[2] == ""
+    assert veil("follow", *CONNECT, "--seconds", "0")[2] == ""
+    status = veil("fetch", *CONNECT, "--to", "other")[0]
+    assert status == 0
+    assert "entries 0 to 6 had been acknowledged before this user came" in veil("verify", "--to", "other")[1]
+
+
 def test_export(desk: Desk, veil: Veil) -> None:
     honest(desk, 3)
     veil("fetch", *CONNECT)

@@ -127,8 +127,8 @@ def fetch(folder: str, as_json: bool, **connection: Any) -> int:
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
-    analysis = LogAnalysis()
     with place.lock(), _reader(place.known(), **connection) as reader:
+        analysis = LogAnalysis(first=reader.state.tree.size)
         head = reader.head()
         entries = list(reader.fetch(head))
         count = place.add(entries, reader.state)
@@ -163,7 +163,6 @@ def follow(
     from veil.remote.log_files import LogFolder
 
     place = LogFolder(Path(folder))
-    analysis = LogAnalysis()
     said, failed = 0, ""
     end = None if seconds is None else time.monotonic() + seconds
     with (
@@ -171,6 +170,7 @@ def follow(
         open_sinks(place, directory, otlp) as sinks,
         _reader(place.known(), **connection) as reader,
     ):
+        analysis = LogAnalysis(first=reader.state.tree.size)
         while True:
             head = reader.head()
             entries = list(reader.fetch(head))

@@ -31,8 +31,9 @@ _SET = re.compile(rb"\bop=set (audit_\w+)=(\d+) old=(\d+)\b.*\bres=(\d)", re.DOT
 class LogAnalysis:
     """Fed with one entry after the other, in order; keeps little of each. `findings` has what was found so far."""
 
-    def __init__(self, *, silence_ns: int = _SILENCE_NS) -> None:
-        """`silence_ns`: no sign of life for longer than this is a finding."""
+    def __init__(self, *, first: int = 0, silence_ns: int = _SILENCE_NS) -> None:
+        """`first`: the entry that it begins with. `silence_ns`: no sign of life for longer than this is a finding."""
+        self._first = first
         self.summary = LogSummary()
         self.findings = Findings()
         self._silence_ns = silence_ns
@@ -73,8 +74,8 @@ class LogAnalysis:
             count = self._read(entry)
         else:
             self._service(entry)
-        if not self.summary.entries and entry.sequence:
-            words = f"entries 0 to {entry.sequence - 1} had been acknowledged before this user came"
+        if not self.summary.entries and entry.sequence != self._first:
+            words = f"entries {self._first} to {entry.sequence - 1} had been acknowledged before this user came"
             self._report(FindingKind.BEGINS_LATE, entry, words, trouble=False)
         self.summary.count(entry, count)
 

@@ -42,15 +42,19 @@ _STAMP = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,10})\)")
 _LOGS_PATH = "/v1/logs"
 
 
-class _LastWords(logging.Handler):
+class _Words(logging.Handler):
     """What the library says on its loggers, for our one line."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.words = ""
+        self.words: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.words = record.getMessage()
+        # The first says what is wrong, the last that it is given up.
+        if len(self.words) < 2:
+            self.words.append(record.getMessage())
+        else:
+            self.words[1] = record.getMessage()
 
 
 class OtlpSink:
@@ -103,18 +107,18 @@ class OtlpSink:
             for record in _records(log, entry, observed)
         ]
         self._rejected = ""
-        last = _LastWords()
+        said = _Words()
         logger = logging.getLogger("opentelemetry")
         propagated, logger.propagate = logger.propagate, False
-        logger.addHandler(last)
+        logger.addHandler(said)
         try:
             result = self._exporter.export(batch)
         finally:
-            logger.removeHandler(last)
+            logger.removeHandler(said)
             logger.propagate = propagated
         if result is not LogRecordExportResult.SUCCESS or self._rejected:
             numbers = f"{entries[0].sequence} to {entries[-1].sequence}"
-            why = self._rejected or last.words or "no reason given"
+            why = self._rejected or " ".join(said.words) or "no reason given"
             raise RemoteError(f"{self._url} did not take entries {numbers}: {why}")
         try:
             done = Position(log, entries[-1].sequence + 1, offset)
