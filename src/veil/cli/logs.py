@@ -39,6 +39,7 @@ def logs() -> None:
       veil logs fetch --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
       ausearch -if evidence/audit.log -m EXECVE
       veil logs verify --to evidence
+      veil logs export --to evidence --directory lines
       veil logs ack --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
 
     Each connection is attested first, as by `veil attest`. What was verified is remembered in the folder: a log that

@@ -169,8 +169,8 @@ def _say_verified(analysis: LogAnalysis, state: LogState | None) -> None:
         f"the kernel called last at {machine_text(last)}{ours if last > analysis.resumed_ns else ''}, "
         f"{machine_text(quiet)} before the head was signed"
     )
-    if summary.dropped:
-        click.echo(f"{summary.dropped} calls of the kernel's found no room and are missing")
+    if seen.head.dropped:
+        click.echo(f"{seen.head.dropped} calls of the kernel's found no room and are missing")
 
 
 def _say_moment(number: int, first: Finding | None, told: int | None) -> None:

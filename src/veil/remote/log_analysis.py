@@ -34,6 +34,8 @@ class LogAnalysis:
     def __init__(self, *, first: int = 0, silence_ns: int = _SILENCE_NS) -> None:
         """`first`: the entry that it begins with. `silence_ns`: no sign of life for longer than this is a finding."""
         self._first = first
+        self._last: LogEntry | None = None
+        self._whole = True  # all entries since the launch were fed
         self.summary = LogSummary()
         self.findings = Findings()
         self._silence_ns = silence_ns
@@ -74,6 +76,8 @@ class LogAnalysis:
             count = self._read(entry)
         else:
             self._service(entry)
+        self._last = entry
+        self._whole &= entry.sequence == self.summary.entries
         if not self.summary.entries and entry.sequence != self._first:
             words = f"entries {self._first} to {entry.sequence - 1} had been acknowledged before this user came"
             self._report(FindingKind.BEGINS_LATE, entry, words, trouble=False)
@@ -85,6 +89,10 @@ class LogAnalysis:
         self.silence(now)
         self._serials.finish(now)
         self._intents.finish(now)
+        untold = 0 if head is None else head.dropped - self.summary.dropped
+        if self._whole and self._last is not None and untold > 0:
+            words = f"{untold} calls of the kernel's found no room after the last entry"
+            self._report(FindingKind.DROPPED, self._last, words, trouble=True)
         if self._beat is not None and not self._heard:
             words = "there is no sign of life of the driver in the log: a kernel that is silent looks like an idle one"
             self._report(FindingKind.NO_HEARTBEATS, self._beat, words, trouble=False)
