@@ -47,14 +47,36 @@ class _Words(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.words: list[str] = []
+        self.last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # The first says what is wrong, the last that it is given up.
-        if len(self.words) < 2:
-            self.words.append(record.getMessage())
-        else:
-            self.words[1] = record.getMessage()
+        self.last = record.getMessage()
+
+
+class _Session(requests.Session):
+    """Keeps what the library does not pass on: why nobody could be reached, and what the collector threw away."""
+
+    words = ""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        try:
+            response = super().send(request, **options)
+        except requests.RequestException as error:
+            self.words = str(error)
+            raise
+        self.words = ""
+        if response.ok:
+            self._look(response.content)
+        return response
+
+    def _look(self, answer: bytes) -> None:
+        try:
+            found = ExportLogsServiceResponse.FromString(answer).partial_success
+        except DecodeError:
+            return
+        # The library takes status 200 for success all the same.
+        if found.rejected_log_records:
+            self.words = f"it rejected {found.rejected_log_records} records: {found.error_message!r}"
 
 
 class OtlpSink:
@@ -67,10 +89,8 @@ class OtlpSink:
             raise RemoteError(f"{url!r} is no address of a collector: write http://HOST:PORT")
         self._url = url if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}{_LOGS_PATH}"
         self._place = folder.path / f"otlp-{hashlib.sha256(self._url.encode()).hexdigest()[:16]}.json"
-        self._rejected = ""
-        session = requests.Session()
-        session.hooks["response"].append(self._look)
-        self._exporter = OTLPLogExporter(endpoint=self._url, session=session)
+        self._session = _Session()
+        self._exporter = OTLPLogExporter(endpoint=self._url, session=self._session)
         self._scope = InstrumentationScope("veil.log", version("veil"))
 
     @contextlib.contextmanager
@@ -82,16 +102,6 @@ class OtlpSink:
     def close(self) -> None:
         """No more."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
-
-    def _look(self, response: requests.Response, **_: Any) -> None:
-        """The library takes status 200 for success, though the collector may say that it threw records away."""
-        try:
-            found = ExportLogsServiceResponse.FromString(response.content)
-        except DecodeError:
-            return
-        count = found.partial_success.rejected_log_records
-        if response.ok and count:
-            self._rejected = f"it rejected {count} records: {found.partial_success.error_message!r}"
 
     def position(self) -> Position:
         """Where to go on. Raises RemoteError."""
@@ -106,7 +116,7 @@ class OtlpSink:
             for entry in entries
             for record in _records(log, entry, observed)
         ]
-        self._rejected = ""
+        self._session.words = ""
         said = _Words()
         logger = logging.getLogger("opentelemetry")
         propagated, logger.propagate = logger.propagate, False
@@ -116,9 +126,9 @@ class OtlpSink:
         finally:
             logger.removeHandler(said)
             logger.propagate = propagated
-        if result is not LogRecordExportResult.SUCCESS or self._rejected:
+        if result is not LogRecordExportResult.SUCCESS or self._session.words:
             numbers = f"{entries[0].sequence} to {entries[-1].sequence}"
-            why = self._rejected or " ".join(said.words) or "no reason given"
+            why = self._session.words or said.last or "no reason given"
             raise RemoteError(f"{self._url} did not take entries {numbers}: {why}")
         try:
             done = Position(log, entries[-1].sequence + 1, offset)
