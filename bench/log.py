@@ -52,7 +52,7 @@ def measure_log(directory: Path) -> Iterator[Rate]:
         _fill(folder, single=single)
         seconds, memory = zip(*(_verify(folder) for _ in range(_RUNS)), strict=True)
         yield Rate(f"veil logs verify, audit records {name}", _RECORDS / statistics.median(seconds), "/s")
-        yield Rate("  its memory at most", max(memory) / 1e6, "MB")
+        yield Rate(f"  memory at most, {name}", max(memory) / 1e6, "MB")
 
 
 def _fill(folder: LogFolder, *, single: bool) -> None:

@@ -217,6 +217,15 @@ def test_a_kernel_that_makes_up_numbers_costs_no_memory(log: Log) -> None:
     )
 
 
+def test_a_kernel_that_fills_every_other_number_costs_no_memory(log: Log) -> None:
+    analysis = LogAnalysis()
+    for serial in (1, 1 << 20, *range(3, 10000, 2)):
+        log.event(serial, after=0)
+        analysis.feed(log.entries[-1])
+    assert len(analysis._serials._gaps) < 2000
+    assert analysis.findings.counts[Kind.MISSING] > 3000
+
+
 def test_silence_between_entries_and_at_the_end(log: Log) -> None:
     log.beats(3)
     last = len(log.entries) - 1

@@ -112,8 +112,7 @@ class SerialCheck:
             self._remember(number, value)
         elif step > 1:
             self._gaps.append(_Gap(high + 1, number - 1, entry))
-            if len(self._gaps) > _MOST_GAPS:
-                self._give_up(self._gaps.pop(0))
+            self._bound()
             self._high = number
             self._remember(number, value)
         else:
@@ -166,7 +165,12 @@ class SerialCheck:
         else:
             gaps.insert(index + 1, _Gap(number + 1, gap.high, gap.entry))
             gap.high = number - 1
+            self._bound()
         return True
+
+    def _bound(self) -> None:
+        if len(self._gaps) > _MOST_GAPS:
+            self._give_up(self._gaps.pop(0))
 
     def settle(self, now_ns: int) -> None:
         """What is missing for too long by now is reported."""
