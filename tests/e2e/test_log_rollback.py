@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,21 @@ def test_two_machines_from_one_snapshot(start: Callable[[], ConfidentialVM]) -> 
         with pytest.raises(VerificationFailed, match=r"older state|fork"):
             remember(pair[other], known[mine])
         known[other] = remember(pair[other], known[other])
+
+
+def test_what_nobody_had_fetched(resume: Callable[[], ConfidentialVM], tmp_path: Path) -> None:
+    """Entries between the snapshot and its start are gone, and all that shows is that the machine was resumed."""
+    vm = resume()
+    HostileKernel(vm, tmp_path)
+    known = remember(vm)
+    vm.snapshot(tmp_path / "old")
+    make_records(vm, 5)
+    with closing(ConfidentialVM.restore(tmp_path / "old")) as old:
+        entries = list(log_reader(old, known).fetch())
+    assert not [item for item in records_of(entries) if b"made" in item.text]
+    assert EntryKind.RESUMED in [entry.kind for entry in entries]
+    # Fetched in time, they would be missed.
+    known = remember(vm, known)
+    with closing(ConfidentialVM.restore(tmp_path / "old")) as old:
+        with pytest.raises(VerificationFailed, match="older state"):
+            remember(old, known)
