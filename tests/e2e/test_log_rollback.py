@@ -95,6 +95,6 @@ def test_what_nobody_had_fetched(resume: Callable[[], ConfidentialVM], tmp_path:
     assert EntryKind.RESUMED in [entry.kind for entry in entries]
     # Fetched in time, they would be missed.
     known = remember(vm, known)
-    with closing(ConfidentialVM.restore(tmp_path / "old")) as old:
-        with pytest.raises(VerificationFailed, match="older state"):
-            remember(old, known)
+    again = ConfidentialVM.restore(tmp_path / "old")
+    with closing(again), pytest.raises(VerificationFailed, match="older state"):
+        remember(again, known)
