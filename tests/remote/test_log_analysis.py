@@ -138,6 +138,17 @@ def test_a_late_number_is_not_missing(log: Log) -> None:
     assert log.kinds() == []
 
 
+def test_a_number_that_comes_very_late(log: Log) -> None:
+    log.event(40)
+    log.event(42)
+    log.beats(20)
+    log.event(41)
+    log.beats(80)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry, finding.trouble) == (Kind.LATE, 23, False)
+    assert "number 41 came 20.0 s after one behind it" in finding.words
+
+
 def test_what_was_dropped_explains_so_many_numbers(log: Log) -> None:
     log.event()
     log.serial += 3

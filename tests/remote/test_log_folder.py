@@ -116,6 +116,16 @@ def test_two_processes(folder: LogFolder) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "here\n"
 
 
+def test_two_without_the_lock(desk: Desk, folder: LogFolder) -> None:
+    """What it is for: both fetch the same entries, and both append them."""
+    desk.log(1)
+    readers = [desk.reader(folder.known()) for _ in range(2)]
+    for reader in readers:
+        folder.add(list(reader.fetch()), reader.state)
+    with pytest.raises(VerificationFailed):
+        folder.verify()
+
+
 def test_who_begins_late_can_verify(desk: Desk, folder: LogFolder, tmp_path: Path) -> None:
     for number in range(5):
         desk.log(number)

@@ -33,6 +33,8 @@ __all__ = ["SETTLE_NS", "Drops", "SerialCheck"]
 
 #: For so long a number that others overtook may be in flight (audit_backlog_wait_time is 60 seconds by default).
 SETTLE_NS = 70_000_000_000
+#: One that comes so late is worth a word: its program may have gone on long before.
+_LATE_NS = 5_000_000_000
 _WRAP = 1 << 32
 _HALF = 1 << 31
 _RECENT = 1 << 14
@@ -130,7 +132,7 @@ class SerialCheck:
             else:
                 self._recent[number] = known | value
             return
-        if self._fill(number):
+        if self._fill(number, entry):
             self._remember(number, value)
         elif 0 < self._first - number <= _MOST_GAPS and entry.time_ns - self._first_ns <= SETTLE_NS:
             # In flight when the log's first event came.
@@ -149,13 +151,17 @@ class SerialCheck:
         if len(recent) > _RECENT:
             del recent[next(iter(recent))]
 
-    def _fill(self, number: int) -> bool:
+    def _fill(self, number: int, entry: LogEntry) -> bool:
         """Was it missing? It no longer is."""
         gaps = self._gaps
         index = bisect_right(gaps, number, key=lambda gap: gap.low) - 1
         if index < 0 or number > gaps[index].high:
             return False
         gap = gaps[index]
+        late = entry.time_ns - gap.entry.time_ns
+        if late > _LATE_NS:
+            words = f"{self._word} {number % _WRAP} came {late / 1e9:.1f} s after one behind it: its task had to wait"
+            self._report(FindingKind.LATE, entry, words, False)
         if gap.low == gap.high:
             del gaps[index]
         elif number == gap.low:

@@ -22,6 +22,8 @@ class FindingKind(enum.Enum):
     """serial numbers of the kernel's that never came"""
     IN_FLIGHT = "in-flight"
     """the same at the end of the log: they may still come"""
+    LATE = "late"
+    """a serial number that others overtook by far"""
     REPEATED = "repeated"
     """a serial number that was used for two events"""
     WENT_BACK = "went-back"
