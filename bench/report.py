@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Latency", "Rate", "Report", "Row"]
+__all__ = ["Latency", "Rate", "Report", "Row", "machine_name"]
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Report:
     def json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "machine": _machine(),
+            "machine": machine_name(),
             "workloads": [
                 {
                     "name": row.name,
@@ -72,7 +72,7 @@ class Report:
 
     def text(self) -> str:
         """A plain table."""
-        lines = [_machine(), ""]
+        lines = [machine_name(), ""]
         heading = ("", "Veil", "no monitor", "QEMU", "Veil/QEMU", "no mon./QEMU", "Veil/no mon.")
         cells = [
             (
@@ -116,7 +116,8 @@ def _microseconds(value: float) -> str:
     return f"{value:,.2f} us" if value < 1000 else f"{value:,.0f} us"
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """The computer, for who reads the figures."""
     try:
         model = next(
             line.partition(":")[2].strip()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What runs in the guests: five of Debian's programs, as their packages have them, and the audit rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veil.cache import Cache
+from veil.guest.initramfs import Node
+from veil.guest.userland import debian_programs
+
+__all__ = ["PREPARE", "PROGRAMS", "RULE", "Program", "program_files"]
+
+#: System calls that say what flows from where to where, as work on provenance audits them: for every process.
+_CALLS = (
+    "read", "readv", "write", "writev", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendfile", "splice", "mmap",
+    "mprotect", "open", "openat", "creat", "close", "link", "symlink", "rename", "unlink", "unlinkat", "mknod",
+    "mknodat", "truncate", "ftruncate", "chmod", "fchmod", "dup", "dup2", "dup3", "pipe", "pipe2", "socketpair", "bind",
+    "connect", "accept", "accept4", "clone", "fork", "vfork", "execve", "setuid", "setreuid", "setresuid",
+)  # fmt: skip
+#: The arguments of auditctl.
+RULE = ["-a", "always,exit", "-F", "arch=b64", *(word for call in _CALLS for word in ("-S", call)), "-k", "bench"]
+
+_PACKAGES = ("openssl", "p7zip", "sqlite3", "redis-server", "redis-tools", "nginx", "apache2-utils")
+_PROGRAMS = (
+    "usr/bin/openssl", "usr/lib/p7zip/7zr", "usr/bin/sqlite3", "usr/bin/redis-server", "usr/bin/redis-benchmark",
+    "usr/sbin/nginx", "usr/bin/ab",
+)  # fmt: skip
+_NGINX = """\
+user root; worker_processes 1; pid /run/nginx.pid; error_log /mnt/error.log;
+events { worker_connections 256; }
+http { access_log /mnt/access.log; server { listen 127.0.0.1:8080; root /mnt/www; } }
+"""
+_TRANSACTIONS, _ROWS = 50, 20
+
+
+def _sql() -> str:
+    lines = ["CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INT);", "CREATE INDEX i ON t(c);"]
+    for start in range(0, _TRANSACTIONS * _ROWS, _ROWS):
+        rows = ",".join(f"({number},'name {number}',{number * 7 % 1000})" for number in range(start, start + _ROWS))
+        lines.append(f"INSERT INTO t VALUES{rows};")
+    lines += [f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{digit}%';" for digit in range(10)]
+    lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(_TRANSACTIONS)]
+    return "\n".join(lines)
+
+
+def program_files(cache: Cache) -> dict[str, Node]:
+    """Members of the initramfs."""
+    return debian_programs(cache, _PACKAGES, _PROGRAMS) | {
+        "etc/nginx.conf": Node.file(_NGINX.encode()),
+        "etc/bench.sql": Node.file(_sql().encode()),
+    }
+
+
+#: A shell script, run once: files in memory, and servers that stay.
+PREPARE = """\
+set -e
+ifconfig lo up
+mount -t tmpfs tmpfs /mnt
+mkdir -p /mnt/www /mnt/files /var/log/nginx /var/lib/nginx
+for number in $(seq 40); do
+  dd if=/bin/busybox of=/mnt/files/$number bs=1k skip=$((number * 40)) count=40 2>/dev/null
+done
+head -c 4194304 /usr/bin/redis-server >/mnt/big
+head -c 10240 /bin/busybox >/mnt/www/file
+nginx -c /etc/nginx.conf
+redis-server --port 6379 --save '' --daemonize yes --dir /mnt >/dev/null
+redis-benchmark -t get -n 1 -q >/dev/null
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of them. `script` runs in the shell as often as its argument says."""
+
+    name: str
+    what: str
+    script: str
+    repeat: int = 1
+
+    def command(self, scale: int) -> list[str]:
+        """The command for a run `scale` times as long as the shortest."""
+        return ["sh", "-c", f"i=0; while [ $i -lt {self.repeat * scale} ]; do {self.script}; i=$((i+1)); done"]
+
+
+PROGRAMS = (
+    Program(
+        "OpenSSL",
+        "AES-256-CTR of a file of 4 MiB, then SHA-256 of the result",
+        "openssl enc -aes-256-ctr -K 00 -iv 00 -in /mnt/big -out /mnt/out 2>/dev/null && "
+        "openssl dgst -sha256 /mnt/out >/dev/null",
+    ),
+    Program(
+        "7-Zip",
+        "7zr -mx=1 packs 40 files, 1.6 MiB",
+        "rm -f /mnt/a.7z; /usr/lib/p7zip/7zr a -mx=1 /mnt/a.7z /mnt/files >/dev/null",
+    ),
+    Program(
+        "SQLite",
+        f"{_TRANSACTIONS} transactions of {_ROWS} rows, {_TRANSACTIONS} updates, 10 queries, the database in tmpfs",
+        "rm -f /mnt/db; sqlite3 /mnt/db </etc/bench.sql >/dev/null",
+    ),
+    Program(
+        "Redis",
+        "redis-benchmark, 10 clients, 500 SET and 500 GET of 1 KiB",
+        "redis-benchmark -t set,get -n 500 -c 10 -d 1024 -q >/dev/null",
+    ),
+    Program(
+        "nginx",
+        "ab, 5 clients, 150 requests of a file of 10 KiB, access log on",
+        "ab -q -n 150 -c 5 http://127.0.0.1:8080/file >/dev/null",
+    ),
+)
