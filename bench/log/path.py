@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def _log_service(guest: LogGuest) -> LogService:
 
 def _clock_cost() -> float:
     looks = [time.perf_counter_ns() for _ in range(10_000)]
-    return statistics.median(after - before for before, after in zip(looks, looks[1:], strict=False))
+    return statistics.median(after - before for before, after in itertools.pairwise(looks))
 
 
 def _hash_cost(store: LogStore, entries: int) -> float:

@@ -10,8 +10,7 @@ are its own memory; VeilMon's is the mailbox, which the kernel cannot reach.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from veil.formats.channel import Status
 from veil.formats.errors import FormatError
@@ -48,8 +47,7 @@ class BlockMemory(Protocol):
     def write_u32(self, gpa: int, value: int, /) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRequest:
+class BlockRequest(NamedTuple):
     """A request, copied out of its block. `user_key` and `is_owner` mean something in the mailbox alone."""
 
     service: int

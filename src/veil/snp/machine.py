@@ -21,7 +21,7 @@ from veil.snp.exit_codes import ExitCode
 from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_program
 from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.memory import PAGE_SIZE, Memory
-from veil.snp.rmp import Rmp
+from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot import read_snapshot, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
@@ -44,6 +44,9 @@ _EFER = Vmsa.efer.offset
 _EXIT_CODE = Vmsa.guest_exit_code.offset
 _VMGEXIT = int(ExitCode.VMGEXIT)
 _U64 = struct.Struct("<Q")
+#: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB
+_EXIT = struct.Struct("<QQQQ")
+_EXIT_AT = Vmcb.exit_code.offset
 
 
 @dataclass(slots=True)
@@ -174,7 +177,8 @@ class Machine:
             self._run_hosted(vmcb, context)
 
     def _runnable(self, gpa: int) -> bool:
-        return self.rmp.is_vmsa(gpa) and bool(self._read_u64(gpa + _EFER) & _SVME)
+        # Bit 12 of EFER, SVME; looked at first, for most VMSAs have it.
+        return self.rmp.is_vmsa(gpa) and bool(self.memory.mapping[gpa + _EFER + 1] & _SVME >> 8)
 
     def _first_run(self, vmcb: Vmcb) -> _HostedContext | None:
         """Decide once for each VMSA who runs it."""
@@ -209,16 +213,18 @@ class Machine:
 
     def _run_hosted(self, vmcb: Vmcb, context: _HostedContext) -> None:
         gpa = vmcb.vmsa_pa
-        if context.steps is None or not self._runnable(gpa):
+        steps = context.steps
+        if steps is None or not self._runnable(gpa):
             vmcb.exit_code = ExitCode.INVALID
             return
-        vmcb.exit_int_info = vmcb.exit_info_1 = vmcb.exit_info_2 = 0
-        self.rmp.vmsa_in_use = gpa
+        state = self.rmp.state
+        info_1 = info_2 = 0
+        state[VMSA_WORD] = gpa
         try:
-            next(context.steps)
+            next(steps)
             code = _VMGEXIT
             if context.cpu.fault is not None:
-                code = self._nested_fault(vmcb, context.cpu.fault)
+                code, info_1, info_2 = _nested_fault(context.cpu.fault)
                 context.cpu.fault = None
         except StopIteration:
             context.steps = None
@@ -226,18 +232,11 @@ class Machine:
         except RmpViolation as violation:
             # What machine code would have met: a nested page fault that nobody can mend from outside.
             context.steps = None
-            code = self._nested_fault(vmcb, violation)
+            code, info_1, info_2 = _nested_fault(violation)
         finally:
-            self.rmp.vmsa_in_use = None
-        vmcb.exit_code = code
+            state[VMSA_WORD] = NO_VMSA
+        _EXIT.pack_into(vmcb, _EXIT_AT, code, info_1, info_2, 0)
         _U64.pack_into(self.memory.mapping, gpa + _EXIT_CODE, code)
-
-    @staticmethod
-    def _nested_fault(vmcb: Vmcb, violation: RmpViolation) -> int:
-        # Present, user, final translation: what an access through present page tables reports.
-        vmcb.exit_info_1 = violation.fault & ((1 << 62) - 1) | 1 << 32 | 0b101
-        vmcb.exit_info_2 = violation.gpa
-        return int(ExitCode.NPF)
 
     def _read_u64(self, gpa: int) -> int:
         value: int = _U64.unpack_from(self.memory.mapping, gpa)[0]
@@ -315,6 +314,12 @@ class Machine:
 
     _saved_hosted: dict[int, int]
     _saved_programs: dict[int, bytes]
+
+
+def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:
+    """EXITCODE, EXITINFO1 and EXITINFO2."""
+    # Present, user, final translation: what an access through present page tables reports.
+    return int(ExitCode.NPF), violation.fault & ((1 << 62) - 1) | 1 << 32 | 0b101, violation.gpa
 
 
 def _address_space(memory_size: int) -> int:

@@ -91,6 +91,11 @@ class EntryFlag(enum.IntFlag):
     NO_RAM = 128
 
 
+_SIZE_2M = int(EntryFlag.SIZE_2M)
+_VMSA_READY = int(EntryFlag.ASSIGNED | EntryFlag.VALIDATED | EntryFlag.VMSA)
+_VMSA_FLAGS = _VMSA_READY | int(EntryFlag.SIZE_2M | EntryFlag.IMMUTABLE)
+
+
 class RmpResult(enum.IntEnum):
     """What the instructions leave in EAX."""
 
@@ -245,6 +250,11 @@ class Rmp:
 
     def is_vmsa(self, gpa: int) -> bool:
         """May VMRUN enter the VMSA at this address?  (APM volume 2, 15.36.12)"""
+        page = gpa >> 12
+        if 0 <= page < self.pages and not gpa & PAGE_SIZE - 1:
+            words = self.words
+            if words[page] & _VMSA_FLAGS == _VMSA_READY and not words[page & ~511] & _SIZE_2M:
+                return True
         return 0 <= gpa <= _U64_MAX and bool(self._c.rmp_is_vmsa(self.address, gpa))
 
     def is_assigned(self, gpa: int) -> bool:

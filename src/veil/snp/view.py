@@ -173,12 +173,17 @@ class View:
     def read(self, gpa: int, length: int, *, private: bool = True) -> bytes:
         """Bytes from memory."""
         end = gpa + length
-        if not (
-            0 <= gpa < end <= self._size
-            and gpa ^ (end - 1) < PAGE_SIZE
-            and (self._grants(gpa >> 12, self._r) if private else _is_shared(self._words, gpa >> 12))
-        ):
-            self.check(gpa, length, _R, private=private)
+        page, last = gpa >> 12, end - 1 >> 12
+        if private:
+            # Most accesses lie in a page, or in two, whose own entries grant them.
+            if not (
+                0 <= gpa < end <= self._size
+                and (self._words[page] & self._r == self._r or self._grants(page, self._r))
+                and (last == page or (last == page + 1 and self._grants(last, self._r)))
+            ):
+                self.check(gpa, length, _R)
+        elif not (0 <= gpa < end <= self._size and page == last and _is_shared(self._words, page)):
+            self.check(gpa, length, _R, private=False)
         return self._map[gpa:end]
 
     def read_u8(self, gpa: int, *, private: bool = True) -> int:
@@ -194,7 +199,11 @@ class View:
 
     def read_u32(self, gpa: int, *, private: bool = True) -> int:
         """Four bytes, little-endian."""
-        value: int = _U32.unpack(self.read(gpa, 4, private=private))[0]
+        value: int
+        if private and 0 <= gpa <= self._size - 4 and gpa & _PAGE_MASK <= PAGE_SIZE - 4 and self._grants(gpa >> 12, self._r):
+            value = _U32.unpack_from(self._map, gpa)[0]
+        else:
+            value = _U32.unpack(self.read(gpa, 4, private=private))[0]
         return value
 
     def read_u64(self, gpa: int, *, private: bool = True) -> int:
@@ -206,21 +215,33 @@ class View:
 
     def _may_write(self, gpa: int, length: int, private: bool) -> None:
         end = gpa + length
-        if not (
+        page, last = gpa >> 12, end - 1 >> 12
+        if private:
+            if not (
+                0 <= gpa < end <= self._size
+                and (self._words[page] & self._w == self._w or self._grants(page, self._w))
+                and (last == page or (last == page + 1 and self._grants(last, self._w)))
+                and not page <= self._state[VMSA_WORD] >> 12 <= last
+            ):
+                self.check(gpa, length, _W)
+        elif not (
             0 <= gpa < end <= self._size
-            and gpa ^ (end - 1) < PAGE_SIZE
-            and (self._grants(gpa >> 12, self._w) if private else _is_shared(self._words, gpa >> 12))
-            and gpa >> 12 != self._state[VMSA_WORD] >> 12
+            and page == last
+            and _is_shared(self._words, page)
+            and page != self._state[VMSA_WORD] >> 12
         ):
-            self.check(gpa, length, _W, private=private)
+            self.check(gpa, length, _W, private=False)
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool = True) -> None:
         """Bytes to memory."""
         length = len(data)
         self._may_write(gpa, length, private)
-        self._map[gpa : gpa + length] = data
-        if length and (self._code[gpa >> 12] or gpa ^ (gpa + length - 1) >= PAGE_SIZE):
-            self._bus.written(gpa, length)
+        end = gpa + length
+        self._map[gpa:end] = data
+        if length:
+            code, page, last = self._code, gpa >> 12, end - 1 >> 12
+            if code[page] or (last != page and (code[last] or last - page > 1)):
+                self._bus.written(gpa, length)
 
     def write_u8(self, gpa: int, value: int, *, private: bool = True) -> None:
         """An unsigned byte."""
@@ -232,7 +253,18 @@ class View:
 
     def write_u32(self, gpa: int, value: int, *, private: bool = True) -> None:
         """Four bytes, little-endian."""
-        self.write(gpa, _U32.pack(value), private=private)
+        page = gpa >> 12
+        if (
+            private
+            and 0 <= gpa < self._size
+            and gpa & _PAGE_MASK <= PAGE_SIZE - 4
+            and self._grants(page, self._w)
+            and page != self._state[VMSA_WORD] >> 12
+            and not self._code[page]
+        ):
+            _U32.pack_into(self._map, gpa, value)
+        else:
+            self.write(gpa, _U32.pack(value), private=private)
 
     def write_u64(self, gpa: int, value: int, *, private: bool = True) -> None:
         """Eight bytes, little-endian."""

@@ -87,7 +87,8 @@ class LogService(Service):
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
         now = self.now()
         try:
-            self._tell(now)
+            if self._resumed or self._untold:
+                self._tell(now)
             self.store.append(kind, now, body, reserve=_RESERVE)
         except LogFull:
             if self._full == HALT:
