@@ -44,9 +44,9 @@ _EFER = Vmsa.efer.offset
 _EXIT_CODE = Vmsa.guest_exit_code.offset
 _VMGEXIT = int(ExitCode.VMGEXIT)
 _U64 = struct.Struct("<Q")
-#: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB
+#: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB, and where they are (APM volume 2, table B-1)
 _EXIT = struct.Struct("<QQQQ")
-_EXIT_AT = Vmcb.exit_code.offset
+_EXIT_AT = 0x70
 
 
 @dataclass(slots=True)

@@ -200,7 +200,8 @@ class View:
     def read_u32(self, gpa: int, *, private: bool = True) -> int:
         """Four bytes, little-endian."""
         value: int
-        if private and 0 <= gpa <= self._size - 4 and gpa & _PAGE_MASK <= PAGE_SIZE - 4 and self._grants(gpa >> 12, self._r):
+        inside = 0 <= gpa <= self._size - 4 and gpa & _PAGE_MASK <= PAGE_SIZE - 4
+        if private and inside and self._grants(gpa >> 12, self._r):
             value = _U32.unpack_from(self._map, gpa)[0]
         else:
             value = _U32.unpack(self.read(gpa, 4, private=private))[0]
