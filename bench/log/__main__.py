@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.log.evaluation import measure_programs
 from bench.log.guests import LogGuest, Way, boot_once
 from bench.log.path import measure_path
-from bench.log.programs import PROGRAMS
+from bench.log.programs import PROGRAMS, RULES
 from bench.log.report import json_report, plot, text_report
 from bench.report import machine_name
 from veil.errors import VeilError
@@ -28,6 +28,7 @@ def main() -> int:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(prog="bench.log", description="What VeilS-LOG costs programs that are audited.")
     parser.add_argument("--short", action="store_true", help="shorter runs and fewer of them: half a minute, noisy")
+    parser.add_argument("--rules", choices=RULES, default="flow", help="what is audited (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (PNG; needs matplotlib)")
     options = parser.parse_args()
@@ -38,19 +39,21 @@ def main() -> int:
             snapshot = Path(directory) / "guest"
             _say("booting and preparing the guest")
             boot_once(snapshot)
-            guests = [LogGuest(snapshot, way) for way in Way]
+            guests = [LogGuest(snapshot, way, RULES[options.rules]) for way in Way]
             for guest in guests:
                 stack.callback(guest.close)
             outcomes = measure_programs(guests, PROGRAMS, turns=turns, scale=scale, say=_say)
-            _say("a record's path")
-            by_way = {guest.way: guest for guest in guests}
-            path = measure_path(by_way[Way.AUDIT], by_way[Way.LOG])
+            path = None
+            if options.rules == "flow":
+                _say("a record's path")
+                by_way = {guest.way: guest for guest in guests}
+                path = measure_path(by_way[Way.AUDIT], by_way[Way.LOG])
     except VeilError as error:
         _say(str(error))
         return 1
     print(json.dumps(json_report(outcomes, path), indent=1) if options.json else text_report(outcomes, path))
     if not options.json:
-        print(f"\n{machine_name()}; medians of {turns} turns.")
+        print(f"\n{machine_name()}; rules: {options.rules}; processor time, medians of {turns} turns.")
     if options.plot is not None:
         plot(outcomes, options.plot)
     return 0

@@ -19,12 +19,12 @@ def _percent(ratio: float) -> str:
     return f"{(ratio - 1) * 100:+.1f} %"
 
 
-def text_report(outcomes: Sequence[Outcome], path: PathTimes) -> str:
+def text_report(outcomes: Sequence[Outcome], path: PathTimes | None) -> str:
     """Markdown tables."""
     lines = [
         "| | no audit | audit | audit and VeilS-LOG | audit / none | **VeilS-LOG / audit** | two equal guests | "
-        "driver, no audit | records/s | per switch |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "driver, no audit | records/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for item in outcomes:
         cells = [
@@ -35,15 +35,19 @@ def text_report(outcomes: Sequence[Outcome], path: PathTimes) -> str:
             _percent(item.ratio(Way.AGAIN, Way.AUDIT)),
             _percent(item.ratio(Way.IDLE, Way.BARE)),
             f"{item.records_per_second:,.0f}",
-            f"{item.microseconds_per_call:.0f} us",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| a system call's records on their way, alone and warm | |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} us |" for name, value in path.rows()]
+    if path is not None:
+        lines += _path_table(path)
     return "\n".join(lines)
 
 
-def json_report(outcomes: Sequence[Outcome], path: PathTimes) -> dict[str, Any]:
+def _path_table(path: PathTimes) -> list[str]:
+    lines = ["", "| a system call's records on their way, alone and warm | |", "|---|---|"]
+    return lines + [f"| {name} | {value:.1f} us |" for name, value in path.rows()]
+
+
+def json_report(outcomes: Sequence[Outcome], path: PathTimes | None) -> dict[str, Any]:
     """Plain values, every turn among them."""
     return {
         "programs": [
@@ -58,15 +62,16 @@ def json_report(outcomes: Sequence[Outcome], path: PathTimes) -> dict[str, Any]:
                 "records": item.records,
                 "switches": item.calls,
                 "records_per_second": item.records_per_second,
+                "microseconds_per_switch": item.microseconds_per_call,
             }
             for item in outcomes
         ],
-        "path_microseconds": dict(path.rows()),
+        "path_microseconds": dict(path.rows()) if path is not None else None,
     }
 
 
 def plot(outcomes: Sequence[Outcome], file: Path) -> None:
-    """A picture (PNG or SVG by the name's end); needs matplotlib (`pip install veil[bench]`)."""
+    """A picture (its format is the name's ending); needs matplotlib (`pip install veil[bench]`)."""
     import matplotlib
 
     matplotlib.use("Agg")

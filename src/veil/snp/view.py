@@ -236,13 +236,21 @@ class View:
     def write(self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool = True) -> None:
         """Bytes to memory."""
         length = len(data)
-        self._may_write(gpa, length, private)
         end = gpa + length
+        page, last = gpa >> 12, end - 1 >> 12
+        if not (
+            private
+            and page == last
+            and 0 <= gpa
+            and end <= self._size
+            and self._words[page] & self._w == self._w
+            and page != self._state[VMSA_WORD] >> 12
+        ):
+            self._may_write(gpa, length, private)
         self._map[gpa:end] = data
-        if length:
-            code, page, last = self._code, gpa >> 12, end - 1 >> 12
-            if code[page] or (last != page and (code[last] or last - page > 1)):
-                self._bus.written(gpa, length)
+        code = self._code
+        if length and (code[page] or (last != page and (code[last] or last - page > 1))):
+            self._bus.written(gpa, length)
 
     def write_u8(self, gpa: int, value: int, *, private: bool = True) -> None:
         """An unsigned byte."""
