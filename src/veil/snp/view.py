@@ -241,7 +241,7 @@ class View:
         if not (
             private
             and page == last
-            and 0 <= gpa
+            and gpa >= 0
             and end <= self._size
             and self._words[page] & self._w == self._w
             and page != self._state[VMSA_WORD] >> 12
