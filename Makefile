@@ -7,14 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
 
-.PHONY: help run test setup lint bench bench-log soak fuzz clean
+.PHONY: help run test setup lint bench bench-audit soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
 	@echo "make setup  only the environment in $(VENV)"
 	@echo "make bench  figures: against QEMU, with and without the monitor, and in microseconds"
-	@echo "make bench-log  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
+	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
@@ -51,8 +51,8 @@ $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
-bench-log: $(VENV)/.bench
-	$(BIN)/python -m bench.log --plot docs/log-evaluation.png
+bench-audit: $(VENV)/.bench
+	$(BIN)/python -m bench.audit --plot docs/log-evaluation.png
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.log.evaluation import Outcome
-from bench.log.guests import Way
-from bench.log.path import PathTimes
+from bench.audit.evaluation import Outcome
+from bench.audit.guests import Way
+from bench.audit.path import PathTimes
 
 __all__ = ["json_report", "plot", "text_report"]
 

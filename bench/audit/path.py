@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bench.log.guests import LogGuest
+from bench.audit.guests import LogGuest
 from veil.services.log import LogService
 from veil.services.log.store import LogStore
 from veil.services.protected import ProtectedServices

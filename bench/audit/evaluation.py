@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.log.guests import LogGuest, Way
-from bench.log.programs import Program
+from bench.audit.guests import LogGuest, Way
+from bench.audit.programs import Program
 
 __all__ = ["Outcome", "measure_programs"]
 

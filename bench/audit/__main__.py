@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""python -m bench.log"""
+"""python -m bench.audit"""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.log.evaluation import measure_programs
-from bench.log.guests import LogGuest, Way, boot_once
-from bench.log.path import measure_path
-from bench.log.programs import PROGRAMS, RULES
-from bench.log.report import json_report, plot, text_report
+from bench.audit.evaluation import measure_programs
+from bench.audit.guests import LogGuest, Way, boot_once
+from bench.audit.path import measure_path
+from bench.audit.programs import PROGRAMS, RULES
+from bench.audit.report import json_report, plot, text_report
 from bench.report import machine_name
 from veil.errors import VeilError
 from veil.snp import build_engine
@@ -26,7 +26,7 @@ def _say(text: str) -> None:
 
 def main() -> int:
     """Measure everything and print it."""
-    parser = argparse.ArgumentParser(prog="bench.log", description="What VeilS-LOG costs programs that are audited.")
+    parser = argparse.ArgumentParser(prog="bench.audit", description="What VeilS-LOG costs programs that are audited.")
     parser.add_argument("--short", action="store_true", help="shorter runs and fewer of them: half a minute, noisy")
     parser.add_argument("--rules", choices=RULES, default="flow", help="what is audited (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.log.programs import PREPARE, program_files
+from bench.audit.programs import PREPARE, program_files
 from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
