@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from bench.audit.evaluation import measure_programs
-from bench.audit.guests import LogGuest, Way, boot_once
+from bench.audit.guests import LogGuest, Setup, boot_once
 from bench.audit.path import measure_path
 from bench.audit.programs import PROGRAMS, RULES
 from bench.audit.report import json_report, plot, text_report
@@ -27,33 +27,33 @@ def _say(text: str) -> None:
 def main() -> int:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(prog="bench.audit", description="What VeilS-LOG costs programs that are audited.")
-    parser.add_argument("--short", action="store_true", help="shorter runs and fewer of them: half a minute, noisy")
-    parser.add_argument("--rules", choices=RULES, default="flow", help="what is audited (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="one short round: a minute, noisy")
+    parser.add_argument(
+        "--rules", choices=RULES, action="append", metavar="NAME",
+        help=f"what is audited; may be repeated (default: all of {', '.join(RULES)})",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (PNG; needs matplotlib)")
     options = parser.parse_args()
-    turns, scale = (3, 1) if options.short else (11, 4)
+    rounds, scale = (1, 1) if options.short else (15, 1)
     try:
         build_engine(_say)
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as directory, contextlib.ExitStack() as stack:
             snapshot = Path(directory) / "guest"
             _say("booting and preparing the guest")
             boot_once(snapshot)
-            guests = [LogGuest(snapshot, way, RULES[options.rules]) for way in Way]
-            for guest in guests:
-                stack.callback(guest.close)
-            outcomes = measure_programs(guests, PROGRAMS, turns=turns, scale=scale, say=_say)
-            path = None
-            if options.rules == "flow":
-                _say("a record's path")
-                by_way = {guest.way: guest for guest in guests}
-                path = measure_path(by_way[Way.AUDIT], by_way[Way.LOG])
+            names = options.rules or list(RULES)
+            outcomes = measure_programs(snapshot, PROGRAMS, names, rounds=rounds, scale=scale, say=_say)
+            _say("a record's path")
+            setups = [Setup(driver, "transfers") for driver in (False, True)]
+            audit, log = (stack.enter_context(contextlib.closing(LogGuest(snapshot, setup))) for setup in setups)
+            path = measure_path(audit, log)
     except VeilError as error:
         _say(str(error))
         return 1
     print(json.dumps(json_report(outcomes, path), indent=1) if options.json else text_report(outcomes, path))
     if not options.json:
-        print(f"\n{machine_name()}; rules: {options.rules}; processor time, medians of {turns} turns.")
+        print(f"\n{machine_name()}; processor time; medians and quartiles of {rounds} rounds.")
     if options.plot is not None:
         plot(outcomes, options.plot)
     return 0

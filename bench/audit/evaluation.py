@@ -5,71 +5,98 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from bench.audit.guests import LogGuest, Way
+from bench.audit.guests import BARE, IDLE, LogGuest, Setup
 from bench.audit.programs import Program
 
-__all__ = ["Outcome", "measure_programs"]
+__all__ = ["Outcome", "Spread", "measure_programs"]
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass
 class Outcome:
-    """One program: the seconds of each turn, by way."""
+    """One program: the seconds of each round, by setup; a run's records and domain switches, by rules."""
 
     program: Program
-    seconds: dict[Way, list[float]]
-    records: float
-    """of one run"""
-    calls: float
-    """domain switches of one run"""
+    seconds: dict[Setup, list[float]] = field(default_factory=dict)
+    records: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, float] = field(default_factory=dict)
 
-    def median(self, way: Way) -> float:
+    def median(self, setup: Setup) -> float:
         """Seconds."""
-        return statistics.median(self.seconds[way])
+        return statistics.median(self.seconds[setup])
 
-    def ratios(self, way: Way, other: Way) -> list[float]:
-        """How many times longer, turn by turn: what slows the computer for a while slows both."""
-        return [one / two for one, two in zip(self.seconds[way], self.seconds[other], strict=True)]
+    def ratio(self, setup: Setup, other: Setup) -> Spread:
+        """How many times longer, round by round: what slows the computer for a while slows both."""
+        ratios = [one / two for one, two in zip(self.seconds[setup], self.seconds[other], strict=True)]
+        if len(ratios) == 1:
+            return Spread(ratios[0], ratios[0], ratios[0])
+        return Spread(*statistics.quantiles(ratios, n=4, method="inclusive"))
 
-    def ratio(self, way: Way, other: Way) -> float:
-        """The median of the turns' ratios."""
-        return statistics.median(self.ratios(way, other))
+    def idle(self) -> Spread:
+        """A guest with the driver and no audit, against one without the driver."""
+        return self.ratio(IDLE, BARE)
 
-    @property
-    def records_per_second(self) -> float:
+    def audit(self, rules: str) -> Spread:
+        """The kernel's own audit, against none."""
+        return self.ratio(Setup(driver=False, rules=rules), BARE)
+
+    def log(self, rules: str) -> Spread:
+        """Audit with VeilS-LOG, against audit alone."""
+        return self.ratio(Setup(driver=True, rules=rules), Setup(driver=False, rules=rules))
+
+    def records_per_second(self, rules: str) -> float:
         """While VeilS-LOG keeps them."""
-        return self.records / self.median(Way.LOG)
-
-    @property
-    def microseconds_per_call(self) -> float:
-        """What VeilS-LOG adds, for each domain switch."""
-        return (self.ratio(Way.LOG, Way.AUDIT) - 1) * self.median(Way.AUDIT) / self.calls * 1e6
+        return self.records[rules] / self.median(Setup(driver=True, rules=rules))
 
 
 def measure_programs(
-    guests: Sequence[LogGuest], programs: Sequence[Program], *, turns: int, scale: int, say: Callable[[str], None]
-) -> list[Outcome]:
-    """Each program on every guest, `turns` times after a first one that warms caches; each turn begins with another
-    guest."""
-    log = next(guest for guest in guests if guest.way == Way.LOG)
-    outcomes = []
-    for program in programs:
-        say(program.name)
-        command = program.command(scale)
-        for guest in guests:
-            guest.run(command)
-            guest.run(command)
-        log.collect()
-        seconds: dict[Way, list[float]] = {guest.way: [] for guest in guests}
-        before = log.totals()
-        for turn in range(turns):
-            first = turn % len(guests)
-            for guest in (*guests[first:], *guests[:first]):
-                seconds[guest.way].append(guest.run(command))
-        after = log.totals()
-        records = after.records - before.records
-        if (kept := log.collect()) < records:
-            raise RuntimeError(f"{records} audit records were made, {kept} were kept")
-        outcomes.append(Outcome(program, seconds, records / turns, (after.calls - before.calls) / turns))
+    snapshot: Path, programs: Sequence[Program], rules: Sequence[str], *, rounds: int, scale: int,
+    say: Callable[[str], None],
+) -> list[Outcome]:  # fmt: skip
+    """Each program on every guest, in rounds. Each round has guests of its own, since two equal ones differ for good by
+    some percent (where their memory and their translations lie), and begins with another of them."""
+    setups = [BARE, IDLE, *(Setup(driver, name) for name in rules for driver in (False, True))]
+    outcomes = [Outcome(program) for program in programs]
+    for number in range(rounds):
+        say(f"round {number + 1} of {rounds}: {len(setups)} guests")
+        first = number % len(setups)
+        with ExitStack() as stack:
+            guests = [
+                stack.enter_context(closing(LogGuest(snapshot, setup))) for setup in (*setups[first:], *setups[:first])
+            ]
+            for outcome in outcomes:
+                _measure(outcome, guests, scale)
     return outcomes
+
+
+def _measure(outcome: Outcome, guests: Sequence[LogGuest], scale: int) -> None:
+    """Twice to warm caches, of translated code above all; then the better of two."""
+    command = outcome.program.command(scale)
+    for guest in guests:
+        guest.run(command)
+        guest.run(command)
+        setup = guest.setup
+        if not (setup.driver and setup.rules):
+            outcome.seconds.setdefault(setup, []).append(min(guest.run(command), guest.run(command)))
+            continue
+        guest.collect()
+        before = guest.totals()
+        outcome.seconds.setdefault(setup, []).append(min(guest.run(command), guest.run(command)))
+        after = guest.totals()
+        records = after.records - before.records
+        if (kept := guest.collect()) < records:
+            raise RuntimeError(f"{records} audit records were made, {kept} were kept")
+        outcome.records[setup.rules] = records / 2
+        outcome.calls[setup.rules] = (after.calls - before.calls) / 2

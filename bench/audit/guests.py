@@ -3,36 +3,40 @@
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.audit.programs import PREPARE, program_files
+from bench.audit.programs import PREPARE, RULES, program_files
 from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
-from veil.launch_image import PROTECTED_SERVICES, ServicesImage
+from veil.launch_image import protected_services
 from veil.remote import ChannelClient, Policy, TrustedRoots, attest
 from veil.remote.log import LogReader, LogState
 
-__all__ = ["LogGuest", "Totals", "Way", "boot_once"]
+__all__ = ["BARE", "IDLE", "LogGuest", "Setup", "Totals", "boot_once"]
 
 MEMORY = "768M"
 _LOG_MEMORY = 64 << 20
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
-class Way(enum.Enum):
-    """How a guest is set up."""
+@dataclass(frozen=True)
+class Setup:
+    """How a guest is set up: with the driver, and with it VeilS-LOG, or without; rules by name, or no audit."""
 
-    BARE = "no audit, no driver"
-    IDLE = "no audit, driver"
-    AUDIT = "audit"
-    AGAIN = "audit, a second guest"
-    LOG = "audit and VeilS-LOG"
+    driver: bool
+    rules: str | None = None
+
+    def __str__(self) -> str:
+        audit = f"audit with the rules {self.rules!r}" if self.rules else "no audit"
+        return f"{audit}, {'driver' if self.driver else 'no driver'}"
+
+
+BARE, IDLE = Setup(driver=False), Setup(driver=True)
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,10 @@ class Totals:
     calls: int
 
 
-def _services() -> ServicesImage:
-    settings = {"log": {"memory": _LOG_MEMORY, "full": "halt"}}
-    return ServicesImage(PROTECTED_SERVICES.entry, PROTECTED_SERVICES.packages, settings, memory=_LOG_MEMORY)
-
-
 def boot_once(path: Path) -> None:
     """Boot a guest with the programs, prepare it, and write its snapshot."""
-    with ConfidentialVM(MEMORY, files=program_files(Cache()), services=_services(), fresh=True) as vm:
+    services = protected_services(log_memory=_LOG_MEMORY, log_full="halt")
+    with ConfidentialVM(MEMORY, files=program_files(Cache()), services=services, fresh=True) as vm:
         _check(vm.run(["sh", "-c", PREPARE], env=_ENVIRONMENT).exit_status, "preparing the guest")
         vm.snapshot(path)
 
@@ -63,15 +63,16 @@ def _check(status: int, what: str) -> None:
 class LogGuest:
     """One copy."""
 
-    def __init__(self, path: Path, way: Way, rules: bytes) -> None:
-        self.way = way
+    def __init__(self, path: Path, setup: Setup) -> None:
+        self.setup = setup
         self.vm = ConfidentialVM.restore(path)
         self._known: LogState | None = None
-        if way in (Way.BARE, Way.AUDIT, Way.AGAIN):
+        if not setup.driver:
             self.run(["rmmod", "veil"])
-        if way in (Way.AUDIT, Way.AGAIN, Way.LOG):
+        if setup.rules:
             load = "umask 077; cat >/root/rules; auditctl -R /root/rules >/dev/null"
-            _check(self.vm.run(["sh", "-c", load], stdin=rules, env=_ENVIRONMENT).exit_status, "auditctl")
+            loaded = self.vm.run(["sh", "-c", load], stdin=RULES[setup.rules], env=_ENVIRONMENT)
+            _check(loaded.exit_status, f"auditctl ({loaded.stderr.decode()!r})")
 
     def run(self, argv: Sequence[str]) -> float:
         """Processor seconds of the thread that is the host and the core, for a command, which must end well.

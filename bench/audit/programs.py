@@ -12,17 +12,36 @@ from veil.remote.audit_rules import default_rules
 
 __all__ = ["PREPARE", "PROGRAMS", "RULES", "Program", "program_files"]
 
-#: System calls that say what flows from where to where, as work on provenance audits them: for every process.
-_CALLS = (
-    "read", "readv", "write", "writev", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendfile", "splice", "mmap",
-    "mprotect", "open", "openat", "creat", "close", "link", "symlink", "rename", "unlink", "unlinkat", "mknod",
-    "mknodat", "truncate", "ftruncate", "chmod", "fchmod", "dup", "dup2", "dup3", "pipe", "pipe2", "socketpair", "bind",
-    "connect", "accept", "accept4", "clone", "fork", "vfork", "execve", "setuid", "setreuid", "setresuid",
+#: What goes from which process to where, by system calls that open, close, copy and hand on: the list that SPADE, a
+#: collector of provenance, gives to auditctl unless it is told to audit each read and write too.
+_PROVENANCE = (
+    "mmap", "mprotect", "unlink", "unlinkat", "link", "linkat", "symlink", "symlinkat", "clone", "fork", "vfork",
+    "execve", "open", "close", "creat", "openat", "mknodat", "mknod", "dup", "dup2", "dup3", "fcntl", "bind", "accept",
+    "accept4", "socket", "rename", "renameat", "setuid", "setreuid", "setgid", "setregid", "chmod", "fchmod",
+    "fchmodat", "pipe", "pipe2", "truncate", "ftruncate",
 )  # fmt: skip
-#: For auditctl, by name. No limit to the kernel's queue: a record that it throws away would be one for free.
+_ALWAYS = ("kill", "exit", "exit_group", "connect")
+#: Each transfer of data on top of that.
+_TRANSFERS = (
+    "read", "readv", "pread", "write", "writev", "pwrite", "sendto", "recvfrom", "sendmsg", "recvmsg", "sendfile",
+    "splice",
+)  # fmt: skip
+
+
+def _rules(calls: tuple[str, ...]) -> bytes:
+    # No limit to the kernel's queue: a record that it throws away would be one for free.
+    return (
+        "-D\n-b 0\n-e 1\n"
+        f"-a always,exit -F arch=b64 -S {','.join(_ALWAYS)} -k always\n"
+        f"-a always,exit -F arch=b64 -S {','.join(calls)} -F success=1 -k flow\n"
+    ).encode()
+
+
+#: For auditctl, by name.
 RULES = {
-    "flow": f"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S {','.join(_CALLS)} -k flow\n".encode(),
     "default": default_rules(),
+    "provenance": _rules(_PROVENANCE),
+    "transfers": _rules(_PROVENANCE + _TRANSFERS),
 }
 
 _PACKAGES = ("openssl", "p7zip", "sqlite3", "redis-server", "redis-tools", "nginx", "apache2-utils")
@@ -35,16 +54,16 @@ user root; worker_processes 1; pid /run/nginx.pid; error_log /mnt/error.log;
 events { worker_connections 256; }
 http { access_log /mnt/access.log; server { listen 127.0.0.1:8080; root /mnt/www; } }
 """
-_TRANSACTIONS, _ROWS = 50, 20
+_TRANSACTIONS, _ROWS = 10, 100
 
 
 def _sql() -> str:
     lines = ["CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INT);", "CREATE INDEX i ON t(c);"]
     for start in range(0, _TRANSACTIONS * _ROWS, _ROWS):
-        rows = ",".join(f"({number},'name {number}',{number * 7 % 1000})" for number in range(start, start + _ROWS))
-        lines.append(f"INSERT INTO t VALUES{rows};")
-    lines += [f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{digit}%';" for digit in range(10)]
-    lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(_TRANSACTIONS)]
+        lines.append("BEGIN;")
+        lines += [f"INSERT INTO t VALUES({n},'name {n}',{n * 7 % 1000});" for n in range(start, start + _ROWS)]
+        lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(start, start + _ROWS, 10)]
+        lines += ["COMMIT;", f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{start // _ROWS}%';"]
     return "\n".join(lines)
 
 
@@ -101,7 +120,7 @@ PROGRAMS = (
     ),
     Program(
         "SQLite",
-        f"{_TRANSACTIONS} transactions of {_ROWS} rows, {_TRANSACTIONS} updates, 10 queries, the database in tmpfs",
+        f"{_TRANSACTIONS} transactions with {_ROWS} rows and {_ROWS // 10} updates each, as many queries, in tmpfs",
         "rm -f /mnt/db; sqlite3 /mnt/db </etc/bench.sql >/dev/null",
     ),
     Program(
@@ -111,7 +130,7 @@ PROGRAMS = (
     ),
     Program(
         "nginx",
-        "ab, 5 clients, 150 requests of a file of 10 KiB, access log on",
-        "ab -q -n 150 -c 5 http://127.0.0.1:8080/file >/dev/null",
+        "ab, 5 clients that keep their connections, 150 requests of a file of 10 KiB, access log on",
+        "ab -q -k -n 150 -c 5 http://127.0.0.1:8080/file >/dev/null",
     ),
 )

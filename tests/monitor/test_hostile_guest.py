@@ -79,8 +79,8 @@ operations = st.one_of(
 class Play:
     """One machine, and the moves of its guest and its host."""
 
-    def __init__(self) -> None:
-        self.bench = Bench(vcpus=2).boot()
+    def __init__(self, bench: Bench | None = None) -> None:
+        self.bench = bench or Bench(vcpus=2).boot()
         self.image = bytes(self.bench.memory.buf[HEADER : HEADER + 6 * PAGE])
 
     def call(self, index: int, protocol: int, call: int, *registers: int) -> None:

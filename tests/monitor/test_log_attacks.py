@@ -157,7 +157,6 @@ def careless_take(memory: Any, gpa: int, size: int) -> BlockRequest | None:
     pending, _, _, _, length = struct.unpack("<IIHHI", memory.read(gpa, 16))
     if not pending or length > size - BLOCK_HEADER:
         return None
-    memory.write_u32(gpa, 0)
     _, _, number, call, length = struct.unpack("<IIHHI", memory.read(gpa, 16))
     return BlockRequest(number, call, memory.read(gpa + BLOCK_HEADER, length))
 
@@ -171,7 +170,7 @@ def test_a_block_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     other = Turncoat(bench, gpa, monkeypatch, {0: longer})
     bench.enter(0, vmpl=1)
     monkeypatch.undo()
-    assert [at for at, _ in other.reads] == [0, BLOCK_HEADER]
+    assert [at for at, _ in other.reads] == [0]
     assert [item.body for item in list(reader(bench).fetch())[1:]] == [body]
 
     # Read twice, the block makes the service take what lies behind it, here memory of its own kind.
@@ -190,14 +189,15 @@ def test_a_host_that_takes_the_block_away_while_it_is_served(bench: Bench, monke
     for length in (8, SIZE):
         gpa = bench.register()
         bench.kernel.write(gpa, struct.pack("<IIHHI", 1, 0, LOG_NUMBER, KernelCall.RECORDS, length))
-        honest = View.write_u32
+        honest = View.read
 
-        def write_u32(view: View, at: int, value: int, *, gpa: int = gpa, honest: Any = honest) -> None:
-            honest(view, at, value)
+        def read(view: View, at: int, count: int, *, gpa: int = gpa, honest: Any = honest, **more: Any) -> bytes:
+            data: bytes = honest(view, at, count, **more)
             if view.vmpl == 1 and at == gpa:
                 assert bench.host.rmpupdate(gpa, assigned=False) == 0
+            return data
 
-        monkeypatch.setattr(View, "write_u32", write_u32)
+        monkeypatch.setattr(View, "read", read)
         bench.enter(0, vmpl=1)
         monkeypatch.undo()
         assert bench.host.rmpupdate(gpa, assigned=True) == 0

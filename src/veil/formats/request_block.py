@@ -2,8 +2,8 @@
 """Request blocks between domains (the paper's IDCBs): how the kernel and VeilMon ask the protected services.
 
 A block lies in memory of the less privileged party. Who asks writes header and body, sets `pending`, and has the host
-run the services' domain on the same VCPU. That domain clears `pending`, copies the request once, and writes the answer
-over it; a request that it cannot serve, because the host took pages away, it makes pending again. The kernel's blocks
+run the services' domain on the same VCPU. That domain copies the request once and writes the answer over it, which
+clears `pending`; a request that it cannot serve, because the host took pages away, stays pending. The kernel's blocks
 are its own memory; VeilMon's is the mailbox, which the kernel cannot reach.
 """
 
@@ -27,10 +27,11 @@ __all__ = [
 
 #: u32 pending, u32 status (of the answer), u16 service, u16 call, u32 length of the body; then, in the mailbox only,
 #: u32 VCPU, u32 flags and 32 bytes fingerprint of the user who asks. The body follows at BLOCK_HEADER.
-_PENDING = struct.Struct("<I")
 _REQUEST = struct.Struct("<IIHHIII32s")
-_ANSWER = struct.Struct("<IHHI")
+_ANSWER = struct.Struct("<IIHHI")
 BLOCK_HEADER = 0x40
+#: what is copied with the header: most requests are no longer than the rest of their first page
+_FIRST = 4096
 assert _REQUEST.size <= BLOCK_HEADER
 
 _FLAG_USER_KEY = 1
@@ -43,8 +44,6 @@ class BlockMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
 
     def write(self, gpa: int, data: bytes, /) -> None: ...
-
-    def write_u32(self, gpa: int, value: int, /) -> None: ...
 
 
 class BlockRequest(NamedTuple):
@@ -71,36 +70,39 @@ def write_request(memory: BlockMemory, gpa: int, size: int, request: BlockReques
 
 
 def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | None:
-    """The request that waits, copied once, and no longer pending; None if none does.
+    """The request that waits, copied once; None if none does. It stays pending until `write_answer`.
 
     Raises FormatError for one that cannot be: its writer may be anybody, and may change it while it is copied.
     """
-    pending, _, service, call, length, vcpu, flags, key = _REQUEST.unpack(memory.read(gpa, _REQUEST.size))
+    first = memory.read(gpa, _FIRST if size > _FIRST else size)
+    pending, _, service, call, length, vcpu, flags, key = _REQUEST.unpack_from(first)
     if not pending:
         return None
-    memory.write_u32(gpa, 0)
-    if length > size - BLOCK_HEADER:
+    end = BLOCK_HEADER + length
+    if end > size:
         raise FormatError(f"a request of {length} bytes in a block of {size}")
-    body = memory.read(gpa + BLOCK_HEADER, length) if length else b""
+    body = first[BLOCK_HEADER:end]
+    if end > _FIRST:
+        body += memory.read(gpa + _FIRST, end - _FIRST)
     return BlockRequest(
         service, call, body, vcpu, key if flags & _FLAG_USER_KEY else None, bool(flags & _FLAG_OWNER)
     )
 
 
 def write_answer(memory: BlockMemory, gpa: int, size: int, status: Status, body: bytes = b"") -> None:
-    """Put an answer in. Raises FormatError if it does not fit."""
+    """Put an answer in; the request is no longer pending. Raises FormatError if it does not fit."""
     if len(body) > size - BLOCK_HEADER:
         raise FormatError(f"an answer of {len(body)} bytes does not fit into a block of {size}")
     if body:
         memory.write(gpa + BLOCK_HEADER, body)
-    memory.write(gpa + _PENDING.size, _ANSWER.pack(status, 0, 0, len(body)))
+    memory.write(gpa, _ANSWER.pack(0, status, 0, 0, len(body)))
 
 
 def read_answer(memory: BlockMemory, gpa: int, size: int) -> tuple[Status, bytes] | None:
     """(status, body) of the answer; None while the request is still pending."""
-    if _PENDING.unpack(memory.read(gpa, _PENDING.size))[0]:
+    pending, status, _, _, length = _ANSWER.unpack(memory.read(gpa, _ANSWER.size))
+    if pending:
         return None
-    status, _, _, length = _ANSWER.unpack(memory.read(gpa + _PENDING.size, _ANSWER.size))
     if status not in set(Status) or length > size - BLOCK_HEADER:
         raise FormatError(f"an answer of {length} bytes with status {status} in a block of {size}")
     return Status(status), memory.read(gpa + BLOCK_HEADER, length)

@@ -36,8 +36,8 @@ _RUN_VMPL, _RUN_REFUSED = 0x016, 1 << 32 | 0x017
 _HOLD = 0x006
 _BLOCK = struct.Struct("<QQ")
 _PAGE = 4096
-#: offset of the VCPU in the mailbox
-_VCPU_AT = 0x10
+#: what begins a request in the mailbox (`request_block`): pending, then at 0x10 the VCPU
+_MAILBOX = struct.Struct("<I12xI")
 
 
 class ServiceDomain:
@@ -106,9 +106,12 @@ class ServiceDomain:
         assert parameters is not None
         view, vcpu = cpu.view, cpu.start_argument
         # VeilMon first: a kernel whose block is always pending must not keep users from their answers.
-        mailbox, size = parameters.mailbox_gpa, parameters.mailbox_size
-        request = take_request(view, mailbox, size) if view.read_u32(mailbox + _VCPU_AT) == vcpu else None
-        if request is not None:
+        mailbox = parameters.mailbox_gpa
+        pending, asking = _MAILBOX.unpack(view.read(mailbox, _MAILBOX.size))
+        if pending and asking == vcpu:
+            size = parameters.mailbox_size
+            request = take_request(view, mailbox, size)
+            assert request is not None
             write_answer(view, mailbox, size, *self._ask_for_monitor(request))
             return _MONITOR
         gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
@@ -116,7 +119,7 @@ class ServiceDomain:
             return _KERNEL if gpa and self._serve_block(view, vcpu, gpa, size) else None
         except RmpViolation:
             # The host took pages away, the block's (at any time: other VCPUs run meanwhile) or the service's own. The
-            # kernel gets no answer, and the domain lives on.
+            # kernel gets no answer, its request is pending still, and the domain lives on.
             return _KERNEL
 
     def _serve_block(self, view: View, vcpu: int, gpa: int, size: int) -> bool:
@@ -127,10 +130,6 @@ class ServiceDomain:
             write_answer(view, gpa, size, *self._ask(vcpu, request))
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
-        except RmpViolation:
-            # It was not served. Taken and without an answer it would look like one that ended well.
-            view.write_u32(gpa, 1)
-            raise
         return True
 
     def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:

@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from veil.formats.channel import Status
 
@@ -47,17 +47,19 @@ class ServiceMemory:
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes at an offset."""
-        return self._view.read(self._place(offset, length), length)
+        if offset < 0 or length < 0 or offset + length > self.size:
+            self._refuse(offset, length)
+        return self._view.read(self._gpa + offset, length)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put bytes at an offset."""
-        self._view.write(self._place(offset, len(data)), data)
+        if offset < 0 or offset + len(data) > self.size:
+            self._refuse(offset, len(data))
+        self._view.write(self._gpa + offset, data)
 
-    def _place(self, offset: int, length: int) -> int:
+    def _refuse(self, offset: int, length: int) -> NoReturn:
         # A service has no business in another one's memory, which its level could reach.
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{offset:#x}+{length:#x} is outside of the service's {self.size:#x} bytes")
-        return self._gpa + offset
+        raise ValueError(f"{offset:#x}+{length:#x} is outside of the service's {self.size:#x} bytes")
 
 
 class Service(abc.ABC):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from typing import Any
 
 from veil.snp import _native
@@ -14,6 +15,7 @@ from veil.snp.rmp import Rmp
 __all__ = ["COUNTER_NAMES", "Engine", "EngineCounters"]
 
 _U64 = ctypes.c_uint64
+_U64_MAX = (1 << 64) - 1
 _PTR = ctypes.c_void_p
 
 
@@ -41,8 +43,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "reset": ([_PTR], None),
     "kick": ([_PTR], None),
     "cpuid": ([_PTR, ctypes.c_uint32, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], None),
-    "read_tsc": ([_PTR], _U64),
-    "set_tsc": ([_PTR, _U64], None),
+    "set_tsc_offset": ([_PTR, _U64], None),
     "set_pause_limit": ([_PTR, ctypes.c_uint32], None),
     "counters": ([_PTR], ctypes.POINTER(EngineCounters)),
 }
@@ -67,6 +68,7 @@ class Engine:
             raise SnpError("the CPU engine cannot start: not enough memory")
         self.vmrun_function = library.veil_engine_vmrun
         self.handle: int = self._handle
+        self.set_tsc(0)
 
     def close(self) -> None:
         """Free the core; nothing else may be called after it."""
@@ -94,11 +96,12 @@ class Engine:
 
     def read_tsc(self) -> int:
         """The guest's time stamp counter now."""
-        return int(self._library.veil_engine_read_tsc(self.handle))
+        return time.monotonic_ns() + self._tsc_offset & _U64_MAX
 
     def set_tsc(self, value: int) -> None:
         """Let the guest's time stamp counter go on from here."""
-        self._library.veil_engine_set_tsc(self.handle, value)
+        self._tsc_offset = value - time.monotonic_ns()
+        self._library.veil_engine_set_tsc_offset(self.handle, self._tsc_offset & _U64_MAX)
 
     def set_pause_limit(self, limit: int) -> None:
         """Exit with PAUSE after this many PAUSE instructions; 0: never."""

@@ -207,7 +207,7 @@ class Machine:
         if program is None:
             archive = view.read(header.archive_gpa, header.archive_length)
             program = self._programs[header_gpa] = load_program(archive, header.entry.decode("ascii"))
-        cpu = HostedCpu(view, vmcb.vmsa_pa, self._read_u64(vmcb.vmsa_pa + _RDI), header, vmcb, self.tsc)
+        cpu = HostedCpu(view, vmcb.vmsa_pa, self._read_u64(vmcb.vmsa_pa + _RDI), header, vmcb, self._engine.read_tsc)
         context = self._hosted[vmcb.vmsa_pa] = _HostedContext(cpu, program, header_gpa, None)
         return context
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import enum
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.monitor.memory import PAGE, SERVICE_VMPL
 from veil.monitor.pages import Owner
 from veil.monitor.requests import Request, Result, ResultCode
+from veil.snp.errors import RmpViolation
 from veil.snp.rmp import Permission, RmpResult
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ class ServicesProtocol:
 
     def _take(self, gpa: int, size: int) -> None:
         for page in range(gpa, gpa + size, PAGE):
-            self._adjust(page, Permission.NONE)
+            # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
+            with suppress(RmpViolation):
+                self._adjust(page, Permission.NONE)
 
     def _adjust(self, page: int, permissions: Permission) -> RmpResult:
         return self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=permissions)

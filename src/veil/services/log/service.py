@@ -28,7 +28,8 @@ _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<
 #: Room that the kernel's calls leave, so that the service can say that there was none for them.
 _RESERVE = ENTRY_HEADER.size + _U64.size
 
-_KINDS = {
+#: what a call of the kernel's appends
+_KINDS: dict[int, EntryKind] = {
     KernelCall.RECORDS: EntryKind.RECORDS,
     KernelCall.INTENT: EntryKind.INTENT,
     KernelCall.HEARTBEAT: EntryKind.HEARTBEAT,
@@ -80,10 +81,10 @@ class LogService(Service):
 
     def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
         """Append. Who reads a record decides what it is worth: nothing in it is looked at here."""
-        if call == KernelCall.RULES:
-            return self._rules.exchange(body)
-        kind = _KINDS.get(call)  # type: ignore[call-overload]
+        kind = _KINDS.get(call)
         if kind is None:
+            if call == KernelCall.RULES:
+                return self._rules.exchange(body)
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
         now = self.now()
         try:

@@ -33,8 +33,8 @@ VEIL_API void veil_engine_reset(struct veil_engine *engine);
 /* May be called from another thread or a signal handler: leave vmrun soon, exit INTR. */
 VEIL_API void veil_engine_kick(struct veil_engine *engine);
 VEIL_API void veil_engine_cpuid(struct veil_engine *engine, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
-VEIL_API uint64_t veil_engine_read_tsc(struct veil_engine *engine);
-VEIL_API void veil_engine_set_tsc(struct veil_engine *engine, uint64_t tsc);
+/* The guest's TSC is CLOCK_MONOTONIC in nanoseconds and this. */
+VEIL_API void veil_engine_set_tsc_offset(struct veil_engine *engine, uint64_t offset);
 VEIL_API void veil_engine_set_pause_limit(struct veil_engine *engine, uint32_t limit);
 VEIL_API const struct veil_engine_counters *veil_engine_counters(struct veil_engine *engine);
 

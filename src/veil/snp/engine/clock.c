@@ -26,14 +26,9 @@ uint64_t veil_engine_tsc(struct veil_engine *e)
     return veil_monotonic_ns() + e->tsc_offset;
 }
 
-uint64_t veil_engine_read_tsc(struct veil_engine *e)
+void veil_engine_set_tsc_offset(struct veil_engine *e, uint64_t offset)
 {
-    return veil_engine_tsc(e);
-}
-
-void veil_engine_set_tsc(struct veil_engine *e, uint64_t tsc)
-{
-    e->tsc_offset = tsc - veil_monotonic_ns();
+    e->tsc_offset = offset;
 }
 
 void veil_engine_kick(struct veil_engine *e)

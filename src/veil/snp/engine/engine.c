@@ -103,7 +103,6 @@ struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t lo
     CPU_GET_CLASS(e->cs)->tlb_fill = veil_tlb_fill;
     e->rmp_generation = rmp->generation - 1;
     e->loaded_vmsa = ~0ULL;
-    e->tsc_offset = 0 - veil_monotonic_ns();
     if (veil_ticker_start(e)) {
         uc_close(e->uc);
         free(e);
