@@ -99,4 +99,3 @@ class ServicesProtocol:
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:
         self._view.write(self._state.parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.pack(gpa, size))
-
