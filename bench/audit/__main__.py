@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (PNG; needs matplotlib)")
     options = parser.parse_args()
-    rounds, scale = (1, 1) if options.short else (15, 1)
+    rounds, scale = (1, 1) if options.short else (12, 1)
     try:
         build_engine(_say)
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as directory, contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -13,6 +14,8 @@ from bench.audit.guests import BARE, IDLE, LogGuest, Setup
 from bench.audit.programs import Program
 
 __all__ = ["Outcome", "Spread", "measure_programs"]
+
+_WARM, _TURNS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -66,37 +69,43 @@ def measure_programs(
     say: Callable[[str], None],
 ) -> list[Outcome]:  # fmt: skip
     """Each program on every guest, in rounds. Each round has guests of its own, since two equal ones differ for good by
-    some percent (where their memory and their translations lie), and begins with another of them."""
+    some percent (where their memory and their translations lie), and a program's turns have an order of their own."""
     setups = [BARE, IDLE, *(Setup(driver, name) for name in rules for driver in (False, True))]
     outcomes = [Outcome(program) for program in programs]
+    shuffle = random.Random(1).shuffle
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}: {len(setups)} guests")
-        first = number % len(setups)
+        shuffle(setups)
         with ExitStack() as stack:
-            guests = [
-                stack.enter_context(closing(LogGuest(snapshot, setup))) for setup in (*setups[first:], *setups[:first])
-            ]
+            guests = [stack.enter_context(closing(LogGuest(snapshot, setup))) for setup in setups]
             for outcome in outcomes:
-                _measure(outcome, guests, scale)
+                _measure(outcome, guests, scale, shuffle)
     return outcomes
 
 
-def _measure(outcome: Outcome, guests: Sequence[LogGuest], scale: int) -> None:
-    """Twice to warm caches, of translated code above all; then the better of two."""
+def _measure(outcome: Outcome, guests: list[LogGuest], scale: int, shuffle: Callable[[list[LogGuest]], None]) -> None:
+    """The best of a few turns, after others that warm caches, of translated code above all."""
     command = outcome.program.command(scale)
-    for guest in guests:
-        guest.run(command)
-        guest.run(command)
-        setup = guest.setup
-        if not (setup.driver and setup.rules):
-            outcome.seconds.setdefault(setup, []).append(min(guest.run(command), guest.run(command)))
-            continue
+    for _ in range(_WARM):
+        for guest in guests:
+            guest.run(command)
+    logging = [guest for guest in guests if guest.setup.driver and guest.setup.rules]
+    before = {}
+    for guest in logging:
         guest.collect()
-        before = guest.totals()
-        outcome.seconds.setdefault(setup, []).append(min(guest.run(command), guest.run(command)))
-        after = guest.totals()
-        records = after.records - before.records
+        before[guest.setup] = guest.totals()
+    seconds: dict[Setup, list[float]] = {guest.setup: [] for guest in guests}
+    for _ in range(_TURNS):
+        shuffle(guests)
+        for guest in guests:
+            seconds[guest.setup].append(guest.run(command))
+    for setup, times in seconds.items():
+        outcome.seconds.setdefault(setup, []).append(min(times))
+    for guest in logging:
+        setup, totals = guest.setup, guest.totals()
+        assert setup.rules is not None
+        records = totals.records - before[setup].records
         if (kept := guest.collect()) < records:
             raise RuntimeError(f"{records} audit records were made, {kept} were kept")
-        outcome.records[setup.rules] = records / 2
-        outcome.calls[setup.rules] = (after.calls - before.calls) / 2
+        outcome.records[setup.rules] = records / _TURNS
+        outcome.calls[setup.rules] = (totals.calls - before[setup].calls) / _TURNS

@@ -233,7 +233,9 @@ class Hypervisor:
         target = vcpu.contexts.get(vmpl)
         if target is None or target.on_init:
             return False
-        vcpu.start(vmpl)
+        vcpu.current = target
+        target.hold = Hold.NONE
+        vcpu.state = RunState.RUNNABLE
         if vmpl == self.guest_vmpl and self._channel.backlog:
             self._channel.flush()
         if self.on_event is not None:

@@ -127,19 +127,16 @@ class ServiceDomain:
             request = take_request(view, gpa, size)
             if request is None:
                 return False
-            write_answer(view, gpa, size, *self._ask(vcpu, request))
+            service = self._by_number.get(request.service)
+            if service is None:
+                write_answer(view, gpa, size, Status.UNKNOWN_SERVICE)
+            else:
+                write_answer(view, gpa, size, Status.OK, service.kernel_request(vcpu, request.call, request.body))
         except FormatError:
             write_answer(view, gpa, size, Status.BAD_REQUEST)
-        return True
-
-    def _ask(self, vcpu: int, request: BlockRequest) -> tuple[Status, bytes]:
-        service = self._by_number.get(request.service)
-        if service is None:
-            return Status.UNKNOWN_SERVICE, b""
-        try:
-            return Status.OK, service.kernel_request(vcpu, request.call, request.body)
         except Refused as refusal:
-            return refusal.status, b""
+            write_answer(view, gpa, size, refusal.status)
+        return True
 
     def _ask_for_monitor(self, request: BlockRequest) -> tuple[Status, bytes]:
         if request.service == MONITOR_SERVICE:

@@ -115,7 +115,7 @@ class View:
     a byte moves.
     """
 
-    __slots__ = ("_bus", "_code", "_map", "_r", "_rmp", "_size", "_state", "_w", "_words", "cpl", "vmpl")
+    __slots__ = ("_bus", "_code", "_map", "_r", "_rmp", "_size", "_state", "_w", "_w_2m", "_words", "cpl", "vmpl")
 
     def __init__(self, bus: GuestBus, vmpl: int, cpl: int = 0) -> None:
         if vmpl not in range(4) or cpl not in range(4):
@@ -131,6 +131,7 @@ class View:
         self._code = bus.code_map.data
         self._r = _READY | _R << 32 + 8 * vmpl
         self._w = _READY | _W << 32 + 8 * vmpl
+        self._w_2m = self._w | _SIZE_2M
 
     def lower(self, vmpl: int, cpl: int = 0) -> View:
         """The view of a context that this one sets up: of its own level or a less privileged one."""
@@ -243,7 +244,7 @@ class View:
             and page == last
             and gpa >= 0
             and end <= self._size
-            and self._words[page] & self._w == self._w
+            and (self._words[page] & self._w == self._w or self._words[page & _BASE_2M] & self._w_2m == self._w_2m)
             and page != self._state[VMSA_WORD] >> 12
         ):
             self._may_write(gpa, length, private)
