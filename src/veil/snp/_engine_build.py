@@ -186,7 +186,9 @@ def _sha256(path: Path) -> str:
 
 def _unpack(archive: Path, work: Path) -> Path:
     with tarfile.open(archive) as tar:
-        tar.extractall(work, filter="data")
+        # Debian 12's Python has no filters yet. The archive's hash is pinned.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(work)
     return work / f"unicorn-{UNICORN_VERSION}"
 
 
