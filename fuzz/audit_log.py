@@ -105,7 +105,7 @@ def _rules(data: bytes) -> None:
     assert RulesState.parse(data).pack() == data
 
 
-_STATE_WORDS = (b'"size"', b'"hashes"', b'"begin"', b'"head"', b'"asked_ns"', b"null", b"NaN", b"1e9", b"[]", b"-1")
+_STATE_WORDS = (b'"size"', b'"hashes"', b'"begin"', b'"head"', b'"asked_ns"', b"null", b"NaN", b"1e999", b"[]", b"-1")
 _ENTRY_WORDS = (
     b"audit(", b".000:", b"): ", b"4294967295", b"99999999999999999999", b"op=set", b"audit_enabled=0", b"res=1",
     b"veil-intent op=module", b"\n", b"\0", b"\xff\xff\xff\xff",

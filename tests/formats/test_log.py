@@ -66,6 +66,7 @@ def test_any_head(data: bytes) -> None:
 def test_manifests() -> None:
     manifest = LogManifest(b"key", 4096, "halt")
     assert LogManifest.parse(manifest.pack()) == manifest
-    for data in (b"", b"[]", b"{}", b'{"key": "zz", "memory": 1, "full": "halt"}', b"\xff"):
+    for data in (b"", b"[]", b"{}", b'{"key": "zz", "memory": 1, "full": "halt"}', b"\xff", b"[" * 100_000,
+                 b'{"key": "", "memory": 1e999, "full": "halt"}'):  # fmt: skip
         with pytest.raises(FormatError):
             LogManifest.parse(data)

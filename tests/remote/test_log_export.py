@@ -132,7 +132,8 @@ def test_killed_between_any_two_steps(
 
 
 def test_a_position_that_cannot_be(folder: LogFolder, tmp_path: Path) -> None:
-    for text in ("[]", "{", '{"log": 1}', '{"log": "", "next": "1", "offset": 0, "file": "", "size": 0}'):
+    text_as_number = '{"log": "", "next": "1", "offset": 0, "file": "", "size": 0}'
+    for text in ("[]", "{", '{"log": 1}', text_as_number, "[" * 100_000):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(RemoteError, match="unusable"):
             DirectorySink(tmp_path).position()

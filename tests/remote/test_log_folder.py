@@ -145,6 +145,23 @@ def test_who_begins_late_can_verify(desk: Desk, folder: LogFolder, tmp_path: Pat
         folder.verify()
 
 
+def test_states_that_cannot_be(desk: Desk, folder: LogFolder) -> None:
+    desk.log(1)
+    fetch(desk, folder)
+    place = folder.path / "state.json"
+    state = json.loads(place.read_text())
+    # JSON of Python's has numbers that are none.
+    for name in ("size", "asked_ns", "entries_bytes", "audit_bytes"):
+        for value in (float("inf"), float("nan"), None, "many"):
+            place.write_text(json.dumps({**state, name: value}))
+            with pytest.raises(RemoteError, match="unusable"):
+                folder.known()
+    for text in ("[]", "{", "[" * 100_000):
+        place.write_text(text)
+        with pytest.raises(RemoteError, match="unusable"):
+            folder.known()
+
+
 @pytest.mark.parametrize("change", ["size", "hashes", "head", "cut"])
 def test_changed_states(desk: Desk, folder: LogFolder, change: str) -> None:
     desk.log(1)

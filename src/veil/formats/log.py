@@ -283,6 +283,6 @@ class LogManifest:
         try:
             found: dict[str, Any] = json.loads(data)
             manifest = cls(bytes.fromhex(found["key"]), int(found["memory"]), str(found["full"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FormatError(f"the log's manifest is unreadable: {error!r}") from error
         return manifest

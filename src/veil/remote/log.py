@@ -76,7 +76,7 @@ class LogState:
                 seen = Sighting(head, int(state["asked_ns"]), int(state["answered_ns"]))
             begin = _load_range(state["begin"]) if "begin" in state else CompactRange()
             return cls(bytes.fromhex(state["key"]), _load_range(state), begin, seen)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise FormatError(f"the kept state of the log is unreadable: {error!r}") from error
 
     def pack(self) -> bytes:

@@ -128,7 +128,7 @@ def read_position(place: Path) -> Position:
             raise ValueError("a value is of another type")
     except FileNotFoundError:
         return Position()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RemoteError(f"{place} is unusable: {error}") from error
     return position
 

@@ -147,7 +147,7 @@ class LogFolder:
                 raise ValueError("no object")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RemoteError(f"{place} is unusable: {error}") from error
         return value
 
@@ -158,7 +158,7 @@ class LogFolder:
             return None
         try:
             return LogState.load(kept), int(kept["entries_bytes"]), int(kept["audit_bytes"])
-        except (FormatError, KeyError, ValueError, TypeError) as error:
+        except (FormatError, KeyError, ValueError, TypeError, OverflowError) as error:
             raise RemoteError(f"{self.path / _STATE} is unusable: {error}") from error
 
     def known(self) -> LogState | None:
