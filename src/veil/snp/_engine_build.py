@@ -35,6 +35,22 @@ _EDITS = (
         "#define notdirty_write veil_notdirty_write\n"
         "static __attribute__((unused)) void unused_notdirty_write(CPUState *cpu,",
     ),
+    # Which of the translated blocks that were jumped to last are found without a lookup: more of them, those of the
+    # address space's upper half apart, and for us to say when they are outdated (engine/tlb.c).
+    ("src/qemu/include/hw/core/cpu.h", "#define TB_JMP_CACHE_BITS 12", "#define TB_JMP_CACHE_BITS 13"),
+    (
+        "src/qemu/include/exec/tb-hash.h",
+        "#define TB_JMP_PAGE_MASK (TB_JMP_CACHE_SIZE - TB_JMP_PAGE_SIZE)",
+        "#define TB_JMP_HIGH(pc) ((unsigned)((uint64_t)(pc) >> 63) * (TB_JMP_CACHE_SIZE / 2))\n"
+        "#define TB_JMP_PAGE_MASK (TB_JMP_CACHE_SIZE / 2 - TB_JMP_PAGE_SIZE)",
+    ),
+    ("src/qemu/include/exec/tb-hash.h", "return (tmp >> (", "return TB_JMP_HIGH(pc) | (tmp >> ("),
+    ("src/qemu/include/exec/tb-hash.h", "| (tmp & TB_JMP_ADDR_MASK)", "| (tmp & TB_JMP_ADDR_MASK) | TB_JMP_HIGH(pc)"),
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "    cpu_tb_jmp_cache_clear(cpu);\n",
+        "    void veil_tlb_flushed(CPUState *, bool);\n    veil_tlb_flushed(cpu, asked == ALL_MMUIDX_BITS);\n",
+    ),
     # A block ends before an instruction that might reach into the next page: a fault on fetching that page then has
     # the RIP of the instruction that needs it, and what comes before it has been executed.
     (
@@ -49,6 +65,7 @@ _EDITS = (
 _WRAPPED = (
     "cpu_svm_check_intercept_param",
     "cpu_vmexit",
+    "cpu_x86_update_cr3",
     "helper_hlt",
     "helper_inb",
     "helper_inl",

@@ -59,6 +59,7 @@ struct veil_engine {
     uint64_t deadline_ns;
     uint64_t tsc_offset;
     uint32_t fills;
+    bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
     uint32_t pauses;
     uint32_t pause_limit;
 
@@ -91,6 +92,14 @@ static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe, uintptr_t retaddr);
 bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned length);
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page);
+
+/* tlb.c */
+struct veil_translation {
+    uint64_t vaddr, gpa, page_size;
+    int prot;
+    bool global;
+};
+void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t);
 
 /* context.c: VMSA page <-> CPU state */
 void veil_context_load(struct veil_engine *e);

@@ -7,8 +7,6 @@
  */
 #include "engine.h"
 
-#include "exec/ram_addr.h"
-
 #define ADDRESS_MASK 0x0007fffffffff000ULL /* bits 50:12, the C-bit taken out */
 #define RESERVED_HIGH 0x0007000000000000ULL /* MAXPHYADDR is 48 */
 
@@ -25,6 +23,7 @@ enum outcome { TRANSLATED, GUEST_PAGE_FAULT, NESTED_FAULT, NOT_VALIDATED, OUTSID
 struct walk {
     uint64_t gpa;        /* of the byte accessed, or of the table entry at fault */
     bool private_page;
+    bool global; /* the same in every address space, says the guest */
     int prot;
     uint64_t page_size;
     uint32_t page_fault_error;
@@ -197,6 +196,7 @@ static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t 
         }
     }
     w->gpa = (entry & physical_mask & ~(w->page_size - 1)) | (addr & (w->page_size - 1));
+    w->global = (env->cr[4] & CR4_PGE_MASK) && (entry & PG_GLOBAL_MASK);
     /* Memory encryption is a property of long mode's entries; in the legacy modes all is private. */
     w->private_page = !long_mode || (entry & VEIL_C_BIT);
     return TRANSLATED;
@@ -244,73 +244,6 @@ static enum outcome check_final(struct veil_engine *e, struct walk *w, MMUAccess
     return TRANSLATED;
 }
 
-static void remember_large_page(CPUTLBDesc *desc, target_ulong vaddr, target_ulong size)
-{
-    target_ulong address = desc->large_page_addr, mask = ~(size - 1);
-
-    if (address == (target_ulong)-1) {
-        address = vaddr;
-    } else {
-        mask &= desc->large_page_mask;
-        while ((address ^ vaddr) & mask) {
-            mask <<= 1;
-        }
-    }
-    desc->large_page_addr = address & mask;
-    desc->large_page_mask = mask;
-}
-
-static void add_entry(struct veil_engine *e, target_ulong vaddr, const struct walk *w, int mmu_idx)
-{
-    CPUX86State *env = e->env;
-    CPUTLB *tlb = env_tlb(env);
-    CPUTLBDesc *desc = &tlb->d[mmu_idx];
-    target_ulong page = vaddr & TARGET_PAGE_MASK;
-    uint64_t gpa = w->gpa & TARGET_PAGE_MASK;
-    size_t entries = (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
-    CPUTLBEntry *te;
-    uintptr_t index;
-    int i;
-
-    /* The soft TLB grows only when it is flushed: a program that touches more pages than it has entries would miss
-     * for ever. */
-    if (++e->fills > 2 * entries && desc->n_used_entries * 10 > entries * 7 && entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
-        e->fills = 0;
-        tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
-    }
-    if (w->page_size > TARGET_PAGE_SIZE) {
-        remember_large_page(desc, vaddr, w->page_size);
-    }
-    index = tlb_index(env, mmu_idx, page);
-    te = tlb_entry(env, mmu_idx, page);
-    tlb->c.dirty |= 1 << mmu_idx;
-
-    for (i = 0; i < CPU_VTLB_SIZE; i++) {
-        CPUTLBEntry *v = &desc->vtable[i];
-
-        if (v->addr_read == page || (v->addr_write & TARGET_PAGE_MASK) == page || v->addr_code == page) {
-            memset(v, -1, sizeof(*v));
-            desc->n_used_entries--;
-        }
-    }
-    if (te->addr_read == (target_ulong)-1 && te->addr_write == (target_ulong)-1 && te->addr_code == (target_ulong)-1) {
-        desc->n_used_entries++;
-    } else if (te->addr_read != page && (te->addr_write & TARGET_PAGE_MASK) != page && te->addr_code != page) {
-        unsigned victim = desc->vindex++ % CPU_VTLB_SIZE;
-
-        desc->vtable[victim] = *te;
-        desc->viotlb[victim] = desc->iotlb[index];
-    }
-    desc->iotlb[index].addr = gpa - page;
-    desc->iotlb[index].attrs = MEMTXATTRS_UNSPECIFIED;
-    te->addend = (uintptr_t)e->ram + gpa - page;
-    te->paddr = gpa;
-    te->addr_read = w->prot & PAGE_READ ? page : (target_ulong)-1;
-    te->addr_code = w->prot & PAGE_EXEC ? page : (target_ulong)-1;
-    te->addr_write = w->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0)
-                                          : (target_ulong)-1;
-}
-
 /* What the guest or the host gets of an access that was not translated. */
 static void QEMU_NORETURN refuse(struct veil_engine *e, enum outcome o, const struct walk *w, uint64_t addr,
                                  uintptr_t retaddr)
@@ -350,7 +283,8 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
         o = check_final(e, &w, access, user);
     }
     if (o == TRANSLATED) {
-        add_entry(e, addr, &w, mmu_idx);
+        veil_tlb_add(e, mmu_idx, &(struct veil_translation){
+            .vaddr = addr, .gpa = w.gpa, .page_size = w.page_size, .prot = w.prot, .global = w.global});
         return true;
     }
     if (probe) {

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The soft TLB: the translations that generated code uses, and what a change of the address space leaves of them.
+ */
+#include "engine.h"
+
+#include "exec/ram_addr.h"
+
+void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3);
+void veil_tlb_flushed(CPUState *cs, bool all);
+
+static bool is_empty(const CPUTLBEntry *te)
+{
+    return te->addr_read == (target_ulong)-1 && te->addr_write == (target_ulong)-1 && te->addr_code == (target_ulong)-1;
+}
+
+static void remember_large_page(CPUTLBDesc *desc, target_ulong vaddr, target_ulong size)
+{
+    target_ulong address = desc->large_page_addr, mask = ~(size - 1);
+
+    if (address == (target_ulong)-1) {
+        address = vaddr;
+    } else {
+        mask &= desc->large_page_mask;
+        while ((address ^ vaddr) & mask) {
+            mask <<= 1;
+        }
+    }
+    desc->large_page_addr = address & mask;
+    desc->large_page_mask = mask;
+}
+
+void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t)
+{
+    CPUX86State *env = e->env;
+    CPUTLB *tlb = env_tlb(env);
+    CPUTLBDesc *desc = &tlb->d[mmu_idx];
+    target_ulong page = t->vaddr & TARGET_PAGE_MASK;
+    uint64_t gpa = t->gpa & TARGET_PAGE_MASK;
+    size_t entries = (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
+    CPUTLBEntry *te;
+    uintptr_t index;
+    int i;
+
+    /* The soft TLB grows only when it is flushed: a program that touches more pages than it has entries would miss
+     * for ever. */
+    if (++e->fills > 2 * entries && desc->n_used_entries * 10 > entries * 7 && entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
+        e->fills = 0;
+        tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
+    }
+    if (t->page_size > TARGET_PAGE_SIZE) {
+        remember_large_page(desc, t->vaddr, t->page_size);
+    }
+    index = tlb_index(env, mmu_idx, page);
+    te = tlb_entry(env, mmu_idx, page);
+    tlb->c.dirty |= 1 << mmu_idx;
+    e->local_high_code |= t->vaddr >> 63 && !t->global && (t->prot & PAGE_EXEC);
+
+    for (i = 0; i < CPU_VTLB_SIZE; i++) {
+        CPUTLBEntry *v = &desc->vtable[i];
+
+        if (v->addr_read == page || (v->addr_write & TARGET_PAGE_MASK) == page || v->addr_code == page) {
+            memset(v, -1, sizeof(*v));
+            desc->n_used_entries--;
+        }
+    }
+    if (is_empty(te)) {
+        desc->n_used_entries++;
+    } else if (te->addr_read != page && (te->addr_write & TARGET_PAGE_MASK) != page && te->addr_code != page) {
+        unsigned victim = desc->vindex++ % CPU_VTLB_SIZE;
+
+        desc->vtable[victim] = *te;
+        desc->viotlb[victim] = desc->iotlb[index];
+    }
+    desc->iotlb[index].addr = gpa - page;
+    desc->iotlb[index].attrs = (MemTxAttrs){.unspecified = 1, .target_tlb_bit0 = t->global};
+    te->addend = (uintptr_t)e->ram + gpa - page;
+    te->paddr = gpa;
+    te->addr_read = t->prot & PAGE_READ ? page : (target_ulong)-1;
+    te->addr_code = t->prot & PAGE_EXEC ? page : (target_ulong)-1;
+    te->addr_write = t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0)
+                                          : (target_ulong)-1;
+}
+
+
+/* Returns how many entries stay. */
+static size_t drop_local(CPUTLBEntry *table, const CPUIOTLBEntry *more, size_t entries)
+{
+    size_t i, kept = 0;
+
+    for (i = 0; i < entries; i++) {
+        if (is_empty(&table[i])) {
+            continue;
+        }
+        if (more[i].attrs.target_tlb_bit0) {
+            kept++;
+        } else {
+            memset(&table[i], -1, sizeof(table[i]));
+        }
+    }
+    return kept;
+}
+
+/*
+ * MOV to CR3: the guest's global pages stay (APM vol. 2, 5.5). QEMU drops all of them, and a kernel that switches
+ * between programs then spends a third of its time on finding its own pages and translated code again.
+ */
+void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
+{
+    struct veil_engine *e = veil_of(env);
+    CPUTLB *tlb = env_tlb(env);
+    int mmu_idx;
+
+    env->cr[3] = cr3;
+    if (!(env->cr[0] & CR0_PG_MASK)) {
+        return;
+    }
+    for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
+        CPUTLBDesc *desc = &tlb->d[mmu_idx];
+
+        if (mmu_idx == MMU_USER_IDX) {
+            /* Hardly anything is global here, and a flush is what makes a table smaller again. */
+            tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
+        } else if (tlb->c.dirty & 1 << mmu_idx) {
+            desc->n_used_entries =
+                drop_local(tlb->f[mmu_idx].table, desc->iotlb, (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1);
+            drop_local(desc->vtable, desc->viotlb, CPU_VTLB_SIZE);
+        }
+    }
+    if (e->local_high_code) {
+        cpu_tb_jmp_cache_clear(e->cs);
+    } else {
+        /* The other half is for code in the upper half of the address space (the edit of tb-hash.h). */
+        memset(e->cs->tb_jmp_cache, 0, sizeof(e->cs->tb_jmp_cache) / 2);
+    }
+}
+
+/* After a flush by QEMU's code (the edit of cputlb.c); one that is not of all has no change of translations behind it. */
+void veil_tlb_flushed(CPUState *cs, bool all)
+{
+    struct veil_engine *e = veil_of(cs->env_ptr);
+
+    if (!all) {
+        return;
+    }
+    cpu_tb_jmp_cache_clear(cs);
+    if (e) { /* not yet while the core is made */
+        e->local_high_code = false;
+    }
+}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a change of the address space leaves of the translations before it (APM volume 2, 5.5 "Global Pages")."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.machine_code import assemble
+from tests.small_guest import CODE, FREE, PAGE, VMSA, SmallGuest
+from veil.snp import ExitCode
+
+_OTHER = FREE + PAGE
+_PML4, _PDPT, _PT = 0x1000, 0x2000, 0x4000
+_ENTRY = _PT + 8 * (FREE // PAGE)
+_HIGH = 0xFFFF_8000_0000_0000
+_LINK = 7 | 1 << 51
+_GLOBAL = 0x100
+_RIP = 0x178
+
+_RELOAD = "mov rax, cr3\nmov cr3, rax"
+_INVLPG = "invlpg [rdi]"
+_TOGGLE_PGE = "mov rax, cr4\nxor rax, 0x80\nmov cr4, rax\nxor rax, 0x80\nmov cr4, rax"
+_VISITS = {"read": "movzx ecx, byte ptr [rdi + 1]", "call": "call rdi"}
+
+
+def _remapped(guest: SmallGuest, *, where: int, visit: str, entry_bits: int, flush: str, pge: bool) -> tuple[int, int]:
+    """Visit a page, map another one in its place, flush, visit it again: which page was it each time?"""
+    for number, page in enumerate((FREE, _OTHER), 1):
+        guest.top.write(page, assemble(f"mov ecx, {number}\nret", FREE))
+    guest.top.write_u64(_PML4 + 8 * 256, _PDPT | _LINK)
+    guest.top.write_u64(_ENTRY, FREE | _LINK | entry_bits)
+    guest.put(
+        ("mov rax, cr4\nor rax, 0x80\nmov cr4, rax\n" if pge else "")
+        + f"mov rdi, {where + FREE}\n{_VISITS[visit]}\nmov esi, ecx\n"
+        f"mov rbx, {_OTHER | _LINK | entry_bits}\nmov [{_ENTRY}], rbx\n{flush}\n{_VISITS[visit]}\nhlt"
+    )
+    assert guest.run() == ExitCode.HLT
+    assert guest.trap().times == 0
+    vmsa = guest.vmsa()
+    return vmsa.rsi, vmsa.rcx
+
+
+@pytest.mark.parametrize("visit", _VISITS)
+@pytest.mark.parametrize("where", [0, _HIGH], ids=["low", "high"])
+@pytest.mark.parametrize(
+    ("entry_bits", "pge", "flush", "second"),
+    [
+        (0, True, _RELOAD, 2),
+        (_GLOBAL, False, _RELOAD, 2),
+        (_GLOBAL, True, _RELOAD, 1),
+        (_GLOBAL, True, _INVLPG, 2),
+        (_GLOBAL, True, _TOGGLE_PGE, 2),
+        (_GLOBAL, True, f"{_RELOAD}\n{_INVLPG}\n{_RELOAD}", 2),
+        (_GLOBAL, True, f"{_RELOAD}\n{_TOGGLE_PGE}", 2),
+    ],
+    ids=["local", "no-PGE", "global", "invlpg", "toggled", "reloaded-invlpg", "reloaded-toggled"],
+)
+def test_mov_to_cr3_keeps_global_pages_alone(
+    visit: str, where: int, entry_bits: int, pge: bool, flush: str, second: int
+) -> None:
+    with SmallGuest() as guest:
+        seen = _remapped(guest, where=where, visit=visit, entry_bits=entry_bits, flush=flush, pge=pge)
+        assert seen == (1, second)
+
+
+@pytest.mark.parametrize("where", [0, _HIGH], ids=["low", "high"])
+def test_a_global_page_that_the_monitor_closes_is_closed_after_mov_to_cr3(where: int) -> None:
+    with SmallGuest() as guest:
+        assert _remapped(guest, where=where, visit="call", entry_bits=_GLOBAL, flush=_RELOAD, pge=True) == (1, 1)
+        guest.permit(FREE, 0)
+        guest.permit(_OTHER, 0)
+        guest.put(f"{_RELOAD}\nmov rdi, {where + FREE}\ncall rdi\nhlt")
+        guest.top.write_u64(VMSA + _RIP, CODE)
+        assert guest.run() == ExitCode.NPF
+        assert guest.vmcb.exit_info_2 & ~0xFFF == _OTHER
+
+
+def test_programs_at_the_same_address_in_two_address_spaces() -> None:
+    # Two top tables, with each a page of its own at the same address, and a global page above for what switches.
+    second_pml4, second_pdpt, second_pd, second_pt = (FREE + page * PAGE for page in range(16, 20))
+    switch = FREE + 4 * PAGE
+    with SmallGuest() as guest:
+        write = guest.top.write_u64
+        for page in range(512):
+            write(second_pt + 8 * page, guest.top.read_u64(_PT + 8 * page))
+        write(second_pt + 8 * (FREE // PAGE), _OTHER | _LINK)
+        for table, below in ((second_pml4, second_pdpt), (second_pdpt, second_pd), (second_pd, second_pt)):
+            write(table, below | _LINK)
+        write(_PML4 + 8 * 256, _PDPT | _LINK)
+        write(second_pml4 + 8 * 256, _PDPT | _LINK)
+        write(_PT + 8 * (switch // PAGE), switch | _LINK | _GLOBAL)
+        for number, page in enumerate((FREE, _OTHER)):
+            guest.top.write(page, assemble(f"lea ebx, [ebx * 2 + {number}]\nret", FREE))
+        guest.put(
+            f"mov rsi, {_PML4}\nmov rdi, {second_pml4}\nmov r8, {FREE}\nmov ecx, 20\nmov ebx, 1\n"
+            "again:\ncall r8\nmov cr3, rdi\ncall r8\nmov cr3, rsi\nloop again\nhlt",
+            switch,
+        )
+        high = _HIGH + switch
+        guest.put(f"mov rax, cr4\nor rax, 0x80\nmov cr4, rax\nmov rax, {high}\njmp rax")
+        assert guest.run() == ExitCode.HLT
+        assert guest.vmsa().rbx == int("1" + "01" * 20, 2) & 0xFFFFFFFF
