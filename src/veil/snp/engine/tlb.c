@@ -6,6 +6,9 @@
 
 #include "exec/ram_addr.h"
 
+/* Above this many entries, searching a table costs more than filling it again. */
+#define LARGE_TABLE 4096
+
 void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3);
 void veil_tlb_flushed(CPUState *cs, bool all);
 
@@ -117,13 +120,13 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
     }
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
         CPUTLBDesc *desc = &tlb->d[mmu_idx];
+        size_t entries = (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
 
-        if (mmu_idx == MMU_USER_IDX) {
-            /* Hardly anything is global here, and a flush is what makes a table smaller again. */
+        /* Of a user's pages hardly any is global; and a flush is what makes a table smaller again. */
+        if (mmu_idx == MMU_USER_IDX || entries > LARGE_TABLE) {
             tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
         } else if (tlb->c.dirty & 1 << mmu_idx) {
-            desc->n_used_entries =
-                drop_local(tlb->f[mmu_idx].table, desc->iotlb, (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1);
+            desc->n_used_entries = drop_local(tlb->f[mmu_idx].table, desc->iotlb, entries);
             drop_local(desc->vtable, desc->viotlb, CPU_VTLB_SIZE);
         }
     }
