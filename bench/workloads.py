@@ -14,7 +14,7 @@ from bench.report import Row
 
 __all__ = ["RUNS", "measure_boots", "measure_workloads"]
 
-RUNS = 3
+RUNS = 7
 
 _PREPARE = (
     "mount -t tmpfs -o size=200m tmpfs /mnt && head -c 67108864 /dev/zero >/mnt/zeros && "
