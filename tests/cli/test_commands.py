@@ -105,6 +105,27 @@ def test_bad_pairs_are_refused_before_anything_starts(
     assert not played
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--chain={}", "{}: no certificate"), ("--crl={}.gone", "cannot read {}.gone"), ("--at=soon", "--at 'soon'")],
+)
+def test_what_attest_needs_is_read_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    played: list[_PlayedCvm],
+    tmp_path: Path,
+    option: str,
+    words: str,
+) -> None:
+    file = tmp_path / "chain.pem"
+    file.write_bytes(b"none")
+    assert _veil(monkeypatch, "attest", option.format(file)) == 125
+    error = capfd.readouterr().err
+    assert words.format(file) in error
+    assert error.count("\n") == 1
+    assert not played
+
+
 def test_errors_are_one_line_and_125(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert _veil(monkeypatch, "run", "--", "fail") == 125
     assert capfd.readouterr().err == "veil: the guest said no\n"

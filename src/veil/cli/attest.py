@@ -18,6 +18,7 @@ from veil.cli.evidence import (
     make_roots,
     parse_time,
     print_checks,
+    read_certificates,
     read_file,
     trust_options,
 )
@@ -83,6 +84,9 @@ def attest(
     if software:
         roots = roots.with_software_root(own_root())
     progress = Progress(quiet=as_json)
+    certificates = [read_certificates(name) for name in chains]
+    revocations = [read_file(name) for name in crls]
+    when = parse_time(at)
     try:
         expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
         if connect is not None:
@@ -102,9 +106,9 @@ def attest(
                 client,
                 policy=policy,
                 roots=roots,
-                certificates=[read_file(name) for name in chains],
-                at=parse_time(at),
-                crls=[read_file(name) for name in crls],
+                certificates=certificates,
+                at=when,
+                crls=revocations,
                 expected=expected,
                 host_log=host_log,
             )
