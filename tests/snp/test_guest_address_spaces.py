@@ -10,11 +10,11 @@ from tests.small_guest import CODE, FREE, PAGE, VMSA, SmallGuest
 from veil.snp import ExitCode
 
 _OTHER = FREE + PAGE
-_PML4, _PDPT, _PT = 0x1000, 0x2000, 0x4000
+_PML4, _PDPT, _PD, _PT = 0x1000, 0x2000, 0x3000, 0x4000
 _ENTRY = _PT + 8 * (FREE // PAGE)
 _HIGH = 0xFFFF_8000_0000_0000
 _LINK = 7 | 1 << 51
-_GLOBAL = 0x100
+_GLOBAL, _LARGE = 0x100, 0x80
 _RIP = 0x178
 
 _RELOAD = "mov rax, cr3\nmov cr3, rax"
@@ -100,3 +100,25 @@ def test_programs_at_the_same_address_in_two_address_spaces() -> None:
         guest.put(f"mov rax, cr4\nor rax, 0x80\nmov cr4, rax\nmov rax, {high}\njmp rax")
         assert guest.run() == ExitCode.HLT
         assert guest.vmsa().rbx == int("1" + "01" * 20, 2) & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("visit", _VISITS)
+@pytest.mark.parametrize("where", [0, _HIGH], ids=["low", "high"])
+@pytest.mark.parametrize("entry_bits", [0, _GLOBAL], ids=["local", "global"])
+@pytest.mark.parametrize("before", ["", _RELOAD], ids=["at-once", "reloaded"])
+def test_invlpg_drops_all_of_a_large_page(visit: str, where: int, entry_bits: int, before: str) -> None:
+    entry, address = _PD + 8 * 200, 200 << 21
+    with SmallGuest() as guest:
+        # The same place in each of the two 2 MiB pages that there are.
+        for number, page in enumerate((FREE, FREE + (2 << 20)), 1):
+            guest.top.write(page, assemble(f"mov ecx, {number}\nret", FREE))
+        guest.top.write_u64(_PML4 + 8 * 256, _PDPT | _LINK)
+        guest.top.write_u64(entry, _LINK | _LARGE | entry_bits)
+        guest.put(
+            f"mov rax, cr4\nor rax, 0x80\nmov cr4, rax\nmov rdi, {where + address + FREE}\n{_VISITS[visit]}\n{before}\n"
+            f"{_VISITS[visit]}\nmov esi, ecx\nmov rbx, {2 << 20 | _LINK | _LARGE | entry_bits}\nmov [{entry}], rbx\n"
+            f"mov rbx, {where + address}\ninvlpg [rbx]\n{_VISITS[visit]}\nhlt"
+        )
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 0
+        assert (guest.vmsa().rsi, guest.vmsa().rcx) == (1, 2)

@@ -80,6 +80,7 @@ _WRAPPED = (
     "helper_svm_check_intercept_param",
     "helper_syscall",
     "helper_wrmsr",
+    "tlb_flush_page",
     "tlb_protect_code",
     "tlb_reset_dirty_by_vaddr",
     "tlb_unprotect_code",

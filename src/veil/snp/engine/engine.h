@@ -36,6 +36,11 @@ struct veil_event {
     uint64_t next_rip; /* software interrupts only */
 };
 
+/* Addresses that are `address` under `mask`; all ones: none. */
+struct veil_region {
+    uint64_t address, mask;
+};
+
 struct veil_engine {
     uc_engine *uc;
     CPUState *cs;
@@ -60,6 +65,7 @@ struct veil_engine {
     uint64_t tsc_offset;
     uint32_t fills;
     bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
+    struct veil_region global_large[NB_MMU_MODES];
     uint32_t pauses;
     uint32_t pause_limit;
 

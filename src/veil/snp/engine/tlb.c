@@ -10,6 +10,8 @@
 #define LARGE_TABLE 4096
 
 void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3);
+void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr);
+void __real_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr);
 void veil_tlb_flushed(CPUState *cs, bool all);
 
 static bool is_empty(const CPUTLBEntry *te)
@@ -17,20 +19,34 @@ static bool is_empty(const CPUTLBEntry *te)
     return te->addr_read == (target_ulong)-1 && te->addr_write == (target_ulong)-1 && te->addr_code == (target_ulong)-1;
 }
 
-static void remember_large_page(CPUTLBDesc *desc, target_ulong vaddr, target_ulong size)
+/* QEMU's way: one region that has all large pages in it. */
+static void remember_large_page(struct veil_region *region, target_ulong vaddr, target_ulong size)
 {
-    target_ulong address = desc->large_page_addr, mask = ~(size - 1);
+    target_ulong address = region->address, mask = ~(size - 1);
 
     if (address == (target_ulong)-1) {
         address = vaddr;
     } else {
-        mask &= desc->large_page_mask;
+        mask &= region->mask;
         while ((address ^ vaddr) & mask) {
             mask <<= 1;
         }
     }
-    desc->large_page_addr = address & mask;
-    desc->large_page_mask = mask;
+    region->address = address & mask;
+    region->mask = mask;
+}
+
+static void add_large_page(struct veil_engine *e, int mmu_idx, const struct veil_translation *t)
+{
+    CPUTLBDesc *desc = &env_tlb(e->env)->d[mmu_idx];
+    struct veil_region all = {desc->large_page_addr, desc->large_page_mask};
+
+    remember_large_page(&all, t->vaddr, t->page_size);
+    desc->large_page_addr = all.address;
+    desc->large_page_mask = all.mask;
+    if (t->global) {
+        remember_large_page(&e->global_large[mmu_idx], t->vaddr, t->page_size);
+    }
 }
 
 void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t)
@@ -52,7 +68,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
         tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
     }
     if (t->page_size > TARGET_PAGE_SIZE) {
-        remember_large_page(desc, t->vaddr, t->page_size);
+        add_large_page(e, mmu_idx, t);
     }
     index = tlb_index(env, mmu_idx, page);
     te = tlb_entry(env, mmu_idx, page);
@@ -128,6 +144,8 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
         } else if (tlb->c.dirty & 1 << mmu_idx) {
             desc->n_used_entries = drop_local(tlb->f[mmu_idx].table, desc->iotlb, entries);
             drop_local(desc->vtable, desc->viotlb, CPU_VTLB_SIZE);
+            desc->large_page_addr = e->global_large[mmu_idx].address;
+            desc->large_page_mask = e->global_large[mmu_idx].mask;
         }
     }
     if (e->local_high_code) {
@@ -135,6 +153,23 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
     } else {
         /* The other half is for code in the upper half of the address space (the edit of tb-hash.h). */
         memset(e->cs->tb_jmp_cache, 0, sizeof(e->cs->tb_jmp_cache) / 2);
+    }
+}
+
+/* INVLPG of any address in a large page drops all of it; QEMU forgets the jumps to its other 4 KiB pages. */
+void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
+{
+    CPUTLB *tlb = env_tlb((CPUX86State *)cs->env_ptr);
+    target_ulong page = addr & TARGET_PAGE_MASK;
+    bool large = false;
+    int mmu_idx;
+
+    for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
+        large |= (page & tlb->d[mmu_idx].large_page_mask) == tlb->d[mmu_idx].large_page_addr;
+    }
+    __real_tlb_flush_page_x86_64(cs, addr);
+    if (large) {
+        cpu_tb_jmp_cache_clear(cs);
     }
 }
 
@@ -149,5 +184,6 @@ void veil_tlb_flushed(CPUState *cs, bool all)
     cpu_tb_jmp_cache_clear(cs);
     if (e) { /* not yet while the core is made */
         e->local_high_code = false;
+        memset(e->global_large, -1, sizeof(e->global_large));
     }
 }
