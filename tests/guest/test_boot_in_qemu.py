@@ -2,6 +2,7 @@
 """The boot data, the initramfs and the agent, tried on another machine than ours: QEMU."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -23,6 +24,20 @@ MODULES = ["configfs", "tsm"]
 
 @pytest.mark.parametrize(("series", "memory", "vcpus"), [("6.12", 256, 1), ("6.12", 4096, 2), ("6.1", 256, 1)])
 def test_stock_kernel_boots_from_our_data(tmp_path: Path, series: str, memory: int, vcpus: int) -> None:
+    # On a computer with three times as much to do as it has processors, one guest of QEMU's in a hundred stays in
+    # "Preparing to enter system sleep state S5". Whoever never powers off fails twice.
+    for attempt in range(2):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        try:
+            _boots(directory, series, memory, vcpus)
+            return
+        except subprocess.TimeoutExpired:
+            if attempt:
+                raise
+
+
+def _boots(directory: Path, series: str, memory: int, vcpus: int) -> None:
     cache = Cache()
     kernel = debian_kernel(cache, series)
     initrd = build_initramfs(cache, module_tree=kernel.modules, modules=MODULES if series != "6.1" else [])
@@ -32,7 +47,7 @@ def test_stock_kernel_boots_from_our_data(tmp_path: Path, series: str, memory: i
     boot = prepare_linux(
         kernel.load(), initrd, " ".join(words), memory=memory << 20, vcpus=vcpus, monitor_size=16 << 20, c_bit=None
     )
-    with qemu_guest(boot, tmp_path, vcpus=vcpus) as guest:
+    with qemu_guest(boot, directory, vcpus=vcpus) as guest:
         start = time.monotonic()
         guest.open(nonce=0x5EED)
         print("ready after", time.monotonic() - start)
@@ -53,4 +68,4 @@ def test_stock_kernel_boots_from_our_data(tmp_path: Path, series: str, memory: i
         for _ in range(2):
             guest.step()
         assert guest.process.wait(30) == 0
-    assert "reboot: Power down" in (tmp_path / "console").read_text()
+    assert "reboot: Power down" in (directory / "console").read_text()
