@@ -149,7 +149,7 @@ def test_kernels_too_old(cache: Cache, tmp_path: Path, release: str, monitor: bo
 APT = """#!/bin/sh
 echo "$0 $@" >> "$LOG"
 case "$*" in
-*" search "*) [ -n "$NEEDS_UPDATE" ] && [ ! -e "$UPDATED" ] && exit 0
+*" search "*) [ -n "$NEEDS_UPDATE" ] && [ ! -e "$UPDATED" ] && OFFER=$OLD_OFFER
     for name in $OFFER; do echo "$name - a kernel"; done;;
 *--print-uris*) for last; do :; done; echo "'http://x/y.deb' ${last}_6.12.1-1_amd64.deb 100 SHA256:00";;
 *download*) [ -n "$NO_SPACE" ] && { echo "E: write error - No space left on device" >&2; exit 100; }
@@ -217,8 +217,12 @@ def test_damaged_package_is_fetched_again(apt: pytest.MonkeyPatch, cache: Cache)
     assert kernel.vmlinux.read_bytes() == VMLINUX
 
 
-def test_own_lists_where_the_system_has_none(apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", ["", "linux-image-6.1.0-40-cloud-amd64"])
+def test_own_lists_where_the_systems_lack_it(
+    apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path, old: str
+) -> None:
     apt.setenv("NEEDS_UPDATE", "1")
+    apt.setenv("OLD_OFFER", old)
     assert debian_kernel(cache).version == (6, 12)
     update = next(line for line in log(tmp_path) if "update" in line)
     assert f"Dir::State={cache.root}/apt" in update

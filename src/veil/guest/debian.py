@@ -27,10 +27,13 @@ class Apt:
         self._offline = offline
         self._own_lists = False
 
-    def names(self, pattern: str) -> list[str]:
-        """The packages whose names match the regular expression."""
+    def names(self, pattern: str, wanted: re.Pattern[str]) -> list[str]:
+        """The packages whose names match the regular expression `pattern`.
+
+        Lists in which none matches `wanted` whole may be older than the package: they are fetched anew, once.
+        """
         found = self._search(pattern)
-        if not found and not self._own_lists:
+        if not any(map(wanted.fullmatch, found)) and not self._own_lists:
             self._update()
             found = self._search(pattern)
         return found

@@ -136,8 +136,8 @@ def _newest_kept(cache: Cache, series: str) -> str | None:
 
 
 def _newest_offered(apt: Apt, series: str) -> str:
-    names = apt.names(r"^linux-image-[0-9].*-cloud-amd64$")
     pattern = re.compile(rf"linux-image-{re.escape(series)}\.\d[^_]*-cloud-amd64")
+    names = apt.names(r"^linux-image-[0-9].*-cloud-amd64$", pattern)
     offered = [name for name in names if pattern.fullmatch(name)]
     if offered:
         return max(offered, key=_order)
