@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from veil.formats.errors import FormatError
 from veil.remote import CertificateChain, RemoteError, VerificationFailed
 from veil.remote.certificates import load_certificates
-from veil.remote.checks import Checklist, printable
+from veil.remote.checks import Checklist
 from veil.remote.verify import verify_report
 
 from .model_chain import END, MODEL, NOW, START, der_string, resigned
@@ -44,14 +44,6 @@ def test_names_write_no_lines_of_their_own() -> None:
 def test_products_write_no_lines_of_their_own() -> None:
     result = verify(replace(MODEL, leaf_extensions={"2": der_string(_FORGED)}))
     assert all(check.words.isprintable() for check in result.checks)
-
-
-@given(st.text())
-def test_printable(text: str) -> None:
-    made = printable(text)
-    assert made.isascii()
-    assert made.isprintable()
-    assert printable(made) == made
 
 
 def test_every_check_is_printable() -> None:

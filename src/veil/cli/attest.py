@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners, parse_address
+from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
     demands,
@@ -22,7 +22,9 @@ from veil.cli.evidence import (
     read_file,
     trust_options,
 )
+from veil.cli.output import emit_json
 from veil.errors import VeilError
+from veil.formats.printable import printable
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
@@ -154,7 +156,7 @@ def _covered(expected: LaunchLog) -> list[str]:
 def _show(result: Attested, expected: LaunchLog | None, seconds: float, *, as_json: bool) -> None:
     report = result.verification.report
     covered = _covered(expected) if expected is not None else []
-    services = {str(guid): claims.decode("utf-8", "backslashreplace") for guid, claims in result.services.items()}
+    services = {str(guid): printable(claims, None) for guid, claims in result.services.items()}
     if as_json:
         emit_json(
             {
@@ -177,4 +179,4 @@ def _show(result: Attested, expected: LaunchLog | None, seconds: float, *, as_js
     if result.ok:
         verdict.append(f"protected services: {', '.join(services) or 'none'}")
         verdict += [f"  {guid}: {claims}" for guid, claims in services.items() if claims]
-    print_checks(result.checks, verdict="\n".join(verdict))
+    print_checks(result.checks, verdict=verdict)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json
+from veil.cli.common import Progress, cvm_options
+from veil.cli.output import Console, emit_json, say, tell
 
 __all__ = ["boot"]
 
@@ -21,9 +20,7 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
     from veil.cvm import ConfidentialVM
     from veil.snp import COUNTER_NAMES
 
-    def show(data: bytes) -> None:
-        os.write(2 if as_json else 1, data)
-
+    shown = Console(tell if as_json else say)
     vm = ConfidentialVM(
         memory,
         vcpus,
@@ -33,7 +30,10 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
         kernel_options=("loglevel=7",) if console else ("quiet", "loglevel=4"),
     )
     try:
-        vm.boot(show if console else None)
+        try:
+            vm.boot(shown.feed if console else None)
+        finally:
+            shown.close()
         digest = vm.machine.secure_processor.measurement.hex()
         if as_json:
             counters = vm.machine.counters
@@ -46,6 +46,6 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
                 }
             )
         else:
-            click.echo(f"up in {vm.boot_seconds:.1f} s; launch digest {digest}")
+            say(f"up in {vm.boot_seconds:.1f} s; launch digest {digest}")
     finally:
         vm.close()

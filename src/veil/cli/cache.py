@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import emit_json
+from veil.cli.output import emit_json, say
 
 __all__ = ["cache"]
 
@@ -34,9 +34,9 @@ def list_(as_json: bool) -> None:
     if as_json:
         emit_json({"directory": str(root), "bytes": sizes})
         return
-    click.echo(str(root))
+    say(str(root))
     for name, size in sizes.items():
-        click.echo(f"  {size / (1 << 20):8.1f} MiB  {name}")
+        say(f"  {size / (1 << 20):8.1f} MiB  {name}")
 
 
 @cache.command()

@@ -3,30 +3,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from veil.cli.output import tell
 from veil.errors import VeilError
 
 __all__ = [
-    "EXIT_FAILURE",
     "EXIT_INTERRUPTED",
     "Progress",
     "cvm_options",
-    "emit_json",
     "owner_option",
     "owners",
     "parse_address",
     "services_options",
 ]
 
-#: Veil itself failed (the guest's own statuses are passed through, and most programs' are small).
-EXIT_FAILURE = 125
 EXIT_INTERRUPTED = 130
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -115,10 +110,4 @@ class Progress:
 
     def __call__(self, message: str) -> None:
         if not self._quiet:
-            click.echo(f"veil: {message}", err=True)
-
-
-def emit_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    json.dump(value, sys.stdout, indent=2, sort_keys=True)
-    sys.stdout.write("\n")
+            tell(f"veil: {message}")

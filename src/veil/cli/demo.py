@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veil.cli.common import Progress
+from veil.cli.output import raw, say
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def demo() -> int:
     from veil.cvm import ConfidentialVM
 
     with ConfidentialVM(progress=Progress()) as vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
-        click.echo(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
+        say(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
         _in_guest(vm, _SCRIPT)
         with _attested(vm) as (client, outcome):
             _show_attestation(outcome)
@@ -67,7 +67,7 @@ def demo() -> int:
 
 
 def _in_guest(vm: ConfidentialVM, script: str) -> None:
-    result = vm.run(["/bin/sh", "-c", script], stdout=lambda data: _write(1, data), stderr=lambda data: _write(2, data))
+    result = vm.run(["/bin/sh", "-c", script], stdout=lambda data: raw(1, data), stderr=lambda data: raw(2, data))
     if result.exit_status:
         raise VeilError(f"the guest's script ended with status {result.exit_status}")
 
@@ -87,11 +87,11 @@ def _attested(vm: ConfidentialVM) -> Iterator[tuple[ChannelClient, Attested]]:
 
 
 def _show_attestation(outcome: Attested) -> None:
-    click.echo("$ veil attest --software")
+    say("$ veil attest --software")
     for name in ("freshness", "channel key", "report signature", "measurement", "VMPL"):
         words = next(check.words for check in outcome.checks if check.name == name)
-        click.echo(f"ok    {name:<16}  {words}")
-    click.echo(f"verified ({len(outcome.checks)} checks); machine: {outcome.machine}")
+        say(f"ok    {name:<16}  {words}")
+    say(f"verified ({len(outcome.checks)} checks); machine: {outcome.machine}")
 
 
 def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
@@ -107,20 +107,20 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
     from veil.remote.audit_rules import default_rules, load_rules
     from veil.remote.log_files import LogFolder
 
-    click.echo("$ veil logs rules")
+    say("$ veil logs rules")
     load_rules(reader, default_rules(), wait=vm.wait)
-    click.echo("the kernel says that it has loaded the rules")
-    click.echo("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
+    say("the kernel says that it has loaded the rules")
+    say("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
     _in_guest(vm, _BREAK_IN)
     _put_intruder(vm, directory)
     handed_over = _records_handed_over(vm)
     _in_guest(vm, _HIDE)
-    click.echo("$ veil logs fetch")
+    say("$ veil logs fetch")
     folder = LogFolder(directory / "evidence")
     head = reader.head()
     with folder.lock():
         count = folder.add(list(reader.fetch(head)), reader.state)
-    click.echo(f"{count} new entries verified, {head.size} in all")
+    say(f"{count} new entries verified, {head.size} in all")
     moment, records = None, 0
     for entry in folder.verified():
         _show_entry(entry)
@@ -130,8 +130,8 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
             records += len(parse_records(entry.body))
     if moment is None or records < handed_over:
         raise VeilError(f"the log has {records} records from before the module, and the kernel had made {handed_over}")
-    click.echo(f"the kernel had made {handed_over} records before that module ran: all of them are here, and proven")
-    click.echo(f"$ veil logs verify --untrusted-from {moment + 1}")
+    say(f"the kernel had made {handed_over} records before that module ran: all of them are here, and proven")
+    say(f"$ veil logs verify --untrusted-from {moment + 1}")
     _verify(folder, moment + 1)
 
 
@@ -143,7 +143,7 @@ def _show_entry(entry: LogEntry) -> None:
         kind, _, text = line.decode(errors="replace").strip().partition(" msg=")
         if any(word in text for word in _SHOWN) and kind in ("type=PATH", "type=TRUSTED_APP"):
             words = text.partition("msg='")[2].rstrip("'") or text.partition("): ")[2].partition(" inode=")[0]
-            click.echo(f"  entry {entry.sequence}: {words}")
+            say(f"  entry {entry.sequence}: {words}")
 
 
 def _put_intruder(vm: ConfidentialVM, directory: Path) -> None:
@@ -161,7 +161,3 @@ def _verify(folder: LogFolder, moment: int) -> None:
     from veil.cli.logs_verify import verify
 
     verify.main(["--to", str(folder.path), "--untrusted-from", str(moment)], standalone_mode=False)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    os.write(descriptor, data)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import emit_json
+from veil.cli.output import emit_json, say, tell
 
 __all__ = ["doctor"]
 
@@ -89,14 +89,14 @@ def doctor(as_json: bool, engine: bool) -> int:
     else:
         for check in checks:
             mark = "ok     " if check.good else "MISSING" if check.needed else "without"
-            click.echo(f"{mark}  {check.name:<20} {check.words}")
+            say(f"{mark}  {check.name:<20} {check.words}")
     return 0 if all(check.good or not check.needed for check in checks) else 1
 
 
 def _load_engine() -> str:
     from veil.snp import Machine, build_engine
 
-    path = build_engine(lambda message: click.echo(f"veil: {message}", err=True))
+    path = build_engine(lambda message: tell(f"veil: {message}"))
     Machine(2 << 20).close()
     return str(path)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from veil.cli.output import Mark, say, say_all
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -116,11 +117,9 @@ def demands(policy: Policy, measurements: Iterable[str]) -> Policy:
     return policy.replace(measurement=(*policy.measurement, *more)) if more else policy
 
 
-def print_checks(checks: Iterable[Check], *, verdict: str) -> None:
-    """A line a check, and the verdict."""
-    colour = sys.stdout.isatty()
+def print_checks(checks: Iterable[Check], *, verdict: Iterable[str]) -> None:
+    """A line a check, and the verdict's lines."""
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
-        click.echo(f"{mark if colour else click.unstyle(mark)}  {check.name:<{width}}  {check.words}")
-    click.echo(verdict)
+        say(f"{check.name:<{width}}  {check.words}", mark=Mark.OK if check.ok else Mark.FAIL)
+    say_all(verdict)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json
+from veil.cli.common import Progress, cvm_options
+from veil.cli.output import emit_json, say
 from veil.errors import VeilError
 
 __all__ = ["inspect"]
@@ -34,20 +35,23 @@ def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_js
     if as_json:
         emit_json(seen.as_dict())
         return
-    click.echo(f"launch digest  {seen.launch_digest}")
-    click.echo(
+    say(f"launch digest  {seen.launch_digest}")
+    say(
         f"pages          {seen.pages}: {seen.assigned} private ({seen.validated} validated), {seen.shared} shared with"
         f" the host; {seen.large_entries} RMP entries of 2 MiB"
     )
-    click.echo("\nVCPU  VMPL  domain  VMSA          runs")
+    say()
+    say("VCPU  VMPL  domain  VMSA          runs")
     for item in seen.vmsas:
         runs = f"{'hosted' if item.hosted else 'machine'} code{' (now)' if item.current else ''}"
-        click.echo(f"{item.vcpu:>4}  {item.vmpl:>4}  {item.domain:<6}  {item.gpa:#012x}  {runs}")
-    click.echo("\nVMPL  domain        read       write   user exec  super exec   (4 KiB pages)")
+        say(f"{item.vcpu:>4}  {item.vmpl:>4}  {item.domain:<6}  {item.gpa:#012x}  {runs}")
+    say()
+    say("VMPL  domain        read       write   user exec  super exec   (4 KiB pages)")
     for level in seen.levels:
-        click.echo(
+        say(
             f"{level.vmpl:>4}  {level.domain:<6} {level.read:>11} {level.write:>11} {level.execute_user:>11}"
             f" {level.execute_supervisor:>11}"
         )
     if png is not None:
-        click.echo(f"\npicture: {png}")
+        say()
+        say(f"picture: {png}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from veil.cli.common import emit_json, parse_address
+from veil.cli.common import parse_address
 from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_file, trust_options
 from veil.cli.logs_export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
+from veil.cli.output import emit_json, say, say_all
 from veil.errors import VeilError
+from veil.formats.printable import printable
 
 if TYPE_CHECKING:
     from veil.formats.log import LogEntry
@@ -27,6 +28,8 @@ __all__ = ["logs"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _POLL_SECONDS = 1.0
+#: Linux makes no longer record (MAX_AUDIT_MESSAGE_LENGTH is 8970).
+_LINE_MOST = 10_000
 
 
 @click.group()
@@ -140,9 +143,9 @@ def fetch(folder: str, as_json: bool, **connection: Any) -> int:
         found = count_findings(analysis)
         emit_json({"new_entries": count, "entries": head.size, "dropped": head.dropped, "folder": folder, **found})
     else:
-        click.echo(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
+        say(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
         if head.dropped:
-            click.echo(f"{head.dropped} calls of the kernel's found no room in the log")
+            say(f"{head.dropped} calls of the kernel's found no room in the log")
         say_findings(analysis, only_trouble=True)
     return 0
 
@@ -192,11 +195,9 @@ def _print(entry: LogEntry, form: str) -> None:
     from veil.remote.log_files import audit_lines
 
     if form == "audit":
-        sys.stdout.buffer.writelines(audit_lines(entry))
+        say_all(printable(line[:-1], _LINE_MOST) for line in audit_lines(entry))
     else:
-        value = entry_value(entry)
-        sys.stdout.buffer.write(json.dumps(value).encode() + b"\n")
-    sys.stdout.buffer.flush()
+        say(json.dumps(entry_value(entry)))
 
 
 @logs.command()
@@ -219,7 +220,7 @@ def rules(folder: str, seconds: float, file: str | None, **connection: Any) -> i
     text = read_file(file) if file is not None else default_rules()
     with _reader(LogFolder(Path(folder)).known(), **connection) as reader:
         load_rules(reader, text, seconds=seconds)
-    click.echo("the kernel says that it has loaded the rules")
+    say("the kernel says that it has loaded the rules")
     return 0
 
 
@@ -239,5 +240,5 @@ def ack(folder: str, **connection: Any) -> int:
         with _reader(place.known(), **connection) as reader:
             reader.head()
             count = reader.acknowledge()
-    click.echo(f"the CVM may forget its first {count} entries")
+    say(f"the CVM may forget its first {count} entries")
     return 0

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from veil.cli.common import emit_json
 from veil.cli.logs_verify import failures_are_1
+from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def export(folder: str, directory: str | None, otlp: str | None, as_json: bool) 
         emit_json({"exported": done})
     else:
         for name, count in done.items():
-            click.echo(f"{count} entries exported to {name}")
+            say(f"{count} entries exported to {name}")
     return 0
 
 
@@ -102,5 +102,5 @@ def export_or_say(place: LogFolder, sinks: Sequence[Sink], said: str = "") -> st
             failures.append(str(error))
     words = "; ".join(failures)
     if words and not said:
-        click.echo(f"veil: {words}; it is tried again", err=True)
+        tell(f"veil: {words}; it is tried again")
     return words

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from veil.cli.common import emit_json
 from veil.cli.evidence import EXIT_NOT_VERIFIED
+from veil.cli.output import emit_json, say, tell
 
 if TYPE_CHECKING:
     from veil.remote.log import LogState
@@ -38,7 +38,7 @@ def failures_are_1(function: _Function) -> _Function:
         try:
             return function(*args, **options)
         except VerificationFailed as error:
-            click.echo(f"veil: NOT VERIFIED: {error}", err=True)
+            tell(f"veil: NOT VERIFIED: {error}")
             return EXIT_NOT_VERIFIED
 
     return run  # type: ignore[return-value]
@@ -49,7 +49,7 @@ def say_findings(analysis: LogAnalysis, *, since: int = 0, only_trouble: bool = 
     items = analysis.findings.items
     for item in items[since:]:
         if item.trouble or not only_trouble:
-            click.echo(_line(item), err=True)
+            tell(_line(item))
     return len(items)
 
 
@@ -122,7 +122,7 @@ def verify(folder: str, silence: float, untrusted_from: int | None, as_json: boo
         _say_verified(analysis, state)
         _say_all(sorted(analysis.findings.items, key=lambda item: item.entry))
         for kind, more in analysis.findings.unlisted():
-            click.echo(f"         and {more} more of {kind.value}")
+            say(f"         and {more} more of {kind.value}")
         if trusted is not None:
             _say_moment(trusted, first, untrusted_from)
     return EXIT_FINDINGS if analysis.findings.trouble else 0
@@ -132,12 +132,12 @@ def _say_all(items: list[Finding]) -> None:
     """Rules come in dozens: of a run of the same harmless kind, the first and how many follow."""
     for (kind, trouble), run in itertools.groupby(items, key=lambda item: (item.kind, item.trouble)):
         first, *rest = run
-        click.echo(_line(first))
+        say(_line(first))
         if trouble:
             for item in rest:
-                click.echo(_line(item))
+                say(_line(item))
         elif rest:
-            click.echo(f"         and {len(rest)} more of {kind.value} up to entry {rest[-1].entry}")
+            say(f"         and {len(rest)} more of {kind.value} up to entry {rest[-1].entry}")
 
 
 def _head(state: LogState | None) -> dict[str, Any] | None:
@@ -158,19 +158,19 @@ def _say_verified(analysis: LogAnalysis, state: LogState | None) -> None:
     from veil.remote.log_findings import claimed_text, machine_text
 
     summary = analysis.summary
-    click.echo(f"verified: {summary.entries} entries with {summary.records} audit records, in order")
+    say(f"verified: {summary.entries} entries with {summary.records} audit records, in order")
     if state is None or state.seen is None:
         return
     seen = state.seen
     quiet = seen.head.time_ns - seen.head.last_ns
     last = seen.head.last_ns
     ours = f", {claimed_text(seen.wall_ns(last) // 1_000_000)} by this computer's clock"
-    click.echo(
+    say(
         f"the kernel called last at {machine_text(last)}{ours if last > analysis.resumed_ns else ''}, "
         f"{machine_text(quiet)} before the head was signed"
     )
     if seen.head.dropped:
-        click.echo(f"{seen.head.dropped} calls of the kernel's found no room and are missing")
+        say(f"{seen.head.dropped} calls of the kernel's found no room and are missing")
 
 
 def _say_moment(number: int, first: Finding | None, told: int | None) -> None:
@@ -181,6 +181,6 @@ def _say_moment(number: int, first: Finding | None, told: int | None) -> None:
         when = f"{machine_text(first.time_ns)}; the kernel said {claimed_text(first.claimed_ms)}"
     else:
         why, when = "you say so", "--untrusted-from"
-    click.echo(f"from entry {number} ({when}) on, treat the kernel's words as untrusted: {why}")
+    say(f"from entry {number} ({when}) on, treat the kernel's words as untrusted: {why}")
     if number:
-        click.echo(f"entries 0 to {number - 1} were made before, and stay proven as they are")
+        say(f"entries 0 to {number - 1} were made before, and stay proven as they are")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 
 # numpy starts a thread a core for algebra that nothing here does; they would only take time from the guest.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -14,18 +16,21 @@ import click
 from veil.cli.attest import attest
 from veil.cli.boot import boot
 from veil.cli.cache import cache
-from veil.cli.common import EXIT_FAILURE, EXIT_INTERRUPTED
+from veil.cli.common import EXIT_INTERRUPTED
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
 from veil.cli.logs import logs
 from veil.cli.measure import measure
+from veil.cli.output import EXIT_FAILURE, EXIT_PIPE, OutputError, finish, give_up, keep_descriptors, tell
 from veil.cli.run import run
 from veil.cli.serve import serve
 from veil.cli.shell import shell
 from veil.cli.verify import verify
 
 __all__ = ["main"]
+
+_COMPLETION = "_VEIL_COMPLETE"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,23 +63,63 @@ for _command in (run, shell, boot, serve, attest, measure, verify, logs, inspect
 
 def main() -> None:
     """Entry point: errors are one line on stderr."""
+    keep_descriptors()
+    if _COMPLETION in os.environ:
+        veil.main(prog_name="veil", complete_var=_COMPLETION)
+    try:
+        status = _run()
+        finish()
+    except OutputError as error:
+        give_up()
+        # Whoever closed a pipe has enough, and knows.
+        if error.status != EXIT_PIPE:
+            tell(f"veil: {error}")
+        status = error.status
+    sys.exit(status)
+
+
+def _run() -> int:
+    """The command's exit status. Raises OutputError."""
     from veil.errors import VeilError
 
     try:
-        status = veil.main(standalone_mode=False)
+        # Not `veil.main`: it has an opinion of its own about a closed pipe.
+        with veil.make_context("veil", sys.argv[1:]) as context:
+            status = veil.invoke(context)
     except VeilError as error:
-        click.echo(f"veil: {error}", err=True)
-        sys.exit(EXIT_FAILURE)
+        tell(f"veil: {error}")
+        return EXIT_FAILURE
     except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        return exit_.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _tell_usage(error)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("veil: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has enough.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        sys.exit(EXIT_FAILURE)
-    sys.exit(status if isinstance(status, int) else 0)
+        tell("veil: interrupted")
+        return EXIT_INTERRUPTED
+    except OutputError:
+        raise
+    except BrokenPipeError as error:
+        raise OutputError(error) from error
+    except Exception as error:
+        finish()  # click writes help to stdout by itself
+        return _tell_unexpected(error)
+    return status if isinstance(status, int) else 0
+
+
+def _tell_usage(error: click.ClickException) -> None:
+    text = io.StringIO()
+    error.show(text)
+    for line in text.getvalue().splitlines():
+        tell(line)
+
+
+def _tell_unexpected(error: Exception) -> int:
+    """A full disk and the like in a line; a fault of ours with its trace, and not with a verdict's status."""
+    if isinstance(error, OSError) and error.strerror:
+        tell(f"veil: {error.strerror}{f': {error.filename}' if error.filename is not None else ''}")
+    else:
+        for line in traceback.format_exception(error):
+            for part in line.splitlines():
+                tell(part)
+    return EXIT_FAILURE

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json, owner_option, owners, services_options
+from veil.cli.common import Progress, cvm_options, owner_option, owners, services_options
+from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError
 
 __all__ = ["measure"]
@@ -66,7 +67,7 @@ def measure(
     if as_json:
         emit_json({"launch_digest": digest.hex(), "pages": pages})
     else:
-        click.echo(digest.hex())
+        say(digest.hex())
         for name, count in pages.items():
-            click.echo(f"  {name:<14} {count:>6} page{'s' if count > 1 else ''}", err=True)
+            tell(f"  {name:<14} {count:>6} page{'s' if count > 1 else ''}")
     return 0

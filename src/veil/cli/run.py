@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import click
 
-from veil.cli.common import Progress, cvm_options, emit_json
+from veil.cli.common import Progress, cvm_options
+from veil.cli.output import emit_json, raw
 from veil.errors import VeilError
 
 __all__ = ["run"]
@@ -30,12 +31,6 @@ def _stdin() -> Iterator[bytes] | None:
     if stream is None or stream.closed or stream.isatty():
         return None
     return iter(lambda: os.read(stream.fileno(), 65536), b"")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -81,8 +76,8 @@ def run(
             result = vm.run(
                 command,
                 stdin=_stdin(),
-                stdout=lambda data: _write(1, data),
-                stderr=lambda data: _write(2, data),
+                stdout=lambda data: raw(1, data),
+                stderr=lambda data: raw(2, data),
                 timeout=timeout,
             )
         done = time.monotonic()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address, services_options
+from veil.cli.output import say
 from veil.errors import VeilError
 
 __all__ = ["serve"]
@@ -55,7 +56,7 @@ def serve(
         listener = vm.listen(host, port)
         try:
             address = f"{listener.address[0]}:{listener.address[1]}"
-            click.echo(f"users are carried to VeilMon from {address}")
+            say(f"users are carried to VeilMon from {address}")
             if port_file is not None:
                 Path(port_file).write_text(address + "\n")
             vm.serve()

@@ -8,7 +8,6 @@ import re
 
 import click
 
-from veil.cli.common import emit_json
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
     hex_bytes,
@@ -20,6 +19,7 @@ from veil.cli.evidence import (
     read_file,
     trust_options,
 )
+from veil.cli.output import emit_json
 from veil.errors import VeilError
 
 __all__ = ["verify"]
@@ -126,6 +126,6 @@ def verify(
         asker = f"VMPL {found.vmpl}" if found.vmpl <= 3 else "asked for by the host"
         print_checks(
             result.checks,
-            verdict=f"{word}; machine: {result.machine}; {asker}; launch digest {found.measurement.hex()}",
+            verdict=[f"{word}; machine: {result.machine}; {asker}; launch digest {found.measurement.hex()}"],
         )
     return 0 if result.ok else EXIT_NOT_VERIFIED

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Check", "Checklist", "printable"]
+from veil.formats.printable import printable
 
+__all__ = ["Check", "Checklist"]
 
-def printable(text: str) -> str:
-    """In printable ASCII, anything else escaped.
-
-    Names in certificates are the host's. With line feeds and terminal sequences in one he would write checks and a
-    verdict of his own below ours.
-    """
-    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text)
+#: Names in certificates are the host's. So much has the words of any honest check, and the list of what is expected.
+_WORDS_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,12 @@ class Checklist:
 
     def add(self, name: str, ok: bool, good: str, bad: str) -> bool:
         """Write down an outcome with the words for it; returns `ok`."""
-        self._checks.append(Check(printable(name), ok, printable(good if ok else bad)))
+        self._checks.append(Check(printable(name), ok, printable(good if ok else bad, _WORDS_MOST)))
         return ok
 
     def skip(self, name: str, because: str) -> None:
         """What could not be checked has not been proved: it counts as failed."""
-        self._checks.append(Check(printable(name), False, printable(f"not checked, because {because}")))
+        self._checks.append(Check(printable(name), False, printable(f"not checked, because {because}", _WORDS_MOST)))
 
     def done(self) -> tuple[Check, ...]:
         """All of them."""
