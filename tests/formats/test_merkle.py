@@ -13,6 +13,7 @@ from veil.formats.errors import FormatError
 from veil.formats.merkle import (
     EMPTY_ROOT,
     CompactRange,
+    MerkleTree,
     consistency_proof,
     inclusion_proof,
     leaf_hash,
@@ -97,6 +98,41 @@ def test_consistency() -> None:
                 assert not verify_consistency(first, second, two, one, path)
     assert verify_consistency(0, 5, EMPTY_ROOT, mth(LEAVES[:5]), [])
     assert not verify_consistency(6, 5, mth(LEAVES[:6]), mth(LEAVES[:5]), [])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=20), st.integers(0, 9), st.data())
+def test_a_tree_that_keeps_its_nodes(moves: list[tuple[bool, int]], beginning: int, data: st.DataObject) -> None:
+    """Leaves come and are forgotten; what it says of those that are left is what the definitions say."""
+    leaves = LEAVES[:beginning]
+    start = CompactRange()
+    for leaf in leaves:
+        start.append(leaf)
+    tree = MerkleTree(start)
+    for forget, count in moves:
+        if forget:
+            tree.forget(min(tree.first + count, tree.size))
+        else:
+            for number in range(count):
+                leaves.append(leaf_hash(b"more %d" % (len(leaves) + number)))
+                tree.append(leaves[-1])
+
+    def part(start: int, end: int) -> bytes:
+        return mth(leaves[start:end])
+
+    size, first = len(leaves), tree.first
+    assert tree.size == size
+    assert tree.root() == mth(leaves)
+    assert tree.range_at(first).root() == mth(leaves[:first])
+    # Of what is forgotten, a node a level at most.
+    assert sum(map(len, tree._levels)) // 32 <= 2 * (size - first) + 2 * size.bit_length()
+    if first < size:
+        index = data.draw(st.integers(first, size - 1))
+        at = data.draw(st.integers(index + 1, size))
+        assert tree.inclusion(index, at) == inclusion_proof(index, at, part)
+    if size:
+        old = data.draw(st.integers(max(first, 1), size))
+        at = data.draw(st.integers(old, size))
+        assert tree.consistency(old, at) == consistency_proof(old, at, part)
 
 
 @given(st.integers(1, 40), st.data())

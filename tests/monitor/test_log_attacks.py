@@ -23,6 +23,7 @@ from veil.monitor.pages import Owner
 from veil.monitor.requests import ResultCode
 from veil.remote.errors import VerificationFailed
 from veil.services import domain
+from veil.services.log.store import LogStore
 from veil.snp import Permission, RmpViolation
 from veil.snp.view import View
 
@@ -261,6 +262,11 @@ def test_nothing_and_everything(bench: Bench) -> None:
     assert found[1:] == bodies
 
 
+def nodes(store: LogStore) -> int:
+    """Hashes that are kept of the tree."""
+    return sum(map(len, store._tree._levels)) // 32
+
+
 @pytest.mark.parametrize("full", ["halt", "drop"])
 def test_flood_of_empty_calls(full: str) -> None:
     """The most entries for the memory: what is kept beside the memory is bounded by it, too."""
@@ -275,11 +281,12 @@ def test_flood_of_empty_calls(full: str) -> None:
     assert len(store._positions) == store.next
     reading = reader(bench)
     entries = list(reading.fetch())
-    assert len(entries) == store.next == len(store._leaves)
+    assert len(entries) == store.next
+    assert nodes(store) < 2 * store.next
     kept = sum(entry.kind == EntryKind.RECORDS for entry in entries)
     assert reading.head().dropped == (0 if full == "halt" else most + 500 - kept)
     reading.acknowledge()
-    assert (len(store._leaves), len(store._acknowledged.hashes) < 20) == (0, True)
+    assert nodes(store) < 20
     assert len(store._positions) == (full == "drop"), "how many were dropped"
     assert store.free >= SMALLEST - 64
 

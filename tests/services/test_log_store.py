@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from veil.formats import merkle
 from veil.formats.log import ENTRY_HEADER, EntryKind, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
 from veil.services.log.store import LogFull, LogStore
@@ -20,17 +25,18 @@ SIZE = 1024
 class Memory:
     """A service's memory that is a bytearray."""
 
-    size = SIZE
-
-    def __init__(self) -> None:
-        self.data = bytearray(SIZE)
+    def __init__(self, size: int = SIZE) -> None:
+        self.size = size
+        self.data = bytearray(size)
+        self.reads = 0
 
     def read(self, offset: int, length: int) -> bytes:
-        assert 0 <= offset <= offset + length <= SIZE
+        assert 0 <= offset <= offset + length <= self.size
+        self.reads += 1
         return bytes(self.data[offset : offset + length])
 
     def write(self, offset: int, data: bytes) -> None:
-        assert 0 <= offset <= offset + len(data) <= SIZE
+        assert 0 <= offset <= offset + len(data) <= self.size
         self.data[offset : offset + len(data)] = data
 
 
@@ -115,6 +121,37 @@ class Store(RuleBasedStateMachine):
         for raw in self.entries[self.store.first :]:
             beginning.append(leaf_hash(raw))
         assert beginning.root() == tree.root()
+
+
+def test_a_head_and_proofs_take_few_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask as often as he likes: it must not depend on how much is kept, nor on who asked before."""
+    hashes = 0
+
+    def sha256(data: bytes) -> Any:
+        nonlocal hashes
+        hashes += 1
+        return hashlib.sha256(data)
+
+    memory = Memory(1 << 20)
+    store = LogStore(memory)  # type: ignore[arg-type]
+    monkeypatch.setattr(merkle, "hashlib", SimpleNamespace(sha256=sha256))
+    for number in range(10_000):
+        before = hashes
+        store.append(EntryKind.RECORDS, number, b"record")
+        assert hashes - before <= 1 + number.bit_length()
+    assert hashes <= 2 * 10_000
+    asked: list[Callable[[], object]] = [
+        store.root,
+        lambda: store.inclusion(77, 9_999),
+        lambda: store.inclusion(0, 10_000),
+        lambda: store.consistency(1, 10_000),
+        lambda: store.consistency(5_001, 9_999),
+    ]
+    for ask in asked:
+        hashes = 0
+        assert ask()
+        assert hashes <= 2 * 14
+    assert not memory.reads
 
 
 TestStore = Store.TestCase

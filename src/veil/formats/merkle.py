@@ -11,6 +11,7 @@ from veil.formats.errors import FormatError
 __all__ = [
     "EMPTY_ROOT",
     "CompactRange",
+    "MerkleTree",
     "consistency_proof",
     "inclusion_proof",
     "leaf_hash",
@@ -63,6 +64,82 @@ class CompactRange:
     def copy(self) -> CompactRange:
         """One that goes its own way."""
         return CompactRange(self.size, self.hashes)
+
+
+class MerkleTree:
+    """A growing tree that keeps its inner nodes: appending costs two hashes on average, roots and proofs O(log size).
+
+    Nodes of leaves that were forgotten go too, but for those that proofs about later leaves need, at most one a level.
+    A leaf that is kept costs 64 bytes with its share of the inner nodes.
+    """
+
+    def __init__(self, beginning: CompactRange | None = None) -> None:
+        """`beginning`: what is kept of leaves that are forgotten already."""
+        beginning = beginning or CompactRange()
+        self.size = self.first = beginning.size
+        #: by level: the roots of perfect subtrees of 1 << level leaves, from number `_starts[level]` on
+        self._levels: list[bytearray] = []
+        self._starts: list[int] = []
+        hashes = iter(reversed(beginning.hashes))
+        for level in range(self.size.bit_length()):
+            odd = self.size >> level & 1
+            self._levels.append(bytearray(next(hashes) if odd else b""))
+            self._starts.append((self.size >> level) - odd)
+
+    def append(self, leaf: bytes) -> None:
+        """One more leaf, by its hash."""
+        levels = self._levels
+        size = self.size
+        self.size = size + 1
+        level = 0
+        while True:
+            if level == len(levels):
+                levels.append(bytearray())
+                self._starts.append(0)
+            nodes = levels[level]
+            nodes += leaf
+            if not size & 1:
+                return
+            leaf = hashlib.sha256(b"\1" + nodes[-2 * HASH_BYTES :]).digest()
+            size >>= 1
+            level += 1
+
+    def forget(self, first: int) -> None:
+        """No proofs about leaves below `first` any more; it is at most `size`."""
+        self.first = first
+        for level, nodes in enumerate(self._levels):
+            start = (first >> level) & ~1
+            if start > self._starts[level]:
+                del nodes[: (start - self._starts[level]) * HASH_BYTES]
+                self._starts[level] = start
+
+    def range_at(self, size: int) -> CompactRange:
+        """The compact range of the first `size` leaves, which are at least `first` and at most all."""
+        return CompactRange(size, self._pieces(0, size))
+
+    def root(self) -> bytes:
+        """The root of all leaves."""
+        return self.range_at(self.size).root()
+
+    def inclusion(self, index: int, size: int) -> list[bytes]:
+        """The path of a leaf that is not forgotten in the tree of the first `size` leaves."""
+        return inclusion_proof(index, size, self._subtree)
+
+    def consistency(self, first: int, second: int) -> list[bytes]:
+        """That the tree of `first` leaves, which are not below `self.first`, is the beginning of that of `second`."""
+        return consistency_proof(first, second, self._subtree)
+
+    def _subtree(self, start: int, end: int) -> bytes:
+        return CompactRange(end - start, self._pieces(start, end)).root()
+
+    def _pieces(self, start: int, end: int) -> list[bytes]:
+        """The perfect subtrees of [start, end), where `start` is a multiple of the largest one's size."""
+        hashes = []
+        for level in range((end - start).bit_length() - 1, -1, -1):
+            if (end - start) >> level & 1:
+                at = ((end >> level) - 1 - self._starts[level]) * HASH_BYTES
+                hashes.append(bytes(self._levels[level][at : at + HASH_BYTES]))
+        return hashes
 
 
 #: The root of the subtree over leaves [start, end).
@@ -128,9 +205,7 @@ def consistency_proof(first: int, second: int, subtree: Subtree) -> list[bytes]:
     return path[::-1]
 
 
-def verify_consistency(
-    first: int, second: int, first_root: bytes, second_root: bytes, path: Sequence[bytes]
-) -> bool:
+def verify_consistency(first: int, second: int, first_root: bytes, second_root: bytes, path: Sequence[bytes]) -> bool:
     """Is the first tree the beginning of the second (RFC 9162, 2.1.4.2)?"""
     if not 0 <= first <= second:
         return False
