@@ -103,6 +103,7 @@ class ConfidentialVM:
         kernel_options: Sequence[str] = _QUIET,
         modules: Sequence[str] = (),
         owners: Sequence[bytes] | None = None,
+        readers: Sequence[bytes] = (),
         policy: int = DEFAULT_POLICY,
         host_data: bytes = bytes(32),
         identity: LaunchIdentityBlock | None = None,
@@ -115,10 +116,11 @@ class ConfidentialVM:
         """`kernel` is a file, or a series of Debian's ("6.1"). `fresh`: boot, neither use nor write a snapshot.
 
         `console` gets what the guest prints on its console while it boots and runs. `owners`: SHA-256 of the public
-        keys of users whom the secure channel lets do more than look; by default this installation's user. `policy`,
-        `host_data` and `identity` are those of the SNP launch. `services`: the program at VMPL 1; the driver that
-        the kernel asks them with is in the initramfs if Debian has headers for the kernel, with `driver_options` as its
-        module parameters. `files`: more members of the initramfs (see `veil.guest.userland`), measured with it.
+        keys of users who may read the log, make room in it and set rules; by default this installation's user.
+        `readers`: of users who may read it. `policy`, `host_data` and `identity` are those of the SNP launch.
+        `services`: the program at VMPL 1; the driver that the kernel asks them with is in the initramfs if Debian has
+        headers for the kernel, with `driver_options` as its module parameters. `files`: more members of the initramfs
+        (see `veil.guest.userland`), measured with it.
         """
         self.memory = parse_size(memory)
         self.vcpus = vcpus
@@ -130,6 +132,7 @@ class ConfidentialVM:
         self._kernel_options = tuple(kernel_options)
         self._modules = tuple(modules)
         self._owners = tuple(owners) if owners is not None else (owner_fingerprint(),) if monitor else ()
+        self._readers = tuple(readers) if monitor else ()
         self._policy, self._host_data, self._identity = policy, host_data, identity
         self._report_version = report_version
         self._services = services if monitor else None
@@ -385,6 +388,7 @@ class ConfidentialVM:
             monitor=self.has_monitor,
             cpuid=machine.cpuid_entries(self.vcpus),
             owners=self._owners,
+            readers=self._readers,
             services=self._services,
         )
 
@@ -469,7 +473,8 @@ class ConfidentialVM:
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules} {self._driver_options!r}",
             pack_cpio(self._files) if self._files else b"",
-            f"{self._owners} {self._policy} {self._host_data!r} {self._identity} {self._report_version}",
+            f"{self._owners} {self._readers}",
+            f"{self._policy} {self._host_data!r} {self._identity} {self._report_version}",
             repr(self._services),
             command_line(self._kernel_options),
         )

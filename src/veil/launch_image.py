@@ -116,11 +116,13 @@ def build_image(
     monitor: bool,
     cpuid: Sequence[CpuidEntryValues],
     owners: Sequence[bytes] = (),
+    readers: Sequence[bytes] = (),
     services: ServicesImage | None = None,
 ) -> LaunchImage:
     """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
 
-    `owners` are SHA-256 of the public keys of users whom the secure channel lets do more than look.
+    `owners` and `readers` are SHA-256 of the public keys of users whom the secure channel lets do more than attest
+    (`veil.formats.roles`).
     """
     kept = _MONITOR_SIZE + (services.region_size() if services is not None else 0) if monitor else 0
     linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
@@ -133,7 +135,7 @@ def build_image(
         regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), None, command_line)
     base = linux.layout.monitor.start
-    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, services)
+    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
     return LaunchImage(tuple(regions), (base, kept), command_line)
 
 
@@ -172,6 +174,7 @@ def _monitor_regions(
     table: bytes,
     guest: Sequence[LaunchRegion],
     owners: Sequence[bytes],
+    readers: Sequence[bytes],
     services: ServicesImage | None,
 ) -> list[LaunchRegion]:
     archive = pack_sources(_PACKAGES)
@@ -215,6 +218,7 @@ def _monitor_regions(
         shared=(base + _SHARED, _SHARED_SIZE),
         cpuid_digest=hashlib.sha256(table).digest(),
         owners=owners,
+        readers=readers,
         monitor_vmsas_gpa=base + _VMSAS,
         template_gpa=base + _TEMPLATE,
         guest_vmsa_gpa=base + _GUEST_VMSA,

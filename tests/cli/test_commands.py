@@ -68,6 +68,22 @@ def _veil(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--reader", "abc"], "--reader must be 64"),
+        (["--reader", "none"], "--reader must be 64"),
+        (["--owner", "ab" * 31], "--owner must be 64"),
+        (["--reader", "ab" * 32] * 9, "at most 8"),
+    ],
+)
+def test_keys_of_users(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert _veil(monkeypatch, "serve", *options) == 125
+    assert words in capfd.readouterr().err
+
+
 def test_run_joins_streams_and_status(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], played: list[_PlayedCvm]
 ) -> None:

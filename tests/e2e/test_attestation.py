@@ -7,6 +7,7 @@ A CVM answers on its channel as soon as VeilMon has handed over to the kernel, s
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,9 +27,11 @@ from veil.formats.launch_digest import LaunchLog
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.host import DEFAULT_POLICY, GuestTerminated, LaunchRegion
 from veil.launch_image import LaunchImage
+from veil.monitor.channel.requests import MonitorCall
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
-from veil.remote import Attested, ChannelClient, Policy, TrustedRoots, VerificationFailed, attest
+from veil.remote import Attested, ChannelClient, Policy, RequestFailed, TrustedRoots, VerificationFailed, attest
 from veil.remote.attest import ask_for_evidence
+from veil.remote.identity import UserKey
 from veil.snp import MODEL_TCB, SnpError
 from veil.snp.endorsement import _PSS, Endorsement
 
@@ -172,8 +175,8 @@ def test_changed_monitor_source_runs_and_is_noticed(expected: LaunchLog, roots: 
         return replace(region, data=region.data.replace(b'"vcpus": parameters.vcpus', b'"vcpus": 1234567812345678'))
 
     with launched(change) as host:
-        with host.client() as client:
-            assert b'"vcpus": 1234567812345678' in client.request(CHANNEL_SERVICE, 2)
+        with ChannelClient(host.vm.user_transport(), identity=installation.user_key()) as owner:
+            assert b'"vcpus": 1234567812345678' in owner.request(CHANNEL_SERVICE, MonitorCall.STATUS)
         found = failures(check(host, expected, roots))
         assert set(found) == {"measurement", "what was launched"}
         assert re.search(r": VeilMon \([12] of \d+ pages\)$", found["what was launched"])
@@ -225,6 +228,17 @@ def test_another_owner_is_another_image(expected: LaunchLog, roots: TrustedRoots
     """A host cannot make itself an owner unnoticed."""
     with launched(owners=[b"o" * 32]) as host:
         assert "parameters" in failures(check(host, expected, roots))["what was launched"]
+
+
+def test_a_reader_is_measured_and_known(expected: LaunchLog, roots: TrustedRoots) -> None:
+    """A host cannot make itself a reader unnoticed; one that the launch names is told what strangers are not."""
+    reader = UserKey.generate()
+    with launched(readers=[reader.fingerprint]) as host:
+        assert "parameters" in failures(check(host, expected, roots))["what was launched"]
+        with ChannelClient(host.vm.user_transport(), identity=reader) as client:
+            assert json.loads(client.request(CHANNEL_SERVICE, MonitorCall.STATUS))["vcpus"] == 1
+        with host.client() as stranger, pytest.raises(RequestFailed, match="only a reader or an owner"):
+            stranger.request(CHANNEL_SERVICE, MonitorCall.STATUS)
 
 
 # Somebody in between

@@ -81,7 +81,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         assert vm.run(["/bin/rmdir", "/tmp/watched"]).exit_status == 1
         assert vm.run(["auditctl", "-D"]).exit_status == 0
         roots = TrustedRoots.amd().with_software_root(installation.software_root())
-        with ChannelClient(vm.user_transport()) as client:
+        with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
             attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
             attested.raise_for_failure()
             reader = LogReader(client, attested.services[LOG_GUID])

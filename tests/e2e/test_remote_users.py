@@ -21,8 +21,11 @@ from veil import installation
 from veil.cli.main import veil as cli
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
+from veil.formats.channel import Status
+from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.remote import ChannelClient, RemoteError, SocketTransport
+from veil.remote import ChannelClient, RemoteError, RequestFailed, SocketTransport
+from veil.remote.identity import UserKey
 
 MEMORY = "256M"
 PING = 0
@@ -88,6 +91,28 @@ def test_attest_from_elsewhere(served: Served, tmp_path: Path) -> None:
     (tmp_path / "root").write_bytes(installation.software_root())
     root = ("--software-root", str(tmp_path / "root"))
     assert veil("attest", "--connect", served.address, *root, "--measurement", digest).return_value == 0
+
+
+def test_only_readers_and_owners_read_the_log(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger may be the host itself: he gets no record, and reads what to do about it."""
+    with served.client() as stranger:
+        for call in UserCall:
+            with pytest.raises(RequestFailed) as caught:
+                stranger.request(LOG_GUID, call, bytes(16))
+            assert caught.value.status == Status.NOT_ALLOWED
+    digest = json.loads(veil("measure", "--memory", MEMORY, "--json").output)["launch_digest"]
+    of = ("--connect", served.address, "--software", "--measurement", digest, "--to", str(tmp_path / "log"))
+    assert "new entries verified" in veil("logs", "fetch", *of).output
+    other = UserKey.generate()
+    monkeypatch.setattr(installation, "user_key", lambda: other)
+    monkeypatch.setattr(installation, "owner_fingerprint", lambda: other.fingerprint)
+    key = veil("key").output.strip()
+    for command, option in (("fetch", "--reader"), ("follow", "--reader"), ("rules", "--owner"), ("ack", "--owner")):
+        # Acknowledging wants a log in the folder, and asks for its head first.
+        words = str(veil("logs", command, *of).exception)
+        assert f"veil serve {option} {key}" in words, (command, words)
 
 
 def test_attest_fails_in_words(served: Served) -> None:

@@ -180,6 +180,7 @@ class Bench:
         services: type[ServiceDomain] | None = None,
         settings: dict[str, dict[str, Any]] | None = None,
         owners: Sequence[bytes] = (),
+        readers: Sequence[bytes] = (),
     ) -> None:
         self.memory = Memory(RAM)
         self.rmp = Rmp(RAM // PAGE)
@@ -198,7 +199,7 @@ class Bench:
         make = parameters if services is None else with_services
         self.services = services() if services is not None else None
         self._settings = settings or {}
-        layout = layout or make(vcpus=vcpus, options=options, owners=owners)
+        layout = layout or make(vcpus=vcpus, options=options, owners=owners, readers=readers)
         self._launch(layout, template or kernel_vmsa())
 
     def _launch(self, layout: MonitorParameters, template: bytes) -> None:

@@ -19,11 +19,11 @@ from .bench import Bench
 from .test_channel import Wire
 
 __all__ = [
-    "OWNER", "SMALLEST", "Machine", "Services", "boot", "log", "lying", "manifest", "reader", "record", "records",
-    "service", "user",
+    "OWNER", "READER", "SMALLEST", "Machine", "Services", "boot", "log", "lying", "manifest", "reader", "record",
+    "records", "service", "user",
 ]  # fmt: skip
 
-OWNER = UserKey.generate()
+OWNER, READER = UserKey.generate(), UserKey.generate()
 SMALLEST = 64 << 10
 
 
@@ -36,7 +36,8 @@ class Services(ServiceDomain):
 def boot(full: str = "halt", **options: Any) -> Bench:
     """A machine with a small log."""
     settings = {"log": {"memory": SMALLEST, "full": full}}
-    return Bench(services=Services, settings=settings, owners=[OWNER.fingerprint], **options).boot()
+    owners, readers = [OWNER.fingerprint], [READER.fingerprint]
+    return Bench(services=Services, settings=settings, owners=owners, readers=readers, **options).boot()
 
 
 def record(number: int) -> AuditRecord:
@@ -67,9 +68,9 @@ def user(bench: Bench, identity: UserKey | None = OWNER) -> ChannelClient:
     return ChannelClient(Wire(bench), identity=identity)
 
 
-def reader(bench: Bench, known: LogState | None = None) -> LogReader:
+def reader(bench: Bench, known: LogState | None = None, identity: UserKey | None = OWNER) -> LogReader:
     """A user who reads the log."""
-    return LogReader(user(bench), manifest(bench), known=known)
+    return LogReader(user(bench, identity), manifest(bench), known=known)
 
 
 def records(entries: list[LogEntry]) -> list[AuditRecord]:

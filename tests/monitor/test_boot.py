@@ -288,6 +288,7 @@ BAD: list[Callable[[MonitorParameters], object]] = [
     lambda p: setattr(p, "guest_caa_gpa", MONITOR + 0x20000),
     lambda p: setattr(p, "ghcb_gpa", SERVICES - PAGE + 1),
     lambda p: setattr(p, "owner_count", 9),
+    lambda p: setattr(p, "reader_count", 9),
     lambda p: setattr(p.shared, "gpa", SERVICES),
     lambda p: setattr(p.shared, "size", PAGE),
     lambda p: setattr(p.shared, "gpa", p.shared.gpa + 8),

@@ -8,7 +8,8 @@ import os
 import struct
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import pytest
 from cryptography import x509
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from veil.formats.attestation_report import AttestationReport
 from veil.formats.channel import FRAME_DATA_MAX, MESSAGE_MAX, WINDOW, ChannelArea, FrameKind, Status, pack_frame
+from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
@@ -26,7 +28,7 @@ from veil.monitor.channel.requests import MonitorCall
 from veil.monitor.parameters import MIN_SHARED
 from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.identity import UserKey
-from veil.services import Refused, Service, ServiceDomain, User
+from veil.services import Service, ServiceDomain, User, UserHandler
 from veil.snp.errors import RmpViolation
 
 from .bench import PAGE, SHARED, Bench
@@ -45,15 +47,21 @@ class Diary(Service):
     def __init__(self) -> None:
         self.pages: list[bytes] = []
 
-    def user_request(self, user: User, call: int, body: bytes) -> bytes:
-        if call == 2:
-            raise ZeroDivisionError("a mistake")
-        if call == 0:
-            return b"\n".join(self.pages)
-        if not user.is_owner:
-            raise Refused(Status.NOT_ALLOWED, "only owners write")
+    def _read(self, user: User, body: bytes) -> bytes:
+        return b"\n".join(self.pages)
+
+    def _write(self, user: User, body: bytes) -> bytes:
         self.pages.append(body)
         return b""
+
+    def _fail(self, user: User, body: bytes) -> bytes:
+        raise ZeroDivisionError("a mistake")
+
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        0: Call(Role.ANYONE, _read),
+        1: Call(Role.OWNER, _write),
+        2: Call(Role.ANYONE, _fail),
+    }
 
 
 class Services(ServiceDomain):
@@ -107,6 +115,7 @@ def test_requests(bench: Bench) -> None:
     with user(bench) as client:
         for size in (0, 1, 1000, FRAME_DATA_MAX, WINDOW + 1, MESSAGE_MAX):
             ping(client, os.urandom(size))
+    with user(bench, OWNER) as client:
         status = json.loads(client.request(CHANNEL_SERVICE, MonitorCall.STATUS))
         assert status["protected"] is True
         assert status["services"] == {"diary": str(Diary.guid)}
@@ -137,7 +146,7 @@ def test_owners_and_others(bench: Bench) -> None:
     with user(bench, OWNER) as owner, user(bench) as stranger, user(bench, UserKey.generate()) as other:
         assert owner.request(Diary.guid, 1, b"today") == b""
         for client in (stranger, other):
-            with pytest.raises(RequestFailed, match=r"not allowed.*only owners write") as caught:
+            with pytest.raises(RequestFailed, match=r"not allowed.*only an owner") as caught:
                 client.request(Diary.guid, 1, b"forged")
             assert caught.value.status == Status.NOT_ALLOWED
             assert client.request(Diary.guid, 0) == b"today"
@@ -177,7 +186,7 @@ def test_users_with_keys_of_other_kinds(bench: Bench, kind: str) -> None:
     made = builder.sign(key, None if kind == "ed25519" else hashes.SHA256())
     with user(bench, UserKey(key, made)) as client:  # type: ignore[arg-type]
         ping(client)
-        with pytest.raises(RequestFailed, match="only owners write"):
+        with pytest.raises(RequestFailed, match="only an owner"):
             client.request(Diary.guid, 1, b"mine")
 
 

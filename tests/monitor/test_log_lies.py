@@ -34,7 +34,7 @@ from veil.remote.log import LogReader, LogState
 from .bench import (
     Bench,
 )
-from .log_bench import Machine, boot, log, lying, manifest, reader, record, records, service, user
+from .log_bench import OWNER, Machine, boot, log, lying, manifest, reader, record, records, service, user
 from .test_channel import Wire
 
 OK = (Status.OK, b"")
@@ -222,7 +222,7 @@ def test_relay(bench: Bench, plan: Callable[[list[bytes]], list[bytes]]) -> None
     for _ in range(4):
         assert bench.ask(LOG_NUMBER, KernelCall.RECORDS, pack_records([big])) == OK
     wire = Relay(bench, plan)
-    reading = LogReader(ChannelClient(wire), manifest(bench))
+    reading = LogReader(ChannelClient(wire, identity=OWNER), manifest(bench))
     head = reading.head()
     wire.hostile = True
     with pytest.raises(ChannelClosed):
@@ -230,7 +230,7 @@ def test_relay(bench: Bench, plan: Callable[[list[bytes]], list[bytes]]) -> None
     assert reading.state.tree.size == 0, "nothing was taken for verified"
 
     honest = Relay(bench, lambda pieces: pieces)
-    reading = LogReader(ChannelClient(honest), manifest(bench))
+    reading = LogReader(ChannelClient(honest, identity=OWNER), manifest(bench))
     honest.hostile = True
     assert records(list(reading.fetch())) == [big] * 4
 

@@ -15,13 +15,15 @@ import pytest
 from veil.formats.channel import Status
 from veil.launch_image import ServicesImage
 from veil.monitor import Option, VeilMon
-from veil.remote.client import ChannelClient
+from veil.remote.client import ChannelClient, RequestFailed
+from veil.remote.identity import UserKey
 from veil.snp import RmpViolation
 from veil.snp.hosted import load_program, pack_sources
 
 from .bench import SERVICE_MEMORY, Bench
 from .test_channel import Wire
 
+OWNER, READER = UserKey.generate(), UserKey.generate()
 _GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-service.md"
 
 
@@ -38,7 +40,7 @@ def notary() -> Any:
 
 @pytest.fixture
 def bench(notary: Any) -> Bench:
-    return Bench(services=notary.Services).boot()
+    return Bench(services=notary.Services, owners=[OWNER.fingerprint], readers=[READER.fingerprint]).boot()
 
 
 def _add(notary: Any, bench: Bench, message: bytes) -> int:
@@ -48,7 +50,7 @@ def _add(notary: Any, bench: Bench, message: bytes) -> int:
 
 
 def _state(notary: Any, bench: Bench) -> tuple[int, bytes]:
-    with ChannelClient(Wire(bench)) as user:
+    with ChannelClient(Wire(bench), identity=READER) as user:
         count, chain = notary.STATE.unpack(user.request(notary.Notary.guid, notary.READ))
         return count, chain
 
@@ -63,6 +65,23 @@ def _chain(*messages: bytes) -> bytes:
 def test_the_chain_grows(notary: Any, bench: Bench) -> None:
     assert [_add(notary, bench, b"first"), _add(notary, bench, b"second")] == [1, 2]
     assert _state(notary, bench) == (2, _chain(b"first", b"second"))
+
+
+def test_who_may_ask_what(notary: Any, bench: Bench) -> None:
+    guid = notary.Notary.guid
+    _add(notary, bench, b"first")
+    with ChannelClient(Wire(bench)) as stranger, ChannelClient(Wire(bench), identity=READER) as reader:
+        for user, call in ((stranger, notary.READ), (stranger, notary.BEGIN_ANEW), (reader, notary.BEGIN_ANEW)):
+            with pytest.raises(RequestFailed) as caught:
+                user.request(guid, call)
+            assert caught.value.status == Status.NOT_ALLOWED
+        with pytest.raises(RequestFailed) as caught:
+            reader.request(guid, 2)
+        assert caught.value.status == Status.UNKNOWN_CALL
+    assert _state(notary, bench)[0] == 1
+    with ChannelClient(Wire(bench), identity=OWNER) as owner:
+        owner.request(guid, notary.BEGIN_ANEW)
+    assert _state(notary, bench) == (0, bytes(32))
 
 
 def test_the_other_examples(notary: Any) -> None:
@@ -85,7 +104,9 @@ def test_the_kernel_cannot_rewrite_the_chain(notary: Any, bench: Bench) -> None:
         bench.kernel.write(SERVICE_MEMORY, bytes(40))
     assert _state(notary, bench) == (1, _chain(b"evidence"))
 
-    open_to_all = Bench(services=notary.Services, options=Option.UNPROTECTED).boot()
+    open_to_all = Bench(
+        services=notary.Services, options=Option.UNPROTECTED, readers=[READER.fingerprint]
+    ).boot()
     _add(notary, open_to_all, b"evidence")
     open_to_all.kernel.write(SERVICE_MEMORY, bytes(40))
     assert _state(notary, open_to_all) == (0, bytes(32))

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import struct
 import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +22,12 @@ from veil.formats.request_block import (
     write_answer,
     write_request,
 )
+from veil.formats.roles import Call, Role
 from veil.monitor import MonitorError, Option, Owner, VeilMon
 from veil.monitor.errors import Reason
 from veil.monitor.requests import ResultCode
 from veil.remote.client import ChannelClient, RequestFailed
-from veil.services import Refused, Service, ServiceDomain, User
+from veil.services import Refused, Service, ServiceDomain, UserHandler
 from veil.services.parameters import ServiceParameters
 from veil.snp import RmpViolation
 
@@ -76,10 +78,10 @@ class Echo(Service):
         self.memory.write(0, struct.pack("<Q", count + 1))
         return bytes((vcpu,)) + body
 
-    def user_request(self, user: User, call: int, body: bytes) -> bytes:
-        if call == 1:
-            return self.memory.read(0, 8)
-        return body
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        0: Call(Role.ANYONE, lambda self, user, body: body),
+        1: Call(Role.ANYONE, lambda self, user, body: self.memory.read(0, 8)),
+    }
 
     def manifest(self) -> bytes:
         return b"it echoes"
@@ -250,7 +252,7 @@ def test_a_request_that_changes_while_it_is_copied(length: int, monkeypatch: pyt
 def test_the_kernel_says_that_it_is_an_owner(bench: Bench) -> None:
     """The user's fields mean something in the mailbox only, which the kernel cannot reach."""
     gpa = bench.register()
-    write_request(bench.kernel, gpa, SIZE, BlockRequest(0, 0, b"", 0, bytes(32), is_owner=True))
+    write_request(bench.kernel, gpa, SIZE, BlockRequest(0, 0, b"", 0, bytes(32), Role.OWNER))
     bench.enter(0, vmpl=1)
     assert read_answer(bench.kernel, gpa, SIZE) == (Status.UNKNOWN_SERVICE, b"")
     for at in (MAILBOX, BLOCKS, SERVICE_HEADER, SERVICE_MEMORY, SERVICE_VMSAS):
@@ -404,13 +406,13 @@ class _Memory:
 
 @given(
     st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.binary(max_size=100),
-    st.none() | st.binary(min_size=32, max_size=32), st.booleans(), st.sampled_from(Status),
+    st.none() | st.binary(min_size=32, max_size=32), st.sampled_from(Role), st.sampled_from(Status),
 )  # fmt: skip
 def test_blocks_carry_what_was_put_in(
-    service: int, call: int, body: bytes, key: bytes | None, owner: bool, status: Status
+    service: int, call: int, body: bytes, key: bytes | None, role: Role, status: Status
 ) -> None:
     memory = _Memory()
-    request = BlockRequest(service, call, body, 3, key, owner)
+    request = BlockRequest(service, call, body, 3, key, role)
     assert take_request(memory, 0, SIZE) is None
     write_request(memory, 0, SIZE, request)
     assert read_answer(memory, 0, SIZE) is None

@@ -8,6 +8,7 @@ from typing import Any
 
 from veil.formats.channel import Status
 from veil.formats.log import AuditRecord, KernelCall, pack_records
+from veil.formats.roles import Role
 from veil.remote.client import RequestFailed
 from veil.remote.log import LogReader, LogState
 from veil.services.interface import Refused, User
@@ -83,14 +84,14 @@ class Desk:
 class Client:
     """Stands in for an attested channel, of which only the requests matter."""
 
-    def __init__(self, desk: Desk, *, owner: bool = True) -> None:
+    def __init__(self, desk: Desk, role: Role = Role.OWNER) -> None:
         self._desk = desk
-        self._user = User(hashlib.sha256(b"key").digest(), owner)
+        self._user = User(hashlib.sha256(b"key").digest(), role)
 
     def request(self, service: Any, call: int, body: bytes = b"") -> bytes:
         """As `ChannelClient.request`."""
         try:
-            return self._desk.service.user_request(self._user, call, body)
+            return self._desk.service.answer_user(self._user, call, body)
         except Refused as refused:
             raise RequestFailed(refused.status, str(refused)) from None
 

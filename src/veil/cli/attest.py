@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address
+from veil.cli.common import Progress, cvm_options, owners, parse_address, readers, user_options
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
     demands,
@@ -36,7 +36,7 @@ __all__ = ["attest"]
 
 @click.command()
 @cvm_options
-@owner_option
+@user_options
 @click.option("--connect", metavar="HOST:PORT", help="Attest a CVM that runs elsewhere (veil serve); boot none here.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
 @click.option("--software", is_flag=True, help="Believe this installation's own software machine.")
@@ -49,6 +49,7 @@ def attest(
     kernel: str | None,
     no_monitor: bool,
     owner: tuple[str, ...],
+    reader: tuple[str, ...],
     connect: str | None,
     fresh: bool,
     software: bool,
@@ -96,7 +97,7 @@ def attest(
                 raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
             opened = _elsewhere(connect)
         else:
-            opened = _here(memory, vcpus, kernel, owners(owner), fresh, progress)
+            opened = _here(memory, vcpus, kernel, owners(owner), readers(reader), fresh, progress)
         start = time.monotonic()
         with opened as (client, vm):
             host_log: LaunchLog | None = None
@@ -131,14 +132,22 @@ def _elsewhere(address: str) -> Iterator[tuple[ChannelClient, ConfidentialVM | N
 
 @contextlib.contextmanager
 def _here(
-    memory: str, vcpus: int, kernel: str | None, allowed: tuple[bytes, ...], fresh: bool, progress: Progress
+    memory: str,
+    vcpus: int,
+    kernel: str | None,
+    owned_by: tuple[bytes, ...],
+    read_by: tuple[bytes, ...],
+    fresh: bool,
+    progress: Progress,
 ) -> Iterator[tuple[ChannelClient, ConfidentialVM | None]]:
     from veil.cvm import ConfidentialVM
     from veil.installation import user_key
     from veil.remote import ChannelClient
 
     with (
-        ConfidentialVM(memory, vcpus, kernel=kernel, owners=allowed, fresh=fresh, progress=progress) as vm,
+        ConfidentialVM(
+            memory, vcpus, kernel=kernel, owners=owned_by, readers=read_by, fresh=fresh, progress=progress
+        ) as vm,
         ChannelClient(vm.user_transport(), identity=user_key()) as client,
     ):
         yield client, vm

@@ -16,13 +16,16 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "Progress",
     "cvm_options",
-    "owner_option",
     "owners",
     "parse_address",
+    "readers",
     "services_options",
+    "user_options",
 ]
 
 EXIT_INTERRUPTED = 130
+
+_MOST_USERS = 8
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -68,12 +71,28 @@ def services_options(function: _Function) -> _Function:
     return function
 
 
-owner_option = click.option(
-    "--owner",
-    multiple=True,
-    metavar="HEX|none",
-    help="SHA-256 of an owner's public key, who may do more than look; by default this installation's user.",
+_USER_OPTIONS = (
+    click.option(
+        "--owner",
+        multiple=True,
+        metavar="HEX|none",
+        help="SHA-256 of an owner's public key (`veil key`): reads the log, makes room in it, sets rules. By default "
+        "this installation's user.",
+    ),
+    click.option(
+        "--reader",
+        multiple=True,
+        metavar="HEX",
+        help="SHA-256 of a public key (`veil key`) whose holder may read the log, and nothing else.",
+    ),
 )
+
+
+def user_options(function: _Function) -> _Function:
+    """The options that say which users are more than strangers to the CVM; measured."""
+    for option in reversed(_USER_OPTIONS):
+        function = option(function)
+    return function
 
 
 def owners(values: tuple[str, ...]) -> tuple[bytes, ...]:
@@ -84,12 +103,23 @@ def owners(values: tuple[str, ...]) -> tuple[bytes, ...]:
         return (owner_fingerprint(),)
     if values == ("none",):
         return ()
+    return _fingerprints(values, '--owner must be 64 hexadecimal digits (`veil key`), or "none"')
+
+
+def readers(values: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The readers' fingerprints that the options name; raises VeilError."""
+    return _fingerprints(values, "--reader must be 64 hexadecimal digits (`veil key`)")
+
+
+def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
     try:
         found = tuple(bytes.fromhex(value) for value in values)
     except ValueError:
-        found = (b"",)
+        raise VeilError(words) from None
     if any(len(item) != 32 for item in found):
-        raise VeilError('--owner must be 64 hexadecimal digits, or "none"')
+        raise VeilError(words)
+    if len(found) > _MOST_USERS:
+        raise VeilError(f"{len(found)} keys are too many: a CVM has at most {_MOST_USERS} owners and as many readers")
     return found
 
 

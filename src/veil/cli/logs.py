@@ -70,6 +70,7 @@ def _connection_options(function: _Function) -> _Function:
 def _reader(
     known: LogState | None,
     *,
+    needs: str = "--reader",
     connect: str,
     software: bool,
     launch_log: str | None,
@@ -80,13 +81,14 @@ def _reader(
     policy_file: str | None,
     measurements: tuple[str, ...],
 ) -> Iterator[LogReader]:
-    """The log of an attested CVM."""
+    """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
+    from veil.formats.channel import Status
     from veil.formats.errors import FormatError
     from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LOG_GUID
+    from veil.installation import owner_fingerprint, user_key
     from veil.installation import software_root as own_root
-    from veil.installation import user_key
-    from veil.remote import ChannelClient, Policy, SocketTransport, attest
+    from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
     from veil.remote.log import LogReader
 
     policy = make_policy(policy_file, ()) if policy_file else Policy()
@@ -113,6 +115,13 @@ def _reader(
             if manifest is None:
                 raise VeilError("this CVM has no VeilS-LOG")
             yield LogReader(client, manifest, known=known)
+    except RequestFailed as error:
+        if error.status != Status.NOT_ALLOWED:
+            raise
+        raise VeilError(
+            "this CVM was launched for others: it does not allow this to your key. Whoever launches it names your key "
+            f"then: veil serve {needs} {owner_fingerprint().hex()} (the launch digest covers it, and becomes another)"
+        ) from error
     except FormatError as error:
         raise VeilError(f"the CVM's answers are unusable: {error}") from error
 
@@ -218,7 +227,7 @@ def rules(folder: str, seconds: float, file: str | None, **connection: Any) -> i
     from veil.remote.log_files import LogFolder
 
     text = read_file(file) if file is not None else default_rules()
-    with _reader(LogFolder(Path(folder)).known(), **connection) as reader:
+    with _reader(LogFolder(Path(folder)).known(), needs="--owner", **connection) as reader:
         load_rules(reader, text, seconds=seconds)
     say("the kernel says that it has loaded the rules")
     return 0
@@ -237,7 +246,7 @@ def ack(folder: str, **connection: Any) -> int:
     with place.lock():
         # What is on the disk, and not what once was, may be forgotten.
         place.verify()
-        with _reader(place.known(), **connection) as reader:
+        with _reader(place.known(), needs="--owner", **connection) as reader:
             reader.head()
             count = reader.acknowledge()
     say(f"the CVM may forget its first {count} entries")

@@ -20,6 +20,7 @@ from veil.cli.common import EXIT_INTERRUPTED
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
+from veil.cli.key import key
 from veil.cli.logs import logs
 from veil.cli.measure import measure
 from veil.cli.output import EXIT_FAILURE, EXIT_PIPE, OutputError, finish, give_up, keep_descriptors, tell
@@ -50,6 +51,7 @@ def veil() -> None:
       veil verify REPORT ...            verify a report, AMD's own ones too
       veil serve                        carry remote users' secure channels to it
       veil logs fetch ...               the kernel's audit records, out of its own reach
+      veil key                          the fingerprint by which others let you read their logs
       veil inspect --png map.png        domains, VMSAs, and who may touch which page
       veil doctor                       what this computer has and lacks
 
@@ -57,7 +59,7 @@ def veil() -> None:
     """
 
 
-for _command in (run, shell, boot, serve, attest, measure, verify, logs, inspect, doctor, cache, demo):
+for _command in (run, shell, boot, serve, attest, measure, verify, logs, key, inspect, doctor, cache, demo):
     veil.add_command(_command)
 
 

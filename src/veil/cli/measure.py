@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owner_option, owners, services_options
+from veil.cli.common import Progress, cvm_options, owners, readers, services_options, user_options
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError
 
@@ -17,7 +17,7 @@ __all__ = ["measure"]
 @click.command()
 @cvm_options
 @services_options
-@owner_option
+@user_options
 @click.option("--log", "log_file", metavar="FILE", help="Write the launch log: every page's digest, by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def measure(
@@ -29,6 +29,7 @@ def measure(
     log_full: str,
     driver_options: str,
     owner: tuple[str, ...],
+    reader: tuple[str, ...],
     log_file: str | None,
     as_json: bool,
 ) -> int:
@@ -50,6 +51,7 @@ def measure(
         kernel=kernel,
         monitor=not no_monitor,
         owners=owners(owner) if not no_monitor else (),
+        readers=readers(reader),
         services=protected_services(log_memory=parse_size(log_memory), log_full=log_full),
         driver_options=driver_options,
         progress=Progress(quiet=as_json),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owner_option, owners, parse_address, services_options
+from veil.cli.common import Progress, cvm_options, owners, parse_address, readers, services_options, user_options
 from veil.cli.output import say
 from veil.errors import VeilError
 
@@ -17,7 +17,7 @@ __all__ = ["serve"]
 @click.command()
 @cvm_options
 @services_options
-@owner_option
+@user_options
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
 @click.option("--port-file", metavar="FILE", help="Write HOST:PORT there as soon as users can come.")
@@ -30,6 +30,7 @@ def serve(
     log_full: str,
     driver_options: str,
     owner: tuple[str, ...],
+    reader: tuple[str, ...],
     listen: str,
     fresh: bool,
     port_file: str | None,
@@ -48,6 +49,7 @@ def serve(
         kernel=kernel,
         monitor=not no_monitor,
         owners=owners(owner),
+        readers=readers(reader),
         services=protected_services(log_memory=parse_size(log_memory), log_full=log_full),
         driver_options=driver_options,
         fresh=fresh,

@@ -279,7 +279,7 @@ class Status(enum.IntEnum):
     UNKNOWN_CALL = 2
     BAD_REQUEST = 3
     NOT_ALLOWED = 4
-    """Only the CVM's owners may ask this."""
+    """This user may not ask this (`veil.formats.roles`)."""
     UNAVAILABLE = 5
     """Not now; the body says why."""
     FULL = 6

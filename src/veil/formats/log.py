@@ -55,7 +55,7 @@ class KernelCall(enum.IntEnum):
 
 
 class UserCall(enum.IntEnum):
-    """What remote users ask."""
+    """What remote users ask: readers and owners of the CVM, or owners only."""
 
     HEAD = 0
     """-> `Head`"""

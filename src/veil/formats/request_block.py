@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from veil.formats.channel import Status
 from veil.formats.errors import FormatError
+from veil.formats.roles import Role
 
 __all__ = [
     "BLOCK_HEADER",
@@ -26,16 +27,16 @@ __all__ = [
 ]
 
 #: u32 pending, u32 status (of the answer), u16 service, u16 call, u32 length of the body; then, in the mailbox only,
-#: u32 VCPU, u32 flags and 32 bytes fingerprint of the user who asks. The body follows at BLOCK_HEADER.
-_REQUEST = struct.Struct("<IIHHIII32s")
+#: u32 VCPU, u16 whether the user who asks has a key, u16 `Role` of that user, 32 bytes fingerprint of his key. The body
+#: follows at BLOCK_HEADER.
+_REQUEST = struct.Struct("<IIHHIIHH32s")
 _ANSWER = struct.Struct("<IIHHI")
 BLOCK_HEADER = 0x40
 #: what is copied with the header: most requests are no longer than the rest of their first page
 _FIRST = 4096
 assert _REQUEST.size <= BLOCK_HEADER
 
-_FLAG_USER_KEY = 1
-_FLAG_OWNER = 2
+_ROLES = {role.value: role for role in Role}
 
 
 class BlockMemory(Protocol):
@@ -47,25 +48,25 @@ class BlockMemory(Protocol):
 
 
 class BlockRequest(NamedTuple):
-    """A request, copied out of its block. `user_key` and `is_owner` mean something in the mailbox alone."""
+    """A request, copied out of its block. `user_key` and `role` mean something in the mailbox alone."""
 
     service: int
     call: int
     body: bytes
     vcpu: int = 0
     user_key: bytes | None = None
-    is_owner: bool = False
+    role: Role = Role.ANYONE
 
 
 def write_request(memory: BlockMemory, gpa: int, size: int, request: BlockRequest) -> None:
     """Put a request in, pending. Raises FormatError if it is too long for a block of `size` bytes."""
     if len(request.body) > size - BLOCK_HEADER:
         raise FormatError(f"a request of {len(request.body)} bytes does not fit into a block of {size}")
-    flags = (_FLAG_USER_KEY if request.user_key is not None else 0) | (_FLAG_OWNER if request.is_owner else 0)
     memory.write(gpa + BLOCK_HEADER, request.body)
     header = _REQUEST.pack(
-        1, 0, request.service, request.call, len(request.body), request.vcpu, flags, request.user_key or bytes(32)
-    )
+        1, 0, request.service, request.call, len(request.body), request.vcpu,
+        request.user_key is not None, request.role, request.user_key or bytes(32),
+    )  # fmt: skip
     memory.write(gpa, header)
 
 
@@ -75,7 +76,7 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
     Raises FormatError for one that cannot be: its writer may be anybody, and may change it while it is copied.
     """
     first = memory.read(gpa, _FIRST if size > _FIRST else size)
-    pending, _, service, call, length, vcpu, flags, key = _REQUEST.unpack_from(first)
+    pending, _, service, call, length, vcpu, has_key, role, key = _REQUEST.unpack_from(first)
     if not pending:
         return None
     end = BLOCK_HEADER + length
@@ -84,9 +85,8 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
     body = first[BLOCK_HEADER:end]
     if end > _FIRST:
         body += memory.read(gpa + _FIRST, end - _FIRST)
-    return BlockRequest(
-        service, call, body, vcpu, key if flags & _FLAG_USER_KEY else None, bool(flags & _FLAG_OWNER)
-    )
+    # In a kernel's block these may be anything, and say nothing.
+    return BlockRequest(service, call, body, vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
 
 
 def write_answer(memory: BlockMemory, gpa: int, size: int, status: Status, body: bytes = b"") -> None:

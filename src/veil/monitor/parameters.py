@@ -8,17 +8,18 @@ import enum
 from collections.abc import Iterable, Sequence
 
 from veil.formats.channel import ChannelArea
+from veil.formats.roles import Role
 from veil.monitor.errors import MonitorError, Reason
 from veil.snp.layouts import check_offsets
 
 __all__ = ["CERTIFICATE_PAGES", "MIN_SHARED", "MonitorParameters", "Option", "Range"]
 
 _MAGIC = 0x4E4F4D4C49455600  # "\0VEILMON", little-endian
-_VERSION = 3
+_VERSION = 4
 _MAX_RAM = 4
 _MAX_LAUNCHED = 96
 _MAX_VCPUS = 64
-_MAX_OWNERS = 8
+_MAX_USERS = 8  # owners, and as many readers
 _DIGEST = 32
 _PAGE = 4096
 _TOP = 1 << 51
@@ -82,8 +83,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     page) are in `services`.
 
     `cpuid_digest` is SHA-256 of the CPUID page. The launch digest does not cover that page's contents; this does.
-    `owners` are SHA-256 of the public keys (DER SubjectPublicKeyInfo) of the users whom the channel lets do more than
-    look.
+    `owners` and `readers` are SHA-256 of the public keys (DER SubjectPublicKeyInfo) of the users who are owners and
+    readers of this CVM (`veil.formats.roles`).
     """
 
     _pack_ = 1
@@ -114,7 +115,9 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         ("mailbox_size", ctypes.c_uint64),
         ("blocks_gpa", ctypes.c_uint64),
         ("owner_count", ctypes.c_uint64),
-        ("owners", (ctypes.c_uint8 * _DIGEST) * _MAX_OWNERS),
+        ("owners", (ctypes.c_uint8 * _DIGEST) * _MAX_USERS),
+        ("reader_count", ctypes.c_uint64),
+        ("readers", (ctypes.c_uint8 * _DIGEST) * _MAX_USERS),
         ("ram", Range * _MAX_RAM),
         ("launched", Range * _MAX_LAUNCHED),
     ]
@@ -146,6 +149,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     blocks_gpa: int
     owner_count: int
     owners: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
+    reader_count: int
+    readers: ctypes.Array[ctypes.Array[ctypes.c_uint8]]
     ram: ctypes.Array[Range]
     launched: ctypes.Array[Range]
 
@@ -162,14 +167,17 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         service_code: tuple[int, int] = (0, 0),
         cpuid_digest: bytes,
         owners: Sequence[bytes] = (),
+        readers: Sequence[bytes] = (),
         options: Option = Option.NONE,
         **addresses: int,
     ) -> MonitorParameters:
         """Parameters from (GPA, size) pairs; `addresses` are the fields that end in `_gpa`."""
         if len(ram) > _MAX_RAM or len(launched) > _MAX_LAUNCHED:
             raise _bad(f"{len(ram)} and {len(launched)} memory ranges are more than {_MAX_RAM} and {_MAX_LAUNCHED}")
-        if len(owners) > _MAX_OWNERS or any(len(owner) != _DIGEST for owner in owners) or len(cpuid_digest) != _DIGEST:
-            raise _bad(f"{len(owners)} owners of at most {_MAX_OWNERS}, or a digest that has not {_DIGEST} bytes")
+        if len(owners) > _MAX_USERS or len(readers) > _MAX_USERS:
+            raise _bad(f"{len(owners)} owners and {len(readers)} readers, of at most {_MAX_USERS} each")
+        if any(len(item) != _DIGEST for item in (*owners, *readers, cpuid_digest)):
+            raise _bad(f"a digest that has not {_DIGEST} bytes")
         digest = ctypes.c_uint8 * _DIGEST
         return cls(
             magic=_MAGIC,
@@ -184,7 +192,9 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             service_code=Range(*service_code),
             cpuid_digest=digest(*cpuid_digest),
             owner_count=len(owners),
-            owners=(digest * _MAX_OWNERS)(*(digest(*owner) for owner in owners)),
+            owners=(digest * _MAX_USERS)(*(digest(*item) for item in owners)),
+            reader_count=len(readers),
+            readers=(digest * _MAX_USERS)(*(digest(*item) for item in readers)),
             ram=(Range * _MAX_RAM)(*(Range(*item) for item in ram)),
             launched=(Range * _MAX_LAUNCHED)(*(Range(*item) for item in launched)),
             **addresses,
@@ -202,8 +212,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             raise _bad(f"{self.vcpus} VCPUs or {self.ram_count} ranges of RAM")
         if self.launched_count > _MAX_LAUNCHED or self.options & ~_OPTIONS:
             raise _bad(f"{self.launched_count} launched ranges or options {self.options:#x}")
-        if self.owner_count > _MAX_OWNERS:
-            raise _bad(f"{self.owner_count} owners")
+        if self.owner_count > _MAX_USERS or self.reader_count > _MAX_USERS:
+            raise _bad(f"{self.owner_count} owners and {self.reader_count} readers")
         self._check_ranges()
         self._check_pages()
         return self
@@ -264,9 +274,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         """Where the channel's rings are."""
         return ChannelArea(self.shared.gpa + _CHANNEL_AT)
 
-    def owner_digests(self) -> list[bytes]:
-        """SHA-256 of each owner's public key."""
-        return [bytes(owner) for owner in self.owners[: self.owner_count]]
+    def roles(self) -> dict[bytes, Role]:
+        """Who is more than anyone, by SHA-256 of the public key. A reader who is an owner too is an owner."""
+        readers = {bytes(item): Role.READER for item in self.readers[: self.reader_count]}
+        return readers | {bytes(item): Role.OWNER for item in self.owners[: self.owner_count]}
 
     def launched_ranges(self) -> list[Range]:
         """What the launch validated."""
@@ -283,6 +294,6 @@ def _inside(ranges: Iterable[Range], gpa: int, size: int) -> bool:
 
 check_offsets(
     MonitorParameters,
-    0x838,
-    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x1F8},
+    0x940,
+    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x300},
 )

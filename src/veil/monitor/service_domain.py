@@ -72,7 +72,7 @@ class ServiceDomain:
     ) -> Generator[None, None, tuple[Status, bytes]]:
         """Ask and wait. Raises ServicesUnavailable if the host does not let the domain run."""
         asked = BlockRequest(
-            request.service, request.call, request.body, vcpu, request.user_key, request.is_owner
+            request.service, request.call, request.body, vcpu, request.user_key, request.role
         )
         try:
             write_request(self._view, self._mailbox, self._size, asked)

@@ -169,9 +169,8 @@ class VeilMon:
         )
         domain = ServiceDomain(cpu.view, parameters)
         requests = Requests(attestation, domain, state.services, self.describe)
-        owners = frozenset(parameters.owner_digests())
         self._channel = ChannelLink(
-            cpu.view, parameters.channel, requests, key.accept, owners, saved.get("channel")
+            cpu.view, parameters.channel, requests, key.accept, parameters.roles(), saved.get("channel")
         )
         return self._channel
 

@@ -2,6 +2,6 @@
 """Protected services: hosted code at VMPL 1 (domain DomSER), one package for each service."""
 
 from veil.services.domain import ServiceDomain
-from veil.services.interface import Refused, Service, ServiceMemory, User
+from veil.services.interface import Refused, Service, ServiceMemory, User, UserHandler
 
-__all__ = ["Refused", "Service", "ServiceDomain", "ServiceMemory", "User"]
+__all__ = ["Refused", "Service", "ServiceDomain", "ServiceMemory", "User", "UserHandler"]

@@ -144,9 +144,9 @@ class ServiceDomain:
         service = self._by_number.get(request.service)
         if service is None:
             return Status.UNKNOWN_SERVICE, b""
-        user = User(request.user_key, request.is_owner)
+        user = User(request.user_key, request.role)
         try:
-            return Status.OK, service.user_request(user, request.call, request.body)
+            return Status.OK, service.answer_user(user, request.call, request.body)
         except Refused as refusal:
             return refusal.status, str(refusal).encode()
         except Exception as error:

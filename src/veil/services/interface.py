@@ -9,16 +9,17 @@ from __future__ import annotations
 import abc
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias, final
 
 from veil.formats.channel import Status
+from veil.formats.roles import Call, NotAdmitted, Role, admit
 
 if TYPE_CHECKING:
     from veil.snp.view import View
 
-__all__ = ["Refused", "Service", "ServiceMemory", "User"]
+__all__ = ["Refused", "Service", "ServiceMemory", "User", "UserHandler"]
 
 
 class Refused(Exception):
@@ -34,7 +35,11 @@ class User:
     """A remote user, as VeilMon says. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
 
     fingerprint: bytes | None
-    is_owner: bool
+    role: Role
+
+
+#: A method: service, user, body -> answer.
+UserHandler: TypeAlias = Callable[[Any, User, bytes], bytes]
 
 
 class ServiceMemory:
@@ -71,6 +76,10 @@ class Service(abc.ABC):
     guid: ClassVar[uuid.UUID]
     """By which remote users call it, and under which its manifest stands in attestation."""
 
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {}
+    """The calls of remote users: who may make each, and the method that answers it or raises Refused. What is not here
+    nobody may ask."""
+
     memory: ServiceMemory
     """Set before `start` and before `restore`. Zero at first."""
     now: Callable[[], int]
@@ -93,9 +102,14 @@ class Service(abc.ABC):
         """Answer the kernel, which is not trusted, or raise Refused. `body` is a copy."""
         raise Refused(Status.UNKNOWN_CALL, f"the service {self.name} has no call {call} for the kernel")
 
-    def user_request(self, user: User, call: int, body: bytes) -> bytes:
-        """Answer a request that came over the secure channel, or raise Refused."""
-        raise Refused(Status.UNKNOWN_CALL, f"the service {self.name} has no call {call}")
+    @final
+    def answer_user(self, user: User, call: int, body: bytes) -> bytes:
+        """Answer a request that came over the secure channel, by `user_calls`, or raise Refused."""
+        try:
+            handler = admit(self.user_calls, call, user.role, f"the service {self.name}")
+        except NotAdmitted as refusal:
+            raise Refused(refusal.status, str(refusal)) from None
+        return handler(self, user, body)
 
     def manifest(self) -> bytes:
         """What attestation says of the service: asked for once, after `start`."""

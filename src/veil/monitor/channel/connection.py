@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from veil.formats.channel import (
     FRAME_DATA_MAX,
     WINDOW,
@@ -15,6 +17,7 @@ from veil.formats.channel import (
     pack_response,
 )
 from veil.formats.errors import FormatError
+from veil.formats.roles import Role
 from veil.monitor.channel.requests import User
 from veil.monitor.channel.tls import TlsEnd, TlsFailed
 
@@ -27,10 +30,10 @@ _BACKLOG = 256 << 10
 class Connection:
     """What it holds is bounded: a window of input, a request, a backlog and a response."""
 
-    def __init__(self, number: int, tls: TlsEnd, owners: frozenset[bytes]) -> None:
+    def __init__(self, number: int, tls: TlsEnd, roles: Mapping[bytes, Role]) -> None:
         self.number = number
         self._tls = tls
-        self._owners = owners
+        self._roles = roles
         self._reader = MessageReader()
         self._user: User | None = None
         self._may_send = WINDOW
@@ -44,7 +47,8 @@ class Connection:
         """Who is at the other end, known once TLS is established."""
         if self._user is None:
             fingerprint = self._tls.peer_fingerprint if self._tls.established else None
-            user = User(fingerprint, fingerprint in self._owners)
+            role = Role.ANYONE if fingerprint is None else self._roles.get(fingerprint, Role.ANYONE)
+            user = User(fingerprint, role)
             if not self._tls.established:
                 return user
             self._user = user

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import (
@@ -21,6 +21,7 @@ from veil.formats.channel import (
     pack_frame,
 )
 from veil.formats.errors import FormatError
+from veil.formats.roles import Role
 from veil.monitor.channel.connection import Connection
 from veil.snp.errors import RmpViolation
 
@@ -63,15 +64,16 @@ class ChannelLink:
         area: ChannelArea,
         requests: Requests,
         accept: Callable[[], TlsEnd],
-        owners: frozenset[bytes],
+        roles: Mapping[bytes, Role],
         saved: dict[str, Any] | None = None,
     ) -> None:
-        """`saved` is from `dump`; connections do not survive a snapshot."""
+        """`roles`: of users, by the fingerprints of their keys. `saved` is from `dump`; connections do not survive a
+        snapshot."""
         self._memory = _SharedPages(view)
         self._area = area
         self._requests = requests
         self._accept = accept
-        self._owners = owners
+        self._roles = roles
         #: by number, the least recently heard of first
         self._connections: dict[int, Connection] = {}
         self._generations = Generations(self._memory, area)
@@ -163,13 +165,13 @@ class ChannelLink:
             raise FormatError(f"connection {frame.connection} is opened twice")
         if len(self._connections) >= _MAX_CONNECTIONS:
             # Strangers who keep connections open do not keep anybody out.
-            strangers = (item for item in self._connections.values() if not item.user.is_owner)
+            strangers = (item for item in self._connections.values() if item.user.role == Role.ANYONE)
             oldest = next(strangers, None)
             if oldest is None:
                 self._unsent += pack_frame(frame.connection, FrameKind.CLOSE)
                 return
             self._close(oldest)
-        self._connections[frame.connection] = Connection(frame.connection, self._accept(), self._owners)
+        self._connections[frame.connection] = Connection(frame.connection, self._accept(), self._roles)
 
     def _close(self, connection: Connection) -> None:
         del self._connections[connection.number]

@@ -7,12 +7,13 @@ import enum
 import json
 import struct
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.channel import Request, Response, Status
 from veil.formats.request_block import BlockRequest
+from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
 from veil.monitor.guest_messages import ReportUnavailable
 from veil.monitor.service_domain import ServicesUnavailable
@@ -35,7 +36,7 @@ class MonitorCall(enum.IntEnum):
     ATTEST = 1
     """Nonce (64 bytes) -> u32 lengths of report, services manifest and certificates, then these."""
     STATUS = 2
-    """-> JSON: what runs under VeilMon."""
+    """-> JSON: what runs under VeilMon. For readers and owners."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class User:
     """Who asks. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
 
     fingerprint: bytes | None
-    is_owner: bool
+    role: Role
 
 
 class RequestRefused(Exception):
@@ -73,33 +74,44 @@ class Requests:
         """The response to a request; never raises for what a user sent."""
         try:
             if request.service == CHANNEL_SERVICE:
-                body = yield from self._own(host, request)
+                handler = admit(self.calls, request.call, user.role, "VeilMon")
+                body = yield from handler(self, host, request.body)
             else:
                 service = self._services.get(request.service)
                 if service is None:
                     raise RequestRefused(Status.UNKNOWN_SERVICE, f"there is no service {request.service}")
                 return (yield from self._ask_service(host, vcpu, service, user, request))
             return Response(request.number, Status.OK, body)
-        except RequestRefused as refusal:
+        except (RequestRefused, NotAdmitted) as refusal:
             return Response(request.number, refusal.status, str(refusal).encode())
 
-    def _own(self, host: Ghcb, request: Request) -> Generator[None, None, bytes]:
-        if request.call == MonitorCall.PING:
-            return request.body
-        if request.call == MonitorCall.STATUS:
-            return json.dumps(self._status(), sort_keys=True).encode()
-        if request.call == MonitorCall.ATTEST:
-            if len(request.body) != NONCE_BYTES:
-                raise RequestRefused(Status.BAD_REQUEST, f"a nonce has {NONCE_BYTES} bytes, not {len(request.body)}")
-            manifest = self._attestation.services_manifest()
-            try:
-                evidence = yield from self._attestation.attest(host, request.body, manifest)
-            except ReportUnavailable as error:
-                raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
-            certificates = evidence.certificates.rstrip(b"\0")
-            lengths = _ATTESTED.pack(len(evidence.report), len(manifest), len(certificates))
-            return lengths + evidence.report + manifest + certificates
-        raise RequestRefused(Status.UNKNOWN_CALL, f"VeilMon has no call {request.call}")
+    def _ping(self, host: Ghcb, body: bytes) -> Generator[None, None, bytes]:
+        yield from ()
+        return body
+
+    def _tell_status(self, host: Ghcb, body: bytes) -> Generator[None, None, bytes]:
+        yield from ()
+        return json.dumps(self._status(), sort_keys=True).encode()
+
+    def _attest(self, host: Ghcb, nonce: bytes) -> Generator[None, None, bytes]:
+        if len(nonce) != NONCE_BYTES:
+            raise RequestRefused(Status.BAD_REQUEST, f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+        manifest = self._attestation.services_manifest()
+        try:
+            evidence = yield from self._attestation.attest(host, nonce, manifest)
+        except ReportUnavailable as error:
+            raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
+        certificates = evidence.certificates.rstrip(b"\0")
+        lengths = _ATTESTED.pack(len(evidence.report), len(manifest), len(certificates))
+        return lengths + evidence.report + manifest + certificates
+
+    calls: ClassVar[Mapping[int, Call[Callable[[Requests, Ghcb, bytes], Generator[None, None, bytes]]]]] = {
+        MonitorCall.PING: Call(Role.ANYONE, _ping),
+        MonitorCall.ATTEST: Call(Role.ANYONE, _attest),
+        # How many VCPUs the kernel has started is no part of attestation, so strangers do not learn it.
+        MonitorCall.STATUS: Call(Role.READER, _tell_status),
+    }
+    """VeilMon's own calls. What is not here nobody may ask."""
 
     def _ask_service(
         self, host: Ghcb, vcpu: int, service: ServiceInfo, user: User, request: Request
@@ -107,7 +119,7 @@ class Requests:
         if len(request.body) > self._domain.room:
             raise RequestRefused(Status.BAD_REQUEST, f"a request to a service has at most {self._domain.room} bytes")
         asked = BlockRequest(
-            service.number, request.call, request.body, user_key=user.fingerprint, is_owner=user.is_owner
+            service.number, request.call, request.body, user_key=user.fingerprint, role=user.role
         )
         try:
             status, body = yield from self._domain.request(host, vcpu, asked)

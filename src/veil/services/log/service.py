@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import struct
 import uuid
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.channel import Status
 from veil.formats.log import ENTRY_HEADER, LOG_GUID, LOG_NUMBER, EntryKind, Head, KernelCall, LogManifest, UserCall
-from veil.services.interface import Refused, Service, User
+from veil.formats.roles import Call, Role
+from veil.services.interface import Refused, Service, User, UserHandler
 from veil.services.log.rules import Rules
 from veil.services.log.store import LogFull, LogStore
 
@@ -110,37 +112,28 @@ class LogService(Service):
 
     # Users
 
-    def user_request(self, user: User, call: int, body: bytes) -> bytes:
-        """See `UserCall`. Everybody may read; who is no owner does not learn less from the host."""
-        try:
-            if call == UserCall.HEAD:
-                return self._head().pack()
-            if call == UserCall.FETCH:
-                sequence, most = _FETCH.unpack(body)
-                return self.store.read(sequence, min(most, _FETCH_MOST))
-            if call == UserCall.RANGE:
-                found = self.store.range_at_first()
-                return _U64.pack(found.size) + b"".join(found.hashes)
-            if call == UserCall.ACKNOWLEDGE:
-                return self._acknowledge(user, *_U64.unpack(body))
-            if call == UserCall.SET_RULES:
-                return self._set_rules(user, body)
-            if call == UserCall.RULES:
-                return self._rules.state()
-            if call in (UserCall.INCLUSION, UserCall.CONSISTENCY):
-                prove = self.store.inclusion if call == UserCall.INCLUSION else self.store.consistency
-                proof = prove(*_TWO.unpack(body))
-                if proof is None:
-                    raise Refused(Status.BAD_REQUEST, "the log has no proof of that: out of range, or acknowledged")
-                return b"".join(proof)
-        except struct.error:
-            raise Refused(Status.BAD_REQUEST, f"the log's call {call} has other arguments") from None
-        raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call}")
+    def _tell_head(self, user: User, body: bytes) -> bytes:
+        return self._head().pack()
 
-    def _acknowledge(self, user: User, upto: int) -> bytes:
-        if not user.is_owner:
-            # Who can have entries forgotten can remove evidence.
-            raise Refused(Status.NOT_ALLOWED, "only an owner of the CVM may acknowledge entries")
+    def _fetch(self, user: User, body: bytes) -> bytes:
+        sequence, most = _arguments(_FETCH, body)
+        return self.store.read(sequence, min(most, _FETCH_MOST))
+
+    def _range(self, user: User, body: bytes) -> bytes:
+        found = self.store.range_at_first()
+        return _U64.pack(found.size) + b"".join(found.hashes)
+
+    def _inclusion(self, user: User, body: bytes) -> bytes:
+        return _proof(self.store.inclusion(*_arguments(_TWO, body)))
+
+    def _consistency(self, user: User, body: bytes) -> bytes:
+        return _proof(self.store.consistency(*_arguments(_TWO, body)))
+
+    def _tell_rules(self, user: User, body: bytes) -> bytes:
+        return self._rules.state()
+
+    def _acknowledge(self, user: User, body: bytes) -> bytes:
+        (upto,) = _arguments(_U64, body)
         if upto > self.store.next:
             raise Refused(Status.BAD_REQUEST, f"there are {self.store.next} entries, not {upto}")
         self.store.acknowledge(upto)
@@ -150,9 +143,7 @@ class LogService(Service):
         return b""
 
     def _set_rules(self, user: User, text: bytes) -> bytes:
-        if not user.is_owner or user.fingerprint is None:
-            # Who chooses the rules chooses what leaves no trace.
-            raise Refused(Status.NOT_ALLOWED, "only an owner of the CVM may set audit rules")
+        assert user.fingerprint is not None  # by which VeilMon knows an owner
         self._rules.check(text)
         try:
             self._tell(self.now())
@@ -160,6 +151,21 @@ class LogService(Service):
         except LogFull:
             raise Refused(Status.FULL, "the log is full, and rules that are not in it must not be set") from None
         return self._rules.want(text)
+
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        # Records have in them what programs and people did: no business of whoever can open a connection, the host's
+        # above all.
+        UserCall.HEAD: Call(Role.READER, _tell_head),
+        UserCall.FETCH: Call(Role.READER, _fetch),
+        UserCall.RANGE: Call(Role.READER, _range),
+        UserCall.INCLUSION: Call(Role.READER, _inclusion),
+        UserCall.CONSISTENCY: Call(Role.READER, _consistency),
+        UserCall.RULES: Call(Role.READER, _tell_rules),
+        # Anyone who can have entries forgotten can remove evidence.
+        UserCall.ACKNOWLEDGE: Call(Role.OWNER, _acknowledge),
+        # Anyone who chooses the rules chooses what leaves no trace.
+        UserCall.SET_RULES: Call(Role.OWNER, _set_rules),
+    }
 
     def _head(self) -> Head:
         assert self._key is not None
@@ -210,3 +216,16 @@ class LogService(Service):
         self._resumed = self.nonce()
         with suppress(LogFull):
             self._tell(self.now())
+
+
+def _arguments(shape: struct.Struct, body: bytes) -> tuple[Any, ...]:
+    try:
+        return shape.unpack(body)
+    except struct.error:
+        raise Refused(Status.BAD_REQUEST, f"this call of the log has {shape.size} bytes of arguments") from None
+
+
+def _proof(hashes: Sequence[bytes] | None) -> bytes:
+    if hashes is None:
+        raise Refused(Status.BAD_REQUEST, "the log has no proof of that: out of range, or acknowledged")
+    return b"".join(hashes)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a remote user may be to a CVM, and who may make which call: data that VeilMon and the services share."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from veil.formats.channel import Status
+
+__all__ = ["Call", "NotAdmitted", "Role", "admit"]
+
+_Handler = TypeVar("_Handler")
+
+
+class Role(enum.IntEnum):
+    """What a user proved to be, by the key of his handshake. Each may do what those before it may."""
+
+    ANYONE = 0
+    """He proved nothing that the launch knows of: he may learn what attestation says."""
+    READER = 1
+    """The CVM was launched with his key as a reader's."""
+    OWNER = 2
+    """The CVM was launched with his key as an owner's."""
+
+
+class Call(NamedTuple, Generic[_Handler]):
+    """A call that users may make: the least role that it takes, and who answers it."""
+
+    role: Role
+    handler: _Handler
+
+
+class NotAdmitted(Exception):
+    """Nobody may make this call, or not this user: a status, and a line of text."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+_ONLY = {Role.READER: "a reader or an owner", Role.OWNER: "an owner"}
+
+
+def admit(calls: Mapping[int, Call[_Handler]], number: int, role: Role, of: str) -> _Handler:
+    """The handler of a call, if a user of this role may make it; `of` says for people whose call it is.
+
+    The one check of who may ask what, for VeilMon's calls and for those of all services. What is not declared nobody
+    may ask. Raises NotAdmitted.
+    """
+    declared = calls.get(number)
+    if declared is None:
+        raise NotAdmitted(Status.UNKNOWN_CALL, f"{of} has no call {number}")
+    if role < declared.role:
+        raise NotAdmitted(Status.NOT_ALLOWED, f"only {_ONLY[declared.role]} of this CVM may make call {number} of {of}")
+    return declared.handler

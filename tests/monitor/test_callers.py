@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may make which call: each call of VeilMon and of each service, in each role."""
+
+from __future__ import annotations
+
+import enum
+import struct
+import uuid
+from collections.abc import Mapping
+
+import pytest
+
+from veil.formats.channel import Status
+from veil.formats.log import LOG_GUID, UserCall
+from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.monitor.channel.requests import MonitorCall, Requests
+from veil.monitor.parameters import MonitorParameters
+from veil.remote.client import ChannelClient, RequestFailed
+from veil.remote.identity import UserKey
+from veil.services.log import LogService
+from veil.services.protected import ProtectedServices
+
+from .bench import Bench, parameters
+from .log_bench import OWNER, READER, boot, log, user
+
+STRANGER = UserKey.generate()
+#: who each call is for; a call that is new must be added here, too
+EXPECTED: dict[tuple[uuid.UUID, int], Role] = {
+    (CHANNEL_SERVICE, MonitorCall.PING): Role.ANYONE,
+    (CHANNEL_SERVICE, MonitorCall.ATTEST): Role.ANYONE,
+    (CHANNEL_SERVICE, MonitorCall.STATUS): Role.READER,
+    (LOG_GUID, UserCall.HEAD): Role.READER,
+    (LOG_GUID, UserCall.FETCH): Role.READER,
+    (LOG_GUID, UserCall.RANGE): Role.READER,
+    (LOG_GUID, UserCall.INCLUSION): Role.READER,
+    (LOG_GUID, UserCall.CONSISTENCY): Role.READER,
+    (LOG_GUID, UserCall.RULES): Role.READER,
+    (LOG_GUID, UserCall.ACKNOWLEDGE): Role.OWNER,
+    (LOG_GUID, UserCall.SET_RULES): Role.OWNER,
+}
+#: arguments with which each succeeds
+BODIES: dict[tuple[uuid.UUID, int], bytes] = {
+    (CHANNEL_SERVICE, MonitorCall.ATTEST): bytes(64),
+    (LOG_GUID, UserCall.FETCH): struct.pack("<QI", 0, 1 << 16),
+    (LOG_GUID, UserCall.INCLUSION): struct.pack("<QQ", 0, 2),
+    (LOG_GUID, UserCall.CONSISTENCY): struct.pack("<QQ", 1, 2),
+    (LOG_GUID, UserCall.ACKNOWLEDGE): struct.pack("<Q", 0),
+    (LOG_GUID, UserCall.SET_RULES): b"-D\n",
+}
+IDENTITIES: dict[str, tuple[UserKey | None, Role]] = {
+    "no key": (None, Role.ANYONE),
+    "unknown key": (STRANGER, Role.ANYONE),
+    "reader": (READER, Role.READER),
+    "owner": (OWNER, Role.OWNER),
+}
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    bench = boot()
+    log(bench, 1)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("guid", "numbers", "table"),
+    [(CHANNEL_SERVICE, MonitorCall, Requests.calls), (LOG_GUID, UserCall, LogService.user_calls)],
+    ids=["VeilMon", "log"],
+)
+def test_every_call_is_declared(
+    guid: uuid.UUID, numbers: type[enum.IntEnum], table: Mapping[int, Call[object]]
+) -> None:
+    assert {(guid, call): declared.role for call, declared in table.items()} == {
+        key: role for key, role in EXPECTED.items() if key[0] == guid
+    }
+    assert set(table) == set(numbers)
+
+
+def test_no_service_is_forgotten_here() -> None:
+    assert {kind.guid for kind in ProtectedServices.service_types} == {guid for guid, _ in EXPECTED} - {CHANNEL_SERVICE}
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+@pytest.mark.parametrize("asked", EXPECTED, ids=lambda asked: asked[1].name)
+def test_each_call_in_each_role(bench: Bench, asked: tuple[uuid.UUID, int], identity: str) -> None:
+    key, role = IDENTITIES[identity]
+    with user(bench, key) as client:
+        if role >= EXPECTED[asked]:
+            client.request(*asked, BODIES.get(asked, b""))
+            return
+        with pytest.raises(RequestFailed) as caught:
+            client.request(*asked, BODIES.get(asked, b""))
+    assert caught.value.status == Status.NOT_ALLOWED
+    assert "1.000:1" not in str(caught.value), "what is refused says nothing of the records"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_nobody_may_make_a_call_that_is_not_declared(bench: Bench, role: Role) -> None:
+    with pytest.raises(NotAdmitted) as caught:
+        admit({}, 0, role, "VeilMon")
+    assert caught.value.status == Status.UNKNOWN_CALL
+    identity = {Role.ANYONE: None, Role.READER: READER, Role.OWNER: OWNER}[role]
+    with user(bench, identity) as client:
+        for guid in (CHANNEL_SERVICE, LOG_GUID):
+            with pytest.raises(RequestFailed, match="has no call 4660"):
+                client.request(guid, 0x1234)
+
+
+def test_a_call_that_is_for_anyone_is_answered(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    """The counter-test: it is the declared role that keeps records from strangers."""
+    fetch = LogService.user_calls[UserCall.FETCH]
+    monkeypatch.setitem(LogService.user_calls, UserCall.FETCH, Call(Role.ANYONE, fetch.handler))
+    with user(bench, None) as client:
+        assert b"1.000:1" in client.request(LOG_GUID, UserCall.FETCH, BODIES[LOG_GUID, UserCall.FETCH])
+
+
+def test_a_reader_who_is_an_owner_too() -> None:
+    both = OWNER.fingerprint
+    layout = MonitorParameters.parse(bytes(parameters(owners=[both], readers=[both, READER.fingerprint])))
+    assert layout.roles() == {both: Role.OWNER, READER.fingerprint: Role.READER}
+
+
+def test_readers_are_no_strangers() -> None:
+    """Connections of strangers make room for others; those of readers stay."""
+    from .test_channel import Wire, ping
+
+    bench = boot()
+    with ChannelClient(Wire(bench), identity=READER) as reading:
+        strangers = [Wire(bench) for _ in range(100)]
+        bench.channel.run()
+        ping(reading)
+        assert any(not wire.connection.is_open for wire in strangers)
