@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import stat
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
 from veil.guest.agent_protocol import (
     AgentConnection,
     Event,
@@ -28,7 +29,7 @@ from veil.guest.agent_protocol import (
 from veil.host import Hypervisor, RunResult
 from veil.host.devices import ConsolePort
 
-__all__ = ["AgentSession", "GuestCommandError"]
+__all__ = ["AgentSession", "CommandNotStarted", "GuestCommandError", "start_failure"]
 
 _CHUNK = 64 * 1024
 #: Input that may wait in the host while the guest is slow.
@@ -40,9 +41,37 @@ _SIGKILL = 9
 class GuestCommandError(VeilError):
     """The guest could not start a command, or not finish a copy; `errno` is the guest's."""
 
-    def __init__(self, message: str, errno: int) -> None:
-        self.errno = errno
+    def __init__(self, message: str, number: int) -> None:
+        self.errno = number
         super().__init__(message)
+
+
+class CommandNotStarted(GuestCommandError):
+    """The guest has no such command, or cannot run it; `exit_status` is what shells give then (POSIX, 2.8.2)."""
+
+    @property
+    def exit_status(self) -> int:
+        """127 for a command that was not found, 126 for one that is no program."""
+        return 127 if self.errno == errno.ENOENT else 126
+
+
+# The guest's trouble, and not the command's.
+_GUEST_TROUBLE = frozenset((errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPROTO))
+
+
+def start_failure(event: Failed) -> GuestCommandError:
+    """The exception for a command that could not be started."""
+    message = f"{event.message} (in the guest)"
+    kind = GuestCommandError if event.errno in _GUEST_TROUBLE else CommandNotStarted
+    return kind(message, event.errno)
+
+
+class _InputFailed(VeilError):
+    """What a command's or a file's bytes are read from broke off."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot read the command's input: {describe(error)}")
+        self.error = error
 
 
 class AgentSession:
@@ -58,6 +87,7 @@ class AgentSession:
         # The job whose input another thread supplies, and how much of that waits for the guest.
         self._supplied: int | None = None
         self._unsent = 0
+        self._input_error: OSError | None = None
         port.on_data = self._received
         port.on_open = self._opened
 
@@ -122,7 +152,7 @@ class AgentSession:
         }
         job = self.start(argv, environment=environment, directory=directory)
         try:
-            status = self._finish(job, sinks, stdin if stdin is not None else b"", timeout)
+            status = self._finish(job, sinks, stdin if stdin is not None else b"", timeout, failure=start_failure)
         except BaseException:
             self._abandon(job)
             raise
@@ -151,6 +181,11 @@ class AgentSession:
         self._connection.resize(job, terminal)
         self._flush()
 
+    def signal(self, job: int, number: int) -> None:
+        """A signal to a started command's session."""
+        self._connection.signal(job, number)
+        self._flush()
+
     def events(self, job: int, timeout: float | None = None) -> Iterator[Event]:
         """Run the guest and yield a job's events until it ends; raises TimeoutError."""
         end = None if timeout is None else time.monotonic() + timeout
@@ -166,12 +201,17 @@ class AgentSession:
                 if isinstance(event, Exited | Failed):
                     return
             self._raise_error()
+            if self._input_error is not None:
+                raise _InputFailed(self._input_error) from self._input_error
             left = None if end is None else max(0.0, end - time.monotonic())
             if self._wait(left) == RunResult.TIMEOUT:
                 raise TimeoutError(f"the guest was not done after {timeout:g} seconds")
 
     def _wait(self, timeout: float | None) -> RunResult:
-        return self._hypervisor.run(until=lambda: bool(self._events) or self._error is not None, timeout=timeout)
+        return self._hypervisor.run(
+            until=lambda: bool(self._events) or self._error is not None or self._input_error is not None,
+            timeout=timeout,
+        )
 
     def _finish(
         self,
@@ -179,6 +219,7 @@ class AgentSession:
         sinks: Mapping[Stream, Callable[[bytes], object]],
         source: bytes | Iterable[bytes],
         timeout: float | None,
+        failure: Callable[[Failed], VeilError],
     ) -> int:
         done = threading.Event()
         if isinstance(source, bytes):
@@ -186,7 +227,7 @@ class AgentSession:
             self._connection.end(job)
             self._flush()
         else:
-            self._supplied, self._unsent = job, 0
+            self._supplied, self._unsent, self._input_error = job, 0, None
             threading.Thread(target=self._supply, args=(job, source, done), daemon=True).start()
         try:
             for event in self.events(job, timeout):
@@ -195,10 +236,10 @@ class AgentSession:
                 elif isinstance(event, Exited):
                     return event.status
                 elif isinstance(event, Failed):
-                    raise GuestCommandError(event.message, event.errno)
+                    raise failure(event)
         finally:
             done.set()
-            self._supplied = None
+            self._supplied = self._input_error = None
         raise VeilError("the guest's agent ended a job without a word")
 
     def _supply(self, job: int, source: Iterable[bytes], done: threading.Event) -> None:
@@ -216,15 +257,24 @@ class AgentSession:
             self._connection.end(job)
             self._flush()
 
-        for part in source:
-            in_flight += len(part)
-            self._hypervisor.post(functools.partial(deliver, part))
-            # A guest that does not read must not make us hold all of its input.
-            while in_flight + self._unsent + self._port.waiting > _BACKLOG:
-                if done.wait(_BACKLOG_POLL_SECONDS):
+        def fail(error: OSError) -> None:
+            # Raised where the job is waited for: a command whose input broke off has not had its input.
+            if not done.is_set():
+                self._input_error = error
+
+        try:
+            for part in source:
+                in_flight += len(part)
+                self._hypervisor.post(functools.partial(deliver, part))
+                # A guest that does not read must not make us hold all of its input.
+                while in_flight + self._unsent + self._port.waiting > _BACKLOG:
+                    if done.wait(_BACKLOG_POLL_SECONDS):
+                        return
+                if done.is_set():
                     return
-            if done.is_set():
-                return
+        except OSError as error:
+            self._hypervisor.post(functools.partial(fail, error))
+            return
         self._hypervisor.post(finish)
 
     def _abandon(self, job: int) -> None:
@@ -241,31 +291,50 @@ class AgentSession:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
                 job = self._connection.put(target, mode)
                 self._flush()
-                self._finish(job, {}, iter(lambda: stream.read(_CHUNK), b""), None)
+                try:
+                    self._finish(job, {}, iter(lambda: stream.read(_CHUNK), b""), None, failure=_copy_failure)
+                except BaseException:
+                    self._abandon(job)
+                    raise
+        except _InputFailed as failed:
+            raise VeilError(f"cannot read {source}: {describe(failed.error)}") from failed.error
         except OSError as error:
-            raise VeilError(f"cannot read {source}: {error.strerror}") from error
+            raise VeilError(f"cannot read {source}: {describe(error)}") from error
 
     def copy_out(self, source: str, target: Path) -> None:
         """A file of the guest's to the host; it appears when it is complete."""
         job = self._connection.get(source)
         self._flush()
-        mode = 0o644
         try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".veil-", delete=False) as stream:
-                try:
-                    for event in self.events(job):
-                        if isinstance(event, FileInfo):
-                            mode = event.mode
-                        elif isinstance(event, Output):
-                            stream.write(event.data)
-                        elif isinstance(event, Failed):
-                            raise GuestCommandError(f"{source}: {event.message}", event.errno)
-                    # The guest's set-user-ID bits have no business here.
-                    os.fchmod(stream.fileno(), mode & 0o777)
-                    os.replace(stream.name, target)
-                except BaseException:
-                    with suppress(OSError):
-                        os.unlink(stream.name)
-                    raise
+            self._take(job, target)
         except OSError as error:
-            raise VeilError(f"cannot write {target}: {error.strerror}") from error
+            self._abandon(job)
+            raise VeilError(f"cannot write {target}: {describe(error)}") from error
+        except BaseException:
+            self._abandon(job)
+            raise
+
+    def _take(self, job: int, target: Path) -> None:
+        mode = 0o644
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".veil-", delete=False) as stream:
+            try:
+                for event in self.events(job):
+                    if isinstance(event, FileInfo):
+                        mode = event.mode
+                    elif isinstance(event, Output):
+                        stream.write(event.data)
+                    elif isinstance(event, Failed):
+                        raise _copy_failure(event)
+                stream.flush()
+                # The guest's set-user-ID bits have no business here.
+                os.fchmod(stream.fileno(), mode & 0o777)
+                os.replace(stream.name, target)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(stream.name)
+                raise
+
+
+def _copy_failure(event: Failed) -> GuestCommandError:
+    room = ": its files are in its memory, and --memory gives it more" if event.errno == errno.ENOSPC else ""
+    return GuestCommandError(f"{event.message} (in the guest{room})", event.errno)

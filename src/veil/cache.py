@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from veil.errors import VeilError
+from veil.disk import full_disk_words, is_full
+from veil.errors import VeilError, describe
 
 _MANIFEST = ".manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~-]{0,180}")
@@ -173,11 +174,11 @@ class Cache:
 
 def cache_error(error: OSError, root: Path, what: str) -> CacheError:
     """One line for an operating system error met while `what` was put into the cache at `root`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheError(f"the disk is full: cannot store {what} in {root} (free some space or set XDG_CACHE_HOME)")
+    if is_full(error):
+        return CacheError(full_disk_words(what, root))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CacheError(f"cannot write to the cache {root} for {what}: {error.strerror} (set XDG_CACHE_HOME)")
-    return CacheError(f"cannot store {what} in the cache {root}: {error}")
+    return CacheError(f"cannot store {what} in the cache {root}: {describe(error)} (XDG_CACHE_HOME moves the cache)")
 
 
 def _describe(directory: Path) -> dict[str, tuple[str, int, str]]:

@@ -269,13 +269,20 @@ class ConfidentialVM:
         with _explained(self):
             self.agent.copy_out(guest_path, Path(host_path))
 
-    def shell(self, argv: Sequence[str] = ("/bin/sh", "-l")) -> int:
-        """An interactive program on this terminal; returns its exit status."""
-        from veil._terminal import interactive
+    def shell(
+        self, argv: Sequence[str] = ("/bin/sh", "-l"), *, output: Callable[[bytes], None] | None = None
+    ) -> int:
+        """An interactive program on this terminal, which must be stdin; returns its exit status.
 
+        `output` gets what it prints, by default stdout.
+        """
+        from veil._terminal import interactive, is_terminal
+
+        if not is_terminal():
+            raise VeilError("an interactive program needs a terminal as stdin; without one, use run()")
         with _explained(self):
             environment = {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
-            return interactive(self.agent, self.hypervisor, argv, environment)
+            return interactive(self.agent, self.hypervisor, argv, environment, output)
 
     def user_transport(self, *, timeout: float = 30.0) -> VmTransport:
         """A user's connection to VeilMon, for `veil.remote.ChannelClient`; the guest runs while the user waits."""

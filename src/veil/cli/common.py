@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from veil.cli.output import tell
+from veil.cli.output import EXIT_FAILURE, tell
 from veil.errors import VeilError
 
 __all__ = [
@@ -20,12 +20,21 @@ __all__ = [
     "parse_address",
     "readers",
     "services_options",
+    "status_of",
     "user_options",
 ]
 
 EXIT_INTERRUPTED = 130
 
 _MOST_USERS = 8
+
+
+def status_of(error: VeilError) -> int:
+    """A command that the guest cannot start has a status of its own; all else is `EXIT_FAILURE`."""
+    from veil._session import CommandNotStarted
+
+    return error.exit_status if isinstance(error, CommandNotStarted) else EXIT_FAILURE
+
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

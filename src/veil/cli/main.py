@@ -16,7 +16,7 @@ import click
 from veil.cli.attest import attest
 from veil.cli.boot import boot
 from veil.cli.cache import cache
-from veil.cli.common import EXIT_INTERRUPTED
+from veil.cli.common import EXIT_INTERRUPTED, status_of
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
@@ -27,6 +27,7 @@ from veil.cli.output import EXIT_FAILURE, EXIT_PIPE, OutputError, finish, give_u
 from veil.cli.run import run
 from veil.cli.serve import serve
 from veil.cli.shell import shell
+from veil.cli.signals import end_cleanly
 from veil.cli.verify import verify
 
 __all__ = ["main"]
@@ -55,7 +56,9 @@ def veil() -> None:
       veil inspect --png map.png        domains, VMSAs, and who may touch which page
       veil doctor                       what this computer has and lacks
 
-    Exit status: the guest command's own; 125 if Veil failed; 130 after Ctrl-C.
+    Exit status: that of the guest's command (run, shell); 1 not verified, 3 verified with findings that mean trouble;
+    2 wrong usage; 125 if Veil failed; 126 or 127 if the guest has no such program; 130 after Ctrl-C; 141 if the pipe
+    that the output goes to was closed.
     """
 
 
@@ -84,13 +87,14 @@ def _run() -> int:
     """The command's exit status. Raises OutputError."""
     from veil.errors import VeilError
 
+    end_cleanly()
     try:
         # Not `veil.main`: it has an opinion of its own about a closed pipe.
         with veil.make_context("veil", sys.argv[1:]) as context:
             status = veil.invoke(context)
     except VeilError as error:
         tell(f"veil: {error}")
-        return EXIT_FAILURE
+        return status_of(error)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -110,10 +114,13 @@ def _run() -> int:
 
 
 def _tell_usage(error: click.ClickException) -> None:
-    text = io.StringIO()
-    error.show(text)
-    for line in text.getvalue().splitlines():
-        tell(line)
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        for line in error.format_message().splitlines():
+            tell(line)
+        return
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    see = f" (see {context.command_path} --help)" if context is not None else ""
+    tell(f"veil: {error.format_message().rstrip('.')}{see}")
 
 
 def _tell_unexpected(error: Exception) -> int:

@@ -15,7 +15,7 @@ from veil.cli.common import Progress, cvm_options
 from veil.cli.output import emit_json, raw
 from veil.errors import VeilError
 
-__all__ = ["run"]
+__all__ = ["piped_stdin", "run"]
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:
@@ -25,15 +25,17 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     return left, right
 
 
-def _stdin() -> Iterator[bytes] | None:
+def piped_stdin() -> Iterator[bytes] | None:
     """Our stdin for the guest's command, unless it is a terminal: then `veil shell` is what is meant."""
     stream = sys.stdin
     if stream is None or stream.closed or stream.isatty():
         return None
-    return iter(lambda: os.read(stream.fileno(), 65536), b"")
+    descriptor = stream.fileno()
+    return iter(lambda: os.read(descriptor, 65536), b"")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+# What comes after the command's name is the command's, be it with "-" or without.
+@click.command(context_settings={"allow_interspersed_args": False})
 @cvm_options
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
@@ -59,6 +61,9 @@ def run(
       veil run -- uname -a
       veil run --file prog:/root/prog -- /root/prog arg
       echo hello | veil run -- sha256sum
+
+    Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is no program;
+    125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
     """
     from veil.cvm import ConfidentialVM
 
@@ -71,11 +76,11 @@ def run(
             vm.copy_in(host_path, guest_path)
         ready = time.monotonic()
         if as_json:
-            result = vm.run(command, stdin=_stdin(), timeout=timeout)
+            result = vm.run(command, stdin=piped_stdin(), timeout=timeout)
         else:
             result = vm.run(
                 command,
-                stdin=_stdin(),
+                stdin=piped_stdin(),
                 stdout=lambda data: raw(1, data),
                 stderr=lambda data: raw(2, data),
                 timeout=timeout,

@@ -6,18 +6,40 @@ from __future__ import annotations
 import click
 
 from veil.cli.common import Progress, cvm_options
+from veil.cli.output import raw
+from veil.cli.run import piped_stdin
 
 __all__ = ["shell"]
+
+_SHELL = ("/bin/sh", "-l")
 
 
 @click.command()
 @cvm_options
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
 def shell(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, fresh: bool) -> int:
-    """An interactive shell in a confidential VM. What you change in it is gone when you leave."""
+    """An interactive shell in a confidential VM. What you change in it is gone when you leave.
+
+    Keys typed while it starts are kept for it. If stdin is no terminal, the shell runs the commands that come from
+    there, and ends with them.
+
+    \b
+      veil shell
+      echo 'uname -a; exit 3' | veil shell
+
+    Exit status: the shell's.
+    """
+    from veil._terminal import is_terminal, type_ahead
     from veil.cvm import ConfidentialVM
 
-    with ConfidentialVM(
-        memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress()
-    ) as vm:
-        return vm.shell()
+    with (
+        type_ahead(),
+        ConfidentialVM(
+            memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress()
+        ) as vm,
+    ):
+        if is_terminal():
+            return vm.shell(_SHELL, output=lambda data: raw(1, data))
+        return vm.run(
+            _SHELL, stdin=piped_stdin(), stdout=lambda data: raw(1, data), stderr=lambda data: raw(2, data)
+        ).exit_status

@@ -7,7 +7,8 @@ import subprocess
 from importlib.resources import files
 from pathlib import Path
 
-from veil.cache import Cache, cache_key
+from veil.cache import Cache, CacheError, cache_key
+from veil.disk import full_disk_words, says_full, tool_environment
 from veil.guest.errors import GuestImageError
 
 # -Wl,--build-id=none and no debug information: the same source and compiler give the same bytes, and so the same
@@ -45,10 +46,15 @@ def _version(compiler: str) -> str:
 
 def _run(command: list[str], directory: Path | None) -> str:
     try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            command, cwd=directory, env=tool_environment(directory), capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
     except OSError as error:
         raise GuestImageError(f"no C compiler: cannot run {command[0]} ({error.strerror}); install gcc") from error
     if done.returncode:
+        if directory is not None and says_full(done.stderr, directory):
+            raise CacheError(full_disk_words("the guest's agent", directory))
         lines = [line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot compile the guest agent: {reason}")

@@ -6,17 +6,16 @@ own are kept in the cache. Nothing is installed. apt checks each download agains
 """
 
 import errno
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from veil.cache import Cache, cache_error
+from veil.disk import says_full, tool_environment
 from veil.guest.errors import GuestImageError
 
 _URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.deb) \d+", re.MULTILINE)
-_NO_SPACE = ("No space left on device", "write error", "Disk quota exceeded")
 
 
 class Apt:
@@ -102,6 +101,7 @@ class Apt:
             (self._cache.directory("apt") / name).mkdir(parents=True, exist_ok=True)
         done = self._run("apt-get", "update", "-q")
         if not any(self._cache.directory("apt/lists").glob("*_Packages*")):
+            self._refuse_full_disk(done, self._cache.directory("apt"), "Debian's package lists")
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
 
     def _options(self) -> list[str]:
@@ -116,7 +116,7 @@ class Apt:
     def _run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         tool, *arguments = command
         options = self._options() if tool.startswith("apt") else []
-        environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+        environment = tool_environment(cwd, {"DEBIAN_FRONTEND": "noninteractive"})
         try:
             return subprocess.run(
                 [tool, *options, *arguments], cwd=cwd, env=environment, text=True, errors="replace",
@@ -126,7 +126,7 @@ class Apt:
             raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error
 
     def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:
-        if any(text in done.stderr for text in _NO_SPACE):
+        if says_full(done.stderr, place):
             raise cache_error(OSError(errno.ENOSPC, "No space left on device"), self._cache.root, package)
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the driver, veil.ko, for one of Debian's kernels: headers out of the archive, unpacked into the cache."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -9,7 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from veil.cache import Cache, cache_key
+from veil.cache import Cache, CacheError, cache_key
+from veil.disk import full_disk_words, says_full, tool_environment
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.kernel import Kernel
@@ -112,13 +112,15 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
         "make", "-s", "-C", str(tree), f"M={work}", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
         f"KCFLAGS={_FLAGS.format(place=work)}", "modules",
     ]  # fmt: skip
-    done = _run(command, libraries=headers / "lib" / "x86_64-linux-gnu")
+    done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
     if done.returncode or not (work / f"{name}.ko").exists():
+        _refuse_full_disk(done, work)
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot build the driver: {reason}")
-    strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")])
+    strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")], work)
     if strip.returncode:
+        _refuse_full_disk(strip, work)
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
 
 
@@ -129,10 +131,15 @@ def _compiler() -> str:
     return _run([_CC, "--version"]).stdout
 
 
-def _run(command: list[str], *, libraries: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LC_ALL": "C"}
-    if libraries is not None:
-        environment["LD_LIBRARY_PATH"] = str(libraries)
+def _refuse_full_disk(done: subprocess.CompletedProcess[str], work: Path) -> None:
+    if says_full(done.stdout + done.stderr, work):
+        raise CacheError(full_disk_words("the driver", work))
+
+
+def _run(
+    command: list[str], work: Path | None = None, *, libraries: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = tool_environment(work, {} if libraries is None else {"LD_LIBRARY_PATH": str(libraries)})
     try:
         return subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False, env=environment

@@ -297,6 +297,11 @@ class Hypervisor:
             else:
                 self._slice(vcpu, until, end_ns)
 
+    @property
+    def idle(self) -> bool:
+        """Does every VCPU wait for something to come? As of now; a timer's tick is enough to change it."""
+        return not any(self._can_run(vcpu) for vcpu in self.vcpus)
+
     def _enter_monitor(self) -> None:
         """There is something for VeilMon: run it on the first VCPU whose kernel it can interrupt.
 

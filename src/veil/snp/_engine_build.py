@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from veil.disk import full_disk_words, says_full, tool_environment
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["UNICORN_VERSION", "compile_engine", "engine_inputs"]
@@ -168,8 +169,13 @@ def _tool(name: str) -> str:
 
 
 def _run(command: Sequence[str], directory: Path) -> None:
-    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=directory, env=tool_environment(directory), capture_output=True, text=True, errors="replace",
+        check=False,
+    )  # fmt: skip
     if result.returncode:
+        if says_full(f"{result.stdout}\n{result.stderr}", directory):
+            raise EngineBuildError(full_disk_words("the CPU engine", directory))
         output = f"{result.stdout}\n{result.stderr}".strip().splitlines() or [f"exit status {result.returncode}"]
         line = next((line for line in output if re.search(r"\berror\b", line, re.IGNORECASE)), output[-1])
         raise EngineBuildError(f"building the CPU engine failed in {Path(command[0]).name}: {line.strip()}")

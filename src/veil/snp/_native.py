@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from veil.disk import full_disk_words, is_full, says_full, tool_environment
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
 
@@ -70,8 +71,13 @@ def _compile(command: Sequence[str], directory: Path) -> None:
     """Compile in a directory of our own and move the result into place: readers see all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
         built = Path(work) / _LIBRARY
-        result = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [*command, "-o", str(built)], env=tool_environment(Path(work)), capture_output=True, text=True,
+            errors="replace", check=False,
+        )  # fmt: skip
         if result.returncode != 0:
+            if says_full(result.stderr, directory):
+                raise EngineBuildError(full_disk_words("the machine's C code", directory))
             lines = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
             first = next((line for line in lines if "error: " in line), lines[0])
             raise EngineBuildError(f"the C compiler failed: {first}")
@@ -96,7 +102,7 @@ def build(sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             _compile([*command, *(str(source) for source in sources)], directory)
     except OSError as error:
-        raise EngineBuildError(f"cannot build the machine's C code: {error}") from error
+        raise _failure("the machine's C code", error) from error
     return path
 
 
@@ -113,6 +119,14 @@ def load(sources: Sequence[Path], flags: Sequence[str] = ()) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineBuildError(f"cannot load {path}: {error}") from error
+
+
+def _failure(what: str, error: OSError) -> EngineBuildError:
+    root = cache_dir()
+    if is_full(error):
+        return EngineBuildError(full_disk_words(what, root))
+    place = error.filename or root
+    return EngineBuildError(f"cannot build {what}: {place}: {error.strerror or error} (XDG_CACHE_HOME moves the cache)")
 
 
 def _quiet(message: str) -> None:
@@ -138,7 +152,7 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
                         built = compile_engine(ENGINE_DIR, cache_dir() / "sources", Path(work), progress)
                         _publish(built, directory)
     except OSError as error:
-        raise EngineBuildError(f"cannot build the CPU engine: {error}") from error
+        raise _failure("the CPU engine", error) from error
     return library_path
 
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
+from veil.disk import is_full
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.snp.errors import SnpError
@@ -140,7 +141,10 @@ class Endorsement:
                     if not directory.exists():
                         raise
         except OSError as error:
-            raise SnpError(f"cannot keep the software machine's keys in {directory}: {error.strerror}") from error
+            why = "the disk is full" if is_full(error) else error.strerror
+            raise SnpError(
+                f"cannot keep the software machine's keys in {directory}: {why} (XDG_DATA_HOME moves them)"
+            ) from error
 
     @property
     def certificate_table(self) -> bytes:

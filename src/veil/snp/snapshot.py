@@ -13,7 +13,6 @@ everything else together (`verify` does).
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.disk import full_disk_words, is_full
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import PAGE_SIZE, Memory
 
@@ -79,8 +79,8 @@ def write_snapshot(path: Path, *, memory: memoryview, sections: dict[str, bytes]
             _write(stream, memory, sections)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SnapshotError(f"the disk is full: cannot write the snapshot {path}") from error
+        if is_full(error):
+            raise SnapshotError(full_disk_words("a snapshot", path.parent)) from error
         raise SnapshotError(f"cannot write the snapshot {path}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
