@@ -26,33 +26,17 @@ from veil.guest.agent_protocol import (
     Stream,
     Terminal,
 )
+from veil.guest.errors import CommandNotStarted, GuestCommandError
 from veil.host import Hypervisor, RunResult
 from veil.host.devices import ConsolePort
 
-__all__ = ["AgentSession", "CommandNotStarted", "GuestCommandError", "start_failure"]
+__all__ = ["AgentSession", "start_failure"]
 
 _CHUNK = 64 * 1024
 #: Input that may wait in the host while the guest is slow.
 _BACKLOG = 1 << 20
 _BACKLOG_POLL_SECONDS = 0.005
 _SIGKILL = 9
-
-
-class GuestCommandError(VeilError):
-    """The guest could not start a command, or not finish a copy; `errno` is the guest's."""
-
-    def __init__(self, message: str, number: int) -> None:
-        self.errno = number
-        super().__init__(message)
-
-
-class CommandNotStarted(GuestCommandError):
-    """The guest has no such command, or cannot run it; `exit_status` is what shells give then (POSIX, 2.8.2)."""
-
-    @property
-    def exit_status(self) -> int:
-        """127 for a command that was not found, 126 for one that is no program."""
-        return 127 if self.errno == errno.ENOENT else 126
 
 
 # The guest's trouble, and not the command's.

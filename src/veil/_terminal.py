@@ -81,7 +81,8 @@ def interactive(
 ) -> int:
     """Run `argv` on a terminal of the guest's, joined to ours, which is stdin; returns its exit status.
 
-    `output` gets what it prints, by default stdout. Raises CommandNotStarted. A terminal that hangs up hangs up the guest's.
+    `output` gets what it prints, by default stdout. A terminal that hangs up hangs up the guest's. Raises
+    CommandNotStarted.
     """
     stdin = sys.stdin.fileno()
     show = output or functools.partial(_write, sys.stdout.fileno())

@@ -31,7 +31,7 @@ _MOST_USERS = 8
 
 def status_of(error: VeilError) -> int:
     """A command that the guest cannot start has a status of its own; all else is `EXIT_FAILURE`."""
-    from veil._session import CommandNotStarted
+    from veil.guest.errors import CommandNotStarted
 
     return error.exit_status if isinstance(error, CommandNotStarted) else EXIT_FAILURE
 
