@@ -354,6 +354,149 @@ def test_long_calls_are_no_clock_that_went_back(log: Log) -> None:
     assert log.kinds() == []
 
 
+DIGITS = b"9" * 4301
+"""more than Python makes a number of"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"audit(1700000000.000:1): op=set audit_enabled=" + DIGITS + b" old=1 res=1",
+        b"audit(1700000000.000:1): op=set audit_enabled=0 old=" + DIGITS + b" res=1",
+        b"audit(1700000000.000:1): op=set audit_" + b"x" * 50_000 + b"=0 old=1 res=1",
+        b"audit(1700000000.000:" + DIGITS + b"): x",
+        b"audit(" + DIGITS + b".000:1): x",
+        b"audit(1700000000." + DIGITS + b":1): x",
+        b"\x1b[2J\nverified",
+    ],
+    ids=lambda text: repr(text[:40]),
+)
+def test_a_record_that_no_kernel_makes_is_a_finding(log: Log, text: bytes) -> None:
+    log.beats(1)
+    log.add(EntryKind.RECORDS, pack_records([AuditRecord(1305, text)]))
+    log.beats(1)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.trouble) == (Kind.UNREADABLE, True)
+    assert finding.words.isprintable()
+    assert len(finding.words) < 300
+
+
+PIECES = (
+    b"audit(1700000000.000:1): ", b"op=set audit_a=1 old=1 ", b"op=set ", b"op=add_rule ", b" res=1", b" res=", DIGITS,
+    b"veil-intent op=module comm=", b"pid=1 msg='veil-intent op=module comm=\"x\" ", b"'", b"\x1b[2J", b"\n", b"\xff",
+    b"audit(99999999999999999999.999:4294967295): ", b"audit(0.000:0): ",
+)  # fmt: skip
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join)
+KINDS = st.sampled_from((EntryKind.RECORDS, EntryKind.INTENT, EntryKind.HEARTBEAT))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(KINDS, st.sampled_from((1112, 1121, 1300, 1305, 1332)), TEXTS), max_size=6))
+def test_whatever_records_say_the_analysis_has_lines_of_it(records: list[tuple[EntryKind, int, bytes]]) -> None:
+    log = Log()
+    for entry_kind, kind, text in records:
+        log.add(entry_kind, pack_records([AuditRecord(kind, text)]), after=1.0)
+    for finding in log.findings():
+        assert finding.words.isprintable()
+        assert len(finding.words) < 500
+        assert claimed_text(finding.claimed_ms)
+
+
+HOUR_MS = 3_600_000
+
+
+def intent(log: Log, number: int, *, ms: int, after: float = 0.01) -> None:
+    """An intent, stamped by a clock that is so much ahead of the right one."""
+    log.now += int(after * NS)
+    stamp = log.stamp(1 << 31 | number, BOOT_MS + log.now // 1_000_000 + ms)
+    log.add(EntryKind.INTENT, pack_records([AuditRecord(1121, stamp + b"pid=1 msg='veil-intent op=exec comm=\"sh\"'")]))
+
+
+@pytest.mark.parametrize("back_ms", [60_000, HOUR_MS, 32 * 365 * 24 * HOUR_MS])
+def test_one_intent_shows_that_a_clock_was_set_back(log: Log, back_ms: int) -> None:
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    intent(log, 1, ms=-back_ms)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.entry, finding.trouble) == (Kind.CLOCK, len(log.entries) - 1, True)
+    assert f"back by {back_ms // 1000}." in finding.words
+
+
+def test_one_message_of_a_program_shows_it_too(log: Log) -> None:
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    text = log.stamp(log.serial, BOOT_MS + log.now // 1_000_000 - HOUR_MS) + b"pid=7 msg='op=login'"
+    log.add(EntryKind.RECORDS, pack_records([AuditRecord(1112, text)]))
+    assert log.kinds() == [Kind.CLOCK]
+
+
+def test_one_call_shows_a_clock_of_another_age(log: Log) -> None:
+    for _ in range(3):
+        log.event()
+        log.beats(1)
+    log.event(ms=BOOT_MS - 32 * 365 * 24 * HOUR_MS)
+    assert log.kinds() == [Kind.CLOCK]
+    assert log.analyse().findings.trouble
+
+
+def test_the_kernel_saying_that_it_was_set_back_for_days_excuses_nothing(log: Log) -> None:
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    log.say(1332, b"sec=-864000 nsec=0")
+    intent(log, 1, ms=-240 * HOUR_MS)
+    (finding,) = log.findings()
+    assert (finding.kind, finding.trouble) == (Kind.CLOCK, True)
+
+
+def test_intents_that_waited_for_room_are_no_clock_that_went_back(log: Log) -> None:
+    """A full log: nothing comes for an hour, then what waited, one by one, and some that fill it again."""
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    log.now += 3600 * NS
+    for number in range(1, 9):
+        intent(log, number, ms=-1000 * 3600)
+    log.beats(3)
+    log.now += 40 * NS
+    intent(log, 9, ms=-1000 * 3644)
+    assert log.kinds(silence=10_000) == []
+    log.beats(80)
+    intent(log, 10, ms=-1000 * 60)
+    assert log.kinds(silence=10_000) == [Kind.CLOCK], "that gap is over"
+
+
+def test_a_machine_that_stood_still(log: Log) -> None:
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    intent(log, 1, ms=-8000, after=8.0)
+    log.beats(10)
+    assert log.kinds(silence=10) == []
+
+
+def test_what_began_before_the_clock_was_set(log: Log) -> None:
+    """It claims a time of the clock before: calls, and an intent that another processor stamped just before."""
+    start = BOOT_MS + log.now // 1_000_000
+    for _ in range(100):
+        log.event(after=0.5)
+        log.beats(1)
+    log.say(1332, b"sec=-7200 nsec=0")
+    intent(log, 1, ms=-2 * HOUR_MS)
+    log.event(ms=start)
+    assert log.kinds() == [Kind.CLOCK], "and it did not go forward again"
+    log.beats(80)
+    said = log.stamp(log.serial, BOOT_MS + log.now // 1_000_000 - 2 * HOUR_MS) + b"sec=727200 nsec=0"
+    log.add(EntryKind.RECORDS, pack_records([AuditRecord(1332, said)]))
+    log.serial += 1
+    intent(log, 2, ms=200 * HOUR_MS)
+    intent(log, 3, ms=-2 * HOUR_MS)
+    assert log.kinds() == [Kind.CLOCK, Kind.CLOCK]
+    assert not log.analyse().findings.trouble
+
+
 def test_nonsense(log: Log) -> None:
     log.add(EntryKind.RECORDS, b"nonsense")
     log.add(EntryKind.RECORDS, pack_records([AuditRecord(1300, b"no stamp")]))

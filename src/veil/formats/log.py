@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from veil.formats.errors import FormatError
 from veil.formats.merkle import HASH_BYTES
+from veil.formats.numbers import u64
 
 __all__ = [
     "ENTRY_HEADER",
@@ -138,6 +139,11 @@ class LogEntry(NamedTuple):
     kind: EntryKind
     body: bytes
     raw: bytes
+
+    @property
+    def dropped(self) -> int:
+        """How many calls found no room, in an entry of kind DROPPED."""
+        return int.from_bytes(self.body[:8], "little")
 
 
 _KIND = {kind.value: kind for kind in EntryKind}
@@ -282,7 +288,7 @@ class LogManifest:
         """Raises FormatError."""
         try:
             found: dict[str, Any] = json.loads(data)
-            manifest = cls(bytes.fromhex(found["key"]), int(found["memory"]), str(found["full"]))
+            manifest = cls(bytes.fromhex(found["key"]), u64(found["memory"]), str(found["full"]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FormatError(f"the log's manifest is unreadable: {error!r}") from error
         return manifest

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from veil.formats.errors import FormatError
 from veil.formats.log import LOG_GUID, Head, LogEntry, LogManifest, RulesState, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
+from veil.formats.numbers import u64
 from veil.remote.client import ChannelClient
 from veil.remote.errors import RemoteError, VerificationFailed
 
@@ -73,7 +74,7 @@ class LogState:
             seen = None
             if "head" in state:
                 head = Head.parse(bytes.fromhex(state["head"]))
-                seen = Sighting(head, int(state["asked_ns"]), int(state["answered_ns"]))
+                seen = Sighting(head, u64(state["asked_ns"]), u64(state["answered_ns"]))
             begin = _load_range(state["begin"]) if "begin" in state else CompactRange()
             return cls(bytes.fromhex(state["key"]), _load_range(state), begin, seen)
         except (KeyError, ValueError, TypeError, OverflowError) as error:
@@ -89,7 +90,7 @@ def _dump_range(tree: CompactRange) -> dict[str, Any]:
 
 
 def _load_range(state: dict[str, Any]) -> CompactRange:
-    return CompactRange(int(state["size"]), [bytes.fromhex(item) for item in state["hashes"]])
+    return CompactRange(u64(state["size"]), [bytes.fromhex(item) for item in state["hashes"]])
 
 
 def check_head(head: Head, key: bytes) -> None:

@@ -62,7 +62,7 @@ def entry_value(entry: LogEntry) -> dict[str, Any]:
     """An entry for JSON; always the same for the same entry."""
     value: dict[str, Any] = {"sequence": entry.sequence, "time_ns": entry.time_ns, "kind": entry.kind.name}
     if entry.kind == EntryKind.DROPPED:
-        value["dropped"] = int.from_bytes(entry.body, "little")
+        value["dropped"] = entry.dropped
     elif entry.kind == EntryKind.RULES:
         value["owner"], value["rules"] = entry.body[:32].hex(), entry.body[32:].decode(errors="backslashreplace")
     elif entry.kind < EntryKind.STARTED:

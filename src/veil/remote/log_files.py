@@ -16,6 +16,7 @@ from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records, read_entries
 from veil.formats.merkle import leaf_hash
+from veil.formats.numbers import u64
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.log import LogState, check_head
 
@@ -157,7 +158,7 @@ class LogFolder:
         if kept is None:
             return None
         try:
-            return LogState.load(kept), int(kept["entries_bytes"]), int(kept["audit_bytes"])
+            return LogState.load(kept), u64(kept["entries_bytes"]), u64(kept["audit_bytes"])
         except (FormatError, KeyError, ValueError, TypeError, OverflowError) as error:
             raise RemoteError(f"{self.path / _STATE} is unusable: {error}") from error
 

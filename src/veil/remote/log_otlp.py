@@ -40,6 +40,8 @@ __all__ = ["OtlpSink"]
 
 _STAMP = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,10})\)")
 _LOGS_PATH = "/v1/logs"
+#: OTLP's times have 64 bits
+_LAST_NS = (1 << 64) - 1
 
 
 class _Words(logging.Handler):
@@ -152,7 +154,7 @@ def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:
         except FormatError:
             severity, words = SeverityNumber.WARN, f"no audit records: {entry.body.hex()}"
     elif entry.kind == EntryKind.DROPPED:
-        severity, words = SeverityNumber.WARN, f"dropped {int.from_bytes(entry.body, 'little')}"
+        severity, words = SeverityNumber.WARN, f"dropped {entry.dropped}"
     elif entry.kind == EntryKind.RULES:
         words = f"rules of {entry.body[:32].hex()}: {entry.body[32:].decode(errors='backslashreplace')}"
     if not records:
@@ -168,9 +170,15 @@ def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:
         if found is not None:
             more["audit.serial"] = int(found[3])
         yield LogRecord(
-            timestamp=int(found[1] + found[2]) * 1_000_000 if found is not None else None,
+            timestamp=_time_ns(found) if found is not None else None,
             observed_timestamp=observed,
             severity_number=SeverityNumber.INFO,
             body=record.text.decode(errors="backslashreplace"),
             attributes={**attributes, **more},
         )
+
+
+def _time_ns(stamp: re.Match[bytes]) -> int | None:
+    """The kernel's word; none if OTLP has no room for it, which is for times after the year 2554."""
+    claimed = int(stamp[1] + stamp[2]) * 1_000_000
+    return claimed if claimed <= _LAST_NS else None
