@@ -68,7 +68,9 @@ def test_not_verified(files: _Files) -> None:
     status, out, err = files.veil(*_GOOD[:5], *_AT)
     assert (status, err) == (1, "")
     assert "FAIL  root " in out
-    assert out.splitlines()[-1].startswith("NOT VERIFIED; machine: unknown; ")
+    verdict, below = out.splitlines()[-2:]
+    assert verdict.startswith("NOT VERIFIED; machine: unknown; ")
+    assert below == "explained in docs/attestation.md#check-root, docs/attestation.md#check-processor"
 
 
 def test_reports_in_every_form(files: _Files) -> None:

@@ -48,9 +48,9 @@ def test_products_write_no_lines_of_their_own() -> None:
 
 def test_every_check_is_printable() -> None:
     checks = Checklist()
-    checks.add("a\n", True, "b\r", "")
-    checks.add("\x1b[2K", False, "", "c\u202e")
-    checks.skip("d\0", "e\x85")
+    checks.add("a\n", True, "b\r", "", topic="root")
+    checks.add("\x1b[2K", False, "", "c\u202e", topic="signature")
+    checks.skip("chip", "e\x85")
     assert all((check.name + check.words).isprintable() for check in checks.done())
 
 

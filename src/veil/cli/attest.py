@@ -13,6 +13,7 @@ import click
 from veil.cli.common import Progress, cvm_options, owners, parse_address, readers, user_options
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
+    checks_as_json,
     demands,
     make_policy,
     make_roots,
@@ -171,7 +172,7 @@ def _show(result: Attested, expected: LaunchLog | None, seconds: float, *, as_js
             {
                 "verified": result.ok,
                 "machine": result.machine,
-                "checks": [{"name": item.name, "ok": item.ok, "words": item.words} for item in result.checks],
+                "checks": checks_as_json(result.checks),
                 "launch_digest": report.measurement.hex(),
                 "covers": covered,
                 "vmpl": report.vmpl,

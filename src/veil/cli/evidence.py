@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import sys
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_NOT_VERIFIED",
+    "checks_as_json",
     "demands",
     "hex_bytes",
     "make_policy",
     "make_roots",
     "parse_time",
     "print_checks",
+    "read_certificate_table",
     "read_certificates",
     "read_file",
     "trust_options",
@@ -34,6 +37,7 @@ __all__ = [
 #: The evidence was looked at, and does not prove what was asked for.
 EXIT_NOT_VERIFIED = 1
 
+_MAX_BYTES = 64 << 20
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _TRUST = (
@@ -41,8 +45,8 @@ _TRUST = (
         "--software-root", metavar="FILE",
         help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
     ),
-    click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates (PEM or DER): ASK, ARK, VCEK."),
-    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root's (PEM or DER)."),
+    click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates: ASK, ARK, VCEK."),
+    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root's."),
     click.option("--at", metavar="TIME", help="When certificates must be valid (ISO 8601, UTC); by default now."),
     click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
     click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),
@@ -57,11 +61,15 @@ def trust_options(function: _Function) -> _Function:
 
 
 def read_file(name: str) -> bytes:
-    """A file's contents, or stdin's for "-"; raises VeilError."""
+    """A file's contents, or stdin's for "-"; raises VeilError, for more than 64 MiB, too."""
     try:
-        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise VeilError(f"cannot read {name}: {error.strerror}") from error
+    if len(data) > _MAX_BYTES:
+        raise VeilError(f"{name} has more than {_MAX_BYTES >> 20} MiB, which nothing has that is read here")
+    return data
 
 
 def read_certificates(name: str) -> bytes:
@@ -74,6 +82,23 @@ def read_certificates(name: str) -> bytes:
         load_certificates(data)
     except FormatError as error:
         raise VeilError(f"{name}: {error}") from error
+    return data
+
+
+def read_certificate_table(name: str) -> bytes:
+    """The same where a host's table is expected, whatever GUIDs are in it."""
+    from veil.formats.certificate_table import parse_certificates
+    from veil.formats.errors import FormatError
+    from veil.remote.certificates import load_certificates
+
+    data = read_file(name)
+    try:
+        parse_certificates(data)
+    except FormatError as no_table:
+        try:
+            load_certificates(data)
+        except FormatError as error:
+            raise VeilError(f"{name}: {no_table}, and otherwise: {error}") from error
     return data
 
 
@@ -91,7 +116,7 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     try:
         when = datetime.datetime.fromisoformat(text)
     except ValueError as error:
-        raise VeilError(f"--at {text!r}: {error}") from error
+        raise VeilError(f"--at {text!r} is no time: write 2026-06-01, or 2026-06-01T12:00:00+00:00") from error
     return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
 
 
@@ -118,8 +143,19 @@ def demands(policy: Policy, measurements: Iterable[str]) -> Policy:
 
 
 def print_checks(checks: Iterable[Check], *, verdict: Iterable[str]) -> None:
-    """A line a check, and the verdict's lines."""
+    """A line a check, the verdict's lines, and for what failed where it is explained."""
+    checks = list(checks)
     width = max((len(check.name) for check in checks), default=0)
     for check in checks:
-        say(f"{check.name:<{width}}  {check.words}", mark=Mark.OK if check.ok else Mark.FAIL)
-    say_all(verdict)
+        mark = Mark.FAIL if not check.ok else Mark.NOTE if check.note else Mark.OK
+        say(f"{check.name:<{width}}  {check.words}", mark=mark)
+    explained = dict.fromkeys(check.explained_at for check in checks if not check.ok)
+    say_all([*verdict, *([f"explained in {', '.join(explained)}"] if explained else [])])
+
+
+def checks_as_json(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {"name": item.name, "ok": item.ok, "note": item.note, "words": item.words, "explained": item.explained_at}
+        for item in checks
+    ]

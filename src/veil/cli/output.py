@@ -50,6 +50,7 @@ class Mark(enum.Enum):
     """What a line begins with, in colour on a terminal."""
 
     OK = ("ok  ", {"fg": "green"})
+    NOTE = ("note", {"fg": "yellow"})
     FAIL = ("FAIL", {"fg": "red", "bold": True})
 
 

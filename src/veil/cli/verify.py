@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import binascii
-import re
-
 import click
 
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
+    checks_as_json,
     hex_bytes,
     make_policy,
     make_roots,
     parse_time,
     print_checks,
+    read_certificate_table,
     read_certificates,
     read_file,
     trust_options,
@@ -25,21 +24,11 @@ from veil.errors import VeilError
 __all__ = ["verify"]
 
 
-def _report(data: bytes) -> bytes:
-    """Raw, or as hexadecimal text."""
-    if re.fullmatch(rb"[0-9a-fA-F\s]+", data):
-        try:
-            return binascii.unhexlify(b"".join(data.split()))
-        except binascii.Error:
-            return data
-    return data
-
-
 @click.command()
 @click.argument("report")
-@click.option("--vcek", metavar="FILE", help="The endorsement key's certificate, VCEK or VLEK (PEM or DER).")
+@click.option("--vcek", metavar="FILE", help="The endorsement key's certificate, VCEK or VLEK.")
 @click.option(
-    "--certificates", metavar="FILE", help="A certificate table, as configfs-tsm's auxblob or SNP_GET_EXT_REPORT's."
+    "--certificates", metavar="FILE", help="What the host gave: the certificate table in configfs-tsm's auxblob."
 )
 @click.option("--report-data", metavar="HEX", help="The 64 bytes of REPORT_DATA that must be in the report.")
 @trust_options
@@ -59,8 +48,9 @@ def verify(
 ) -> int:
     """Verify the attestation REPORT of an SEV-SNP guest down to AMD's root; "-" is stdin.
 
-    REPORT is the 1184 bytes as they are, or in hexadecimal. Nothing is fetched. AMD's key distribution service has the
-    certificates; CHIP_ID and the TCB's parts are in the report:
+    REPORT is the 1184 bytes as they are, in hexadecimal or in base64, or what an Azure CVM's vTPM has in its NV index
+    0x01400001. Certificates may be PEM, DER, PKCS#7 or base64, any number in a file. Nothing is fetched. AMD's key
+    distribution service has the certificates; CHIP_ID and the TCB's parts are in the report:
 
     \b
       kds=https://kdsintf.amd.com/vcek/v1/Milan
@@ -76,24 +66,27 @@ def verify(
     Exit status: 0 verified; 1 not verified; 125 there was nothing that could be verified.
     """
     from veil.formats.errors import FormatError
-    from veil.remote import CertificateChain, verify_report
+    from veil.remote import CertificateChain, read_report, verify_report
 
     blobs = [read_certificates(name) for name in (*((vcek,) if vcek else ()), *chains)]
     policy = make_policy(policy_file, measurements)
     if report_data is not None:
         policy = policy.replace(report_data=hex_bytes(report_data, 64, "--report-data"))
+    try:
+        file = read_report(read_file(report))
+    except FormatError as error:
+        raise VeilError(f"{report}: {error}") from error
     if certificates is not None:
-        try:
-            chain = CertificateChain.from_certificate_table(read_file(certificates), *blobs)
-        except FormatError as error:
-            raise VeilError(f"{certificates}: {error}") from error
+        chain = CertificateChain.from_certificate_table(read_certificate_table(certificates), *blobs)
+    elif file.certificate_table:
+        chain = CertificateChain.from_certificate_table(file.certificate_table, *blobs)
     elif blobs:
         chain = CertificateChain.parse(*blobs)
     else:
         raise VeilError("no certificates: give --vcek and --chain, or --certificates")
     try:
         result = verify_report(
-            _report(read_file(report)),
+            file,
             chain,
             policy=policy,
             roots=make_roots(software_root),
@@ -102,13 +95,13 @@ def verify(
         )
     except FormatError as error:
         raise VeilError(f"{report}: {error}") from error
-    found = result.report
+    found, runtime = result.report, file.runtime_data
     if as_json:
         emit_json(
             {
                 "verified": result.ok,
                 "machine": result.machine,
-                "checks": [{"name": item.name, "ok": item.ok, "words": item.words} for item in result.checks],
+                "checks": checks_as_json(result.checks),
                 "report": {
                     "version": found.version,
                     "vmpl": found.vmpl,
@@ -119,6 +112,7 @@ def verify(
                     "chip_id": found.chip_id.hex(),
                     "guest_svn": found.guest_svn,
                 },
+                "runtime_data": runtime.data.decode("utf-8", "backslashreplace") if runtime and result.ok else None,
             }
         )
     else:

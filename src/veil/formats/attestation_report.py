@@ -13,6 +13,7 @@ from veil.formats._offsets import check_offsets
 from veil.formats.errors import FormatError
 
 __all__ = [
+    "FIRST_UNKNOWN_POLICY_BIT",
     "REPORT_BYTES",
     "REPORT_VERSIONS",
     "SIGNED_BYTES",
@@ -55,6 +56,10 @@ class GuestPolicy(enum.IntFlag):
     PAGE_SWAP_DISABLE = 1 << 25
 
 
+#: bits from here on are in no published version of the guest policy
+FIRST_UNKNOWN_POLICY_BIT = 26
+
+
 class PlatformInfo(enum.IntFlag):
     """PLATFORM_INFO."""
 
@@ -64,6 +69,8 @@ class PlatformInfo(enum.IntFlag):
     RAPL_DIS = 1 << 3
     CIPHERTEXT_HIDING_EN = 1 << 4
     ALIAS_CHECK_COMPLETE = 1 << 5
+    #: Turin
+    IOMMU_WRITE_SAFE = 1 << 6
     TIO_EN = 1 << 7
 
 
@@ -90,6 +97,8 @@ class TcbVersion:
         self.layout = layout
         parts = value.to_bytes(8, "little")
         self.parts = {name: part for name, part in zip(layout.value, parts, strict=True) if name is not None}
+        self.reserved = {f"byte_{at}": parts[at] for at, name in enumerate(layout.value) if name is None}
+        """The bytes that this generation has no part in, by place: zero, as far as is known."""
 
     @classmethod
     def of(cls, layout: TcbLayout = TcbLayout.MILAN_GENOA, **parts: int) -> TcbVersion:
@@ -214,13 +223,18 @@ class AttestationReport(ctypes.LittleEndianStructure):
         report = cls.from_buffer_copy(data)
         if report.version not in REPORT_VERSIONS:
             known = ", ".join(map(str, REPORT_VERSIONS))
-            raise FormatError(f"attestation report of version {report.version}: known are {known}")
+            raise FormatError(
+                f"attestation report of version {report.version}: known are {known}. "
+                "Another version may have its fields at other places, so none can be read"
+            )
         if report.signature_algorithm != ECDSA_P384_SHA384:
             raise FormatError(f"the report's signature algorithm {report.signature_algorithm} is not ECDSA P-384")
         if report.vmpl > 3 and report.vmpl != 0xFFFFFFFF:
-            raise FormatError(f"the report's VMPL {report.vmpl:#x} is none")
+            raise FormatError(f"the report's VMPL is {report.vmpl:#x}, and there are only 0 to 3")
         if any(report.signature.reserved_90):
-            raise FormatError("the report's signature is followed by bytes that must be zero")
+            raise FormatError(
+                "the report's signature is followed by bytes that must be zero; nobody signed what is there now"
+            )
         return report
 
     def _bytes(self, name: str) -> bytes:

@@ -14,7 +14,8 @@ from veil.remote.checks import Check
 from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed, SocketTransport, Transport
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.identity import UserKey
-from veil.remote.policy import Policy
+from veil.remote.policy import Demand, Policy
+from veil.remote.report_forms import ReportFile, read_report
 from veil.remote.roots import TrustedRoots
 from veil.remote.verify import Verification, verify_report
 
@@ -24,8 +25,10 @@ __all__ = [
     "ChannelClient",
     "ChannelClosed",
     "Check",
+    "Demand",
     "Policy",
     "RemoteError",
+    "ReportFile",
     "RequestFailed",
     "SocketTransport",
     "Transport",
@@ -34,5 +37,6 @@ __all__ = [
     "Verification",
     "VerificationFailed",
     "attest",
+    "read_report",
     "verify_report",
 ]

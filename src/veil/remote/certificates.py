@@ -5,6 +5,7 @@ Interface Specification"): ARK -> ASK -> VCEK, or ARK -> ASVK -> VLEK."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -17,13 +18,13 @@ from cryptography.x509.oid import NameOID
 from veil.formats.attestation_report import SigningKey, TcbLayout, TcbVersion
 from veil.formats.certificate_table import parse_certificates
 from veil.formats.errors import FormatError
+from veil.remote.certificate_forms import certificate_ders, is_certificate_table, without_text
 from veil.remote.errors import RemoteError
 
 __all__ = [
     "CertificateChain",
     "EndorsementExtensions",
     "common_name",
-    "is_pem",
     "load_certificates",
     "public_bytes",
     "serial_number",
@@ -31,39 +32,68 @@ __all__ = [
 ]
 
 _OID = "1.3.6.1.4.1.3704.1."
-_PEM_BEGIN = b"-----BEGIN"
 _MAX_CERTIFICATES = 32
 _PSS_SHA384 = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=hashes.SHA384.digest_size)
 _PARTS = {"boot_loader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
 _FMC = "3.9"
-
-
-def is_pem(blob: bytes) -> bool:
-    """PEM, with text before it or not; DER of the sizes that certificates have begins otherwise."""
-    return _PEM_BEGIN in blob and not blob.startswith(b"\x30\x82")
+#: Parts that no generation known here has: bytes 2 to 5 of a TCB_VERSION, zero.
+_NO_PARTS = ("3.4", "3.5", "3.6", "3.7")
 
 
 def load_certificates(blob: bytes) -> list[x509.Certificate]:
-    """The certificates in a DER or PEM blob. Raises FormatError."""
+    """The certificates in a blob of any form that people have (`certificate_forms`). Raises FormatError."""
+    try:
+        plain = without_text(blob)
+        if is_certificate_table(plain):
+            found = _load_table(plain)
+        else:
+            found = [_load_der(der) for der in certificate_ders(plain)]
+    except FormatError as error:
+        raise FormatError(f"no certificate in {len(blob)} bytes: {error}") from error
+    if len(found) > _MAX_CERTIFICATES:
+        raise FormatError(f"{len(found)} certificates where three are needed")
+    return found
+
+
+def _load_table(table: bytes) -> list[x509.Certificate]:
+    found = []
+    for blob in parse_certificates(table).values():
+        try:
+            found += [_load_der(der) for der in certificate_ders(blob)]
+        except FormatError:
+            continue  # a CRL, or what else a host thinks useful
+    return found
+
+
+def _load_der(der: bytes) -> x509.Certificate:
     with warnings.catch_warnings():
         # What cryptography only warns of, such as names of a forbidden length, is nonsense to us. But AMD gives every
         # VCEK the serial number 0, which RFC 5280 does not allow: that is AMD's to mend.
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:
-            load = x509.load_pem_x509_certificates if is_pem(blob) else _load_der
-            found = load(blob)
-            for certificate in found:
-                _read_whole(certificate)
+            certificate = x509.load_der_x509_certificate(der)
+            _read_whole(certificate)
         except Exception as error:  # of many kinds: ValueError, KeyError, TypeError, InvalidVersion, DuplicateExtension
-            raise FormatError(f"no certificate in {len(blob)} bytes: {error}") from error
-    if len(found) > _MAX_CERTIFICATES:
-        raise FormatError(f"{len(found)} certificates where three are needed")
-    return found
+            raise FormatError(_not_a_certificate(der)) from error
+    return certificate
 
 
-def _load_der(blob: bytes) -> list[x509.Certificate]:
-    return [x509.load_der_x509_certificate(blob)]
+def _not_a_certificate(der: bytes) -> str:
+    """What the library says is for programmers. People mostly gave the wrong file."""
+    loaders: tuple[tuple[Callable[[bytes], object], str], ...] = (
+        (x509.load_der_x509_crl, "a revocation list, which belongs to --crl"),
+        (x509.load_der_x509_csr, "a request for a certificate"),
+        (serialization.load_der_public_key, "a public key without a certificate"),
+        (lambda data: serialization.load_der_private_key(data, None), "a private key"),
+    )
+    for load, what in loaders:
+        try:
+            load(der)
+        except Exception:
+            continue
+        return f"it is {what}"
+    return "it is DER, and no certificate that can be read (X.509, version 3)"
 
 
 def _read_whole(certificate: x509.Certificate) -> None:
@@ -127,6 +157,10 @@ class EndorsementExtensions:
         parts = {name: _integer(values, suffix) for name, suffix in _PARTS.items()}
         if _FMC in values:
             parts["fmc"] = _integer(values, _FMC)
+        for suffix in values:
+            known = suffix in (*_PARTS.values(), _FMC) or (suffix in _NO_PARTS and _integer(values, suffix) == 0)
+            if suffix.startswith("3.") and not known:
+                raise FormatError(f"the endorsement certificate has a TCB part that is not known ({_OID}{suffix})")
         csp = _string(values, "5") if "5" in values else None
         return cls(_string(values, "2"), parts, values.get("4"), csp)
 
@@ -145,7 +179,7 @@ def _values(certificate: x509.Certificate) -> dict[str, bytes]:
     try:
         extensions = certificate.extensions
     except ValueError as error:
-        raise FormatError(f"the endorsement certificate's extensions are unreadable: {error}") from error
+        raise FormatError("the endorsement certificate's extensions are unreadable") from error
     values: dict[str, bytes] = {}
     for extension in extensions:
         name = extension.oid.dotted_string
@@ -191,13 +225,15 @@ class CertificateChain:
 
     @classmethod
     def from_certificate_table(cls, table: bytes, *more: bytes) -> CertificateChain:
-        """From what the host gave with an extended report (configfs-tsm's auxblob), and `more` as for `parse`."""
-        found = []
-        for blob in parse_certificates(table).values():
+        """From what the host gave with an extended report (configfs-tsm's auxblob), and `more` as for `parse`. What is
+        no table is read as certificates of another form."""
+        try:
+            found = _load_table(table)
+        except FormatError as no_table:
             try:
-                found += load_certificates(blob)
+                found = load_certificates(table)
             except FormatError:
-                continue  # a CRL, or what else a host thinks useful
+                raise no_table from None
         found += [certificate for blob in more for certificate in load_certificates(blob)]
         return cls._sort(list(dict.fromkeys(found)))
 

@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.errors import FormatError
-from veil.remote.certificates import CertificateChain, common_name, is_pem, public_bytes, serial_number, signed_by
+from veil.remote.certificate_forms import revocation_list_der
+from veil.remote.certificates import CertificateChain, common_name, public_bytes, serial_number, signed_by
 from veil.remote.checks import Checklist
 from veil.remote.roots import TrustedRoots
 
@@ -62,6 +63,7 @@ def _signatures(checks: Checklist, chain: CertificateChain) -> bool:
             signed_by(issuer, certificate.signature, certificate.tbs_certificate_bytes),
             f"{subject!r} is signed by {by!r}",
             f"{subject!r} is not signed by the key of {by!r} (RSA-PSS with SHA-384)",
+            topic="signature",
         )
     return good
 
@@ -111,20 +113,24 @@ def _revocation(
         name = "revocation" if len(crls) == 1 else f"revocation {number}"
         try:
             crl = _load_crl(blob)
-            checks.add(name, *_against(chain, crl, at))
+            checks.add(name, *_against(chain, crl, at), topic="revocation")
         except FormatError as error:
-            checks.add(name, False, "", str(error))
+            checks.add(name, False, "", str(error), topic="revocation")
 
 
 def _load_crl(blob: bytes) -> x509.CertificateRevocationList:
     """Raises FormatError. As with certificates, all that is read later is read here."""
+    try:
+        der = revocation_list_der(blob)
+    except FormatError as error:
+        raise FormatError(f"the revocation list is unreadable: {error}") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            crl = x509.load_pem_x509_crl(blob) if is_pem(blob) else x509.load_der_x509_crl(blob)
+            crl = x509.load_der_x509_crl(der)
             _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions
         except Exception as error:  # of many kinds, as with certificates
-            raise FormatError(f"the revocation list is unreadable: {error}") from error
+            raise FormatError("the revocation list is unreadable: it is no revocation list of X.509") from error
     return crl
 
 

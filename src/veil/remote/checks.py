@@ -7,8 +7,17 @@ from dataclasses import dataclass
 
 from veil.formats.printable import printable
 
-__all__ = ["Check", "Checklist"]
+__all__ = ["TOPICS", "Check", "Checklist"]
 
+#: What is checked. docs/attestation.md has a section "check: TOPIC" for each.
+TOPICS = (
+    "root", "signature", "certificates", "validity", "revocation", "report signature", "signing key", "endorsement",
+    "TCB", "chip ID", "processor", "reserved fields", "runtime data", "firmware", "debug", "guest policy",
+    "measurement", "report data", "host data", "family id", "image id", "ID key", "author key", "chip", "guest SVN",
+    "VMPL", "minimum TCB", "launch TCB", "report version", "mitigations", "platform", "product", "freshness",
+    "channel key", "what was launched",
+)  # fmt: skip
+_DOCUMENT = "docs/attestation.md"
 #: Names in certificates are the host's. So much has the words of any honest check, and the list of what is expected.
 _WORDS_MOST = 10_000
 
@@ -20,22 +29,35 @@ class Check:
     name: str
     ok: bool
     words: str
+    topic: str
+    """What is checked, one of TOPICS; `name` may say of what, too."""
+    note: bool = False
+    """It holds, and there is something that its reader may want to know."""
+
+    @property
+    def explained_at(self) -> str:
+        """Where the documentation explains it."""
+        return f"{_DOCUMENT}#check-{self.topic.lower().replace(' ', '-')}"
 
 
 class Checklist:
-    """Checks in the order in which they were made."""
+    """Checks in the order in which they were made. `topic` is one of TOPICS, and the name where no other is given."""
 
     def __init__(self) -> None:
         self._checks: list[Check] = []
 
-    def add(self, name: str, ok: bool, good: str, bad: str) -> bool:
-        """Write down an outcome with the words for it; returns `ok`."""
-        self._checks.append(Check(printable(name), ok, printable(good if ok else bad, _WORDS_MOST)))
+    def add(self, name: str, ok: bool, good: str, bad: str, *, topic: str | None = None, note: bool = False) -> bool:
+        """Write down an outcome with the words for it; returns `ok`. `note`: what holds deserves a look."""
+        topic = topic or name
+        if topic not in TOPICS:
+            raise AssertionError(f"nobody has explained the check {topic!r}")
+        words = printable(good if ok else bad, _WORDS_MOST)
+        self._checks.append(Check(printable(name), ok, words, topic, note=ok and note))
         return ok
 
     def skip(self, name: str, because: str) -> None:
         """What could not be checked has not been proved: it counts as failed."""
-        self._checks.append(Check(printable(name), False, printable(f"not checked, because {because}", _WORDS_MOST)))
+        self.add(name, False, "", f"not checked, because {because}")
 
     def done(self) -> tuple[Check, ...]:
         """All of them."""

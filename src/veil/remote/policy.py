@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -11,16 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from veil.formats.attestation_report import REPORT_VERSIONS, PlatformInfo
+from veil.formats.attestation_report import FIRST_UNKNOWN_POLICY_BIT, REPORT_VERSIONS, PlatformInfo
 from veil.remote.errors import RemoteError
 
-__all__ = ["Policy"]
+__all__ = ["Demand", "Policy"]
 
 #: A long policy has a tenth. tomllib takes a time that grows with the square of a key's length: here a second at most.
 _MAX_BYTES = 16 << 10
 _TCB_PARTS = ("boot_loader", "tee", "snp", "microcode", "fmc")
 _NO_BITS = PlatformInfo(0)
 _PLATFORM_BITS = {bit.name.lower(): bit for bit in PlatformInfo if bit.name}
+
+
+class Demand(enum.StrEnum):
+    """What a bit of the guest's policy must be: set, clear, or anything."""
+
+    REQUIRED = "required"
+    FORBIDDEN = "forbidden"
+    EITHER = "either"
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,15 @@ class Policy:
     allow_migration_agent: bool = False
     allow_smt: bool = True
     require_single_socket: bool = False
+    cxl_allow: Demand = Demand.FORBIDDEN
+    """CXL_ALLOW is a permission: the host may put memory and devices behind a cable. The four after it are promises."""
+    mem_aes_256_xts: Demand = Demand.EITHER
+    rapl_dis: Demand = Demand.EITHER
+    ciphertext_hiding: Demand = Demand.EITHER
+    page_swap_disable: Demand = Demand.EITHER
+    accept_guest_policy_bits: tuple[int, ...] = ()
+    """Bits of the guest's policy that this verifier does not know and its user does. Any other unknown bit that is set
+    is a failure: it may permit the host something."""
     minimum_abi: tuple[int, int] | None = None
     """Of the guest policy: major, minor."""
     minimum_guest_svn: int = 0
@@ -62,6 +80,8 @@ class Policy:
     allow_vlek: bool = True
     allow_provisional_firmware: bool = False
     """Firmware that is running but not committed can still be rolled back."""
+    allow_unknown_fields: bool = True
+    """Bits and bytes that the report's version does not define, outside of guest policy and reported TCB version."""
 
     @classmethod
     def load(cls, path: Path) -> Policy:
@@ -73,12 +93,15 @@ class Policy:
                 raise RemoteError(f"the policy {path} has more than {_MAX_BYTES} bytes")
             text = data.decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise RemoteError(f"cannot read the policy {path}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+            raise RemoteError(f"cannot read the policy {path}: {why}") from error
         try:
             content = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
             # TOMLDecodeError, a number with more digits than Python reads; brackets in brackets.
-            raise RemoteError(f"the policy {path} is no TOML: {error}") from error
+            place = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
+            where = f" at {place[1].removesuffix(' of document')}" if place else ""
+            raise RemoteError(f"the policy {path} is no TOML{where}: see the example in docs/attestation.md") from error
         fields = {}
         for key, value in content.items():
             reader = _READERS.get(key)
@@ -118,6 +141,12 @@ def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
+
+
+def _demand(value: Any) -> Demand:
+    if not isinstance(value, str) or value not in set(Demand):
+        raise ValueError(f"must be one of {', '.join(Demand)}")
+    return Demand(value)
 
 
 def _number(low: int, high: int) -> Callable[[Any], int]:
@@ -173,6 +202,12 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "allow_migration_agent": _boolean,
     "allow_smt": _boolean,
     "require_single_socket": _boolean,
+    "cxl_allow": _demand,
+    "mem_aes_256_xts": _demand,
+    "rapl_dis": _demand,
+    "ciphertext_hiding": _demand,
+    "page_swap_disable": _demand,
+    "accept_guest_policy_bits": _several(_number(FIRST_UNKNOWN_POLICY_BIT, 63)),
     "minimum_abi": _version,
     "minimum_guest_svn": _number(0, 0xFFFFFFFF),
     "minimum_report_version": _number(REPORT_VERSIONS[0], REPORT_VERSIONS[-1]),
@@ -184,5 +219,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "products": _several(_text),
     "allow_vlek": _boolean,
     "allow_provisional_firmware": _boolean,
+    "allow_unknown_fields": _boolean,
 }
 assert _READERS.keys() == {item.name for item in dataclasses.fields(Policy)}

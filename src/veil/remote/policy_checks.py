@@ -3,14 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from veil.formats.attestation_report import AttestationReport, GuestPolicy, PlatformInfo, TcbVersion
+from veil.formats.attestation_report import (
+    FIRST_UNKNOWN_POLICY_BIT,
+    AttestationReport,
+    GuestPolicy,
+    PlatformInfo,
+    TcbVersion,
+)
 from veil.remote.checks import Checklist
-from veil.remote.policy import Policy
+from veil.remote.policy import Demand, Policy
 
 __all__ = ["check_policy"]
 
+#: by key of the policy: the bit, the firmware's ABI that has it first, what it means set, what it means clear
+_DEMANDED_BITS = {
+    "cxl_allow": (GuestPolicy.CXL_ALLOW, (1, 55), "CXL may have memory and devices", "CXL may have none"),
+    "mem_aes_256_xts": (
+        GuestPolicy.MEM_AES_256_XTS, (1, 55), "memory must be encrypted with AES-256-XTS",
+        "memory may be encrypted with AES-128",
+    ),
+    "rapl_dis": (
+        GuestPolicy.RAPL_DIS, (1, 55), "RAPL must be off", "the host may measure the processor's power (RAPL)"
+    ),
+    "ciphertext_hiding": (
+        GuestPolicy.CIPHERTEXT_HIDING, (1, 55), "the host must not see ciphertext", "the host may read ciphertext"
+    ),
+    "page_swap_disable": (
+        GuestPolicy.PAGE_SWAP_DISABLE, (1, 58), "the host must not move and swap pages by the firmware's commands",
+        "the host may move and swap pages by the firmware's commands",
+    ),
+}  # fmt: skip
 #: VMPL of a report that the host asked for (SNP_HV_REPORT_REQ)
 _HOST = 0xFFFFFFFF
 
@@ -25,10 +49,19 @@ def check_policy(checks: Checklist, report: AttestationReport, policy: Policy, t
 
 
 def _guest_policy(checks: Checklist, report: AttestationReport, policy: Policy) -> None:
-    bits = GuestPolicy(report.policy & ~0xFFFF & (1 << 26) - 1)
+    bits = GuestPolicy(report.policy & ~0xFFFF & (1 << FIRST_UNKNOWN_POLICY_BIT) - 1)
     wrong = []
-    if report.policy >> 26 or not bits & GuestPolicy.RESERVED_ONE:
-        wrong.append(f"{report.policy:#x} is no guest policy: reserved bits are wrong")
+    if not bits & GuestPolicy.RESERVED_ONE:
+        wrong.append("bit 17 is clear, and no firmware launches a guest without it")
+    # A bit of the policy that is set may forbid the host something or permit it: who does not know it cannot tell.
+    unknown = {bit for bit in range(FIRST_UNKNOWN_POLICY_BIT, 64) if report.policy >> bit & 1}
+    refused = sorted(unknown.difference(policy.accept_guest_policy_bits))
+    if refused:
+        wrong.append(
+            f"the unknown bits {', '.join(map(str, refused))} are set, which may permit the host something "
+            "(accept_guest_policy_bits)"
+        )
+    wrong += _demanded(report, policy)
     if bits & GuestPolicy.MIGRATE_MA and not policy.allow_migration_agent:
         wrong.append("a migration agent may take the guest elsewhere")
     if not policy.allow_smt and bits & GuestPolicy.SMT:
@@ -46,7 +79,26 @@ def _guest_policy(checks: Checklist, report: AttestationReport, policy: Policy) 
         "the host may debug the guest, which is accepted" if debug else "the host may not debug the guest",
         "the guest's policy has DEBUG: the host can read and change all of its memory",
     )
-    checks.add("guest policy", not wrong, f"guest policy {report.policy:#x} is acceptable", "; ".join(wrong))
+    checks.add(
+        "guest policy",
+        not wrong,
+        f"guest policy {report.policy:#x} is acceptable"
+        + (f", with the unknown bits {', '.join(map(str, sorted(unknown)))}" if unknown else ""),
+        f"guest policy {report.policy:#x}: {'; '.join(wrong)}",
+        note=bool(unknown),
+    )
+
+
+def _demanded(report: AttestationReport, policy: Policy) -> Iterator[str]:
+    """Bits that must be set or clear and are not, in words."""
+    for key, (bit, first, when_set, when_clear) in _DEMANDED_BITS.items():
+        demand, found = Demand(getattr(policy, key)), bool(report.policy & bit)
+        if demand == (Demand.FORBIDDEN if found else Demand.REQUIRED):
+            words = f"{bit.name} is {'set' if found else 'clear'}: {when_set if found else when_clear}"
+            runs = report.current_major, report.current_minor
+            if not found and runs < first:
+                words += "; firmware before {}.{} does not know the bit, this one is {}.{}".format(*first, *runs)
+            yield f'{words} ({key} = "{demand}")'
 
 
 def _identity(checks: Checklist, report: AttestationReport, policy: Policy) -> None:
@@ -117,7 +169,13 @@ def _levels(checks: Checklist, report: AttestationReport, policy: Policy) -> Non
 
 def _tcb(checks: Checklist, report: AttestationReport, policy: Policy, tcb: TcbVersion) -> None:
     old = _below(tcb, policy.minimum_tcb)
-    checks.add("minimum TCB", not old, f"the TCB ({tcb}) is new enough", f"firmware with known flaws: {old}")
+    checks.add(
+        "minimum TCB",
+        not old,
+        f"the reported TCB version ({tcb}) is new enough" if policy.minimum_tcb
+        else f"the policy has no minimum_tcb, so that any TCB version is new enough ({tcb})",
+        f"the reported TCB version ({tcb}) has known flaws: {old} (minimum_tcb)",
+    )  # fmt: skip
     if policy.minimum_launch_tcb:
         launch = TcbVersion(report.launch_tcb, tcb.layout)
         old = _below(launch, policy.minimum_launch_tcb)

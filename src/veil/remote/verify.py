@@ -18,24 +18,32 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from veil.formats.attestation_report import (
     AttestationReport,
-    PlatformInfo,
     SigningKey,
     TcbLayout,
     TcbVersion,
     tcb_layout,
 )
 from veil.formats.errors import FormatError
+from veil.formats.hcl_report import RuntimeData
 from veil.remote.certificates import CertificateChain, EndorsementExtensions
 from veil.remote.chain_checks import check_chain
 from veil.remote.checks import Check, Checklist
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.policy import Policy
 from veil.remote.policy_checks import check_policy
+from veil.remote.report_checks import check_firmware, check_unknown_fields
+from veil.remote.report_forms import ReportFile
 from veil.remote.roots import SOFTWARE, TrustedRoots
 
 __all__ = ["Verification", "verify_report"]
 
 _UNKNOWN = "unknown"
+#: Processors of a root's line: family, upper four bits of the model, and products (AMD 57230, table 13).
+_LINES: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {
+    "Milan": (0x19, (0x0,), ("Milan",)),
+    "Genoa": (0x19, (0x1, 0xA), ("Genoa", "Bergamo", "Siena")),
+    "Turin": (0x1A, (0x0, 0x1), ("Turin",)),
+}
 #: Turin's chips have IDs of 8 bytes; reports have room for 64.
 _SHORT_HWID = 8
 _LONG_HWID = 64
@@ -68,7 +76,7 @@ class Verification:
 
 
 def verify_report(
-    report: bytes,
+    report: bytes | ReportFile,
     chain: CertificateChain,
     *,
     policy: Policy | None = None,
@@ -76,12 +84,14 @@ def verify_report(
     at: datetime.datetime | None = None,
     crls: Sequence[bytes] = (),
 ) -> Verification:
-    """Check a report of 1184 bytes down to a trusted root, by default one of AMD's.
+    """Check a report down to a trusted root, by default one of AMD's.
 
+    `report`: 1184 bytes, or what `read_report` made of a file; runtime data that came with it must be bound by it.
     `at`: when the certificates must be valid, by default now; without a zone it is UTC. Raises FormatError if the
     report is none.
     """
-    parsed = AttestationReport.parse(report)
+    file = report if isinstance(report, ReportFile) else ReportFile(report)
+    parsed = AttestationReport.parse(file.report)
     policy = policy or Policy()
     when = datetime.datetime.now(datetime.UTC) if at is None else _utc(at)
     checks = Checklist()
@@ -89,8 +99,10 @@ def verify_report(
     signed = _signature(checks, parsed, chain)
     _signing_key(checks, parsed, chain, policy)
     layout, product = _endorsement(checks, parsed, chain, machine)
-    _reserved(checks, parsed)
-    _tcb_order(checks, parsed, layout, policy)
+    if file.in_vtpm_blob:
+        _runtime_data(checks, parsed, file.runtime_data)
+    check_unknown_fields(checks, parsed, layout, policy)
+    check_firmware(checks, parsed, layout, policy)
     check_policy(checks, parsed, policy, TcbVersion(parsed.reported_tcb, layout), product)
     # AMD's chains are public. Without a signature of the report they say nothing of the machine that it is from.
     return Verification(parsed, chain, machine if machine and signed else _UNKNOWN, checks.done())
@@ -159,7 +171,7 @@ def _endorsement(
         f"the certificate is for another TCB version ({extensions.tcb}) than the report's ({reported})",
     )
     _chip(checks, report, chain, extensions)
-    _processor(checks, report, product, machine)
+    _processor(checks, report, product, layout, machine)
     return layout, product
 
 
@@ -177,24 +189,28 @@ def _chip(
         return
     hwid = extensions.hwid or b""
     known = len(hwid) in (_SHORT_HWID, _LONG_HWID) and any(hwid)
+    # The host can mask CHIP_ID. The report is signed all the same, by the key of the chip that the certificate names.
+    masked = not any(report.chip_id)
     checks.add(
         "chip ID",
-        known and report.chip_id == hwid.ljust(_LONG_HWID, b"\0"),
-        f"report and certificate name the same chip ({hwid.hex()[:16]}...)",
+        known and (masked or report.chip_id == hwid.ljust(_LONG_HWID, b"\0")),
+        f"the host masked CHIP_ID in the report; the key that signed it is the one of the chip {hwid.hex()[:16]}..."
+        if masked
+        else f"report and certificate name the same chip ({hwid.hex()[:16]}...)",
         f"the report is from the chip {report.chip_id.hex()[:16]}..., "
         f"the certificate for {hwid.hex()[:16] or 'none'}...",
+        note=masked,
     )
 
 
-def _line(report: AttestationReport) -> str:
-    """The product line by CPUID (AMD 57230, table 13)."""
-    family, model = report.cpuid_family, report.cpuid_model
-    if family == 0x19:
-        return {0x0: "Milan", 0x1: "Genoa", 0xA: "Genoa"}.get(model >> 4, _UNKNOWN)
-    return "Turin" if family == 0x1A and model >> 4 in (0x0, 0x1) else _UNKNOWN
+def _processor(
+    checks: Checklist, report: AttestationReport, product: str, layout: TcbLayout, machine: str | None
+) -> None:
+    """Root, certificate and CPUID against each other.
 
-
-def _processor(checks: Checklist, report: AttestationReport, product: str, machine: str | None) -> None:
+    The root vouches for the line. A model or product that is not known fits if it is not known as another line's: AMD
+    makes more of a line. Another family would mean that other bytes are what is read here as the TCB version.
+    """
     if machine is None:
         checks.skip("processor", "the chain proves nothing")
         return
@@ -202,63 +218,35 @@ def _processor(checks: Checklist, report: AttestationReport, product: str, machi
         checks.add("processor", True, f"a software machine ({product}): whoever runs it can do what he likes", "")
         return
     line = machine.removeprefix("AMD ")
-    fits = product == line or (line == "Genoa" and product in ("Bergamo", "Siena"))
+    family, models, products = _LINES[line]
+    others = [other for name, other in _LINES.items() if name != line]
+    fits = layout == (TcbLayout.TURIN if line == "Turin" else TcbLayout.MILAN_GENOA)
+    fits = fits and not any(product in names for _, _, names in others)
+    known = product in products
     if report.has_cpuid:
-        fits = fits and _line(report) == line
+        model = report.cpuid_model >> 4
+        fits = fits and report.cpuid_family == family
+        fits = fits and not any(family == other and model in taken for other, taken, _ in others)
+        known = known and model in models
     found = f"CPUID family {report.cpuid_family:#x}, model {report.cpuid_model:#x}" if report.has_cpuid else "no CPUID"
     checks.add(
         "processor",
         fits,
-        f"product {product} under the root of {machine}; {found}",
+        f"product {product} under the root of {machine}; {found}{'' if known else ': not known here, and of its line'}",
         f"the root is that of {machine}, the certificate is for {product}, the report has {found}",
+        note=not known,
     )
 
 
-def _reserved(checks: Checklist, report: AttestationReport) -> None:
-    """What a version does not define must be zero: a newer report under an older number would be misread."""
-    data = report.signed_bytes
-    must_be_zero = [(0x4C, 0x50), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0)]
-    if not report.has_cpuid:
-        must_be_zero.append((0x188, 0x18B))
-    if not report.has_mitigations:
-        must_be_zero.append((0x1F8, 0x208))
-    spoilt = [f"{start:#x}" for start, end in must_be_zero if any(data[start:end])]
-    if report.flags >> 5:
-        spoilt.append("flags")
-    if report.platform_info & ~int(sum(PlatformInfo)):
-        spoilt.append("platform info")
+def _runtime_data(checks: Checklist, report: AttestationReport, found: RuntimeData | None) -> None:
+    """What the paravisor of an Azure CVM put beside the report. Not signed: only its hash in REPORT_DATA counts."""
+    if found is None:
+        checks.add("runtime data", True, "the vTPM's blob has no runtime data: only the report counts", "", note=True)
+        return
     checks.add(
-        "reserved fields",
-        not spoilt,
-        f"the report has nothing that version {report.version} does not define",
-        f"the report has values where version {report.version} has none: {', '.join(spoilt)}",
+        "runtime data",
+        report.report_data == found.report_data(),
+        f"REPORT_DATA binds the vTPM's runtime data ({len(found.data)} bytes, {found.hash_type.name})",
+        f"REPORT_DATA is not the {found.hash_type.name} of the vTPM's runtime data ({len(found.data)} bytes): "
+        "the data was changed, or belongs to another report",
     )
-
-
-def _tcb_order(checks: Checklist, report: AttestationReport, layout: TcbLayout, policy: Policy) -> None:
-    current, committed, reported = (
-        TcbVersion(value, layout) for value in (report.current_tcb, report.committed_tcb, report.reported_tcb)
-    )
-    wrong = []
-    if not current.at_least(reported):
-        wrong.append("it reports a newer TCB version than it runs")
-    if not current.at_least(committed):
-        wrong.append("it committed a newer TCB version than it runs")
-    elif current != committed and not policy.allow_provisional_firmware:
-        wrong.append("its firmware is not committed: an older one may take its place")
-    versions = [
-        (report.committed_major, report.committed_minor, report.committed_build),
-        (report.current_major, report.current_minor, report.current_build),
-    ]
-    if versions[0] > versions[1] or (versions[0] != versions[1] and not policy.allow_provisional_firmware):
-        wrong.append(f"firmware {_dotted(versions[1])} runs, {_dotted(versions[0])} is committed")
-    checks.add(
-        "firmware",
-        not wrong,
-        f"firmware {_dotted(versions[1])} with the TCB version {current} is committed",
-        "the machine's firmware: " + "; ".join(wrong),
-    )
-
-
-def _dotted(version: tuple[int, int, int]) -> str:
-    return f"{version[0]}.{version[1]} build {version[2]}"
