@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import warnings
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from veil.formats.attestation_report import AttestationReport, TcbLayout, TcbVersion
 from veil.remote import CertificateChain, TrustedRoots
+from veil.remote.certificates import public_bytes
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
 START, END = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -56,6 +58,11 @@ def resigned(whole: bytes, signed: bytes, old: bytes, new: bytes, signer: str) -
     changed = signed.replace(old, new)
     signature = rsa_key(signer).sign(changed, PSS, hashes.SHA384())
     return whole.replace(signed, changed)[: -len(signature)] + signature
+
+
+def public_key_of(certificate: x509.Certificate) -> str:
+    """As TrustedRoots names keys."""
+    return hashlib.sha256(public_bytes(certificate)).hexdigest()
 
 
 @dataclass(frozen=True)
