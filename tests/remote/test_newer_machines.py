@@ -24,6 +24,10 @@ def noted(result: Verification) -> Check:
     return note
 
 
+def with_parts(tcb: TcbVersion, **parts: int) -> int:
+    return TcbVersion.of(tcb.layout, **{**tcb.parts, **parts}).value
+
+
 # What a report's version does not define
 
 
@@ -88,7 +92,7 @@ def test_unknown_versions_are_not_read(version: int) -> None:
 
 
 def test_microcode_that_is_not_committed_is_for_minimum_tcb_to_judge() -> None:
-    report = MODEL.report(committed_tcb=TcbVersion.of(**{**MILAN.parts, "microcode": 209}).value)
+    report = MODEL.report(committed_tcb=with_parts(MILAN, microcode=209))
     note = noted(verify(MODEL, report))
     assert note.name == "firmware"
     assert note.words == "microcode 219 runs, 209 is committed (minimum_tcb says which is new enough)"
@@ -100,11 +104,14 @@ def test_microcode_that_is_not_committed_is_for_minimum_tcb_to_judge() -> None:
 
 @pytest.mark.parametrize(
     ("model", "part"),
-    [(MODEL, part) for part in ("boot_loader", "snp")] + [(TURIN_MODEL, p) for p in ("fmc", "boot_loader", "tee", "snp")],
+    [
+        *((MODEL, part) for part in ("boot_loader", "snp")),
+        *((TURIN_MODEL, part) for part in ("fmc", "boot_loader", "tee", "snp")),
+    ],
 )
 def test_other_firmware_that_is_not_committed_fails(model: Model, part: str) -> None:
     parts = model.tcb.parts
-    report = model.report(committed_tcb=TcbVersion.of(model.tcb.layout, **{**parts, part: parts[part] - 1}).value)
+    report = model.report(committed_tcb=with_parts(model.tcb, **{part: parts[part] - 1}))
     result = verify(model, report)
     assert failed(result) == {"firmware"}
     title = part.replace("_", " ")
@@ -119,7 +126,7 @@ def test_other_firmware_that_is_not_committed_fails(model: Model, part: str) -> 
 @pytest.mark.parametrize("part", ["boot_loader", "snp", "microcode"])
 @pytest.mark.parametrize("lenient", [False, True])
 def test_what_runs_is_not_older_than_what_is_committed_or_reported(part: str, lenient: bool) -> None:
-    older = TcbVersion.of(**{**MILAN.parts, part: MILAN.parts[part] - 1}).value
+    older = with_parts(MILAN, **{part: MILAN.parts[part] - 1})
     result = verify(MODEL, MODEL.report(current_tcb=older), policy=Policy(allow_provisional_firmware=lenient))
     assert failed(result) == {"firmware"}
     title, number = part.replace("_", " "), MILAN.parts[part]
@@ -178,7 +185,7 @@ def test_processors_of_every_line(line: str, model: Model, product: str, family:
 
 def test_unknown_processors_of_a_known_line_are_a_note() -> None:
     for changes in ({"model": 0x21}, {"product": "Sorano-A0"}):
-        note = noted(as_amd(replace(TURIN_MODEL, **changes), "Turin"))  # type: ignore[arg-type]
+        note = noted(as_amd(replace(TURIN_MODEL, **changes), "Turin"))
         assert note.name == "processor"
         assert note.words.endswith("not known here, and of its line")
 

@@ -273,9 +273,9 @@ DEMANDED = {
         (Policy(accept_guest_policy_bits=(26,)), {"policy": ONE | 1 << 26}, {"policy": ONE | 3 << 26}, "guest policy"),
         (Policy(), {"policy": ONE | 0xF << 22}, {"policy": ONE | CXL}, "guest policy"),
         (Policy(cxl_allow=Demand.EITHER), {"policy": ONE | CXL}, None, "guest policy"),
-        *((Policy(**{key: Demand.REQUIRED}), {"policy": ONE | bit}, {"policy": ONE}, "guest policy")
+        *((Policy().replace(**{key: Demand.REQUIRED}), {"policy": ONE | bit}, {"policy": ONE}, "guest policy")
           for key, bit in DEMANDED.items()),
-        *((Policy(**{key: Demand.FORBIDDEN}), {"policy": ONE}, {"policy": ONE | bit}, "guest policy")
+        *((Policy().replace(**{key: Demand.FORBIDDEN}), {"policy": ONE}, {"policy": ONE | bit}, "guest policy")
           for key, bit in DEMANDED.items()),
         (Policy(allow_smt=False), {"policy": ONE}, {"policy": ONE | SMT}, "guest policy"),
         (Policy(require_single_socket=True), {"policy": ONE | SOCKET}, {"policy": ONE}, "guest policy"),
