@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from fuzz.target import Target
 from fuzz.world import endorsement, genuine_machines, software_machine
 from veil.formats.certificate_table import ARK, ASK, CRL, VCEK, VLEK, pack_certificates, parse_certificates
+from veil.remote.certificate_forms import revocation_list_der
 from veil.remote.certificates import CertificateChain, EndorsementExtensions
 from veil.remote.verify import verify_report
 
@@ -133,7 +134,7 @@ def _lists() -> tuple[x509.CertificateRevocationList, ...]:
 
 
 def _load_list(data: bytes) -> x509.CertificateRevocationList:
-    return x509.load_pem_x509_crl(data) if data.lstrip().startswith(b"-----") else x509.load_der_x509_crl(data)
+    return x509.load_der_x509_crl(revocation_list_der(data))
 
 
 def _signed(data: bytes) -> bytes:

@@ -125,6 +125,8 @@ def _in_pem(blob: bytes, labels: tuple[str, ...]) -> Iterator[bytes]:
         following = blob.find(_BEGIN, at + len(_BEGIN))
         if start < 0 or end < start or 0 <= following < end:
             raise FormatError("the PEM is cut short: a BEGIN line has no END line")
+        if not blob.startswith(label.encode() + _DASHES, end + len(_END)):
+            raise FormatError(f"the PEM has an END line of another kind than its BEGIN line, {label[:32]!r}")
         if label in labels:
             found = True
             body = b"".join(blob[start + len(_DASHES) : end].split())
