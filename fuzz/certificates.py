@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 import uuid
@@ -11,13 +12,14 @@ from collections.abc import Iterable
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 from fuzz.target import Target
 from fuzz.world import endorsement, genuine_machines, software_machine
 from veil.formats.certificate_table import ARK, ASK, CRL, VCEK, VLEK, pack_certificates, parse_certificates
 from veil.remote.certificate_forms import revocation_list_der
-from veil.remote.certificates import CertificateChain, EndorsementExtensions
+from veil.remote.certificates import CertificateChain, EndorsementExtensions, load_certificates
 from veil.remote.verify import verify_report
 
 __all__ = ["TARGETS"]
@@ -49,6 +51,29 @@ def _table_seeds() -> Iterable[bytes]:
     yield _packed(software_machine().chain, _PEM)
     for machine in genuine_machines():
         yield _packed(machine.chain, _DER)
+
+
+# Certificates in a file of any form. A mutated file may have other certificates in it; only ours prove our report.
+
+
+def _forms(data: bytes) -> None:
+    found = load_certificates(data)
+    assert all(item.public_bytes(_DER)[:1] == b"\x30" for item in found)
+    chain = CertificateChain.parse(data)
+    ours = software_machine()
+    verified = verify_report(ours.reports[0], chain, roots=ours.roots)
+    assert not verified.ok or _signed_parts(chain) == _signed_parts(ours.chain)
+
+
+def _form_seeds() -> Iterable[bytes]:
+    for machine in (software_machine(), *genuine_machines()):
+        chain = [machine.chain.leaf, machine.chain.intermediate, machine.chain.root]
+        row = b"".join(item.public_bytes(_DER) for item in chain)
+        yield row
+        yield b"".join(item.public_bytes(_PEM) for item in chain)
+        yield base64.encodebytes(row)
+        yield pkcs7.serialize_certificates(chain, _DER)
+        yield pkcs7.serialize_certificates(chain, _PEM)
 
 
 def _packed(chain: CertificateChain, encoding: serialization.Encoding) -> bytes:
@@ -172,8 +197,13 @@ def _revocation_seeds() -> Iterable[bytes]:
 
 
 _GUIDS = tuple(guid.bytes for guid in (VCEK, VLEK, ASK, ARK, CRL, uuid.UUID(int=0)))
+_FORM_WORDS = (
+    b"-----BEGIN ", b"-----END ", b"CERTIFICATE-----", b"PKCS7-----", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff",
+    b"\xa0\x82", bytes.fromhex("06092a864886f70d010702"),
+)  # fmt: skip
 TARGETS = (
     Target("certificate-table", _table, _table_seeds, words=_GUIDS, max_bytes=8192),
+    Target("certificate-forms", _forms, _form_seeds, words=_FORM_WORDS, max_bytes=12288),
     Target("endorsement-extensions", _extensions, _extension_seeds, max_bytes=512),
     Target("revocation-list", _revocation, _revocation_seeds, max_bytes=2048),
 )

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import struct
 from collections.abc import Iterable
 
 from cryptography.hazmat.primitives import hashes
@@ -10,9 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from fuzz.target import Target
-from fuzz.world import Witness, endorsement, genuine_machines, software_machine
-from veil.formats.attestation_report import SIGNED_BYTES, AttestationReport, GuestPolicy, PlatformInfo
+from fuzz.world import GUEST, Witness, endorsement, genuine_machines, guest_requests, software_machine
+from veil.formats.attestation_report import (
+    FIRST_UNKNOWN_POLICY_BIT,
+    REPORT_BYTES,
+    SIGNED_BYTES,
+    AttestationReport,
+    GuestPolicy,
+    PlatformInfo,
+)
 from veil.remote.policy import Policy
+from veil.remote.report_forms import read_report
 from veil.remote.verify import verify_report
 from veil.snp.guest_requests import MODEL_TCB
 
@@ -51,6 +63,8 @@ def _run(data: bytes) -> None:
         assert report.chip_id == endorsement().chip_id
         assert report.reported_tcb == MODEL_TCB.value
         assert not report.policy & GuestPolicy.DEBUG
+        # A bit that nobody knows may permit the host anything.
+        assert not report.policy >> FIRST_UNKNOWN_POLICY_BIT
     elif verified.ok:
         assert raw[:SIGNED_BYTES] in {known[:SIGNED_BYTES] for known in machine.reports}
     assert not verify_report(bytes(report), machine.chain, roots=machine.roots, policy=_DEMANDING).ok
@@ -64,4 +78,49 @@ def _seeds() -> Iterable[bytes]:
         yield bytes((_SIGN,)) + report
 
 
-TARGETS = (Target("report", _run, _seeds, max_bytes=2048),)
+# A file with a report in it: bare, as text, with certificates, in a vTPM's blob. The report is one of the software
+# machine's; what is around it, nobody signed.
+
+_RUNTIME_DATA = b'{"keys":[{"kid":"HCLAkPub"}]}'
+
+
+def _file(data: bytes) -> None:
+    file = read_report(data)
+    assert len(file.report) == REPORT_BYTES
+    assert file.in_vtpm_blob or file.runtime_data is None
+    machine = software_machine()
+    verified = verify_report(file, machine.chain, roots=machine.roots)
+    if verified.ok and file.runtime_data is not None:
+        assert file.runtime_data.data == _RUNTIME_DATA
+    if verified.ok:
+        known = (*machine.reports, _binding_report())
+        assert file.report[:SIGNED_BYTES] in {report[:SIGNED_BYTES] for report in known}
+
+
+@functools.cache
+def _binding_report() -> bytes:
+    digest = hashlib.sha256(_RUNTIME_DATA).digest()
+    return bytes(guest_requests().make_report(GUEST, digest.ljust(64, b"\0"), 0))
+
+
+def _blob(report: bytes, data: bytes) -> bytes:
+    size = 20 + len(data)
+    header = struct.pack("<4s7I", b"HCLA", 2, 32 + REPORT_BYTES + size, 2, 0, 0, 0, 0)
+    return header + report + struct.pack("<5I", size, 1, 2, 1, len(data)) + data
+
+
+def _file_seeds() -> Iterable[bytes]:
+    for report in software_machine().reports:
+        yield report
+        yield b"0x" + report.hex().encode()
+        yield base64.encodebytes(report)
+    yield software_machine().reports[0] + endorsement().certificate_table
+    yield _blob(_binding_report(), _RUNTIME_DATA).ljust(2600, b"\0")
+    yield base64.b64encode(_blob(_binding_report(), _RUNTIME_DATA))
+    yield _blob(_binding_report(), b"")[:-20] + bytes(20)
+
+
+TARGETS = (
+    Target("report", _run, _seeds, max_bytes=2048),
+    Target("report-file", _file, _file_seeds, words=(b"HCLA", b"0x"), max_bytes=8192),
+)

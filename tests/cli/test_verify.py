@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import base64
+import datetime
+import hashlib
 import io
 import json
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from tests.remote.model_chain import MODEL
 from veil.cli import main
@@ -35,6 +39,7 @@ class _Files:
         self.write("chain", MODEL.intermediate.public_bytes(Encoding.PEM) + MODEL.root.public_bytes(Encoding.PEM))
         self.write("root", _der(MODEL.root))
         self.write("bad", b"hello")
+        self.write("page", b"<html>404 none</html>\n")
 
     def write(self, name: str, data: bytes) -> None:
         (self._folder / name).write_bytes(data)
@@ -79,6 +84,71 @@ def test_reports_in_every_form(files: _Files) -> None:
     assert files.veil("hex", *_GOOD[1:])[0] == 0
     assert files.veil("-", *_GOOD[1:], stdin=MODEL.report())[0] == 0
     assert files.veil("-", *_GOOD[1:], stdin=text.upper().encode())[0] == 0
+
+
+def test_reports_as_other_tools_write_them(files: _Files) -> None:
+    report = MODEL.report()
+    table = pack_certificates(
+        {VCEK: _der(MODEL.leaf), ASK: _der(MODEL.intermediate), ARK: _der(MODEL.root)}
+    )
+    files.write("report", b"0x" + report.hex().encode())
+    assert files.veil(*_GOOD)[0] == 0
+    files.write("report", base64.encodebytes(report))
+    assert files.veil(*_GOOD)[0] == 0
+    files.write("report", report + table)
+    assert files.veil("report", "--software-root", "root", *_AT)[0] == 0
+
+
+def _vtpm_blob(report: bytes, data: bytes) -> bytes:
+    size = 20 + len(data)
+    header = b"HCLA" + struct.pack("<7I", 2, 32 + len(report) + size, 2, 0, 0, 0, 0)
+    return (header + report + struct.pack("<5I", size, 1, 2, 1, len(data)) + data).ljust(2600, b"\0")
+
+
+def test_blob_of_a_vtpm(files: _Files) -> None:
+    """Its runtime data is shown only if the report binds it and is verified."""
+    data = b'{"keys":[]}'
+    report = MODEL.report(report_data=hashlib.sha256(data).digest().ljust(64, b"\0"))
+    files.write("report", _vtpm_blob(report, data))
+    status, out, _ = files.veil(*_GOOD)
+    assert (status, "REPORT_DATA binds the vTPM's runtime data (11 bytes, SHA256)" in out) == (0, True)
+    assert json.loads(files.veil(*_GOOD, "--json")[1])["runtime_data"] == data.decode()
+    files.write("report", _vtpm_blob(report, b'{"keys":[1]}'))
+    status, out, _ = files.veil(*_GOOD)
+    assert (status, "FAIL  runtime data" in out) == (1, True)
+    assert out.splitlines()[-1] == "explained in docs/attestation.md#check-runtime-data"
+    assert json.loads(files.veil(*_GOOD, "--json")[1])["runtime_data"] is None
+
+
+def test_certificates_in_one_file_of_any_form(files: _Files) -> None:
+    chain = [MODEL.leaf, MODEL.intermediate, MODEL.root]
+    files.write("p7b", pkcs7.serialize_certificates(chain, Encoding.DER))
+    files.write("ders", b"".join(map(_der, chain)))
+    files.write("base64", base64.encodebytes(b"".join(map(_der, chain))))
+    for name in ("p7b", "ders", "base64"):
+        for option in ("--vcek", "--chain", "--certificates"):
+            assert files.veil("report", option, name, "--software-root", "root", *_AT)[0] == 0
+
+
+def test_notes(files: _Files) -> None:
+    """What is verified with something to know about it."""
+    files.write("report", MODEL.report(platform_info=1 << 12))
+    status, out, _ = files.veil(*_GOOD)
+    assert status == 0
+    assert "note  reserved fields" in out
+    assert out.splitlines()[-1].startswith("verified; ")
+    answer = json.loads(files.veil(*_GOOD, "--json")[1])
+    [note] = [check for check in answer["checks"] if check["note"]]
+    assert (note["ok"], note["explained"]) == (True, "docs/attestation.md#check-reserved-fields")
+    files.write("policy", b"allow_unknown_fields = false\n")
+    assert files.veil(*_GOOD, "--policy", "policy")[0] == 1
+
+
+def test_files_without_an_end(files: _Files) -> None:
+    for arguments in (("/dev/zero", *_GOOD[1:]), ("report", "--vcek", "/dev/zero")):
+        status, out, err = files.veil(*arguments)
+        assert (status, out) == (125, "")
+        assert err == "veil: /dev/zero has more than 64 MiB, which nothing has that is read here\n"
 
 
 def test_certificate_table(files: _Files) -> None:
@@ -132,12 +202,14 @@ def test_a_report_of_the_host_names_no_vmpl(files: _Files) -> None:
         (("report", "--vcek", "bad", "--chain", "chain"), "bad: no certificate"),
         (("report", "--vcek", "vcek", "--chain", "bad"), "bad: no certificate"),
         (("report", "--vcek", "vcek", "--chain", "chain", "--software-root", "bad"), "bad: no certificate"),
-        (("report", "--certificates", "bad"), "bad: the certificate table"),
+        (("report", "--certificates", "bad"), "bad: the certificate table has no end, and otherwise: no certificate"),
+        (("page", *_GOOD[1:]), "page: an attestation report has 1184 bytes, not"),
+        (("report", "--vcek", "page"), "page: no certificate in 22 bytes: a web page"),
         (("report", "--vcek", "vcek", "--chain", "root"), "which issued the leaf, is missing"),
         ((*_GOOD, "--policy", "bad"), "bad is no TOML"),
         ((*_GOOD, "--measurement", "12"), "--measurement must be 96"),
         ((*_GOOD, "--report-data", "zz" * 64), "--report-data must be 128"),
-        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon'"),
+        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon' is no time: write 2026-06-01"),
         ((*_GOOD[:-2], "--at", "0001-01-01T00:00+05:00"), "no name in UTC"),
     ],
 )
@@ -156,6 +228,26 @@ def test_genuine(files: _Files) -> None:
     status, out, err = files.veil(str(folder / "report.hex"), *certificates, *_AT)
     assert (status, err) == (0, "")
     assert "verified; machine: AMD Milan; VMPL 0" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("good.bin", None), ("good.b64", None), ("good-0x.hex", None), ("hcl-wrapped.bin", "runtime data"),
+        ("platform-info-bit-6.bin", None), ("microcode-newer-than-committed.bin", "firmware"),
+    ],
+)  # fmt: skip
+def test_reports_of_other_installations(files: _Files, name: str, note: str | None) -> None:
+    """Made by a software machine elsewhere."""
+    folder = VECTORS.parent / "cases" / "inputs"
+    if not folder.is_dir():
+        pytest.skip(f"no reports at {folder}")
+    ark, table = folder / "ark.pem", folder / "table.bin"
+    at = x509.load_pem_x509_certificate(ark.read_bytes()).not_valid_before_utc + datetime.timedelta(days=2)
+    more = ("--certificates", str(table), "--software-root", str(ark), "--at", at.isoformat())
+    status, out, err = files.veil(str(folder / name), *more)
+    assert (status, err) == (0, "")
+    assert [line.split("  ")[1] for line in out.splitlines() if line.startswith("note")] == ([note] if note else [])
 
 
 def test_help_teaches(files: _Files) -> None:

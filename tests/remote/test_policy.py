@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from veil.formats.attestation_report import PlatformInfo
-from veil.remote import Policy, RemoteError
+from veil.remote import Demand, Policy, RemoteError
 
 EVERYTHING = f"""
 measurement = ["{"aa" * 48}", "{"bb" * 48}"]
@@ -26,6 +26,12 @@ allow_debug = true
 allow_migration_agent = true
 allow_smt = false
 require_single_socket = true
+cxl_allow = "either"
+mem_aes_256_xts = "required"
+rapl_dis = "forbidden"
+ciphertext_hiding = "required"
+page_swap_disable = "either"
+accept_guest_policy_bits = [26, 63]
 minimum_abi = "1.55"
 minimum_guest_svn = 3
 minimum_report_version = 3
@@ -35,6 +41,7 @@ forbid_platform = ["smt_en"]
 products = ["Milan", "Genoa"]
 allow_vlek = false
 allow_provisional_firmware = true
+allow_unknown_fields = false
 
 [minimum_tcb]
 boot_loader = 4
@@ -57,7 +64,9 @@ def test_every_field(tmp_path: Path) -> None:
         family_id=b"\x03" * 16, image_id=b"\x04" * 16, chip_ids=(b"\x05" * 64,), id_key_digests=(b"\x06" * 48,),
         author_key_digests=(b"\x07" * 48,), vmpl=0, max_vmpl=1,
         allow_host_requested=True, allow_debug=True, allow_migration_agent=True, allow_smt=False,
-        require_single_socket=True, minimum_abi=(1, 55), minimum_guest_svn=3,
+        require_single_socket=True, minimum_abi=(1, 55), minimum_guest_svn=3, allow_unknown_fields=False,
+        cxl_allow=Demand.EITHER, mem_aes_256_xts=Demand.REQUIRED, rapl_dis=Demand.FORBIDDEN,
+        ciphertext_hiding=Demand.REQUIRED, page_swap_disable=Demand.EITHER, accept_guest_policy_bits=(26, 63),
         minimum_report_version=3, minimum_launch_mitigations=5,
         require_platform=PlatformInfo.ALIAS_CHECK_COMPLETE | PlatformInfo.ECC_EN, forbid_platform=PlatformInfo.SMT_EN,
         products=("Milan", "Genoa"), allow_vlek=False, allow_provisional_firmware=True,
@@ -79,6 +88,11 @@ def test_empty(tmp_path: Path) -> None:
         ("allow_debug = 1", "allow_debug: must be true or false"),
         ("vmpl = 4", "vmpl: must be a number from 0 to 3"),
         ("vmpl = true", "vmpl: must be a number"),
+        ('cxl_allow = "yes"', "cxl_allow: must be one of required, forbidden, either"),
+        ("rapl_dis = true", "rapl_dis: must be one of required"),
+        ("accept_guest_policy_bits = [25]", "accept_guest_policy_bits: must be a number from 26 to 63"),
+        ("accept_guest_policy_bits = []", "accept_guest_policy_bits: must not be empty"),
+        ("allow_unknown_fields = 0", "allow_unknown_fields: must be true or false"),
         ('minimum_abi = "1"', "minimum_abi: must be a version"),
         ("minimum_abi = 1.55", "minimum_abi: must be a version"),
         ("[minimum_tcb]\nucode = 1", "minimum_tcb: must be a table of"),
@@ -89,7 +103,9 @@ def test_empty(tmp_path: Path) -> None:
         ("allow_host_requested = 1", "allow_host_requested: must be true or false"),
         *((f"{key} = []", f"{key}: must not be empty")
           for key in ("measurement", "chip_ids", "id_key_digests", "author_key_digests", "products")),
-        ("= broken", "no TOML"),
+        ("= broken", "is no TOML at line 1, column 1: see the example in docs/attestation.md"),
+        ("vmpl = 0\n vmpl 1", "is no TOML at line 2, column"),
+        ("vmpl = [", "is no TOML at end"),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path: Path, text: str, words: str) -> None:

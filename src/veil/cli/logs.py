@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from veil.cli.common import parse_address
-from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_file, trust_options
+from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_certificates, read_file, trust_options
 from veil.cli.logs_export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
 from veil.cli.output import emit_json, say, say_all
@@ -96,6 +96,7 @@ def _reader(
     roots = make_roots(software_root)
     if software:
         roots = roots.with_software_root(own_root())
+    certificates = [read_certificates(name) for name in chains]
     try:
         expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
         if expected is None and not policy.measurement:
@@ -105,7 +106,7 @@ def _reader(
                 client,
                 policy=policy,
                 roots=roots,
-                certificates=[read_file(name) for name in chains],
+                certificates=certificates,
                 at=parse_time(at),
                 crls=[read_file(name) for name in crls],
                 expected=expected,
