@@ -413,7 +413,11 @@ class ConfidentialVM:
         self._attach(machine)
         self.image = self._build_image(machine)
         self.hypervisor.launch(
-            self.image.regions, policy=self._policy, host_data=self._host_data, identity=self._identity
+            self.image.regions,
+            protected=self.image.protected,
+            policy=self._policy,
+            host_data=self._host_data,
+            identity=self._identity,
         )
 
     def _boot(self) -> None:

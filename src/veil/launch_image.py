@@ -17,7 +17,7 @@ from veil.guest.firmware import accept_memory
 from veil.guest.linux_boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
 from veil.guest.linux_boot import Region as GuestRegion
 from veil.guest.linux_boot import RegionKind as GuestKind
-from veil.host import LaunchRegion, RegionKind
+from veil.host import LaunchRegion, ProtectedRange, RegionKind
 from veil.monitor import MonitorParameters
 from veil.services.parameters import ServiceParameters
 from veil.snp.cpuid import CpuidEntryValues
@@ -88,8 +88,8 @@ class LaunchImage:
     """What the host launches."""
 
     regions: tuple[LaunchRegion, ...]
-    monitor: tuple[int, int] | None
-    """(GPA, size) of the monitor's and the services' region."""
+    protected: tuple[ProtectedRange, ...]
+    """The monitor's region and the services'; none without a monitor. The host refuses what others ask about them."""
     command_line: str
 
     def digest(self) -> bytes:
@@ -133,10 +133,13 @@ def build_image(
         regions.append(loader)
         vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
         regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
-        return LaunchImage(tuple(regions), None, command_line)
+        return LaunchImage(tuple(regions), (), command_line)
     base = linux.layout.monitor.start
     regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
-    return LaunchImage(tuple(regions), (base, kept), command_line)
+    protected = [ProtectedRange(base, _MONITOR_SIZE, vmpl=0)]
+    if services is not None:
+        protected.append(ProtectedRange(base + _MONITOR_SIZE, kept - _MONITOR_SIZE, vmpl=1))
+    return LaunchImage(tuple(regions), tuple(protected), command_line)
 
 
 def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:

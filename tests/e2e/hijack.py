@@ -30,6 +30,11 @@ PAGE = 4096
 # Free memory of the kernel's, whose content it will not miss any more.
 TABLES, CODE, _STACK, RESULT, _ARGUMENTS = 0x8000000, 0x8010000, 0x8020000, 0x8030000, 0x8031000
 _C_BIT = 1 << 51
+# 56421, section 3
+_GHCB_FIELDS = {
+    "rax": 0x1F8, "rcx": 0x308, "rdx": 0x310, "rbx": 0x318, "code": 0x390, "info1": 0x398, "info2": 0x3A0,
+    "scratch": 0x3A8,
+}  # fmt: skip
 
 
 class Hijack:
@@ -126,6 +131,49 @@ class Hijack:
         assert host.run(until=lambda: self.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
         assert self.kernel.read_u64(RESULT + 8) == 0
         return self.result()
+
+    def ask_host_by_msr(self, value: int) -> int:
+        """A request of the GHCB MSR protocol, to the host in its run loop; the MSR afterwards."""
+        self.start(f"""
+            mov ecx, 0xc0010130
+            mov eax, {value & 0xFFFFFFFF:#x}
+            mov edx, {value >> 32:#x}
+            wrmsr
+            {VMGEXIT}
+            rdmsr
+            mov [{RESULT}], eax
+            mov [{RESULT + 4}], edx
+            mov dword ptr [{RESULT + 16}], 1
+            jmp $
+        """)
+        self._until_answered()
+        return self.result()
+
+    def ask_host(
+        self, event: int, info1: int = 0, info2: int = 0, *, data: bytes = b"", **registers: int
+    ) -> tuple[int, int]:
+        """A request in the kernel's own GHCB page, to the host in its run loop: SW_EXITINFO1 and 2 of the answer.
+
+        `data` goes into the page's buffer, which is the scratch area unless `scratch` names another.
+        """
+        ghcb = self.vm.hypervisor.vcpus[0].contexts[3].ghcb
+        assert ghcb is not None
+        fields = {"code": event, "info1": info1, "info2": info2, "scratch": ghcb + 0x800, **registers}
+        page = bytearray(PAGE)
+        page[0x800 : 0x800 + len(data)] = data
+        bitmap = 0
+        for name, value in fields.items():
+            struct.pack_into("<Q", page, _GHCB_FIELDS[name], value)
+            bitmap |= 1 << _GHCB_FIELDS[name] // 8
+        page[0x3F0:0x400] = bitmap.to_bytes(16, "little")
+        struct.pack_into("<HI", page, 0xFFA, 2, 0)
+        self.kernel.write(ghcb, bytes(page), private=False)
+        self.ask_host_by_msr(ghcb)
+        return struct.unpack("<2Q", self.kernel.read(ghcb + 0x398, 16, private=False))
+
+    def _until_answered(self) -> None:
+        host = self.vm.hypervisor
+        assert host.run(until=lambda: self.kernel.read_u64(RESULT + 16) == 1, timeout=60) == RunResult.DONE
 
     def open_to_kernel(self, gpa: int) -> None:
         """Switch the protection of a page off."""

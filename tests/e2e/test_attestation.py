@@ -208,8 +208,7 @@ def test_debug_policy(expected: LaunchLog, roots: TrustedRoots) -> None:
         assert set(found) == {"debug"}
         assert "the host can read and change all of its memory" in found["debug"]
         assert host.vm.image is not None
-        assert host.vm.image.monitor is not None
-        secrets = host.vm.image.monitor[0] + 4 * 4096
+        secrets = host.vm.image.protected[0].gpa + 4 * 4096
         processor = host.vm.machine.secure_processor
         assert processor.dbg_decrypt(secrets)[0x20:0x40] == processor.vmpcks[0]
     with launched() as host, pytest.raises(SnpError, match="POLICY_FAILURE"):

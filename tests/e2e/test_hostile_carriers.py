@@ -11,7 +11,9 @@ import pytest
 from tests.e2e.hijack import RESULT, SHARED, Hijack
 from veil import installation
 from veil.cvm import ConfidentialVM
+from veil.formats.channel import DOORBELL_PORT, DOORBELL_SPOILT
 from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.host import NaeEvent
 from veil.remote import ChannelClient, ChannelClosed, Policy, TrustedRoots, attest
 from veil.snp import ExitCode
 
@@ -98,12 +100,28 @@ def test_kernel_reads_ciphertext_only(resume: Resume) -> None:
 
 
 def test_kernel_says_that_the_rings_are_its_own(resume: Resume) -> None:
-    """By the doorbell port, with a GHCB of its own making: the host listens to the first who says so."""
-    vm = resume()
+    """By the doorbell port, with its own GHCB: an honest host listens to VMPL 0 alone."""
+    kernel = Hijack(resume())
+    vm = kernel.vm
     before = area(vm)
-    vm.platform.io_write(0x0CE0, 4, 0x8000)
+    heard: list[int] = []
+    honest = vm.platform.channel._write
+    window = next(item for item in vm.platform.io._windows if item.start == DOORBELL_PORT)
+
+    def listen(offset: int, size: int, value: int) -> None:
+        heard.append(value)
+        honest(offset, size, value)
+
+    window.write = listen
+    for value in (0x8000, DOORBELL_SPOILT):
+        assert kernel.ask_host(NaeEvent.IOIO, DOORBELL_PORT << 16 | 1 << 6, rax=value) == (0, 0)
     assert area(vm) == before
+    assert not heard
     ping(ChannelClient(vm.user_transport()))
+    # The counter-test: a host that listens to every level hears it.
+    window.vmpl = 3
+    assert kernel.ask_host(NaeEvent.IOIO, DOORBELL_PORT << 16 | 1 << 6, rax=0x8000) == (0, 0)
+    assert 0x8000 in heard
 
 
 def test_host_that_enters_the_monitor_all_the_time(resume: Resume) -> None:

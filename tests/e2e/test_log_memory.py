@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.hijack import CODE, PVALIDATE, RESULT, RMPADJUST, SHARED, TABLES, VMGEXIT, Hijack
 from tests.e2e.log_guest import log_reader, log_service, protected_pages, service_parameters, verified
 from veil.cvm import ConfidentialVM
-from veil.host import MalformedGhcb
+from veil.errors import VeilError
+from veil.host import MalformedGhcb, NaeEvent, Protection
 from veil.monitor.pages import Owner
 from veil.monitor.requests import ResultCode
 from veil.remote.client import RequestFailed
-from veil.remote.errors import VerificationFailed
+from veil.remote.errors import RemoteError, VerificationFailed
 from veil.snp import ExitCode, Permission, RmpViolation
 
 Resume = Callable[[], ConfidentialVM]
@@ -254,6 +256,83 @@ def test_calls_to_a_veilmon_without_its_book(kernel: Hijack, attack: str) -> Non
         assert all_of_it(kernel) != content, "a report lies over the program"
 
 
+# The host, at the kernel's word
+
+SHARE, MAKE_PRIVATE = 2 << 52, 1 << 52
+MSR_PAGE_STATE, MSR_REGISTER = 0x014, 0x012
+MSR_REFUSED = 1 << 32 | 0x015
+
+
+def taken(kernel: Hijack, gpa: int) -> bool:
+    return not kernel.vm.machine.rmp.is_assigned(gpa)
+
+
+def ask_to_take(kernel: Hijack, how: str, gpa: int) -> bool:
+    """Code of the kernel's that asks the host for a page of ours; does the host do it?"""
+    if how == "MSR protocol":
+        return kernel.ask_host_by_msr(gpa | SHARE | MSR_PAGE_STATE) == 0x015
+    entry = gpa | SHARE if how == "GHCB page" else gpa & -(2 << 20) | SHARE | 1 << 56
+    answer = kernel.ask_host(NaeEvent.PAGE_STATE_CHANGE, data=struct.pack("<HHIQ", 0, 0, 0, entry))
+    assert answer[0] == 0
+    return answer[1] == 0
+
+
+@pytest.mark.parametrize("how", ["MSR protocol", "GHCB page", "GHCB page, 2 MiB"])
+def test_kernel_asks_the_host_to_take_entries(kernel: Hijack, how: str) -> None:
+    """What is taken away is gone: an honest host refuses, and all that was kept is still read and verified."""
+    vm, pages = kernel.vm, protected_pages(kernel)
+    pages["VeilMon"] = kernel.monitor_gpa
+    before = vm.machine.rmp.dump()
+    entries = [entry.raw for entry in verified(vm)]
+    for kind, gpa in pages.items():
+        assert not ask_to_take(kernel, how, gpa), kind
+        assert not taken(kernel, gpa), kind
+    assert vm.machine.rmp.dump() == before
+    assert [entry.raw for entry in verified(vm)][: len(entries)] == entries
+    # The kernel's own page is the kernel's to give.
+    assert ask_to_take(kernel, "MSR protocol", OWN)
+    assert taken(kernel, OWN)
+
+
+@pytest.mark.parametrize("how", ["MSR protocol", "GHCB page", "GHCB page, 2 MiB"])
+def test_kernel_asks_a_hostile_host(kernel: Hijack, how: str) -> None:
+    """The counter-test, and what stays true: a host that obeys erases the evidence, and its user is told."""
+    vm, gpa = kernel.vm, protected_pages(kernel)["entries"]
+    verified(vm)
+    vm.hypervisor.protection = Protection()
+    assert ask_to_take(kernel, how, gpa)
+    assert taken(kernel, gpa)
+    with pytest.raises((RemoteError, VeilError)):
+        verified(vm)
+
+
+def test_honest_host_after_a_snapshot(kernel: Hijack, tmp_path: Path) -> None:
+    kernel.vm.snapshot(tmp_path / "snapshot")
+    with ConfidentialVM.restore(tmp_path / "snapshot") as again:
+        other = Hijack(again)
+        gpa = protected_pages(other)["entries"]
+        assert not ask_to_take(other, "MSR protocol", gpa)
+        assert verified(again)
+
+
+def test_kernel_names_veilmons_shared_pages(kernel: Hijack) -> None:
+    """As its GHCB, as buffer, as answer's page: the kernel can write these pages itself, a host need not do it too."""
+    shared = kernel.veilmon.state.parameters.channel.gpa
+    own = kernel.vm.hypervisor.vcpus[0].contexts[3].ghcb
+    host = kernel.vm.machine.host_view()
+    assert own is not None
+    before = host.read(shared, PAGE)
+    string = 0x3F8 << 16 | 1 << 4 | 1 << 2 | 1
+    for honest in (True, False):
+        if not honest:
+            kernel.vm.hypervisor.protection = Protection()
+        assert (kernel.ask_host_by_msr(shared | MSR_REGISTER) == shared | MSR_REGISTER + 1) != honest
+        kernel.vm.hypervisor.vcpus[0].contexts[3].ghcb = own
+        assert (kernel.ask_host(NaeEvent.IOIO, string, 4, scratch=shared)[0] == 2) == honest
+        assert (kernel.ask_host(NaeEvent.APIC_IDS, shared, rax=1)[0] == 2) == honest
+        assert (host.read(shared, PAGE) == before) == honest
+
+
 # Devices, at the kernel's word
 
 
@@ -283,12 +362,18 @@ def _own_shared_page(kernel: Hijack) -> int:
 
 
 def test_device_reads(kernel: Hijack) -> None:
-    """What the console's device fetches from the log is ciphertext."""
+    """The device fetches nothing from the log for the kernel; if it did, ciphertext."""
     gpa = protected_pages(kernel)["entries"]
     console = kernel.vm.platform.console
     sent: list[bytes] = []
     console.ports[0].on_data = sent.append
     plain = kernel.monitor.read(gpa, 64)
+    _forge(kernel, 1, gpa, write=False)
+    console._serve(1)
+    assert "a more privileged level's memory" in (console.fault or "")
+    assert not sent
+    console.fault = None
+    kernel.vm.hypervisor.protection = Protection()
     _forge(kernel, 1, gpa, write=False)
     console._serve(1)
     assert len(b"".join(sent)) == 64
@@ -320,16 +405,18 @@ def test_device_writes(kernel: Hijack) -> None:
         port._waiting += 6
         console._serve(0)
 
-    fill(gpa)
-    assert console.fault is not None
-    assert "the page is the guest's" in console.fault
-    assert kernel.monitor.read(gpa, PAGE) == before
+    for words in ("a more privileged level's memory", "the page is the guest's"):
+        fill(gpa)
+        assert words in (console.fault or "")
+        assert kernel.monitor.read(gpa, PAGE) == before
+        # Once more with a host that protects nothing.
+        kernel.vm.hypervisor.protection = Protection()
+        console.fault = None
+        console.ports[0]._outbox.clear()
     kernel.start("jmp $")
-    assert [entry.raw for entry in verified(kernel.vm)] == [entry.raw for entry in entries]
+    assert [entry.raw for entry in verified(kernel.vm)][: len(entries)] == [entry.raw for entry in entries]
 
-    console.fault = None
     place = _own_shared_page(kernel)
-    console.ports[0]._outbox.clear()
     fill(place)
     assert console.fault is None
     assert kernel.vm.machine.host_view().read(place, 6) == b"forged"

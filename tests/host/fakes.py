@@ -181,6 +181,7 @@ class FakePlatform:
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
+        self.vmpls: list[int] = []
         self.ports: dict[int, int] = {}
         self.mmio: dict[int, int] = {}
         self.msrs: dict[int, int] = {}
@@ -195,11 +196,16 @@ class FakePlatform:
         self.on_power_off: Callable[[], None] | None = None
         self.channel = SimpleNamespace(pending=False, backlog=False, on_pending=None)
 
-    def io_read(self, port: int, size: int, /) -> int:
+    def confine(self, allows: Callable[[int, int], bool], /) -> None:
+        self.dma_allows = allows
+
+    def io_read(self, port: int, size: int, vmpl: int, /) -> int:
+        self.vmpls.append(vmpl)
         self.log.append(("in", port, size))
         return self.ports.get(port, (1 << 8 * size) - 1)
 
-    def io_write(self, port: int, size: int, value: int, /) -> None:
+    def io_write(self, port: int, size: int, value: int, vmpl: int, /) -> None:
+        self.vmpls.append(vmpl)
         self.log.append(("out", port, size, value))
 
     def mmio_read(self, gpa: int, size: int, vcpu: int, /) -> int:

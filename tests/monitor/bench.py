@@ -155,8 +155,8 @@ class Channel:
         self._bus = IoBus()
         self.device.attach(self._bus)
 
-    def port_write(self, port: int, value: int) -> None:
-        self._bus.write(port, 4, value)
+    def port_write(self, port: int, value: int, vmpl: int = 0) -> None:
+        self._bus.write(port, 4, value, vmpl)
 
     def run(self) -> None:
         """Until VeilMon has nothing left to read."""

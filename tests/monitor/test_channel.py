@@ -19,7 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil.formats.attestation_report import AttestationReport
-from veil.formats.channel import FRAME_DATA_MAX, MESSAGE_MAX, WINDOW, ChannelArea, FrameKind, Status, pack_frame
+from veil.formats.channel import (
+    AREA_HEADER,
+    DOORBELL_DATA,
+    DOORBELL_PORT,
+    DOORBELL_SPOILT,
+    FRAME_DATA_MAX,
+    MESSAGE_MAX,
+    WINDOW,
+    ChannelArea,
+    FrameKind,
+    Status,
+    pack_frame,
+)
 from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.host.devices import ChannelConnection
@@ -423,7 +435,7 @@ def test_frames_of_a_hostile_host(bench: Bench, frames: bytes) -> None:
 
 
 def test_pages_taken_away(bench: Bench) -> None:
-    """The kernel asks the host to make them private again: VeilMon meets memory that is not validated."""
+    """A hostile host makes them private again: VeilMon meets memory that is not validated."""
     client = user(bench)
     assert bench.host.rmpupdate(AREA.gpa, assigned=True) == 0
     with pytest.raises(ChannelClosed):
@@ -432,8 +444,47 @@ def test_pages_taken_away(bench: Bench) -> None:
     assert bench.call(0, 6, 1).rax == 0
 
 
-def test_only_the_first_says_where_the_rings_are(bench: Bench) -> None:
-    """The kernel says that they are in its memory."""
-    bench.channel.port_write(0x0CE0, 0x100000 // PAGE)
+@pytest.mark.parametrize("value", [0x100000 // PAGE, DOORBELL_DATA, DOORBELL_SPOILT])
+def test_only_veilmon_rings(bench: Bench, value: int) -> None:
+    """The kernel says that the rings are in its memory, or spoilt: the port is VMPL 0's."""
     with user(bench) as client:
         ping(client)
+        for vmpl in (1, 2, 3):
+            bench.channel.port_write(DOORBELL_PORT, value, vmpl)
+        ping(client)
+    if value == DOORBELL_SPOILT:
+        # The counter-test: said by VMPL 0 it ends connections.
+        client = user(bench)
+        bench.channel.port_write(DOORBELL_PORT, value)
+        with pytest.raises(ChannelClosed):
+            pings(client)
+
+
+def kernel_announces(bench: Bench, vmpl: int) -> bytes:
+    """Rings of the kernel's, announced from a level; what lies in them after a user came."""
+    fake = ChannelArea(0x200000)
+    bench.host.psmash(fake.gpa)
+    for gpa in range(fake.gpa, fake.gpa + fake.size, PAGE):
+        assert bench.host.rmpupdate(gpa, assigned=False) == 0
+    device = bench.channel.device
+    bench.channel.port_write(DOORBELL_PORT, fake.gpa // PAGE, vmpl)
+    bench.host.write(fake.gpa + 0x140, device._generation.to_bytes(4, "little"))
+    device.open().send(b"what a user sends")
+    return bench.host.read(fake.gpa + AREA_HEADER, 64)
+
+
+def test_rings_whose_pages_are_gone_are_not_elsewhere(bench: Bench) -> None:
+    """Once the host cannot reach the pages, who announces others is the kernel: nothing is carried to it."""
+    assert bench.host.rmpupdate(AREA.gpa, assigned=True) == 0
+    bench.channel.device.open()
+    bench.channel.run()
+    assert not bench.channel.device.ready
+    for vmpl in (3, 0):
+        assert b"what a user sends" not in kernel_announces(bench, vmpl)
+    assert bench.call(0, 6, 1).rax == 0, "VeilMon serves on"
+
+
+def test_a_device_that_forgets_believes_the_kernel(bench: Bench) -> None:
+    """The counter-test: a device that has heard nobody, and takes the kernel for VMPL 0."""
+    bench.channel.device.load({"gpa": 0})
+    assert b"what a user sends" in kernel_announces(bench, 0)

@@ -34,6 +34,7 @@ from veil.host.ghcb_fields import GhcbReason, NaeEvent
 from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
+from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState
 
 __all__ = [
@@ -63,6 +64,8 @@ __all__ = [
     "NestedPageFault",
     "PageStateEvent",
     "PanicWatcher",
+    "ProtectedRange",
+    "Protection",
     "RegionKind",
     "RunResult",
     "RunState",

@@ -96,9 +96,13 @@ class Platform(Protocol):
     #: the guest reset the board
     on_reset: Callable[[], None] | None
 
-    def io_read(self, port: int, size: int, /) -> int: ...
+    def confine(self, allows: Callable[[int, int], bool], /) -> None:
+        """From now on devices reach, for the kernel, only memory of which `allows(gpa, length)` says so."""
 
-    def io_write(self, port: int, size: int, value: int, /) -> None: ...
+    def io_read(self, port: int, size: int, vmpl: int, /) -> int:
+        """`vmpl`: whose instruction it is. Some ports are for privileged levels."""
+
+    def io_write(self, port: int, size: int, value: int, vmpl: int, /) -> None: ...
 
     def mmio_read(self, gpa: int, size: int, vcpu: int, /) -> int: ...
 

@@ -12,6 +12,8 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from veil.host.faces import HostMemory
 
 __all__ = ["PAGE", "GhcbFault", "GhcbPage", "GhcbReason", "InjectException", "NaeEvent", "PortAnswer"]
@@ -127,7 +129,10 @@ class GhcbPage:
     Inputs are checked against VALID_BITMAP as they are used.
     """
 
-    __slots__ = ("_bits", "_outputs", "exit_code", "gpa", "info1", "info2", "raw", "result2", "scratch", "view", "xcr0")
+    __slots__ = (
+        "_bits", "_outputs", "exit_code", "gpa", "info1", "info2", "may_use", "raw", "result2", "scratch", "view",
+        "xcr0",
+    )  # fmt: skip
 
     exit_code: int
     info1: int
@@ -135,8 +140,10 @@ class GhcbPage:
     scratch: int
     xcr0: int
 
-    def __init__(self, view: HostMemory, gpa: int) -> None:
+    def __init__(self, view: HostMemory, gpa: int, may_use: Callable[[int, int], bool]) -> None:
+        """`may_use`: is a range shared memory that who asks may name?"""
         self.view = view
+        self.may_use = may_use
         self.gpa = gpa
         self.raw = raw = view.read(gpa, PAGE)
         self.exit_code, self.info1, self.info2, self.scratch, self.xcr0, low, high = _EXIT_FIELDS.unpack_from(
@@ -203,7 +210,8 @@ class GhcbPage:
 
         In the GHCB page it must lie within the shared buffer: an area over the save area would let an answer's data
         overwrite the answer. Elsewhere it must be shared memory: the host cannot use private pages, and must not be
-        talked into reading ciphertext as data.
+        talked into reading ciphertext as data. And it must not be a more privileged level's: the host would write
+        over what VeilMon says, or hears.
         """
         if not self._bits & _BIT_SCRATCH:
             raise GhcbFault(GhcbReason.MISSING_INPUT)
@@ -212,7 +220,7 @@ class GhcbPage:
             offset = start - self.gpa
             if offset < _BUFFER or offset + length > _BUFFER_END:
                 raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
-        elif not start or length > SCRATCH_LIMIT or not self.view.is_shared(start, length):
+        elif not start or length > SCRATCH_LIMIT or not self.may_use(start, length):
             raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
         return start
 

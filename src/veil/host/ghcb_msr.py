@@ -79,7 +79,7 @@ def _preferred_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -
 def _register_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
     gpa = value & _PFN_MASK
     # All ones in the answer: refused. The page may still be private, guests register before or after sharing it.
-    if not gpa or not host.in_ram(gpa, PAGE_4K):
+    if not gpa or not host.may_name(context, gpa, PAGE_4K):
         return _PFN_MASK | 0x013
     context.ghcb = gpa
     return gpa | 0x013
@@ -88,7 +88,7 @@ def _register_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) ->
 def _page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
     operation = value >> 52 & 0xF
     gpa = value & (1 << 52) - PAGE_4K
-    if value >> 56 or operation not in (_PSC_PRIVATE, _PSC_SHARED) or not host.in_ram(gpa, PAGE_4K):
+    if value >> 56 or operation not in (_PSC_PRIVATE, _PSC_SHARED) or not host.may_name(context, gpa, PAGE_4K):
         return _ERROR | 0x015
     if not host.change_page(vcpu, context, gpa, private=operation == _PSC_PRIVATE, large=False):
         return _ERROR | 0x015

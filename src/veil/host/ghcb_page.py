@@ -95,7 +95,7 @@ def handle_ghcb_page(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
     gpa: int = context.vmcb.ghcb_gpa
     try:
         if gpa == context.ghcb and host.on_event is None:
-            if not _single_port_access(host, gpa):
+            if not _single_port_access(host, context.vmpl, gpa):
                 _answer(host, vcpu, context, gpa)
         else:
             _answer(host, vcpu, context, gpa)
@@ -108,7 +108,7 @@ def handle_ghcb_page(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
         ) from error
 
 
-def _single_port_access(host: Hypervisor, gpa: int) -> bool:
+def _single_port_access(host: Hypervisor, vmpl: int, gpa: int) -> bool:
     """IN or OUT of one element, well formed; False (and nothing done) if the request is anything else."""
     view = host.view
     raw = view.read(gpa, PAGE)
@@ -125,11 +125,11 @@ def _single_port_access(host: Hypervisor, gpa: int) -> bool:
         return False
     port = info1 >> 16 & 0xFFFF
     if info1 & 1:
-        value = host.platform.io_read(port, size) & _MASKS[size]
+        value = host.platform.io_read(port, size, vmpl) & _MASKS[size]
         view.write(gpa + _RAX_AT, _pack_rax(value))
         view.write(gpa + _ANSWER_AT, _SUCCESS + raw[_KEPT] + _IN_BITMAP)
     elif low & _RAX_VALID:
-        host.platform.io_write(port, size, _unpack_rax(raw, _RAX_AT)[0] & _MASKS[size])
+        host.platform.io_write(port, size, _unpack_rax(raw, _RAX_AT)[0] & _MASKS[size], vmpl)
         view.write(gpa + _ANSWER_AT, _SUCCESS + raw[_KEPT] + _OUT_BITMAP)
     else:
         return False
@@ -139,14 +139,20 @@ def _single_port_access(host: Hypervisor, gpa: int) -> bool:
 
 
 def _answer(host: Hypervisor, vcpu: Vcpu, context: Context, gpa: int) -> None:
-    if not host.view.is_shared(gpa, PAGE):
+    allows, is_shared, vmpl = host.protection.allows, host.view.is_shared, context.vmpl
+
+    def may_use(start: int, length: int) -> bool:
+        return is_shared(start, length) and allows(vmpl, start, length)
+
+    if not may_use(gpa, PAGE):
+        # Even the answer "not registered" would be written into it.
         raise MalformedGhcb(
-            f"the GHCB at {gpa:#x} is private or outside of guest memory; "
-            "make it shared by a page state change before VMGEXIT",
+            f"the GHCB at {gpa:#x} is private, outside of guest memory, or a more privileged level's; "
+            "make a page of your own shared by a page state change before VMGEXIT",
             vcpu=vcpu.index,
-            vmpl=context.vmpl,
+            vmpl=vmpl,
         )
-    ghcb = GhcbPage(host.view, gpa)
+    ghcb = GhcbPage(host.view, gpa, may_use)
     code = ghcb.exit_code
     try:
         if gpa != context.ghcb:

@@ -21,6 +21,7 @@ from veil.host.ghcb_fields import NaeEvent
 from veil.host.ghcb_msr import MsrRequest, ap_reset_hold_answer
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
 from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
+from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
 
@@ -105,6 +106,8 @@ class Hypervisor:
         self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
         self.cpuid = CpuidAnswers(cpuid)
         self.certificates = certificates
+        #: what each level may not ask about; a test that makes the host hostile puts an empty one here
+        self.protection = Protection()
         self.features = int(OFFERED_FEATURES)
         #: an observer, for those who test SNP software
         self.on_event: Callable[[Event], None] | None = None
@@ -135,6 +138,8 @@ class Hypervisor:
         self._channel.on_pending = self._end_slice
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
         platform.on_power_off = self._power_off
+        # Devices move data for the kernel: its descriptors reach no further than its requests.
+        platform.confine(lambda gpa, length: self.protection.allows(self.guest_vmpl, gpa, length))
         machine.set_pause_limit(PAUSE_LIMIT if vcpus > 1 else 0)
 
     # Launch
@@ -143,15 +148,18 @@ class Hypervisor:
         self,
         regions: Iterable[LaunchRegion],
         *,
+        protected: Iterable[ProtectedRange] = (),
         policy: int = DEFAULT_POLICY,
         host_data: bytes = bytes(32),
         identity: LaunchIdentityBlock | None = None,
     ) -> None:
         """Load and measure the image; VCPU 0 will start at its most privileged VMSA.
 
-        `host_data` (32 bytes) and `identity` (the guest owner's signed ID block) go into the guest's reports.
+        `protected`: memory about which levels less privileged than its own may ask nothing. `host_data` (32 bytes) and
+        `identity` (the guest owner's signed ID block) go into the guest's reports.
         """
         image = list(regions)
+        protection = Protection.at_launch(protected, self.ram)
         load_image(
             self.view,
             self.machine.secure_processor,
@@ -162,6 +170,7 @@ class Hypervisor:
             host_data=host_data,
             identity=identity,
         )
+        self.protection = protection
         for region in image:
             if region.kind == RegionKind.VMSA:
                 self.vcpus[region.vcpu].set_vmsa(region.vmpl, region.gpa)
@@ -210,6 +219,17 @@ class Hypervisor:
     def touches_ram(self, gpa: int, length: int) -> bool:
         """Is any of the range guest memory?"""
         return any(gpa < start + size and start < gpa + length for start, size in self.ram)
+
+    def may_name(self, context: Context, gpa: int, length: int) -> bool:
+        """Is the range guest memory that a request of this context may be about?"""
+        if not self.in_ram(gpa, length) or not self.protection.allows(context.vmpl, gpa, length):
+            return False
+        # VMSAs, of the launch and of AP creation, wherever they lie.
+        return not any(
+            other.vmpl < context.vmpl and gpa <= other.vmcb.vmsa_pa < gpa + length
+            for vcpu in self.vcpus
+            for other in vcpu.contexts.values()
+        )
 
     def vcpu_by_apic_id(self, apic_id: int) -> Vcpu | None:
         """The VCPU with this APIC ID."""
@@ -478,6 +498,7 @@ class Hypervisor:
             "vcpus": [vcpu.dump() for vcpu in self.vcpus],
             "turn": self._turn,
             "ap_jump_table": self.ap_jump_table,
+            "protected": self.protection.state(),
             "platform": self.platform.state(),
         }
 
@@ -486,6 +507,7 @@ class Hypervisor:
         try:
             vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
             guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]
+            protected = state["protected"]
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(f"snapshot: the host's state is damaged ({error!r})") from error
         if len(vcpus) != len(self.vcpus):
@@ -495,6 +517,7 @@ class Hypervisor:
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
         self.guest_vmpl, self._turn, self.ap_jump_table = guest_vmpl, turn % len(self.vcpus), jump_table
+        self.protection = Protection.load(protected)
         self.platform.load(platform)
         self.device_accessed = True
 

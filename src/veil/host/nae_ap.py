@@ -71,7 +71,7 @@ def _check_vmsa(
     if not ghcb.rax & _SNP_ACTIVE:
         raise _invalid()
     gpa = ghcb.info2
-    if gpa % PAGE or not host.in_ram(gpa, PAGE) or host.view.is_shared(gpa, PAGE):
+    if gpa % PAGE or not host.may_name(context, gpa, PAGE) or host.view.is_shared(gpa, PAGE):
         raise _invalid()
     # The request's own context would be replaced under its feet.
     if target is vcpu and vmpl == context.vmpl:
@@ -110,7 +110,7 @@ def apic_ids(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
     offered = ghcb.rax
     if offered >= needed:
         gpa = ghcb.info1
-        if gpa % PAGE or not host.view.is_shared(gpa, needed * PAGE):
+        if gpa % PAGE or not ghcb.may_use(gpa, needed * PAGE):
             raise _invalid()
         ghcb.view.write(gpa, data)
     ghcb.set_rax(needed)

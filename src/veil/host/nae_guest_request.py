@@ -28,7 +28,7 @@ _CERTIFICATE_TABLE_END = bytes(24)
 
 def _check_pages(ghcb: GhcbPage) -> None:
     request, response = ghcb.info1, ghcb.info2
-    shared = ghcb.view.is_shared
+    shared = ghcb.may_use
     if request % PAGE or response % PAGE or request == response:
         raise GhcbFault(GhcbReason.INVALID_INPUT)
     if not shared(request, PAGE) or not shared(response, PAGE):
@@ -68,7 +68,7 @@ def extended_guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb:
             reserved = (ghcb.gpa, ghcb.info1, ghcb.info2)
             if (
                 data % PAGE
-                or not ghcb.view.is_shared(data, area)
+                or not ghcb.may_use(data, area)
                 or any(data <= page < data + area for page in reserved)
             ):
                 raise GhcbFault(GhcbReason.INVALID_INPUT)

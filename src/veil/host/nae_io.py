@@ -30,14 +30,14 @@ def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None
     port = info >> 16 & 0xFFFF
     host.device_accessed = True
     if info & IOIO_STRING:
-        _string(host, ghcb, port, size)
+        _string(host, context.vmpl, ghcb, port, size)
     elif info & IOIO_IN:
-        ghcb.set_rax(host.platform.io_read(port, size) & (1 << 8 * size) - 1)
+        ghcb.set_rax(host.platform.io_read(port, size, context.vmpl) & (1 << 8 * size) - 1)
     else:
-        host.platform.io_write(port, size, ghcb.rax & (1 << 8 * size) - 1)
+        host.platform.io_write(port, size, ghcb.rax & (1 << 8 * size) - 1, context.vmpl)
 
 
-def _string(host: Hypervisor, ghcb: GhcbPage, port: int, size: int) -> None:
+def _string(host: Hypervisor, vmpl: int, ghcb: GhcbPage, port: int, size: int) -> None:
     count = ghcb.info2
     # Before the multiplication by `size` decides about anything: the count is 64 bits of the guest's choice.
     if count > SCRATCH_LIMIT:
@@ -47,10 +47,10 @@ def _string(host: Hypervisor, ghcb: GhcbPage, port: int, size: int) -> None:
     if ghcb.info1 & IOIO_IN:
         start = ghcb.scratch_area(length)
         mask = (1 << 8 * size) - 1
-        data = b"".join((platform.io_read(port, size) & mask).to_bytes(size, "little") for _ in range(count))
+        data = b"".join((platform.io_read(port, size, vmpl) & mask).to_bytes(size, "little") for _ in range(count))
         if data:
             ghcb.view.write(start, data)
         return
     data = ghcb.scratch_read(length)
     for offset in range(0, length, size):
-        platform.io_write(port, size, int.from_bytes(data[offset : offset + size], "little"))
+        platform.io_write(port, size, int.from_bytes(data[offset : offset + size], "little"), vmpl)

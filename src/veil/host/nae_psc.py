@@ -88,7 +88,7 @@ def _change(host: Hypervisor, vcpu: Vcpu, context: Context, entry: int) -> tuple
     pages = length // PAGE_4K
     if entry & _RESERVED or reached > pages or gpa % length or operation not in _OPERATIONS:
         return _ERROR_ENTRY, reached
-    if not host.in_ram(gpa, length):
+    if not host.may_name(context, gpa, length):
         return _ERROR_ENTRY, reached
     if operation in (PageOperation.PSMASH, PageOperation.UNSMASH):
         # Advice about the RMP's page sizes. Nothing can join pages that the guest has validated one by one.

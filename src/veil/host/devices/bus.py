@@ -16,20 +16,32 @@ if TYPE_CHECKING:
 __all__ = ["IoBus", "MmioBus", "Window"]
 
 PORTS = 0x10000
+#: VMPL 3, whose accesses these are if nobody says otherwise.
+LEAST_PRIVILEGED = 3
 
 
 class Window:
-    """A range of ports or addresses; `read(offset, size)` and `write(offset, size, value)` get offsets into it."""
+    """A range of ports or addresses; `read(offset, size)` and `write(offset, size, value)` get offsets into it.
 
-    __slots__ = ("length", "read", "start", "write")
+    Accesses of levels above `vmpl` in number find nobody there.
+    """
+
+    __slots__ = ("length", "read", "start", "vmpl", "write")
 
     def __init__(
-        self, start: int, length: int, read: Callable[[int, int], int], write: Callable[[int, int, int], None]
+        self,
+        start: int,
+        length: int,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], None],
+        *,
+        vmpl: int = LEAST_PRIVILEGED,
     ) -> None:
         self.start = start
         self.length = length
         self.read = read
         self.write = write
+        self.vmpl = vmpl
 
 
 class _Windows:
@@ -47,11 +59,11 @@ class _Windows:
         if window in self._windows:
             self._windows.remove(window)
 
-    def _find(self, address: int, size: int) -> Window | None:
+    def _find(self, address: int, size: int, vmpl: int = LEAST_PRIVILEGED) -> Window | None:
         for window in self._windows:
             offset = address - window.start
             if offset >= 0 and offset + size <= window.length:
-                return window
+                return window if vmpl <= window.vmpl else None
         return None
 
 
@@ -79,8 +91,8 @@ class IoBus(_Windows):
         self._wide_in[port] = read
         self._wide_out[port] = write
 
-    def read(self, port: int, size: int) -> int:
-        """IN."""
+    def read(self, port: int, size: int, vmpl: int = LEAST_PRIVILEGED) -> int:
+        """IN, executed at a VMPL."""
         if size == 1:
             register = self._in.get(port)
             if register is not None:
@@ -88,7 +100,7 @@ class IoBus(_Windows):
         wide = self._wide_in.get(port)
         if wide is not None:
             return wide(size)
-        window = self._find(port, size)
+        window = self._find(port, size, vmpl)
         if window is not None:
             return window.read(port - window.start, size)
         if size == 1:
@@ -100,8 +112,8 @@ class IoBus(_Windows):
             value |= (0xFF if register is None else register()) << 8 * index
         return value
 
-    def write(self, port: int, size: int, value: int) -> None:
-        """OUT."""
+    def write(self, port: int, size: int, value: int, vmpl: int = LEAST_PRIVILEGED) -> None:
+        """OUT, executed at a VMPL."""
         if size == 1:
             register = self._out.get(port)
             if register is not None:
@@ -111,7 +123,7 @@ class IoBus(_Windows):
         if wide is not None:
             wide(size, value)
             return
-        window = self._find(port, size)
+        window = self._find(port, size, vmpl)
         if window is not None:
             window.write(port - window.start, size, value)
             return

@@ -38,6 +38,9 @@ __all__ = ["ChannelConnection", "ChannelDevice"]
 
 _PAGE = 4096
 _PORT_BYTES = 4
+#: Whose the port is. The kernel could say where rings are, too, and have users' ciphertext carried to it; or say all
+#: the time that they are spoilt, which ends connections.
+_MONITOR_VMPL = 0
 
 
 class ChannelConnection:
@@ -127,6 +130,7 @@ class ChannelDevice:
     def __init__(self, memory: RingMemory) -> None:
         self._memory = memory
         self._area: ChannelArea | None = None
+        self._gone = False  # the pages are private: who took them (not VeilMon) ended the channel
         self._connections: dict[int, ChannelConnection] = {}
         self._next = 1
         self.pending = False
@@ -138,12 +142,12 @@ class ChannelDevice:
 
     def attach(self, bus: IoBus) -> None:
         """Claim the port."""
-        bus.add_window(Window(DOORBELL_PORT, _PORT_BYTES, lambda offset, size: 0, self._write))
+        bus.add_window(Window(DOORBELL_PORT, _PORT_BYTES, lambda offset, size: 0, self._write, vmpl=_MONITOR_VMPL))
 
     @property
     def ready(self) -> bool:
-        """Has VeilMon said where its rings are?"""
-        return self._area is not None
+        """Has VeilMon said where its rings are, and can the host still reach them?"""
+        return self._area is not None and not self._gone
 
     def open(self) -> ChannelConnection:
         """A new connection."""
@@ -158,13 +162,15 @@ class ChannelDevice:
         self._connections.pop(connection.number, None)
 
     def put(self, frame: bytes) -> None:
-        """A frame for VeilMon; waits here while the ring is full."""
+        """A frame for VeilMon; waits here while the ring is full, and is lost if there is no ring any more."""
+        if self._gone:
+            return
         self._waiting += frame
         self.flush()
 
     def flush(self) -> None:
         """Put what waits into the ring, as far as there is room."""
-        if not self._waiting or self._area is None:
+        if not self._waiting or not self.ready:
             return
         try:
             if not self._in_step():
@@ -195,13 +201,14 @@ class ChannelDevice:
     def _write(self, offset: int, size: int, value: int) -> None:
         if offset or size != _PORT_BYTES:
             return
-        if value not in (DOORBELL_DATA, DOORBELL_SPOILT) and self._area is None:
-            # The first to say so is VeilMon. The kernel could say it later, to have users' ciphertext carried to it.
-            self._begin(ChannelArea(value * _PAGE), 0, 0)
-            self.flush()
-        elif self._area is not None and value == DOORBELL_DATA:
+        if value not in (DOORBELL_DATA, DOORBELL_SPOILT):
+            # Where the rings are is said once: whatever becomes of their pages, they are nowhere else.
+            if self._area is None:
+                self._begin(ChannelArea(value * _PAGE), 0, 0)
+                self.flush()
+        elif self.ready and value == DOORBELL_DATA:
             self._take()
-        elif self._area is not None and value == DOORBELL_SPOILT:
+        elif self.ready and value == DOORBELL_SPOILT:
             self._reset()
 
     def _begin(self, area: ChannelArea, position_in: int, position_out: int, held: bytes = b"") -> None:
@@ -250,7 +257,7 @@ class ChannelDevice:
             self._out.reset()
             self._generations.want(self._generation)
         except RmpViolation:
-            self._area = None  # the pages are gone
+            self._gone = True
         self._now_pending()
         for connection in lost.values():
             connection.lost()
@@ -275,7 +282,7 @@ class ChannelDevice:
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot."""
         gpa = int(state["gpa"])
-        self._area = None
+        self._area, self._gone = None, False
         self._connections.clear()
         if not gpa:
             return

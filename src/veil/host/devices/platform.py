@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from veil.host.devices._dma import ConfinedMemory
 from veil.host.devices.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
@@ -96,8 +97,9 @@ class Platform:
         #: users' connections to VeilMon
         self.channel = ChannelDevice(memory)
         self.pci = PciBus(self.io, self.mmio)
+        self._dma = ConfinedMemory(memory)
         self.console = VirtioConsole(
-            memory,
+            self._dma,
             self.interrupts.send_message,
             self.pic.line(_CONSOLE_IRQ),
             [None, AGENT_PORT],
@@ -169,6 +171,10 @@ class Platform:
         self.power.on_power_off = callback
 
     # Device memory and MSRs
+
+    def confine(self, allows: Callable[[int, int], bool]) -> None:
+        """Devices that the kernel drives reach only memory of which `allows(gpa, length)` says so."""
+        self._dma.allows = allows
 
     def mmio_read(self, gpa: int, size: int, vcpu: int = 0) -> int:
         """A load by a VCPU: each sees its own APIC at one address."""
