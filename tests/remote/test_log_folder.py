@@ -51,11 +51,11 @@ def test_killed_between_any_two_steps(desk: Desk, tmp_path: Path, monkeypatch: p
         calls += 1
         folder = LogFolder(tmp_path / str(calls))
         # The service is a function of its state here: no RESUMED entry is wanted.
-        desk.service.store.load(json.loads(first[0])["store"])
         desk.service.memory.data[:] = first[1]  # type: ignore[attr-defined]
+        desk.service.store.load(json.loads(first[0])["store"])
         fetch(desk, folder)
-        desk.service.store.load(json.loads(second[0])["store"])
         desk.service.memory.data[:] = second[1]  # type: ignore[attr-defined]
+        desk.service.store.load(json.loads(second[0])["store"])
         with monkeypatch.context() as patch:
             killing(patch, calls)
             try:
