@@ -17,6 +17,7 @@ from veil.errors import VeilError
 __all__ = [
     "EXIT_INTERRUPTED",
     "SECONDS",
+    "SOME_SECONDS",
     "Progress",
     "cvm_options",
     "owners",
@@ -44,8 +45,8 @@ class _Seconds(click.FloatRange):
 
     name = "seconds"
 
-    def __init__(self) -> None:
-        super().__init__(min=0, max=1e9)
+    def __init__(self, *, above_zero: bool = False) -> None:
+        super().__init__(min=0, min_open=above_zero, max=1e9)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As a float."""
@@ -57,6 +58,7 @@ class _Seconds(click.FloatRange):
 
 #: The type of an option that says how long.
 SECONDS = _Seconds()
+SOME_SECONDS = _Seconds(above_zero=True)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
