@@ -6,7 +6,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from veil.host import GhcbReason, Hypervisor, RunState
@@ -176,6 +175,22 @@ class FakeMachine:
         vmcb.exit_code = ExitCode.VMGEXIT if code is None else code
 
 
+class FakeChannel:
+    """The channel device's face to the run loop."""
+
+    def __init__(self) -> None:
+        self.pending = False
+        self.on_pending: Callable[[], None] | None = None
+        self.entries = 0
+
+    def entered(self) -> None:
+        self.pending = False
+        self.entries += 1
+
+    def flush(self) -> None:
+        pass
+
+
 class FakePlatform:
     """Ports, MMIO and MSRs as dictionaries; vectors as the test queues them."""
 
@@ -194,7 +209,7 @@ class FakePlatform:
         self.on_sipi: Callable[[int], None] | None = None
         self.on_reset: Callable[[], None] | None = None
         self.on_power_off: Callable[[], None] | None = None
-        self.channel = SimpleNamespace(pending=False, backlog=False, on_pending=None)
+        self.channel = FakeChannel()
 
     def confine(self, allows: Callable[[int, int], bool], /) -> None:
         self.dma_allows = allows

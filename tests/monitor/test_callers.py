@@ -127,7 +127,7 @@ def test_readers_are_no_strangers() -> None:
 
     bench = boot()
     with ChannelClient(Wire(bench), identity=READER) as reading:
-        strangers = [Wire(bench) for _ in range(100)]
+        strangers = [Wire(bench) for _ in range(300)]
         bench.channel.run()
         ping(reading)
         assert any(not wire.connection.is_open for wire in strangers)

@@ -26,6 +26,7 @@ from veil.formats.channel import (
     DOORBELL_SPOILT,
     FRAME_DATA_MAX,
     MESSAGE_MAX,
+    STRANGER_MESSAGE_MAX,
     WINDOW,
     ChannelArea,
     FrameKind,
@@ -36,6 +37,7 @@ from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
+from veil.monitor.channel.link import MAX_STRANGERS
 from veil.monitor.channel.requests import MonitorCall
 from veil.monitor.parameters import MIN_SHARED
 from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed
@@ -124,9 +126,14 @@ def ping(client: ChannelClient, body: bytes = b"still there?") -> None:
 
 
 def test_requests(bench: Bench) -> None:
-    with user(bench) as client:
+    with user(bench, OWNER) as client:
         for size in (0, 1, 1000, FRAME_DATA_MAX, WINDOW + 1, MESSAGE_MAX):
             ping(client, os.urandom(size))
+    with user(bench) as client:
+        for size in (0, 1, STRANGER_MESSAGE_MAX):
+            ping(client, os.urandom(size))
+        with pytest.raises(ChannelClosed):
+            ping(client, bytes(STRANGER_MESSAGE_MAX + 1))
     with user(bench, OWNER) as client:
         status = json.loads(client.request(CHANNEL_SERVICE, MonitorCall.STATUS))
         assert status["protected"] is True
@@ -211,8 +218,8 @@ def test_no_report_to_be_had(bench: Bench) -> None:
 
 
 def test_many_at_once_and_one_that_never_reads(bench: Bench) -> None:
-    clients = [user(bench) for _ in range(20)]
-    lazy = user(bench)
+    clients = [user(bench, OWNER) for _ in range(20)]
+    lazy = user(bench, OWNER)
     for _ in range(8):
         lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(MESSAGE_MAX // 2))
     bench.channel.run()
@@ -223,26 +230,29 @@ def test_many_at_once_and_one_that_never_reads(bench: Bench) -> None:
 
 
 def test_memory_for_one_that_never_reads_is_bounded(bench: Bench) -> None:
-    lazy = user(bench)
-    for _ in range(40):
-        lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(MESSAGE_MAX))
-    bench.channel.run()
     link = bench.monitor._channel
     assert link is not None
-    (connection,) = link._connections.values()
-    held = len(connection._out) + len(connection._reader._held)
-    assert held < 4 * MESSAGE_MAX
+    for identity, size, most in ((OWNER, MESSAGE_MAX, 3 * MESSAGE_MAX), (None, STRANGER_MESSAGE_MAX, 64 << 10)):
+        lazy = user(bench, identity)
+        for _ in range(40):
+            lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(size))
+        bench.channel.run()
+        *_, connection = link._connections.values()
+        held = len(connection._input) + len(connection._out) + len(connection._reader._held)
+        assert size < held < most
     ping(user(bench))
 
 
 def test_strangers_do_not_keep_owners_out(bench: Bench) -> None:
     with user(bench, OWNER) as owner:
-        strangers = [Wire(bench) for _ in range(200)]
+        strangers = [Wire(bench) for _ in range(500)]
         bench.channel.run()
         ping(owner)
         with user(bench, OWNER) as another:
             ping(another)
-        assert sum(not wire.connection.is_open for wire in strangers) >= 200 - 64
+        gone = [not wire.connection.is_open for wire in strangers]
+        assert gone == sorted(gone, reverse=True), "the oldest go first"
+        assert 500 - MAX_STRANGERS <= sum(gone) <= 502 - MAX_STRANGERS
 
 
 def test_snapshot_ends_connections_and_has_a_new_key(bench: Bench) -> None:

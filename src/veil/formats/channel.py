@@ -23,10 +23,13 @@ from veil.formats.errors import FormatError
 __all__ = [
     "AREA_HEADER",
     "DOORBELL_DATA",
+    "DOORBELL_MORE",
     "DOORBELL_PORT",
     "DOORBELL_SPOILT",
     "FRAME_DATA_MAX",
     "MESSAGE_MAX",
+    "STRANGER_MESSAGE_MAX",
+    "STRANGER_WINDOW",
     "WINDOW",
     "ChannelArea",
     "Frame",
@@ -47,10 +50,12 @@ __all__ = [
 
 # 1. Rings
 
-#: I/O port of 4 bytes: VeilMon writes the area's page number once, then one of the next two.
+#: I/O port of 4 bytes: VeilMon writes the area's page number once, then one of the next three.
 DOORBELL_PORT = 0x0CE0
 #: there is something in the ring to the host
 DOORBELL_DATA = 0
+#: the same, and VeilMon has left work lying, so that the kernel can run: enter it again
+DOORBELL_MORE = 0xFFFFFFFE
 #: the rings are spoilt: begin anew
 DOORBELL_SPOILT = 0xFFFFFFFF
 #: the first page of the area; the rings follow, first the one to VeilMon
@@ -203,6 +208,8 @@ _FRAME = struct.Struct("<IHHI")
 FRAME_DATA_MAX = 16 << 10
 #: What a side may send on a connection before the other one has granted more by a CREDIT frame.
 WINDOW = 64 << 10
+#: The same, from the host to VeilMon: it grants the rest when the user has proved to be somebody whom the launch names.
+STRANGER_WINDOW = 16 << 10
 
 
 class FrameKind(enum.IntEnum):
@@ -214,6 +221,8 @@ class FrameKind(enum.IntEnum):
     CLOSE = 3
     CREDIT = 4
     """u32: so many bytes more may be sent."""
+    PROVEN = 5
+    """From VeilMon: this user has proved to be somebody whom the launch names, so others should make room for him."""
 
 
 _KINDS = frozenset(FrameKind)
@@ -269,6 +278,8 @@ class FrameReader:
 _REQUEST = struct.Struct("<II16sHH")
 _RESPONSE = struct.Struct("<IIHH")
 MESSAGE_MAX = 1 << 20
+#: The body of a request by somebody whom the launch does not name.
+STRANGER_MESSAGE_MAX = 4 << 10
 
 
 class Status(enum.IntEnum):
@@ -316,9 +327,10 @@ def pack_response(response: Response) -> bytes:
 
 
 class MessageReader:
-    """Cuts the plain text of a connection into requests or responses."""
+    """Cuts the plain text of a connection into requests or responses, with bodies of at most so many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MESSAGE_MAX) -> None:
+        self.most = most
         self._held = bytearray()
 
     def _next(self, header: struct.Struct) -> tuple[tuple[Any, ...], bytes] | None:
@@ -327,8 +339,8 @@ class MessageReader:
             return None
         fields = header.unpack_from(held)
         length, reserved = fields[0], fields[-1]
-        if length > MESSAGE_MAX or reserved:
-            raise FormatError(f"channel message of {length} bytes, at most {MESSAGE_MAX} are allowed")
+        if length > self.most or reserved:
+            raise FormatError(f"channel message of {length} bytes, at most {self.most} are allowed")
         end = header.size + length
         if len(held) < end:
             return None

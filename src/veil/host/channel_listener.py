@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Users come by TCP: each connection is carried to VeilMon by the channel device, byte for byte.
 
-A thread of its own waits on the sockets; whatever touches the device is done in the hypervisor's thread.
+A thread of its own waits on the sockets; whatever touches the device is done in the hypervisor's thread, in the
+channel's turns. Anybody may come, so everything here is bounded: strangers' connections, how fast new ones are taken
+in, and how long one may hold a place and neither speak nor read. When all places are taken the oldest stranger makes
+room for the newest, but each has `STAY_S`. Whom the launch names (VeilMon says so) is in nobody's way.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import functools
 import selectors
 import socket
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from veil.formats.channel import WINDOW
 from veil.host.errors import HostError
 
 if TYPE_CHECKING:
@@ -22,29 +27,57 @@ if TYPE_CHECKING:
     from veil.host.devices.channel import ChannelConnection, ChannelDevice
     from veil.host.hypervisor import Hypervisor
 
-__all__ = ["ChannelListener"]
+__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
+
+#: Connections of users of whom VeilMon has not said that they are somebody. It has as many places for them.
+STRANGERS = 256
+#: What a stranger has at least before he must make room, in seconds: enough for a handshake and an attestation.
+STAY_S = 1.0
+#: New connections a second, and how many may come at once.
+ACCEPTS, BURST = 512, 64
+#: Who has said nothing for so long, or has not read what waits for him, is dropped,
+SILENT_S = 10.0
+#: and after VeilMon's end of the connection already after this.
+DRAIN_S = 2.0
 
 _PIECE = 16 << 10
-_BACKLOG = 64
-_MAX_USERS = 256
+#: Connections that wait in the kernel. Enough for all strangers to come at once and a user to come behind them.
+_BACKLOG = 1024
+_SWEEP_S = 0.5
 
 
 class _User:
     """One TCP connection. Fields are the listener thread's, but for `connection`, which is the hypervisor's."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, now: float) -> None:
         self.socket = sock
         self.connection: ChannelConnection | None = None
         self.out: deque[bytes] = deque()
         self.reading = True
         self.ending = False
+        self.since = now
+        #: when he last spoke, or read, or there was nothing for him to read
+        self.alive = now
+        #: VeilMon knows of him
+        self.known = False
+        #: he was sent so much that VeilMon was not told of
+        self.sent = 0
 
 
 class ChannelListener:
     """Listens from `start` to `close`."""
 
-    def __init__(self, hypervisor: Hypervisor, device: ChannelDevice, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        device: ChannelDevice,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Port 0 takes a free one, see `address`. Raises HostError if the address cannot be had."""
+        self._clock = clock
         self._hypervisor = hypervisor
         self._device = device
         try:
@@ -59,6 +92,12 @@ class ChannelListener:
             self._selector.register(sock, selectors.EVENT_READ)
         self._todo: deque[Callable[[], None]] = deque()
         self._users: dict[socket.socket, _User] = {}
+        #: of them those that VeilMon has not named, the oldest first
+        self._strangers: dict[socket.socket, _User] = {}
+        self._woken = False
+        self._accepting = True
+        self._next_accept = 0.0
+        self._next_sweep = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="channel listener", daemon=True)
 
@@ -81,35 +120,81 @@ class ChannelListener:
     def _later(self, action: Callable[[], None]) -> None:
         """Have the listener's thread do something. Safe in any thread."""
         self._todo.append(action)
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"x")
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._wake_write.send(b"x")
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(self._timeout()):
                 sock = key.fileobj
                 if sock is self._listening:
                     self._accept()
                 elif sock is self._wake_read:
                     with contextlib.suppress(OSError):
                         self._wake_read.recv(4096)
+                    self._woken = False
                 elif isinstance(sock, socket.socket) and sock in self._users:
                     self._serve(self._users[sock], events)
             while self._todo:
                 self._todo.popleft()()
+            self._sweep()
+
+    def _timeout(self) -> float | None:
+        """Seconds until there is something to look after."""
+        waits = [self._next_sweep] if self._users else []
+        if not self._accepting:
+            waits.append(self._may_accept())
+        return max(0.0, min(waits) - self._clock()) if waits else None
 
     def _accept(self) -> None:
+        now = self._clock()
+        if self._may_accept() > now:
+            # Those who come meanwhile wait in the kernel.
+            self._accepting = False
+            self._selector.unregister(self._listening)
+            return
         try:
             sock, _ = self._listening.accept()
+        except BlockingIOError:
+            return
         except OSError:
+            # No descriptors left, mostly: the oldest stranger gives his back.
+            if self._strangers:
+                self._drop(next(iter(self._strangers.values())))
+            self._next_accept = now + _SWEEP_S + BURST / ACCEPTS
             return
-        if len(self._users) >= _MAX_USERS:
-            sock.close()
-            return
+        self._next_accept = max(self._next_accept, now) + 1 / ACCEPTS
+        if len(self._strangers) >= STRANGERS:
+            self._drop(next(iter(self._strangers.values())))
         sock.setblocking(False)
-        user = self._users[sock] = _User(sock)
+        self._users[sock] = self._strangers[sock] = _User(sock, now)
         self._selector.register(sock, selectors.EVENT_READ)
-        self._hypervisor.post(functools.partial(self._open, user))
+
+    def _may_accept(self) -> float:
+        """When the next connection can be taken in."""
+        when = self._next_accept - BURST / ACCEPTS
+        if len(self._strangers) >= STRANGERS:
+            when = max(when, next(iter(self._strangers.values())).since + STAY_S)
+        return when
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if not self._accepting and now >= self._may_accept():
+            self._accepting = True
+            self._selector.register(self._listening, selectors.EVENT_READ)
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_S
+        for user in list(self._users.values()):
+            # Nobody waits for a stranger without end; who is somebody may let his connection lie, but not keep it
+            # when VeilMon has ended it.
+            stranger = user.socket in self._strangers
+            owes = bool(user.out) or not user.known
+            patience = DRAIN_S if user.ending else SILENT_S
+            if owes and (stranger or user.ending) and now - user.alive > patience:
+                self._drop(user)
 
     def _serve(self, user: _User, events: int) -> None:
         if events & selectors.EVENT_WRITE:
@@ -124,10 +209,14 @@ class ChannelListener:
             if not data:
                 self._drop(user)
                 return
+            if not user.known:
+                # Who connects and says nothing is no work for VeilMon.
+                user.known = True
+                self._hypervisor.post_for_channel(functools.partial(self._open, user))
             # No more until VeilMon has taken this: a user who sends without end fills no memory.
             user.reading = False
             self._watch(user)
-            self._hypervisor.post(functools.partial(self._deliver, user, data))
+            self._hypervisor.post_for_channel(functools.partial(self._deliver, user, data))
 
     def _write(self, user: _User) -> None:
         sent = 0
@@ -145,7 +234,11 @@ class ChannelListener:
             self._drop(user)
             return
         if sent:
-            self._hypervisor.post(functools.partial(self._sent, user, sent))
+            user.alive = self._clock()
+            user.sent += sent
+            if user.sent >= WINDOW // 4:  # what the device would tell VeilMon of
+                self._hypervisor.post_for_channel(functools.partial(self._sent, user, user.sent))
+                user.sent = 0
         if user.ending and not user.out:
             self._drop(user)
         else:
@@ -167,12 +260,18 @@ class ChannelListener:
     def _drop(self, user: _User) -> None:
         if self._users.pop(user.socket, None) is None:
             return
+        self._strangers.pop(user.socket, None)
         if user.socket in self._selector.get_map():
             self._selector.unregister(user.socket)
         user.socket.close()
-        self._hypervisor.post(functools.partial(self._close, user))
+        if user.known:
+            self._hypervisor.post_for_channel(functools.partial(self._close, user))
 
     def _give(self, user: _User, data: bytes) -> None:
+        if user.socket not in self._users:
+            return
+        if not user.out:
+            user.alive = self._clock()
         user.out.append(data)
         self._write(user)
 
@@ -181,8 +280,13 @@ class ChannelListener:
         self._watch(user)
 
     def _end(self, user: _User) -> None:
-        user.ending = True
+        if user.socket not in self._users:
+            return
+        user.ending, user.reading = True, False
         self._write(user)
+
+    def _prove(self, user: _User) -> None:
+        self._strangers.pop(user.socket, None)
 
     # The hypervisor's thread
 
@@ -190,6 +294,7 @@ class ChannelListener:
         connection = user.connection = self._device.open()
         connection.on_data = lambda data: self._later(functools.partial(self._give, user, data))
         connection.on_room = lambda: self._later(functools.partial(self._resume, user))
+        connection.on_proven = lambda: self._later(functools.partial(self._prove, user))
         connection.on_close = lambda: self._later(functools.partial(self._end, user))
 
     def _deliver(self, user: _User, data: bytes) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from veil.host.channel_turns import ChannelTurns
 from veil.host.cpuid import CpuidAnswers
 from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
@@ -88,10 +89,11 @@ class Hypervisor:
         cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
         apic_ids: Sequence[int] | None = None,
         certificates: Callable[[], bytes] = bytes,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """`guest_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table.
 
-        `certificates` gives the certificate table for extended guest requests.
+        `certificates` gives the certificate table for extended guest requests. `clock` is that of `vmrun`'s deadlines.
         """
         if vcpus < 1:
             raise HostError(f"a guest needs at least one VCPU, not {vcpus}")
@@ -108,6 +110,7 @@ class Hypervisor:
         self.certificates = certificates
         #: what each level may not ask about; a test that makes the host hostile puts an empty one here
         self.protection = Protection()
+        self._clock = clock
         self.features = int(OFFERED_FEATURES)
         #: an observer, for those who test SNP software
         self.on_event: Callable[[Event], None] | None = None
@@ -134,6 +137,7 @@ class Hypervisor:
         self._stop: HostError | None = None
         self._stopped = False
         self._wakeup = threading.Event()
+        self._turns = ChannelTurns(lambda: self.post(_look), clock)
         self._channel = platform.channel
         self._channel.on_pending = self._end_slice
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
@@ -188,6 +192,10 @@ class Hypervisor:
         """Call `action` in the hypervisor's thread, soon; for input to devices. Safe in any thread."""
         self._inbox.append(action)
         self.wake()
+
+    def post_for_channel(self, action: Callable[[], None]) -> None:
+        """The same for what users of the channel send: the guest comes first (`ChannelTurns`). Safe in any thread."""
+        self._turns.put(action)
 
     def wake(self) -> None:
         """Make the run loop look for input, even if all VCPUs sleep. Safe in any thread."""
@@ -256,8 +264,8 @@ class Hypervisor:
         vcpu.current = target
         target.hold = Hold.NONE
         vcpu.state = RunState.RUNNABLE
-        if vmpl == self.guest_vmpl and self._channel.backlog:
-            self._channel.flush()
+        if vcpu is self._turns.vcpu and vmpl == self.guest_vmpl:
+            self.reschedule = True  # the turn is over
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True
@@ -292,7 +300,7 @@ class Hypervisor:
 
         `until` is asked after every exit, so it should be cheap.
         """
-        clock = time.monotonic_ns
+        clock = self._clock
         end_ns = _FOREVER if timeout is None else clock() + int(timeout * 1e9)
         while True:
             self.reschedule = False
@@ -309,31 +317,52 @@ class Hypervisor:
                 return RunResult.TIMEOUT
             if self.device_accessed or now >= self._timer_ns:
                 self._tick(now)
-            if self._channel.pending:
-                self._enter_monitor()
+            if self._turns.vcpu is not None or self._channel_waits:
+                self._serve_channel(now)
             vcpu = self._choose()
             if vcpu is None:
                 self._sleep(end_ns)
-            else:
+            elif self._turns.vcpu is None:
                 self._slice(vcpu, until, end_ns)
+            else:
+                with self._turns.charged():
+                    self._slice(vcpu, until, end_ns)
 
     @property
     def idle(self) -> bool:
         """Does every VCPU wait for something to come? As of now; a timer's tick is enough to change it."""
         return not any(self._can_run(vcpu) for vcpu in self.vcpus)
 
-    def _enter_monitor(self) -> None:
-        """There is something for VeilMon: run it on the first VCPU whose kernel it can interrupt.
+    @property
+    def _channel_waits(self) -> bool:
+        return self._turns.waiting or self._channel.pending
 
-        A kernel that waits in HLT goes on afterwards as if an interrupt had come; it looks for work and waits again.
+    def _serve_channel(self, now: int) -> None:
+        """Begin or end a turn for the channel's users.
+
+        VeilMon runs on the first VCPU whose kernel it can interrupt. A kernel that waits in HLT goes on afterwards as
+        if an interrupt had come; it looks for work and waits again.
         """
-        for vcpu in self.vcpus:
-            at_guest = vcpu.current is not None and vcpu.current.vmpl == self.guest_vmpl
-            if at_guest and self.guest_vmpl and 0 in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
-                self._channel.entered()
-                vcpu.start(0)
-                self._next = vcpu
+        turns = self._turns
+        if turns.vcpu is not None:
+            if turns.vcpu.state == RunState.RUNNABLE and turns.vcpu.vmpl != self.guest_vmpl:
+                self._next = turns.vcpu
                 return
+            self._channel.flush()
+            turns.end()
+            if not self._channel_waits:
+                return
+        if now < turns.not_before and not self.idle:
+            return
+        turns.begin()
+        if self._channel.pending and self.guest_vmpl:
+            for vcpu in self.vcpus:
+                if vcpu.vmpl == self.guest_vmpl and 0 in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
+                    self._channel.entered()
+                    vcpu.start(0)
+                    self._next = turns.vcpu = vcpu
+                    return
+        turns.end()
 
     def _drain(self) -> None:
         inbox = self._inbox
@@ -405,7 +434,7 @@ class Hypervisor:
                 "the guest's last console output tells why"
             )
         until_ns = min(self._timer_ns, end_ns)
-        timeout = None if until_ns == _FOREVER else max(0, until_ns - time.monotonic_ns()) / 1e9
+        timeout = None if until_ns == _FOREVER else max(0, until_ns - self._clock()) / 1e9
         self._wakeup.wait(timeout)
         self._wakeup.clear()
         self.device_accessed = True
@@ -417,7 +446,7 @@ class Hypervisor:
 
     def _slice(self, vcpu: Vcpu, until: Callable[[], bool] | None, end_ns: int) -> None:
         """Run one VCPU until its time is up, it stops, or somebody else should run."""
-        clock = time.monotonic_ns
+        clock = self._clock
         vmrun = self.machine.vmrun
         platform = self.platform
         counts = self.exit_counts
@@ -427,7 +456,10 @@ class Hypervisor:
         guest_vmpl = self.guest_vmpl
         several = len(self.vcpus) > 1
         alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
-        limit = min(end_ns, clock() + (LONG_SLICE_NS if alone else SLICE_NS))
+        begin = clock()
+        limit = min(end_ns, begin + (LONG_SLICE_NS if alone else SLICE_NS))
+        if begin < self._turns.not_before < limit and self._channel_waits:
+            limit = self._turns.not_before
         while True:
             context = vcpu.current
             if context is None or vcpu.state != RunState.RUNNABLE:
@@ -520,6 +552,10 @@ class Hypervisor:
         self.protection = Protection.load(protected)
         self.platform.load(platform)
         self.device_accessed = True
+
+
+def _look() -> None:
+    """Nothing: that it was posted makes the run loop look around."""
 
 
 def _name(kind: type[enum.IntEnum], code: int) -> str:

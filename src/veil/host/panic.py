@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.formats.printable import printable
 from veil.host.errors import GuestHung, GuestPanic, GuestReset, HostError, TripleFault
 
 if TYPE_CHECKING:
@@ -51,7 +50,8 @@ class PanicWatcher:
         if _END in line:
             self._report()
         elif _START in line and self.reason is None:
-            self.reason = printable(line.split(_START, 1)[1].strip())
+            text = line.split(_START, 1)[1].decode("utf-8", "replace")
+            self.reason = "".join(character for character in text if character.isprintable()).strip()
 
     def _report(self) -> None:
         if self._done:

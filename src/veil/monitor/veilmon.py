@@ -170,7 +170,7 @@ class VeilMon:
         domain = ServiceDomain(cpu.view, parameters)
         requests = Requests(attestation, domain, state.services, self.describe)
         self._channel = ChannelLink(
-            cpu.view, parameters.channel, requests, key.accept, parameters.roles(), saved.get("channel")
+            cpu.view, parameters.channel, requests, key.accept, parameters.roles(), cpu.tsc, saved.get("channel")
         )
         return self._channel
 

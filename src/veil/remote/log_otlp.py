@@ -32,7 +32,6 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records
-from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.log_export import Position, read_position
 from veil.remote.log_files import LogFolder, locked, replace_file
@@ -53,7 +52,7 @@ class _Words(logging.Handler):
         self.last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = printable(record.getMessage())
+        self.last = record.getMessage()
 
 
 class _Session(requests.Session):
@@ -65,7 +64,7 @@ class _Session(requests.Session):
         try:
             response = super().send(request, **options)
         except requests.RequestException as error:
-            self.words = printable(str(error))
+            self.words = str(error)
             raise
         self.words = ""
         if response.ok:
@@ -79,7 +78,7 @@ class _Session(requests.Session):
             return
         # The library takes status 200 for success all the same.
         if found.rejected_log_records:
-            self.words = f"it rejected {found.rejected_log_records} records: '{printable(found.error_message)}'"
+            self.words = f"it rejected {found.rejected_log_records} records: {found.error_message!r}"
 
 
 class OtlpSink:

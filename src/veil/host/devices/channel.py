@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import (
     DOORBELL_DATA,
+    DOORBELL_MORE,
     DOORBELL_PORT,
     DOORBELL_SPOILT,
     FRAME_DATA_MAX,
+    STRANGER_WINDOW,
     WINDOW,
     ChannelArea,
     Frame,
@@ -52,9 +54,11 @@ class ChannelConnection:
         self.on_close: Callable[[], None] | None = None
         #: called when VeilMon has taken what waited in `unsent`
         self.on_room: Callable[[], None] | None = None
+        #: called when VeilMon says that this user is somebody whom the launch names
+        self.on_proven: Callable[[], None] | None = None
         self.is_open = True
         self._device = device
-        self._may_send = WINDOW
+        self._may_send = STRANGER_WINDOW
         self._may_receive = WINDOW
         self._consumed = 0
         self._waiting: deque[bytes] = deque()
@@ -110,6 +114,9 @@ class ChannelConnection:
             self._push()
             if waited and not self.unsent and self.on_room is not None:
                 self.on_room()
+        elif frame.kind == FrameKind.PROVEN:
+            if self.on_proven is not None:
+                self.on_proven()
         elif frame.kind == FrameKind.CLOSE:
             self._device.forget(self)
             self.lost()
@@ -187,11 +194,6 @@ class ChannelDevice:
         """VeilMon is being entered: it will read all that is in its ring."""
         self.pending = False
 
-    @property
-    def backlog(self) -> bool:
-        """Is there something that did not fit into the ring?"""
-        return bool(self._waiting)
-
     def _now_pending(self) -> None:
         if not self.pending:
             self.pending = True
@@ -201,13 +203,15 @@ class ChannelDevice:
     def _write(self, offset: int, size: int, value: int) -> None:
         if offset or size != _PORT_BYTES:
             return
-        if value not in (DOORBELL_DATA, DOORBELL_SPOILT):
+        if value not in (DOORBELL_DATA, DOORBELL_MORE, DOORBELL_SPOILT):
             # Where the rings are is said once: whatever becomes of their pages, they are nowhere else.
             if self._area is None:
                 self._begin(ChannelArea(value * _PAGE), 0, 0)
                 self.flush()
-        elif self.ready and value == DOORBELL_DATA:
+        elif self.ready and value in (DOORBELL_DATA, DOORBELL_MORE):
             self._take()
+            if value == DOORBELL_MORE:
+                self._now_pending()
         elif self.ready and value == DOORBELL_SPOILT:
             self._reset()
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import enum
+from collections.abc import Callable, Mapping
 
 from veil.formats.channel import (
     FRAME_DATA_MAX,
+    MESSAGE_MAX,
+    STRANGER_MESSAGE_MAX,
+    STRANGER_WINDOW,
     WINDOW,
     Frame,
     FrameKind,
@@ -21,84 +25,148 @@ from veil.formats.roles import Role
 from veil.monitor.channel.requests import User
 from veil.monitor.channel.tls import TlsEnd, TlsFailed
 
-__all__ = ["Connection"]
+__all__ = ["HANDSHAKE_BYTES", "Connection", "Rank"]
 
+#: Input of a handshake: room for a ClientHello with post-quantum key shares, and a certificate with RSA of 8192 bits.
+HANDSHAKE_BYTES = 8 << 10
+#: Ciphertext that is decrypted in one step. Records may be tiny: a stranger's piece has less than a hundred of them.
+_PIECE = 16 << 10
+_STRANGER_PIECE = 2 << 10
 #: Requests are left lying while so much of earlier answers waits to be taken.
 _BACKLOG = 256 << 10
+_STRANGER_BACKLOG = 16 << 10
+
+
+class Rank(enum.IntEnum):
+    """What is known of the user at the other end."""
+
+    KNOWN = 0
+    """He proved a key that the launch names."""
+    HANDSHAKE = 1
+    """Nothing yet: TLS is not established."""
+    STRANGER = 2
+    """He has no such key."""
 
 
 class Connection:
     """What it holds is bounded: a window of input, a request, a backlog and a response."""
 
-    def __init__(self, number: int, tls: TlsEnd, roles: Mapping[bytes, Role]) -> None:
+    def __init__(
+        self, number: int, accept: Callable[[], TlsEnd], roles: Mapping[bytes, Role], *, opened_ns: int
+    ) -> None:
         self.number = number
-        self._tls = tls
-        self._roles = roles
-        self._reader = MessageReader()
-        self._user: User | None = None
-        self._may_send = WINDOW
-        self._may_receive = WINDOW
-        self._to_grant = 0
-        self._out = bytearray()
+        self.opened_ns = opened_ns
+        self.rank = Rank.HANDSHAKE
+        self.user = User(None, Role.ANYONE)
         self.closing = False
+        self._accept = accept
+        self._tls: TlsEnd | None = None
+        self._roles = roles
+        self._handshake_left = HANDSHAKE_BYTES
+        self._input = bytearray()
+        self._reader = MessageReader(STRANGER_MESSAGE_MAX)
+        self._asked = False  # the reader may have a complete request
+        self._may_send = WINDOW
+        self._may_receive = STRANGER_WINDOW
+        self._to_grant = 0
+        self._to_tell = False
+        self._out = bytearray()
 
     @property
-    def user(self) -> User:
-        """Who is at the other end, known once TLS is established."""
-        if self._user is None:
-            fingerprint = self._tls.peer_fingerprint if self._tls.established else None
-            role = Role.ANYONE if fingerprint is None else self._roles.get(fingerprint, Role.ANYONE)
-            user = User(fingerprint, role)
-            if not self._tls.established:
-                return user
-            self._user = user
-        return self._user
+    def has_work(self) -> bool:
+        """Is there a `step` to do now?"""
+        if self.closing or not (self._input or self._asked):
+            return False
+        return len(self._out) <= (_BACKLOG if self.rank == Rank.KNOWN else _STRANGER_BACKLOG)
 
     def handle(self, frame: Frame) -> None:
-        """A frame from the host. Nothing that it can write harms more than this connection."""
+        """A frame from the host: no more is done than to keep it. Nothing in it harms more than this connection."""
         if self.closing:
             return
+        if frame.kind == FrameKind.DATA:
+            self._may_receive -= len(frame.data)
+            self._input += frame.data
+            if self._may_receive < 0:
+                self._end()
+        elif frame.kind == FrameKind.CREDIT:
+            self._may_send += int.from_bytes(frame.data, "little")
+            if self._may_send > 1 << 30:
+                self._end()
+        else:
+            self._out.clear()
+            self._end()
+
+    def step(self) -> Request | None:
+        """A piece of work: the next request if there is one, for the caller to answer, else some input for TLS."""
         try:
-            if frame.kind == FrameKind.DATA:
-                self._may_receive -= len(frame.data)
-                if self._may_receive < 0:
-                    raise FormatError("more data than was granted")
-                self._to_grant += len(frame.data)
-                self._reader.feed(self._tls.receive(frame.data))
-            elif frame.kind == FrameKind.CREDIT:
-                self._may_send += int.from_bytes(frame.data, "little")
-                if self._may_send > 1 << 30:
-                    raise FormatError("more credit than makes sense")
-            else:
-                self.closing = True
+            if self._asked:
+                request = self._reader.request()
+                if request is not None:
+                    return request
+                self._asked = False
+            self._decrypt()
         except (FormatError, TlsFailed):
             # A last alert may tell the user why.
-            self.closing = True
-        self._out += self._tls.take()
+            self._end()
+        return None
 
-    def next_request(self) -> Request | None:
-        """A request to answer now."""
-        if self.closing or len(self._out) > _BACKLOG:
-            return None
+    def _decrypt(self) -> None:
+        known = self.rank == Rank.KNOWN
+        piece = bytes(self._input[: _PIECE if known else _STRANGER_PIECE])
+        if not piece:
+            return
+        del self._input[: len(piece)]
+        self._to_grant += len(piece)
+        if self._tls is None:
+            self._tls = self._accept()
+        tls = self._tls
         try:
-            return self._reader.request()
-        except FormatError:
-            self.closing = True
-            return None
+            plain = tls.receive(piece)
+        finally:
+            self._out += tls.take()
+        if self.rank == Rank.HANDSHAKE:
+            self._handshake_left -= len(piece)
+            if tls.established:
+                self._meet(tls)
+            elif self._handshake_left < 0:
+                raise TlsFailed("a handshake that does not end")
+        self._reader.feed(plain)
+        self._asked = bool(plain)
+
+    def _meet(self, tls: TlsEnd) -> None:
+        """The handshake is done: who is it?"""
+        fingerprint = tls.peer_fingerprint
+        role = Role.ANYONE if fingerprint is None else self._roles.get(fingerprint, Role.ANYONE)
+        self.user = User(fingerprint, role)
+        if role == Role.ANYONE:
+            self.rank = Rank.STRANGER
+            return
+        self.rank = Rank.KNOWN
+        self._to_tell = True
+        self._to_grant += WINDOW - STRANGER_WINDOW
+        self._reader.most = MESSAGE_MAX
 
     def respond(self, response: Response) -> None:
         """Queue a response."""
-        if self.closing:
+        if self.closing or self._tls is None:
             return
         try:
             self._tls.send(pack_response(response))
         except TlsFailed:
-            self.closing = True
+            self._end()
         self._out += self._tls.take()
+
+    def _end(self) -> None:
+        self.closing = True
+        self._input.clear()
+        self._asked = False
 
     def next_frame(self) -> bytes | None:
         """A frame for the host, if there is one to send now."""
-        if self._to_grant >= WINDOW // 4 and not self.closing and len(self._out) <= _BACKLOG:
+        if self._to_tell:
+            self._to_tell = False
+            return pack_frame(self.number, FrameKind.PROVEN)
+        if self._to_grant >= STRANGER_WINDOW // 4 and not self.closing:
             grant, self._to_grant = self._to_grant, 0
             self._may_receive += grant
             return pack_frame(self.number, FrameKind.CREDIT, grant.to_bytes(4, "little"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from veil.formats.channel import (
     DOORBELL_DATA,
+    DOORBELL_MORE,
     DOORBELL_PORT,
     DOORBELL_SPOILT,
     ChannelArea,
@@ -22,7 +23,8 @@ from veil.formats.channel import (
 )
 from veil.formats.errors import FormatError
 from veil.formats.roles import Role
-from veil.monitor.channel.connection import Connection
+from veil.monitor.channel.connection import Connection, Rank
+from veil.monitor.channel.schedule import FRAMES, Budget, Schedule
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
@@ -31,9 +33,14 @@ if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.snp.view import View
 
-__all__ = ["ChannelLink"]
+__all__ = ["HANDSHAKE_NS", "MAX_KNOWN", "MAX_STRANGERS", "ChannelLink"]
 
-_MAX_CONNECTIONS = 64
+#: Connections of users whom the launch does not name, or whose handshakes are not done.
+MAX_STRANGERS = 256
+#: Connections of users whom it names.
+MAX_KNOWN = 64
+#: A handshake takes no longer.
+HANDSHAKE_NS = 5_000_000_000
 _MAX_UNSENT = 64 << 10
 _PAGE = 4096
 
@@ -65,29 +72,44 @@ class ChannelLink:
         requests: Requests,
         accept: Callable[[], TlsEnd],
         roles: Mapping[bytes, Role],
+        clock: Callable[[], int],
         saved: dict[str, Any] | None = None,
     ) -> None:
-        """`roles`: of users, by the fingerprints of their keys. `saved` is from `dump`; connections do not survive a
-        snapshot."""
+        """`roles`: of users, by the fingerprints of their keys. `clock` counts nanoseconds. `saved` is from `dump`;
+        connections do not survive a snapshot."""
         self._memory = _SharedPages(view)
         self._area = area
         self._requests = requests
         self._accept = accept
         self._roles = roles
-        #: by number, the least recently heard of first
+        self._clock = clock
+        #: by number, the oldest first
         self._connections: dict[int, Connection] = {}
+        #: of them those in their handshakes, the oldest first (some have done with it)
+        self._greeted: dict[int, Connection] = {}
+        #: those of users whom the launch names, the least recently heard of first
+        self._known: dict[int, Connection] = {}
+        #: those that may have something to send, in turn
+        self._touched: dict[int, Connection] = {}
+        self._taken: deque[Frame] = deque()
         self._generations = Generations(self._memory, area)
         self._working = self._again = False
         self._begin(saved or {})
 
     def _begin(self, saved: dict[str, Any]) -> None:
-        self._connections.clear()
+        self._forget()
         self._generation: int = saved.get("generation", 0)
         self._in = RingReader(self._memory, self._area, to_monitor=True, position=saved.get("in", 0))
         self._out = RingWriter(self._memory, self._area, to_monitor=False, position=saved.get("out", 0))
         self._frames = FrameReader(bytes.fromhex(saved.get("held", "")))
         self._unsent = bytearray(bytes.fromhex(saved.get("unsent", "")))
         self._broken = False
+
+    def _forget(self) -> None:
+        for those in (self._connections, self._greeted, self._known, self._touched):
+            those.clear()
+        self._taken.clear()
+        self._schedule = Schedule()
 
     def dump(self) -> dict[str, Any]:
         """For a snapshot."""
@@ -109,17 +131,15 @@ class ChannelLink:
         yield from host.out(DOORBELL_PORT, self._area.gpa // _PAGE)
 
     def work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
-        """Take what came, answer it, send what is due."""
+        """Take what came, answer some of it, send what is due. What is left waits until the host comes again."""
         if self._working:
-            # Another VCPU does, which waits for the host just now: it must look once more, the host will not come again
-            # for what it has put in already.
+            # Another VCPU does, which waits for the host just now: the host must come once more.
             self._again = True
             return
-        self._working = self._again = True
+        self._working = True
+        self._again = False
         try:
-            while self._again:
-                self._again = False
-                yield from self._work(host, vcpu)
+            yield from self._work(host, vcpu)
         finally:
             self._working = False
 
@@ -127,17 +147,15 @@ class ChannelLink:
         try:
             sent = self._out.position
             self._take()
-            for connection in list(self._connections.values()):
-                while (request := connection.next_request()) is not None:
-                    response = yield from self._requests.answer(host, vcpu, connection.user, request)
-                    connection.respond(response)
+            yield from self._serve(host, vcpu)
             self._give()
-            if self._out.position != sent:
-                yield from host.out(DOORBELL_PORT, DOORBELL_DATA)
+            more = self._again or bool(self._taken) or self._schedule.busy
+            if more or self._out.position != sent:
+                yield from host.out(DOORBELL_PORT, DOORBELL_MORE if more else DOORBELL_DATA)
         except (FormatError, RmpViolation):
             # Spoilt rings, or pages that the host took away. Nothing can be said on them until it begins anew.
+            self._forget()
             self._broken = True
-            self._connections.clear()
             yield from host.out(DOORBELL_PORT, DOORBELL_SPOILT)
 
     def _take(self) -> None:
@@ -148,53 +166,89 @@ class ChannelLink:
             self._out.reset()
         if self._generations.seen != self._generation:
             self._generations.follow(self._generation)
+        self._close_late_ones()
         # A host that opens connections and never reads what becomes of them is not listened to for a while.
         if self._broken or len(self._unsent) > _MAX_UNSENT:
             return
-        for frame in self._frames.feed(self._in.read()):
+        if not self._taken:
+            self._taken.extend(self._frames.feed(self._in.read()))
+        for _ in range(min(FRAMES, len(self._taken))):
+            frame = self._taken.popleft()
             if frame.kind == FrameKind.OPEN:
                 self._open(frame)
                 continue
-            connection = self._connections.pop(frame.connection, None)
-            if connection is not None:
-                connection.handle(frame)
-                self._connections[frame.connection] = connection
+            connection = self._connections.get(frame.connection)
+            if connection is None:
+                continue
+            connection.handle(frame)
+            self._touched[connection.number] = connection
+            if connection.number in self._known:
+                self._known[connection.number] = self._known.pop(connection.number)
 
     def _open(self, frame: Frame) -> None:
-        if frame.connection in self._connections:
-            raise FormatError(f"connection {frame.connection} is opened twice")
-        if len(self._connections) >= _MAX_CONNECTIONS:
+        number = frame.connection
+        if number in self._connections:
+            raise FormatError(f"connection {number} is opened twice")
+        if len(self._connections) - len(self._known) >= MAX_STRANGERS:
             # Strangers who keep connections open do not keep anybody out.
-            strangers = (item for item in self._connections.values() if item.user.role == Role.ANYONE)
-            oldest = next(strangers, None)
-            if oldest is None:
-                self._unsent += pack_frame(frame.connection, FrameKind.CLOSE)
+            self._close(next(item for item in self._connections.values() if item.rank != Rank.KNOWN))
+        self._connections[number] = self._greeted[number] = Connection(
+            number, self._accept, self._roles, opened_ns=self._clock()
+        )
+
+    def _close_late_ones(self) -> None:
+        now = self._clock()
+        while self._greeted:
+            first = next(iter(self._greeted.values()))
+            if first.rank == Rank.HANDSHAKE and now - first.opened_ns < HANDSHAKE_NS:
                 return
-            self._close(oldest)
-        self._connections[frame.connection] = Connection(frame.connection, self._accept(), self._roles)
+            del self._greeted[first.number]
+            if first.rank == Rank.HANDSHAKE:
+                self._close(first)
+
+    def _serve(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
+        """Work on connections in turn, until there is nothing to do or the kernel should run again."""
+        budget = Budget(self._clock)
+        for touched in self._touched.values():
+            self._schedule.put(touched)
+        while (connection := self._schedule.take(budget)) is not None:
+            rank = connection.rank
+            request = connection.step()
+            if request is not None:
+                response = yield from self._requests.answer(host, vcpu, connection.user, request)
+                connection.respond(response)
+            if rank == Rank.HANDSHAKE and connection.rank == Rank.KNOWN:
+                self._welcome(connection)
+            self._touched[connection.number] = connection
+            self._schedule.put(connection)
+
+    def _welcome(self, connection: Connection) -> None:
+        """A user whom the launch names. One more than there may be: the one who was silent the longest goes."""
+        if len(self._known) >= MAX_KNOWN:
+            self._close(next(iter(self._known.values())))
+        self._known[connection.number] = connection
 
     def _close(self, connection: Connection) -> None:
-        del self._connections[connection.number]
-        self._unsent += pack_frame(connection.number, FrameKind.CLOSE)
+        number = connection.number
+        for those in (self._connections, self._known, self._greeted, self._touched):
+            those.pop(number, None)
+        self._schedule.drop(connection)
+        self._unsent += pack_frame(number, FrameKind.CLOSE)
 
     def _give(self) -> None:
-        """Frames of all connections in turn, as long as the ring takes them whole."""
-        if self._broken or not self._push():
-            return
-        waiting = deque(self._connections.values())
-        while waiting:
-            connection = waiting.popleft()
+        """Frames of the connections that have some, in turn, as long as the ring takes them whole."""
+        while self._touched and not self._broken and self._push():
+            connection = self._touched.pop(next(iter(self._touched)))
             frame = connection.next_frame()
-            if frame is None:
-                if connection.closing:
-                    self._close(connection)
-                    if not self._push():
-                        return
-                continue
-            waiting.append(connection)
-            self._unsent += frame
-            if not self._push():
-                return
+            if frame is not None:
+                self._unsent += frame
+                self._touched[connection.number] = connection
+            elif connection.closing:
+                self._close(connection)
+            else:
+                # There is room for its answers again.
+                self._schedule.put(connection)
+        self._push()
 
     def _push(self) -> bool:
         """Write what is left of earlier frames; False if the ring is full."""

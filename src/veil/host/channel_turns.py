@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When users of the channel get the machine: in turns, each followed by as much time for the guest.
+
+Whoever reaches the host's address can give VeilMon work without end. Its work is part of a turn: what the users'
+connections had for the hypervisor's thread, then VeilMon, until it has the guest run again. Both do a bounded amount
+and leave the rest for the next turn. After one the guest runs at least `GUEST_SHARE` times as long, unless it sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from veil.host.vcpu import Vcpu
+
+__all__ = ["ACTIONS", "GUEST_SHARE", "ChannelTurns"]
+
+#: What is done at most for users' connections in a turn, before VeilMon is entered.
+ACTIONS = 64
+#: How long the guest runs after a turn, for each nanosecond of the turn. More than one, because a turn costs the
+#: guest more than its time: what it had in the computer's caches, and what the listener's thread needs meanwhile.
+GUEST_SHARE = 1.5
+#: A turn that took longer (a computer that slept) counts as this.
+_LONGEST_NS = 250_000_000
+
+
+class ChannelTurns:
+    """The accounts. All of it is the hypervisor's thread's, but for `put`."""
+
+    def __init__(self, announce: Callable[[], None], clock: Callable[[], int]) -> None:
+        """`announce` makes the hypervisor look here; safe in any thread. `clock` counts nanoseconds."""
+        self._clock = clock
+        self._announce = announce
+        self._announced = False
+        self._actions: deque[Callable[[], None]] = deque()
+        self._took = 0
+        #: on which VCPU VeilMon is at it
+        self.vcpu: Vcpu | None = None
+        #: the next turn begins no earlier, if the guest has something to do
+        self.not_before = 0
+        self.count = 0
+
+    def put(self, action: Callable[[], None]) -> None:
+        """Do this in the next turn. Safe in any thread; the hypervisor is interrupted once a turn at most."""
+        self._actions.append(action)
+        if not self._announced:
+            self._announced = True
+            self._announce()
+
+    @property
+    def waiting(self) -> bool:
+        """Is there something to do in a turn?"""
+        return bool(self._actions)
+
+    def begin(self) -> None:
+        """Begin a turn."""
+        self.count += 1
+        self._took = 0
+        self._announced = False
+        with self.charged():
+            for _ in range(min(ACTIONS, len(self._actions))):
+                self._actions.popleft()()
+
+    @contextlib.contextmanager
+    def charged(self) -> Iterator[None]:
+        """What is done meanwhile is part of the turn."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._took += self._clock() - begin
+
+    def end(self) -> None:
+        """The guest runs again."""
+        self.vcpu = None
+        self.not_before = self._clock() + int(min(self._took, _LONGEST_NS) * GUEST_SHARE)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whose turn it is, and how much is done before the kernel runs again.
+
+VeilMon works on the channel with the kernel standing still, for people of whom most have proved nothing. Each time that
+the host enters it, it does a bounded amount of work and leaves the rest for the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from veil.monitor.channel.connection import Connection, Rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["FRAMES", "HANDSHAKES", "REQUESTS", "STEPS", "TIME_NS", "Budget", "Schedule"]
+
+#: At most, each time that VeilMon is entered: frames of the host's that are taken,
+FRAMES = 128
+#: steps on all connections (a request answered, or a piece of input decrypted),
+STEPS = 64
+#: of them steps in handshakes, which take the longest,
+HANDSHAKES = 8
+#: of them steps for strangers,
+REQUESTS = 16
+#: and time: no step begins after this.
+TIME_NS = 2_000_000
+
+
+class Budget:
+    """What is left to do in this entry."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        """`clock` counts nanoseconds."""
+        self._clock = clock
+        self._until = clock() + TIME_NS
+        self._steps = STEPS
+        self._of = {Rank.KNOWN: STEPS, Rank.HANDSHAKE: HANDSHAKES, Rank.STRANGER: REQUESTS}
+
+    @property
+    def over(self) -> bool:
+        """Has the kernel waited long enough? Never before the first step: each entry gets on."""
+        return self._steps <= 0 or (self._steps < STEPS and self._clock() >= self._until)
+
+    def allows(self, rank: Rank) -> bool:
+        """Another step for a user of this rank?"""
+        return self._of[rank] > 0
+
+    def spend(self, rank: Rank) -> None:
+        """One step."""
+        self._steps -= 1
+        self._of[rank] -= 1
+
+
+class Schedule:
+    """Connections that have something to do, by rank, in turn.
+
+    Users whom the launch names come first. Handshakes (one may be an owner's) and strangers alternate.
+    """
+
+    def __init__(self) -> None:
+        self._ready: dict[Rank, dict[int, Connection]] = {rank: {} for rank in Rank}
+        self._last = Rank.STRANGER
+
+    @property
+    def busy(self) -> bool:
+        """Is there work?"""
+        return any(self._ready.values())
+
+    def put(self, connection: Connection) -> None:
+        """It may have something to do: to the end of its rank's queue, or where it is already."""
+        if connection.has_work:
+            self._ready[connection.rank].setdefault(connection.number, connection)
+
+    def drop(self, connection: Connection) -> None:
+        """It has nothing to do any more."""
+        for queue in self._ready.values():
+            queue.pop(connection.number, None)
+
+    def take(self, budget: Budget) -> Connection | None:
+        """Who is next; takes a step off the budget."""
+        if budget.over:
+            return None
+        for rank in self._order():
+            queue = self._ready[rank]
+            while queue and budget.allows(rank):
+                connection = queue.pop(next(iter(queue)))
+                if not connection.has_work:
+                    continue
+                if rank != Rank.KNOWN:
+                    self._last = rank
+                budget.spend(rank)
+                return connection
+        return None
+
+    def _order(self) -> Iterable[Rank]:
+        if self._last == Rank.STRANGER:
+            return Rank.KNOWN, Rank.HANDSHAKE, Rank.STRANGER
+        return Rank.KNOWN, Rank.STRANGER, Rank.HANDSHAKE
