@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import micro
 from bench.attestation import measure_attestation, measure_cold
+from bench.follow import measure_follow
 from bench.guests import QEMU, Guest, QemuFailed, QemuGuest, QemuImage, VeilGuest, qemu_version
 from bench.log import measure_log
 from bench.report import Report
@@ -72,10 +73,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
     parser.add_argument("--log", action="store_true", help="only how fast a log is verified")
+    parser.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
     options = parser.parse_args()
     report = Report()
     try:
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as directory:
+            if options.follow:
+                _say("a follower")
+                report.latencies += measure_follow(Path(directory))
+                print(json.dumps(report.json(), indent=2) if options.json else report.text())
+                return 0
             if not options.log:
                 _measure(report, Path(directory), short=options.latencies)
             _say("the log")

@@ -24,6 +24,7 @@ from veil.remote.log import LogState
 from veil.remote.log_analysis import LogAnalysis
 from veil.remote.log_export import entry_value
 from veil.remote.log_files import audit_lines
+from veil.remote.log_findings import claimed_text
 
 __all__ = ["TARGETS"]
 
@@ -41,7 +42,7 @@ def _entries(data: bytes) -> None:
             analysis.feed(entry)
             lines = list(audit_lines(entry))
             # No record writes a line of its own.
-            assert all(line.count(b"\n") == 1 and b"\0" not in line for line in lines)
+            assert all(line.count(b"\n") == 1 and b"\0" not in line and len(line) <= 8969 for line in lines)
             assert json.loads(json.dumps(entry_value(entry)))["sequence"] == entry.sequence
             read.append(entry)
     except FormatError:
@@ -53,6 +54,7 @@ def _entries(data: bytes) -> None:
     assert analysis.summary.entries == len(read)
     assert len(found.items) <= sum(found.counts.values())
     assert json.dumps([item.json() for item in found.items])
+    assert all(item.words.isprintable() and claimed_text(item.claimed_ms) for item in found.items)
 
 
 def _entry(sequence: int, kind: EntryKind, body: bytes) -> bytes:
@@ -66,6 +68,9 @@ def _entries_seeds() -> Iterable[bytes]:
         (1305, b"audit(1700000001.123:47): auid=0 ses=1 op=add_rule key=(null) list=4 res=1"),
         (1332, b"audit(1700000002.123:48): sec=1 nsec=0"),
         (1121, b"audit(1700000002.123:2147483649): pid=1 msg='veil-intent op=module file=\"/tmp/x.ko\"'"),
+        (1121, b"audit(1700000002.123:2147483650): pid=1 msg='veil-intent op=module comm=\"x\" source=file'"),
+        (1305, b"audit(1700000001.123:49): op=set audit_rate_limit=" + b"9" * 40 + b" old=1 res=1"),
+        (1112, b"audit(99999999999999999999.999:50): \x1b[2J\rx"),
     )
     records = pack_records([AuditRecord(kind, text) for kind, text in texts])
     bodies = (
@@ -77,6 +82,9 @@ def _entries_seeds() -> Iterable[bytes]:
     yield b"".join(whole)
     yield from whole
     yield b"".join(whole * 2)
+    # More digits than Python makes a number of.
+    long = b"audit(1700000001.123:49): op=set audit_rate_limit=" + b"9" * 4301 + b" old=1 res=1"
+    yield _entry(0, EntryKind.RECORDS, pack_records([AuditRecord(1305, long)]))
 
 
 def _head(data: bytes) -> None:
@@ -108,10 +116,10 @@ def _rules(data: bytes) -> None:
 _STATE_WORDS = (b'"size"', b'"hashes"', b'"begin"', b'"head"', b'"asked_ns"', b"null", b"NaN", b"1e999", b"[]", b"-1")
 _ENTRY_WORDS = (
     b"audit(", b".000:", b"): ", b"4294967295", b"99999999999999999999", b"op=set", b"audit_enabled=0", b"res=1",
-    b"veil-intent op=module", b"\n", b"\0", b"\xff\xff\xff\xff",
+    b"pid=1 msg='veil-intent op=module comm=", b" old=1 ", b"9" * 40, b"\x1b[2J", b"\n", b"\0", b"\xff\xff\xff\xff",
 )  # fmt: skip
 TARGETS = (
-    Target("audit-log", _entries, _entries_seeds, words=_ENTRY_WORDS, max_bytes=4096),
+    Target("audit-log", _entries, _entries_seeds, words=_ENTRY_WORDS, max_bytes=8192),
     Target("audit-log-head", _head, lambda: [Head(3, 1, 7, 7, 0, bytes(32), b"s").pack()], max_bytes=256),
     Target("audit-log-state", _state, _state_seeds, words=_STATE_WORDS, max_bytes=2048),
     Target("audit-rules", _rules, lambda: [RulesState(1, 0, -2, b"-D").pack()], max_bytes=256),

@@ -78,7 +78,7 @@ def parse_size(text: str | int) -> int:
     """Bytes from "512M", "4G", "1048576"; raises VeilError."""
     if isinstance(text, int):
         return text
-    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
         raise VeilError(f"{text!r} is no size: write a number and K, M or G, as in 512M")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]

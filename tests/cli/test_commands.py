@@ -11,6 +11,7 @@ import pytest
 
 import veil.cvm
 from veil.cli import main
+from veil.cli.common import parse_address
 from veil.errors import VeilError
 
 
@@ -192,5 +193,13 @@ def test_parse_size() -> None:
     assert veil.cvm.parse_size("512M") == 512 << 20
     assert veil.cvm.parse_size("2GiB") == 2 << 30
     assert veil.cvm.parse_size("4096") == 4096
-    with pytest.raises(VeilError, match="no size"):
-        veil.cvm.parse_size("many")
+    for text in ("many", "9" * 5000 + "M", "\u0665M"):
+        with pytest.raises(VeilError, match="no size"):
+            veil.cvm.parse_size(text)
+
+
+def test_parse_address() -> None:
+    assert parse_address("[::1]:7700") == ("::1", 7700)
+    for text in ("host", ":1", "host:\u00b2", "host:65536", "host:" + "9" * 5000):
+        with pytest.raises(VeilError, match="no address"):
+            parse_address(text)

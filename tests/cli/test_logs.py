@@ -169,3 +169,9 @@ def test_acknowledged(desk: Desk, veil: Veil) -> None:
     veil("fetch", *CONNECT)
     assert veil("ack", *CONNECT) == (0, "the CVM may forget its first 7 entries\n", "")
     assert desk.service.store.first == 7
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e300", "9" * 5000])
+def test_numbers_of_seconds_that_no_clock_has(veil: Veil, value: str) -> None:
+    status, _, err = veil("verify", "--silence", value)
+    assert (status, err.count("\n")) == (2, 1)

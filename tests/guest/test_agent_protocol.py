@@ -156,7 +156,7 @@ def test_messages_are_safe_to_print(connection: AgentConnection) -> None:
     (event,) = connection.feed(frame(AgentFrame.FAILED, job, b"\2\0\0\0\x1b[2Jx\xff\n" + b"y" * 9000))
     assert isinstance(event, Failed)
     assert event.errno == 2
-    assert event.message.startswith("?[2Jx")
+    assert event.message.startswith("\\x1b[2Jx\\xff\\ny")
     assert event.message.isprintable()
     assert len(event.message) <= 4096
 

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from tests.remote.killing import Killed, killing
 from tests.services.desk import Desk
-from veil.formats.log import EntryKind, KernelCall
+from veil.formats.log import AuditRecord, EntryKind, KernelCall, pack_records
 from veil.remote.errors import RemoteError
 from veil.remote.log_export import DirectorySink, entry_value, export, log_name
 from veil.remote.log_files import LogFolder
@@ -133,10 +133,22 @@ def test_killed_between_any_two_steps(
 
 def test_a_position_that_cannot_be(folder: LogFolder, tmp_path: Path) -> None:
     text_as_number = '{"log": "", "next": "1", "offset": 0, "file": "", "size": 0}'
-    for text in ("[]", "{", '{"log": 1}', text_as_number, "[" * 100_000):
+    number = '{"log": "", "next": 0, "offset": %s, "file": "", "size": 0}'
+    name = '{"log": "", "next": 0, "offset": 0, "file": "%s", "size": 0}'
+    out_of_range = [number % value for value in ("-1", "9" * 30, "9" * 5000, "1e999", "true")]
+    elsewhere = [name % value for value in ("/etc/passwd", "../x", "veil-log-1.jsonl/../../x")]
+    for text in ("[]", "{", '{"log": 1}', text_as_number, "[" * 100_000, *out_of_range, *elsewhere):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(RemoteError, match="unusable"):
             DirectorySink(tmp_path).position()
+
+
+def test_a_position_behind_the_end(desk: Desk, folder: LogFolder, tmp_path: Path) -> None:
+    desk.log(1)
+    fetch(desk, folder)
+    value = {"log": "", "next": 0, "offset": (1 << 63) - 1, "file": "", "size": 0}
+    (tmp_path / "export.json").write_text(json.dumps(value))
+    export(folder, DirectorySink(tmp_path))
 
 
 def test_no_log(folder: LogFolder, tmp_path: Path) -> None:
@@ -241,6 +253,15 @@ def test_otlp(desk: Desk, folder: LogFolder, collector: Collector) -> None:
     assert found[4]["body"] == f"no audit records: {b'nonsense'.hex()}"
     assert found[0]["body"] == "started"
     assert (found[5]["veil.log.kind"], found[5]["time"]) == ("HEARTBEAT", 0)
+
+
+def test_otlp_has_no_room_for_a_time(desk: Desk, folder: LogFolder, collector: Collector) -> None:
+    """A record's time is the kernel's word: one that OTLP cannot say is left out, and stops nothing."""
+    for stamp in (b"audit(999999999999.999:4294967295): x", b"audit(18446744073.709:1): x"):
+        desk.kernel(KernelCall.RECORDS, pack_records([AuditRecord(1300, stamp)]))
+    fetch(desk, folder)
+    assert export(folder, OtlpSink(folder, collector.url)) == 3
+    assert [record["time"] for record in collector.records()[1:]] == [0, 18_446_744_073_709_000_000]
 
 
 def test_otlp_goes_on_where_it_failed(

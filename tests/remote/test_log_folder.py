@@ -12,9 +12,9 @@ import pytest
 
 from tests.remote.killing import Killed, killing
 from tests.services.desk import Desk, event
-from veil.formats.log import KernelCall
+from veil.formats.log import AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log_files import LogFolder
+from veil.remote.log_files import LogFolder, audit_lines
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def test_killed_between_any_two_steps(desk: Desk, tmp_path: Path, monkeypatch: p
         calls += 1
         folder = LogFolder(tmp_path / str(calls))
         # The service is a function of its state here: no RESUMED entry is wanted.
-        desk.service.store.load(json.loads(first[0])["store"])
         desk.service.memory.data[:] = first[1]  # type: ignore[attr-defined]
+        desk.service.store.load(json.loads(first[0])["store"])
         fetch(desk, folder)
-        desk.service.store.load(json.loads(second[0])["store"])
         desk.service.memory.data[:] = second[1]  # type: ignore[attr-defined]
+        desk.service.store.load(json.loads(second[0])["store"])
         with monkeypatch.context() as patch:
             killing(patch, calls)
             try:
@@ -152,7 +152,7 @@ def test_states_that_cannot_be(desk: Desk, folder: LogFolder) -> None:
     state = json.loads(place.read_text())
     # JSON of Python's has numbers that are none.
     for name in ("size", "asked_ns", "entries_bytes", "audit_bytes"):
-        for value in (float("inf"), float("nan"), None, "many"):
+        for value in (float("inf"), float("nan"), None, "many", "3", -1, 1 << 64, 10**4299, True, 1.5):
             place.write_text(json.dumps({**state, name: value}))
             with pytest.raises(RemoteError, match="unusable"):
                 folder.known()
@@ -237,3 +237,19 @@ def test_the_machines_time_is_bound_to_the_users(desk: Desk) -> None:
     assert seen.head.time_ns == desk.now
     assert seen.asked_ns <= seen.answered_ns
     assert seen.wall_ns(desk.now - 7) == seen.answered_ns - 7
+
+
+def test_no_record_has_a_line_of_its_own_making() -> None:
+    """Line ends are escaped; and ausearch takes what goes beyond 8969 bytes for the next line."""
+    forged = b"type=SYSCALL msg=audit(1700000000.000:1): comm=\"ls\""
+    stamp = b"audit(1700000000.000:7): "
+    for text in (stamp + b"x\n" + forged, stamp + b"x" * (8969 - len(stamp) - len("type=SYSCALL msg=")) + forged):
+        body = pack_records([AuditRecord(1300, text)])
+        (line,) = audit_lines(LogEntry(0, 1, EntryKind.RECORDS, body, b""))
+        assert line.count(b"\n") == 1
+        assert len(line) <= 8969
+        assert not line[8969:]
+        assert line.endswith(b"\n")
+    honest = stamp + b"x" * 8900
+    (line,) = audit_lines(LogEntry(0, 1, EntryKind.RECORDS, pack_records([AuditRecord(1302, honest)]), b""))
+    assert line == b"type=PATH msg=" + honest + b"\n"

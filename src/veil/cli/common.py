@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +16,8 @@ from veil.errors import VeilError
 
 __all__ = [
     "EXIT_INTERRUPTED",
+    "SECONDS",
+    "SOME_SECONDS",
     "Progress",
     "cvm_options",
     "owners",
@@ -35,6 +39,26 @@ def status_of(error: VeilError) -> int:
 
     return error.exit_status if isinstance(error, CommandNotStarted) else EXIT_FAILURE
 
+
+class _Seconds(click.FloatRange):
+    """Numbers that there is a clock for."""
+
+    name = "seconds"
+
+    def __init__(self, *, above_zero: bool = False) -> None:
+        super().__init__(min=0, min_open=above_zero, max=1e9)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As a float."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
+#: The type of an option that says how long.
+SECONDS = _Seconds()
+SOME_SECONDS = _Seconds(above_zero=True)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -135,7 +159,7 @@ def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
 def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT; raises VeilError."""
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 0xFFFF:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 0xFFFF:
         raise VeilError(f"{text!r} is no address: write HOST:PORT")
     return host.strip("[]"), int(port)
 

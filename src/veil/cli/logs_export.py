@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ import click
 from veil.cli.logs_verify import failures_are_1
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError
+from veil.formats.printable import printable
 
 if TYPE_CHECKING:
     from veil.remote.log_export import Sink
@@ -34,6 +36,11 @@ def export_options(function: _Function) -> _Function:
     return function
 
 
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(f"veil: {printable(record.getMessage())}")
+
+
 @contextlib.contextmanager
 def open_sinks(place: LogFolder, directory: str | None, otlp: str | None) -> Iterator[list[Sink]]:
     """What the options say, for oneself. Raises VeilError."""
@@ -50,6 +57,8 @@ def open_sinks(place: LogFolder, directory: str | None, otlp: str | None) -> Ite
                 from veil.remote.log_otlp import OtlpSink
             except ImportError as error:
                 raise VeilError("--otlp needs the extra otlp: pip install 'veil[otlp]'") from error
+            # What its libraries have to say goes through our output too, for it may quote the collector.
+            logging.getLogger().addHandler(_Said(logging.WARNING))
             collector = OtlpSink(place, otlp)
             stack.callback(collector.close)
             stack.enter_context(collector.lock())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from veil.cli.common import SOME_SECONDS
 from veil.cli.evidence import EXIT_NOT_VERIFIED
 from veil.cli.output import emit_json, say, tell
 
@@ -79,8 +80,8 @@ def _line(item: Finding) -> str:
     "--silence",
     default=5.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
+    type=SOME_SECONDS,
+    metavar="SOME_SECONDS",
     help="A kernel that gives no sign of life for longer is a finding; it beats each second by default.",
 )
 @click.option(

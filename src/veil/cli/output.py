@@ -44,6 +44,8 @@ EXIT_FAILURE = 125
 #: As the shell says of a program that SIGPIPE ended.
 EXIT_PIPE = 141
 _CONSOLE_LINE = 1000
+#: Nobody reads more, and somebody else may have made it that long.
+_LINE_MOST = 10_000
 
 
 class Mark(enum.Enum):
@@ -64,7 +66,7 @@ class OutputError(Exception):
 
 def say(text: str = "", *, mark: Mark | None = None) -> None:
     """One line on stdout. Raises OutputError."""
-    line = one_line(text)
+    line = one_line(text, _LINE_MOST)
     if mark is not None:
         word, style = mark.value
         line = f"{click.style(word, **style) if sys.stdout.isatty() else word}  {line}"
@@ -77,26 +79,25 @@ def say_all(lines: Iterable[str]) -> None:
     """Many lines on stdout, which go together. Raises OutputError."""
     with _failing():
         for text in lines:
-            _put(sys.stdout, one_line(text))
+            _put(sys.stdout, one_line(text, _LINE_MOST))
         sys.stdout.flush()
 
 
 def tell(text: str) -> None:
     """One line on stderr: progress, findings, errors. That nobody can read it changes nothing."""
     try:
-        _put(sys.stderr, one_line(text))
+        _put(sys.stderr, one_line(text, _LINE_MOST))
         sys.stderr.flush()
     except (OSError, ValueError):
         _give_up(sys.stderr)
 
 
-def emit_json(value: Any) -> None:
+def emit_json(value: Any, *, as_line: bool = False) -> None:
     """One JSON document on stdout, in ASCII. Raises OutputError."""
-    # JSON escapes all control characters but one.
-    text = json.dumps(value, indent=2, sort_keys=True).replace("\x7f", "\\u007f")
+    text = json.dumps(value) if as_line else json.dumps(value, indent=2, sort_keys=True)
     with _failing():
-        for line in text.split("\n"):
-            _put(sys.stdout, line)
+        # JSON escapes all control characters but one.
+        _put(sys.stdout, text.replace("\x7f", "\\u007f"))
         sys.stdout.flush()
 
 

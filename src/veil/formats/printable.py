@@ -34,20 +34,27 @@ def printable(text: str | bytes, limit: int | None = TEXT_MOST) -> str:
         made = text
     else:
         made = "".join([char if " " <= char <= "~" else ascii(char)[1:-1] for char in text])
-    if limit is None or (size <= limit and len(made) <= limit):
-        return made
-    return f"{made[:limit]}... ({size} in all)"
+    return _bounded(made, size, limit)
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, limit: int | None = None) -> str:
     """A line as it may go to a terminal: what is neither a letter, a mark nor a space is escaped.
 
     For whole lines of ours, which may name the user's own files: words in most languages stay as they are. A line
-    without anything to escape is given back as it is, so that it does not matter how often this is done.
+    without anything to escape is given back as it is, so that it does not matter how often this is done. `limit` as
+    in `printable`.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join([char if _shows(char) else ascii(char)[1:-1] for char in text])
+    size = len(text)
+    text = text[:limit] if limit is not None else text
+    if not (text.isascii() and text.isprintable()):
+        text = "".join([char if _shows(char) else ascii(char)[1:-1] for char in text])
+    return _bounded(text, size, limit)
+
+
+def _bounded(made: str, size: int, limit: int | None) -> str:
+    if limit is None or (size <= limit and len(made) <= limit):
+        return made
+    return f"{made[:limit]}... ({size} in all)"
 
 
 def _shows(char: str) -> bool:

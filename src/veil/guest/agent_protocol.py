@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
+from veil.formats.printable import printable
 from veil.guest.errors import AgentError
 
 MAGIC = 0x4C494556
@@ -433,9 +434,8 @@ def _path(path: str) -> bytes:
 
 
 def _text(raw: bytes) -> str:
-    """Text from the guest, made safe to print: control characters could drive the user's terminal."""
-    text = raw[:_MAX_TEXT].decode("utf-8", "replace")
-    return "".join(character if character.isprintable() else "?" for character in text)
+    """Text from the guest, made safe to print."""
+    return printable(raw)
 
 
 def _u16(number: int) -> int:

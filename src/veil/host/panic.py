@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.printable import printable
 from veil.host.errors import GuestHung, GuestPanic, GuestReset, HostError, TripleFault
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class PanicWatcher:
         if _END in line:
             self._report()
         elif _START in line and self.reason is None:
-            text = line.split(_START, 1)[1].decode("utf-8", "replace")
-            self.reason = "".join(character for character in text if character.isprintable()).strip()
+            self.reason = printable(line.split(_START, 1)[1].strip())
 
     def _report(self) -> None:
         if self._done:

@@ -14,6 +14,7 @@ from OpenSSL import SSL
 
 from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, Status, pack_request
 from veil.formats.errors import FormatError
+from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.identity import UserKey
 
@@ -31,7 +32,7 @@ class RequestFailed(RemoteError):
 
     def __init__(self, status: Status, why: str) -> None:
         self.status = status
-        super().__init__(f"the CVM refused the request ({status.name.lower().replace('_', ' ')}): {why}")
+        super().__init__(f"the other end refused the request ({status.name.lower().replace('_', ' ')}): '{why}'")
 
 
 class Transport(Protocol):
@@ -136,7 +137,7 @@ class ChannelClient:
         if response.number != number:
             raise ChannelClosed(f"an answer to request {response.number} where {number} was due")
         if response.status != Status.OK:
-            raise RequestFailed(response.status, response.body.decode("utf-8", "replace")[:500])
+            raise RequestFailed(response.status, printable(response.body))
         return response.body
 
     def send(self, service: uuid.UUID, call: int, body: bytes = b"") -> int:
@@ -224,4 +225,4 @@ class ChannelClient:
 
 def _words(error: SSL.Error) -> str:
     reasons = [str(item[2]) for item in error.args[0]] if error.args and isinstance(error.args[0], list) else []
-    return ", ".join(reasons) or repr(error)
+    return printable(", ".join(reasons) or repr(error))

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,12 @@ from veil.remote.log_files import LogFolder, locked, opened, replace_file, write
 __all__ = ["DirectorySink", "Position", "Sink", "entry_value", "export", "log_name", "read_position"]
 
 _PROGRESS, _LOCK = "export.json", ".lock"
+#: None yet, or the directory's own: whoever made the directory does not choose what is written to elsewhere.
+_NAME = re.compile(r"(veil-log-[0-9]{20}\.jsonl)?")
 _BATCH_ENTRIES, _BATCH_BYTES = 500, 1 << 20
 _FILE_BYTES = 64 << 20
+#: no file of Linux's is longer
+_FILE_MOST = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,10 @@ def read_position(place: Path) -> Position:
         position = Position(**value)
         if any(type(value[name]) is not type(due) for name, due in asdict(Position()).items()):
             raise ValueError("a value is of another type")
+        if any(not 0 <= number <= _FILE_MOST for number in (position.next, position.offset, position.size)):
+            raise ValueError("a number is out of range")
+        if not _NAME.fullmatch(position.file):
+            raise ValueError("a file of another name")
     except FileNotFoundError:
         return Position()
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -24,14 +24,18 @@ __all__ = ["LogFolder", "LogSummary", "audit_lines", "locked", "opened", "replac
 
 _ENTRIES, _STATE, _AUDIT, _LOCK = "entries.bin", "state.json", "audit.log", ".lock"
 _FLUSH = 1 << 20
+#: ausearch and aureport take what goes beyond MAX_AUDIT_MESSAGE_LENGTH (8970, with a zero) for the next line.
+_LINE_MOST = 8968
+_CUT = b" (cut)"
 _FROM_THE_KERNEL = (EntryKind.RECORDS, EntryKind.INTENT, EntryKind.HEARTBEAT)
 
 
 def audit_lines(entry: LogEntry) -> Iterator[bytes]:
     """An entry's records as auditd would have written them; nothing for the service's own words.
 
-    Records are the kernel's, and so whoever took it over may choose their bytes: line ends in them are made visible.
-    A sound kernel writes names with line ends in hexadecimal, and backslashes as they are.
+    Records are the kernel's, and so whoever took it over may choose their bytes: line ends in them are made visible,
+    and what no tool would read in one piece is cut, so that no record has a line of its own making. A sound kernel
+    writes names with line ends in hexadecimal, backslashes as they are, and no record that long.
     """
     if entry.kind not in _FROM_THE_KERNEL:
         return
@@ -43,7 +47,10 @@ def audit_lines(entry: LogEntry) -> Iterator[bytes]:
         text = record.text
         if b"\n" in text or b"\0" in text:
             text = text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\0", b"\\0")
-        yield f"type={type_name(record.type)} msg=".encode() + text + b"\n"
+        line = f"type={type_name(record.type)} msg=".encode() + text
+        if len(line) > _LINE_MOST:
+            line = line[: _LINE_MOST - len(_CUT)] + _CUT
+        yield line + b"\n"
 
 
 @dataclass
@@ -213,7 +220,7 @@ class LogFolder:
             return
         try:
             with open(self.path / _ENTRIES, "rb") as stream:
-                stream.seek(offset)
+                stream.seek(min(offset, found[1]))
                 yield from read_entries(stream, max(0, found[1] - offset))
         except OSError as error:
             raise RemoteError(f"cannot read {self.path / _ENTRIES}: {error.strerror}") from error

@@ -32,6 +32,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records
+from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.log_export import Position, read_position
 from veil.remote.log_files import LogFolder, locked, replace_file
@@ -52,7 +53,7 @@ class _Words(logging.Handler):
         self.last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+        self.last = printable(record.getMessage())
 
 
 class _Session(requests.Session):
@@ -64,7 +65,7 @@ class _Session(requests.Session):
         try:
             response = super().send(request, **options)
         except requests.RequestException as error:
-            self.words = str(error)
+            self.words = printable(str(error))
             raise
         self.words = ""
         if response.ok:
@@ -78,7 +79,7 @@ class _Session(requests.Session):
             return
         # The library takes status 200 for success all the same.
         if found.rejected_log_records:
-            self.words = f"it rejected {found.rejected_log_records} records: {found.error_message!r}"
+            self.words = f"it rejected {found.rejected_log_records} records: '{printable(found.error_message)}'"
 
 
 class OtlpSink:

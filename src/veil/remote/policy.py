@@ -99,7 +99,7 @@ class Policy:
             content = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
             # TOMLDecodeError, a number with more digits than Python reads; brackets in brackets.
-            place = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
+            place = re.search(r"\(at (line \d{1,9}, column \d{1,9}|end of document)\)$", str(error))
             where = f" at {place[1].removesuffix(' of document')}" if place else ""
             raise RemoteError(f"the policy {path} is no TOML{where}: see the example in docs/attestation.md") from error
         fields = {}
