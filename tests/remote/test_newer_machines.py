@@ -95,9 +95,13 @@ def test_microcode_that_is_not_committed_is_for_minimum_tcb_to_judge() -> None:
     report = MODEL.report(committed_tcb=with_parts(MILAN, microcode=209))
     note = noted(verify(MODEL, report))
     assert note.name == "firmware"
-    assert note.words == "microcode 219 runs, 209 is committed (minimum_tcb says which is new enough)"
+    assert note.words == (
+        "microcode 219 runs, 209 is committed, 219 is reported (which is what minimum_tcb judges)"
+    )
     verify(MODEL, report, policy=Policy(minimum_tcb={"microcode": 219})).raise_for_failure()
-    old = verify(MODEL, report, policy=Policy(minimum_tcb={"microcode": 220}))
+    behind = MODEL.report(current_tcb=with_parts(MILAN, microcode=222))
+    assert "microcode 222 runs, 219 is committed, 219 is reported" in noted(verify(MODEL, behind)).words
+    old = verify(MODEL, behind, policy=Policy(minimum_tcb={"microcode": 220}))
     assert failed(old) == {"minimum TCB"}
     assert "microcode 219 is below 220 (minimum_tcb)" in old.failures[0].words
 

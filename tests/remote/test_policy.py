@@ -74,6 +74,10 @@ def test_every_field(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_short_chip_ids(tmp_path: Path) -> None:
+    assert load(tmp_path, f'chip_ids = "{"11" * 8}"').chip_ids == (b"\x11" * 8 + bytes(56),)
+
+
 def test_empty(tmp_path: Path) -> None:
     assert load(tmp_path, "") == Policy()
 

@@ -82,6 +82,19 @@ def test_certificates_behind_it() -> None:
     assert read_report((REPORT + table).hex().encode()) == ReportFile(REPORT, table)
 
 
+def test_buffers_of_programs_that_ask_the_device() -> None:
+    """The whole answer of /dev/sev-guest, and buffers that are longer than what is in them."""
+    answer = struct.pack("<II24x", 0, REPORT_BYTES) + REPORT
+    for data in (answer, answer.ljust(4000, b"\0"), REPORT.ljust(4096, b"\0"), base64.b64encode(answer)):
+        assert read_report(data) == ReportFile(REPORT)
+    with pytest.raises(FormatError, match="an attestation report has 1184 bytes, not 1188"):
+        read_report(answer + b"more")
+    # Cut short, or an error: what is not the answer is a report, and none of a known version.
+    for data, version in ((answer[:-1], 0), (struct.pack("<II24x", 22, 0) + bytes(REPORT_BYTES), 22)):
+        with pytest.raises(FormatError, match=f"version {version}: known are"):
+            verify_report(read_report(data), MODEL.chain)
+
+
 @given(st.binary(max_size=300))
 def test_text_of_any_bytes(data: bytes) -> None:
     if data:
@@ -97,7 +110,7 @@ def test_text_of_any_bytes(data: bytes) -> None:
         (b"", "not 0"), (bytes(REPORT_BYTES - 1), "not 1183"), (b"hello", "no length of base64"),
         (REPORT.hex().encode()[:-1], "2367 hexadecimal digits, an odd number"),
         (REPORT.hex().encode()[:-2], "not 1183"), (base64.b64encode(REPORT)[:-7], "no length of base64"),
-        (b"abc=" * 5, "not 20"), (b"-----BEGIN ", "not 7"), (REPORT + bytes(20), "not 1204"), (b"0x", "not 1"),
+        (b"abc=" * 5, "not 20"), (b"-----BEGIN ", "not 7"), (REPORT + b"x" * 20, "not 1204"), (b"0x", "not 1"),
         (b"YWJj=", "no length of base64"),
     ],
 )  # fmt: skip

@@ -14,7 +14,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from veil.formats.attestation_report import REPORT_BYTES, SIGNED_BYTES, PlatformInfo
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.errors import FormatError
-from veil.remote import CertificateChain, Demand, Policy, RemoteError, TrustedRoots, Verification, VerificationFailed
+from veil.remote import (
+    CertificateChain,
+    Demand,
+    Policy,
+    RemoteError,
+    TrustedRoots,
+    Verification,
+    VerificationFailed,
+    read_report,
+)
 from veil.remote.verify import verify_report
 
 from .model_chain import CHIP, END, MODEL, NOW, START, TURIN_MODEL, VLEK_MODEL, Model, der_integer, der_string
@@ -170,6 +179,18 @@ def test_chains_in_any_form() -> None:
         CertificateChain.from_certificate_table(pack_certificates({VCEK: leaf}), pem),
     ):
         assert chain == MODEL.chain
+
+
+def test_hosts_that_give_a_vcek_and_a_vlek() -> None:
+    """The report says which of them signed it."""
+    both = [item.public_bytes(Encoding.DER)
+            for model in (MODEL, VLEK_MODEL) for item in (model.leaf, model.intermediate, model.root)]  # fmt: skip
+    for model in (MODEL, VLEK_MODEL):
+        kind = read_report(model.report()).signing_key
+        chain = CertificateChain.parse(*both, kind=kind)
+        assert (chain.leaf, chain.intermediate) == (model.leaf, model.intermediate)
+    with pytest.raises(RemoteError, match="2 endorsement"):
+        CertificateChain.parse(*both)
 
 
 def test_incomplete_chains() -> None:

@@ -74,14 +74,15 @@ def verify(
         policy = policy.replace(report_data=hex_bytes(report_data, 64, "--report-data"))
     try:
         file = read_report(read_file(report))
+        kind = file.signing_key
     except FormatError as error:
         raise VeilError(f"{report}: {error}") from error
     if certificates is not None:
-        chain = CertificateChain.from_certificate_table(read_certificate_table(certificates), *blobs)
+        chain = CertificateChain.from_certificate_table(read_certificate_table(certificates), *blobs, kind=kind)
     elif file.certificate_table:
-        chain = CertificateChain.from_certificate_table(file.certificate_table, *blobs)
+        chain = CertificateChain.from_certificate_table(file.certificate_table, *blobs, kind=kind)
     elif blobs:
-        chain = CertificateChain.parse(*blobs)
+        chain = CertificateChain.parse(*blobs, kind=kind)
     else:
         raise VeilError("no certificates: give --vcek and --chain, or --certificates")
     try:

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from veil.formats.attestation_report import AttestationReport
 from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.launch_digest import LaunchLog
@@ -153,10 +154,11 @@ def check_evidence(
     A launch digest that is not the expected one does not tell what was changed. `host_log` does, if it leads to the
     digest in the report; otherwise the host lies about it.
     """
+    kind = AttestationReport.parse(evidence.report).signing_key
     if certificates:
-        chain = CertificateChain.parse(*certificates)
+        chain = CertificateChain.parse(*certificates, kind=kind)
     else:
-        chain = CertificateChain.from_certificate_table(evidence.certificates)
+        chain = CertificateChain.from_certificate_table(evidence.certificates, kind=kind)
     policy = policy.replace(vmpl=_MONITOR_VMPL)
     if expected is not None:
         policy = policy.replace(measurement=(*policy.measurement, expected.digest()))

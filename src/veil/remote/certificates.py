@@ -218,13 +218,16 @@ class CertificateChain:
     root: x509.Certificate
 
     @classmethod
-    def parse(cls, *blobs: bytes) -> CertificateChain:
-        """From DER and PEM in any order, several in one blob or not. Raises RemoteError."""
+    def parse(cls, *blobs: bytes, kind: SigningKey | None = None) -> CertificateChain:
+        """From certificates in any form and order, several in one blob or not. Raises RemoteError.
+
+        `kind`: which leaf to take if there are a VCEK and a VLEK, as hosts give both.
+        """
         found = [certificate for blob in blobs for certificate in load_certificates(blob)]
-        return cls._sort(list(dict.fromkeys(found)))
+        return cls._sort(list(dict.fromkeys(found)), kind)
 
     @classmethod
-    def from_certificate_table(cls, table: bytes, *more: bytes) -> CertificateChain:
+    def from_certificate_table(cls, table: bytes, *more: bytes, kind: SigningKey | None = None) -> CertificateChain:
         """From what the host gave with an extended report (configfs-tsm's auxblob), and `more` as for `parse`. What is
         no table is read as certificates of another form."""
         try:
@@ -235,11 +238,13 @@ class CertificateChain:
             except FormatError:
                 raise no_table from None
         found += [certificate for blob in more for certificate in load_certificates(blob)]
-        return cls._sort(list(dict.fromkeys(found)))
+        return cls._sort(list(dict.fromkeys(found)), kind)
 
     @classmethod
-    def _sort(cls, found: list[x509.Certificate]) -> CertificateChain:
+    def _sort(cls, found: list[x509.Certificate], kind: SigningKey | None) -> CertificateChain:
         leaves = [item for item in found if _is_leaf(item)]
+        if len(leaves) > 1 and kind is not None:
+            leaves = [item for item in leaves if ("VLEK" in common_name(item.subject)) == (kind == SigningKey.VLEK)]
         roots = [item for item in found if item.subject == item.issuer and not _is_leaf(item)]
         if len(leaves) != 1:
             raise RemoteError(f"{len(leaves)} endorsement certificates (VCEK or VLEK) where one is needed")

@@ -127,6 +127,13 @@ def _hex(length: int) -> Callable[[Any], bytes]:
     return read
 
 
+def _chip_id(value: Any) -> bytes:
+    """Turin's have 8 bytes, and zeros after them in reports."""
+    if isinstance(value, str) and len(value) == 16:
+        return _hex(8)(value).ljust(64, b"\0")
+    return _hex(64)(value)
+
+
 def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def read_all(value: Any) -> tuple[Any, ...]:
         if value == []:
@@ -192,7 +199,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "host_data": _hex(32),
     "family_id": _hex(16),
     "image_id": _hex(16),
-    "chip_ids": _several(_hex(64)),
+    "chip_ids": _several(_chip_id),
     "id_key_digests": _several(_hex(48)),
     "author_key_digests": _several(_hex(48)),
     "vmpl": _number(0, 3),

@@ -68,7 +68,7 @@ def check_firmware(checks: Checklist, report: AttestationReport, layout: TcbLayo
         elif committed[name] < runs:
             words = f"{title} {runs} runs, {committed[name]} is committed"
             if name == "microcode":
-                notes.append(f"{words} (minimum_tcb says which is new enough)")
+                notes.append(f"{words}, {reported[name]} is reported (which is what minimum_tcb judges)")
             else:
                 (notes if policy.allow_provisional_firmware else wrong).append(f"{words}{_PROVISIONAL}")
     versions = [

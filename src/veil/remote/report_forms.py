@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
-from veil.formats.attestation_report import REPORT_BYTES
+from veil.formats.attestation_report import REPORT_BYTES, AttestationReport, SigningKey
 from veil.formats.binary_text import from_text
 from veil.formats.errors import FormatError
 from veil.formats.hcl_report import HCL_SIGNATURE, HclReport, RuntimeData
 from veil.remote.certificate_forms import is_certificate_table
 
 __all__ = ["ReportFile", "read_report"]
+
+#: MSG_REPORT_RSP without an error: status, the report's size, reserved. Some programs keep all of it.
+_RESPONSE = struct.pack("<II24x", 0, REPORT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,11 @@ class ReportFile:
     in_vtpm_blob: bool = False
     runtime_data: RuntimeData | None = None
 
+    @property
+    def signing_key(self) -> SigningKey | None:
+        """What the report says of the key that signed it. Raises FormatError if it is no report."""
+        return AttestationReport.parse(self.report).signing_key
+
 
 def read_report(data: bytes) -> ReportFile:
     """A report in any form. Raises FormatError, which says what the data is not; nothing is verified here."""
@@ -36,6 +45,10 @@ def read_report(data: bytes) -> ReportFile:
     if data.startswith(HCL_SIGNATURE):
         blob = HclReport.parse(data)
         return ReportFile(blob.report, in_vtpm_blob=True, runtime_data=blob.runtime_data)
+    if data.startswith(_RESPONSE) and len(data) >= len(_RESPONSE) + REPORT_BYTES:
+        data = data[len(_RESPONSE) :]
+    if len(data) > REPORT_BYTES and not any(data[REPORT_BYTES:]):
+        data = data[:REPORT_BYTES]
     if len(data) > REPORT_BYTES and is_certificate_table(data[REPORT_BYTES:]):
         return ReportFile(data[:REPORT_BYTES], data[REPORT_BYTES:])
     if len(data) != REPORT_BYTES:
