@@ -7,7 +7,6 @@ import errno
 import functools
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from veil.guest.agent_protocol import (
 from veil.guest.errors import CommandNotStarted, GuestCommandError
 from veil.host import Hypervisor, RunResult
 from veil.host.devices import ConsolePort
+from veil.private_files import FILE_MODE, FOLDER_MODE, replacing
 
 __all__ = ["AgentSession", "start_failure"]
 
@@ -286,7 +286,10 @@ class AgentSession:
             raise VeilError(f"cannot read {source}: {describe(error)}") from error
 
     def copy_out(self, source: str, target: Path) -> None:
-        """A file of the guest's to the host; it appears when it is complete."""
+        """A file of the guest's to the host; it appears when it is complete.
+
+        Of the guest's mode bits only the owner's count: whom to share it with is not the guest's to say.
+        """
         job = self._connection.get(source)
         self._flush()
         try:
@@ -299,24 +302,14 @@ class AgentSession:
             raise
 
     def _take(self, job: int, target: Path) -> None:
-        mode = 0o644
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".veil-", delete=False) as stream:
-            try:
-                for event in self.events(job):
-                    if isinstance(event, FileInfo):
-                        mode = event.mode
-                    elif isinstance(event, Output):
-                        stream.write(event.data)
-                    elif isinstance(event, Failed):
-                        raise _copy_failure(event)
-                stream.flush()
-                # The guest's set-user-ID bits have no business here.
-                os.fchmod(stream.fileno(), mode & 0o777)
-                os.replace(stream.name, target)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(stream.name)
-                raise
+        with replacing(target) as stream:
+            for event in self.events(job):
+                if isinstance(event, FileInfo):
+                    os.fchmod(stream.fileno(), event.mode & FOLDER_MODE | FILE_MODE)
+                elif isinstance(event, Output):
+                    stream.write(event.data)
+                elif isinstance(event, Failed):
+                    raise _copy_failure(event)
 
 
 def _copy_failure(event: Failed) -> GuestCommandError:

@@ -5,6 +5,8 @@ An entry is a directory `KIND/KEY`. Its files and their SHA-256 sums stand in a 
 happens in a private directory and becomes visible by one rename. So a reader sees a complete entry or none, a killed
 builder leaves only rubbish in `tmp/`, and a damaged entry (a full disk, an unclean shutdown, a stray edit) is noticed
 by its checksums and built again.
+
+What lies here is run (the engine), measured and believed: the root must be the user's own, and nobody else may enter.
 """
 
 import errno
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from veil.disk import full_disk_words, is_full
 from veil.errors import VeilError, describe
+from veil.private_files import make_folder, open_own, own_folder, tighten, write_new
 
 _MANIFEST = ".manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~-]{0,180}")
@@ -81,6 +84,10 @@ class Cache:
         self._touch(place)
         return place
 
+    def manifest(self, kind: str, key: str) -> Path:
+        """The file that says what is in an entry, with checksums: another content has another manifest."""
+        return self._place(kind, key) / _MANIFEST
+
     def keys(self, kind: str) -> list[str]:
         """The keys of a kind, most recently used first. Whether an entry is sound is known only to `lookup`."""
         try:
@@ -104,7 +111,8 @@ class Cache:
         """A plain directory below the root for state that needs no checksums (apt's lists, locks)."""
         place = self.root / name
         with self._explained(name):
-            place.mkdir(parents=True, exist_ok=True)
+            own_folder(self.root)
+            make_folder(place)
         return place
 
     def _place(self, kind: str, key: str) -> Path:
@@ -121,9 +129,10 @@ class Cache:
         work = Path(tempfile.mkdtemp(prefix="build-", dir=scratch))
         try:
             build(work)
-            (work / _MANIFEST).write_text(json.dumps(_describe(work), sort_keys=True, indent=0))
-            os.chmod(work, 0o755)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            write_new(work / _MANIFEST, json.dumps(_describe(work), sort_keys=True, indent=0))
+            # Compilers, dpkg and others made files here, with modes of their own.
+            tighten(work)
+            make_folder(place.parent)
             os.rename(work, place)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -160,9 +169,12 @@ class Cache:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         path = self.directory("locks") / hashlib.sha256(name.encode()).hexdigest()[:32]
-        with open(path, "w") as lock:
+        lock = open_own(path, os.O_RDWR | os.O_CREAT)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -176,6 +188,8 @@ def cache_error(error: OSError, root: Path, what: str) -> CacheError:
     """One line for an operating system error met while `what` was put into the cache at `root`."""
     if is_full(error):
         return CacheError(full_disk_words(what, root))
+    if error.errno == errno.EPERM and error.filename == str(root):
+        return CacheError(f"the cache {root} cannot be used: {error.strerror} (set XDG_CACHE_HOME)")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CacheError(f"cannot write to the cache {root} for {what}: {error.strerror} (set XDG_CACHE_HOME)")
     return CacheError(f"cannot store {what} in the cache {root}: {describe(error)} (XDG_CACHE_HOME moves the cache)")

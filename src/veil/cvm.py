@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +25,10 @@ from veil._session import AgentSession
 from veil._user_transport import VmTransport
 from veil.cache import Cache, cache_key
 from veil.errors import VeilError
-from veil.guest.audit_tools import AUDIT_PACKAGES, audit_tools
+from veil.guest.audit_tools import audit_tools
 from veil.guest.cmdline import command_line
 from veil.guest.driver_build import build_driver, build_intruder, has_headers
+from veil.guest.ingredients import ingredients_at_hand
 from veil.guest.initramfs import Node, build_initramfs, pack_cpio
 from veil.guest.kernel import DEFAULT_SERIES, Kernel, debian_kernel, open_kernel, require_bootable
 from veil.host import (
@@ -41,7 +43,8 @@ from veil.host import (
 )
 from veil.host.devices import Platform
 from veil.installation import endorsement, owner_fingerprint
-from veil.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage, build_image
+from veil.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage, build_image, hosted_programs
+from veil.private_files import require_private
 from veil.snp import Machine, SnapshotError, SnpError, build_engine
 
 __all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
@@ -55,6 +58,14 @@ _HOSTED_VMPLS = (0, 1)
 _QUIET = ("quiet", "loglevel=4")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
+
+
+#: what values that no host of ours would have saved can end in, while devices work with them
+_NONSENSE = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, RecursionError, MemoryError,
+    struct.error,
+)  # fmt: skip
+_OURS = ("veil.host", "veil.snp", "veil.monitor", "veil.services", "veil.formats", "veil.guest")
 
 
 class BootTimeout(VeilError):
@@ -145,6 +156,7 @@ class ConfidentialVM:
         self._hypervisor: Hypervisor | None = None
         self._platform: Platform | None = None
         self._agent: AgentSession | None = None
+        self._restored_from: str | None = None
         self.image: LaunchImage | None = None
         #: seconds from the launch to the agent's answer, if this VM was booted and not resumed
         self.boot_seconds: float | None = None
@@ -333,23 +345,41 @@ class ConfidentialVM:
 
     @classmethod
     def restore(
-        cls, path: str | os.PathLike[str], *, console: Callable[[bytes], None] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        console: Callable[[bytes], None] | None = None,
+        services: ServicesImage | None = PROTECTED_SERVICES,
     ) -> ConfidentialVM:
-        """A running CVM from a snapshot file."""
+        """A running CVM from a snapshot file; raises VeilError, whatever the file holds.
+
+        What runs at VMPL 0 and 1 are the installed VeilMon and `services`, which the snapshot must have as they are
+        installed. Everything else is as the file's maker left it: kernel, keys, owners, the launch digest in reports.
+        """
         try:
-            machine, sections = Machine.restore(Path(path), endorsement=endorsement)
+            machine, sections = Machine.restore(
+                Path(path), endorsement=endorsement, programs=hosted_programs(services)
+            )
         except SnpError as error:
             raise VeilError(str(error)) from error
         try:
             settings = json.loads(sections["settings"])
-            vm = cls(settings["memory"], settings["vcpus"], monitor=settings["monitor"], console=console)
-        except (KeyError, ValueError, TypeError) as error:
+            vcpus, monitor = settings["vcpus"], settings["monitor"]
+            if type(vcpus) is not int or type(monitor) is not bool:
+                raise ValueError("a value is of another type")
+            vm = cls(machine.memory_size, vcpus, monitor=monitor, console=console, services=services)
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             machine.close()
             raise VeilError(f"{path} is no snapshot of a CVM: {error!r}") from error
+        except VeilError:
+            machine.close()
+            raise
+        vm._restored_from = os.fspath(path)
         try:
-            vm._attach(machine)
-            vm.hypervisor.load(from_json(json.loads(sections["host"])))
-            vm.connect()
+            with _explained(vm):
+                vm._attach(machine)
+                vm.hypervisor.load(from_json(json.loads(sections["host"])))
+                vm.connect()
         except BaseException:
             vm.close()
             raise
@@ -371,6 +401,10 @@ class ConfidentialVM:
                 return self._build_image(machine)
         except SnpError as error:
             raise VeilError(str(error)) from error
+
+    def ingredients(self) -> dict[str, str] | None:
+        """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
+        return ingredients_at_hand(self._cache, self._kernel_name, driver=self._services is not None)
 
     def _build_image(self, machine: Machine) -> LaunchImage:
         kernel = self._find_kernel()
@@ -400,7 +434,7 @@ class ConfidentialVM:
         )
 
     def _driver(self, kernel: Kernel) -> bytes | None:
-        if self._services is None or not has_headers(kernel):
+        if self._services is None or not has_headers(kernel.release):
             return None
         return build_driver(self._cache, kernel, self._say)
 
@@ -465,22 +499,12 @@ class ConfidentialVM:
             self._console(data)
 
     def _snapshot_path(self) -> Path | None:
-        """Where a snapshot of this very configuration is or goes; None if the kernel is not known yet."""
-        if re.fullmatch(r"\d+\.\d+", self._kernel_name):
-            kept = [key for key in self._cache.keys("kernel") if f"-{self._kernel_name}." in key]
-            names = ("busybox-static", *(AUDIT_PACKAGES if self._services is not None else ()))
-            packages = [key for key in self._cache.keys("package") if key.partition("_")[0] in names]
-            if not kept or {key.partition("_")[0] for key in packages} != set(names):
-                return None
-            kernel = f"{sorted(kept)} {sorted(packages)}"
-        else:
-            try:
-                status = os.stat(self._kernel_name)
-            except OSError:
-                return None
-            kernel = f"{os.path.realpath(self._kernel_name)} {status.st_size} {status.st_mtime_ns}"
+        """Where a snapshot of this very configuration is or goes; None while a part of the image is not at hand."""
+        ingredients = self.ingredients()
+        if ingredients is None:
+            return None
         key = cache_key(
-            kernel,
+            repr(sorted(ingredients.items())),
             _source_digest(),
             f"{self.memory} {self.vcpus} {self.has_monitor} {self._modules} {self._driver_options!r}",
             pack_cpio(self._files) if self._files else b"",
@@ -496,11 +520,14 @@ class ConfidentialVM:
         if path is None or not path.exists():
             return False
         try:
-            machine, sections = Machine.restore(path, endorsement=endorsement)
+            require_private(path)
+            machine, sections = Machine.restore(
+                path, endorsement=endorsement, programs=hosted_programs(self._services)
+            )
             self._attach(machine)
             self.hypervisor.load(from_json(json.loads(sections["host"])))
             self.connect()
-        except (SnapshotError, HostError, KeyError, ValueError) as error:
+        except (SnapshotError, HostError, KeyError, ValueError, PermissionError) as error:
             self._say(f"a snapshot in the cache was unusable and is made again ({error})")
             self.close()
             with suppress(OSError):
@@ -542,6 +569,18 @@ class _explained:
             explained = self._vm._panic.explain(error)
             if explained is not error:
                 raise explained from error
+        if isinstance(error, SnpError):
+            raise VeilError(str(error)) from error
+        if self._vm._restored_from is not None and isinstance(error, _NONSENSE) and _is_our_own(error):
+            raise VeilError(f"the snapshot {self._vm._restored_from} cannot go on: {error!r:.200}") from error
+
+
+def _is_our_own(error: BaseException) -> bool:
+    """Did the machine, its host or the hosted code raise it, and not a caller's own function?"""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(_OURS)
 
 
 def _source_digest() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from veil.private_files import replacing
 from veil.snp.rmp import EntryFlag, Permission
 
 if TYPE_CHECKING:
@@ -161,4 +162,5 @@ def write_picture(vm: ConfidentialVM, path: Path) -> None:
         x, y = pixels.shape[1] + 16, 14 + 28 * index
         draw.rectangle((x, y, x + 16, y + 16), fill=colour, outline="black")
         draw.text((x + 26, y + 2), f"{name} ({int(np.count_nonzero(classes == index))})", fill="black")
-    picture.save(path)
+    with replacing(path) as stream:
+        picture.save(stream, "PNG")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.errors import VeilError
+from veil.private_files import own_folder, write_private
 from veil.snp import MODEL_TCB
 
 if TYPE_CHECKING:
@@ -26,11 +27,21 @@ def data_directory() -> Path:
     return (Path(base) if base and os.path.isabs(base) else Path.home() / ".local" / "share") / "veil"
 
 
+def _own_directory() -> Path:
+    """The same, ours and closed to others; raises VeilError."""
+    directory = data_directory()
+    try:
+        own_folder(directory)
+    except OSError as error:
+        raise VeilError(f"cannot keep keys in {directory}: {error.strerror} (set XDG_DATA_HOME)") from error
+    return directory
+
+
 def endorsement() -> Endorsement:
     """The chip of this installation's machines, made at the first call (a second or two)."""
     from veil.snp.endorsement import Endorsement
 
-    return Endorsement.load(data_directory() / "machine", MODEL_TCB)
+    return Endorsement.load(_own_directory() / "machine", MODEL_TCB)
 
 
 def software_root() -> bytes:
@@ -44,7 +55,7 @@ def user_key() -> UserKey:
     """The key of this installation's user, made at the first call."""
     from veil.remote import UserKey
 
-    return UserKey.load(data_directory() / "user.key")
+    return UserKey.load(_own_directory() / "user.key")
 
 
 def owner_fingerprint() -> bytes:
@@ -52,16 +63,17 @@ def owner_fingerprint() -> bytes:
 
     Kept beside the key, because reading a key takes longer than everything else that most commands do.
     """
-    path = data_directory() / "user.fingerprint"
+    directory = _own_directory()
+    path = directory / "user.fingerprint"
     try:
         fingerprint = bytes.fromhex(path.read_text())
-        if len(fingerprint) == _FINGERPRINT_BYTES and (data_directory() / "user.key").exists():
+        if len(fingerprint) == _FINGERPRINT_BYTES and (directory / "user.key").exists():
             return fingerprint
     except (OSError, ValueError):
         pass
     fingerprint = user_key().fingerprint
     try:
-        path.write_text(fingerprint.hex() + "\n")
+        write_private(path, fingerprint.hex() + "\n")
     except OSError as error:
         raise VeilError(f"cannot write {path}: {error.strerror}") from error
     return fingerprint

@@ -24,7 +24,7 @@ from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import Vmsa, VmsaSegment
 
-__all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image"]
+__all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image", "hosted_programs"]
 
 _PAGE = 4096
 _MIB = 1 << 20
@@ -81,6 +81,11 @@ def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt")
 
 #: The same, as they are if nobody chooses otherwise.
 PROTECTED_SERVICES = protected_services()
+
+
+def hosted_programs(services: ServicesImage | None) -> dict[str, tuple[str, ...]]:
+    """Entry -> packages of the programs in an image: what may be resumed of a snapshot (`Machine.restore`)."""
+    return {_ENTRY: _PACKAGES} | ({services.entry: services.packages} if services is not None else {})
 
 
 @dataclass(frozen=True)

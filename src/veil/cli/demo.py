@@ -14,6 +14,7 @@ import click
 from veil.cli.common import Progress
 from veil.cli.output import raw, say
 from veil.errors import VeilError
+from veil.private_files import write_new
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
@@ -148,7 +149,7 @@ def _show_entry(entry: LogEntry) -> None:
 
 def _put_intruder(vm: ConfidentialVM, directory: Path) -> None:
     place = directory / "intruder.ko"
-    place.write_bytes(vm.build_intruder())
+    write_new(place, vm.build_intruder())
     vm.copy_in(place, "/root/intruder.ko")
 
 

@@ -44,6 +44,7 @@ def measure(
     """
     from veil.cvm import ConfidentialVM, parse_size
     from veil.launch_image import protected_services
+    from veil.private_files import write_private
 
     vm = ConfidentialVM(
         memory,
@@ -60,7 +61,7 @@ def measure(
     digest = log.digest()
     if log_file is not None:
         try:
-            Path(log_file).write_bytes(log.pack())
+            write_private(Path(log_file), log.pack())
         except OSError as error:
             raise VeilError(f"cannot write {log_file}: {error.strerror}") from error
     pages: dict[str, int] = {}

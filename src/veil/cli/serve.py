@@ -41,6 +41,7 @@ def serve(
     """
     from veil.cvm import ConfidentialVM, parse_size
     from veil.launch_image import protected_services
+    from veil.private_files import write_private
 
     host, port = parse_address(listen)
     with ConfidentialVM(
@@ -60,7 +61,7 @@ def serve(
             address = f"{listener.address[0]}:{listener.address[1]}"
             say(f"users are carried to VeilMon from {address}")
             if port_file is not None:
-                Path(port_file).write_text(address + "\n")
+                write_private(Path(port_file), address + "\n")
             vm.serve()
         except OSError as error:
             raise VeilError(f"cannot write {port_file}: {error.strerror}") from error

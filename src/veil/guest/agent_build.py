@@ -2,18 +2,26 @@
 """Compile the guest agent, once for each version of its source and of the compiler."""
 
 import os
+import re
+import shlex
 import shutil
-import subprocess
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from veil.cache import Cache, CacheError, cache_key
-from veil.disk import full_disk_words, says_full, tool_environment
+from veil.disk import full_disk_words, says_full
 from veil.guest.errors import GuestImageError
+from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
+from veil.private_files import make_folder, write_new
 
+__all__ = ["agent_at_hand", "agent_compiler", "agent_sources", "build_agent"]
+
+_KIND = "agent"
 # -Wl,--build-id=none and no debug information: the same source and compiler give the same bytes, and so the same
 # launch measurement, wherever the cache lies. Static: the guest has no C library.
 _FLAGS = ("-std=gnu11", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wl,--build-id=none")
+_DEPENDENCY = re.compile(r"(?:\\.|[^\s\\])+")
 
 
 def agent_sources() -> dict[str, bytes]:
@@ -22,34 +30,56 @@ def agent_sources() -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h"))}
 
 
+def agent_compiler() -> str:
+    """The command: $CC, or cc."""
+    return os.environ.get("CC") or "cc"
+
+
 def build_agent(cache: Cache) -> Path:
     """The agent's executable, a static x86-64 ELF program."""
-    compiler = os.environ.get("CC") or "cc"
-    sources = sorted(agent_sources().items())
 
-    def build(directory: Path) -> None:
+    def build(directory: Path) -> Iterable[Path]:
+        compiler = shlex.split(agent_compiler())
+        sources = sorted(agent_sources().items())
         work = directory / "source"
-        work.mkdir()
+        make_folder(work)
         for name, data in sources:
-            (work / name).write_bytes(data)
+            write_new(work / name, data)
         units = [name for name, _ in sources if name.endswith(".c")]
-        _run([*compiler.split(), *_FLAGS, "-o", "../agent", *units], work)
+        flags = [*_FLAGS, f"-ffile-prefix-map={work}=."]
+        _run([*compiler, *flags, "-Wl,--dependency-file=link.d", "-o", "../agent", *units], work)
+        compiled = _run([*compiler, *flags, "-M", *units], work)
+        read = map(Path, _dependencies(compiled) | _dependencies((work / "link.d").read_text()))
         shutil.rmtree(work)
+        # What remains is the system's: headers, start files, libraries. Objects in between are gone by now.
+        outside = {path for path in read if path.is_absolute() and path.is_file() and path.parent != directory}
+        return outside | set(programs_of(compiler))
 
-    key = cache_key(_version(compiler), *_FLAGS, *(part for source in sources for part in source))
-    return cache.entry("agent", key, build) / "agent"
+    return built(cache, _KIND, _key(), build) / "agent"
 
 
-def _version(compiler: str) -> str:
-    return _run([*compiler.split(), "--version"], None) + _run([*compiler.split(), "-dumpmachine"], None)
+def agent_at_hand(cache: Cache) -> Path | None:
+    """The same, if it need not be built."""
+    place = at_hand(cache, _KIND, _key())
+    return place / "agent" if place is not None else None
+
+
+def _key() -> str:
+    compiler = agent_compiler()
+    program = find_program((shlex.split(compiler) or ["cc"])[0]) or ""
+    parts = (part for source in sorted(agent_sources().items()) for part in source)
+    return cache_key(compiler, program, *_FLAGS, *parts)
+
+
+def _dependencies(text: str) -> set[str]:
+    """The files in rules for make."""
+    words = _DEPENDENCY.findall(text.replace("\\\n", " "))
+    return {re.sub(r"\\(.)", r"\1", word) for word in words if not word.endswith(":")}
 
 
 def _run(command: list[str], directory: Path | None) -> str:
     try:
-        done = subprocess.run(
-            command, cwd=directory, env=tool_environment(directory), capture_output=True, text=True, errors="replace",
-            check=False,
-        )  # fmt: skip
+        done = run_tool(command, directory)
     except OSError as error:
         raise GuestImageError(f"no C compiler: cannot run {command[0]} ({error.strerror}); install gcc") from error
     if done.returncode:

@@ -14,6 +14,7 @@ from pathlib import Path
 from veil.cache import Cache, cache_error
 from veil.disk import says_full, tool_environment
 from veil.guest.errors import GuestImageError
+from veil.private_files import UMASK, make_folder, tighten
 
 _URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.deb) \d+", re.MULTILINE)
 
@@ -81,7 +82,7 @@ class Apt:
     def unpack(self, package: str, directory: Path) -> None:
         """Fetch the package and unpack its files into `directory`."""
         fetched = directory / ".fetched"
-        fetched.mkdir()
+        make_folder(fetched)
         archive = self.download(package, fetched)
         done = self._run("dpkg-deb", "-x", str(archive), str(directory))
         if done.returncode:
@@ -98,8 +99,9 @@ class Apt:
             raise GuestImageError("the package lists are missing or outdated, and this run is offline")
         self._own_lists = True
         for name in ("lists/partial", "cache/archives/partial", "etc"):
-            (self._cache.directory("apt") / name).mkdir(parents=True, exist_ok=True)
+            make_folder(self._cache.directory("apt") / name)
         done = self._run("apt-get", "update", "-q")
+        tighten(self._cache.directory("apt"))
         if not any(self._cache.directory("apt/lists").glob("*_Packages*")):
             self._refuse_full_disk(done, self._cache.directory("apt"), "Debian's package lists")
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
@@ -120,7 +122,7 @@ class Apt:
         try:
             return subprocess.run(
                 [tool, *options, *arguments], cwd=cwd, env=environment, text=True, errors="replace",
-                stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                stdin=subprocess.DEVNULL, capture_output=True, check=False, umask=UMASK,
             )  # fmt: skip
         except FileNotFoundError as error:
             raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error

@@ -4,26 +4,30 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from veil.cache import Cache, CacheError, cache_key
-from veil.disk import full_disk_words, says_full, tool_environment
+from veil.disk import full_disk_words, says_full
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.kernel import Kernel
+from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
+from veil.private_files import copy_file, make_folder, write_new
 
-__all__ = ["build_driver", "build_intruder", "build_module", "driver_sources", "has_headers"]
+__all__ = ["build_driver", "build_intruder", "build_module", "driver_at_hand", "driver_sources", "has_headers"]
 
 _HEADERS = "headers"
 _DRIVER = "driver"
 _NAME = "veil"
 _DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
-# No path of the building machine in the module, so that the same source and compiler give the same bytes.
+_CC = "gcc"
+# No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
+# information would be stripped anyway, but has paths in it, from which the linker's build ID would be computed.
 _FLAGS = (
-    "-ffile-prefix-map={place}=. -Werror -Wextra -Wno-unused-parameter -Wno-sign-compare "
-    "-Wno-missing-field-initializers -Wno-cast-function-type"
+    "-g0 -ffile-prefix-map={place}=. -ffile-prefix-map={headers}=/usr -Werror -Wextra -Wno-unused-parameter "
+    "-Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type"
 )
 
 
@@ -37,14 +41,20 @@ def _sources(folder: str) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h", "Kbuild"))}
 
 
-def has_headers(kernel: Kernel) -> bool:
-    """Is it a kernel for which Debian has headers?"""
-    return _DEBIAN_RELEASE.fullmatch(kernel.release) is not None
+def has_headers(release: str) -> bool:
+    """Is it (as `uname -r` says it) a kernel for which Debian has headers?"""
+    return _DEBIAN_RELEASE.fullmatch(release) is not None
 
 
 def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
     """veil.ko for this kernel. Raises GuestImageError."""
     return build_module(cache, kernel, _NAME, driver_sources(), progress)
+
+
+def driver_at_hand(cache: Cache, release: str) -> Path | None:
+    """veil.ko for the kernel of this release, if it need not be built."""
+    place = at_hand(cache, _DRIVER, _key(release, _NAME, driver_sources()))
+    return place / f"{_NAME}.ko" if place is not None else None
 
 
 def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
@@ -61,21 +71,31 @@ def build_module(
 ) -> bytes:
     """`name`.ko for this kernel from its files by name, of which one is Kbuild. Raises GuestImageError."""
     say = progress or (lambda _: None)
-    ordered = sorted(sources.items())
 
-    def build(directory: Path) -> None:
+    def build(directory: Path) -> Iterable[Path]:
         headers = _headers(cache, kernel, say)
         say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
         work = directory / "source"
-        work.mkdir()
-        for file, data in ordered:
-            (work / file).write_bytes(data)
+        make_folder(work)
+        for file, data in sources.items():
+            write_new(work / file, data)
         _make(headers, work, kernel.release, name)
-        shutil.copy(work / f"{name}.ko", directory / f"{name}.ko")
+        copy_file(work / f"{name}.ko", directory / f"{name}.ko")
         shutil.rmtree(work)
+        return [*programs_of([_CC]), *_tools(), cache.manifest(_HEADERS, kernel.release)]
 
-    key = cache_key(kernel.release, _FLAGS, _compiler(), name, *(part for source in ordered for part in source))
-    return (cache.entry(_DRIVER, key, build) / f"{name}.ko").read_bytes()
+    place = built(cache, _DRIVER, _key(kernel.release, name, sources), build)
+    return (place / f"{name}.ko").read_bytes()
+
+
+def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
+    parts = (part for source in sorted(sources.items()) for part in source)
+    return cache_key(release, _FLAGS, find_program(_CC) or "", name, *parts)
+
+
+def _tools() -> list[Path]:
+    """What takes part besides the compiler."""
+    return [Path(path) for path in map(find_program, ("make", "strip", "objcopy")) if path is not None]
 
 
 def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
@@ -100,6 +120,9 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
 
 def _make(headers: Path, work: Path, release: str, name: str) -> None:
     """The headers' Makefiles name each other by absolute paths below /usr/src: a copy with links mends that."""
+    if any(character in f"{headers}{work}" for character in " \t:#$%"):
+        raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
+                              "(set XDG_CACHE_HOME)")  # fmt: skip
     version = release.removesuffix("-cloud-amd64")
     tree = work / ".headers"
     shutil.copytree(headers / "src" / f"linux-headers-{release}", tree, symlinks=True)
@@ -107,10 +130,11 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
         place = tree / link
         place.unlink(missing_ok=True)
         place.symlink_to(headers / "lib" / f"linux-kbuild-{version}" / target)
-    (tree / "Makefile").write_text(f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
+    (tree / "Makefile").unlink(missing_ok=True)
+    write_new(tree / "Makefile", f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
     command = [
-        "make", "-s", "-C", str(tree), f"M={work}", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
-        f"KCFLAGS={_FLAGS.format(place=work)}", "modules",
+        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
     ]  # fmt: skip
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
     if done.returncode or not (work / f"{name}.ko").exists():
@@ -124,13 +148,6 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
 
 
-_CC = "gcc"
-
-
-def _compiler() -> str:
-    return _run([_CC, "--version"]).stdout
-
-
 def _refuse_full_disk(done: subprocess.CompletedProcess[str], work: Path) -> None:
     if says_full(done.stdout + done.stderr, work):
         raise CacheError(full_disk_words("the driver", work))
@@ -139,11 +156,8 @@ def _refuse_full_disk(done: subprocess.CompletedProcess[str], work: Path) -> Non
 def _run(
     command: list[str], work: Path | None = None, *, libraries: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = tool_environment(work, {} if libraries is None else {"LD_LIBRARY_PATH": str(libraries)})
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, env=environment
-        )
+        return run_tool(command, scratch=work, libraries=libraries)
     except OSError as error:
         raise GuestImageError(
             f"cannot build the driver: cannot run {command[0]} (Debian: apt install make gcc binutils)"

@@ -25,7 +25,7 @@ _CHANNEL = ("virtio_pci", "virtio_console")
 # the driver asks the crypto API for by name: "gcm(aes)".
 _TSM = "tsm"
 _ATTESTATION = ("aes_generic", "ctr", "ghash_generic", "gcm", "sev_guest")
-_BUSYBOX = "busybox-static"
+BUSYBOX = "busybox-static"
 _PACKAGES = "package"
 _DIRECTORIES = (
     "bin", "dev", "etc", "home", "lib", "lib/veil", "mnt", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr",
@@ -114,8 +114,7 @@ def build_initramfs(
 
 def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
     """A folder with the files of a package of Debian's; once fetched it is used until its cache entry is removed."""
-    kept = [key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")]
-    key = max(kept) if kept else Apt(cache).archive_name(package).removesuffix(".deb")
+    key = kept_package(cache, package) or Apt(cache).archive_name(package).removesuffix(".deb")
 
     def build(directory: Path) -> None:
         if progress:
@@ -125,9 +124,14 @@ def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None]
     return cache.entry(_PACKAGES, key, build)
 
 
+def kept_package(cache: Cache, package: str) -> str | None:
+    """The newest version of a package that is in the cache: its key."""
+    return max((key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")), default=None)
+
+
 def fetch_busybox(cache: Cache, progress: Callable[[str], None] | None = None) -> Path:
     """Debian's static busybox; like the kernel, once fetched it is used until its cache entry is removed."""
-    place = unpacked_package(cache, _BUSYBOX, progress)
+    place = unpacked_package(cache, BUSYBOX, progress)
     for name in ("bin/busybox", "usr/bin/busybox"):
         if (place / name).is_file():
             return place / name

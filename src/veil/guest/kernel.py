@@ -12,6 +12,7 @@ from veil.guest.bzimage import bzimage_release, extract_vmlinux, find_banner, is
 from veil.guest.debian import Apt
 from veil.guest.elf import ElfKernel, is_elf, parse_kernel
 from veil.guest.errors import GuestImageError
+from veil.private_files import write_new
 
 DEFAULT_SERIES = "6.12"
 FIRST_SNP_GUEST = (5, 19)
@@ -63,7 +64,7 @@ def debian_kernel(
     if not _SERIES.fullmatch(series):
         raise GuestImageError(f"unknown kernel version {series!r} (Debian's series are named like {DEFAULT_SERIES})")
     say = progress or (lambda _: None)
-    kept = None if refresh else _newest_kept(cache, series)
+    kept = None if refresh else kept_kernel(cache, series)
     if kept is None:
         apt = Apt(cache)
         package = _newest_offered(apt, series)
@@ -109,8 +110,8 @@ def open_kernel(
             progress(f"extracting {name}")
         vmlinux = extract_vmlinux(data, name)
         parse_kernel(vmlinux, name)
-        (directory / _VMLINUX).write_bytes(vmlinux)
-        (directory / "banner").write_text("\n".join(_identify(vmlinux, bzimage_release(data), name)))
+        write_new(directory / _VMLINUX, vmlinux)
+        write_new(directory / "banner", "\n".join(_identify(vmlinux, bzimage_release(data), name)))
 
     place = cache.entry(_VMLINUX, cache_key(data, "1"), build)
     release, banner = (place / "banner").read_text().split("\n")
@@ -129,7 +130,8 @@ def require_bootable(kernel: Kernel, *, monitor: bool) -> None:
         )
 
 
-def _newest_kept(cache: Cache, series: str) -> str | None:
+def kept_kernel(cache: Cache, series: str) -> str | None:
+    """The newest kernel package of a series that is in the cache: its key."""
     pattern = re.compile(rf"linux-image-{re.escape(series)}[.+-][^_]*cloud-amd64_.*")
     kept = [key for key in cache.keys(_PACKAGES) if pattern.fullmatch(key)]
     return max(kept, key=_order, default=None)

@@ -12,6 +12,7 @@ from veil.guest.debian import Apt
 from veil.guest.elf import is_elf, parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs import Node, unpacked_package
+from veil.private_files import write_new
 
 __all__ = ["debian_programs"]
 
@@ -87,7 +88,7 @@ class _Packages:
         if self._used != self._known:
             self._cache.remove(_CLOSURES, self._key)
             text = "".join(f"{package}\n" for package in self._used)
-            self._cache.entry(_CLOSURES, self._key, lambda place: _write(place / "packages", text))
+            self._cache.entry(_CLOSURES, self._key, lambda place: write_new(place / "packages", text))
 
     def program(self, name: str) -> Path:
         """A program of the named packages, or a library of anybody's."""
@@ -137,10 +138,6 @@ class _Packages:
             if place.is_symlink() or place.exists():
                 return {name: _node(place)}
         raise GuestImageError(f"no package of {', '.join(self._packages)} has {name}")
-
-
-def _write(place: Path, text: str) -> None:
-    place.write_text(text)
 
 
 def _node(path: Path) -> Node:

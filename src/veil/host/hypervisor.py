@@ -23,6 +23,7 @@ from veil.host.ghcb_msr import MsrRequest, ap_reset_hold_answer
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
 from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
 from veil.host.protection import ProtectedRange, Protection
+from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
 
@@ -535,7 +536,8 @@ class Hypervisor:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a snapshot; the machine must be restored already."""
+        """Go on from a snapshot; the machine must be restored already. Raises HostError, whatever the state is."""
+        require_like(state, self.state())
         try:
             vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
             guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from veil.private_files import make_folder, write_private
 from veil.remote.errors import RemoteError
 
 __all__ = ["UserKey"]
@@ -41,11 +40,8 @@ class UserKey:
                 pem = key.private_bytes(
                     serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
                 )
-                path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor, name = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
-                with os.fdopen(descriptor, "wb") as stream:
-                    stream.write(pem)
-                os.replace(name, path)
+                make_folder(path.parent)
+                write_private(path, pem, durable=True)
             loaded = serialization.load_pem_private_key(path.read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
             raise RemoteError(f"cannot use the user key {path}: {error}") from error

@@ -17,6 +17,7 @@ from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records, read_entries
 from veil.formats.merkle import leaf_hash
 from veil.formats.numbers import u64
+from veil.private_files import make_folder, open_own, write_private
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.remote.log import LogState, check_head
 
@@ -89,21 +90,15 @@ class LogSummary:
 
 def replace_file(place: Path, data: bytes) -> None:
     """Put a file there, whole or not at all, whatever happens meanwhile. Raises OSError."""
-    temporary = place.with_name(f".{place.name}.tmp")
-    with opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-        write_all(file, data)
-        os.fsync(file)
-    os.replace(temporary, place)
-    with opened(place.parent, os.O_RDONLY | os.O_DIRECTORY) as directory:
-        os.fsync(directory)
+    write_private(place, data, durable=True)
 
 
 @contextlib.contextmanager
 def locked(place: Path, words: str) -> Iterator[None]:
     """Have a file, made if need be, for oneself. Raises RemoteError, with these words if somebody else has it."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        make_folder(place.parent)
+        file = open_own(place, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise RemoteError(f"cannot write into {place.parent}: {error.strerror}") from error
     try:
@@ -119,7 +114,7 @@ def locked(place: Path, words: str) -> Iterator[None]:
 @contextlib.contextmanager
 def opened(place: Path, flags: int) -> Iterator[int]:
     """A file's descriptor. Raises OSError."""
-    file = os.open(place, flags | os.O_CLOEXEC, 0o644)
+    file = open_own(place, flags)
     try:
         yield file
     finally:
@@ -181,7 +176,7 @@ class LogFolder:
         """
         count = 0
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             found = self._state()
             sizes = found[1:] if found is not None else (0, 0)
             flags = os.O_WRONLY | os.O_CREAT

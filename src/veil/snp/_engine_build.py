@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from veil.disk import full_disk_words, says_full, tool_environment
+from veil.private_files import UMASK, make_folder, write_private
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["UNICORN_VERSION", "compile_engine", "engine_inputs"]
@@ -115,7 +116,7 @@ def compile_engine(engine_dir: Path, source_cache: Path, work: Path, progress: C
     tree = _unpack(archive, work)
     _apply_edits(tree)
     build = work / "core"
-    build.mkdir()
+    make_folder(build)
     progress("building the CPU engine (about half a minute, once)")
     _run(
         [
@@ -171,7 +172,7 @@ def _tool(name: str) -> str:
 def _run(command: Sequence[str], directory: Path) -> None:
     result = subprocess.run(
         command, cwd=directory, env=tool_environment(directory), capture_output=True, text=True, errors="replace",
-        check=False,
+        check=False, umask=UMASK,
     )  # fmt: skip
     if result.returncode:
         if says_full(f"{result.stdout}\n{result.stderr}", directory):
@@ -186,9 +187,9 @@ def _source_archive(cache: Path, progress: Callable[[str], None]) -> Path:
     if archive.exists() and _sha256(archive) == _UNICORN_SHA256:
         return archive
     progress("fetching the source of the CPU engine")
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     requirement = cache / "requirement.txt"
-    requirement.write_text(f"unicorn=={UNICORN_VERSION} --hash=sha256:{_UNICORN_SHA256}\n")
+    write_private(requirement, f"unicorn=={UNICORN_VERSION} --hash=sha256:{_UNICORN_SHA256}\n")
     _run(
         [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
@@ -222,4 +223,4 @@ def _apply_edits(tree: Path) -> None:
         text = path.read_text()
         if text.count(old) != 1:
             raise EngineBuildError(f"unicorn {UNICORN_VERSION} is not as expected: {name}")
-        path.write_text(text.replace(old, new))
+        write_private(path, text.replace(old, new))

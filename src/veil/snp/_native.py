@@ -19,10 +19,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from veil.disk import full_disk_words, is_full, says_full, tool_environment
+from veil.private_files import FOLDER_MODE, UMASK, make_folder, open_own, own_folder, write_new
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
 
@@ -73,7 +74,7 @@ def _compile(command: Sequence[str], directory: Path) -> None:
         built = Path(work) / _LIBRARY
         result = subprocess.run(
             [*command, "-o", str(built)], env=tool_environment(Path(work)), capture_output=True, text=True,
-            errors="replace", check=False,
+            errors="replace", check=False, umask=UMASK,
         )  # fmt: skip
         if result.returncode != 0:
             if says_full(result.stderr, directory):
@@ -86,7 +87,8 @@ def _compile(command: Sequence[str], directory: Path) -> None:
 
 def _publish(built: Path, directory: Path) -> None:
     checksum = built.parent / _CHECKSUM
-    checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n", "ascii")
+    os.chmod(built, FOLDER_MODE)
+    write_new(checksum, hashlib.sha256(built.read_bytes()).hexdigest() + "\n")
     # The checksum last: a crash between the two leaves a pair that does not match, which is built again.
     os.replace(built, directory / _LIBRARY)
     os.replace(checksum, directory / _CHECKSUM)
@@ -98,8 +100,9 @@ def build(sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
     try:
         directory = cache_dir() / f"engine-{_content_hash(sources, command)}"
         path = directory / _LIBRARY
+        own_folder(cache_dir())
         if not _is_whole(path):
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             _compile([*command, *(str(source) for source in sources)], directory)
     except OSError as error:
         raise _failure("the machine's C code", error) from error
@@ -129,6 +132,16 @@ def _failure(what: str, error: OSError) -> EngineBuildError:
     return EngineBuildError(f"cannot build {what}: {place}: {error.strerror or error} (XDG_CACHE_HOME moves the cache)")
 
 
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = open_own(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _quiet(message: str) -> None:
     """Nobody listens."""
 
@@ -142,11 +155,12 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
     directory = cache_dir() / f"engine-{digest.hexdigest()[:20]}"
     library_path = directory / _LIBRARY
     try:
+        # What lies there is about to run as this user.
+        own_folder(cache_dir())
         if not _is_whole(library_path):
-            directory.mkdir(parents=True, exist_ok=True)
-            with open(directory / "lock", "w") as lock:
+            make_folder(directory)
+            with _locked(directory / "lock"):
                 # Two processes that start together must not both spend half a minute.
-                fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_whole(library_path):
                     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
                         built = compile_engine(ENGINE_DIR, cache_dir() / "sources", Path(work), progress)

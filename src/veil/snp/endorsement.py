@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from veil.disk import is_full
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
+from veil.private_files import make_folder, write_private
 from veil.snp.errors import SnpError
 
 __all__ = ["CHIP_ID_MARK", "PRODUCT", "Endorsement"]
@@ -105,8 +106,8 @@ class Endorsement:
                 made = ec.generate_private_key(ec.SECP384R1())
                 now = datetime.datetime.now(datetime.UTC)
                 certificate = _vcek(made, ask.subject, ask_key, content["chip.id"], tcb, now)
-                _write_whole(vcek_key_file, _private(made))
-                _write_whole(vcek_file, _pem(certificate))
+                write_private(vcek_key_file, _private(made))
+                write_private(vcek_file, _pem(certificate))
             vcek_key = serialization.load_pem_private_key(vcek_key_file.read_bytes(), None)
             vcek = x509.load_pem_x509_certificate(vcek_file.read_bytes())
             if not isinstance(vcek_key, ec.EllipticCurvePrivateKey) or vcek_key.public_key() != vcek.public_key():
@@ -128,13 +129,13 @@ class Endorsement:
             "ask.pem": _pem(self.ask),
         }
         try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(directory.parent)
             # Whole or not at all, and one of two processes that do this at the same time wins.
             with tempfile.TemporaryDirectory(dir=directory.parent) as name:
                 made = Path(name) / directory.name
-                made.mkdir(mode=0o700)
+                make_folder(made)
                 for file, data in content.items():
-                    _write_whole(made / file, data)
+                    write_private(made / file, data, durable=True)
                 try:
                     made.rename(directory)
                 except OSError:
@@ -155,13 +156,6 @@ class Endorsement:
             ARK: self.ark.public_bytes(serialization.Encoding.DER),
         }
         return pack_certificates(blobs)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent)  # readable by its owner alone
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-    os.replace(name, path)
 
 
 def _name(common_name: str) -> x509.Name:

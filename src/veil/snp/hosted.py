@@ -21,12 +21,12 @@ import io
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
-from veil.snp.errors import LaunchError, RmpViolation
+from veil.snp.errors import LaunchError, RmpViolation, SnapshotError
 
 if TYPE_CHECKING:
     from veil.snp.layouts import Vmcb
@@ -166,6 +166,32 @@ def load_program(archive: bytes, entry: str) -> HostedProgram:
     return program
 
 
+def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[str]]) -> HostedProgram:
+    """The same for a snapshot's archive: nothing of it is run, only what is installed, and only if it is the same.
+
+    A snapshot comes from a file. Its launch digest is as much a claim as its memory, so neither vouches for the other:
+    what may run are the sources of this installation. `programs` has what they may be: entry -> packages. An archive
+    that differs in one module, or has one too many or too few, is refused with a SnapshotError that names it.
+    """
+    if entry not in programs:
+        raise SnapshotError(f"the snapshot wants to run {entry!r}, which is no program that may be resumed here")
+    try:
+        sources = _read_sources(archive)
+        installed = _read_sources(pack_sources(programs[entry]))
+    except LaunchError as error:
+        raise SnapshotError(f"the snapshot's copy of {entry} is damaged: {error}") from error
+    differing = sorted(name for name in sources.keys() | installed.keys() if sources.get(name) != installed.get(name))
+    if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise SnapshotError(
+            f"the snapshot's {differing[0][:80]!r}{more} is not the one that is installed here: it was made by another "
+            "version of Veil, or changed; boot afresh"
+        )
+    module_name, _, class_name = entry.partition(":")
+    program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
+    return program
+
+
 def _read_sources(archive: bytes) -> dict[str, tuple[bytes, bool]]:
     """Module name -> (source, is a package)."""
     sources: dict[str, tuple[bytes, bool]] = {}
@@ -178,7 +204,7 @@ def _read_sources(archive: bytes) -> dict[str, tuple[bytes, bool]]:
                 parts = member.name.removesuffix(".py").split("/")
                 package = parts[-1] == "__init__"
                 sources[".".join(parts[:-1] if package else parts)] = (stream.read(), package)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise LaunchError(f"the hosted program's archive is damaged: {error}") from error
     return sources
 

@@ -6,24 +6,25 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from veil.formats.errors import FormatError
 from veil.snp._engine import Engine, EngineCounters
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
-from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_program
+from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_installed, load_program
 from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.memory import PAGE_SIZE, Memory
 from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
-from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.snapshot import Snapshot, read_snapshot, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class _HostedContext:
     program: HostedProgram
     header_gpa: int
     steps: Generator[None, None, None] | None
+    resumed: bool = False
+    """its state came from a file"""
 
 
 class Machine:
@@ -200,13 +203,15 @@ class Machine:
             return False
         return view.read(entry, len(HOSTED_MAGIC)) == HOSTED_MAGIC
 
-    def _hosted_context(self, vmcb: Vmcb, header_gpa: int, vmpl: int) -> _HostedContext:
+    def _hosted_context(
+        self, vmcb: Vmcb, header_gpa: int, vmpl: int, load: Callable[[bytes, str], HostedProgram] = load_program
+    ) -> _HostedContext:
         view = self.view(vmpl=vmpl)
         header = HostedHeader.from_buffer_copy(view.read(header_gpa, ctypes.sizeof(HostedHeader)))
         program = self._programs.get(header_gpa)
         if program is None:
             archive = view.read(header.archive_gpa, header.archive_length)
-            program = self._programs[header_gpa] = load_program(archive, header.entry.decode("ascii"))
+            program = self._programs[header_gpa] = load(archive, header.entry.decode("ascii"))
         cpu = HostedCpu(view, vmcb.vmsa_pa, self._read_u64(vmcb.vmsa_pa + _RDI), header, vmcb, self._engine.read_tsc)
         context = self._hosted[vmcb.vmsa_pa] = _HostedContext(cpu, program, header_gpa, None)
         return context
@@ -233,6 +238,13 @@ class Machine:
             # What machine code would have met: a nested page fault that nobody can mend from outside.
             context.steps = None
             code, info_1, info_2 = _nested_fault(violation)
+        except Exception as error:
+            context.steps = None
+            if not context.resumed:
+                raise
+            # Its state is what a file said: that it is nonsense may show only now.
+            what = f"the snapshot's program at {context.header_gpa:#x}"
+            raise SnapshotError(f"{what} cannot go on from its state: {error!r}") from error
         finally:
             state[VMSA_WORD] = NO_VMSA
         _EXIT.pack_into(vmcb, _EXIT_AT, code, info_1, info_2, 0)
@@ -272,40 +284,81 @@ class Machine:
 
     @classmethod
     def restore(
-        cls, path: Path, *, endorsement: Callable[[], Endorsement] | None = None
+        cls,
+        path: Path,
+        *,
+        endorsement: Callable[[], Endorsement] | None = None,
+        programs: Mapping[str, Sequence[str]] | None = None,
     ) -> tuple[Machine, dict[str, bytes]]:
-        """A machine from a file, and all its sections. VMSAs that ran hosted code run on with `attach_vmcb`."""
+        """A machine from a file, and all its sections. VMSAs that ran hosted code run on with `attach_vmcb`.
+
+        `programs` are those that may do so (entry -> packages); they must be installed as the snapshot has them.
+        Raises SnapshotError, whatever the file holds.
+        """
         snapshot = read_snapshot(path)
+        self = cls.__new__(cls)
+        self._engine = None  # type: ignore[assignment]
         try:
-            state = json.loads(snapshot.sections["machine"])
-            self = cls.__new__(cls)
-            memory = snapshot.map_memory()
-            self._build(
-                state["memory_size"], memory, MemoryEncryption.load(snapshot.sections["encryption"]), endorsement
-            )
-            self.rmp.load(snapshot.sections["rmp"])
-            # Hosted code knows that it was restored, and takes new keys; a kernel at VMPL 0 would not.
-            self.secure_processor.load(_decode(state["secure_processor"]), new_keys=bool(state["hosted"]))
-            self._machine_code = set(state["machine_code"])
-            self._saved_hosted = {int(gpa): header for gpa, header in state["hosted"].items()}
-            self._saved_programs = {
-                int(name.removeprefix("program:")): data
-                for name, data in snapshot.sections.items()
-                if name.startswith("program:")
-            }
-        except (KeyError, ValueError, TypeError) as error:
-            raise SnapshotError(f"{path} is not a snapshot of this version: {error}") from error
-        self.set_tsc(state["tsc"])
+            self._load(snapshot, endorsement)
+        except _UNUSABLE as error:
+            if self._engine is not None:
+                self._engine.close()
+            words = str(error) if isinstance(error, SnpError) else repr(error)
+            raise SnapshotError(f"{path} is not a snapshot of this version: {words}") from error
+        self._allowed = programs or {}
         return self, snapshot.sections
 
+    def _load(self, snapshot: Snapshot, endorsement: Callable[[], Endorsement] | None) -> None:
+        state = _decode(json.loads(snapshot.sections["machine"]))
+        memory_size = _integer(state["memory_size"], "memory size")
+        # The engine and its tables are as large as this says: they must not reach past the mapping.
+        if memory_size % (2 << 20) or not memory_size or _address_space(memory_size) != snapshot.memory_size:
+            raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
+        encryption = MemoryEncryption.load(snapshot.sections["encryption"])
+        tsc = _integer(state["tsc"], "time stamp counter")
+        self._machine_code = {_integer(gpa, "VMSA's address") for gpa in state["machine_code"]}
+        self._saved_hosted = {
+            int(gpa): _integer(header, "hosted program's address") for gpa, header in state["hosted"].items()
+        }
+        self._saved_programs = {
+            int(name.removeprefix("program:")): data
+            for name, data in snapshot.sections.items()
+            if name.startswith("program:")
+        }
+        machine_code = self._machine_code
+        self._build(memory_size, snapshot.map_memory(), encryption, endorsement)
+        self._machine_code = machine_code
+        self.rmp.load(snapshot.sections["rmp"])
+        # Hosted code knows that it was restored, and takes new keys; a kernel at VMPL 0 would not.
+        self.secure_processor.load(state["secure_processor"], new_keys=bool(state["hosted"]))
+        self.set_tsc(tsc)
+
     def attach_vmcb(self, vmcb: Vmcb) -> None:
-        """After `restore`: tell the machine a VMCB of the host; hosted code on its VMSA resumes."""
+        """After `restore`: tell the machine a VMCB of the host; hosted code on its VMSA resumes.
+
+        Raises SnapshotError: no sources but the installed ones are run, whatever the snapshot's memory holds.
+        """
         header_gpa = self._saved_hosted.get(vmcb.vmsa_pa)
         if header_gpa is None:
             return
+        try:
+            self._resume_hosted(vmcb, header_gpa)
+        except _UNUSABLE as error:
+            if isinstance(error, SnapshotError):
+                raise
+            raise SnapshotError(f"the snapshot's program at {header_gpa:#x} cannot be resumed: {error!r}") from error
+
+    def _resume_hosted(self, vmcb: Vmcb, header_gpa: int) -> None:
+        if not self.rmp.is_vmsa(vmcb.vmsa_pa):
+            raise SnapshotError(f"the snapshot has no VMSA at {vmcb.vmsa_pa:#x}")
         vmpl = self.memory.buf[vmcb.vmsa_pa + _VMPL]
+        if vmpl not in _HOSTED_VMPLS or not self._is_hosted_entry(header_gpa, vmpl):
+            raise SnapshotError(f"the snapshot has no hosted program at {header_gpa:#x}")
         fresh = header_gpa not in self._programs
-        context = self._hosted_context(vmcb, header_gpa, vmpl)
+        context = self._hosted_context(
+            vmcb, header_gpa, vmpl, lambda archive, entry: load_installed(archive, entry, self._allowed)
+        )
+        context.resumed = True
         if fresh:
             if header_gpa not in self._saved_programs:
                 raise SnapshotError("the snapshot lacks a hosted program's state")
@@ -314,6 +367,20 @@ class Machine:
 
     _saved_hosted: dict[int, int]
     _saved_programs: dict[int, bytes]
+    _allowed: Mapping[str, Sequence[str]]
+
+
+#: what reading values out of a file that anybody may have written can end in
+_UNUSABLE = (
+    SnpError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, AssertionError,
+    ctypes.ArgumentError, RecursionError, MemoryError, struct.error, FormatError,
+)  # fmt: skip
+
+
+def _integer(value: Any, what: str) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise SnapshotError(f"the {what} is no unsigned 64-bit number: {value!r:.40}")
+    return value
 
 
 def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:

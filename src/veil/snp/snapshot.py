@@ -12,20 +12,21 @@ everything else together (`verify` does).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import struct
 import zlib
 from dataclasses import dataclass
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veil.disk import full_disk_words, is_full
+from veil.private_files import make_folder, replacing
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import PAGE_SIZE, Memory
 
@@ -36,6 +37,8 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sIQ32s")
 _MEMORY_ALIGNMENT = 2 << 20
 _MAX_INDEX = 1 << 20
+#: what sections may have beside the RMP's eight bytes a page
+_MAX_SECTIONS = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,17 @@ def _runs(nonzero: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def write_snapshot(path: Path, *, memory: memoryview, sections: dict[str, bytes]) -> None:
     """Write a snapshot whole or not at all; raises SnapshotError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        make_folder(path.parent)
+        with replacing(path) as stream:
             _write(stream, memory, sections)
-        os.replace(temporary, path)
     except OSError as error:
         if is_full(error):
             raise SnapshotError(full_disk_words("a snapshot", path.parent)) from error
         raise SnapshotError(f"cannot write the snapshot {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
-def _write(stream: BufferedWriter, memory: memoryview, sections: dict[str, bytes]) -> None:
+def _write(stream: BinaryIO, memory: memoryview, sections: dict[str, bytes]) -> None:
     words: NDArray[np.uint64] = np.frombuffer(memory, dtype="<u8").reshape(-1, PAGE_SIZE // 8)
     runs = _runs(np.asarray(words.any(axis=1)))
     crc = 0
@@ -125,31 +123,50 @@ def _checksum_stream(stream: BufferedReader, size: int) -> int:
 
 
 def read_snapshot(path: Path) -> Snapshot:
-    """Open and check a snapshot; raises SnapshotError in one line."""
+    """Open and check a snapshot; raises SnapshotError in one line, whatever the file holds."""
     try:
         with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            header = stream.read(_HEADER.size)
-            if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-                raise SnapshotError(f"{path} is no snapshot")
-            _, version, length, digest = _HEADER.unpack(header)
-            if version != _VERSION:
-                raise SnapshotError(f"{path} is a snapshot of version {version}, this is {_VERSION}")
-            text = stream.read(min(length, _MAX_INDEX))
-            if hashlib.sha256(text).digest() != digest:
-                raise SnapshotError(f"the snapshot {path} is damaged: its index does not match its checksum")
-            index = json.loads(text)
-            sections = {}
-            start = _HEADER.size + length
-            for name, (offset, count, expected) in index["sections"].items():
-                stream.seek(start + offset)
-                data = stream.read(count)
-                if hashlib.sha256(data).hexdigest() != expected:
-                    raise SnapshotError(f"the snapshot {path} is damaged: section {name!r} does not match its checksum")
-                sections[name] = data
+            return _read(path, stream, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot {path}: {error.strerror}") from error
-    base = _align(start + index["sections_length"])
-    if size != base + index["memory_size"]:
-        raise SnapshotError(f"the snapshot {path} is damaged: it has {size} bytes, not {base + index['memory_size']}")
-    return Snapshot(path, sections, index["memory_size"], base, index["memory_crc"])
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise SnapshotError(f"the snapshot {path} is damaged: its index is none ({error!r:.80})") from error
+
+
+def _read(path: Path, stream: BufferedReader, size: int) -> Snapshot:
+    header = stream.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise SnapshotError(f"{path} is no snapshot")
+    _, version, length, digest = _HEADER.unpack(header)
+    if version != _VERSION:
+        raise SnapshotError(f"{path} is a snapshot of version {version}, this is {_VERSION}")
+    text = stream.read(min(length, _MAX_INDEX))
+    if hashlib.sha256(text).digest() != digest or len(text) != length:
+        raise SnapshotError(f"the snapshot {path} is damaged: its index does not match its checksum")
+    index = json.loads(text)
+    memory_size, memory_crc, total = (_count(index[name]) for name in ("memory_size", "memory_crc", "sections_length"))
+    start = _HEADER.size + length
+    base = _align(start + total)
+    if size != base + memory_size:
+        raise SnapshotError(f"the snapshot {path} is damaged: it has {size} bytes, not {base + memory_size}")
+    if total > _MAX_SECTIONS + memory_size // (PAGE_SIZE // 8):
+        raise SnapshotError(f"the snapshot {path} is damaged: its sections are longer than any machine's")
+    sections: dict[str, bytes] = {}
+    position = 0
+    # One after the other, as they are written: overlapping ones would be read again and again.
+    for name, (offset, count, expected) in index["sections"].items():
+        if _count(offset) != position or _count(count) > total - position:
+            raise SnapshotError(f"the snapshot {path} is damaged: section {name[:40]!r} is not where it should be")
+        stream.seek(start + offset)
+        data = stream.read(count)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise SnapshotError(f"the snapshot {path} is damaged: section {name[:40]!r} does not match its checksum")
+        sections[name] = data
+        position += count
+    return Snapshot(path, sections, memory_size, base, memory_crc)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.40} is no number of bytes")
+    return value

@@ -262,7 +262,7 @@ class Platform:
         for name, device in self._devices().items():
             try:
                 device.load(state[name])
-            except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, OverflowError, AttributeError, AssertionError) as error:
                 raise HostError(f"snapshot: the state of device {name} is damaged ({error!r})") from error
 
     def _devices(self) -> dict[str, Any]:

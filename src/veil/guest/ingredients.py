@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest's image is made of on this computer: kernel, packages and the programs that its compiler made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from veil.cache import Cache, cache_key
+from veil.guest.agent_build import agent_at_hand
+from veil.guest.audit_tools import AUDIT_PACKAGES
+from veil.guest.driver_build import driver_at_hand, has_headers
+from veil.guest.errors import GuestImageError
+from veil.guest.initramfs import BUSYBOX, kept_package
+from veil.guest.kernel import Kernel, kept_kernel, open_kernel
+
+__all__ = ["ingredients_at_hand"]
+
+_SERIES = re.compile(r"\d+\.\d+")
+
+
+def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str, str] | None:
+    """Name -> checksum of each, for a kernel as users name it (a series of Debian's or a file) and, if wanted, the
+    driver with its tools. None if one must be fetched or built first.
+
+    The checksums are of the very files, not of what they were made from: after a change of compiler, headers or
+    packages there are others.
+    """
+    found: dict[str, str | None] = {}
+    if _SERIES.fullmatch(kernel):
+        key = kept_kernel(cache, kernel)
+        if key is None:
+            return None
+        release = key.partition("_")[0].removeprefix("linux-image-")
+        found[key] = _digest(cache.manifest("kernel", key))
+    else:
+        try:
+            opened = open_kernel(cache, Path(kernel))
+        except GuestImageError:
+            return None
+        release = opened.release
+        found[kernel] = _kernel_digest(opened)
+    driver = driver and has_headers(release)
+    for package in (BUSYBOX, *(AUDIT_PACKAGES if driver else ())):
+        name = kept_package(cache, package)
+        if name is None:
+            return None
+        found[name] = _digest(cache.manifest("package", name))
+    found["agent"] = _digest(agent_at_hand(cache))
+    if driver:
+        found["driver"] = _digest(driver_at_hand(cache, release))
+    whole = {name: digest for name, digest in found.items() if digest is not None}
+    return whole if len(whole) == len(found) else None
+
+
+def _digest(path: Path | None) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
+    except OSError:
+        return None
+
+
+def _kernel_digest(kernel: Kernel) -> str:
+    """The kernel's, and how its module tree looks: modules go into the image, too."""
+    tree = sorted(kernel.modules.rglob("*")) if kernel.modules is not None else []
+    status = ((path, path.stat()) for path in tree if path.is_file())
+    return cache_key(kernel.digest(), *(f"{path} {item.st_size} {item.st_mtime_ns}" for path, item in status))
