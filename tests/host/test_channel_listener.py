@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The listener's places: who gets one, who gives one up. Real sockets, a clock of the tests', no thread."""
+
+from __future__ import annotations
+
+import select
+import selectors
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from veil.host import channel_listener
+from veil.host.channel_listener import BURST, DRAIN_S, SILENT_S, STAY_S, ChannelListener
+from veil.host.devices import ChannelConnection, ChannelDevice
+
+PLACES = 4
+
+
+class Host:
+    """The hypervisor's thread, which does its part when a test says so."""
+
+    def __init__(self) -> None:
+        self.actions: deque[Callable[[], None]] = deque()
+
+    def post_for_channel(self, action: Callable[[], None]) -> None:
+        self.actions.append(action)
+
+    def run(self) -> None:
+        while self.actions:
+            self.actions.popleft()()
+
+
+class Device(ChannelDevice):
+    """VeilMon is not there: frames to it are kept."""
+
+    def __init__(self) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self.opened: list[ChannelConnection] = []
+
+    def open(self) -> ChannelConnection:
+        self.opened.append(super().open())
+        return self.opened[-1]
+
+
+class Desk:
+    """A listener, and users who come to it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.host, self.device = Host(), Device()
+        self.listener = ChannelListener(self.host, self.device, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.users: list[socket.socket] = []
+
+    def connect(self) -> socket.socket:
+        """Somebody comes; the listener has looked."""
+        sock = socket.create_connection(self.listener.address, 5)
+        self.users.append(sock)
+        self.look()
+        return sock
+
+    def say(self, sock: socket.socket, data: bytes = b"hello") -> ChannelConnection:
+        """He says something: his connection at the device."""
+        before = len(self.device.opened)
+        sock.sendall(data)
+        self.look()
+        assert len(self.device.opened) == before + 1
+        return self.device.opened[-1]
+
+    def look(self) -> None:
+        """What the listener's thread does, until nothing happens."""
+        listener: Any = self.listener
+        quiet = 0
+        while quiet < 2:
+            events = listener._selector.select(0.002)
+            for key, mask in events:
+                if key.fileobj is listener._listening:
+                    listener._accept()
+                elif key.fileobj is listener._wake_read:
+                    listener._wake_read.recv(4096)
+                    listener._woken = False
+                elif key.fileobj in listener._users:
+                    listener._serve(listener._users[key.fileobj], mask)
+            self.host.run()
+            while listener._todo:
+                listener._todo.popleft()()
+            listener._sweep()
+            self.host.run()
+            quiet = 0 if events else quiet + 1
+
+    def later(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds
+        self.look()
+
+    def close(self) -> None:
+        for sock in self.users:
+            sock.close()
+        self.listener.close()
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(channel_listener, "STRANGERS", PLACES)
+    made = Desk()
+    yield made
+    made.close()
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Has the listener not closed it?"""
+    if not select.select([sock], [], [], 0.01)[0]:
+        return True
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except OSError:
+        return False
+
+
+def test_who_says_nothing_is_no_work_for_veilmon(desk: Desk) -> None:
+    sock = desk.connect()
+    assert desk.device.opened == []
+    desk.say(sock)
+    assert len(desk.device.opened) == 1
+
+
+def test_the_oldest_makes_room_for_the_newest(desk: Desk) -> None:
+    first, *others = [desk.connect() for _ in range(PLACES)]
+    desk.say(first)
+    desk.later(STAY_S)
+    newest = desk.connect()
+    desk.say(newest)
+    assert not is_open(first)
+    assert all(map(is_open, others))
+    assert not desk.device.opened[0].is_open
+    assert desk.device.opened[1].is_open
+
+
+def test_each_may_stay_a_while(desk: Desk) -> None:
+    """Newcomers wait in the kernel until the oldest has had his time."""
+    held = [desk.connect() for _ in range(PLACES)]
+    newest = desk.connect()
+    desk.later(STAY_S - 0.01)
+    assert all(map(is_open, held))
+    assert len(desk.listener._users) == PLACES
+    desk.later(0.01)
+    assert [is_open(sock) for sock in held] == [False, *[True] * (PLACES - 1)]
+    desk.say(newest)
+
+
+def test_a_place_that_is_given_back_is_had_at_once(desk: Desk) -> None:
+    held = [desk.connect() for _ in range(PLACES)]
+    newest = desk.connect()
+    held[2].close()
+    desk.look()
+    desk.say(newest)
+    assert is_open(held[0])
+
+
+def test_whom_the_launch_names_stays(desk: Desk) -> None:
+    owner = desk.connect()
+    connection = desk.say(owner)
+    assert connection.on_proven is not None
+    connection.on_proven()
+    desk.look()
+    for _ in range(3 * PLACES):
+        desk.connect()
+        desk.later(STAY_S)
+    desk.later(10 * SILENT_S)
+    assert is_open(owner)
+    assert connection.is_open
+
+
+def test_who_does_not_read_is_dropped(desk: Desk) -> None:
+    """VeilMon's end is closed; the host has something for him that he does not take."""
+    sock = desk.connect()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection = desk.say(sock)
+    for user in desk.listener._users:
+        user.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+    assert connection.on_data is not None
+    for _ in range(64):
+        connection.on_data(bytes(1 << 16))
+    desk.look()
+    assert desk.listener._users
+    connection.lost()
+    desk.later(DRAIN_S)
+    assert desk.listener._users
+    desk.later(DRAIN_S)
+    assert not desk.listener._users
+
+
+def test_strangers_who_never_read_are_dropped_while_veilmon_waits(desk: Desk) -> None:
+    sock = desk.connect()
+    connection = desk.say(sock)
+    assert connection.on_data is not None
+    for _ in range(64):
+        connection.on_data(bytes(1 << 18))
+    desk.look()
+    desk.later(SILENT_S + 1)
+    assert not desk.listener._users
+    assert not connection.is_open
+
+
+def test_silent_ones_are_dropped(desk: Desk) -> None:
+    silent, speaker = desk.connect(), desk.connect()
+    desk.say(speaker)
+    desk.later(SILENT_S + 1)
+    assert not is_open(silent)
+    assert is_open(speaker)
+
+
+def test_not_everybody_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking connections in costs the host's time, too."""
+    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
+    for _ in range(BURST + 50):
+        desk.connect()
+    taken = len(desk.listener._users)
+    assert BURST <= taken < BURST + 5
+    desk.later(1)
+    assert len(desk.listener._users) == BURST + 50
+
+
+def test_no_descriptors_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not tried again and again, and the oldest stranger gives his back."""
+    held = [desk.connect(), desk.connect()]
+
+    class Full:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock, self.tries = sock, 0
+
+        def fileno(self) -> int:
+            return self.sock.fileno()
+
+        def accept(self) -> None:
+            self.tries += 1
+            raise OSError(24, "Too many open files")
+
+    listener: Any = desk.listener
+    real = listener._listening
+    full = Full(real)
+    listener._selector.unregister(real)
+    listener._listening = full
+    listener._selector.register(full, selectors.EVENT_READ)
+    newest = desk.connect()
+    assert full.tries == 1
+    assert [is_open(sock) for sock in held] == [False, True]
+    listener._listening = real
+    desk.later(1)
+    desk.say(newest)
