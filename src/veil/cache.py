@@ -156,7 +156,7 @@ class Cache:
                     continue
                 if path.is_symlink() or path.stat().st_size != size or (verify and _sha256(path) != value):
                     return False
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return False
         return True
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -108,3 +109,24 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SnapshotError, match="disk is full"):
         write_snapshot(tmp_path / "s", memory=_memory({}).buf, sections={})
     assert list(tmp_path.iterdir()) == []
+
+
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"[]", b"{", b"null", b"[" * 100_000, b'{"sections": []}', b'{"sections": {"a": [1]}}',
+        b'{"sections": {"a": [-999999, 1, ""]}}', b'{"sections": {"a": [1e999, 1, ""]}}',
+        b'{"sections": {}, "sections_length": 1e999, "memory_size": 1, "memory_crc": 0}',
+        b'{"sections": {}, "sections_length": ' + b"9" * 5000 + b', "memory_size": 1, "memory_crc": 0}',
+        b'{"sections": {}, "sections_length": 1, "memory_size": ' + b"9" * 4300 + b', "memory_crc": 0}',
+    ],
+    ids=lambda index: repr(index[:40]),
+)  # fmt: skip
+def test_an_index_of_somebody_elses_making(tmp_path: Path, index: bytes) -> None:
+    """Its checksum holds: whoever makes the index makes that too."""
+    header = module._HEADER.pack(module._MAGIC, module._VERSION, len(index), hashlib.sha256(index).digest())
+    (tmp_path / "s").write_bytes(header + index)
+    with pytest.raises(SnapshotError, match="snapshot"):
+        read_snapshot(tmp_path / "s")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,8 +155,10 @@ def _put_intruder(vm: ConfidentialVM, directory: Path) -> None:
 
 
 def _records_handed_over(vm: ConfidentialVM) -> int:
-    words = vm.run(["cat", "/dev/veil"]).stdout.decode().split()
-    return int(words[words.index("records") + 1])
+    said = re.search(rb"\brecords (\d{1,18})\b", vm.run(["cat", "/dev/veil"]).stdout)
+    if said is None:
+        raise VeilError("the guest's driver does not say how many records it has handed over")
+    return int(said[1])
 
 
 def _verify(folder: LogFolder, moment: int) -> None:
