@@ -45,7 +45,7 @@ from veil.host.devices import Platform
 from veil.installation import endorsement, owner_fingerprint
 from veil.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage, build_image, hosted_programs
 from veil.private_files import require_private
-from veil.snp import Machine, SnapshotError, SnpError, build_engine
+from veil.snp import Machine, SnpError, build_engine
 
 __all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
 
@@ -527,7 +527,7 @@ class ConfidentialVM:
             self._attach(machine)
             self.hypervisor.load(from_json(json.loads(sections["host"])))
             self.connect()
-        except (SnapshotError, HostError, KeyError, ValueError, PermissionError) as error:
+        except (SnpError, VeilError, KeyError, ValueError, PermissionError) as error:
             self._say(f"a snapshot in the cache was unusable and is made again ({error})")
             self.close()
             with suppress(OSError):

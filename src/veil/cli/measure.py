@@ -67,10 +67,29 @@ def measure(
     pages: dict[str, int] = {}
     for entry in log.entries:
         pages[entry.name] = pages.get(entry.name, 0) + entry.count
+    made_from = _made_from(vm.ingredients() or {})
     if as_json:
-        emit_json({"launch_digest": digest.hex(), "pages": pages})
+        emit_json({"launch_digest": digest.hex(), "pages": pages, "made_from": made_from})
     else:
         say(digest.hex())
         for name, count in pages.items():
             tell(f"  {name:<14} {count:>6} page{'s' if count > 1 else ''}")
+        for name, value in made_from.items():
+            tell(f"  {name}: {value}")
     return 0
+
+
+def _made_from(ingredients: dict[str, str]) -> dict[str, str]:
+    """On what the digest depends beside Veil and the options (docs/attestation.md)."""
+    from veil.guest.agent_build import agent_compiler
+    from veil.guest.driver_build import DRIVER_COMPILER
+    from veil.guest.toolchain import compiler_version
+
+    compiled = {"agent": agent_compiler(), "driver": DRIVER_COMPILER}
+    packages = ", ".join(name for name in ingredients if name not in compiled)
+    programs = {
+        name: f"SHA-256 {ingredients[name]}, {compiler_version(command)}"
+        for name, command in compiled.items()
+        if name in ingredients
+    }
+    return {"packages": packages, **programs}

@@ -16,13 +16,21 @@ from veil.guest.kernel import Kernel
 from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
 from veil.private_files import copy_file, make_folder, write_new
 
-__all__ = ["build_driver", "build_intruder", "build_module", "driver_at_hand", "driver_sources", "has_headers"]
+__all__ = [
+    "DRIVER_COMPILER",
+    "build_driver",
+    "build_intruder",
+    "build_module",
+    "driver_at_hand",
+    "driver_sources",
+    "has_headers",
+]
 
 _HEADERS = "headers"
 _DRIVER = "driver"
 _NAME = "veil"
 _DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
-_CC = "gcc"
+DRIVER_COMPILER = "gcc"
 # No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
 # information would be stripped anyway, but has paths in it, from which the linker's build ID would be computed.
 _FLAGS = (
@@ -82,7 +90,7 @@ def build_module(
         _make(headers, work, kernel.release, name)
         copy_file(work / f"{name}.ko", directory / f"{name}.ko")
         shutil.rmtree(work)
-        return [*programs_of([_CC]), *_tools(), cache.manifest(_HEADERS, kernel.release)]
+        return [*programs_of([DRIVER_COMPILER]), *_tools(), cache.manifest(_HEADERS, kernel.release)]
 
     place = built(cache, _DRIVER, _key(kernel.release, name, sources), build)
     return (place / f"{name}.ko").read_bytes()
@@ -90,7 +98,7 @@ def build_module(
 
 def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
     parts = (part for source in sorted(sources.items()) for part in source)
-    return cache_key(release, _FLAGS, find_program(_CC) or "", name, *parts)
+    return cache_key(release, _FLAGS, find_program(DRIVER_COMPILER) or "", name, *parts)
 
 
 def _tools() -> list[Path]:
@@ -133,7 +141,8 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
     (tree / "Makefile").unlink(missing_ok=True)
     write_new(tree / "Makefile", f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
     command = [
-        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={_CC}", "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={DRIVER_COMPILER}",
+        "CONFIG_DEBUG_INFO_BTF_MODULES=",
         "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
     ]  # fmt: skip
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
