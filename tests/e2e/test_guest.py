@@ -11,7 +11,8 @@ import pytest
 
 from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.errors import VeilError
-from veil.inspection import inspect_cvm, write_picture
+from veil.inspection import inspect_cvm
+from veil.rmp_picture import Scale, write_picture
 
 
 def _shell(vm: ConfidentialVM, script: str) -> str:
@@ -86,6 +87,33 @@ def test_inspection_sees_the_domains(vm: ConfidentialVM, tmp_path: Path) -> None
     assert by_level[0].read == seen.validated > by_level[3].read > 0
     assert by_level[2].read == 0
     assert seen.shared + seen.assigned == seen.pages
-    picture = tmp_path / "map.png"
-    write_picture(vm, picture)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_says_what_it_shows_and_where(vm: ConfidentialVM, tmp_path: Path) -> None:
+    from PIL import Image
+
+    place = tmp_path / "map.png"
+    write_picture(vm, place)
+    with Image.open(place) as opened:
+        words, picture = dict(opened.text), opened.convert("RGB")  # type: ignore[attr-defined]
+    assert words["Title"] == "Reverse map table: a CVM of 512 MiB, 1 VCPU, under VeilMon"
+    assert "a cell is a page of 4 KiB; a row is 2 MiB" in words["Description"]
+    assert vm.machine.secure_processor.measurement.hex() in words["Description"]
+    # The map begins below title and scale, right of the addresses, and has a legend at its right.
+    left, top, right = 110, 96, 110 + 1024
+    title, scale, addresses = (left, 0, right, 30), (left, top - 20, right, top), (0, top, left, 600)
+    for box in (title, scale, addresses, (right + 1, top, right + 300, 600)):
+        assert len(picture.crop(box).getcolors(1 << 20) or ()) > 1, box
+    for vmsa in inspect_cvm(vm).vmsas:
+        row, column = divmod(vmsa.gpa // 4096, 512)
+        assert picture.getpixel((left + 2 * column, top + 2 * row)) == (255, 255, 255)
+    assert picture.getpixel((left + 2 * 511, top)) == (70, 160, 90)
+
+
+def test_the_scale_fits_much_memory_and_knows_the_hole() -> None:
+    scale = Scale(8 << 18, [(0, 3 << 30), (4 << 30, 5 << 30)])
+    assert (scale.cell, scale.rows) == (4, 1024)
+    assert [scale.address(row) for row in (0, 1, 383, 384, 385)] == [
+        0, 8 << 20, (3 << 30) - (8 << 20), 4 << 30, (4 << 30) + (8 << 20),
+    ]  # fmt: skip
+    assert Scale(64 << 18, [(0, 3 << 30), (4 << 30, 61 << 30)]).rows <= 1024
