@@ -47,7 +47,7 @@ from veil.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage, bu
 from veil.private_files import require_private
 from veil.snp import Machine, SnpError, build_engine
 
-__all__ = ["BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
+__all__ = ["QUIET", "BootTimeout", "CommandTimeout", "ConfidentialVM", "Result", "parse_size"]
 
 _SNAPSHOTS = "snapshots"
 _SNAPSHOTS_KEPT = 8
@@ -55,7 +55,8 @@ _BOOT_TIMEOUT = 180.0
 _CONSOLE_KEPT = 64 * 1024
 _MIB_2 = 2 << 20
 _HOSTED_VMPLS = (0, 1)
-_QUIET = ("quiet", "loglevel=4")
+#: the kernel options of a CVM that is not watched
+QUIET = ("quiet", "loglevel=4")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
 
@@ -111,7 +112,7 @@ class ConfidentialVM:
         fresh: bool = False,
         progress: Callable[[str], None] | None = None,
         console: Callable[[bytes], None] | None = None,
-        kernel_options: Sequence[str] = _QUIET,
+        kernel_options: Sequence[str] = QUIET,
         modules: Sequence[str] = (),
         owners: Sequence[bytes] | None = None,
         readers: Sequence[bytes] = (),

@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
 from veil.private_files import own_folder, write_private
-from veil.snp import MODEL_TCB
+from veil.snp import MODEL_TCB, SnpError
 
 if TYPE_CHECKING:
     from veil.remote import UserKey
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["data_directory", "endorsement", "owner_fingerprint", "software_root", "user_key"]
+__all__ = ["data_directory", "endorsement", "known_software_root", "owner_fingerprint", "software_root", "user_key"]
 
 
 _FINGERPRINT_BYTES = 32
@@ -24,7 +24,12 @@ _FINGERPRINT_BYTES = 32
 def data_directory() -> Path:
     """`$XDG_DATA_HOME/veil` (XDG Base Directory Specification); may not exist yet."""
     base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".local" / "share") / "veil"
+    if base and os.path.isabs(base):
+        return Path(base) / "veil"
+    try:
+        return Path.home() / ".local" / "share" / "veil"
+    except RuntimeError as error:
+        raise VeilError("no place for your keys: neither XDG_DATA_HOME nor a home directory is set") from error
 
 
 def _own_directory() -> Path:
@@ -33,7 +38,7 @@ def _own_directory() -> Path:
     try:
         own_folder(directory)
     except OSError as error:
-        raise VeilError(f"cannot keep keys in {directory}: {error.strerror} (set XDG_DATA_HOME)") from error
+        raise VeilError(f"cannot keep keys in {directory}: {describe(error)} (set XDG_DATA_HOME)") from error
     return directory
 
 
@@ -41,7 +46,10 @@ def endorsement() -> Endorsement:
     """The chip of this installation's machines, made at the first call (a second or two)."""
     from veil.snp.endorsement import Endorsement
 
-    return Endorsement.load(_own_directory() / "machine", MODEL_TCB)
+    try:
+        return Endorsement.load(_own_directory() / "machine", MODEL_TCB)
+    except SnpError as error:
+        raise VeilError(str(error)) from error
 
 
 def software_root() -> bytes:
@@ -49,6 +57,12 @@ def software_root() -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return endorsement().ark.public_bytes(Encoding.DER)
+
+
+def known_software_root() -> Path | None:
+    """Where the root certificate (PEM) of this installation's machines is; None if none was made yet."""
+    place = data_directory() / "machine" / "ark.pem"
+    return place if place.exists() else None
 
 
 def user_key() -> UserKey:

@@ -77,16 +77,13 @@ def attest(
     """
     from veil.formats.errors import FormatError
     from veil.formats.launch_digest import LaunchLog
-    from veil.installation import software_root as own_root
     from veil.remote import Policy, attest
 
     if no_monitor:
         raise VeilError("without a monitor there is no secure channel to attest; the guest can ask for reports itself")
     policy = make_policy(policy_file, ()) if policy_file else Policy()
     policy = demands(policy, measurements)
-    roots = make_roots(software_root)
-    if software:
-        roots = roots.with_software_root(own_root())
+    roots = make_roots(software_root, software=software)
     progress = Progress(quiet=as_json)
     certificates = [read_certificates(name) for name in chains]
     revocations = [read_file(name) for name in crls]

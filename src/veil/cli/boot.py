@@ -10,14 +10,23 @@ from veil.cli.output import Console, emit_json, say, tell
 
 __all__ = ["boot"]
 
+_LOUD = ("loglevel=7",)
+_OTHER_DIGEST = (
+    "this digest is not that of `veil measure`: --console gives the kernel another command line (loglevel=7 instead of "
+    "quiet loglevel=4), which is measured"
+)
+
 
 @click.command()
 @cvm_options
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with times and counts.")
 def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console: bool, as_json: bool) -> None:
-    """Boot a confidential VM from scratch, then stop: for watching and timing the boot."""
-    from veil.cvm import ConfidentialVM
+    """Boot a confidential VM from scratch, then stop: for watching and timing the boot.
+
+    The kernel's command line is measured, and --console makes it another one: so is the launch digest.
+    """
+    from veil.cvm import QUIET, ConfidentialVM
     from veil.snp import COUNTER_NAMES
 
     shown = Console(tell if as_json else say)
@@ -27,7 +36,7 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
         kernel=kernel,
         monitor=not no_monitor,
         progress=Progress(quiet=as_json),
-        kernel_options=("loglevel=7",) if console else ("quiet", "loglevel=4"),
+        kernel_options=_LOUD if console else QUIET,
     )
     try:
         try:
@@ -47,5 +56,7 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
             )
         else:
             say(f"up in {vm.boot_seconds:.1f} s; launch digest {digest}")
+            if console:
+                say(_OTHER_DIGEST)
     finally:
         vm.close()

@@ -120,12 +120,26 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
 
 
-def make_roots(software_root: str | None) -> TrustedRoots:
-    """AMD's, and what the user added."""
+def make_roots(software_root: str | None, *, software: bool | None = None) -> TrustedRoots:
+    """AMD's, and what the user added. `software`: was --software given; None if there is no such option."""
+    from veil.installation import known_software_root
+    from veil.installation import software_root as own_root
     from veil.remote import TrustedRoots
 
     roots = TrustedRoots.amd()
-    return roots if software_root is None else roots.with_software_root(read_certificates(software_root))
+    if software_root is not None:
+        roots = roots.with_software_root(read_certificates(software_root))
+    if software:
+        return roots.with_software_root(own_root())
+    own = known_software_root()
+    if own is None:
+        return roots
+    option = f"--software-root {own}" if software is None else "--software"
+    words = f"it is that of this installation's own software machine, which is believed only with {option}"
+    # A damaged file of ours is no reason not to verify what others have signed.
+    with contextlib.suppress(VeilError):
+        roots = roots.with_advice(read_file(str(own)), words)
+    return roots
 
 
 def make_policy(policy_file: str | None, measurements: Iterable[str]) -> Policy:

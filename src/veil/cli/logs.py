@@ -15,12 +15,13 @@ from veil.cli.common import SECONDS, SOME_SECONDS, parse_address
 from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_certificates, read_file, trust_options
 from veil.cli.logs_export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
-from veil.cli.output import emit_json, say, say_all
+from veil.cli.output import emit_json, say, say_all, tell
 from veil.errors import VeilError
 from veil.formats.printable import printable
 
 if TYPE_CHECKING:
     from veil.formats.log import LogEntry
+    from veil.remote.attest import Attested
     from veil.remote.log import LogReader, LogState
 
 __all__ = ["logs"]
@@ -67,6 +68,7 @@ def _reader(
     known: LogState | None,
     *,
     needs: str = "--reader",
+    on_attested: Callable[[Attested], None] = lambda _: None,
     connect: str,
     software: bool,
     launch_log: str | None,
@@ -83,16 +85,15 @@ def _reader(
     from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LOG_GUID
     from veil.installation import owner_fingerprint, user_key
-    from veil.installation import software_root as own_root
     from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
     from veil.remote.log import LogReader
 
     policy = make_policy(policy_file, ()) if policy_file else Policy()
     policy = demands(policy, measurements)
-    roots = make_roots(software_root)
-    if software:
-        roots = roots.with_software_root(own_root())
+    roots = make_roots(software_root, software=software)
     certificates = [read_certificates(name) for name in chains]
+    revocations = [read_file(name) for name in crls]
+    when = parse_time(at)
     try:
         expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
         if expected is None and not policy.measurement:
@@ -103,11 +104,12 @@ def _reader(
                 policy=policy,
                 roots=roots,
                 certificates=certificates,
-                at=parse_time(at),
-                crls=[read_file(name) for name in crls],
+                at=when,
+                crls=revocations,
                 expected=expected,
             )
             attested.raise_for_failure()
+            on_attested(attested)
             manifest = attested.services.get(LOG_GUID)
             if manifest is None:
                 raise VeilError("this CVM has no VeilS-LOG")
@@ -182,7 +184,8 @@ def follow(
     """Fetch, verify and print entries as they come, and export them (see `veil logs export`).
 
     It looks every tenth of a second (--interval). When an entry is printed it is verified and on the disk, out of the
-    reach of the CVM's host, who could take away what is in the CVM alone. What looks wrong is said on stderr.
+    reach of the CVM's host, who could take away what is in the CVM alone. What looks wrong is said on stderr,
+    and first to whom this is connected and from which entry on it follows.
     """
     from veil.remote.log_analysis import LogAnalysis
     from veil.remote.log_files import LogFolder
@@ -190,12 +193,18 @@ def follow(
 
     place = LogFolder(Path(folder))
     said, failed = 0, ""
+    attested: list[Attested] = []
     end = None if seconds is None else time.monotonic() + seconds
     with (
         place.lock(),
         open_sinks(place, directory, otlp) as sinks,
-        _reader(place.known(), **connection) as reader,
+        _reader(place.known(), on_attested=attested.append, **connection) as reader,
     ):
+        first = reader.state.tree.size
+        tell(
+            f"veil: connected to {connection['connect']}, verified ({len(attested[0].checks)} checks); machine: "
+            f"{attested[0].machine}; entries from number {first} on are fetched into {folder}"
+        )
         analysis = LogAnalysis(first=reader.state.tree.size)
         for head, entries in follow_log(reader, place, interval=interval):
             failed = export_or_say(place, sinks, failed)

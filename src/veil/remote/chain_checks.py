@@ -18,6 +18,10 @@ from veil.remote.roots import TrustedRoots
 
 __all__ = ["check_chain"]
 
+_UNKNOWN_ROOT = (
+    "its key is neither AMD's (Milan, Genoa, Turin) nor that of a software machine which was accepted explicitly"
+)
+
 
 def check_chain(
     checks: Checklist,
@@ -39,7 +43,8 @@ def check_chain(
 def _root(checks: Checklist, chain: CertificateChain, roots: TrustedRoots) -> str | None:
     name = common_name(chain.root.subject)
     try:
-        machine = roots.machine(public_bytes(chain.root))
+        key = public_bytes(chain.root)
+        machine, advice = roots.machine(key), roots.advice(key)
     except FormatError as error:
         checks.add("root", False, "", str(error))
         return None
@@ -47,8 +52,7 @@ def _root(checks: Checklist, chain: CertificateChain, roots: TrustedRoots) -> st
         "root",
         machine is not None,
         f"{name!r} is a trusted root, for machines of kind: {machine}",
-        f"{name!r} is no trusted root: its key is neither AMD's (Milan, Genoa, Turin) nor that of a software machine "
-        "which was accepted explicitly",
+        f"{name!r} is no trusted root: {advice or _UNKNOWN_ROOT}",
     )
     return machine
 

@@ -27,6 +27,8 @@ class TrustedRoots:
     """Root keys by fingerprint, and what machines they vouch for."""
 
     _keys: dict[str, str] = field(default_factory=lambda: dict(_AMD))
+    # Of roots that are known and not believed: what to tell somebody who may have meant them.
+    _advice: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def amd(cls) -> TrustedRoots:
@@ -45,7 +47,16 @@ class TrustedRoots:
         fingerprint = hashlib.sha256(public_bytes(found[0])).hexdigest()
         if fingerprint in _AMD:
             raise RemoteError(f"{name} is AMD's root for hardware, not one of a software machine")
-        return TrustedRoots({**self._keys, fingerprint: SOFTWARE})
+        return TrustedRoots({**self._keys, fingerprint: SOFTWARE}, self._advice)
+
+    def with_advice(self, certificate: bytes, words: str) -> TrustedRoots:
+        """Should this root be met, its failed check says so much more; it is not believed. Raises RemoteError."""
+        found = {hashlib.sha256(public_bytes(item)).hexdigest(): words for item in load_certificates(certificate)}
+        return TrustedRoots(self._keys, {**self._advice, **found})
+
+    def advice(self, key: bytes) -> str | None:
+        """What `with_advice` said of the root with this public key (DER)."""
+        return self._advice.get(hashlib.sha256(key).hexdigest())
 
     def machine(self, key: bytes) -> str | None:
         """What the root with this public key (DER) vouches for; None if it is nobody's."""
