@@ -115,12 +115,26 @@ def test_only_readers_and_owners_read_the_log(
         assert f"veil serve {option} {key}" in words, (command, words)
 
 
+def test_follow_says_that_it_is_connected(served: Served, tmp_path: Path) -> None:
+    digest = json.loads(veil("measure", "--memory", MEMORY, "--json").output)["launch_digest"]
+    of = ("--connect", served.address, "--measurement", digest, "--to", str(tmp_path / "log"))
+    said = [veil("logs", "follow", *of, "--software", "--seconds", "0").stderr.splitlines()[0] for _ in range(2)]
+    for line in said:
+        assert line.startswith(f"veil: connected to {served.address}, verified (")
+        assert "machine: software" in line
+    assert "from number 0 on" in said[0]
+    assert "from number 0 on" not in said[1]
+    # The same command without --software is told about it.
+    assert "only with --software" in veil("logs", "follow", *of, "--seconds", "0").stderr
+
+
 def test_attest_fails_in_words(served: Served) -> None:
     connect = ("attest", "--connect", served.address)
     wrong = veil(*connect, "--software", "--measurement", "00" * 48)
     assert (wrong.return_value, "FAIL  measurement" in wrong.output) == (1, True)
     unbelieved = veil(*connect, "--measurement", "00" * 48)
     assert (unbelieved.return_value, "FAIL  root" in unbelieved.output) == (1, True)
+    assert "this installation's own software machine, which is believed only with --software\n" in unbelieved.output
     late = veil(*connect, "--software", "--measurement", "00" * 48, "--at", "2090-01-01")
     assert "expired" in late.output
     nothing = veil(*connect, "--software")

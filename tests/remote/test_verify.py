@@ -108,6 +108,17 @@ def test_software_is_not_believed_unless_one_says_so() -> None:
     assert "no trusted root" in next(check.words for check in result.failures if check.name == "root")
 
 
+def test_advice_about_a_root_is_said_and_believed_no_more_than_before() -> None:
+    root = MODEL.root.public_bytes(Encoding.DER)
+    roots = TrustedRoots.amd().with_advice(root, "one option believes it")
+    result = verify_report(MODEL.report(), MODEL.chain, at=NOW, roots=roots)
+    assert {"root", "processor"} == failed(result)
+    words = next(check.words for check in result.failures if check.name == "root")
+    assert words.endswith("is no trusted root: one option believes it")
+    believed = verify_report(MODEL.report(), MODEL.chain, at=NOW, roots=roots.with_software_root(root))
+    assert believed.machine == "software"
+
+
 def test_amds_root_is_no_software_root() -> None:
     _, chain = genuine("milan-v3")
     with pytest.raises(RemoteError, match="AMD's root for hardware"):

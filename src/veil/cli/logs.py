@@ -193,18 +193,21 @@ def follow(
 
     place = LogFolder(Path(folder))
     said, failed = 0, ""
-    attested: list[Attested] = []
+
+    def connected(attested: Attested) -> None:
+        known = place.known()
+        first = known.tree.size if known is not None else 0
+        tell(
+            f"veil: connected to {connection['connect']}, verified ({len(attested.checks)} checks); machine: "
+            f"{attested.machine}; entries from number {first} on come into {folder}"
+        )
+
     end = None if seconds is None else time.monotonic() + seconds
     with (
         place.lock(),
         open_sinks(place, directory, otlp) as sinks,
-        _reader(place.known(), on_attested=attested.append, **connection) as reader,
+        _reader(place.known(), on_attested=connected, **connection) as reader,
     ):
-        first = reader.state.tree.size
-        tell(
-            f"veil: connected to {connection['connect']}, verified ({len(attested[0].checks)} checks); machine: "
-            f"{attested[0].machine}; entries from number {first} on are fetched into {folder}"
-        )
         analysis = LogAnalysis(first=reader.state.tree.size)
         for head, entries in follow_log(reader, place, interval=interval):
             failed = export_or_say(place, sinks, failed)
