@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A full disk, however it shows: as an error of our own writes, or somewhere in what a compiler, pip or apt says."""
 
+import contextlib
 import errno
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["full_disk_words", "is_full", "says_full", "tool_environment"]
+__all__ = ["full_disk_words", "is_full", "refuse_full_disk", "tool_environment"]
 
 _SAID = ("No space left on device", "Disk quota exceeded", "write error", "File too large")
 # Tools that hide why they failed leave this little, or less.
@@ -16,17 +17,18 @@ _AS_GOOD_AS_FULL = 1 << 20
 
 def is_full(error: OSError) -> bool:
     """Does the error say that a disk, or what the user may have of it, is full?"""
+    if isinstance(error, shutil.Error):  # of copytree: it has no number, only words for each file
+        return any(words in str(error) for words in _SAID)
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def says_full(output: str, directory: Path) -> bool:
-    """Did a tool that failed with this output in this directory find no room?"""
-    if any(words in output for words in _SAID):
-        return True
-    try:
-        return shutil.disk_usage(directory).free < _AS_GOOD_AS_FULL
-    except OSError:
-        return False
+def refuse_full_disk(output: str, directory: Path) -> None:
+    """Raises OSError if a tool that failed with this output in this directory found no room."""
+    full = any(words in output for words in _SAID)
+    with contextlib.suppress(OSError):
+        full = full or shutil.disk_usage(directory).free < _AS_GOOD_AS_FULL
+    if full:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def full_disk_words(what: str, place: Path) -> str:

@@ -89,5 +89,5 @@ def owner_fingerprint() -> bytes:
     try:
         write_private(path, fingerprint.hex() + "\n")
     except OSError as error:
-        raise VeilError(f"cannot write {path}: {error.strerror}") from error
+        raise VeilError(f"cannot write {path}: {describe(error)}") from error
     return fingerprint

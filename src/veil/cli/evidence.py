@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from veil.cli.output import Mark, say, say_all
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
 
 if TYPE_CHECKING:
     from veil.remote import Check, Policy, TrustedRoots
@@ -66,7 +66,7 @@ def read_file(name: str) -> bytes:
         with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as stream:
             data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise VeilError(f"cannot read {name}: {error.strerror}") from error
+        raise VeilError(f"cannot read {name}: {describe(error)}") from error
     if len(data) > _MAX_BYTES:
         raise VeilError(f"{name} has more than {_MAX_BYTES >> 20} MiB, which nothing has that is read here")
     return data

@@ -9,7 +9,7 @@ import click
 
 from veil.cli.common import Progress, cvm_options
 from veil.cli.output import emit_json, say
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
 
 __all__ = ["inspect"]
 
@@ -31,8 +31,8 @@ def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_js
         if png is not None:
             try:
                 write_picture(vm, png)
-            except (OSError, ValueError) as error:
-                raise VeilError(f"cannot write {png}: {error}") from error
+            except OSError as error:
+                raise VeilError(f"cannot write {png}: {describe(error)}") from error
     if as_json:
         emit_json(seen.as_dict())
         return

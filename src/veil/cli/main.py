@@ -124,8 +124,10 @@ def _tell_usage(error: click.ClickException) -> None:
 
 def _tell_unexpected(error: Exception) -> int:
     """A full disk and the like in a line; a fault of ours with its trace, and not with a verdict's status."""
+    from veil.errors import describe
+
     if isinstance(error, OSError) and error.strerror:
-        tell(f"veil: {error.strerror}{f': {error.filename}' if error.filename is not None else ''}")
+        tell(f"veil: {describe(error)}{f': {error.filename}' if error.filename is not None else ''}")
     else:
         for line in traceback.format_exception(error):
             for part in line.splitlines():

@@ -9,7 +9,7 @@ import click
 
 from veil.cli.common import Progress, cvm_options, owners, readers, services_options, user_options
 from veil.cli.output import emit_json, say, tell
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
 
 __all__ = ["measure"]
 
@@ -63,7 +63,7 @@ def measure(
         try:
             write_private(Path(log_file), log.pack())
         except OSError as error:
-            raise VeilError(f"cannot write {log_file}: {error.strerror}") from error
+            raise VeilError(f"cannot write {log_file}: {describe(error)}") from error
     pages: dict[str, int] = {}
     for entry in log.entries:
         pages[entry.name] = pages.get(entry.name, 0) + entry.count

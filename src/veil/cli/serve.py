@@ -9,7 +9,8 @@ import click
 
 from veil.cli.common import Progress, cvm_options, owners, parse_address, readers, services_options, user_options
 from veil.cli.output import say
-from veil.errors import VeilError
+from veil.errors import VeilError, describe
+from veil.private_files import write_private
 
 __all__ = ["serve"]
 
@@ -41,7 +42,6 @@ def serve(
     """
     from veil.cvm import ConfidentialVM, parse_size
     from veil.launch_image import protected_services
-    from veil.private_files import write_private
 
     host, port = parse_address(listen)
     with ConfidentialVM(
@@ -61,10 +61,15 @@ def serve(
             address = f"{listener.address[0]}:{listener.address[1]}"
             say(f"users are carried to VeilMon from {address}")
             if port_file is not None:
-                write_private(Path(port_file), address + "\n")
+                _write(Path(port_file), address + "\n")
             vm.serve()
-        except OSError as error:
-            raise VeilError(f"cannot write {port_file}: {error.strerror}") from error
         finally:
             listener.close()
     return 0
+
+
+def _write(place: Path, text: str) -> None:
+    try:
+        write_private(place, text)
+    except OSError as error:
+        raise VeilError(f"cannot write {place}: {describe(error)}") from error

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
-from veil.cache import Cache, CacheError, cache_key
-from veil.disk import full_disk_words, says_full
+from veil.cache import Cache, cache_key
+from veil.disk import refuse_full_disk
 from veil.guest.errors import GuestImageError
 from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
 from veil.private_files import make_folder, write_new
@@ -83,8 +83,8 @@ def _run(command: list[str], directory: Path | None) -> str:
     except OSError as error:
         raise GuestImageError(f"no C compiler: cannot run {command[0]} ({error.strerror}); install gcc") from error
     if done.returncode:
-        if directory is not None and says_full(done.stderr, directory):
-            raise CacheError(full_disk_words("the guest's agent", directory))
+        if directory is not None:
+            refuse_full_disk(done.stderr, directory)
         lines = [line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot compile the guest agent: {reason}")

@@ -5,14 +5,13 @@
 own are kept in the cache. Nothing is installed. apt checks each download against the signed lists.
 """
 
-import errno
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from veil.cache import Cache, cache_error
-from veil.disk import says_full, tool_environment
+from veil.disk import refuse_full_disk, tool_environment
 from veil.guest.errors import GuestImageError
 from veil.private_files import UMASK, make_folder, tighten
 
@@ -128,8 +127,10 @@ class Apt:
             raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error
 
     def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:
-        if says_full(done.stderr, place):
-            raise cache_error(OSError(errno.ENOSPC, "No space left on device"), self._cache.root, package)
+        try:
+            refuse_full_disk(done.stderr, place)
+        except OSError as error:
+            raise cache_error(error, self._cache.root, package) from error
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from veil.cache import Cache, CacheError, cache_key
-from veil.disk import full_disk_words, says_full
+from veil.cache import Cache, cache_key
+from veil.disk import refuse_full_disk
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.kernel import Kernel
@@ -147,19 +147,14 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
     ]  # fmt: skip
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
     if done.returncode or not (work / f"{name}.ko").exists():
-        _refuse_full_disk(done, work)
+        refuse_full_disk(done.stdout + done.stderr, work)
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot build the driver: {reason}")
     strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")], work)
     if strip.returncode:
-        _refuse_full_disk(strip, work)
+        refuse_full_disk(strip.stderr, work)
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
-
-
-def _refuse_full_disk(done: subprocess.CompletedProcess[str], work: Path) -> None:
-    if says_full(done.stdout + done.stderr, work):
-        raise CacheError(full_disk_words("the driver", work))
 
 
 def _run(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records
@@ -184,4 +185,4 @@ class DirectorySink:
             done = Position(log, entries[-1].sequence + 1, offset, name, size + len(lines))
             replace_file(self.path / _PROGRESS, json.dumps(asdict(done)).encode())
         except OSError as error:
-            raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
+            raise RemoteError(f"cannot write into {self.path}: {describe(error)}") from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records, read_entries
@@ -100,7 +101,7 @@ def locked(place: Path, words: str) -> Iterator[None]:
         make_folder(place.parent)
         file = open_own(place, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise RemoteError(f"cannot write into {place.parent}: {error.strerror}") from error
+        raise RemoteError(f"cannot write into {place.parent}: {describe(error)}") from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,7 +203,7 @@ class LogFolder:
             value = {**state.dump(), "entries_bytes": ends[0], "audit_bytes": ends[1]}
             replace_file(self.path / _STATE, json.dumps(value, indent=1).encode())
         except OSError as error:
-            raise RemoteError(f"cannot write into {self.path}: {error.strerror}") from error
+            raise RemoteError(f"cannot write into {self.path}: {describe(error)}") from error
         return count
 
     def entries(self, offset: int = 0) -> Iterator[LogEntry]:
@@ -218,7 +219,7 @@ class LogFolder:
                 stream.seek(min(offset, found[1]))
                 yield from read_entries(stream, max(0, found[1] - offset))
         except OSError as error:
-            raise RemoteError(f"cannot read {self.path / _ENTRIES}: {error.strerror}") from error
+            raise RemoteError(f"cannot read {self.path / _ENTRIES}: {describe(error)}") from error
 
     def verified(self) -> Iterator[LogEntry]:
         """The entries, hashed anew on the way; at the end they are compared with the signed head.

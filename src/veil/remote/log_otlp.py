@@ -29,6 +29,7 @@ from opentelemetry.sdk._logs.export import LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records
@@ -137,7 +138,7 @@ class OtlpSink:
             done = Position(log, entries[-1].sequence + 1, offset)
             replace_file(self._place, json.dumps(asdict(done)).encode())
         except OSError as error:
-            raise RemoteError(f"cannot write {self._place}: {error.strerror}") from error
+            raise RemoteError(f"cannot write {self._place}: {describe(error)}") from error
 
 
 def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:

@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from veil.disk import full_disk_words, says_full, tool_environment
+from veil.disk import refuse_full_disk, tool_environment
 from veil.private_files import UMASK, make_folder, write_private
 from veil.snp.errors import EngineBuildError
 
@@ -175,8 +175,7 @@ def _run(command: Sequence[str], directory: Path) -> None:
         check=False, umask=UMASK,
     )  # fmt: skip
     if result.returncode:
-        if says_full(f"{result.stdout}\n{result.stderr}", directory):
-            raise EngineBuildError(full_disk_words("the CPU engine", directory))
+        refuse_full_disk(f"{result.stdout}\n{result.stderr}", directory)
         output = f"{result.stdout}\n{result.stderr}".strip().splitlines() or [f"exit status {result.returncode}"]
         line = next((line for line in output if re.search(r"\berror\b", line, re.IGNORECASE)), output[-1])
         raise EngineBuildError(f"building the CPU engine failed in {Path(command[0]).name}: {line.strip()}")

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from veil.disk import full_disk_words, is_full, says_full, tool_environment
+from veil.disk import full_disk_words, is_full, refuse_full_disk, tool_environment
 from veil.private_files import FOLDER_MODE, UMASK, make_folder, open_own, own_folder, write_new
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
@@ -77,8 +77,7 @@ def _compile(command: Sequence[str], directory: Path) -> None:
             errors="replace", check=False, umask=UMASK,
         )  # fmt: skip
         if result.returncode != 0:
-            if says_full(result.stderr, directory):
-                raise EngineBuildError(full_disk_words("the machine's C code", directory))
+            refuse_full_disk(result.stderr, directory)
             lines = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
             first = next((line for line in lines if "error: " in line), lines[0])
             raise EngineBuildError(f"the C compiler failed: {first}")
