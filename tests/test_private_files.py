@@ -15,6 +15,8 @@ import veil
 from veil import installation
 from veil.cache import Cache, CacheError
 from veil.errors import VeilError
+from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, pack_records, parse_entries
+from veil.formats.merkle import CompactRange, leaf_hash
 from veil.private_files import (
     copy_file,
     make_folder,
@@ -25,6 +27,9 @@ from veil.private_files import (
     write_new,
     write_private,
 )
+from veil.remote.log import LogState
+from veil.remote.log_export import DirectorySink, export
+from veil.remote.log_files import LogFolder
 from veil.snp.memory import PAGE_SIZE, Memory
 from veil.snp.snapshot import write_snapshot
 
@@ -190,6 +195,25 @@ def test_keys_are_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     installation.owner_fingerprint()
     installation.endorsement()
     assert _wider(tmp_path / "share") == []
+
+
+def test_a_fetched_and_exported_log_is_closed_to_others(tmp_path: Path, open_umask: None) -> None:
+    body = pack_records([AuditRecord(1300, b"audit(1790000000.000:1): x")])
+    entry = next(iter(parse_entries(ENTRY_HEADER.pack(0, 1, EntryKind.RECORDS, len(body)) + body)))
+    tree = CompactRange()
+    tree.append(leaf_hash(entry.raw))
+    folder = LogFolder(tmp_path / "logs/mine")
+    with folder.lock():
+        folder.add([entry], LogState(b"key", tree))
+    sink = DirectorySink(tmp_path / "export")
+    with sink.lock():
+        assert export(folder, sink) == 1
+    assert len(list(tmp_path.rglob("*"))) == 10
+    assert _wider(tmp_path / "logs") + _wider(tmp_path / "export") == []
+    # What an earlier version made is tightened when it is written to.
+    (tmp_path / "logs/mine/entries.bin").chmod(0o644)
+    folder.add([], LogState(b"key", tree))
+    assert _wider(tmp_path / "logs") == []
 
 
 def test_tightening_leaves_links_and_owners_bits(tmp_path: Path) -> None:
