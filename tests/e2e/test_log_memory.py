@@ -145,7 +145,13 @@ def test_ghcb(kernel: Hijack) -> None:
     view = kernel.vm.machine.host_view()
     view.rmpupdate(gpa, assigned=False)
     kernel.start(code)
-    host.run(until=lambda: kernel.result() == 1, timeout=5)
+    with pytest.raises(MalformedGhcb, match="more privileged"):
+        host.run(until=lambda: kernel.result() == 1, timeout=5)
+    assert not any(view.read(gpa, PAGE)[0x390:0x400])
+
+    host.protection = Protection()
+    kernel.start(code)
+    host.run(until=lambda: kernel.result() == 1, timeout=60)
     assert kernel.result() == 1
     assert any(view.read(gpa, PAGE)), "the host's answer is in the page"
 
