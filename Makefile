@@ -13,7 +13,7 @@ help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
 	@echo "make setup  only the environment in $(VENV)"
-	@echo "make bench  figures: against QEMU, with and without the monitor, and in microseconds"
+	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (20 minutes)"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
@@ -44,6 +44,7 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -q
 
+# In parts: .venv/bin/python -m bench --help
 bench: $(STAMP)
 	$(BIN)/python -m bench
 

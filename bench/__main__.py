@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
@@ -14,11 +13,23 @@ from pathlib import Path
 
 from bench import micro
 from bench.attestation import measure_attestation, measure_cold
+from bench.counts import counts_text, measure_counts
 from bench.follow import measure_follow
-from bench.guests import QEMU, Guest, QemuFailed, QemuGuest, QemuImage, VeilGuest, qemu_version
+from bench.guests import (
+    QEMU,
+    Guest,
+    ProcessGuest,
+    QemuFailed,
+    QemuGuest,
+    QemuImage,
+    VeilGuest,
+    WorkerFailed,
+    qemu_version,
+)
 from bench.log import measure_log
+from bench.pairs import measure_pairs
 from bench.report import Report
-from bench.workloads import RUNS, measure_boots, measure_workloads
+from bench.workloads import WORKLOADS, Workload
 from veil.errors import VeilError
 from veil.snp import build_engine
 
@@ -27,31 +38,43 @@ def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def _guests(report: Report, directory: Path) -> list[Callable[[], Guest]]:
-    makers: list[Callable[[], Guest]] = [partial(VeilGuest, monitor=True), partial(VeilGuest, monitor=False)]
+def _qemu(report: Report, directory: Path) -> list[Callable[[], Guest]]:
     version = qemu_version()
     if version is None:
         report.notes.append(f"{QEMU} is missing, so there are no figures for it (Debian: apt install qemu-system-x86)")
         _say(report.notes[-1])
-        return makers
+        return []
     image = QemuImage(directory)
     report.notes.append(
         f"QEMU {version}, -accel tcg,thread=single, starts the same vmlinux ({image.release}) by PVH; its boot has "
         "SeaBIOS in it, Veil's the measured launch."
     )
-    return [*makers, partial(QemuGuest, image)]
+    return [partial(QemuGuest, image)]
 
 
-def _measure(report: Report, directory: Path, *, short: bool) -> None:
-    build_engine(_say)
-    if not short:
-        _say("boots")
-        row, guests = measure_boots(_guests(report, directory))
-        with contextlib.ExitStack() as stack:
-            for guest in guests:
-                stack.callback(guest.close)
-            report.rows = [row, *measure_workloads(guests, directory, _say)]
-        report.notes.append(f"Medians of {RUNS} runs, the guests in turn; times of commands from sending to exit.")
+def _compare(report: Report, directory: Path, options: argparse.Namespace) -> None:
+    report.rows = measure_pairs(
+        [partial(ProcessGuest, "veil"), partial(ProcessGuest, "no monitor")],
+        [] if options.no_qemu else _qemu(report, directory),
+        directory,
+        _say,
+        pairs=options.pairs,
+        turns=options.turns,
+        workloads=_selected(options.only),
+    )
+    report.notes.append(
+        f"{options.pairs} pairs of fresh boots, each workload {options.turns} times in each boot after a first; "
+        "medians. Times of commands from sending to exit; processor time is user and system of the guest's process."
+    )
+
+
+def _selected(words: list[str] | None) -> list[Workload]:
+    if words is None:
+        return list(WORKLOADS)
+    return [workload for workload in WORKLOADS if any(word in workload.name for word in words)]
+
+
+def _latencies(report: Report, directory: Path) -> None:
     _say("transitions")
     report.latencies += micro.measure_calls(directory)
     guest = VeilGuest(monitor=True)
@@ -71,23 +94,46 @@ def main() -> int:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(prog="bench", description="Figures of Veil, against QEMU where it is installed.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
-    parser.add_argument("--log", action="store_true", help="only how fast a log is verified")
-    parser.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
+    parser.add_argument("--pairs", type=int, default=20, help="how many pairs of fresh boots (default 20)")
+    parser.add_argument("--turns", type=int, default=1, help="how often each boot runs a workload, after a first time")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="WORD",
+        help="only workloads with WORD in their name; 'boot': none, boots alone",
+    )
+    parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--compare", action="store_true", help="only the comparison in pairs")
+    part.add_argument("--counts", action="store_true", help="only what engine and host count, with and without VeilMon")
+    part.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
+    part.add_argument("--log", action="store_true", help="only how fast a log is verified")
+    part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
     options = parser.parse_args()
+    if options.pairs < 1 or options.turns < 1:
+        parser.error("--pairs and --turns are 1 or more")
     report = Report()
     try:
-        with tempfile.TemporaryDirectory(prefix="veil-bench-") as directory:
+        with tempfile.TemporaryDirectory(prefix="veil-bench-") as name:
+            directory = Path(name)
+            build_engine(_say)
+            if options.counts:
+                counts = measure_counts(directory, _say, workloads=_selected(options.only), turns=options.turns)
+                print(json.dumps(counts, indent=2) if options.json else counts_text(counts))
+                return 0
             if options.follow:
                 _say("a follower")
-                report.latencies += measure_follow(Path(directory))
+                report.latencies += measure_follow(directory)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
-            if not options.log:
-                _measure(report, Path(directory), short=options.latencies)
-            _say("the log")
-            report.rates += measure_log(Path(directory))
-    except (VeilError, QemuFailed) as error:
+            if not (options.latencies or options.log):
+                _compare(report, directory, options)
+            if not (options.compare or options.log):
+                _latencies(report, directory)
+            if not options.compare:
+                _say("the log")
+                report.rates += measure_log(directory)
+    except (VeilError, QemuFailed, WorkerFailed) as error:
         _say(str(error))
         return 1
     print(json.dumps(report.json(), indent=2) if options.json else report.text())

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +26,18 @@ from veil.guest.cmdline import command_line
 from veil.guest.initramfs import build_initramfs
 from veil.guest.kernel import debian_kernel
 
-__all__ = ["QEMU", "Guest", "QemuFailed", "QemuGuest", "QemuImage", "VeilGuest", "qemu_version"]
+__all__ = [
+    "QEMU",
+    "Cost",
+    "Guest",
+    "ProcessGuest",
+    "QemuFailed",
+    "QemuGuest",
+    "QemuImage",
+    "VeilGuest",
+    "WorkerFailed",
+    "qemu_version",
+]
 
 MEMORY = 512 << 20
 QEMU = "qemu-system-x86_64"
@@ -37,15 +52,27 @@ class QemuFailed(Exception):
     """QEMU or its guest did not do what it should."""
 
 
+class WorkerFailed(Exception):
+    """The process of a guest of Veil's ended; what it said is on stderr."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by the clock, and seconds of processor time (user and system) of the process that runs the guest."""
+
+    wall: float
+    processor: float
+
+
 class Guest(Protocol):
     """A booted guest."""
 
     name: str
     #: from the start to the exit of a first `true`
-    boot_seconds: float
+    boot: Cost
 
-    def run(self, argv: Sequence[str]) -> float:
-        """Run a command; seconds from sending it to its exit, which must be with status 0."""
+    def run(self, argv: Sequence[str]) -> Cost:
+        """Run a command; the cost from sending it to its exit, which must be with status 0."""
 
     def put(self, source: Path, target: str) -> None:
         """Copy a program in."""
@@ -54,25 +81,30 @@ class Guest(Protocol):
         """End the guest."""
 
 
+def _stopwatch(processor_seconds: Callable[[], float]) -> Callable[[], Cost]:
+    wall, processor = time.perf_counter(), processor_seconds()
+    return lambda: Cost(time.perf_counter() - wall, processor_seconds() - processor)
+
+
 class VeilGuest:
     """A CVM, booted afresh."""
 
     def __init__(self, *, monitor: bool) -> None:
         self.name = "veil" if monitor else "no monitor"
-        start = time.perf_counter()
+        spent = _stopwatch(time.process_time)
         self.vm = ConfidentialVM(MEMORY, monitor=monitor, fresh=True)
         self.vm.start()
         self.run(["true"])
-        self.boot_seconds = time.perf_counter() - start
+        self.boot = spent()
 
-    def run(self, argv: Sequence[str]) -> float:
+    def run(self, argv: Sequence[str]) -> Cost:
         """See `Guest`."""
-        start = time.perf_counter()
+        spent = _stopwatch(time.process_time)
         result = self.vm.run(argv, env=_ENVIRONMENT, timeout=_COMMAND_SECONDS)
-        seconds = time.perf_counter() - start
+        cost = spent()
         if result.exit_status:
             raise RuntimeError(f"{argv} ended with status {result.exit_status}: {result.stderr!r}")
-        return seconds
+        return cost
 
     def put(self, source: Path, target: str) -> None:
         """See `Guest`."""
@@ -81,6 +113,59 @@ class VeilGuest:
     def close(self) -> None:
         """See `Guest`."""
         self.vm.close()
+
+
+class ProcessGuest:
+    """A CVM, booted afresh in a process of its own (`bench.worker`)."""
+
+    def __init__(self, name: str, *, count_instructions: bool = False) -> None:
+        """`name`: "veil" or "no monitor"."""
+        self.name = name
+        environment = dict(os.environ)
+        if count_instructions:
+            environment["VEIL_ENGINE_COUNTS"] = "1"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        #: totals of the engine and the host when it last answered
+        self.counts: dict[str, int] = {}
+        try:
+            self.boot = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def _answer(self) -> Cost:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerFailed(f"the process of the guest {self.name!r} ended with {self._process.wait()}")
+        answer = json.loads(line)
+        self.counts = answer["counts"]
+        return Cost(answer["wall"], answer["processor"])
+
+    def _ask(self, **request: object) -> Cost:
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def run(self, argv: Sequence[str]) -> Cost:
+        """See `Guest`."""
+        return self._ask(run=list(argv))
+
+    def put(self, source: Path, target: str) -> None:
+        """See `Guest`."""
+        self._ask(put=str(source), target=target)
+
+    def close(self) -> None:
+        """See `Guest`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
 
 
 class QemuImage:
@@ -109,7 +194,7 @@ class QemuGuest:
     def __init__(self, image: QemuImage, *, cpu: str = "max,la57=off") -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="veil-bench-")
         path = Path(self._directory.name) / "agent"
-        start = time.perf_counter()
+        spent = _stopwatch(self._processor_seconds)
         self._process = subprocess.Popen(
             [
                 QEMU, "-accel", "tcg,thread=single", "-machine", "pc", "-cpu", cpu, "-nodefaults", "-no-reboot",
@@ -131,7 +216,14 @@ class QemuGuest:
         except BaseException:
             self.close()
             raise
-        self.boot_seconds = time.perf_counter() - start
+        self.boot = spent()
+
+    def _processor_seconds(self) -> float:
+        if not hasattr(self, "_process"):
+            return 0.0
+        # After the name, which may have spaces in it: utime and stime are fields 14 and 15 (proc(5)).
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _connect(self, path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
@@ -182,13 +274,13 @@ class QemuGuest:
         if isinstance(end, Failed) or end.status:
             raise QemuFailed(f"a command in QEMU failed: {end}")
 
-    def run(self, argv: Sequence[str]) -> float:
+    def run(self, argv: Sequence[str]) -> Cost:
         """See `Guest`."""
-        start = time.perf_counter()
+        spent = _stopwatch(self._processor_seconds)
         job = self._connection.run(argv, environment=_ENVIRONMENT, directory="/root")
         self._connection.end(job)
         self._finish(job)
-        return time.perf_counter() - start
+        return spent()
 
     def put(self, source: Path, target: str) -> None:
         """See `Guest`."""

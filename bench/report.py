@@ -4,25 +4,66 @@
 from __future__ import annotations
 
 import platform
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bench.guests import Cost
+from bench.intervals import FEWEST, Interval, median_interval
 
 __all__ = ["Latency", "Rate", "Report", "Row", "machine_name"]
 
 
 @dataclass
 class Row:
-    """One workload: seconds by guest ("veil", "no monitor", "qemu")."""
+    """One workload: what each boot of each guest ("veil", "no monitor", "qemu") took, in the order of the pairs."""
 
     name: str
-    seconds: dict[str, float]
+    costs: dict[str, list[Cost]] = field(default_factory=dict)
+
+    def add(self, guest: str, costs: Sequence[Cost]) -> None:
+        """One boot's runs of the workload; their median counts."""
+        wall = statistics.median(cost.wall for cost in costs)
+        processor = statistics.median(cost.processor for cost in costs)
+        self.costs.setdefault(guest, []).append(Cost(wall, processor))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By guest: the median of processor time."""
+        return {guest: statistics.median(cost.processor for cost in costs) for guest, costs in self.costs.items()}
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each pair: processor time with VeilMon and services to that without."""
+        pairs = zip(self.costs.get("veil", ()), self.costs.get("no monitor", ()), strict=True)
+        return [one.processor / other.processor for one, other in pairs]
+
+    @property
+    def wall_ratio(self) -> float | None:
+        """The same of time by the clock, the median of the pairs."""
+        pairs = zip(self.costs.get("veil", ()), self.costs.get("no monitor", ()), strict=True)
+        ratios = [one.wall / other.wall for one, other in pairs]
+        return statistics.median(ratios) if ratios else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The median of the pairs' ratios; None: too few pairs for an interval of 95 %."""
+        return median_interval(self.ratios) if len(self.ratios) >= FEWEST else None
 
     def ratio(self, one: str, other: str) -> float | None:
         """How many times longer `one` takes than `other`."""
-        if one in self.seconds and other in self.seconds:
-            return self.seconds[one] / self.seconds[other]
-        return None
+        seconds = self.seconds
+        return seconds[one] / seconds[other] if one in seconds and other in seconds else None
+
+    def spread(self, guest: str) -> float | None:
+        """How much the boots of one guest differ: the distance of the quartiles, as a part of the median."""
+        values = [cost.processor for cost in self.costs.get(guest, ())]
+        if len(values) < FEWEST:
+            return None
+        low, middle, high = statistics.quantiles(values)
+        return (high - low) / middle
 
 
 @dataclass
@@ -58,10 +99,12 @@ class Report:
             "workloads": [
                 {
                     "name": row.name,
-                    "seconds": row.seconds,
+                    "processor_seconds": row.seconds,
+                    "pairs": row.ratios,
+                    "interval": asdict(row.interval) if row.interval else None,
+                    "wall_ratio": row.wall_ratio,
                     "veil_to_qemu": row.ratio("veil", "qemu"),
                     "no_monitor_to_qemu": row.ratio("no monitor", "qemu"),
-                    "veil_to_no_monitor": row.ratio("veil", "no monitor"),
                 }
                 for row in self.rows
             ],
@@ -73,25 +116,45 @@ class Report:
     def text(self) -> str:
         """A plain table."""
         lines = [machine_name(), ""]
-        heading = ("", "Veil", "no monitor", "QEMU", "Veil/QEMU", "no mon./QEMU", "Veil/no mon.")
+        heading = ("processor time", "Veil", "no monitor", "QEMU", "Veil/QEMU", "no mon./QEMU")
         cells = [
             (
                 row.name,
                 *(_seconds(row.seconds.get(name)) for name in ("veil", "no monitor", "qemu")),
                 _times(row.ratio("veil", "qemu")),
                 _times(row.ratio("no monitor", "qemu")),
-                _times(row.ratio("veil", "no monitor")),
             )
             for row in self.rows
         ]
         if cells:
-            lines += [*_columns([heading, *cells]), ""]
+            lines += [*_columns([heading, *cells]), "", *_columns([_PAIRS_HEADING, *map(_pairs, self.rows)]), ""]
         lines += _columns([(item.name, _microseconds(item.microseconds)) for item in self.latencies])
         if self.rates:
             lines += ["", *_columns([(item.name, f"{item.value:,.0f} {item.unit}") for item in self.rates])]
         if self.notes:
             lines += ["", *self.notes]
         return "\n".join(lines)
+
+
+_PAIRS_HEADING = ("Veil/no monitor", "pairs", "median", "95 % interval", "by the clock", "boots differ by")
+
+
+def _pairs(row: Row) -> tuple[str, ...]:
+    interval = row.interval
+    median = statistics.median(row.ratios) if row.ratios else None
+    spreads = [f"{spread:.1%}" for guest in ("veil", "no monitor") if (spread := row.spread(guest)) is not None]
+    return (
+        row.name,
+        str(len(row.ratios)),
+        _ratio(median),
+        f"{interval.low:.3f} to {interval.high:.3f}" if interval else f"takes {FEWEST} pairs",
+        _ratio(row.wall_ratio),
+        ", ".join(spreads) or "-",
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

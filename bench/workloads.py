@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The workloads: the same commands for every guest, in turn, so that a busy computer slows all of them."""
+"""The workloads: the same commands for every guest."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.guests import Guest
 from bench.programs import build_program
-from bench.report import Row
 
-__all__ = ["RUNS", "measure_boots", "measure_workloads"]
+__all__ = ["BOOT", "WORKLOADS", "Workload", "prepare"]
 
-RUNS = 7
+#: The name of the boot's row.
+BOOT = "boot to first command"
 
 _PREPARE = (
     "mount -t tmpfs -o size=200m tmpfs /mnt && head -c 67108864 /dev/zero >/mnt/zeros && "
@@ -39,45 +38,7 @@ WORKLOADS = (
 )
 
 
-def measure_boots(makers: Sequence[Callable[[], Guest]]) -> tuple[Row, list[Guest]]:
-    """Boot every guest some times; the last ones stay."""
-    seconds: dict[str, list[float]] = {}
-    guests: list[Guest] = []
-    try:
-        for turn in range(RUNS):
-            for make in makers:
-                guest = make()
-                seconds.setdefault(guest.name, []).append(guest.boot_seconds)
-                if turn < RUNS - 1:
-                    guest.close()
-                else:
-                    guests.append(guest)
-    except BaseException:
-        for guest in guests:
-            guest.close()
-        raise
-    return _row("boot to first command", seconds), guests
-
-
-def measure_workloads(guests: Sequence[Guest], directory: Path, say: Callable[[str], None]) -> list[Row]:
-    """Every workload on every guest, warm."""
-    program = build_program("memory", directory)
-    for guest in guests:
-        guest.put(program, "/root/memory")
-        guest.run(["sh", "-c", _PREPARE])
-    rows = []
-    for workload in WORKLOADS:
-        say(workload.name)
-        seconds: dict[str, list[float]] = {}
-        for turn in range(RUNS + 1):
-            for guest in guests:
-                took = guest.run(workload.argv)
-                # The first warms caches, the guest's and those of translated code.
-                if turn:
-                    seconds.setdefault(guest.name, []).append(took)
-        rows.append(_row(workload.name, seconds))
-    return rows
-
-
-def _row(name: str, seconds: dict[str, list[float]]) -> Row:
-    return Row(name, {guest: statistics.median(times) for guest, times in seconds.items()})
+def prepare(guest: Guest, directory: Path) -> None:
+    """Bring in what the workloads work on; the program is built in `directory`."""
+    guest.put(build_program("memory", directory), "/root/memory")
+    guest.run(["sh", "-c", _PREPARE])

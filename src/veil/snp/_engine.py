@@ -19,7 +19,25 @@ _U64_MAX = (1 << 64) - 1
 _PTR = ctypes.c_void_p
 
 
-COUNTER_NAMES = ("vmruns", "tlb_fills", "nested_faults", "redelivered", "vc", "flushes")
+COUNTER_NAMES = (
+    "vmruns",
+    "tlb_fills",
+    "nested_faults",
+    "redelivered",
+    "vc",
+    "flushes",
+    "full_flushes",
+    "cr3_loads",
+    "page_flushes",
+    "tlb_conflicts",
+    "tlb_resizes",
+    "loop_entries",
+    "block_lookups",
+    "blocks_made",
+    "code_stores",
+    "events",
+    "instructions",
+)
 
 
 class EngineCounters(ctypes.Structure):
@@ -33,6 +51,17 @@ class EngineCounters(ctypes.Structure):
     redelivered: int
     vc: int
     flushes: int
+    full_flushes: int
+    cr3_loads: int
+    page_flushes: int
+    tlb_conflicts: int
+    tlb_resizes: int
+    loop_entries: int
+    block_lookups: int
+    blocks_made: int
+    code_stores: int
+    events: int
+    instructions: int
 
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {

@@ -37,21 +37,41 @@ _EDITS = (
         "#define notdirty_write veil_notdirty_write\n"
         "static __attribute__((unused)) void unused_notdirty_write(CPUState *cpu,",
     ),
-    # Which of the translated blocks that were jumped to last are found without a lookup: more of them, those of the
-    # address space's upper half apart, and for us to say when they are outdated (engine/tlb.c).
-    ("src/qemu/include/hw/core/cpu.h", "#define TB_JMP_CACHE_BITS 12", "#define TB_JMP_CACHE_BITS 13"),
+    # Which of the translated blocks that were jumped to last are found without a lookup (the shadow header tb-hash.h):
+    # more of them, and for us to say when they are outdated (engine/tlb.c).
     (
-        "src/qemu/include/exec/tb-hash.h",
-        "#define TB_JMP_PAGE_MASK (TB_JMP_CACHE_SIZE - TB_JMP_PAGE_SIZE)",
-        "#define TB_JMP_HIGH(pc) ((unsigned)((uint64_t)(pc) >> 63) * (TB_JMP_CACHE_SIZE / 2))\n"
-        "#define TB_JMP_PAGE_MASK (TB_JMP_CACHE_SIZE / 2 - TB_JMP_PAGE_SIZE)",
+        "src/qemu/include/hw/core/cpu.h",
+        "#define TB_JMP_CACHE_SIZE (1 << TB_JMP_CACHE_BITS)",
+        "#define TB_JMP_LOW_SIZE (1 << 13)\n#define TB_JMP_HIGH_SIZE (1 << 15)\n"
+        "#define TB_JMP_CACHE_SIZE (TB_JMP_LOW_SIZE + TB_JMP_HIGH_SIZE)",
     ),
-    ("src/qemu/include/exec/tb-hash.h", "return (tmp >> (", "return TB_JMP_HIGH(pc) | (tmp >> ("),
-    ("src/qemu/include/exec/tb-hash.h", "| (tmp & TB_JMP_ADDR_MASK)", "| (tmp & TB_JMP_ADDR_MASK) | TB_JMP_HIGH(pc)"),
     (
         "src/qemu/accel/tcg/cputlb.c",
         "    cpu_tb_jmp_cache_clear(cpu);\n",
         "    void veil_tlb_flushed(CPUState *, bool);\n    veil_tlb_flushed(cpu, asked == ALL_MMUIDX_BITS);\n",
+    ),
+    # An access whose entry had been displaced: counted, and a table with too many of them grows (engine/tlb.c).
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "/* Found entry in victim tlb, swap tlb and iotlb.  */",
+        "void veil_tlb_conflict(CPUState *, int); veil_tlb_conflict(env_cpu(env), mmu_idx);",
+    ),
+    # Entries have 64 bytes, and malloc() would put them across two cache lines in some boots and not in others.
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        '#include "translate-all.h"\n',
+        '#include "translate-all.h"\n#undef g_new\n#undef g_try_new\n'
+        "#define g_new(type, count) ((type *)qemu_memalign(4096, sizeof(type) * (count)))\n"
+        "#define g_try_new(type, count) ((type *)qemu_try_memalign(4096, sizeof(type) * (count)))\n",
+    ),
+    ("src/qemu/target/i386/cpu.c", "cpu = qemu_memalign(16, ", "cpu = qemu_memalign(4096, "),
+    # The least that a table shrinks to.
+    ("src/qemu/include/exec/cpu-defs.h", "#define CPU_TLB_DYN_MIN_BITS 6", "#define CPU_TLB_DYN_MIN_BITS 8"),
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "    g_free(fast->table);\n    g_free(desc->iotlb);\n\n    tlb_window_reset(desc, now, 0);\n",
+        "    void veil_tlb_resized(struct uc_struct *); veil_tlb_resized(uc);\n"
+        "    g_free(fast->table);\n    g_free(desc->iotlb);\n\n    tlb_window_reset(desc, now, 0);\n",
     ),
     # A block ends before an instruction that might reach into the next page: a fault on fetching that page then has
     # the RIP of the instruction that needs it, and what comes before it has been executed.
@@ -82,6 +102,7 @@ _WRAPPED = (
     "helper_svm_check_intercept_param",
     "helper_syscall",
     "helper_wrmsr",
+    "tb_htable_lookup",
     "tlb_flush_page",
     "tlb_protect_code",
     "tlb_reset_dirty_by_vaddr",
@@ -89,6 +110,8 @@ _WRAPPED = (
 )
 
 _CORE_FLAGS = ("-O2", "-fno-semantic-interposition", "-w")
+#: With this, each translated block counts its instructions: a few per cent slower, for the benchmark.
+_COUNTING = "-DVEIL_ENGINE_COUNTS"
 # Unicorn's headers compare signed with unsigned and leave parameters unused; ours are held to the rest.
 _OUR_FLAGS = (
     "-O2",
@@ -109,12 +132,18 @@ def engine_inputs(engine_dir: Path) -> list[Path]:
     return sorted([*engine_dir.rglob("*.c"), *engine_dir.rglob("*.h"), Path(__file__)])
 
 
-def compile_engine(engine_dir: Path, source_cache: Path, work: Path, progress: Callable[[str], None]) -> Path:
-    """Build the library below `work`; `source_cache` keeps the source archive between builds."""
+def compile_engine(
+    engine_dir: Path, source_cache: Path, work: Path, progress: Callable[[str], None], *, counting: bool = False
+) -> Path:
+    """Build the library below `work`; `source_cache` keeps the source archive between builds.
+
+    `counting`: each translated block counts its instructions.
+    """
     cmake, ninja, compiler = _tool("cmake"), _tool("ninja"), _tool(os.environ.get("CC") or "cc")
     archive = _source_archive(source_cache, progress)
     tree = _unpack(archive, work)
     _apply_edits(tree)
+    core_flags = [*_CORE_FLAGS, _COUNTING] if counting else _CORE_FLAGS
     build = work / "core"
     make_folder(build)
     progress("building the CPU engine (about half a minute, once)")
@@ -124,7 +153,7 @@ def compile_engine(engine_dir: Path, source_cache: Path, work: Path, progress: C
             "-DUNICORN_ARCH=x86", "-DBUILD_SHARED_LIBS=OFF", "-DUNICORN_BUILD_TESTS=OFF", "-DUNICORN_INSTALL=OFF",
             "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_C_FLAGS_RELEASE=-DNDEBUG",
             "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
-            f"-DCMAKE_C_FLAGS=-iquote {engine_dir / 'shadow'} {' '.join(_CORE_FLAGS)}",
+            f"-DCMAKE_C_FLAGS=-iquote {engine_dir / 'shadow'} {' '.join(core_flags)}",
             str(tree / "src"),
         ],
         build,
@@ -140,7 +169,9 @@ def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path
         qemu / "tcg" / "i386", qemu / "accel" / "tcg", build / "x86_64-softmmu", qemu / "target" / "i386",
     ]  # fmt: skip
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-DNEED_CPU_H", "-DNDEBUG", "-include", "x86_64.h", *_OUR_FLAGS]
-    flags += [f"-I{engine_dir}"] + [f"-isystem{directory}" for directory in include[1:]]
+    flags += ["-iquote", str(engine_dir / "shadow"), f"-I{engine_dir}"] + [
+        f"-isystem{directory}" for directory in include[1:]
+    ]
     objects = []
     for unit in sorted(engine_dir.glob("*.c")):
         target = work / f"{unit.stem}.o"

@@ -32,6 +32,8 @@ __all__ = ["ENGINE_DIR", "build", "build_engine", "cache_dir", "library", "load"
 ENGINE_DIR = Path(__file__).parent / "engine"
 
 _CFLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+#: In the environment, "1": the engine that counts the guest's instructions (docs/engine.md).
+_COUNTING = "VEIL_ENGINE_COUNTS"
 _LIBRARY = "libveil.so"
 _CHECKSUM = "libveil.so.sha256"
 
@@ -151,6 +153,8 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
     for path in engine_inputs(ENGINE_DIR):
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    counting = os.environ.get(_COUNTING) == "1"
+    digest.update(b"counting" if counting else b"")
     directory = cache_dir() / f"engine-{digest.hexdigest()[:20]}"
     library_path = directory / _LIBRARY
     try:
@@ -162,7 +166,9 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
                 # Two processes that start together must not both spend half a minute.
                 if not _is_whole(library_path):
                     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
-                        built = compile_engine(ENGINE_DIR, cache_dir() / "sources", Path(work), progress)
+                        built = compile_engine(
+                            ENGINE_DIR, cache_dir() / "sources", Path(work), progress, counting=counting
+                        )
                         _publish(built, directory)
     except OSError as error:
         raise _failure("the CPU engine", error) from error

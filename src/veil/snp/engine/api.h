@@ -9,13 +9,25 @@ struct veil_engine;
 struct veil_rmp;
 struct veil_vmcb;
 
+/* Totals since the engine was made; counting them costs nothing that could be measured. */
 struct veil_engine_counters {
     uint64_t vmruns;
     uint64_t tlb_fills;
     uint64_t nested_faults;
     uint64_t redelivered; /* events whose delivery a nested page fault interrupted */
     uint64_t vc;
-    uint64_t flushes;
+    uint64_t flushes;       /* of all of the TLB: another VMSA, or a right that was taken away */
+    uint64_t full_flushes;  /* these, and those that the guest asked for */
+    uint64_t cr3_loads;     /* MOV to CR3 */
+    uint64_t page_flushes;  /* INVLPG */
+    uint64_t tlb_conflicts; /* accesses whose entry had been displaced by another one, and was found again */
+    uint64_t tlb_resizes;
+    uint64_t loop_entries;  /* the run loop went into generated code */
+    uint64_t block_lookups; /* jumps to a block that the jump cache did not have */
+    uint64_t blocks_made;   /* translated */
+    uint64_t code_stores;   /* stores to pages that code was translated from */
+    uint64_t events;        /* exceptions and interrupts, their delivery begun */
+    uint64_t instructions;  /* begun by the guest; 0 unless the engine was built to count them */
 };
 
 #define VEIL_API __attribute__((visibility("default")))

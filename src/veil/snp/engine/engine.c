@@ -18,6 +18,7 @@ void __wrap_tlb_unprotect_code_x86_64(struct uc_struct *uc, ram_addr_t ram_addr)
 void __wrap_tlb_reset_dirty_by_vaddr_x86_64(CPUState *cpu, target_ulong start, target_ulong length);
 void veil_notdirty_write(CPUState *cpu, vaddr mem_vaddr, unsigned size, CPUIOTLBEntry *iotlbentry, uintptr_t retaddr,
                          CPUTLBEntry *tlbe);
+uint64_t *veil_instruction_count(struct uc_struct *uc);
 
 /*
  * Self-modifying code. A page from which code was translated is marked in
@@ -51,6 +52,7 @@ void veil_notdirty_write(CPUState *cpu, vaddr mem_vaddr, unsigned size, CPUIOTLB
     struct veil_engine *e = veil_of(cpu->env_ptr);
     uint64_t page = tlbe->paddr >> TARGET_PAGE_BITS;
 
+    e->counters.code_stores++;
     if (e->code_map[page]) {
         ram_addr_t address = tlbe->paddr | (mem_vaddr & ~TARGET_PAGE_MASK);
         struct page_collection *pages = page_collection_lock(e->uc, address, address + size);
@@ -118,6 +120,12 @@ void veil_engine_free(struct veil_engine *e)
         uc_close(e->uc);
         free(e);
     }
+}
+
+/* Where the blocks of an engine that counts instructions add theirs (the shadow header). */
+uint64_t *veil_instruction_count(struct uc_struct *uc)
+{
+    return &veil_of(uc->cpu->env_ptr)->counters.instructions;
 }
 
 void veil_engine_code_written(struct veil_engine *e, uint64_t gpa, uint64_t length)

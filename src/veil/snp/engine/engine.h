@@ -63,7 +63,9 @@ struct veil_engine {
     struct veil_event delivering;
     uint64_t deadline_ns;
     uint64_t tsc_offset;
-    uint32_t fills;
+    uint32_t fills[NB_MMU_MODES];     /* since the table grew */
+    uint32_t conflicts[NB_MMU_MODES]; /* since the address space changed */
+    bool crowded;                     /* one of them is above the bound */
     bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
     struct veil_region global_large[NB_MMU_MODES];
     uint32_t pauses;
@@ -105,6 +107,7 @@ struct veil_translation {
     int prot;
     bool global;
 };
+void veil_tlb_relieve(struct veil_engine *e);
 void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t);
 
 /* context.c: VMSA page <-> CPU state */

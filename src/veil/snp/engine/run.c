@@ -9,6 +9,11 @@
 #include "tcg/tcg.h"
 #include "translate-all.h"
 
+TranslationBlock *__real_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
+                                                 uint32_t cf_mask);
+TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
+                                                 uint32_t cf_mask);
+
 void veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t info2, uintptr_t retaddr)
 {
     if (retaddr) {
@@ -81,6 +86,7 @@ static void deliver(struct veil_engine *e)
     struct veil_event *event = &e->delivering;
 
     /* Nested SVM's own bookkeeping of injected events would write to a VMCB that is not there. */
+    e->counters.events++;
     env->hflags &= ~HF_GUEST_MASK;
     env->old_exception = -1;
     if (is_delivering_exception(e) &&
@@ -159,12 +165,22 @@ static bool attend(struct veil_engine *e)
         e->counters.flushes++;
         tlb_flush(cs);
     }
+    if (unlikely(e->crowded)) {
+        veil_tlb_relieve(e);
+    }
     if (unlikely(veil_vmcb_v_irq(e->vmcb)) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
         e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(e->vmcb)};
         veil_vmcb_clear_v_irq(e->vmcb);
         return true;
     }
     return false;
+}
+
+TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
+                                                 uint32_t cf_mask)
+{
+    veil_of(cs->env_ptr)->counters.block_lookups++;
+    return __real_tb_htable_lookup_x86_64(cs, pc, cs_base, flags, cf_mask);
 }
 
 static TranslationBlock *find_block(CPUState *cs, TranslationBlock *last, int exit)
@@ -181,6 +197,7 @@ static TranslationBlock *find_block(CPUState *cs, TranslationBlock *last, int ex
     tb = tb_lookup__cpu_state(cs, &pc, &cs_base, &flags, cflags);
     if (!tb) {
         mmap_lock();
+        veil_of(cs->env_ptr)->counters.blocks_made++;
         tb = tb_gen_code(cs, pc, cs_base, flags, cflags);
         mmap_unlock();
         cs->tb_jmp_cache[tb_jmp_cache_hash_func(cs->uc, pc)] = tb;
@@ -206,6 +223,7 @@ static void run_blocks(struct veil_engine *e)
     (void)uc;
     while (!attend(e)) {
         TranslationBlock *tb = find_block(cs, last, exit);
+        e->counters.loop_entries++;
         uintptr_t ret = tcg_qemu_tb_exec(env, tb->tc.ptr);
 
         cs->can_do_io = 1;

@@ -8,11 +8,65 @@
 
 /* Above this many entries, searching a table costs more than filling it again. */
 #define LARGE_TABLE 4096
+/* Conflicts in one address space that cost about as much as filling a larger table. */
+#define MANY_CONFLICTS 2000
 
 void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3);
 void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr);
 void __real_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr);
 void veil_tlb_flushed(CPUState *cs, bool all);
+void veil_tlb_conflict(CPUState *cs, int mmu_idx);
+void veil_tlb_resized(struct uc_struct *uc);
+
+/*
+ * An access found its entry among the displaced ones, and displaces another (the edit of cputlb.c). The table is direct
+ * mapped: two pages that are a multiple of its size apart, a heap's and a stack's, displace each other at every use.
+ * Where Linux puts them is random in each run, so a program had either none of this or millions.
+ */
+void veil_tlb_conflict(CPUState *cs, int mmu_idx)
+{
+    struct veil_engine *e = veil_of(cs->env_ptr);
+
+    e->counters.tlb_conflicts++;
+    if (++e->conflicts[mmu_idx] > MANY_CONFLICTS) {
+        e->crowded = true;
+    }
+}
+
+static size_t table_entries(CPUTLB *tlb, int mmu_idx)
+{
+    return (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
+}
+
+/* Tables that have many conflicts are made four times as large; not while an access looks into one. */
+void veil_tlb_relieve(struct veil_engine *e)
+{
+    CPUTLB *tlb = env_tlb(e->env);
+    int mmu_idx, twice;
+
+    e->crowded = false;
+    for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
+        if (e->conflicts[mmu_idx] <= MANY_CONFLICTS) {
+            continue;
+        }
+        e->conflicts[mmu_idx] = 0;
+        for (twice = 0; twice < 2 && table_entries(tlb, mmu_idx) < LARGE_TABLE; twice++) {
+            /* QEMU's rule, in a flush: a table that was full doubles. */
+            tlb->d[mmu_idx].window_max_entries = table_entries(tlb, mmu_idx);
+            tlb->c.dirty |= 1 << mmu_idx;
+            tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
+        }
+    }
+}
+
+void veil_tlb_resized(struct uc_struct *uc)
+{
+    struct veil_engine *e = uc->cpu ? veil_of(uc->cpu->env_ptr) : NULL;
+
+    if (e) {
+        e->counters.tlb_resizes++;
+    }
+}
 
 static bool is_empty(const CPUTLBEntry *te)
 {
@@ -56,15 +110,16 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     CPUTLBDesc *desc = &tlb->d[mmu_idx];
     target_ulong page = t->vaddr & TARGET_PAGE_MASK;
     uint64_t gpa = t->gpa & TARGET_PAGE_MASK;
-    size_t entries = (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
+    size_t entries = table_entries(tlb, mmu_idx);
     CPUTLBEntry *te;
     uintptr_t index;
     int i;
 
     /* The soft TLB grows only when it is flushed: a program that touches more pages than it has entries would miss
      * for ever. */
-    if (++e->fills > 2 * entries && desc->n_used_entries * 10 > entries * 7 && entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
-        e->fills = 0;
+    if (++e->fills[mmu_idx] > 2 * entries && desc->n_used_entries * 10 > entries * 7 &&
+        entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
+        e->fills[mmu_idx] = 0;
         tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
     }
     if (t->page_size > TARGET_PAGE_SIZE) {
@@ -131,13 +186,15 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
     int mmu_idx;
 
     env->cr[3] = cr3;
+    e->counters.cr3_loads++;
     if (!(env->cr[0] & CR0_PG_MASK)) {
         return;
     }
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
         CPUTLBDesc *desc = &tlb->d[mmu_idx];
-        size_t entries = (tlb->f[mmu_idx].mask >> CPU_TLB_ENTRY_BITS) + 1;
+        size_t entries = table_entries(tlb, mmu_idx);
 
+        e->conflicts[mmu_idx] = 0;
         /* Of a user's pages hardly any is global; and a flush is what makes a table smaller again. */
         if (mmu_idx == MMU_USER_IDX || entries > LARGE_TABLE) {
             tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
@@ -151,8 +208,8 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
     if (e->local_high_code) {
         cpu_tb_jmp_cache_clear(e->cs);
     } else {
-        /* The other half is for code in the upper half of the address space (the edit of tb-hash.h). */
-        memset(e->cs->tb_jmp_cache, 0, sizeof(e->cs->tb_jmp_cache) / 2);
+        /* The other half is for code in the upper half of the address space (the shadow header tb-hash.h). */
+        memset(e->cs->tb_jmp_cache, 0, TB_JMP_LOW_SIZE * sizeof(e->cs->tb_jmp_cache[0]));
     }
 }
 
@@ -164,6 +221,7 @@ void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
     bool large = false;
     int mmu_idx;
 
+    veil_of(cs->env_ptr)->counters.page_flushes++;
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
         large |= (page & tlb->d[mmu_idx].large_page_mask) == tlb->d[mmu_idx].large_page_addr;
     }
@@ -183,6 +241,8 @@ void veil_tlb_flushed(CPUState *cs, bool all)
     }
     cpu_tb_jmp_cache_clear(cs);
     if (e) { /* not yet while the core is made */
+        e->counters.full_flushes++;
+        memset(e->conflicts, 0, sizeof(e->conflicts));
         e->local_high_code = false;
         memset(e->global_large, -1, sizeof(e->global_large));
     }

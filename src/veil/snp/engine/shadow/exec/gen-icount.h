@@ -11,6 +11,11 @@
 
 static TCGLabel *veil_stop_label;
 
+#ifdef VEIL_ENGINE_COUNTS
+static TCGOp *veil_count_op;
+uint64_t *veil_instruction_count(struct uc_struct *uc);
+#endif
+
 static inline void gen_io_start(TCGContext *tcg_ctx)
 {
 }
@@ -28,10 +33,26 @@ static inline void gen_tb_start(TCGContext *tcg_ctx, TranslationBlock *tb)
                    (tcg_target_long)offsetof(ArchCPU, neg.icount_decr.u32) - (tcg_target_long)offsetof(ArchCPU, env));
     tcg_gen_brcondi_i32(tcg_ctx, TCG_COND_LT, stop, 0, veil_stop_label);
     tcg_temp_free_i32(tcg_ctx, stop);
+#ifdef VEIL_ENGINE_COUNTS
+    TCGv_ptr counter = tcg_const_ptr(tcg_ctx, veil_instruction_count(tcg_ctx->uc));
+    TCGv_i64 count = tcg_temp_new_i64(tcg_ctx), length = tcg_temp_new_i64(tcg_ctx);
+
+    tcg_gen_ld_i64(tcg_ctx, count, counter, 0);
+    tcg_gen_movi_i64(tcg_ctx, length, 0x7eadbeef); /* known at the block's end only */
+    veil_count_op = tcg_last_op(tcg_ctx);
+    tcg_gen_add_i64(tcg_ctx, count, count, length);
+    tcg_gen_st_i64(tcg_ctx, count, counter, 0);
+    tcg_temp_free_i64(tcg_ctx, length);
+    tcg_temp_free_i64(tcg_ctx, count);
+    tcg_temp_free_ptr(tcg_ctx, counter);
+#endif
 }
 
 static inline void gen_tb_end(TCGContext *tcg_ctx, TranslationBlock *tb, int num_insns)
 {
+#ifdef VEIL_ENGINE_COUNTS
+    tcg_set_insn_param(veil_count_op, 1, num_insns);
+#endif
     gen_set_label(tcg_ctx, veil_stop_label);
     tcg_gen_exit_tb(tcg_ctx, tb, TB_EXIT_REQUESTED);
 }

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the engine counts, and that no layout of a program makes it slow: the same work costs the same counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.small_guest import FREE, PAGE, SmallGuest
+from veil.snp import COUNTER_NAMES, ExitCode
+
+_TURNS = 20_000
+_FUNCTIONS = 0x180000
+#: pages of the smallest table of the soft TLB; two that are so far apart share a place in it
+_TABLE = 256
+
+
+def _counts(guest: SmallGuest) -> dict[str, int]:
+    return {name: getattr(guest.machine.counters, name) for name in COUNTER_NAMES}
+
+
+@pytest.mark.parametrize("cpl", [0, 3])
+def test_pages_that_share_a_place_in_the_soft_tlb_do_not_displace_each_other_for_ever(cpl: int) -> None:
+    code = f"""
+        mov ecx, {_TURNS}
+        mov rdi, {FREE}
+    again:
+        mov rax, [rdi]
+        mov rax, [rdi + {_TABLE * PAGE}]
+        pause
+        dec ecx
+        jnz again
+        mov rax, 0
+        {"hlt" if cpl == 0 else "int 3"}
+    """
+    with SmallGuest(code, cpl=cpl) as guest:
+        assert guest.run() == ExitCode.HLT
+        counts = _counts(guest)
+    # The loop is left at each PAUSE, where a table that is too small can grow.
+    assert counts["loop_entries"] >= _TURNS
+    assert counts["tlb_conflicts"] < _TURNS / 4
+    assert 1 <= counts["tlb_resizes"] <= 8
+
+
+def test_a_page_of_small_functions_is_found_without_lookups() -> None:
+    number = 120
+    calls = ".balign 32\ncall rdi\nadd rdi, 32\n" * number
+    with SmallGuest() as guest:
+        guest.put(".balign 32\nnop\nret\n" * number, _FUNCTIONS)
+        guest.put(f"mov ecx, 200\nagain:\nmov rdi, {_FUNCTIONS}\n{calls}dec ecx\njnz again\nhlt")
+        assert guest.run() == ExitCode.HLT
+        counts = _counts(guest)
+    # Each of the calls and returns is an indirect jump: 48,000 of them.
+    assert number < counts["block_lookups"] < 4000
+    assert 2 * number < counts["blocks_made"] < 3 * number
+
+
+def test_what_is_counted() -> None:
+    code = f"""
+        mov rax, cr3
+        mov cr3, rax
+        mov rdi, {FREE}
+        invlpg [rdi]
+        mov byte ptr [rip + after], 0x90
+    after:
+        nop
+        int 3
+    """
+    with SmallGuest(code) as guest:
+        before = _counts(guest)
+        assert guest.run() == ExitCode.HLT
+        counts = {name: count - before[name] for name, count in _counts(guest).items()}
+    assert (counts["vmruns"], counts["cr3_loads"], counts["page_flushes"], counts["events"]) == (1, 1, 1, 1)
+    assert counts["code_stores"] >= 1
+    assert counts["full_flushes"] >= counts["flushes"] == 1
+    assert counts["tlb_fills"] > 0 < counts["blocks_made"]
+    assert counts["instructions"] == 0
