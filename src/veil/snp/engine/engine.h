@@ -66,6 +66,7 @@ struct veil_engine {
     uint32_t fills[NB_MMU_MODES];     /* since the table grew */
     uint32_t conflicts[NB_MMU_MODES]; /* since the address space changed */
     bool crowded;                     /* one of them is above the bound */
+    bool low_jumps, high_jumps;       /* the jump cache has blocks of that half of the address space */
     bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
     struct veil_region global_large[NB_MMU_MODES];
     uint32_t pauses;
@@ -107,6 +108,7 @@ struct veil_translation {
     int prot;
     bool global;
 };
+void veil_jump_cached(struct veil_engine *e, uint64_t pc);
 void veil_tlb_relieve(struct veil_engine *e);
 void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t);
 

@@ -176,10 +176,14 @@ static bool attend(struct veil_engine *e)
     return false;
 }
 
+/* Every block that comes into the jump cache was looked up first. */
 TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
                                                  uint32_t cf_mask)
 {
-    veil_of(cs->env_ptr)->counters.block_lookups++;
+    struct veil_engine *e = veil_of(cs->env_ptr);
+
+    e->counters.block_lookups++;
+    veil_jump_cached(e, pc);
     return __real_tb_htable_lookup_x86_64(cs, pc, cs_base, flags, cf_mask);
 }
 

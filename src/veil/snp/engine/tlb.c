@@ -68,6 +68,30 @@ void veil_tlb_resized(struct uc_struct *uc)
     }
 }
 
+void veil_jump_cached(struct veil_engine *e, uint64_t pc)
+{
+    if (pc >> 63) {
+        e->high_jumps = true;
+    } else {
+        e->low_jumps = true;
+    }
+}
+
+/* Clears the parts of the jump cache (the shadow header tb-hash.h) that have anything in them. */
+static void forget_jumps(struct veil_engine *e, bool high)
+{
+    TranslationBlock **cache = e->cs->tb_jmp_cache;
+
+    if (e->low_jumps) {
+        e->low_jumps = false;
+        memset(cache, 0, TB_JMP_LOW_SIZE * sizeof(*cache));
+    }
+    if (high && e->high_jumps) {
+        e->high_jumps = false;
+        memset(cache + TB_JMP_LOW_SIZE, 0, TB_JMP_HIGH_SIZE * sizeof(*cache));
+    }
+}
+
 static bool is_empty(const CPUTLBEntry *te)
 {
     return te->addr_read == (target_ulong)-1 && te->addr_write == (target_ulong)-1 && te->addr_code == (target_ulong)-1;
@@ -205,12 +229,7 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
             desc->large_page_mask = e->global_large[mmu_idx].mask;
         }
     }
-    if (e->local_high_code) {
-        cpu_tb_jmp_cache_clear(e->cs);
-    } else {
-        /* The other half is for code in the upper half of the address space (the shadow header tb-hash.h). */
-        memset(e->cs->tb_jmp_cache, 0, TB_JMP_LOW_SIZE * sizeof(e->cs->tb_jmp_cache[0]));
-    }
+    forget_jumps(e, e->local_high_code);
 }
 
 /* INVLPG of any address in a large page drops all of it; QEMU forgets the jumps to its other 4 KiB pages. */
@@ -227,7 +246,7 @@ void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
     }
     __real_tlb_flush_page_x86_64(cs, addr);
     if (large) {
-        cpu_tb_jmp_cache_clear(cs);
+        forget_jumps(veil_of(cs->env_ptr), true);
     }
 }
 
@@ -236,14 +255,12 @@ void veil_tlb_flushed(CPUState *cs, bool all)
 {
     struct veil_engine *e = veil_of(cs->env_ptr);
 
-    if (!all) {
+    if (!all || !e) { /* without an engine the core is being made, and its jump cache is empty */
         return;
     }
-    cpu_tb_jmp_cache_clear(cs);
-    if (e) { /* not yet while the core is made */
-        e->counters.full_flushes++;
-        memset(e->conflicts, 0, sizeof(e->conflicts));
-        e->local_high_code = false;
-        memset(e->global_large, -1, sizeof(e->global_large));
-    }
+    forget_jumps(e, true);
+    e->counters.full_flushes++;
+    memset(e->conflicts, 0, sizeof(e->conflicts));
+    e->local_high_code = false;
+    memset(e->global_large, -1, sizeof(e->global_large));
 }
