@@ -12,10 +12,13 @@ from veil.formats.errors import FormatError
 from veil.formats.log import (
     ENTRY_HEADER,
     AuditRecord,
+    AuditState,
     EntryKind,
     Head,
+    Heartbeat,
     LogEntry,
     RulesState,
+    Silence,
     pack_records,
     parse_entries,
     read_entries,
@@ -77,6 +80,7 @@ def _entries_seeds() -> Iterable[bytes]:
         (EntryKind.STARTED, b""), (EntryKind.RECORDS, records), (EntryKind.HEARTBEAT, b""),
         (EntryKind.INTENT, records), (EntryKind.DROPPED, (3).to_bytes(8, "little")), (EntryKind.RESUMED, bytes(32)),
         (EntryKind.RULES, bytes(32) + b"-D"), (EntryKind.RECORDS, b"nonsense"), (EntryKind.HEARTBEAT, records),
+        (EntryKind.HEARTBEAT, Heartbeat(AuditState.OFF, 1, 9).pack()), (EntryKind.SILENCE, Silence(9, 5).pack()),
     )  # fmt: skip
     whole = [_entry(number, kind, body) for number, (kind, body) in enumerate(bodies)]
     yield b"".join(whole)
@@ -122,5 +126,5 @@ TARGETS = (
     Target("audit-log", _entries, _entries_seeds, words=_ENTRY_WORDS, max_bytes=8192),
     Target("audit-log-head", _head, lambda: [Head(3, 1, 7, 7, 0, bytes(32), b"s").pack()], max_bytes=256),
     Target("audit-log-state", _state, _state_seeds, words=_STATE_WORDS, max_bytes=2048),
-    Target("audit-rules", _rules, lambda: [RulesState(1, 0, -2, b"-D").pack()], max_bytes=256),
+    Target("audit-rules", _rules, lambda: [RulesState(1, 0, -2, b"bad", b"-D").pack()], max_bytes=256),
 )

@@ -71,7 +71,7 @@ def test_verified_with_trouble(desk: Desk, veil: Veil) -> None:
     status, out, _ = veil("verify")
     assert status == 3
     assert "TROUBLE  entry 21, 11.011 s (the kernel said 2023-11-14 22:13:31.030 UTC): the kernel's audit was" in out
-    assert "TROUBLE  entry 20, 11.010 s (the kernel said 2023-11-14 22:13:30.010 UTC): no sign of life for 60.0" in out
+    assert "TROUBLE  entry 21, 11.011 s (the kernel said 2023-11-14 22:13:31.030 UTC): no sign of life for 60.0" in out
     assert "from entry 21 (11.011 s; the kernel said 2023-11-14 22:13:31.030 UTC) on, treat the kernel's words" in out
     assert "entries 0 to 20 were made before, and stay proven as they are" in out
     status, out, _ = veil("verify", "--json")
@@ -80,7 +80,9 @@ def test_verified_with_trouble(desk: Desk, veil: Veil) -> None:
     assert [item["kind"] for item in value["findings"]] == ["audit-off", "silence"]
     assert value["head"]["time_ns"] == desk.now
     status, out, _ = veil("verify", "--silence", "100", "--untrusted-from", "5")
-    assert status == 3
+    # What the user knows is no news.
+    assert status == 0
+    assert "TROUBLE" not in out
     assert "from entry 5 (--untrusted-from) on, treat the kernel's words as untrusted: you say so" in out
 
 

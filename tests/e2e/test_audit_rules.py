@@ -96,6 +96,27 @@ def test_rules_that_auditctl_refuses(vm: ConfidentialVM, reader: LogReader) -> N
     assert len(sh(vm, "auditctl -l").splitlines()) == 1
 
 
+def test_what_auditctl_says_of_them(vm: ConfidentialVM, reader: LogReader) -> None:
+    """On x86-64 there is no umount. Rules that are good afterwards take its words back."""
+    rules = b"-D\n-a always,exit -F arch=b64 -S execve\n# unmounting\n-a always,exit -F arch=b64 -S umount -k mounts\n"
+    with pytest.raises(RemoteError) as found:
+        load_rules(reader, rules, wait=vm.wait)
+    assert "Syscall name unknown: umount; There was an error in line 4 of" in str(found.value)
+    assert "; line 4 is: -a always,exit -F arch=b64 -S umount -k mounts; rules before" in str(found.value)
+    load_rules(reader, b"-D\n", wait=vm.wait)
+    assert reader.rules().words == b""
+
+
+def test_words_of_the_kernels_choice(vm: ConfidentialVM, reader: LogReader) -> None:
+    """They do not steer the owner's terminal, and are not long."""
+    sh(vm, "printf '#!/bin/sh\\nprintf \"\\\\033[2J%%02000d in line 99\" 7 >&2; exit 1\\n' >/sbin/auditctl")
+    with pytest.raises(RemoteError, match="auditctl refused the rules") as found:
+        load_rules(reader, b"-D\n", wait=vm.wait)
+    assert "\\x1b[2J0000" in str(found.value)
+    assert str(found.value).isprintable()
+    assert len(reader.rules().words) == 1024
+
+
 def test_a_kernel_without_driver_says_nothing(vm: ConfidentialVM, reader: LogReader) -> None:
     sh(vm, "rmmod veil")
     with pytest.raises(RemoteError, match="has not loaded the rules"):

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader
 from veil.cvm import ConfidentialVM
+from veil.formats.log import AuditState, EntryKind, Heartbeat
+from veil.host import Hypervisor
 from veil.remote import audit_serials
 from veil.remote.audit_rules import load_rules
 from veil.remote.log_analysis import LogAnalysis
 from veil.remote.log_findings import Finding, FindingKind
+from veil.remote.log_recording import PATIENCE
 
 RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -S openat -k all\n"
 WORK = "for j in 1 2 3; do (i=0; while [ $i -lt 30 ]; do /bin/true; cat /etc/group; i=$((i+1)); done) & done; wait"
@@ -20,10 +26,10 @@ def sh(vm: ConfidentialVM, script: str) -> None:
     assert vm.run(["/bin/sh", "-c", script]).exit_status == 0
 
 
-def analyse(vm: ConfidentialVM) -> LogAnalysis:
+def analyse(vm: ConfidentialVM, silence_ns: int = 5_000_000_000) -> LogAnalysis:
     reader = log_reader(vm)
     head = reader.head()
-    analysis = LogAnalysis()
+    analysis = LogAnalysis(silence_ns=silence_ns)
     for entry in reader.fetch(head):
         analysis.feed(entry)
     analysis.finish(head)
@@ -36,7 +42,7 @@ def trouble(vm: ConfidentialVM) -> list[Finding]:
 
 @pytest.fixture
 def audited(vm: ConfidentialVM) -> ConfidentialVM:
-    load_rules(log_reader(vm), RULES)
+    load_rules(log_reader(vm), RULES, wait=vm.wait)
     sh(vm, WORK)
     return vm
 
@@ -47,7 +53,8 @@ def test_a_busy_kernel_of_two_vcpus() -> None:
         log_reader(vm).set_rules(RULES)
         sh(vm, "until auditctl -l | grep -q all; do sleep 0.1; done; " + WORK)
         analysis = analyse(vm)
-    kinds = {item.kind for item in analysis.findings.items}
+    # While a user measures the image in this thread, nothing is run.
+    kinds = {item.kind for item in analysis.findings.items} - {FindingKind.SILENCE}
     assert kinds <= {FindingKind.RULES, FindingKind.AUDIT_ON, FindingKind.RESUMED}
     assert analysis.findings.trouble == 0
     assert analysis.summary.records > 1000
@@ -72,7 +79,110 @@ def test_records_that_were_not_handed_over(audited: ConfidentialVM, monkeypatch:
 
 def test_the_driver_is_unloaded(audited: ConfidentialVM) -> None:
     assert trouble(audited) == []
-    sh(audited, "rmmod veil; sleep 6")
-    (finding,) = trouble(audited)
+    sh(audited, "rmmod veil")
+    for _ in range(60):
+        audited.wait(0.5)
+        if found := trouble(audited):
+            break
+    (finding,) = found
     assert finding.kind == FindingKind.SILENCE
-    assert "up to now" in finding.words
+    assert "up to now: the kernel was silent; the services ran for" in finding.words
+
+
+# Signs of life
+
+
+def heartbeats(vm: ConfidentialVM) -> list[Heartbeat]:
+    return [Heartbeat.parse(item.body) for item in log_reader(vm).fetch() if item.kind == EntryKind.HEARTBEAT]
+
+
+def ticks(vm: ConfidentialVM) -> tuple[int, int]:
+    """The driver's count, and the kernel's of its local timers' interrupts."""
+    text = vm.run(["sh", "-c", "cat /dev/veil; grep LOC: /proc/interrupts"]).stdout.decode().split()
+    return int(text[text.index("ticks") + 1]), int(text[text.index("LOC:") + 1])
+
+
+def test_what_heartbeats_say(vm: ConfidentialVM) -> None:
+    """The count of timer interrupts is the kernel's own, and the rest is so too."""
+    first, first_interrupts = ticks(vm)
+    load_rules(log_reader(vm), RULES, wait=vm.wait)
+    size = len(heartbeats(vm))
+    while len(heartbeats(vm)) < size + 2:
+        vm.wait(0.5)
+    second, second_interrupts = ticks(vm)
+    assert 0 < second - first <= second_interrupts - first_interrupts
+    found = heartbeats(vm)
+    assert [item.ticks for item in found] == sorted(item.ticks for item in found)
+    assert first <= found[-1].ticks <= second
+    assert (found[-1].audit, found[-1].rules) == (AuditState.ON, 1)
+    assert (found[0].audit, found[0].rules) == (AuditState.OFF, 0)
+
+
+def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
+    """Its time stamp counter goes on, and nobody is run: that is no silence of the kernel's."""
+    size = len(heartbeats(vm))
+    vm.machine._engine.set_tsc(vm.machine.tsc() + 60_000_000_000)
+    while len(heartbeats(vm)) < size + 2:
+        vm.wait(0.5)
+    analysis = analyse(vm)
+    (finding,) = (item for item in analysis.findings.items if item.kind == FindingKind.SILENCE)
+    assert "the machine was not run, or hardly" in finding.words
+    assert (finding.trouble, analysis.findings.first_distrusted) == (False, None)
+
+
+@pytest.mark.parametrize("lies", [False, True])
+@pytest.mark.parametrize("honest_host", [False, True])
+def test_a_kernel_that_is_silent_and_runs_on(
+    vm: ConfidentialVM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lies: bool, honest_host: bool
+) -> None:
+    """Its own count gives it away; if it lies about that, an honest host's services do.
+
+    Both together make it a note. What they gain is what heartbeats in that time would have given them.
+    """
+    kernel = HostileKernel(vm, tmp_path)
+    log_reader(vm).head()
+    if not honest_host:
+        monkeypatch.setattr(Hypervisor, "_pulse", lambda self, now: None)
+    heart, ticker = kernel.symbol("heart"), kernel.symbol("ticker")
+    if lies:
+        kernel.do("stop_ticker", ticker=ticker)
+    kernel.do("stop_heart", heart=heart)
+    vm.wait(5.0)
+    kernel.do("start_heart", heart=heart)
+    analysis = analyse(vm, silence_ns=3_000_000_000)
+    finding = [item for item in analysis.findings.items if item.kind == FindingKind.SILENCE][-1]
+    assert finding.distrust == (honest_host or not lies), finding
+    if honest_host:
+        assert "the kernel was silent; the services ran for" in finding.words
+    else:
+        assert ("the machine was not run, or hardly" if lies else "its own count of timer interrupts") in finding.words
+
+
+# Rules
+
+
+@pytest.mark.parametrize("explicit", [b"", b"-e 0\n", b"-e 1\n"])
+def test_rules_switch_audit_on(vm: ConfidentialVM, explicit: bytes) -> None:
+    """As auditd does when it starts, unless the owner says what to do."""
+    rules = b"-D\n# not -e 0\n-b 8192\n-a always,exit -F arch=b64 -S execve\n"
+    load_rules(log_reader(vm), rules + explicit, wait=vm.wait)
+    state = vm.run(["auditctl", "-s"]).stdout.decode()
+    assert f"enabled {int(b'0' not in explicit)}" in state
+    size = len(heartbeats(vm))
+    while len(heartbeats(vm)) < size + PATIENCE + 1:
+        vm.wait(1)
+    records = sum(item.kind == EntryKind.RECORDS for item in log_reader(vm).fetch())
+    assert (records > 0) == (b"0" not in explicit)
+    assert trouble(vm) == []
+
+
+def test_rules_and_a_kernel_that_records_nothing(vm: ConfidentialVM) -> None:
+    """It says that it has loaded the rules: somebody put another program in auditctl's place."""
+    sh(vm, "printf '#!/bin/sh\\n' >/sbin/auditctl")
+    load_rules(log_reader(vm), b"-D\n-w /etc -p wa\n", wait=vm.wait)
+    size = len(heartbeats(vm))
+    while len(heartbeats(vm)) < size + PATIENCE + 1:
+        vm.wait(1)
+    (finding,) = trouble(vm)
+    assert finding.kind == FindingKind.NOT_RECORDING
+    assert "it says that it has loaded them, and that its audit is off" in finding.words

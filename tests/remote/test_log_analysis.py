@@ -249,12 +249,17 @@ def test_silence_between_entries_and_at_the_end(log: Log) -> None:
     assert log.kinds(silence=30) == []
 
 
-def test_records_are_no_sign_of_life(log: Log) -> None:
-    """A kernel whose driver was stopped can still forge calls; what beats is the driver."""
+def test_records_are_signs_of_life_too(log: Log) -> None:
+    """That the heartbeats stay away is noted, once."""
     log.beats(2)
     for _ in range(10):
         log.event(after=1.0)
-    assert log.kinds() == [Kind.SILENCE]
+    assert [item.kind for item in log.analyse().findings.items] == [Kind.NO_HEARTBEATS]
+    assert log.analyse().findings.trouble == 0
+    log.beats(1)
+    for _ in range(20):
+        log.event(after=1.0)
+    assert [item.kind for item in log.analyse().findings.items] == [Kind.NO_HEARTBEATS] * 2
 
 
 def test_silence_while_it_was_not_there(log: Log) -> None:

@@ -250,7 +250,7 @@ def test_otlp(desk: Desk, folder: LogFolder, collector: Collector) -> None:
     assert found[1]["audit.serial"] == 7
     assert found[1]["body"].startswith("audit(17000000")
     assert found[1]["time"] == int(found[1]["body"][6:16]) * 10**9 + int(found[1]["body"][17:20]) * 10**6
-    assert found[4]["body"] == f"no audit records: {b'nonsense'.hex()}"
+    assert found[4]["body"] == f"unreadable: {b'nonsense'.hex()}"
     assert found[0]["body"] == "started"
     assert (found[5]["veil.log.kind"], found[5]["time"]) == ("HEARTBEAT", 0)
 

@@ -19,6 +19,7 @@ from veil.private_files import write_new
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
+    from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LogEntry
     from veil.remote import ChannelClient
     from veil.remote.attest import Attested
@@ -59,12 +60,15 @@ def demo() -> int:
     """
     from veil.cvm import ConfidentialVM
 
-    with ConfidentialVM(progress=Progress()) as vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
+    vm = ConfidentialVM(progress=Progress())
+    # Before the boot: the guest runs in this thread, and stands still while something else does.
+    intruder, expected = vm.build_intruder(), vm.build_image().log()
+    with vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
         say(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
         _in_guest(vm, _SCRIPT)
-        with _attested(vm) as (client, outcome):
+        with _attested(vm, expected) as (client, outcome):
             _show_attestation(outcome)
-            _show_log(vm, _reader(client, outcome), Path(directory))
+            _show_log(vm, _reader(client, outcome), intruder, Path(directory))
     return 0
 
 
@@ -75,13 +79,12 @@ def _in_guest(vm: ConfidentialVM, script: str) -> None:
 
 
 @contextmanager
-def _attested(vm: ConfidentialVM) -> Iterator[tuple[ChannelClient, Attested]]:
+def _attested(vm: ConfidentialVM, expected: LaunchLog) -> Iterator[tuple[ChannelClient, Attested]]:
     """As `veil attest --software` does: raises VerificationFailed if anything does not hold."""
     from veil import installation
     from veil.remote import ChannelClient, Policy, TrustedRoots, attest
 
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    expected = vm.build_image().log()
     with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
         outcome = attest(client, policy=Policy(), roots=roots, expected=expected)
         outcome.raise_for_failure()
@@ -103,7 +106,7 @@ def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
     return LogReader(client, outcome.services[LOG_GUID])
 
 
-def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
+def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory: Path) -> None:
     """Audit rules, a break-in, a kernel that is no longer its own; and the evidence."""
     from veil.formats.log import EntryKind, parse_records
     from veil.remote.audit_rules import default_rules, load_rules
@@ -114,7 +117,7 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, directory: Path) -> None:
     say("the kernel says that it has loaded the rules")
     say("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
     _in_guest(vm, _BREAK_IN)
-    _put_intruder(vm, directory)
+    _put_intruder(vm, intruder, directory)
     handed_over = _records_handed_over(vm)
     _in_guest(vm, _HIDE)
     say("$ veil logs fetch")
@@ -148,9 +151,9 @@ def _show_entry(entry: LogEntry) -> None:
             say(f"  entry {entry.sequence}: {words}")
 
 
-def _put_intruder(vm: ConfidentialVM, directory: Path) -> None:
+def _put_intruder(vm: ConfidentialVM, intruder: bytes, directory: Path) -> None:
     place = directory / "intruder.ko"
-    write_new(place, vm.build_intruder())
+    write_new(place, intruder)
     vm.copy_in(place, "/root/intruder.ko")
 
 

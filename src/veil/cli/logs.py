@@ -214,7 +214,7 @@ def follow(
             for entry in entries:
                 analysis.feed(entry)
                 _print(entry, form)
-            analysis.silence(head.time_ns)
+            analysis.silence(head.time_ns, head)
             said = say_findings(analysis, since=said)
             if end is not None and time.monotonic() >= end:
                 break

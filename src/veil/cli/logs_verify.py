@@ -88,7 +88,7 @@ def _line(item: Finding) -> str:
     "--untrusted-from",
     type=click.IntRange(min=0),
     metavar="ENTRY",
-    help="You know that the kernel was compromised from this entry on.",
+    help="You know that the kernel was compromised from this entry on: findings there are notes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @failures_are_1
@@ -106,7 +106,7 @@ def verify(folder: str, silence: float, untrusted_from: int | None, as_json: boo
     from veil.remote.log_files import LogFolder
 
     start = time.monotonic()
-    analysis = LogAnalysis(silence_ns=int(silence * 1e9))
+    analysis = LogAnalysis(silence_ns=int(silence * 1e9), untrusted_from=untrusted_from)
     place = LogFolder(Path(folder))
     state = place.known()
     for entry in place.verified():

@@ -24,13 +24,19 @@ __all__ = [
     "LOG_GUID",
     "LOG_NUMBER",
     "RULES_MOST",
+    "SILENCE_TOLD_NS",
+    "TICK_NS",
+    "WORDS_MOST",
     "AuditRecord",
+    "AuditState",
     "EntryKind",
     "Head",
+    "Heartbeat",
     "KernelCall",
     "LogEntry",
     "LogManifest",
     "RulesState",
+    "Silence",
     "UserCall",
     "pack_records",
     "parse_entries",
@@ -50,9 +56,10 @@ class KernelCall(enum.IntEnum):
     INTENT = 1
     """The same, of something that the kernel is about to do."""
     HEARTBEAT = 2
-    """Records, mostly none: the driver lives. -> u32 generation of the rules that are wanted, 0 for none"""
+    """`Heartbeat`: the driver lives. -> u32 generation of the rules that are wanted, 0 for none"""
     RULES = 3
-    """u32 generation that is loaded, i32 how loading ended -> u32 generation that is wanted, its text (auditctl's)"""
+    """u32 generation that is loaded, i32 how loading ended, auditctl's words (at most `WORDS_MOST` bytes) -> u32
+    generation that is wanted, its text (auditctl's)"""
 
 
 class UserCall(enum.IntEnum):
@@ -108,6 +115,69 @@ def parse_records(body: bytes) -> list[AuditRecord]:
     return records
 
 
+# Signs of life
+
+#: The driver counts a timer interrupt so often, while it is run.
+TICK_NS = 250_000_000
+#: A kernel that beats has not called for so long: the service says so.
+SILENCE_TOLD_NS = 2_000_000_000
+_HEARTBEAT = struct.Struct("<HHIQ")
+_HEARTBEAT_VERSION = 1
+_SILENCE = struct.Struct("<QQ")
+
+
+class AuditState(enum.IntEnum):
+    """The kernel's `audit_enabled`, as it says."""
+
+    OFF = 0
+    ON = 1
+    LOCKED = 2
+
+
+class Heartbeat(NamedTuple):
+    """What the kernel says of itself in a sign of life."""
+
+    audit: AuditState
+    rules: int
+    """generation of the audit rules that it was given last"""
+    ticks: int
+    """timer interrupts that the driver's own timer took since it was loaded: one each `TICK_NS` in which it was run"""
+
+    def pack(self) -> bytes:
+        """As the driver does: {u16 version 1, u16 audit state, u32 generation of rules, u64 ticks}."""
+        return _HEARTBEAT.pack(_HEARTBEAT_VERSION, self.audit, self.rules, self.ticks)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Heartbeat:
+        """Raises FormatError if the kernel sent something else."""
+        if len(data) != _HEARTBEAT.size:
+            raise FormatError(f"a sign of life of {len(data)} bytes")
+        version, audit, rules, ticks = _HEARTBEAT.unpack(data)
+        if version != _HEARTBEAT_VERSION or audit > AuditState.LOCKED:
+            raise FormatError(f"a sign of life of version {version}, with audit state {audit}")
+        return cls(AuditState(audit), rules, ticks)
+
+
+class Silence(NamedTuple):
+    """The service's word of a kernel that does not call."""
+
+    quiet_ns: int
+    """since its last call"""
+    awake_ns: int
+    """so long of that the services were run all the same, as the host does each second"""
+
+    def pack(self) -> bytes:
+        """{u64, u64}"""
+        return _SILENCE.pack(*self)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Silence:
+        """Raises FormatError."""
+        if len(data) != _SILENCE.size:
+            raise FormatError(f"a silence of {len(data)} bytes")
+        return cls(*_SILENCE.unpack(data))
+
+
 # Entries
 
 
@@ -125,6 +195,8 @@ class EntryKind(enum.IntEnum):
     """The service: so many calls (u64) of the kernel's found no room before this entry."""
     RULES = 19
     """The service: an owner wants these audit rules. SHA-256 of the owner's public key, then the text."""
+    SILENCE = 20
+    """The service: the kernel has not called for some time (`Silence`). Before its next call, and in the middle too."""
 
 
 #: u64 sequence number, u64 nanoseconds of the machine's time stamp counter, u32 kind, u32 length
@@ -197,7 +269,8 @@ def _entry_at(data: bytes, at: int) -> LogEntry | None:
 # Rules
 
 RULES_MOST = 16 << 10
-_RULES = struct.Struct("<IIi")
+WORDS_MOST = 1024
+_RULES = struct.Struct("<IIiI")
 
 
 @dataclass(frozen=True)
@@ -210,19 +283,25 @@ class RulesState:
     """generation that the kernel says to have loaded"""
     status: int
     """how that ended: the exit status of auditctl, or an error number of Linux below 0"""
+    words: bytes
+    """what auditctl said if it refused them, as the kernel says: at most `WORDS_MOST` bytes of anything"""
     text: bytes
 
     def pack(self) -> bytes:
         """For the wire."""
-        return _RULES.pack(self.wanted, self.loaded, self.status) + self.text
+        head = _RULES.pack(self.wanted, self.loaded, self.status, len(self.words))
+        return head + self.words + self.text
 
     @classmethod
     def parse(cls, data: bytes) -> RulesState:
         """Raises FormatError."""
         if len(data) < _RULES.size:
             raise FormatError(f"a state of the audit rules of {len(data)} bytes")
-        wanted, loaded, status = _RULES.unpack_from(data)
-        return cls(wanted, loaded, status, data[_RULES.size :])
+        wanted, loaded, status, length = _RULES.unpack_from(data)
+        at = _RULES.size + length
+        if length > WORDS_MOST or at > len(data):
+            raise FormatError(f"a state of the audit rules with {length} bytes of auditctl's words")
+        return cls(wanted, loaded, status, data[_RULES.size : at], data[at:])
 
 
 # Heads

@@ -43,6 +43,10 @@ LONG_SLICE_NS = 50_000_000
 #: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
 PAUSE_LIMIT = 16
 
+#: The services are run at least every other one of these: they tell a kernel that is silent from one that is not run.
+PULSE_NS = 1_000_000_000
+_SERVICE_VMPL = 1
+
 _FOREVER = 1 << 63
 
 #: States in which a VCPU's kernel may be left for VeilMon.
@@ -134,6 +138,8 @@ class Hypervisor:
         self._next: Vcpu | None = None
         self._turn = 0
         self._timer_ns = 0
+        self._pulse_ns = _FOREVER  # from the first time on that the services run
+        self._services_ran = False
         self._inbox: deque[Callable[[], None]] = deque()
         self._stop: HostError | None = None
         self._stopped = False
@@ -265,6 +271,10 @@ class Hypervisor:
         vcpu.current = target
         target.hold = Hold.NONE
         vcpu.state = RunState.RUNNABLE
+        if vmpl == _SERVICE_VMPL:
+            self._services_ran = True
+            if self._pulse_ns == _FOREVER:
+                self._pulse_ns = self._clock() + PULSE_NS
         if vcpu is self._turns.vcpu and vmpl == self.guest_vmpl:
             self.reschedule = True  # the turn is over
         if self.on_event is not None:
@@ -318,7 +328,10 @@ class Hypervisor:
                 return RunResult.TIMEOUT
             if self.device_accessed or now >= self._timer_ns:
                 self._tick(now)
-            if self._turns.vcpu is not None or self._channel_waits:
+            if now >= self._pulse_ns and self._turns.vcpu is None:
+                # Before the channel: users who never stop asking must not keep the services from being run.
+                self._pulse(now)
+            elif self._turns.vcpu is not None or self._channel_waits:
                 self._serve_channel(now)
             vcpu = self._choose()
             if vcpu is None:
@@ -364,6 +377,17 @@ class Hypervisor:
                     self._next = turns.vcpu = vcpu
                     return
         turns.end()
+
+    def _pulse(self, now: int) -> None:
+        """The kernel did not call the services for a while: run them all the same, where they can interrupt it."""
+        self._pulse_ns = now + PULSE_NS
+        if not self._services_ran and self.guest_vmpl > _SERVICE_VMPL:
+            for vcpu in self.vcpus:
+                if vcpu.vmpl == self.guest_vmpl and _SERVICE_VMPL in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
+                    vcpu.start(_SERVICE_VMPL)
+                    self._next = vcpu
+                    break
+        self._services_ran = False
 
     def _drain(self) -> None:
         inbox = self._inbox
@@ -434,7 +458,7 @@ class Hypervisor:
                 "no VCPU can ever run again: each is halted with interrupts off, parked, or was never started; "
                 "the guest's last console output tells why"
             )
-        until_ns = min(self._timer_ns, end_ns)
+        until_ns = min(self._timer_ns, self._pulse_ns, end_ns)
         timeout = None if until_ns == _FOREVER else max(0, until_ns - self._clock()) / 1e9
         self._wakeup.wait(timeout)
         self._wakeup.clear()
@@ -550,6 +574,8 @@ class Hypervisor:
             vcpu.load(saved)
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
+        if any(_SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
+            self._pulse_ns = self._clock() + PULSE_NS
         self.guest_vmpl, self._turn, self.ap_jump_table = guest_vmpl, turn % len(self.vcpus), jump_table
         self.protection = Protection.load(protected)
         self.platform.load(platform)

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from importlib.resources import files
 
+from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.log import LogReader
 
 __all__ = ["default_rules", "load_rules"]
 
 _POLL_SECONDS = 0.3
+_LINE = re.compile(r"\berror in line (\d{1,5})\b")
 
 
 def default_rules() -> bytes:
@@ -41,6 +44,20 @@ def load_rules(
     if state.loaded != generation:
         raise RemoteError("another owner has sent other rules in the meantime")
     if state.status < 0:
-        raise RemoteError(f"the kernel could not run auditctl: {os.strerror(-state.status)}")
+        raise RemoteError(f"the kernel could not run auditctl: {os.strerror(-state.status & 0xFFF)}")
     if state.status:
-        raise RemoteError(f"auditctl refused the rules (exit status {state.status}): some may be loaded")
+        reason = _reason(state.words, text)
+        raise RemoteError(
+            f"auditctl refused the rules (exit status {state.status}){reason}; rules before that may be loaded"
+        )
+
+
+def _reason(words: bytes, text: bytes) -> str:
+    """What auditctl said, as the kernel says, on one line; and the line of the rules that it names."""
+    # Bytes of the kernel's choice: what steers a terminal is shown and not sent.
+    said = "; ".join(printable(line) for line in words.splitlines() if line.strip())
+    found = _LINE.search(said)
+    lines = text.splitlines()
+    if found is None or not 1 <= int(found[1]) <= len(lines):
+        return f": {said}" if said else ""
+    return f": {said}; line {found[1]} is: {printable(lines[int(found[1]) - 1].strip())}"

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, Head, LogEntry, parse_records
+from veil.formats.log import EntryKind, Head, Heartbeat, LogEntry, Silence, parse_records
 from veil.formats.printable import printable
 from veil.remote.audit_clock import ClockCheck
 from veil.remote.audit_serials import Drops, SerialCheck
 from veil.remote.log_files import LogSummary
 from veil.remote.log_findings import Finding, FindingKind, Findings, machine_text
+from veil.remote.log_recording import RecordingCheck
+from veil.remote.log_silence import SilenceCheck
 
 __all__ = ["LogAnalysis"]
 
@@ -40,22 +42,25 @@ _RESULT = b" res="
 class LogAnalysis:
     """Fed with one entry after the other, in order; keeps little of each. `findings` has what was found so far."""
 
-    def __init__(self, *, first: int = 0, silence_ns: int = _SILENCE_NS) -> None:
-        """`first`: the entry that it begins with. `silence_ns`: no sign of life for longer than this is a finding."""
+    def __init__(
+        self, *, first: int = 0, silence_ns: int = _SILENCE_NS, untrusted_from: int | None = None
+    ) -> None:
+        """`first`: the entry that it begins with. `silence_ns`: no sign of life for longer than this is a finding.
+
+        `untrusted_from`: from this entry on the user believes nothing anyway, and findings are notes.
+        """
         self._first = first
         self._last: LogEntry | None = None
         self._whole = True  # all entries since the launch were fed
         self.summary = LogSummary()
-        self.findings = Findings()
-        self._silence_ns = silence_ns
+        self.findings = Findings(untrusted_from)
+        self._silence = SilenceCheck(self._silent, silence_ns)
+        self._recording = RecordingCheck(self._recorded)
         self._drops = Drops()
         self._serials = SerialCheck(self._kernel, self._drops)
         self._intents = SerialCheck(self._kernel, self._drops, "intent")
         self._clock = ClockCheck(self._kernel)
         self._claimed_ms: int | None = None
-        self._beat: LogEntry | None = None  # the last one, or what stands for it
-        self._beat_claimed_ms: int | None = None
-        self._heard = self._silent = False
         self._last_ns = 0
         self._stamp = b""  # of the last event
         self.resumed_ns = 0
@@ -63,6 +68,14 @@ class LogAnalysis:
 
     def _kernel(self, kind: FindingKind, entry: LogEntry, words: str, distrust: bool) -> None:
         self._report(kind, entry, words, trouble=distrust, distrust=distrust)
+
+    def _silent(self, kind: FindingKind, entry: LogEntry, claimed_ms: int | None, words: str, distrust: bool) -> None:
+        self.findings.add(
+            Finding(kind, entry.sequence, entry.time_ns, claimed_ms, words, trouble=distrust, distrust=distrust)
+        )
+
+    def _recorded(self, kind: FindingKind, entry: LogEntry, words: str, distrust: bool) -> None:
+        self._report(kind, entry, words, trouble=True, distrust=distrust)
 
     def _report(self, kind: FindingKind, entry: LogEntry, words: str, *, trouble: bool, distrust: bool = False) -> None:
         self.findings.add(
@@ -80,10 +93,10 @@ class LogAnalysis:
         self._clock.hear(entry)
         if kind == EntryKind.HEARTBEAT:
             self._listen(entry)
-            if entry.body:
-                count = self._read(entry)
         elif kind in (EntryKind.RECORDS, EntryKind.INTENT):
             count = self._read(entry)
+            self._recording.record()
+            self._silence.sign(entry, self._claimed_ms)
         else:
             self._service(entry)
         self._last = entry
@@ -96,63 +109,70 @@ class LogAnalysis:
     def finish(self, head: Head | None) -> None:
         """There are no more entries up to this head (None: not known)."""
         now = self._last_ns if head is None else head.time_ns
-        self.silence(now)
+        self.silence(now, head)
+        self._silence.finish()
         self._serials.finish(now)
         self._intents.finish(now)
         untold = 0 if head is None else head.dropped - self.summary.dropped
         if self._whole and self._last is not None and untold > 0:
             words = f"{untold} calls of the kernel's found no room after the last entry"
             self._report(FindingKind.DROPPED, self._last, words, trouble=True)
-        if self._beat is not None and not self._heard:
+        if self._last is not None and not self._silence.beats:
             words = "there is no sign of life of the driver in the log: a kernel that is silent looks like an idle one"
-            self._report(FindingKind.NO_HEARTBEATS, self._beat, words, trouble=False)
+            self._report(FindingKind.NO_HEARTBEATS, self._last, words, trouble=False)
 
     # Signs of life
 
     def _listen(self, entry: LogEntry) -> None:
-        self.silence(entry.time_ns, entry)
-        self._beat, self._silent, self._heard = entry, False, True
-        self._beat_claimed_ms = self._claimed_ms
+        self._settle(entry.time_ns)
+        heartbeat = None
+        if entry.body:
+            try:
+                heartbeat = Heartbeat.parse(entry.body)
+            except FormatError as error:
+                words = f"the kernel handed over what is no heartbeat: {error}"
+                self._kernel(FindingKind.UNREADABLE, entry, words, True)
+        self._silence.sign(entry, self._claimed_ms)
+        self._silence.beat(entry, heartbeat)
+        if heartbeat is not None:
+            self._recording.beat(entry, heartbeat)
 
-    def silence(self, now_ns: int, until: LogEntry | None = None) -> None:
-        """It is `now_ns` by the machine: how long is the last sign of life ago?"""
+    def _settle(self, now_ns: int) -> None:
         self._intents.settle(now_ns)
         self._serials.settle(now_ns)
-        beat = self._beat
-        if beat is None or not self._heard or now_ns - beat.time_ns <= self._silence_ns:
-            return
-        if until is None and self._silent:
-            return
-        self._silent = True
-        seconds = (now_ns - beat.time_ns) / _NS
-        end = f"until entry {until.sequence}" if until is not None else "up to now"
-        words = (
-            f"no sign of life for {seconds:.1f} s {end}: the kernel was silent, the host did not run it, or the log "
-            "was full"
-        )
-        claimed = self._beat_claimed_ms
-        self.findings.add(
-            Finding(FindingKind.SILENCE, beat.sequence, beat.time_ns, claimed, words, trouble=True, distrust=True)
-        )
+
+    def silence(self, now_ns: int, head: Head | None = None) -> None:
+        """It is `now_ns` by the machine, and there are no more entries: how long is the last sign of life ago?"""
+        self._settle(now_ns)
+        self._silence.up_to(now_ns, head)
 
     # The service's own words
 
     def _service(self, entry: LogEntry) -> None:
         if entry.kind == EntryKind.RESUMED:
-            self._beat, self._silent = entry, False
+            self._silence.restart(entry, self._claimed_ms)
             self.resumed_ns = entry.time_ns
             self._clock.excuse(entry)
             self._report(FindingKind.RESUMED, entry, "the machine was restored from a snapshot", trouble=False)
         elif entry.kind == EntryKind.STARTED:
-            self._beat = entry
+            self._silence.restart(entry, None)
+        elif entry.kind == EntryKind.SILENCE:
+            self._tell(entry)
         elif entry.kind == EntryKind.DROPPED:
             count = entry.dropped
             self._drops.add(entry, count)
             words = f"{count} calls of the kernel's found no room before this entry"
             self._report(FindingKind.DROPPED, entry, words, trouble=True)
         elif entry.kind == EntryKind.RULES:
+            self._recording.rules(entry, entry.body[32:])
             words = f"an owner of the CVM, {entry.body[:32].hex()[:16]}, sent it audit rules"
             self._report(FindingKind.RULES, entry, words, trouble=False)
+
+    def _tell(self, entry: LogEntry) -> None:
+        try:
+            self._silence.tell(Silence.parse(entry.body))
+        except FormatError as error:
+            self._report(FindingKind.UNREADABLE, entry, f"the service's word is unreadable: {error}", trouble=True)
 
     # Records
 
@@ -204,8 +224,11 @@ class LogAnalysis:
             name, new, old = found[1].decode(), int(found[2]), int(found[3])
             done = text[text.rfind(_RESULT) :].startswith(_RESULT + b"1")
             if name == "audit_enabled" and done and not new:
+                self._recording.switched(on=False)
                 words = "the kernel's audit was switched off: what it records from here on is next to nothing"
-                self._report(FindingKind.AUDIT_OFF, entry, words, trouble=True, distrust=True)
+                asked = self._recording.wants_off
+                words += ", as an owner's rules say" if asked else ""
+                self._report(FindingKind.AUDIT_OFF, entry, words, trouble=not asked, distrust=not asked)
             elif name == "audit_enabled" and done:
                 self._report(FindingKind.AUDIT_ON, entry, f"{name} was set from {old} to {new}", trouble=False)
             else:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, LogEntry, parse_records
+from veil.formats.log import EntryKind, Heartbeat, LogEntry, Silence, parse_records
 from veil.remote.errors import RemoteError
 from veil.remote.log_files import LogFolder, locked, opened, replace_file, write_all
 
@@ -71,14 +71,18 @@ def entry_value(entry: LogEntry) -> dict[str, Any]:
         value["dropped"] = entry.dropped
     elif entry.kind == EntryKind.RULES:
         value["owner"], value["rules"] = entry.body[:32].hex(), entry.body[32:].decode(errors="backslashreplace")
-    elif entry.kind < EntryKind.STARTED:
-        try:
+    try:
+        if entry.kind == EntryKind.SILENCE:
+            value |= Silence.parse(entry.body)._asdict()
+        elif entry.kind == EntryKind.HEARTBEAT and entry.body:
+            value |= Heartbeat.parse(entry.body)._asdict()
+        elif entry.kind in (EntryKind.RECORDS, EntryKind.INTENT):
             value["records"] = [
                 {"type": type_name(kind), "text": text.decode(errors="backslashreplace")}
                 for kind, text in parse_records(entry.body)
             ]
-        except FormatError:
-            value["unreadable"] = entry.body.hex()
+    except FormatError:
+        value["unreadable"] = entry.body.hex()
     return value
 
 

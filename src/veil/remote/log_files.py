@@ -29,17 +29,17 @@ _FLUSH = 1 << 20
 #: ausearch and aureport take what goes beyond MAX_AUDIT_MESSAGE_LENGTH (8970, with a zero) for the next line.
 _LINE_MOST = 8968
 _CUT = b" (cut)"
-_FROM_THE_KERNEL = (EntryKind.RECORDS, EntryKind.INTENT, EntryKind.HEARTBEAT)
+_WITH_RECORDS = (EntryKind.RECORDS, EntryKind.INTENT)
 
 
 def audit_lines(entry: LogEntry) -> Iterator[bytes]:
-    """An entry's records as auditd would have written them; nothing for the service's own words.
+    """An entry's records as auditd would have written them; nothing for heartbeats and the service's own words.
 
     Records are the kernel's, and so whoever took it over may choose their bytes: line ends in them are made visible,
     and what no tool would read in one piece is cut, so that no record has a line of its own making. A sound kernel
     writes names with line ends in hexadecimal, backslashes as they are, and no record that long.
     """
-    if entry.kind not in _FROM_THE_KERNEL:
+    if entry.kind not in _WITH_RECORDS:
         return
     try:
         records = parse_records(entry.body)
@@ -77,7 +77,7 @@ class LogSummary:
             self.resumed += 1
         elif entry.kind == EntryKind.DROPPED:
             self.dropped += int.from_bytes(entry.body, "little")
-        elif entry.kind in _FROM_THE_KERNEL:
+        elif entry.kind in _WITH_RECORDS:
             if records is None:
                 try:
                     records = len(parse_records(entry.body))

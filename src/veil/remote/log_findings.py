@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import time
 from collections.abc import Iterable
@@ -37,6 +38,8 @@ class FindingKind(enum.Enum):
     """the service's own times went back"""
     AUDIT_OFF = "audit-off"
     AUDIT_ON = "audit-on"
+    NOT_RECORDING = "not-recording"
+    """rules were sent, and the kernel records nothing"""
     RULES = "rules"
     """the audit rules or settings were changed"""
     CODE = "code"
@@ -78,7 +81,9 @@ class Finding:
 class Findings:
     """A list that a hostile kernel cannot make long: of each kind so many are kept, the rest is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, untrusted_from: int | None = None) -> None:
+        """`untrusted_from`: from this entry on the user believes nothing anyway, and what is found is no trouble."""
+        self._untrusted_from = untrusted_from
         self.items: list[Finding] = []
         self.counts: dict[FindingKind, int] = {}
         self.first_distrusted: Finding | None = None
@@ -86,6 +91,8 @@ class Findings:
 
     def add(self, finding: Finding) -> None:
         """One more."""
+        if self._untrusted_from is not None and finding.distrusted_from >= self._untrusted_from:
+            finding = dataclasses.replace(finding, trouble=False)
         count = self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
         self.trouble += finding.trouble
         first = self.first_distrusted

@@ -32,7 +32,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, LogEntry, parse_records
+from veil.formats.log import EntryKind, Heartbeat, LogEntry, Silence, parse_records
 from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.log_export import Position, read_position
@@ -150,12 +150,18 @@ def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:
     }
     records = []
     severity, words = SeverityNumber.INFO, entry.kind.name.lower()
-    if entry.kind < EntryKind.STARTED:
-        try:
+    try:
+        if entry.kind in (EntryKind.RECORDS, EntryKind.INTENT):
             records = parse_records(entry.body)
-        except FormatError:
-            severity, words = SeverityNumber.WARN, f"no audit records: {entry.body.hex()}"
-    elif entry.kind == EntryKind.DROPPED:
+        elif entry.kind == EntryKind.HEARTBEAT and entry.body:
+            audit, rules, ticks = Heartbeat.parse(entry.body)
+            words = f"heartbeat: audit {audit.name.lower()}, rules {rules}, {ticks} timer interrupts"
+        elif entry.kind == EntryKind.SILENCE:
+            quiet, awake = Silence.parse(entry.body)
+            words = f"silence of {quiet / 1e9:.1f} s, the services ran for {awake / 1e9:.1f} s of it"
+    except FormatError:
+        severity, words = SeverityNumber.WARN, f"unreadable: {entry.body.hex()}"
+    if entry.kind == EntryKind.DROPPED:
         severity, words = SeverityNumber.WARN, f"dropped {entry.dropped}"
     elif entry.kind == EntryKind.RULES:
         words = f"rules of {entry.body[:32].hex()}: {entry.body[32:].decode(errors='backslashreplace')}"

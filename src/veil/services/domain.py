@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.channel import Status
@@ -93,12 +94,20 @@ class ServiceDomain:
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
         while True:
             asked = self._answer(cpu)
+            if asked is None:
+                self._tell_services()
             # A refusal may be an old one, and somebody may have come with a request since.
             if asked is None and cpu.ghcb_msr == _RUN_REFUSED:
                 cpu.ghcb_msr = _HOLD
             else:
                 cpu.ghcb_msr = (_KERNEL if asked is None else asked) << 32 | _RUN_VMPL
             yield
+
+    def _tell_services(self) -> None:
+        for service in self.services:
+            # The host took a service's memory away: it will be told so when it is asked.
+            with suppress(RmpViolation):
+                service.ran()
 
     def _answer(self, cpu: HostedCpu) -> int | None:
         """Serve what waits on this VCPU; returns the VMPL that asked, None if nobody did."""
@@ -112,6 +121,7 @@ class ServiceDomain:
             size = parameters.mailbox_size
             request = take_request(view, mailbox, size)
             assert request is not None
+            self._tell_services()
             write_answer(view, mailbox, size, *self._ask_for_monitor(request))
             return _MONITOR
         gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))

@@ -111,6 +111,9 @@ class Service(abc.ABC):
             raise Refused(refusal.status, str(refusal)) from None
         return handler(self, user, body)
 
+    def ran(self) -> None:  # noqa: B027
+        """The services run, and not for the kernel: a user asked, or nobody. An honest host sees to it each second."""
+
     def manifest(self) -> bytes:
         """What attestation says of the service: asked for once, after `start`."""
         return b""

@@ -9,6 +9,7 @@
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sched.h>
+#include <linux/timer.h>
 #include <linux/workqueue.h>
 
 static char *attack = "";
@@ -19,6 +20,8 @@ static char *text = "";
 module_param(text, charp, 0);
 static ulong heart;
 module_param(heart, ulong, 0);
+static ulong ticker;
+module_param(ticker, ulong, 0);
 
 #define MOST_TASKS 128
 
@@ -137,6 +140,10 @@ static int __init hostile_init(void)
 		return unhook((u8 *)audit_log_end);
 	else if (!strcmp(attack, "stop_heart"))
 		cancel_delayed_work_sync((struct delayed_work *)heart);
+	else if (!strcmp(attack, "stop_ticker"))
+		timer_delete_sync((struct timer_list *)ticker);
+	else if (!strcmp(attack, "start_heart"))
+		schedule_delayed_work((struct delayed_work *)heart, 0);
 	else if (!strcmp(attack, "fill_collections"))
 		fill_collections();
 	else if (!strcmp(attack, "lost_end"))

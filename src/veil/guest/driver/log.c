@@ -18,6 +18,7 @@
 #include <linux/sched/task.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
+#include <linux/timer.h>
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 
@@ -42,7 +43,7 @@ struct audit_buffer_start {
 
 static struct collection *collections;
 static u32 rules_wanted;
-static atomic64_t handed, events, refused, unanswered, dropped_alone;
+static atomic64_t handed, events, refused, unanswered, dropped_alone, ticks;
 static bool single;
 module_param_named(log_single, single, bool, 0644);
 MODULE_PARM_DESC(log_single, "hand over each audit record by itself");
@@ -201,13 +202,30 @@ static struct veil_hook record_hook = {
 	.ops = { .func = on_record, .flags = FTRACE_OPS_FL_RECURSION },
 };
 
+static void on_tick(struct timer_list *timer);
+static DEFINE_TIMER(ticker, on_tick);
+
+/* What the kernel can say of having been run: a machine that stood still for a minute has missed that minute's ticks. */
+static void on_tick(struct timer_list *timer)
+{
+	atomic64_inc(&ticks);
+	mod_timer(timer, jiffies + msecs_to_jiffies(VEIL_TICK_MS));
+}
+
 static void beat(struct work_struct *work);
 static DECLARE_DELAYED_WORK(heart, beat);
 
 /* Silence is visible: who reads the log sees when the last sign of life came. */
 static void beat(struct work_struct *work)
 {
-	hand_over(VEIL_LOG_HEARTBEAT, NULL, 0, NULL, 0);
+	struct veil_heartbeat mine = {
+		.version = VEIL_HEARTBEAT_VERSION,
+		.audit = audit_enabled,
+		.rules = veil_rules_loaded(),
+		.ticks = atomic64_read(&ticks),
+	};
+
+	hand_over(VEIL_LOG_HEARTBEAT, &mine, sizeof(mine), NULL, 0);
 	finish_the_dead();
 	veil_rules_wanted(rules_wanted);
 	schedule_delayed_work(&heart, msecs_to_jiffies(heartbeat));
@@ -225,8 +243,10 @@ int veil_log_init(void)
 		vfree(collections);
 		return error;
 	}
-	if (heartbeat)
+	if (heartbeat) {
+		mod_timer(&ticker, jiffies + msecs_to_jiffies(VEIL_TICK_MS));
 		schedule_delayed_work(&heart, 0);
+	}
 	return 0;
 }
 
@@ -235,6 +255,7 @@ void veil_log_exit(void)
 	unsigned int i;
 
 	cancel_delayed_work_sync(&heart);
+	timer_shutdown_sync(&ticker);
 	veil_unhook(&record_hook, 1);
 	for (i = 0; i < COLLECTIONS; i++)
 		if (collections[i].owner)
@@ -244,8 +265,8 @@ void veil_log_exit(void)
 
 int veil_log_state(char *text, size_t size)
 {
-	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld intents %llu\n",
+	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld intents %llu ticks %lld\n",
 			 atomic64_read(&handed), atomic64_read(&events), atomic64_read(&refused),
 			 atomic64_read(&unanswered), atomic64_read(&dropped_alone),
-			 veil_intent_count());
+			 veil_intent_count(), atomic64_read(&ticks));
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Audit rules that an owner of the CVM gave to VeilS-LOG. The answer to a heartbeat says which generation is wanted; the
- * text is fetched then, can be read at /dev/veil-rules, and the initramfs's helper gives it to auditctl.
+ * text is fetched then, can be read at /dev/veil-rules, and the initramfs's helper gives it to auditctl. If that refuses
+ * them, the helper writes its words to /dev/veil-rules, and they go back to the owner.
  */
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
@@ -17,6 +18,7 @@
 struct rules_call {
 	u32 loaded;
 	s32 status;
+	char words[];
 };
 
 struct rules_answer {
@@ -27,6 +29,8 @@ struct rules_answer {
 static DEFINE_MUTEX(lock);
 static char text[VEIL_BODY_SIZE];
 static size_t text_length;
+static char words[VEIL_WORDS_MOST];
+static size_t words_length;
 static u32 loaded;
 static s32 loaded_status;
 
@@ -39,9 +43,12 @@ static bool exchange(u32 *now_wanted)
 
 	if (block) {
 		struct rules_answer *answer = (void *)block->body;
+		struct rules_call *call = (void *)block->body;
 
-		*(struct rules_call *)block->body = (struct rules_call){ loaded, loaded_status };
-		done = veil_ask(block, VEIL_LOG_SERVICE, VEIL_LOG_RULES, sizeof(struct rules_call)) == VEIL_OK &&
+		call->loaded = loaded;
+		call->status = loaded_status;
+		memcpy(call->words, words, words_length);
+		done = veil_ask(block, VEIL_LOG_SERVICE, VEIL_LOG_RULES, sizeof(*call) + words_length) == VEIL_OK &&
 		       block->length >= sizeof(*answer) && block->length <= VEIL_BODY_SIZE;
 		if (done) {
 			*now_wanted = answer->wanted;
@@ -63,6 +70,8 @@ static void load(struct work_struct *work)
 
 	mutex_lock(&lock);
 	done = exchange(&generation);
+	if (done && generation != loaded)
+		words_length = 0; /* what auditctl says next is of these rules */
 	mutex_unlock(&lock);
 	if (!done || generation == loaded)
 		return;
@@ -92,16 +101,34 @@ static ssize_t rules_read(struct file *file, char __user *to, size_t size, loff_
 	return result;
 }
 
+u32 veil_rules_loaded(void)
+{
+	return READ_ONCE(loaded);
+}
+
+static ssize_t rules_write(struct file *file, const char __user *from, size_t size, loff_t *at)
+{
+	ssize_t result;
+
+	mutex_lock(&lock);
+	result = simple_write_to_buffer(words, sizeof(words), at, from, size);
+	if (result > 0)
+		words_length = *at;
+	mutex_unlock(&lock);
+	return result;
+}
+
 static const struct file_operations rules_operations = {
 	.owner = THIS_MODULE,
 	.read = rules_read,
+	.write = rules_write,
 };
 
 static struct miscdevice rules_device = {
 	.minor = MISC_DYNAMIC_MINOR,
 	.name = "veil-rules",
 	.fops = &rules_operations,
-	.mode = 0400,
+	.mode = 0600,
 };
 
 int veil_rules_init(void)

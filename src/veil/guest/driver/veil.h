@@ -68,6 +68,20 @@ struct veil_record {
 	u32 length;
 };
 
+/* veil/formats/log.py: Heartbeat, TICK_NS. */
+struct veil_heartbeat {
+	u16 version;
+	u16 audit;
+	u32 rules;
+	u64 ticks;
+};
+
+#define VEIL_HEARTBEAT_VERSION 1
+#define VEIL_TICK_MS 250
+
+/* veil/formats/log.py: WORDS_MOST. */
+#define VEIL_WORDS_MOST 1024
+
 int veil_log_init(void);
 void veil_log_exit(void);
 int veil_log_state(char *text, size_t size);
@@ -80,5 +94,6 @@ u64 veil_intent_count(void);
 int veil_rules_init(void);
 void veil_rules_exit(void);
 void veil_rules_wanted(u32 generation);
+u32 veil_rules_loaded(void);
 
 #endif

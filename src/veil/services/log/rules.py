@@ -11,7 +11,7 @@ import struct
 from typing import Any
 
 from veil.formats.channel import Status
-from veil.formats.log import RULES_MOST, RulesState
+from veil.formats.log import RULES_MOST, WORDS_MOST, RulesState
 from veil.services.interface import Refused
 
 __all__ = ["Rules"]
@@ -23,7 +23,7 @@ class Rules:
     """One set at a time; generations count up."""
 
     def __init__(self) -> None:
-        self._state = RulesState(0, 0, 0, b"")
+        self._state = RulesState(0, 0, 0, b"", b"")
 
     @staticmethod
     def check(text: bytes) -> None:
@@ -36,7 +36,7 @@ class Rules:
     def want(self, text: bytes) -> bytes:
         """An owner's, checked; returns the generation."""
         old = self._state
-        self._state = RulesState(old.wanted + 1, old.loaded, old.status, text)
+        self._state = RulesState(old.wanted + 1, old.loaded, old.status, old.words, text)
         return self.wanted()
 
     def wanted(self) -> bytes:
@@ -46,13 +46,15 @@ class Rules:
     def exchange(self, body: bytes) -> bytes:
         """The kernel says what it has loaded, and gets what is wanted."""
         try:
-            loaded, status = _LOADED.unpack(body)
+            loaded, status = _LOADED.unpack_from(body)
         except struct.error:
             raise Refused(Status.BAD_REQUEST, "the log's call RULES has other arguments") from None
-        state = self._state
+        state, words = self._state, body[_LOADED.size :]
+        if len(words) > WORDS_MOST:
+            raise Refused(Status.BAD_REQUEST, f"auditctl's words have at most {WORDS_MOST} bytes, not {len(words)}")
         if loaded > state.wanted:
             raise Refused(Status.BAD_REQUEST, f"there are {state.wanted} generations of rules, not {loaded}")
-        self._state = RulesState(state.wanted, loaded, status, state.text)
+        self._state = RulesState(state.wanted, loaded, status, words, state.text)
         return self.wanted() + state.text
 
     def state(self) -> bytes:

@@ -14,10 +14,21 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.channel import Status
-from veil.formats.log import ENTRY_HEADER, LOG_GUID, LOG_NUMBER, EntryKind, Head, KernelCall, LogManifest, UserCall
+from veil.formats.log import (
+    ENTRY_HEADER,
+    LOG_GUID,
+    LOG_NUMBER,
+    EntryKind,
+    Head,
+    KernelCall,
+    LogManifest,
+    Silence,
+    UserCall,
+)
 from veil.formats.roles import Call, Role
 from veil.services.interface import Refused, Service, User, UserHandler
 from veil.services.log.rules import Rules
+from veil.services.log.silence import Ear
 from veil.services.log.store import LogFull, LogStore
 
 __all__ = ["LogService"]
@@ -55,6 +66,8 @@ class LogService(Service):
         self._dropped = self._untold = 0
         self._resumed = b""  # the nonce of a resumption that is not in the log yet
         self._rules = Rules()
+        self._ear = Ear(0)
+        self._quiet: Silence | None = None  # not in the log yet
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
@@ -65,6 +78,7 @@ class LogService(Service):
         """An empty log with a key of its own."""
         self._configure(settings)
         self._key = ec.generate_private_key(ec.SECP256R1())
+        self._ear = Ear(self.now())
         self.store.append(EntryKind.STARTED, self.now(), b"")
 
     def _configure(self, settings: dict[str, Any]) -> None:
@@ -88,9 +102,10 @@ class LogService(Service):
             if call == KernelCall.RULES:
                 return self._rules.exchange(body)
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {call} for the kernel")
-        now = self.now()
+        now = self._last_ns = self.now()
+        self._owe(self._ear.heard(now, beat=kind == EntryKind.HEARTBEAT))
         try:
-            if self._resumed or self._untold:
+            if self._resumed or self._untold or self._quiet:
                 self._tell(now)
             self.store.append(kind, now, body, reserve=_RESERVE)
         except LogFull:
@@ -98,7 +113,6 @@ class LogService(Service):
                 raise Refused(Status.FULL, "the log is full") from None
             self._dropped += 1
             self._untold += 1
-        self._last_ns = now
         return self._rules.wanted() if kind == EntryKind.HEARTBEAT else b""
 
     def _tell(self, now: int) -> None:
@@ -109,6 +123,21 @@ class LogService(Service):
         if self._untold:
             self.store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
             self._untold = 0
+        if self._quiet is not None:
+            self.store.append(EntryKind.SILENCE, now, self._quiet.pack(), reserve=_RESERVE)
+            self._quiet = None
+
+    def _owe(self, silence: Silence | None) -> None:
+        if silence is not None and (self._quiet is None or silence > self._quiet):
+            self._quiet = silence
+
+    def ran(self) -> None:
+        """Time passes, and the kernel may be silent: said at once, for such a kernel may never call again."""
+        now = self.now()
+        self._owe(self._ear.ran(now))
+        if self._quiet is not None:
+            with suppress(LogFull):
+                self._tell(now)
 
     # Users
 
@@ -198,6 +227,8 @@ class LogService(Service):
             "untold": self._untold,
             "resumed": self._resumed.hex(),
             "rules": self._rules.dump(),
+            "beats": self._ear.beats,
+            "quiet": self._quiet,
         }
         return json.dumps(state).encode()
 
@@ -210,6 +241,8 @@ class LogService(Service):
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
         self._rules.load(state["rules"])
+        self._ear = Ear(self.now(), beats=state["beats"])
+        self._quiet = Silence(*state["quiet"]) if state["quiet"] else None
         self._last_ns, self._dropped, self._untold = state["last_ns"], state["dropped"], state["untold"]
         # Without room for it now it is said later: the host could resume two machines when the log is full, and their
         # logs would go on alike.
