@@ -7,6 +7,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
 
+# pip says that a disk is full in the last of many lines, and not which: it unpacks in $TMPDIR, caches in ~/.cache/pip.
+define pip_install
+mkdir -p $(VENV)/tmp; \
+said=$$(TMPDIR="$(abspath $(VENV))/tmp" LC_ALL=C $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  -e '.[$(1)]' 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
+case "$$said" in \
+*"No space left on device"*|*"Disk quota exceeded"*) \
+  echo "the disk is full: pip cannot install into $(abspath $(VENV)) (make room, or set XDG_CACHE_HOME for its cache)" >&2;; \
+?*) echo "$$said" >&2;; \
+esac; [ $$status = 0 ]
+endef
+
 .PHONY: help run test setup lint bench bench-audit soak fuzz clean
 
 help:
@@ -28,7 +40,7 @@ $(STAMP): pyproject.toml
 	@command -v cc >/dev/null || { echo "no C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(call pip_install,dev)
 	@touch $@
 
 setup: $(STAMP)
@@ -49,7 +61,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench
 
 $(VENV)/.bench: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(call pip_install,bench)
 	@touch $@
 
 bench-audit: $(VENV)/.bench
@@ -60,7 +72,7 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -q --hypothesis-profile=search
 
 $(VENV)/.fuzz: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@$(call pip_install,fuzz)
 	@touch $@
 
 fuzz: $(VENV)/.fuzz

@@ -12,8 +12,10 @@ class VeilError(Exception):
     """Something went wrong that one clear line explains."""
 
 
-def describe(error: OSError) -> str:
-    """What the operating system says, without the path, which our own words name already."""
+def describe(error: Exception) -> str:
+    """What an error says; of the operating system's without the number, and the path, which our words name already."""
+    if not isinstance(error, OSError):
+        return str(error)
     if is_full(error):
         return "the disk is full"
     if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):

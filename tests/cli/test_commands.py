@@ -47,6 +47,12 @@ class _PlayedCvm:
             return veil.cvm.Result(b"", b"", 7)
         return veil.cvm.Result(b"out\n", b"\xff\xfe", 7)
 
+    def boot(self, console: Any) -> None:
+        self.calls.append(("boot",))
+
+    def close(self) -> None:
+        self.calls.append(("closed",))
+
     def copy_in(self, host: str, guest: str) -> None:
         self.calls.append(("in", host, guest))
 
@@ -153,6 +159,16 @@ def test_ctrl_c_closes_the_cvm_and_is_130(monkeypatch: pytest.MonkeyPatch, playe
     assert played[0].calls[-1] == ("closed",)
 
 
+def test_boot_with_its_console_says_why_its_digest_is_another(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _veil(monkeypatch, "boot", "--console") == 0
+    out = capfd.readouterr().out
+    assert "this digest is not that of `veil measure`: --console gives the kernel another command line" in out
+    assert _veil(monkeypatch, "boot") == 0
+    assert "command line" not in capfd.readouterr().out
+
+
 def test_usage_errors_are_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _veil(monkeypatch, "run") == 2
     assert _veil(monkeypatch, "run", "--vcpus", "9", "--", "x") == 2
@@ -170,6 +186,26 @@ def test_doctor_names_what_is_missing(monkeypatch: pytest.MonkeyPatch, capfd: py
     output = capfd.readouterr().out
     assert "apt install gcc" in output
     assert "MISSING" in output
+
+
+def test_doctor_does_not_miss_what_makes_what_is_at_hand(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("veil.cli.doctor._still_to_make", set)
+    assert _veil(monkeypatch, "doctor", "--no-engine") == 0
+    output = capfd.readouterr().out
+    assert "MISSING" not in output
+    assert "apt-get" in output
+    assert "at hand" in output
+    # What make setup puts beside Python is found there, and not in PATH alone.
+    (tmp_path / "ninja").write_text("#!/bin/sh\n")
+    (tmp_path / "ninja").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr("veil.cli.doctor._still_to_make", lambda: {"engine"})
+    assert _veil(monkeypatch, "doctor", "--no-engine") == 1
+    lines = {line.split()[1]: line.split()[0] for line in capfd.readouterr().out.splitlines()}
+    assert (lines["ninja"], lines["cmake"], lines["apt-get"]) == ("ok", "MISSING", "without")
 
 
 def test_doctor_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

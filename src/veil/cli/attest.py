@@ -21,6 +21,7 @@ from veil.cli.evidence import (
     print_checks,
     read_certificates,
     read_file,
+    read_launch_log,
     trust_options,
 )
 from veil.cli.output import emit_json
@@ -76,7 +77,6 @@ def attest(
     Exit status: 0 verified; 1 not verified; 125 there was nothing that could be verified.
     """
     from veil.formats.errors import FormatError
-    from veil.formats.launch_digest import LaunchLog
     from veil.remote import Policy, attest
 
     if no_monitor:
@@ -89,7 +89,7 @@ def attest(
     revocations = [read_file(name) for name in crls]
     when = parse_time(at)
     try:
-        expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
+        expected = read_launch_log(launch_log) if launch_log is not None else None
         if connect is not None:
             if expected is None and not policy.measurement:
                 raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")

@@ -17,6 +17,7 @@ from veil.cli.output import Mark, say, say_all
 from veil.errors import VeilError, describe
 
 if TYPE_CHECKING:
+    from veil.formats.launch_digest import LaunchLog
     from veil.remote import Check, Policy, TrustedRoots
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "read_certificate_table",
     "read_certificates",
     "read_file",
+    "read_launch_log",
     "trust_options",
 ]
 
@@ -100,6 +102,17 @@ def read_certificate_table(name: str) -> bytes:
         except FormatError as error:
             raise VeilError(f"{name}: {no_table}, and otherwise: {error}") from error
     return data
+
+
+def read_launch_log(name: str) -> LaunchLog:
+    """What `veil measure --log` wrote; raises VeilError."""
+    from veil.formats.errors import FormatError
+    from veil.formats.launch_digest import LaunchLog
+
+    try:
+        return LaunchLog.parse(read_file(name))
+    except FormatError as error:
+        raise VeilError(f"{name}: {error}; `veil measure --log` writes one") from error
 
 
 def hex_bytes(text: str, length: int, what: str) -> bytes:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from veil.cli.common import SECONDS, SOME_SECONDS, parse_address
-from veil.cli.evidence import demands, make_policy, make_roots, parse_time, read_certificates, read_file, trust_options
+from veil.cli.evidence import (
+    demands,
+    make_policy,
+    make_roots,
+    parse_time,
+    read_certificates,
+    read_file,
+    read_launch_log,
+    trust_options,
+)
 from veil.cli.logs_export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs_verify import count_findings, failures_are_1, say_findings, verify
 from veil.cli.output import emit_json, say, say_all, tell
@@ -82,7 +91,6 @@ def _reader(
     """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
     from veil.formats.channel import Status
     from veil.formats.errors import FormatError
-    from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LOG_GUID
     from veil.installation import owner_fingerprint, user_key
     from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
@@ -95,7 +103,7 @@ def _reader(
     revocations = [read_file(name) for name in crls]
     when = parse_time(at)
     try:
-        expected = LaunchLog.parse(read_file(launch_log)) if launch_log is not None else None
+        expected = read_launch_log(launch_log) if launch_log is not None else None
         if expected is None and not policy.measurement:
             raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
         with ChannelClient(SocketTransport.connect(*parse_address(connect)), identity=user_key()) as client:

@@ -15,7 +15,7 @@ from veil.guest.errors import GuestImageError
 from veil.guest.initramfs import BUSYBOX, kept_package
 from veil.guest.kernel import Kernel, kept_kernel, open_kernel
 
-__all__ = ["ingredients_at_hand"]
+__all__ = ["ingredients_at_hand", "still_to_make"]
 
 _SERIES = re.compile(r"\d+\.\d+")
 
@@ -52,6 +52,21 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str,
         found["driver"] = _digest(driver_at_hand(cache, release))
     whole = {name: digest for name, digest in found.items() if digest is not None}
     return whole if len(whole) == len(found) else None
+
+
+def still_to_make(cache: Cache, series: str) -> set[str]:
+    """Of the image with a kernel of Debian's: "agent" and "driver" if they are still to be built, "packages" if some
+    are still to be fetched."""
+    missing = set() if agent_at_hand(cache) is not None else {"agent"}
+    key = kept_kernel(cache, series)
+    release = key.partition("_")[0].removeprefix("linux-image-") if key is not None else None
+    if release is None or driver_at_hand(cache, release) is None:
+        missing.add("driver")
+    names = [kept_package(cache, package) for package in (BUSYBOX, *AUDIT_PACKAGES)]
+    headers = "driver" not in missing or (release is not None and cache.lookup("headers", release, verify=False))
+    if key is None or None in names or not headers:
+        missing.add("packages")
+    return missing
 
 
 def _digest(path: Path | None) -> str | None:

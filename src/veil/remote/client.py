@@ -12,6 +12,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
+from veil.errors import describe
 from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, Status, pack_request
 from veil.formats.errors import FormatError
 from veil.formats.printable import printable
@@ -61,14 +62,14 @@ class SocketTransport:
         try:
             return cls(socket.create_connection((host, port), timeout), timeout=timeout)
         except OSError as error:
-            raise RemoteError(f"cannot connect to {host}:{port}: {error}") from error
+            raise RemoteError(f"cannot connect to {host}:{port}: {describe(error)}") from error
 
     def send(self, data: bytes, /) -> None:
         """Send all of it."""
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise ChannelClosed(f"the connection to the CVM broke: {error}") from error
+            raise ChannelClosed(f"the connection to the CVM broke: {describe(error)}") from error
 
     def receive(self) -> bytes:
         """Wait for some bytes."""
@@ -77,7 +78,7 @@ class SocketTransport:
         except TimeoutError:
             raise ChannelClosed("the CVM, or who carries its channel, did not answer in time") from None
         except OSError as error:
-            raise ChannelClosed(f"the connection to the CVM broke: {error}") from error
+            raise ChannelClosed(f"the connection to the CVM broke: {describe(error)}") from error
 
     def close(self) -> None:
         """Close the socket."""

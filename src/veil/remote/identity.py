@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from veil.errors import describe
 from veil.private_files import make_folder, write_private
 from veil.remote.errors import RemoteError
 
@@ -44,7 +45,7 @@ class UserKey:
                 write_private(path, pem, durable=True)
             loaded = serialization.load_pem_private_key(path.read_bytes(), None)
         except (OSError, ValueError, TypeError) as error:
-            raise RemoteError(f"cannot use the user key {path}: {error}") from error
+            raise RemoteError(f"cannot use the user key {path}: {describe(error)}") from error
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
             raise RemoteError(f"cannot use the user key {path}: it is no elliptic curve key")
         return cls._around(loaded)

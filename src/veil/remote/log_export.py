@@ -143,7 +143,7 @@ def read_position(place: Path) -> Position:
     except FileNotFoundError:
         return Position()
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RemoteError(f"{place} is unusable: {error}") from error
+        raise RemoteError(f"{place} is unusable: {describe(error)}") from error
     return position
 
 

@@ -152,7 +152,7 @@ class LogFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise RemoteError(f"{place} is unusable: {error}") from error
+            raise RemoteError(f"{place} is unusable: {describe(error)}") from error
         return value
 
     def _state(self) -> tuple[LogState, int, int] | None:

@@ -27,7 +27,7 @@ from veil.private_files import FOLDER_MODE, UMASK, make_folder, open_own, own_fo
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
 
-__all__ = ["ENGINE_DIR", "build", "build_engine", "cache_dir", "library", "load"]
+__all__ = ["ENGINE_DIR", "build", "build_engine", "cache_dir", "engine_at_hand", "library", "load"]
 
 ENGINE_DIR = Path(__file__).parent / "engine"
 
@@ -42,7 +42,12 @@ def cache_dir() -> Path:
     """Where Veil keeps what it can make again (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification: a relative path is invalid and to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "veil"
+    if os.path.isabs(base):
+        return Path(base) / "veil"
+    try:
+        return Path.home() / ".cache" / "veil"
+    except RuntimeError as error:
+        raise EngineBuildError("no place for the cache: neither XDG_CACHE_HOME nor a home directory is set") from error
 
 
 def _compiler() -> list[str]:
@@ -147,16 +152,29 @@ def _quiet(message: str) -> None:
     """Nobody listens."""
 
 
-def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
-    """The engine's library in the cache; built first if it is not there or not whole."""
+def engine_at_hand() -> Path | None:
+    """The engine's library, if it need not be built."""
+    path = _engine_path()
+    return path if _is_whole(path) else None
+
+
+def _engine_path() -> Path:
     digest = hashlib.sha256(f"{platform.machine()} {platform.libc_ver()[1]} {UNICORN_VERSION}".encode())
     for path in engine_inputs(ENGINE_DIR):
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    counting = os.environ.get(_COUNTING) == "1"
-    digest.update(b"counting" if counting else b"")
-    directory = cache_dir() / f"engine-{digest.hexdigest()[:20]}"
-    library_path = directory / _LIBRARY
+    digest.update(b"counting" if _counting() else b"")
+    return cache_dir() / f"engine-{digest.hexdigest()[:20]}" / _LIBRARY
+
+
+def _counting() -> bool:
+    return os.environ.get(_COUNTING) == "1"
+
+
+def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
+    """The engine's library in the cache; built first if it is not there or not whole."""
+    library_path = _engine_path()
+    directory = library_path.parent
     try:
         # What lies there is about to run as this user.
         own_folder(cache_dir())
@@ -167,7 +185,7 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
                 if not _is_whole(library_path):
                     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
                         built = compile_engine(
-                            ENGINE_DIR, cache_dir() / "sources", Path(work), progress, counting=counting
+                            ENGINE_DIR, cache_dir() / "sources", Path(work), progress, counting=_counting()
                         )
                         _publish(built, directory)
     except OSError as error:

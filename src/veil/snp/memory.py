@@ -31,6 +31,10 @@ _BLOCK = 512
 _PRESENT_OR_SWAPPED = 3 << 62
 
 
+def _words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 class Memory:
     """The machine's RAM, indexed by guest-physical address (a hole for devices below 4 GiB, if any, included).
 
@@ -43,7 +47,7 @@ class Memory:
         try:
             mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, OverflowError, ValueError) as error:
-            raise SnpError(f"cannot reserve {size} bytes of guest memory: {error}") from error
+            raise SnpError(f"cannot reserve {size} bytes of guest memory: {_words(error)}") from error
         self._set(mapping, anonymous=True)
 
     @classmethod
@@ -56,7 +60,7 @@ class Memory:
                 fileno, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
             )
         except (OSError, OverflowError, ValueError) as error:
-            raise SnpError(f"cannot map {size} bytes of guest memory from a file: {error}") from error
+            raise SnpError(f"cannot map {size} bytes of guest memory from a file: {_words(error)}") from error
         self._set(mapping, anonymous=False)
         return self
 

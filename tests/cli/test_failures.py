@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that a newcomer gives a command wrongly is one line that begins with "veil: ", and a documented status."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from veil.cli import main
+
+#: docs/troubleshooting.md
+_DOCUMENTED = (1, 2, 3, 125, 126, 127, 130, 141)
+_DOUBLED = re.compile(r"\b([a-z]{2,})\b[\s:,.;()'\"]+\1\b", re.IGNORECASE)
+_DIGEST = "00" * 48
+_HERE = ("--connect", "127.0.0.1:1", "--measurement", _DIGEST)
+
+# {0} is a place that is not there, {d} a folder, {e} an empty file, {b} a file of bytes that are no text, {h} a huge
+# sparse file.
+_USAGE = (
+    "nosuch", "run", "run --memoy 4G -- true", "run --memory", "run --vcpus 9 -- true", "run --vcpus x -- true",
+    "run --timeout soon -- true", "shell extra", "shell --nosuch", "boot --vcpus 0", "serve extra", "measure --nosuch",
+    "measure --log-full never", "verify", "verify a b", "attest extra", "inspect --png", "inspect extra",
+    "doctor extra", "cache nosuch", "cache list extra", "demo extra", "logs nosuch", "logs fetch",
+    "logs follow --connect x:1 --format xml", "logs verify --silence 0", "logs verify --untrusted-from -1",
+    "logs rules --connect x:1 a b", "--nosuch", "key extra",
+)  # fmt: skip
+_FAILURES = (
+    "run --memory many -- true", "run --memory 3M -- true", "run --memory 0 -- true", "run --memory 900G -- true",
+    "run --memory 99999999999999999999999G -- true", "run --kernel {0} -- true", "run --kernel {d} -- true",
+    "run --kernel {e} -- true", "run --kernel {b} -- true", "run --kernel {h} -- true", "run --file x -- true",
+    "run --file :x -- true", "run --get x: -- true",
+    "boot --memory 3M", "boot --kernel {e}", "inspect --memory 3M", "shell --memory many",
+    "measure --memory many", "measure --kernel {0}", "measure --owner 12", "measure --log-memory lots",
+    "measure --reader zz",
+    "serve --listen nowhere", "serve --listen 127.0.0.1:99999", "serve --listen 127.0.0.1:http", "serve --owner xy",
+    "serve --memory 3M",
+    "verify {0}", "verify {d}", "verify {e} --vcek {e}", "verify {0} --vcek {0}", "verify {e} --chain {d}",
+    "verify {b} --chain {b}", "verify {e} --certificates {e}", "verify {e} --certificates {b}",
+    "verify {e} --vcek {e} --policy {0}", "verify {e} --policy {d}", "verify {e} --policy {b}",
+    "verify {e} --vcek {e} --report-data 00", "verify {e} --measurement xyz", "verify {e} --at soon",
+    "attest --no-monitor", "attest --policy {0}", "attest --policy {b}", "attest --chain {e}", "attest --crl {0}",
+    "attest --at soon", "attest --measurement xyz", "attest --launch-log {0}", "attest --launch-log {b}",
+    "attest --software-root {0}", "attest --software-root {e}", "attest --connect 127.0.0.1:1",
+    "attest --connect nowhere --measurement " + _DIGEST, "attest --connect 127.0.0.1:1 --measurement " + _DIGEST,
+    "logs fetch --connect nowhere --measurement " + _DIGEST, "logs fetch --connect 127.0.0.1:1",
+    "logs fetch --to {e} " + " ".join(_HERE), "logs fetch --to {d} " + " ".join(_HERE),
+    "logs fetch --to {d} --chain {e} " + " ".join(_HERE), "logs fetch --to {d} --at soon " + " ".join(_HERE),
+    "logs follow --to {d} --directory {e} " + " ".join(_HERE), "logs rules {0} " + " ".join(_HERE),
+    "logs rules {d} " + " ".join(_HERE), "logs ack --to {0} " + " ".join(_HERE),
+    "logs verify --to {0}", "logs verify --to {e}", "logs verify --to {d}", "logs export --to {d}",
+    "logs export --to {0} --directory {d}", "logs export --to {d} --directory {e}",
+    "logs export --to {d} --otlp nonsense",
+)  # fmt: skip
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "empty").touch()
+    (tmp_path / "bytes").write_bytes(bytes(range(256)) * 20)
+    with open(tmp_path / "huge", "wb") as stream:
+        stream.truncate(1 << 40)
+    monkeypatch.chdir(tmp_path)
+    names = {"d": "folder", "e": "empty", "b": "bytes", "h": "huge"}
+    return {"0": str(tmp_path / "gone"), **{key: str(tmp_path / name) for key, name in names.items()}}
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["veil", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return int(caught.value.code or 0), *capfd.readouterr()
+
+
+def _fill(command: str, places: dict[str, str]) -> list[str]:
+    return [re.sub(r"\{(\w)\}", lambda match: places[match[1]], word) for word in command.split()]
+
+
+def _check_line(err: str) -> None:
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("veil: ")
+    words = lines[0].removeprefix("veil: ")
+    assert len(words) < 600, words
+    # Names of files and quoted text are the user's.
+    said = re.sub(r"/\S+|'[^']*'|\"[^\"]*\"", "_", words)
+    assert not _DOUBLED.search(said), words
+    assert "veil: " not in words
+    assert not re.search(r"\[Errno|<class|Error\(|0x[0-9a-f]{12}", words), words
+
+
+@pytest.mark.parametrize("command", _USAGE)
+def test_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], places: dict[str, str], command: str
+) -> None:
+    status, out, err = _run(monkeypatch, capfd, *_fill(command, places))
+    assert (status, out) == (2, "")
+    _check_line(err)
+
+
+@pytest.mark.parametrize("command", _FAILURES)
+def test_what_cannot_be_done(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], places: dict[str, str], command: str
+) -> None:
+    status, out, err = _run(monkeypatch, capfd, *_fill(command, places))
+    assert (status, out) == (125, "")
+    assert status in _DOCUMENTED
+    _check_line(err)
+
+
+def test_names_that_are_no_text(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], places: dict[str, str]
+) -> None:
+    odd = os.fsdecode(b"\xff\xfe\x1b[31m")
+    for arguments in (("verify", odd, "--vcek", odd), ("logs", "verify", "--to", odd), ("run", "--kernel", odd, "x")):
+        status, out, err = _run(monkeypatch, capfd, *arguments)
+        assert (status, out) == (125, "")
+        _check_line(err)
+        assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("command", ["run", "shell", "attest", "verify", "doctor", "logs verify", ""])
+def test_help_says_the_statuses(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    status, out, err = _run(monkeypatch, capfd, *command.split(), "--help")
+    assert (status, err) == (0, "")
+    assert "Exit status: " in out
