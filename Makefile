@@ -19,13 +19,14 @@ case "$$said" in \
 esac; [ $$status = 0 ]
 endef
 
-.PHONY: help run test setup lint bench bench-audit soak fuzz clean
+.PHONY: help run test setup lint bench bench-strangers bench-audit soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
 	@echo "make setup  only the environment in $(VENV)"
 	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (20 minutes)"
+	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
@@ -59,6 +60,9 @@ test: lint
 # In parts: .venv/bin/python -m bench --help
 bench: $(STAMP)
 	$(BIN)/python -m bench
+
+bench-strangers: $(STAMP)
+	$(BIN)/python -m bench --strangers
 
 $(VENV)/.bench: $(STAMP)
 	@$(call pip_install,bench)

@@ -29,6 +29,7 @@ from bench.guests import (
 from bench.log import measure_log
 from bench.pairs import measure_pairs
 from bench.report import Report
+from bench.strangers import measure_strangers
 from bench.workloads import WORKLOADS, Workload
 from veil.errors import VeilError
 from veil.snp import build_engine
@@ -109,6 +110,7 @@ def main() -> int:
     part.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
     part.add_argument("--log", action="store_true", help="only how fast a log is verified")
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
+    part.add_argument("--strangers", action="store_true", help="only what 256 hostile connections do to a guest")
     options = parser.parse_args()
     if options.pairs < 1 or options.turns < 1:
         parser.error("--pairs and --turns are 1 or more")
@@ -124,6 +126,10 @@ def main() -> int:
             if options.follow:
                 _say("a follower")
                 report.latencies += measure_follow(directory)
+                print(json.dumps(report.json(), indent=2) if options.json else report.text())
+                return 0
+            if options.strangers:
+                report.strangers += measure_strangers(_say)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if not (options.latencies or options.log):

@@ -40,7 +40,7 @@ def measure_attestation(vm: ConfidentialVM) -> Iterator[Rate]:
     """On a running CVM; one thread plays user, host and guest."""
     policy = Policy(measurement=(vm.machine.secure_processor.measurement,))
     roots = _roots()
-    with ChannelClient(vm.user_transport()) as client:
+    with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
         evidence = ask_for_evidence(client, bytes(64))
         ours = installation.endorsement()
         blobs = [item.public_bytes(Encoding.DER) for item in (ours.vcek, ours.ask, ours.ark)]

@@ -13,7 +13,7 @@ from typing import Any
 from bench.guests import Cost
 from bench.intervals import FEWEST, Interval, median_interval
 
-__all__ = ["Latency", "Rate", "Report", "Row", "machine_name"]
+__all__ = ["Latency", "Rate", "Report", "Row", "Strangers", "machine_name"]
 
 
 @dataclass
@@ -84,12 +84,30 @@ class Rate:
 
 
 @dataclass
+class Strangers:
+    """256 hostile connections of one kind. Speeds are those of a program in the guest; without them it has 1."""
+
+    kind: str
+    speed: float
+    """by the clock"""
+    processor_speed: float
+    """by the processor time of the thread that runs guest and VeilMon: other programs on the computer do not count"""
+    owner_median: float
+    """seconds until an owner has his first answer"""
+    owner_worst: float
+    owners: int
+    """how often he came"""
+    failures: list[str]
+
+
+@dataclass
 class Report:
     """Everything of one run."""
 
     rows: list[Row] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
+    strangers: list[Strangers] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -110,6 +128,7 @@ class Report:
             ],
             "latencies": [asdict(item) for item in self.latencies],
             "rates": [asdict(item) for item in self.rates],
+            "strangers": [asdict(item) for item in self.strangers],
             "notes": self.notes,
         }
 
@@ -131,6 +150,18 @@ class Report:
         lines += _columns([(item.name, _microseconds(item.microseconds)) for item in self.latencies])
         if self.rates:
             lines += ["", *_columns([(item.name, f"{item.value:,.0f} {item.unit}") for item in self.rates])]
+        if self.strangers:
+            titles = ("256 connections", "guest's speed", "by CPU time", "an owner is in after", "at most", "times")
+            table = [
+                (
+                    item.kind,
+                    *(f"{speed:.2f}" for speed in (item.speed, item.processor_speed)),
+                    *(f"{seconds:.3f} s" for seconds in (item.owner_median, item.owner_worst)),
+                    f"{item.owners}" + (f", failed {len(item.failures)}: {item.failures[0]}" if item.failures else ""),
+                )
+                for item in self.strangers
+            ]
+            lines += _columns([titles, *table])
         if self.notes:
             lines += ["", *self.notes]
         return "\n".join(lines)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from veil.host import GhcbReason, Hypervisor, RunState
@@ -189,6 +190,10 @@ class FakeChannel:
 
     def flush(self) -> None:
         pass
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[None]:
+        yield
 
 
 class FakePlatform:

@@ -224,6 +224,18 @@ def test_owners_are_never_put_out(bench: Bench, link: ChannelLink, clock: Clock)
         ping(owner)
 
 
+def test_who_left_takes_nobodys_place(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """As many go as come, all in one entry: the oldest of those who stay is not taken for one too many."""
+    first = Hello(bench)
+    leavers = [Wire(bench) for _ in range(MAX_STRANGERS - 1)]
+    bench.channel.run()
+    for leaver in leavers[-20:]:
+        leaver.connection.close()
+        Wire(bench)
+    bench.channel.run()
+    assert first.wire.connection.is_open
+
+
 def test_owners_do_not_lock_themselves_out(bench: Bench, link: ChannelLink, clock: Clock) -> None:
     """Programs that died left their connections open: the one that was silent the longest goes."""
     first = user(bench, OWNER)
@@ -258,9 +270,30 @@ def test_handshakes_have_few_bytes(bench: Bench, link: ChannelLink, clock: Clock
     """One that is cut into records of a byte, and never done."""
     wire = Wire(bench)
     hello = b"\x01\x00\x3f\xff" + bytes(HANDSHAKE_BYTES)
-    wire.send(b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello)[:STRANGER_WINDOW])
+    wire.send(b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello))
     bench.channel.run()
     assert not wire.connection.is_open
+
+
+def test_handshakes_have_few_steps(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """One whose bytes come one by one."""
+    wire = Wire(bench)
+    steps = 0
+    for byte in b"\x16\x03\x01\x3f\xff\x01" + bytes(100):
+        if wire.connection.is_open:
+            wire.send(bytes((byte,)))
+            bench.channel.run()
+            steps += 1
+    assert steps <= 17
+
+
+def test_the_newest_handshake_is_not_the_last(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """One after the other from both ends of the queue: who comes now does not wait for all who came before."""
+    hellos = [Hello(bench) for _ in range(FRAMES // 2)]
+    enter(bench)
+    answered = [number for number, hello in enumerate(hellos) if hello.wire.received]
+    half = HANDSHAKES // 2
+    assert answered == [*range(half), *range(len(hellos) - half, len(hellos))]
 
 
 def test_strangers_have_little_to_say(bench: Bench, link: ChannelLink, clock: Clock) -> None:

@@ -209,7 +209,7 @@ FRAME_DATA_MAX = 16 << 10
 #: What a side may send on a connection before the other one has granted more by a CREDIT frame.
 WINDOW = 64 << 10
 #: The same, from the host to VeilMon: it grants the rest when the user has proved to be somebody whom the launch names.
-STRANGER_WINDOW = 16 << 10
+STRANGER_WINDOW = 4 << 10
 
 
 class FrameKind(enum.IntEnum):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from veil.host.vcpu import Vcpu
 
@@ -56,12 +57,12 @@ class ChannelTurns:
         """Is there something to do in a turn?"""
         return bool(self._actions)
 
-    def begin(self) -> None:
-        """Begin a turn."""
+    def begin(self, gathering: AbstractContextManager[None]) -> None:
+        """Begin a turn; `gathering` is entered while actions are done."""
         self.count += 1
         self._took = 0
         self._announced = False
-        with self.charged():
+        with self.charged(), gathering:
             for _ in range(min(ACTIONS, len(self._actions))):
                 self._actions.popleft()()
 

@@ -368,7 +368,7 @@ class Hypervisor:
                 return
         if now < turns.not_before and not self.idle:
             return
-        turns.begin()
+        turns.begin(self._channel.gathering())
         if self._channel.pending and self.guest_vmpl:
             for vcpu in self.vcpus:
                 if vcpu.vmpl == self.guest_vmpl and 0 in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:

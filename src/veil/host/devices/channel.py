@@ -6,6 +6,7 @@ VeilMon writes to one port where its rings are, and then when it has put somethi
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from veil.host.devices.bus import Window
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from veil.host.devices.bus import IoBus
 
@@ -146,6 +147,7 @@ class ChannelDevice:
         self._generation = 0
         self._awaited = False
         self._waiting = bytearray()
+        self._gathering = False
 
     def attach(self, bus: IoBus) -> None:
         """Claim the port."""
@@ -173,16 +175,27 @@ class ChannelDevice:
         if self._gone:
             return
         self._waiting += frame
-        self.flush()
+        if not self._gathering:
+            self.flush()
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[None]:
+        """What is put meanwhile goes into the ring in the end, all at once."""
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+            self.flush()
 
     def flush(self) -> None:
         """Put what waits into the ring, as far as there is room."""
-        if not self._waiting or not self.ready:
+        if not self._waiting or self._area is None or self._gone:
             return
         try:
             if not self._in_step():
                 return
-            count = self._out.write(bytes(self._waiting))
+            count = self._out.write(bytes(self._waiting[: self._area.ring]))
         except (FormatError, RmpViolation):
             self._reset()
             return

@@ -29,6 +29,8 @@ __all__ = ["HANDSHAKE_BYTES", "Connection", "Rank"]
 
 #: Input of a handshake: room for a ClientHello with post-quantum key shares, and a certificate with RSA of 8192 bits.
 HANDSHAKE_BYTES = 8 << 10
+#: A step in a handshake counts as so many bytes at least, so that there are few.
+_HANDSHAKE_STEP = 512
 #: Ciphertext that is decrypted in one step. Records may be tiny: a stranger's piece has less than a hundred of them.
 _PIECE = 16 << 10
 _STRANGER_PIECE = 2 << 10
@@ -80,7 +82,7 @@ class Connection:
         return len(self._out) <= (_BACKLOG if self.rank == Rank.KNOWN else _STRANGER_BACKLOG)
 
     def handle(self, frame: Frame) -> None:
-        """A frame from the host: no more is done than to keep it. Nothing in it harms more than this connection."""
+        """A frame that is not OPEN or CLOSE: it is kept, no more. Nothing in it harms more than this connection."""
         if self.closing:
             return
         if frame.kind == FrameKind.DATA:
@@ -93,7 +95,6 @@ class Connection:
             if self._may_send > 1 << 30:
                 self._end()
         else:
-            self._out.clear()
             self._end()
 
     def step(self) -> Request | None:
@@ -125,7 +126,7 @@ class Connection:
         finally:
             self._out += tls.take()
         if self.rank == Rank.HANDSHAKE:
-            self._handshake_left -= len(piece)
+            self._handshake_left -= max(len(piece), _HANDSHAKE_STEP)
             if tls.established:
                 self._meet(tls)
             elif self._handshake_left < 0:

@@ -180,6 +180,9 @@ class ChannelLink:
             connection = self._connections.get(frame.connection)
             if connection is None:
                 continue
+            if frame.kind == FrameKind.CLOSE:
+                self._remove(connection)  # at once: it must take nobody's place
+                continue
             connection.handle(frame)
             self._touched[connection.number] = connection
             if connection.number in self._known:
@@ -229,11 +232,13 @@ class ChannelLink:
         self._known[connection.number] = connection
 
     def _close(self, connection: Connection) -> None:
-        number = connection.number
+        self._remove(connection)
+        self._unsent += pack_frame(connection.number, FrameKind.CLOSE)
+
+    def _remove(self, connection: Connection) -> None:
         for those in (self._connections, self._known, self._greeted, self._touched):
-            those.pop(number, None)
+            those.pop(connection.number, None)
         self._schedule.drop(connection)
-        self._unsent += pack_frame(number, FrameKind.CLOSE)
 
     def _give(self) -> None:
         """Frames of the connections that have some, in turn, as long as the ring takes them whole."""
