@@ -14,7 +14,7 @@ from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.remote import CertificateChain, ChannelClient, Policy, TrustedRoots, attest, verify_report
-from veil.remote.attest import ask_for_evidence
+from veil.remote.attestation.evidence import ask_for_evidence
 
 __all__ = ["measure_attestation", "measure_cold"]
 

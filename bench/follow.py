@@ -14,9 +14,9 @@ from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID
 from veil.remote import ChannelClient, Policy, SocketTransport, TrustedRoots, attest
-from veil.remote.log import LogReader
-from veil.remote.log_files import LogFolder
-from veil.remote.log_follow import follow_log
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.follow import follow_log
+from veil.remote.log.reader import LogReader
 
 __all__ = ["measure_follow"]
 

@@ -21,10 +21,10 @@ from typing import Protocol
 from bench.programs import build_program
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.guest.agent_protocol import AgentConnection, Event, Exited, Failed, Output
-from veil.guest.cmdline import command_line
-from veil.guest.initramfs import build_initramfs
-from veil.guest.kernel import debian_kernel
+from veil.guest.agent.protocol import AgentConnection, Event, Exited, Failed, Output
+from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.linux.cmdline import command_line
+from veil.guest.linux.kernel import debian_kernel
 
 __all__ = [
     "QEMU",

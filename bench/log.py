@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from bench.report import Rate
 from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, Head, LogEntry, pack_records
 from veil.formats.merkle import CompactRange, leaf_hash
-from veil.remote.log import LogState, Sighting
-from veil.remote.log_files import LogFolder
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.reader import LogState, Sighting
 
 __all__ = ["measure_log"]
 

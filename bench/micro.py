@@ -15,11 +15,11 @@ from pathlib import Path
 from bench.programs import build_program, build_raw
 from bench.report import Latency
 from veil.cvm import ConfidentialVM
-from veil.guest import layout
 from veil.guest.elf import ElfKernel, Segment
+from veil.guest.linux import layout
 from veil.host import GuestTerminated, Hypervisor
 from veil.host.devices import Platform
-from veil.launch_image import build_image
+from veil.image.launch_image import build_image
 from veil.snp import Machine
 
 __all__ = ["measure_calls", "measure_command", "measure_snapshots", "measure_traps", "run_calls"]

@@ -23,11 +23,11 @@ from veil.formats.log import (
     parse_entries,
     read_entries,
 )
-from veil.remote.log import LogState
-from veil.remote.log_analysis import LogAnalysis
-from veil.remote.log_export import entry_value
-from veil.remote.log_files import audit_lines
-from veil.remote.log_findings import claimed_text
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.export import entry_value
+from veil.remote.log.findings import claimed_text
+from veil.remote.log.folder import audit_lines
+from veil.remote.log.reader import LogState
 
 __all__ = ["TARGETS"]
 

@@ -14,9 +14,9 @@ from fuzz.world import GUEST, endorsement, guest_requests, software_machine
 from veil.formats.attestation_report import SIGNED_BYTES
 from veil.formats.launch_digest import LaunchLog, LogEntry, PageType
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
-from veil.remote.attest import Evidence, ask_for_evidence, check_evidence
-from veil.remote.client import ChannelClient
-from veil.remote.policy import Policy
+from veil.remote.attestation.evidence import Evidence, ask_for_evidence, check_evidence
+from veil.remote.attestation.policy import Policy
+from veil.remote.channel.client import ChannelClient
 
 __all__ = ["TARGETS"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fuzz.target import Target
 from veil.formats.attestation_report import AttestationReport, TcbVersion
-from veil.remote.checks import Checklist
-from veil.remote.policy import Policy
-from veil.remote.policy_checks import check_policy
+from veil.remote.attestation.checks import Checklist
+from veil.remote.attestation.policy import Policy
+from veil.remote.attestation.policy_checks import check_policy
 
 __all__ = ["TARGETS"]
 

@@ -23,9 +23,9 @@ from veil.formats.attestation_report import (
     GuestPolicy,
     PlatformInfo,
 )
-from veil.remote.policy import Policy
-from veil.remote.report_forms import read_report
-from veil.remote.verify import verify_report
+from veil.remote.attestation.policy import Policy
+from veil.remote.attestation.report_forms import read_report
+from veil.remote.attestation.verify import verify_report
 from veil.snp.guest_requests import MODEL_TCB
 
 __all__ = ["TARGETS"]

@@ -15,7 +15,7 @@ import pytest
 from veil.cache import Cache, CacheError
 from veil.disk import is_full, refuse_full_disk, tool_environment
 from veil.errors import describe
-from veil.guest.agent_build import build_agent
+from veil.guest.agent.build import build_agent
 from veil.snp._native import build as build_library
 from veil.snp.errors import EngineBuildError
 

@@ -27,9 +27,9 @@ from veil.private_files import (
     write_new,
     write_private,
 )
-from veil.remote.log import LogState
-from veil.remote.log_export import DirectorySink, export
-from veil.remote.log_files import LogFolder
+from veil.remote.log.export import DirectorySink, export
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.reader import LogState
 from veil.snp.memory import PAGE_SIZE, Memory
 from veil.snp.snapshot import write_snapshot
 
@@ -242,7 +242,7 @@ _ALLOWED = {
     ("private_files.py", "os.open"): "this is the module",
     ("private_files.py", "os.mkdir"): "this is the module",
     ("cli/output.py", "os.open"): "reads /dev/null, in place of a closed stream",
-    ("guest/driver_build.py", "shutil.copytree"): "inside a build's folder (0700), which the cache tightens",
+    ("guest/driver/build.py", "shutil.copytree"): "inside a build's folder (0700), which the cache tightens",
 }  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def test_no_module_makes_files_in_another_way() -> None:
 
 def test_programs_that_are_started_get_a_closed_umask() -> None:
     """All but those that make no files (asked for their version) and the user's own terminal."""
-    silent = {"cli/doctor.py", "guest/initramfs.py"}
+    silent = {"cli/doctor.py", "guest/initramfs/archive.py"}
     found = [
         f"{file}:{call.lineno}"
         for file, call in _calls()

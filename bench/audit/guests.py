@@ -13,9 +13,9 @@ from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
-from veil.launch_image import protected_services
+from veil.image.launch_image import protected_services
 from veil.remote import ChannelClient, Policy, TrustedRoots, attest
-from veil.remote.log import LogReader, LogState
+from veil.remote.log.reader import LogReader, LogState
 
 __all__ = ["BARE", "IDLE", "LogGuest", "Setup", "Totals", "boot_once"]
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veil.cache import Cache
-from veil.guest.initramfs import Node
-from veil.guest.userland import debian_programs
-from veil.remote.audit_rules import default_rules
+from veil.guest.initramfs.archive import Node
+from veil.guest.initramfs.userland import debian_programs
+from veil.remote.log.audit_rules import default_rules
 
 __all__ = ["PREPARE", "PROGRAMS", "RULES", "Program", "program_files"]
 

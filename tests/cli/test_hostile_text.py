@@ -27,7 +27,7 @@ from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.channel import MessageReader, Response, Status, pack_response
 from veil.formats.log import AuditRecord, KernelCall, pack_records
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
-from veil.remote.log import LogReader, LogState
+from veil.remote.log.reader import LogReader, LogState
 
 Veil = Callable[..., tuple[int, str, str]]
 
@@ -181,7 +181,7 @@ def test_records_that_come(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) 
     def reader(known: LogState | None, **_: Any) -> Iterator[LogReader]:
         yield desk.reader(known)
 
-    monkeypatch.setattr("veil.cli.logs._reader", reader)
+    monkeypatch.setattr("veil.cli.logs.commands._reader", reader)
     desk.kernel(KernelCall.RECORDS, pack_records(RECORDS))
     desk.kernel(KernelCall.INTENT, pack_records([AuditRecord(1121, INTENT)]))
     connect = ("--connect", "127.0.0.1:1")
@@ -196,7 +196,7 @@ def test_records_that_come(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_a_guest_says(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its agent, when a command cannot be started; its kernel, on the console."""
-    from veil.guest import agent_protocol
+    from veil.guest.agent import protocol as agent_protocol
     from veil.host.panic import PanicWatcher
 
     assert agent_protocol._text(SAYS).isprintable()

@@ -15,7 +15,7 @@ import pytest
 from tests.services.desk import Desk
 from veil.cli import main
 from veil.formats.log import AuditRecord, KernelCall, pack_records
-from veil.remote.log import LogReader, LogState
+from veil.remote.log.reader import LogReader, LogState
 
 Veil = Callable[..., tuple[int, str, str]]
 CONNECT = ("--connect", "127.0.0.1:1")
@@ -39,7 +39,7 @@ def veil(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
         return int(caught.value.code or 0), *capfd.readouterr()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("veil.cli.logs._reader", reader)
+    monkeypatch.setattr("veil.cli.logs.commands._reader", reader)
     return run
 
 
@@ -151,7 +151,7 @@ def test_export(desk: Desk, veil: Veil) -> None:
 
 def test_the_extra_is_missing(desk: Desk, veil: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
     veil("fetch", *CONNECT)
-    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "veil.remote.log_otlp"))]:
+    for name in [name for name in sys.modules if name.startswith(("opentelemetry", "veil.remote.log.otlp"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     status, _, err = veil("export", "--otlp", "http://127.0.0.1:9")
@@ -159,7 +159,7 @@ def test_the_extra_is_missing(desk: Desk, veil: Veil, monkeypatch: pytest.Monkey
 
 
 def test_fetched_by_two(desk: Desk, veil: Veil) -> None:
-    from veil.remote.log_files import LogFolder
+    from veil.remote.log.folder import LogFolder
 
     with LogFolder(Path("veil-log")).lock():
         status, _, err = veil("fetch", *CONNECT)

@@ -19,8 +19,8 @@ from tests.remote.model_chain import MODEL
 from veil.cli.output import Console
 from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, LogEntry, pack_records
 from veil.formats.merkle import CompactRange, leaf_hash
-from veil.remote.log import LogState
-from veil.remote.log_files import LogFolder
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.reader import LogState
 
 _PROGRAM = "from veil.cli import main; main()"
 _SOURCES = Path(veil.cli.__file__).parent

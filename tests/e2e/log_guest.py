@@ -10,7 +10,7 @@ from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, LogEntry, parse_records
 from veil.remote import ChannelClient, Policy, Transport, TrustedRoots, attest
-from veil.remote.log import LogReader, LogState
+from veil.remote.log.reader import LogReader, LogState
 from veil.services import ServiceDomain
 from veil.services.log import LogService
 from veil.services.parameters import ServiceParameters

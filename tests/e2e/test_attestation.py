@@ -19,19 +19,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-import veil.cvm
+import veil.cvm.vm
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.channel import MessageReader, Request, Response, Status, pack_response
 from veil.formats.launch_digest import LaunchLog
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.host import DEFAULT_POLICY, GuestTerminated, LaunchRegion
-from veil.launch_image import LaunchImage
-from veil.monitor.channel.requests import MonitorCall
+from veil.image.launch_image import LaunchImage
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
+from veil.monitor.channel.user_requests import MonitorCall
 from veil.remote import Attested, ChannelClient, Policy, RequestFailed, TrustedRoots, VerificationFailed, attest
-from veil.remote.attest import ask_for_evidence
-from veil.remote.identity import UserKey
+from veil.remote.attestation.evidence import ask_for_evidence
+from veil.remote.channel.identity import UserKey
 from veil.snp import MODEL_TCB, SnpError
 from veil.snp.endorsement import _PSS, Endorsement
 
@@ -359,7 +359,7 @@ def test_guest_kernel_cannot_speak_for_the_monitor(expected: LaunchLog, roots: T
 
 @contextmanager
 def machine_of(endorsement: Endorsement, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr(veil.cvm, "endorsement", lambda: endorsement)
+    monkeypatch.setattr(veil.cvm.vm, "endorsement", lambda: endorsement)
     with launched() as host:
         yield host
 

@@ -10,8 +10,8 @@ import pytest
 from tests.e2e.log_guest import log_reader
 from veil.cvm import ConfidentialVM
 from veil.formats.log import EntryKind, parse_records
-from veil.remote.audit_rules import load_rules
-from veil.remote.log_analysis import LogAnalysis
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.audit_rules import load_rules
 
 SYSCALL, CONFIG_CHANGE, EOE, ANOMALY = 1300, 1305, 1320, 1701
 RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S openat,execve,unlink,clone,exit_group -k all\n"

@@ -12,10 +12,10 @@ from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
 from veil.remote import ChannelClient, Policy, TrustedRoots, attest
-from veil.remote.audit_rules import default_rules, load_rules
+from veil.remote.channel.identity import UserKey
 from veil.remote.errors import RemoteError
-from veil.remote.identity import UserKey
-from veil.remote.log import LogReader
+from veil.remote.log.audit_rules import default_rules, load_rules
+from veil.remote.log.reader import LogReader
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, parse_records
-from veil.guest.userland import debian_programs
+from veil.guest.initramfs.userland import debian_programs
 from veil.remote import ChannelClient, Policy, TrustedRoots, attest
-from veil.remote.log import LogReader
-from veil.remote.log_files import LogFolder
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.reader import LogReader
 
 SYSCALL, CONFIG_CHANGE = 1300, 1305
 LONG = "x" * 9000 + "END"

@@ -11,7 +11,7 @@ from tests.e2e.log_guest import log_reader, records_of
 from veil.cli.main import veil as cli
 from veil.cvm import ConfidentialVM
 from veil.formats.log import EntryKind
-from veil.remote.audit_rules import default_rules, load_rules
+from veil.remote.log.audit_rules import default_rules, load_rules
 
 
 def sh(vm: ConfidentialVM, script: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from veil.cvm import CommandTimeout, ConfidentialVM
+from veil.cvm.inspection import inspect_cvm
+from veil.cvm.rmp_picture import Scale, write_picture
 from veil.errors import VeilError
-from veil.inspection import inspect_cvm
-from veil.rmp_picture import Scale, write_picture
 
 
 def _shell(vm: ConfidentialVM, script: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veil._plain_values import from_json, to_json
 from veil.cvm import ConfidentialVM
+from veil.cvm.plain_values import from_json, to_json
 from veil.errors import VeilError
 from veil.host import Hypervisor
 from veil.host.saved_state import require_like

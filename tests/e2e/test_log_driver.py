@@ -16,7 +16,7 @@ from tests.e2e.log_guest import log_reader, log_service, records_of, service_par
 from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.formats.log import EntryKind, Head, LogEntry
 from veil.host import Hypervisor, RunResult, ghcb_msr
-from veil.host.ghcb_msr import MsrRequest
+from veil.host.ghcb.msr import MsrRequest
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 

@@ -17,8 +17,8 @@ from veil.formats.channel import Status
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.formats.request_block import BLOCK_HEADER
 from veil.host import RunResult
-from veil.launch_image import PROTECTED_SERVICES, ServicesImage
-from veil.remote.log import LogReader
+from veil.image.launch_image import PROTECTED_SERVICES, ServicesImage
+from veil.remote.log.reader import LogReader
 
 _KIB = 1 << 10
 _MEMORY = 512 * _KIB

@@ -18,9 +18,9 @@ from tests.e2e.log_guest import log_reader, log_service, protected_pages, servic
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.host import MalformedGhcb, NaeEvent, Protection
-from veil.monitor.pages import Owner
-from veil.monitor.requests import ResultCode
-from veil.remote.client import RequestFailed
+from veil.monitor.page_book import Owner
+from veil.monitor.svsm_call import ResultCode
+from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed
 from veil.snp import ExitCode, Permission, RmpViolation
 

@@ -15,7 +15,7 @@ from tests.e2e.log_guest import log_reader, records_of
 from veil.cvm import ConfidentialVM
 from veil.formats.log import EntryKind
 from veil.remote.errors import VerificationFailed
-from veil.remote.log import LogState
+from veil.remote.log.reader import LogState
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from tests.e2e.log_guest import log_reader
 from veil.cvm import ConfidentialVM
 from veil.formats.log import AuditState, EntryKind, Heartbeat
 from veil.host import Hypervisor
-from veil.remote import audit_serials
-from veil.remote.audit_rules import load_rules
-from veil.remote.log_analysis import LogAnalysis
-from veil.remote.log_findings import Finding, FindingKind
-from veil.remote.log_recording import PATIENCE
+from veil.remote.log import serials as audit_serials
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.audit_rules import load_rules
+from veil.remote.log.findings import Finding, FindingKind
+from veil.remote.log.recording import PATIENCE
 
 RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -S openat -k all\n"
 WORK = "for j in 1 2 3; do (i=0; while [ $i -lt 30 ]; do /bin/true; cat /etc/group; i=$((i+1)); done) & done; wait"

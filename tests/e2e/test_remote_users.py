@@ -25,7 +25,7 @@ from veil.formats.channel import Status
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.remote import ChannelClient, RemoteError, RequestFailed, SocketTransport
-from veil.remote.identity import UserKey
+from veil.remote.channel.identity import UserKey
 
 MEMORY = "256M"
 PING = 0

@@ -28,7 +28,7 @@ from veil.formats.log import (
     parse_entries,
     parse_records,
 )
-from veil.guest.driver_build import driver_sources
+from veil.guest.driver.build import driver_sources
 
 records = st.lists(st.builds(AuditRecord, st.integers(0, 0xFFFF), st.binary(max_size=60)), max_size=8)
 

@@ -15,7 +15,7 @@ from fuzz.target import Target, examine
 from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
 from veil.formats.errors import FormatError
-from veil.remote.verify import verify_report
+from veil.remote.attestation.verify import verify_report
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MUTATIONS = 500

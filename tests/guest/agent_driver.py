@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from veil.guest.agent_protocol import (
+from veil.guest.agent.protocol import (
     AgentConnection,
     Event,
     Exited,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest.agent_build import build_agent
+from veil.guest.agent.build import build_agent
 
 from .agent_driver import AgentProcess
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from veil.guest.agent_protocol import AgentConnection
-from veil.guest.linux_boot import LinuxBoot
+from veil.guest.agent.protocol import AgentConnection
+from veil.guest.linux.boot import LinuxBoot
 
 from .agent_driver import AgentProcess
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veil.guest.agent_protocol import MAGIC, MAX_PAYLOAD, WINDOW, AgentFrame, HostFrame, Output, Stream, Terminal
+from veil.guest.agent.protocol import MAGIC, MAX_PAYLOAD, WINDOW, AgentFrame, HostFrame, Output, Stream, Terminal
 from veil.guest.errors import AgentError
 
 from .agent_driver import AgentProcess, Collected
@@ -316,7 +316,7 @@ def test_any_payload_comes_back(agent: AgentProcess, work: list[tuple[bytes, byt
 
 def test_frame_types_agree_with_the_agent(agent_path: Path) -> None:
     """wire.h numbers its frames by order; ours carry numbers."""
-    from veil.guest.agent_build import agent_sources
+    from veil.guest.agent.build import agent_sources
 
     text = agent_sources()["wire.h"].decode()
     body = text[text.index("enum frame_type") :].split("}")[0]

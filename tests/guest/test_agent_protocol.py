@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veil.guest.agent_protocol import (
+from veil.guest.agent.protocol import (
     MAGIC,
     MAX_PAYLOAD,
     WINDOW,

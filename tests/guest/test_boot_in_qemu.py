@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest.cmdline import command_line
-from veil.guest.initramfs import build_initramfs
-from veil.guest.kernel import debian_kernel
-from veil.guest.linux_boot import prepare_linux
+from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.linux.boot import prepare_linux
+from veil.guest.linux.cmdline import command_line
+from veil.guest.linux.kernel import debian_kernel
 
 from .agent_driver import Collected
 from .qemu_guest import missing_tools, qemu_guest

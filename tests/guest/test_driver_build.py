@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest.driver_build import build_driver, driver_sources, has_headers
+from veil.guest.driver.build import build_driver, driver_sources, has_headers
 from veil.guest.errors import GuestImageError
-from veil.guest.kernel import Kernel, debian_kernel
+from veil.guest.linux.kernel import Kernel, debian_kernel
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import zstandard
 
 from veil.cache import Cache
-from veil.guest.agent_build import build_agent
+from veil.guest.agent.build import build_agent
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs import Node, build_initramfs, pack_cpio
-from veil.guest.modules import collect_modules
+from veil.guest.initramfs.archive import Node, build_initramfs, pack_cpio
+from veil.guest.linux.modules import collect_modules
 
 
 def unpack(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:

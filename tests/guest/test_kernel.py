@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from veil.cache import Cache
 from veil.errors import VeilError
-from veil.guest.bzimage import extract_vmlinux
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
-from veil.guest.kernel import debian_kernel, open_kernel, require_bootable
+from veil.guest.linux.bzimage import extract_vmlinux
+from veil.guest.linux.kernel import debian_kernel, open_kernel, require_bootable
 
 from .images import COMPRESSORS, bzimage, elf
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veil.guest import acpi, layout
-from veil.guest.cmdline import command_line, default_options
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
-from veil.guest.layout import GIB, MIB, PAGE, Range, address_space
-from veil.guest.linux_boot import LinuxBoot, RegionKind, e820_map, prepare_linux
+from veil.guest.linux import acpi, layout
+from veil.guest.linux.boot import LinuxBoot, RegionKind, e820_map, prepare_linux
+from veil.guest.linux.cmdline import command_line, default_options
+from veil.guest.linux.layout import GIB, MIB, PAGE, Range, address_space
 
 from .images import elf
 

@@ -13,10 +13,10 @@ import pytest
 
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.guest.agent_build import agent_at_hand, build_agent
-from veil.guest.driver_build import build_driver, build_intruder, driver_at_hand
+from veil.guest.agent.build import agent_at_hand, build_agent
+from veil.guest.driver.build import build_driver, build_intruder, driver_at_hand
 from veil.guest.errors import GuestImageError
-from veil.guest.kernel import Kernel, debian_kernel
+from veil.guest.linux.kernel import Kernel, debian_kernel
 from veil.guest.toolchain import at_hand, built, compiler_version
 from veil.snp import build_engine
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest import userland
 from veil.guest.debian import Apt
 from veil.guest.elf import parse_linking
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs import Node
-from veil.guest.userland import debian_programs
+from veil.guest.initramfs import userland
+from veil.guest.initramfs.archive import Node
+from veil.guest.initramfs.userland import debian_programs
 
 
 def test_linking_is_what_readelf_says() -> None:

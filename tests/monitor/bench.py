@@ -23,7 +23,7 @@ from veil.host.devices import ChannelDevice
 from veil.host.devices.bus import IoBus
 from veil.monitor import MonitorParameters, Option, VeilMon
 from veil.monitor.parameters import MIN_SHARED
-from veil.monitor.requests import ResultCode
+from veil.monitor.svsm_call import ResultCode
 from veil.services import ServiceDomain
 from veil.services.parameters import ServiceParameters
 from veil.snp.endorsement import Endorsement

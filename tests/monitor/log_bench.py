@@ -9,9 +9,9 @@ from typing import Any
 from veil.formats.channel import Status
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records, parse_records
 from veil.monitor import VeilMon
-from veil.remote.client import ChannelClient
-from veil.remote.identity import UserKey
-from veil.remote.log import LogReader, LogState
+from veil.remote.channel.client import ChannelClient
+from veil.remote.channel.identity import UserKey
+from veil.remote.log.reader import LogReader, LogState
 from veil.services import ServiceDomain
 from veil.services.log import LogService
 

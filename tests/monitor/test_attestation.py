@@ -20,7 +20,7 @@ from veil.formats.services_manifest import (
     parse_manifest,
 )
 from veil.monitor import VeilMon
-from veil.monitor.requests import ResultCode
+from veil.monitor.svsm_call import ResultCode
 from veil.services import Service, ServiceDomain
 from veil.snp.errors import SnapshotError
 

@@ -14,10 +14,10 @@ from veil.formats.channel import Status
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.monitor.channel.requests import MonitorCall, Requests
+from veil.monitor.channel.user_requests import MonitorCall, Requests
 from veil.monitor.parameters import MonitorParameters
-from veil.remote.client import ChannelClient, RequestFailed
-from veil.remote.identity import UserKey
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.remote.channel.identity import UserKey
 from veil.services.log import LogService
 from veil.services.protected import ProtectedServices
 

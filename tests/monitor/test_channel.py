@@ -38,10 +38,10 @@ from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
 from veil.monitor.channel.link import MAX_STRANGERS
-from veil.monitor.channel.requests import MonitorCall
+from veil.monitor.channel.user_requests import MonitorCall
 from veil.monitor.parameters import MIN_SHARED
-from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed
-from veil.remote.identity import UserKey
+from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
+from veil.remote.channel.identity import UserKey
 from veil.services import Service, ServiceDomain, User, UserHandler
 from veil.snp.errors import RmpViolation
 

@@ -18,10 +18,10 @@ from veil.formats.channel import MESSAGE_MAX, STRANGER_MESSAGE_MAX, STRANGER_WIN
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.monitor.channel.connection import HANDSHAKE_BYTES, Rank
 from veil.monitor.channel.link import HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, ChannelLink
-from veil.monitor.channel.requests import MonitorCall
 from veil.monitor.channel.schedule import FRAMES, HANDSHAKES, REQUESTS, TIME_NS
-from veil.remote.client import ChannelClient, ChannelClosed
-from veil.remote.identity import UserKey
+from veil.monitor.channel.user_requests import MonitorCall
+from veil.remote.channel.client import ChannelClient, ChannelClosed
+from veil.remote.channel.identity import UserKey
 
 from .bench import Bench
 from .test_channel import OWNER, Services, Wire, ping, user

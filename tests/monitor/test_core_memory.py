@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from veil.monitor import Owner
-from veil.monitor.requests import ResultCode
+from veil.monitor.svsm_call import ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import PageSize, RmpResult
 

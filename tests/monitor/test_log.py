@@ -28,10 +28,10 @@ from veil.formats.log import (
 )
 from veil.formats.merkle import leaf_hash, verify_consistency, verify_inclusion
 from veil.monitor import Option, VeilMon
-from veil.remote.client import RequestFailed
+from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log import LogReader, LogState
-from veil.remote.log_files import LogFolder, audit_lines
+from veil.remote.log.folder import LogFolder, audit_lines
+from veil.remote.log.reader import LogReader, LogState
 from veil.snp import RmpViolation
 
 from .bench import SERVICE_MEMORY, Bench

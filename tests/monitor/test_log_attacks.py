@@ -19,10 +19,10 @@ from veil.formats.log import (
 )
 from veil.formats.request_block import BLOCK_HEADER, BlockRequest, read_answer, write_request
 from veil.monitor import Option
-from veil.monitor.pages import Owner
-from veil.monitor.requests import ResultCode
+from veil.monitor.page_book import Owner
+from veil.monitor.svsm_call import ResultCode
 from veil.remote.errors import VerificationFailed
-from veil.services import domain
+from veil.services import program
 from veil.services.log.store import LogStore
 from veil.snp import Permission, RmpViolation
 from veil.snp.view import View
@@ -179,7 +179,7 @@ def test_a_block_is_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     bench.view(0).write(gpa + SIZE, secret)
     write_request(bench.kernel, gpa, SIZE, BlockRequest(LOG_NUMBER, KernelCall.RECORDS, body))
     Turncoat(bench, gpa, monkeypatch, {0: longer})
-    monkeypatch.setattr(domain, "take_request", careless_take)
+    monkeypatch.setattr(program, "take_request", careless_take)
     bench.enter(0, vmpl=1)
     monkeypatch.undo()
     assert secret in list(reader(bench).fetch())[-1].body

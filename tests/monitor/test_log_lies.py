@@ -27,9 +27,9 @@ from veil.formats.log import (
 )
 from veil.formats.merkle import CompactRange, leaf_hash
 from veil.remote import ChannelClosed
-from veil.remote.client import ChannelClient
+from veil.remote.channel.client import ChannelClient
 from veil.remote.errors import VerificationFailed
-from veil.remote.log import LogReader, LogState
+from veil.remote.log.reader import LogReader, LogState
 
 from .bench import (
     Bench,

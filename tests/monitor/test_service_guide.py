@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from veil.formats.channel import Status
-from veil.launch_image import ServicesImage
+from veil.image.launch_image import ServicesImage
 from veil.monitor import Option, VeilMon
-from veil.remote.client import ChannelClient, RequestFailed
-from veil.remote.identity import UserKey
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.remote.channel.identity import UserKey
 from veil.snp import RmpViolation
 from veil.snp.hosted import load_program, pack_sources
 

@@ -25,8 +25,8 @@ from veil.formats.request_block import (
 from veil.formats.roles import Call, Role
 from veil.monitor import MonitorError, Option, Owner, VeilMon
 from veil.monitor.errors import Reason
-from veil.monitor.requests import ResultCode
-from veil.remote.client import ChannelClient, RequestFailed
+from veil.monitor.svsm_call import ResultCode
+from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.services import Refused, Service, ServiceDomain, UserHandler
 from veil.services.parameters import ServiceParameters
 from veil.snp import RmpViolation

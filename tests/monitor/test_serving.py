@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from veil.monitor import MonitorError, VeilMon
-from veil.monitor.requests import ResultCode
+from veil.monitor.svsm_call import ResultCode
 from veil.snp.hosted import HostedCpu
 
 from .bench import (

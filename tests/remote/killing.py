@@ -11,7 +11,7 @@ import pytest
 __all__ = ["Killed", "killing"]
 
 _CHANGES = ("write", "replace", "fsync", "ftruncate")
-_USERS = ("veil.remote.log_files.os", "veil.remote.log_export.os", "veil.private_files.os")
+_USERS = ("veil.remote.log.folder.os", "veil.remote.log.export.os", "veil.private_files.os")
 
 
 class Killed(BaseException):

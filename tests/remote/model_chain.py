@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from veil.formats.attestation_report import AttestationReport, TcbLayout, TcbVersion
 from veil.remote import CertificateChain, TrustedRoots
-from veil.remote.certificates import public_bytes
+from veil.remote.attestation.certificates import public_bytes
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
 START, END = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from veil.formats.certificate_table import ARK, ASK, CRL, VCEK, pack_certificates
 from veil.formats.errors import FormatError
 from veil.remote import CertificateChain
-from veil.remote.certificates import load_certificates
-from veil.remote.verify import verify_report
+from veil.remote.attestation.certificates import load_certificates
+from veil.remote.attestation.verify import verify_report
 
 from .model_chain import MODEL, NOW, leaf_key
 

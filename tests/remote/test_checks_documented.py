@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from veil.remote import Policy
-from veil.remote.checks import TOPICS, Check, Checklist
+from veil.remote.attestation.checks import TOPICS, Check, Checklist
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "attestation.md"
 

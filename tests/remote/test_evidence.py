@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
 from veil.remote import Policy
-from veil.remote.attest import Evidence, check_evidence
+from veil.remote.attestation.evidence import Evidence, check_evidence
 
 from .model_chain import MODEL, NOW
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from veil.formats.errors import FormatError
 from veil.remote import CertificateChain, RemoteError, VerificationFailed
-from veil.remote.certificates import load_certificates
-from veil.remote.checks import Checklist
-from veil.remote.verify import verify_report
+from veil.remote.attestation.certificates import load_certificates
+from veil.remote.attestation.checks import Checklist
+from veil.remote.attestation.verify import verify_report
 
 from .model_chain import END, MODEL, NOW, START, der_string, resigned
 from .test_verify import verify

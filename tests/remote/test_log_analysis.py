@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, Head, LogEntry, pack_records
-from veil.remote.audit_serials import SETTLE_NS
-from veil.remote.log_analysis import LogAnalysis
-from veil.remote.log_findings import Finding, Findings, claimed_text
-from veil.remote.log_findings import FindingKind as Kind
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.findings import Finding, Findings, claimed_text
+from veil.remote.log.findings import FindingKind as Kind
+from veil.remote.log.serials import SETTLE_NS
 
 NS = 1_000_000_000
 assert SETTLE_NS < 80 * NS, "tests let so many seconds pass"

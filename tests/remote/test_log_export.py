@@ -18,9 +18,9 @@ from tests.remote.killing import Killed, killing
 from tests.services.desk import Desk
 from veil.formats.log import AuditRecord, EntryKind, KernelCall, pack_records
 from veil.remote.errors import RemoteError
-from veil.remote.log_export import DirectorySink, entry_value, export, log_name
-from veil.remote.log_files import LogFolder
-from veil.remote.log_otlp import OtlpSink
+from veil.remote.log.export import DirectorySink, entry_value, export, log_name
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.otlp import OtlpSink
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_killed_between_any_two_steps(
         with sink.lock():
             with monkeypatch.context() as patch:
                 killing(patch, calls)
-                patch.setattr("veil.remote.log_export._BATCH_ENTRIES", 4)
+                patch.setattr("veil.remote.log.export._BATCH_ENTRIES", 4)
                 try:
                     export(folder, sink)
                     killed = False
@@ -267,7 +267,7 @@ def test_otlp_has_no_room_for_a_time(desk: Desk, folder: LogFolder, collector: C
 def test_otlp_goes_on_where_it_failed(
     desk: Desk, folder: LogFolder, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("veil.remote.log_export._BATCH_ENTRIES", 3)
+    monkeypatch.setattr("veil.remote.log.export._BATCH_ENTRIES", 3)
     for number in range(10):
         desk.log(number)
     fetch(desk, folder)

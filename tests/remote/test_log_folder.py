@@ -14,7 +14,7 @@ from tests.remote.killing import Killed, killing
 from tests.services.desk import Desk, event
 from veil.formats.log import AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log_files import LogFolder, audit_lines
+from veil.remote.log.folder import LogFolder, audit_lines
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def bodies(folder: LogFolder) -> list[bytes]:
 
 
 def test_killed_between_any_two_steps(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veil.remote.log_files._FLUSH", 300)
+    monkeypatch.setattr("veil.remote.log.folder._FLUSH", 300)
     for number in range(10):
         desk.log(number)
     first = desk.save()
@@ -105,7 +105,7 @@ def test_what_is_acknowledged_is_on_the_disk(desk: Desk, folder: LogFolder, monk
 
 def test_two_processes(folder: LogFolder) -> None:
     program = (
-        "import sys; from pathlib import Path; from veil.remote.log_files import LogFolder\n"
+        "import sys; from pathlib import Path; from veil.remote.log.folder import LogFolder\n"
         "with LogFolder(Path(sys.argv[1])).lock(): print('here')"
     )
     command = [sys.executable, "-c", program, str(folder.path)]

@@ -13,9 +13,9 @@ from tests.services.desk import Client, Desk
 from veil.formats.channel import Status
 from veil.formats.log import UserCall
 from veil.formats.roles import Role
-from veil.remote.client import RequestFailed
-from veil.remote.log_files import LogFolder
-from veil.remote.log_follow import follow_log
+from veil.remote.channel.client import RequestFailed
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.follow import follow_log
 
 
 class Counting(Client):

@@ -24,10 +24,10 @@ from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.log import ENTRY_HEADER, EntryKind, Head, KernelCall, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
-from veil.remote.client import RequestFailed
+from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import VerificationFailed
-from veil.remote.log import LogReader
-from veil.remote.log_files import LogFolder
+from veil.remote.log.folder import LogFolder
+from veil.remote.log.reader import LogReader
 
 _NS = 1_000_000_000
 _MEMORY = 64 << 10

@@ -7,9 +7,9 @@ import pytest
 
 from tests.remote.test_log_analysis import NS, Log
 from veil.formats.log import TICK_NS, AuditState, EntryKind, Heartbeat, Silence
-from veil.remote.log_analysis import LogAnalysis
-from veil.remote.log_findings import FindingKind as Kind
-from veil.remote.log_recording import LOADED_BY, PATIENCE
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.findings import FindingKind as Kind
+from veil.remote.log.recording import LOADED_BY, PATIENCE
 
 RULES = b"o" * 32 + b"-D\n-b 8192\n-a always,exit -F arch=b64 -S execve -k exec\n"
 

@@ -11,8 +11,8 @@ import pytest
 from tests.services.desk import BOOT_MS, Desk
 from veil.formats.channel import Status
 from veil.formats.log import AuditRecord, KernelCall, pack_records
-from veil.remote.log_analysis import LogAnalysis
-from veil.remote.log_files import LogFolder
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.folder import LogFolder
 
 _RECORDS = 1_000_000
 _STEP_NS = 100_000

@@ -11,7 +11,7 @@ import pytest
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.errors import FormatError
 from veil.remote import Check, Demand, Policy, Verification
-from veil.remote.roots import TrustedRoots
+from veil.remote.attestation.roots import TrustedRoots
 
 from .model_chain import CHIP, MILAN, MODEL, TURIN_MODEL, Model, der_integer, public_key_of
 from .test_verify import Fields, failed, verify

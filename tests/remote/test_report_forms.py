@@ -20,7 +20,7 @@ from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.errors import FormatError
 from veil.formats.hcl_report import HclHeader, HclReport, RuntimeDataHeader
 from veil.remote import ReportFile, read_report
-from veil.remote.verify import verify_report
+from veil.remote.attestation.verify import verify_report
 
 from .model_chain import MODEL, NOW
 from .test_verify import failed, verify

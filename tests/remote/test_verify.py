@@ -24,7 +24,7 @@ from veil.remote import (
     VerificationFailed,
     read_report,
 )
-from veil.remote.verify import verify_report
+from veil.remote.attestation.verify import verify_report
 
 from .model_chain import CHIP, END, MODEL, NOW, START, TURIN_MODEL, VLEK_MODEL, Model, der_integer, der_string
 

@@ -9,8 +9,8 @@ from typing import Any
 from veil.formats.channel import Status
 from veil.formats.log import AuditRecord, KernelCall, pack_records
 from veil.formats.roles import Role
-from veil.remote.client import RequestFailed
-from veil.remote.log import LogReader, LogState
+from veil.remote.channel.client import RequestFailed
+from veil.remote.log.reader import LogReader, LogState
 from veil.services.interface import Refused, User
 from veil.services.log import LogService
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LogEntry
     from veil.remote import ChannelClient
-    from veil.remote.attest import Attested
-    from veil.remote.log import LogReader
-    from veil.remote.log_files import LogFolder
+    from veil.remote.attestation.evidence import Attested
+    from veil.remote.log.folder import LogFolder
+    from veil.remote.log.reader import LogReader
 
 __all__ = ["demo"]
 
@@ -101,7 +101,7 @@ def _show_attestation(outcome: Attested) -> None:
 
 def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
     from veil.formats.log import LOG_GUID
-    from veil.remote.log import LogReader
+    from veil.remote.log.reader import LogReader
 
     return LogReader(client, outcome.services[LOG_GUID])
 
@@ -109,8 +109,8 @@ def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
 def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory: Path) -> None:
     """Audit rules, a break-in, a kernel that is no longer its own; and the evidence."""
     from veil.formats.log import EntryKind, parse_records
-    from veil.remote.audit_rules import default_rules, load_rules
-    from veil.remote.log_files import LogFolder
+    from veil.remote.log.audit_rules import default_rules, load_rules
+    from veil.remote.log.folder import LogFolder
 
     say("$ veil logs rules")
     load_rules(reader, default_rules(), wait=vm.wait)
@@ -142,7 +142,7 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory:
 
 def _show_entry(entry: LogEntry) -> None:
     """Lines that tell of the break-in."""
-    from veil.remote.log_files import audit_lines
+    from veil.remote.log.folder import audit_lines
 
     for line in audit_lines(entry):
         kind, _, text = line.decode(errors="replace").strip().partition(" msg=")
@@ -165,6 +165,6 @@ def _records_handed_over(vm: ConfidentialVM) -> int:
 
 
 def _verify(folder: LogFolder, moment: int) -> None:
-    from veil.cli.logs_verify import verify
+    from veil.cli.logs.verify import verify
 
     verify.main(["--to", str(folder.path), "--untrusted-from", str(moment)], standalone_mode=False)

@@ -87,7 +87,7 @@ def _find(command: str) -> str | None:
 def _still_to_make() -> set[str]:
     from veil.cache import Cache
     from veil.guest.ingredients import still_to_make
-    from veil.guest.kernel import DEFAULT_SERIES
+    from veil.guest.linux.kernel import DEFAULT_SERIES
     from veil.snp import engine_at_hand
 
     return still_to_make(Cache(), DEFAULT_SERIES) | (set() if engine_at_hand() is not None else {"engine"})

@@ -77,7 +77,7 @@ def read_file(name: str) -> bytes:
 def read_certificates(name: str) -> bytes:
     """A file that has certificates in it; raises VeilError naming it, for there may be several."""
     from veil.formats.errors import FormatError
-    from veil.remote.certificates import load_certificates
+    from veil.remote.attestation.certificates import load_certificates
 
     data = read_file(name)
     try:
@@ -91,7 +91,7 @@ def read_certificate_table(name: str) -> bytes:
     """The same where a host's table is expected, whatever GUIDs are in it."""
     from veil.formats.certificate_table import parse_certificates
     from veil.formats.errors import FormatError
-    from veil.remote.certificates import load_certificates
+    from veil.remote.attestation.certificates import load_certificates
 
     data = read_file(name)
     try:

@@ -21,8 +21,8 @@ __all__ = ["inspect"]
 def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_json: bool, png: Path | None) -> None:
     """Show a running CVM's domains and VMSAs, and what each VMPL may do with how many pages."""
     from veil.cvm import ConfidentialVM
-    from veil.inspection import inspect_cvm
-    from veil.rmp_picture import write_picture
+    from veil.cvm.inspection import inspect_cvm
+    from veil.cvm.rmp_picture import write_picture
 
     with ConfidentialVM(
         memory, vcpus, kernel=kernel, monitor=not no_monitor, progress=Progress(quiet=as_json)

@@ -20,7 +20,7 @@ from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
 from veil.cli.key import key
-from veil.cli.logs import logs
+from veil.cli.logs.commands import logs
 from veil.cli.measure import measure
 from veil.cli.output import EXIT_FAILURE, EXIT_PIPE, OutputError, finish, give_up, keep_descriptors, tell
 from veil.cli.run import run

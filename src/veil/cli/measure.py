@@ -43,7 +43,7 @@ def measure(
     VeilMon refuses to start with others than those whose digest is in its (measured) parameters.
     """
     from veil.cvm import ConfidentialVM, parse_size
-    from veil.launch_image import protected_services
+    from veil.image.launch_image import protected_services
     from veil.private_files import write_private
 
     vm = ConfidentialVM(
@@ -81,8 +81,8 @@ def measure(
 
 def _made_from(ingredients: dict[str, str]) -> dict[str, str]:
     """On what the digest depends beside Veil and the options (docs/attestation.md)."""
-    from veil.guest.agent_build import agent_compiler
-    from veil.guest.driver_build import DRIVER_COMPILER
+    from veil.guest.agent.build import agent_compiler
+    from veil.guest.driver.build import DRIVER_COMPILER
     from veil.guest.toolchain import compiler_version
 
     compiled = {"agent": agent_compiler(), "driver": DRIVER_COMPILER}

@@ -41,7 +41,7 @@ def serve(
     This is the untrusted host's part: it sees ciphertext only. Users run `veil attest --connect HOST:PORT`.
     """
     from veil.cvm import ConfidentialVM, parse_size
-    from veil.launch_image import protected_services
+    from veil.image.launch_image import protected_services
 
     host, port = parse_address(listen)
     with ConfidentialVM(

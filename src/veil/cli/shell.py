@@ -29,8 +29,8 @@ def shell(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, fresh: 
 
     Exit status: the shell's.
     """
-    from veil._terminal import is_terminal, type_ahead
     from veil.cvm import ConfidentialVM
+    from veil.cvm.terminal import is_terminal, type_ahead
 
     with (
         type_ahead(),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import enum
 
-from veil.formats._offsets import check_offsets
 from veil.formats.errors import FormatError
+from veil.formats.offsets import check_offsets
 
 __all__ = [
     "FIRST_UNKNOWN_POLICY_BIT",

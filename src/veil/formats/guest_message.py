@@ -14,8 +14,8 @@ import struct
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from veil.formats._offsets import check_offsets
 from veil.formats.errors import FormatError
+from veil.formats.offsets import check_offsets
 
 __all__ = [
     "KEY_BYTES",

@@ -13,9 +13,9 @@ import enum
 import hashlib
 from dataclasses import dataclass
 
-from veil.formats._offsets import check_offsets
 from veil.formats.attestation_report import REPORT_BYTES
 from veil.formats.errors import FormatError
+from veil.formats.offsets import check_offsets
 
 __all__ = ["HCL_SIGNATURE", "HclHeader", "HclReport", "HclReportType", "RuntimeData", "RuntimeDataHash",
            "RuntimeDataHeader"]  # fmt: skip

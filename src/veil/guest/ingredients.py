@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 from veil.cache import Cache, cache_key
-from veil.guest.agent_build import agent_at_hand
-from veil.guest.audit_tools import AUDIT_PACKAGES
-from veil.guest.driver_build import driver_at_hand, has_headers
+from veil.guest.agent.build import agent_at_hand
+from veil.guest.driver.build import driver_at_hand, has_headers
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs import BUSYBOX, kept_package
-from veil.guest.kernel import Kernel, kept_kernel, open_kernel
+from veil.guest.initramfs.archive import BUSYBOX, kept_package
+from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
+from veil.guest.linux.kernel import Kernel, kept_kernel, open_kernel
 
 __all__ = ["ingredients_at_hand", "still_to_make"]
 

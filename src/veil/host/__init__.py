@@ -30,11 +30,11 @@ from veil.host.events import (
     PageStateEvent,
     VmplSwitchEvent,
 )
-from veil.host.ghcb_fields import GhcbReason, NaeEvent
+from veil.host.ghcb.fields import GhcbReason, NaeEvent
+from veil.host.ghcb.protection import ProtectedRange, Protection
 from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
-from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState
 
 __all__ = [

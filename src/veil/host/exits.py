@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
-from veil.host.ghcb_msr import INFO_MASK, handle_ghcb_msr
-from veil.host.ghcb_page import handle_ghcb_page
+from veil.host.ghcb.msr import INFO_MASK, handle_ghcb_msr
+from veil.host.ghcb.page import handle_ghcb_page
 from veil.host.page_state import PAGE_4K, smash
 from veil.host.vcpu import RunState
 from veil.snp.exit_codes import ExitCode

@@ -18,11 +18,11 @@ from veil.host.cpuid import CpuidAnswers
 from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
-from veil.host.ghcb_fields import NaeEvent
-from veil.host.ghcb_msr import MsrRequest, ap_reset_hold_answer
+from veil.host.ghcb.fields import NaeEvent
+from veil.host.ghcb.msr import MsrRequest, ap_reset_hold_answer
+from veil.host.ghcb.protection import ProtectedRange, Protection
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
 from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
-from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from veil.host.events import Event
-    from veil.host.faces import HostMemory, Platform, SnpMachine
+    from veil.host.interfaces import HostMemory, Platform, SnpMachine
     from veil.host.vcpu import Context
 
 __all__ = ["Hypervisor", "HypervisorFeature", "RunResult"]

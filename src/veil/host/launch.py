@@ -20,7 +20,7 @@ from veil.snp.rmp import PageSize, RmpResult
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from veil.host.faces import HostMemory, SecureProcessor
+    from veil.host.interfaces import HostMemory, SecureProcessor
 
 __all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "RegionKind", "assign_ram", "load_image"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from veil.snp.rmp import PageSize, RmpResult
 
 if TYPE_CHECKING:
-    from veil.host.faces import HostMemory
+    from veil.host.interfaces import HostMemory
 
 __all__ = ["PAGE_2M", "PAGE_4K", "change_page_state", "smash"]
 

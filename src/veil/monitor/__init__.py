@@ -3,7 +3,7 @@
 
 from veil.monitor.domains import Domain
 from veil.monitor.errors import MonitorError
-from veil.monitor.pages import Owner
+from veil.monitor.page_book import Owner
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.veilmon import VeilMon
 

@@ -13,11 +13,11 @@ from veil.formats.services_manifest import (
     attested_report_data,
     pack_manifest,
 )
-from veil.monitor.guest_messages import Evidence, GuestMessages
+from veil.monitor.secure_processor import Evidence, GuestMessages
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.service_domain import ServiceInfo
+    from veil.monitor.services_mailbox import ServiceInfo
 
 __all__ = ["Attestation"]
 

@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable
 
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError, Reason
-from veil.monitor.memory import GUEST_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.permissions import GUEST_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import Vmsa

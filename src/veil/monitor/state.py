@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from veil.monitor.domains import DomainTable
-from veil.monitor.pages import Owner, PageBook
+from veil.monitor.page_book import Owner, PageBook
 from veil.monitor.parameters import MonitorParameters
-from veil.monitor.requests import CallHandler
-from veil.monitor.service_domain import ServiceInfo
+from veil.monitor.services_mailbox import ServiceInfo
+from veil.monitor.svsm_call import CallHandler
 
 __all__ = ["MonitorState"]
 

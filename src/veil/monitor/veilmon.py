@@ -10,20 +10,20 @@ from typing import Any
 from veil.monitor import boot, ghcb
 from veil.monitor.attestation import Attestation
 from veil.monitor.channel.link import ChannelLink
-from veil.monitor.channel.requests import Requests
 from veil.monitor.channel.tls import ChannelKey
+from veil.monitor.channel.user_requests import Requests
 from veil.monitor.domains import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError, Reason
-from veil.monitor.guest_messages import GuestMessages
-from veil.monitor.memory import GUEST_VMPL, PAGE, SERVICE_VMPL
-from veil.monitor.pages import PageBook
+from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.permissions import GUEST_VMPL, PAGE, SERVICE_VMPL
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
-from veil.monitor.service_domain import ServiceDomain, ServicesUnavailable
-from veil.monitor.serving import Served, Unfinished, answer, finish
+from veil.monitor.secure_processor import GuestMessages
+from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable
 from veil.monitor.state import MonitorState
+from veil.monitor.svsm_dispatch import Served, Unfinished, answer, finish
 from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
 

@@ -8,16 +8,16 @@
         attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
 """
 
-from veil.remote.attest import Attested, attest
-from veil.remote.certificates import CertificateChain
-from veil.remote.checks import Check
-from veil.remote.client import ChannelClient, ChannelClosed, RequestFailed, SocketTransport, Transport
+from veil.remote.attestation.certificates import CertificateChain
+from veil.remote.attestation.checks import Check
+from veil.remote.attestation.evidence import Attested, attest
+from veil.remote.attestation.policy import Demand, Policy
+from veil.remote.attestation.report_forms import ReportFile, read_report
+from veil.remote.attestation.roots import TrustedRoots
+from veil.remote.attestation.verify import Verification, verify_report
+from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed, SocketTransport, Transport
+from veil.remote.channel.identity import UserKey
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.identity import UserKey
-from veil.remote.policy import Demand, Policy
-from veil.remote.report_forms import ReportFile, read_report
-from veil.remote.roots import TrustedRoots
-from veil.remote.verify import Verification, verify_report
 
 __all__ = [
     "Attested",

@@ -7,8 +7,8 @@ import ctypes
 import json
 from typing import Any
 
-from veil.formats._offsets import check_offsets
 from veil.formats.errors import FormatError
+from veil.formats.offsets import check_offsets
 
 __all__ = ["SETTINGS_MAX", "ServiceParameters"]
 

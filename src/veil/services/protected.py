@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from veil.services.domain import ServiceDomain
 from veil.services.log import LogService
+from veil.services.program import ServiceDomain
 
 __all__ = ["ProtectedServices"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.guest.driver_build import build_module
-from veil.guest.kernel import DEFAULT_SERIES, debian_kernel
+from veil.guest.driver.build import build_module
+from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 
 __all__ = ["HostileKernel"]
 

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable
 
 from veil.host.devices import Platform, Virtqueue
-from veil.host.devices.virtio_pci import DeviceStatus
+from veil.host.devices.virtio.pci import DeviceStatus
 from veil.snp.errors import RmpViolation
 
 PAGE = 4096

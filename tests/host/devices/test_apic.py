@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from veil.host.devices import LocalApic
-from veil.host.devices.apic import Register
+from veil.host.devices.apic.apic import Register
 
 from .fakes import Clock
 

@@ -7,7 +7,7 @@ import pytest
 
 from veil.host.devices import Pit
 from veil.host.devices.bus import IoBus
-from veil.host.devices.pit import PIT_HZ
+from veil.host.devices.legacy.pit import PIT_HZ
 
 from .fakes import Clock
 

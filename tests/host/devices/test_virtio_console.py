@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veil.host.devices import ConsolePort, Platform
-from veil.host.devices.virtio_pci import DeviceStatus
+from veil.host.devices.virtio.pci import DeviceStatus
 
 from .fakes import PAGE, Clock, ConsoleDriver, Memory
 

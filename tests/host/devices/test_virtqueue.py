@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from veil.host.devices import QueueError, Virtqueue
-from veil.host.devices.virtqueue import MAX_CHAIN_BYTES
+from veil.host.devices.virtio.virtqueue import MAX_CHAIN_BYTES
 
 from .fakes import DESC, INDIRECT, NEXT, PAGE, WRITE, Memory, QueueDriver
 

@@ -6,16 +6,16 @@ They guard themselves against the guest: registers, queues and addresses hold wh
 
 from __future__ import annotations
 
-from veil.host.devices.apic import LocalApic
+from veil.host.devices.apic.apic import LocalApic
 from veil.host.devices.channel import ChannelConnection, ChannelDevice
+from veil.host.devices.legacy.pic import Pic
+from veil.host.devices.legacy.pit import Pit
+from veil.host.devices.legacy.rtc import Rtc
+from veil.host.devices.legacy.serial8250 import Serial8250
 from veil.host.devices.pci import PciBus, PciFunction
-from veil.host.devices.pic import Pic
-from veil.host.devices.pit import Pit
 from veil.host.devices.platform import AGENT_PORT, Platform
-from veil.host.devices.rtc import Rtc
-from veil.host.devices.serial8250 import Serial8250
-from veil.host.devices.virtio_console import ConsolePort, VirtioConsole
-from veil.host.devices.virtqueue import DmaMemory, QueueError, Virtqueue
+from veil.host.devices.virtio.console import ConsolePort, VirtioConsole
+from veil.host.devices.virtio.virtqueue import DmaMemory, QueueError, Virtqueue
 
 __all__ = [
     "AGENT_PORT",

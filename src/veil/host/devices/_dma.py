@@ -10,7 +10,7 @@ from veil.snp.errors import RmpViolation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from veil.host.devices.virtqueue import DmaMemory
+    from veil.host.devices.virtio.virtqueue import DmaMemory
 
 __all__ = ["ConfinedMemory"]
 

@@ -11,24 +11,24 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from veil.host.devices._dma import ConfinedMemory
-from veil.host.devices.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
+from veil.host.devices.apic.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
+from veil.host.devices.apic.interrupts import InterruptRouter
+from veil.host.devices.apic.msrs import MsrTable
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
-from veil.host.devices.interrupts import InterruptRouter
-from veil.host.devices.msrs import MsrTable
+from veil.host.devices.legacy.pic import Pic
+from veil.host.devices.legacy.pit import Pit
+from veil.host.devices.legacy.power import PowerControl
+from veil.host.devices.legacy.rtc import RTC_IRQ, Rtc
+from veil.host.devices.legacy.serial8250 import COM1_IRQ, Serial8250
 from veil.host.devices.pci import PciBus
-from veil.host.devices.pic import Pic
-from veil.host.devices.pit import Pit
-from veil.host.devices.power import PowerControl
-from veil.host.devices.rtc import RTC_IRQ, Rtc
-from veil.host.devices.serial8250 import COM1_IRQ, Serial8250
-from veil.host.devices.virtio_console import VirtioConsole
+from veil.host.devices.virtio.console import VirtioConsole
 from veil.host.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from veil.host.devices.virtqueue import DmaMemory
+    from veil.host.devices.virtio.virtqueue import DmaMemory
 
 __all__ = ["AGENT_PORT", "Platform"]
 

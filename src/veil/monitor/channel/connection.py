@@ -22,8 +22,8 @@ from veil.formats.channel import (
 )
 from veil.formats.errors import FormatError
 from veil.formats.roles import Role
-from veil.monitor.channel.requests import User
 from veil.monitor.channel.tls import TlsEnd, TlsFailed
+from veil.monitor.channel.user_requests import User
 
 __all__ = ["HANDSHAKE_BYTES", "Connection", "Rank"]
 

@@ -28,8 +28,8 @@ from veil.monitor.channel.schedule import FRAMES, Budget, Schedule
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
-    from veil.monitor.channel.requests import Requests
     from veil.monitor.channel.tls import TlsEnd
+    from veil.monitor.channel.user_requests import Requests
     from veil.monitor.ghcb import Ghcb
     from veil.snp.view import View
 

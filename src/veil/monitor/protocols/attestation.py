@@ -10,9 +10,9 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from veil.formats.services_manifest import NONCE_BYTES
-from veil.monitor.guest_messages import ReportUnavailable
-from veil.monitor.memory import PAGE
-from veil.monitor.requests import CallError, Request, Result, ResultCode
+from veil.monitor.permissions import PAGE
+from veil.monitor.secure_processor import ReportUnavailable
+from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
 from veil.snp.layouts import check_offsets
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from veil.monitor.attestation import Attestation
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.pages import PageBook
+    from veil.monitor.page_book import PageBook
     from veil.snp.view import View
 
 __all__ = ["AttestationCall", "AttestationProtocol"]

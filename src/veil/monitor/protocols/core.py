@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from veil.monitor.protocols import core_memory, core_vcpu
-from veil.monitor.requests import Request, Result, ResultCode
+from veil.monitor.svsm_call import Request, Result, ResultCode
 
 if TYPE_CHECKING:
     from veil.monitor.state import MonitorState

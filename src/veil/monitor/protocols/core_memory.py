@@ -6,9 +6,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from veil.monitor.memory import GUEST_VMPL, PAGE
-from veil.monitor.pages import Owner
-from veil.monitor.requests import Request, Result, ResultCode
+from veil.monitor.page_book import Owner
+from veil.monitor.permissions import GUEST_VMPL, PAGE
+from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
 

@@ -8,9 +8,9 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from veil.monitor.memory import PAGE, SERVICE_VMPL
-from veil.monitor.pages import Owner
-from veil.monitor.requests import Request, Result, ResultCode
+from veil.monitor.page_book import Owner
+from veil.monitor.permissions import PAGE, SERVICE_VMPL
+from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import Permission, RmpResult
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from veil.formats._offsets import check_offsets
+from veil.formats.offsets import check_offsets
 from veil.snp.layouts.vmcb import Vmcb
 from veil.snp.layouts.vmsa import Vmsa, VmsaSegment
 

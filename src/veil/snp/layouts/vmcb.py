@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 
-from veil.formats._offsets import check_offsets
+from veil.formats.offsets import check_offsets
 
 __all__ = ["Vmcb"]
 

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil logs"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from veil.cli.common import SECONDS, SOME_SECONDS, parse_address
+from veil.cli.evidence import (
+    demands,
+    make_policy,
+    make_roots,
+    parse_time,
+    read_certificates,
+    read_file,
+    read_launch_log,
+    trust_options,
+)
+from veil.cli.logs.export import export, export_options, export_or_say, open_sinks
+from veil.cli.logs.verify import count_findings, failures_are_1, say_findings, verify
+from veil.cli.output import emit_json, say, say_all, tell
+from veil.errors import VeilError
+from veil.formats.printable import printable
+
+if TYPE_CHECKING:
+    from veil.formats.log import LogEntry
+    from veil.remote.attestation.evidence import Attested
+    from veil.remote.log.reader import LogReader, LogState
+
+__all__ = ["logs"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@click.group()
+def logs() -> None:
+    """Audit records that VeilS-LOG keeps where the guest's kernel cannot reach them.
+
+    \b
+      veil serve --listen 127.0.0.1:7700 &
+      veil logs rules --connect 127.0.0.1:7700 --software --measurement DIGEST
+      veil logs fetch --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
+      ausearch -if evidence/audit.log -m EXECVE
+      veil logs verify --to evidence
+      veil logs export --to evidence --directory lines
+      veil logs ack --connect 127.0.0.1:7700 --software --measurement DIGEST --to evidence
+
+    Each connection is attested first, as by `veil attest`. What was verified is remembered in the folder: a log that
+    lost, changed or reordered entries since, or comes from an older state of the machine, is refused.
+    """
+
+
+logs.add_command(verify)
+logs.add_command(export)
+
+
+def _connection_options(function: _Function) -> _Function:
+    options = (
+        click.option("--connect", required=True, metavar="HOST:PORT", help="Where the CVM's host listens."),
+        click.option("--software", is_flag=True, help="Believe this installation's own software machine."),
+        click.option("--launch-log", metavar="FILE", help="What the CVM is expected to be: of veil measure --log."),
+        click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="Where entries go."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return trust_options(function)
+
+
+@contextlib.contextmanager
+def _reader(
+    known: LogState | None,
+    *,
+    needs: str = "--reader",
+    on_attested: Callable[[Attested], None] = lambda _: None,
+    connect: str,
+    software: bool,
+    launch_log: str | None,
+    software_root: str | None,
+    chains: tuple[str, ...],
+    crls: tuple[str, ...],
+    at: str | None,
+    policy_file: str | None,
+    measurements: tuple[str, ...],
+) -> Iterator[LogReader]:
+    """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
+    from veil.formats.channel import Status
+    from veil.formats.errors import FormatError
+    from veil.formats.log import LOG_GUID
+    from veil.installation import owner_fingerprint, user_key
+    from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
+    from veil.remote.log.reader import LogReader
+
+    policy = make_policy(policy_file, ()) if policy_file else Policy()
+    policy = demands(policy, measurements)
+    roots = make_roots(software_root, software=software)
+    certificates = [read_certificates(name) for name in chains]
+    revocations = [read_file(name) for name in crls]
+    when = parse_time(at)
+    try:
+        expected = read_launch_log(launch_log) if launch_log is not None else None
+        if expected is None and not policy.measurement:
+            raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
+        with ChannelClient(SocketTransport.connect(*parse_address(connect)), identity=user_key()) as client:
+            attested = attest(
+                client,
+                policy=policy,
+                roots=roots,
+                certificates=certificates,
+                at=when,
+                crls=revocations,
+                expected=expected,
+            )
+            attested.raise_for_failure()
+            on_attested(attested)
+            manifest = attested.services.get(LOG_GUID)
+            if manifest is None:
+                raise VeilError("this CVM has no VeilS-LOG")
+            yield LogReader(client, manifest, known=known)
+    except RequestFailed as error:
+        if error.status != Status.NOT_ALLOWED:
+            raise
+        raise VeilError(
+            "this CVM was launched for others: it does not allow this to your key. Whoever launches it names your key "
+            f"then: veil serve {needs} {owner_fingerprint().hex()} (the launch digest covers it, and becomes another)"
+        ) from error
+    except FormatError as error:
+        raise VeilError(f"the CVM's answers are unusable: {error}") from error
+
+
+@logs.command()
+@failures_are_1
+@_connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fetch(folder: str, as_json: bool, **connection: Any) -> int:
+    """Fetch and verify the entries that are not in the folder yet.
+
+    The folder gets audit.log, which ausearch and aureport read (-if), and entries.bin with every byte that was hashed.
+    What looks wrong in the new entries is said; `veil logs verify` looks at all of them.
+    """
+    from veil.remote.log.analysis import LogAnalysis
+    from veil.remote.log.folder import LogFolder
+
+    place = LogFolder(Path(folder))
+    with place.lock(), _reader(place.known(), **connection) as reader:
+        analysis = LogAnalysis(first=reader.state.tree.size)
+        head = reader.head()
+        entries = list(reader.fetch(head))
+        count = place.add(entries, reader.state)
+    for entry in entries:
+        analysis.feed(entry)
+    analysis.finish(head)
+    if as_json:
+        found = count_findings(analysis)
+        emit_json({"new_entries": count, "entries": head.size, "dropped": head.dropped, "folder": folder, **found})
+    else:
+        say(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
+        if head.dropped:
+            say(f"{head.dropped} calls of the kernel's found no room in the log")
+        say_findings(analysis, only_trouble=True)
+    return 0
+
+
+@logs.command()
+@failures_are_1
+@_connection_options
+@click.option("--format", "form", type=click.Choice(["audit", "json"]), default="audit", show_default=True)
+@click.option("--seconds", type=SECONDS, metavar="N", help="Stop after so long; by default at Ctrl-C.")
+@click.option(
+    "--interval",
+    type=SOME_SECONDS,
+    default=0.1,
+    show_default=True,
+    metavar="N",
+    help="Seconds between two looks for new entries.",
+)
+@export_options
+def follow(
+    folder: str,
+    form: str,
+    seconds: float | None,
+    interval: float,
+    directory: str | None,
+    otlp: str | None,
+    **connection: Any,
+) -> int:
+    """Fetch, verify and print entries as they come, and export them (see `veil logs export`).
+
+    It looks every tenth of a second (--interval). When an entry is printed it is verified and on the disk, out of the
+    reach of the CVM's host, who could take away what is in the CVM alone. What looks wrong is said on stderr,
+    and first to whom this is connected and from which entry on it follows.
+    """
+    from veil.remote.log.analysis import LogAnalysis
+    from veil.remote.log.folder import LogFolder
+    from veil.remote.log.follow import follow_log
+
+    place = LogFolder(Path(folder))
+    said, failed = 0, ""
+
+    def connected(attested: Attested) -> None:
+        known = place.known()
+        first = known.tree.size if known is not None else 0
+        tell(
+            f"veil: connected to {connection['connect']}, verified ({len(attested.checks)} checks); machine: "
+            f"{attested.machine}; entries from number {first} on come into {folder}"
+        )
+
+    end = None if seconds is None else time.monotonic() + seconds
+    with (
+        place.lock(),
+        open_sinks(place, directory, otlp) as sinks,
+        _reader(place.known(), on_attested=connected, **connection) as reader,
+    ):
+        analysis = LogAnalysis(first=reader.state.tree.size)
+        for head, entries in follow_log(reader, place, interval=interval):
+            failed = export_or_say(place, sinks, failed)
+            for entry in entries:
+                analysis.feed(entry)
+                _print(entry, form)
+            analysis.silence(head.time_ns, head)
+            said = say_findings(analysis, since=said)
+            if end is not None and time.monotonic() >= end:
+                break
+    return 0
+
+
+def _print(entry: LogEntry, form: str) -> None:
+    from veil.remote.log.export import entry_value
+    from veil.remote.log.folder import audit_lines
+
+    if form == "audit":
+        say_all(printable(line[:-1], None) for line in audit_lines(entry))
+    else:
+        emit_json(entry_value(entry), as_line=True)
+
+
+@logs.command()
+@failures_are_1
+@_connection_options
+@click.option("--seconds", type=SECONDS, default=30.0, show_default=True, help="How long to wait for the kernel.")
+@click.argument("file", required=False, metavar="[FILE]")
+def rules(folder: str, seconds: float, file: str | None, **connection: Any) -> int:
+    """Have the guest's kernel load audit rules; for owners of the CVM.
+
+    FILE has lines for `auditctl -R`. Without it the default set is sent: programs that start, modules, privileges, who
+    listens on the network, and writing to /bin, /etc, /lib, /sbin and /usr.
+
+    That they were asked for stands in the log. Whether the kernel has them is the kernel's word; while it is not
+    compromised, its CONFIG_CHANGE records say so too.
+    """
+    from veil.remote.log.audit_rules import default_rules, load_rules
+    from veil.remote.log.folder import LogFolder
+
+    text = read_file(file) if file is not None else default_rules()
+    with _reader(LogFolder(Path(folder)).known(), needs="--owner", **connection) as reader:
+        load_rules(reader, text, seconds=seconds)
+    say("the kernel says that it has loaded the rules")
+    return 0
+
+
+@logs.command()
+@failures_are_1
+@_connection_options
+def ack(folder: str, **connection: Any) -> int:
+    """Let the CVM forget the entries in the folder, which makes room for new ones. Owners of the CVM only."""
+    from veil.remote.log.folder import LogFolder
+
+    place = LogFolder(Path(folder))
+    if place.known() is None:
+        raise VeilError(f"there is no log in {folder}: fetch it first")
+    with place.lock():
+        # What is on the disk, and not what once was, may be forgotten.
+        place.verify()
+        with _reader(place.known(), needs="--owner", **connection) as reader:
+            reader.head()
+            count = reader.acknowledge()
+    say(f"the CVM may forget its first {count} entries")
+    return 0

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the driver, veil.ko, for one of Debian's kernels: headers out of the archive, unpacked into the cache."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from veil.cache import Cache, cache_key
+from veil.disk import refuse_full_disk
+from veil.guest.debian import Apt
+from veil.guest.errors import GuestImageError
+from veil.guest.linux.kernel import Kernel
+from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
+from veil.private_files import copy_file, make_folder, write_new
+
+__all__ = [
+    "DRIVER_COMPILER",
+    "build_driver",
+    "build_intruder",
+    "build_module",
+    "driver_at_hand",
+    "driver_sources",
+    "has_headers",
+]
+
+_HEADERS = "headers"
+_DRIVER = "driver"
+_NAME = "veil"
+_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
+DRIVER_COMPILER = "gcc"
+# No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
+# information would be stripped anyway, but has paths in it, from which the linker's build ID would be computed.
+_FLAGS = (
+    "-g0 -ffile-prefix-map={place}=. -ffile-prefix-map={headers}=/usr -Werror -Wextra -Wno-unused-parameter "
+    "-Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type"
+)
+
+
+def driver_sources() -> dict[str, bytes]:
+    """The driver's files by name."""
+    return _sources("driver/src")
+
+
+def _sources(folder: str) -> dict[str, bytes]:
+    place = files("veil.guest").joinpath(folder)
+    return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h", "Kbuild"))}
+
+
+def has_headers(release: str) -> bool:
+    """Is it (as `uname -r` says it) a kernel for which Debian has headers?"""
+    return _DEBIAN_RELEASE.fullmatch(release) is not None
+
+
+def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
+    """veil.ko for this kernel. Raises GuestImageError."""
+    return build_module(cache, kernel, _NAME, driver_sources(), progress)
+
+
+def driver_at_hand(cache: Cache, release: str) -> Path | None:
+    """veil.ko for the kernel of this release, if it need not be built."""
+    place = at_hand(cache, _DRIVER, _key(release, _NAME, driver_sources()))
+    return place / f"{_NAME}.ko" if place is not None else None
+
+
+def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
+    """intruder.ko: what the demonstration compromises the guest's kernel with. Raises GuestImageError."""
+    return build_module(cache, kernel, "intruder", _sources("intruder"), progress)
+
+
+def build_module(
+    cache: Cache,
+    kernel: Kernel,
+    name: str,
+    sources: Mapping[str, bytes],
+    progress: Callable[[str], None] | None = None,
+) -> bytes:
+    """`name`.ko for this kernel from its files by name, of which one is Kbuild. Raises GuestImageError."""
+    say = progress or (lambda _: None)
+
+    def build(directory: Path) -> Iterable[Path]:
+        headers = _headers(cache, kernel, say)
+        say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
+        work = directory / "source"
+        make_folder(work)
+        for file, data in sources.items():
+            write_new(work / file, data)
+        _make(headers, work, kernel.release, name)
+        copy_file(work / f"{name}.ko", directory / f"{name}.ko")
+        shutil.rmtree(work)
+        return [*programs_of([DRIVER_COMPILER]), *_tools(), cache.manifest(_HEADERS, kernel.release)]
+
+    place = built(cache, _DRIVER, _key(kernel.release, name, sources), build)
+    return (place / f"{name}.ko").read_bytes()
+
+
+def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
+    parts = (part for source in sorted(sources.items()) for part in source)
+    return cache_key(release, _FLAGS, find_program(DRIVER_COMPILER) or "", name, *parts)
+
+
+def _tools() -> list[Path]:
+    """What takes part besides the compiler."""
+    return [Path(path) for path in map(find_program, ("make", "strip", "objcopy")) if path is not None]
+
+
+def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
+    """The folder with the unpacked headers of exactly this kernel."""
+    match = _DEBIAN_RELEASE.fullmatch(kernel.release)
+    if match is None:
+        raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers for it")
+    version = match["version"]
+    # The last is what one of the headers' own tools (objtool) stands on; a small system may not have it.
+    packages = (
+        f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}", "libelf1",
+    )  # fmt: skip
+
+    def build(directory: Path) -> None:
+        say(f"fetching {packages[0]}")
+        apt = Apt(cache)
+        for package in packages:
+            apt.unpack(package, directory)
+
+    return cache.entry(_HEADERS, kernel.release, build) / "usr"
+
+
+def _make(headers: Path, work: Path, release: str, name: str) -> None:
+    """The headers' Makefiles name each other by absolute paths below /usr/src: a copy with links mends that."""
+    if any(character in f"{headers}{work}" for character in " \t:#$%"):
+        raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
+                              "(set XDG_CACHE_HOME)")  # fmt: skip
+    version = release.removesuffix("-cloud-amd64")
+    tree = work / ".headers"
+    shutil.copytree(headers / "src" / f"linux-headers-{release}", tree, symlinks=True)
+    for link, target in (("scripts", "scripts"), ("tools", "tools")):
+        place = tree / link
+        place.unlink(missing_ok=True)
+        place.symlink_to(headers / "lib" / f"linux-kbuild-{version}" / target)
+    (tree / "Makefile").unlink(missing_ok=True)
+    write_new(tree / "Makefile", f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
+    command = [
+        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={DRIVER_COMPILER}",
+        "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
+    ]  # fmt: skip
+    done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
+    if done.returncode or not (work / f"{name}.ko").exists():
+        refuse_full_disk(done.stdout + done.stderr, work)
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
+        reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
+        raise GuestImageError(f"cannot build the driver: {reason}")
+    strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")], work)
+    if strip.returncode:
+        refuse_full_disk(strip.stderr, work)
+        raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
+
+
+def _run(
+    command: list[str], work: Path | None = None, *, libraries: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return run_tool(command, scratch=work, libraries=libraries)
+    except OSError as error:
+        raise GuestImageError(
+            f"cannot build the driver: cannot run {command[0]} (Debian: apt install make gcc binutils)"
+        ) from error

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs out of Debian's packages for the guest: with the loader and the shared libraries that they need, no more."""
+
+import itertools
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from veil.cache import Cache, cache_key
+from veil.guest.debian import Apt
+from veil.guest.elf import is_elf, parse_linking
+from veil.guest.errors import GuestImageError
+from veil.guest.initramfs.archive import Node, unpacked_package
+from veil.private_files import write_new
+
+__all__ = ["debian_programs"]
+
+_LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
+_CLOSURES = "closure"
+_SONAME = re.compile(r"(?P<name>.+?)(?:-(?P<dashed>[\d.]+))?\.so(?:\.(?P<version>\d+))?.*")
+_NAMED_OTHERWISE = {"libz": "zlib1g"}
+
+
+def debian_programs(
+    cache: Cache,
+    packages: Sequence[str],
+    programs: Sequence[str],
+    *,
+    files: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Node]:
+    """Members of the initramfs by path, without a leading slash.
+
+    `programs` (as "usr/sbin/auditctl") come out of `packages`, their libraries (DT_NEEDED, of libraries too) out of
+    these or of what they depend on. `files` are more paths of the packages': files, or folders with all that is below.
+    A package once fetched is used until its cache entry is removed. Raises GuestImageError.
+    """
+    nodes: dict[str, Node] = {}
+    found = _Packages(cache, packages, programs, progress)
+    for name in files:
+        nodes |= found.tree(name)
+    waiting, loaders = list(programs), set()
+    while waiting:
+        name = waiting.pop()
+        if name in nodes:
+            continue
+        data = found.program(name).read_bytes()
+        nodes[name] = Node.file(data, 0o755)
+        if not is_elf(data):
+            continue
+        linking = parse_linking(data, name)
+        if linking.interpreter is not None:
+            waiting.append(linking.interpreter.lstrip("/"))
+            loaders.add(PurePosixPath(linking.interpreter).name)
+        # The C library names the loader as a library too; it is there already.
+        waiting += [f"{_LIBRARIES[0]}/{PurePosixPath(item).name}" for item in linking.needed if item not in loaders]
+    found.remember()
+    return nodes
+
+
+class _Packages:
+    """Unpacked packages: the named ones, and as many of those they depend on as it takes to find a library."""
+
+    def __init__(
+        self, cache: Cache, packages: Sequence[str], programs: Sequence[str], say: Callable[[str], None] | None
+    ) -> None:
+        self._cache = cache
+        self._apt = Apt(cache)
+        self._packages = list(packages)
+        self._say = say
+        self._key = cache_key(*packages, "programs", *programs)
+        self._roots: list[Path] = []
+        self._used: list[str] = []
+        self._rest: list[str] | None = None
+        # What it took the last time: the same packages in the same order, without asking apt.
+        known = cache.lookup(_CLOSURES, self._key)
+        self._known = (known / "packages").read_text().split() if known is not None else []
+        for package in self._known or self._packages:
+            self._use(package)
+
+    def _use(self, package: str) -> None:
+        self._roots.append(unpacked_package(self._cache, package, self._say))
+        self._used.append(package)
+
+    def remember(self) -> None:
+        """Keep which packages it took."""
+        if self._used != self._known:
+            self._cache.remove(_CLOSURES, self._key)
+            text = "".join(f"{package}\n" for package in self._used)
+            self._cache.entry(_CLOSURES, self._key, lambda place: write_new(place / "packages", text))
+
+    def program(self, name: str) -> Path:
+        """A program of the named packages, or a library of anybody's."""
+        path = PurePosixPath(name)
+        is_library = ".so" in path.name
+        places = [f"{folder}/{path.name}" for folder in _LIBRARIES] if is_library else [name]
+        found = self._look(places)
+        if found is None and is_library:
+            found = next((place for _ in self._more(path.name) if (place := self._look(places))), None)
+        if found is None:
+            whom = ", ".join(self._packages)
+            if is_library:
+                raise GuestImageError(f"no package of {whom} or of what they depend on has {path.name}")
+            raise GuestImageError(f"no package of {whom} has {name}")
+        return found
+
+    def _look(self, places: Sequence[str], links: int = 4) -> Path | None:
+        for root, name in itertools.product(self._roots, places):
+            place = root / name
+            if place.is_symlink():
+                # It may lead into another package, and links that begin with "/" mean the guest's root.
+                target = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), place.readlink()))
+                if links and (found := self._look([target.lstrip("/")], links - 1)):
+                    return found
+            elif place.exists():
+                return place
+        return None
+
+    def _more(self, library: str) -> Iterator[None]:
+        """Unpack what the packages depend on, a package after the other, the likely ones first."""
+        if self._rest is None:
+            names = [name for package in self._packages for name in self._apt.dependencies(package)]
+            self._rest = [name for name in dict.fromkeys(names) if name not in self._used and "lib" in name]
+        guess = _package_of(library)
+        for name in sorted(self._rest, key=lambda name: (not name.startswith(guess), name != "libc6")):
+            self._rest.remove(name)
+            self._use(name)
+            yield
+
+    def tree(self, name: str) -> dict[str, Node]:
+        """A file, or a folder's files, of the named packages."""
+        for root in self._roots[: len(self._packages)]:
+            place = root / name
+            if place.is_dir() and not place.is_symlink():
+                members = sorted(path for path in place.rglob("*") if path.is_symlink() or not path.is_dir())
+                return {str(path.relative_to(root)): _node(path) for path in members}
+            if place.is_symlink() or place.exists():
+                return {name: _node(place)}
+        raise GuestImageError(f"no package of {', '.join(self._packages)} has {name}")
+
+
+def _node(path: Path) -> Node:
+    if path.is_symlink():
+        return Node.link(str(path.readlink()))
+    return Node.file(path.read_bytes(), 0o755 if path.stat().st_mode & 0o111 else 0o644)
+
+
+def _package_of(library: str) -> str:
+    """How the name of the package of libssl.so.3 begins: libssl3."""
+    match = _SONAME.fullmatch(library)
+    if match is None:
+        return library
+    if match["name"] in _NAMED_OTHERWISE:
+        return _NAMED_OTHERWISE[match["name"]]
+    version = match["dashed"] or match["version"] or ""
+    between = "-" if match["name"][-1:].isdigit() else ""
+    return f"{match['name']}{between}{version}".lower().replace("_", "-")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's kernel: Debian's own cloud kernel, unmodified, or any x86-64 Linux that the user names."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from veil.cache import Cache, cache_key
+from veil.guest.debian import Apt
+from veil.guest.elf import ElfKernel, is_elf, parse_kernel
+from veil.guest.errors import GuestImageError
+from veil.guest.linux.bzimage import bzimage_release, extract_vmlinux, find_banner, is_bzimage
+from veil.private_files import write_new
+
+DEFAULT_SERIES = "6.12"
+FIRST_SNP_GUEST = (5, 19)
+FIRST_SVSM_GUEST = (6, 11)
+
+_SERIES = re.compile(r"\d+\.\d+")
+_PACKAGES = "kernel"
+_VMLINUX = "vmlinux"
+_MAX_FILE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An uncompressed kernel on disk, with what is known of it."""
+
+    vmlinux: Path
+    release: str
+    banner: str
+    modules: Path | None
+    source: str
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version."""
+        return _version(self.release)
+
+    @property
+    def knows_svsm(self) -> bool:
+        """Whether it can run below VMPL 0, under an SVSM (Linux 6.11, commit series 'Provide SEV-SNP support for
+        running under an SVSM')."""
+        return self.version >= FIRST_SVSM_GUEST
+
+    def load(self) -> ElfKernel:
+        """Its load map."""
+        return parse_kernel(_read(self.vmlinux), self.source)
+
+    def digest(self) -> str:
+        """The SHA-256 of the vmlinux: what of the kernel goes into the key of a snapshot."""
+        return hashlib.sha256(_read(self.vmlinux)).hexdigest()
+
+
+def debian_kernel(
+    cache: Cache, series: str = DEFAULT_SERIES, *, refresh: bool = False, progress: Callable[[str], None] | None = None
+) -> Kernel:
+    """Debian's newest cloud kernel of a series ('6.12', '6.1'), as the configured apt offers it.
+
+    A kernel once fetched is used again without asking apt (so it also works offline) until `refresh` is set.
+    """
+    if not _SERIES.fullmatch(series):
+        raise GuestImageError(f"unknown kernel version {series!r} (Debian's series are named like {DEFAULT_SERIES})")
+    say = progress or (lambda _: None)
+    kept = None if refresh else kept_kernel(cache, series)
+    if kept is None:
+        apt = Apt(cache)
+        package = _newest_offered(apt, series)
+        key = apt.archive_name(package).removesuffix(".deb")
+    else:
+        package, key = kept.split("_")[0], kept
+
+    def build(directory: Path) -> None:
+        say(f"fetching {package}")
+        Apt(cache).unpack(package, directory)
+        if not list((directory / "boot").glob("vmlinuz-*")):
+            raise GuestImageError(f"{package} holds no kernel")
+
+    place = cache.entry(_PACKAGES, key, build)
+    image = next(iter(sorted((place / "boot").glob("vmlinuz-*"))), None)
+    if image is None:
+        # The manifest is sound but names no kernel: an entry of another version of this program.
+        cache.remove(_PACKAGES, key)
+        raise GuestImageError(f"the cached {key} held no kernel and was dropped: try again")
+    return open_kernel(cache, image, source=key, progress=progress)
+
+
+def open_kernel(
+    cache: Cache,
+    path: Path,
+    *,
+    modules: Path | None = None,
+    source: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Kernel:
+    """The kernel in the file `path`, a bzImage or an ELF vmlinux."""
+    name = source or str(path)
+    data = _read(path)
+    if is_elf(data):
+        parse_kernel(data, name)
+        release, banner = _identify(data, None, name)
+        return Kernel(path.resolve(), release, banner, modules or _modules_beside(path, release), name)
+    if not is_bzimage(data):
+        raise GuestImageError(f"{name}: neither a bzImage nor an ELF vmlinux")
+
+    def build(directory: Path) -> None:
+        if progress:
+            progress(f"extracting {name}")
+        vmlinux = extract_vmlinux(data, name)
+        parse_kernel(vmlinux, name)
+        write_new(directory / _VMLINUX, vmlinux)
+        write_new(directory / "banner", "\n".join(_identify(vmlinux, bzimage_release(data), name)))
+
+    place = cache.entry(_VMLINUX, cache_key(data, "1"), build)
+    release, banner = (place / "banner").read_text().split("\n")
+    return Kernel(place / _VMLINUX, release, banner, modules or _modules_beside(path, release), name)
+
+
+def require_bootable(kernel: Kernel, *, monitor: bool) -> None:
+    """Refuse a kernel that is known not to boot as an SNP guest, below VMPL 0 if there is a monitor."""
+    major, minor = kernel.version
+    if kernel.version < FIRST_SNP_GUEST:
+        raise GuestImageError(f"Linux {major}.{minor} ({kernel.source}) cannot be an SEV-SNP guest: 5.19 is the first")
+    if monitor and not kernel.knows_svsm:
+        raise GuestImageError(
+            f"Linux {major}.{minor} ({kernel.source}) knows no SVSM, so it cannot run below VMPL 0 under VeilMon:"
+            " take 6.11 or later, or --no-monitor"
+        )
+
+
+def kept_kernel(cache: Cache, series: str) -> str | None:
+    """The newest kernel package of a series that is in the cache: its key."""
+    pattern = re.compile(rf"linux-image-{re.escape(series)}[.+-][^_]*cloud-amd64_.*")
+    kept = [key for key in cache.keys(_PACKAGES) if pattern.fullmatch(key)]
+    return max(kept, key=_order, default=None)
+
+
+def _newest_offered(apt: Apt, series: str) -> str:
+    pattern = re.compile(rf"linux-image-{re.escape(series)}\.\d[^_]*-cloud-amd64")
+    names = apt.names(r"^linux-image-[0-9].*-cloud-amd64$", pattern)
+    offered = [name for name in names if pattern.fullmatch(name)]
+    if offered:
+        return max(offered, key=_order)
+    known = sorted({match[0] for name in names if (match := _SERIES.search(name))}, key=_order)
+    has = f"it has {', '.join(known)}" if known else "it has none at all"
+    raise GuestImageError(f"unknown kernel version {series}: the configured Debian offers no such cloud kernel ({has})")
+
+
+def _order(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _identify(vmlinux: bytes, release: str | None, name: str) -> tuple[str, str]:
+    found = find_banner(vmlinux)
+    if found is None:
+        raise GuestImageError(f"{name}: unknown kernel version (no 'Linux version' text in it: is it Linux?)")
+    if release and release != found[0]:
+        raise GuestImageError(f"{name}: its header says Linux {release}, its kernel Linux {found[0]}")
+    return found
+
+
+def _version(release: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        raise GuestImageError(f"unknown kernel version {release!r}")
+    return int(match[1]), int(match[2])
+
+
+def _modules_beside(path: Path, release: str) -> Path | None:
+    """The modules of a kernel: in `modules/` beside it, or where an unpacked package or a system has them."""
+    here = path.resolve().parent
+    for place in (here / "modules", here / f"lib/modules/{release}", here.parent / f"lib/modules/{release}",
+                  here.parent / f"usr/lib/modules/{release}"):  # fmt: skip
+        if (place / "kernel").is_dir():
+            return place
+    return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise GuestImageError(f"{path}: too large for a kernel")
+        return path.read_bytes()
+    except OSError as error:
+        raise GuestImageError(f"{path}: cannot read the kernel: {error.strerror}") from error

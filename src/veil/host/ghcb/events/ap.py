@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting and stopping VCPUs (56421, "SNP AP Creation", "AP Reset Hold", "AP Jump Table", "APIC ID List")."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING
+
+from veil.host.events import ApCreationEvent
+from veil.host.ghcb.fields import PAGE, GhcbFault, GhcbReason
+from veil.host.vcpu import VMPLS, Hold, RunState
+
+if TYPE_CHECKING:
+    from veil.host.ghcb.fields import GhcbPage
+    from veil.host.hypervisor import Hypervisor
+    from veil.host.vcpu import Context, Vcpu
+
+__all__ = ["ApRequest", "apic_ids", "creation", "jump_table", "reset_hold"]
+
+_SNP_ACTIVE = 1
+
+
+class ApRequest(enum.IntEnum):
+    """SW_EXITINFO1[15:0] of AP creation."""
+
+    CREATE_ON_INIT = 0
+    CREATE = 1
+    DESTROY = 2
+
+
+def _invalid() -> GhcbFault:
+    return GhcbFault(GhcbReason.INVALID_INPUT)
+
+
+def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """SW_EXITINFO1: APIC ID 63:32, VMPL 19:16, request 15:0; SW_EXITINFO2: the VMSA; RAX: its SEV_FEATURES."""
+    info = ghcb.info1
+    request, vmpl = info & 0xFFFF, info >> 16 & 0xF
+    target = host.vcpu_by_apic_id(info >> 32)
+    if target is None or vmpl >= VMPLS or info & 0xFFF00000:
+        raise _invalid()
+    # A level must not take the VMSA of a more privileged one out of use: with that, a compromised kernel could switch
+    # its monitor off and have its requests answered by nobody, or by a VMSA that it prepared.
+    if vmpl < context.vmpl:
+        raise _invalid()
+    vmsa: int | None = ghcb.info2
+    if request == ApRequest.DESTROY:
+        vmsa = None
+        target.drop_vmsa(vmpl)
+        host.reschedule = True
+    elif request in (ApRequest.CREATE, ApRequest.CREATE_ON_INIT):
+        _check_vmsa(host, vcpu, context, target, vmpl, ghcb)
+        created = target.set_vmsa(vmpl, ghcb.info2)
+        if request == ApRequest.CREATE_ON_INIT:
+            created.on_init = True
+            if target.current is created:
+                target.state = RunState.WAIT_SIPI
+        else:
+            _start(host, vcpu, target, vmpl)
+    else:
+        raise _invalid()
+    if host.on_event is not None:
+        host.on_event(ApCreationEvent(vcpu.index, context.vmpl, target.index, vmpl, vmsa))
+
+
+def _check_vmsa(
+    host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage
+) -> None:
+    # The features themselves are the guest's affair: VMRUN reads them from the VMSA.
+    if not ghcb.rax & _SNP_ACTIVE:
+        raise _invalid()
+    gpa = ghcb.info2
+    if gpa % PAGE or not host.may_name(context, gpa, PAGE) or host.view.is_shared(gpa, PAGE):
+        raise _invalid()
+    # The request's own context would be replaced under its feet.
+    if target is vcpu and vmpl == context.vmpl:
+        raise _invalid()
+
+
+def _start(host: Hypervisor, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
+    """Let the new context run, unless its VCPU is busy at a more privileged level, which will switch to it."""
+    busy = target.state in (RunState.RUNNABLE, RunState.HALTED) and target.vmpl is not None and target.vmpl < vmpl
+    if target is not vcpu and not busy:
+        target.start(vmpl)
+        host.reschedule = True
+
+
+def reset_hold(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """The VCPU waits for a SIPI, which makes SW_EXITINFO2 nonzero."""
+    context.hold = Hold.NAE
+    vcpu.state = RunState.WAIT_SIPI
+
+
+def jump_table(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """SW_EXITINFO1 0: keep SW_EXITINFO2 as the AP jump table's address; 1: tell it."""
+    if ghcb.info1 == 0:
+        host.ap_jump_table = ghcb.info2
+    elif ghcb.info1 == 1:
+        ghcb.result2 = host.ap_jump_table
+    else:
+        raise _invalid()
+
+
+def apic_ids(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """The list of APIC IDs into the RAX pages at SW_EXITINFO1; with too few pages, only how many it takes."""
+    ids = [each.apic_id for each in host.vcpus]
+    data = struct.pack(f"<I{len(ids)}I", len(ids), *ids)
+    needed = -(-len(data) // PAGE)
+    offered = ghcb.rax
+    if offered >= needed:
+        gpa = ghcb.info1
+        if gpa % PAGE or not ghcb.may_use(gpa, needed * PAGE):
+            raise _invalid()
+        ghcb.view.write(gpa, data)
+    ghcb.set_rax(needed)

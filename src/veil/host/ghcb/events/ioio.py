@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""IOIO: port input and output (56421, "IOIO_PROT"; EXITINFO1 as in APM volume 2, 15.10.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veil.host.ghcb.fields import SCRATCH_LIMIT, GhcbFault, GhcbReason
+
+if TYPE_CHECKING:
+    from veil.host.ghcb.fields import GhcbPage
+    from veil.host.hypervisor import Hypervisor
+    from veil.host.vcpu import Context, Vcpu
+
+__all__ = ["IOIO_IN", "IOIO_REP", "IOIO_STRING", "SIZES", "SIZE_MASK", "ioio"]
+
+IOIO_IN = 1
+IOIO_STRING = 1 << 2
+IOIO_REP = 1 << 3
+SIZE_MASK = 7 << 4
+SIZES = {1 << 4: 1, 1 << 5: 2, 1 << 6: 4}
+
+
+def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """One element in RAX, or a string of SW_EXITINFO2 elements in the scratch area."""
+    info = ghcb.info1
+    size = SIZES.get(info & SIZE_MASK)
+    if size is None:
+        raise GhcbFault(GhcbReason.INVALID_INPUT)
+    port = info >> 16 & 0xFFFF
+    host.device_accessed = True
+    if info & IOIO_STRING:
+        _string(host, context.vmpl, ghcb, port, size)
+    elif info & IOIO_IN:
+        ghcb.set_rax(host.platform.io_read(port, size, context.vmpl) & (1 << 8 * size) - 1)
+    else:
+        host.platform.io_write(port, size, ghcb.rax & (1 << 8 * size) - 1, context.vmpl)
+
+
+def _string(host: Hypervisor, vmpl: int, ghcb: GhcbPage, port: int, size: int) -> None:
+    count = ghcb.info2
+    # Before the multiplication by `size` decides about anything: the count is 64 bits of the guest's choice.
+    if count > SCRATCH_LIMIT:
+        raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
+    length = count * size
+    platform = host.platform
+    if ghcb.info1 & IOIO_IN:
+        start = ghcb.scratch_area(length)
+        mask = (1 << 8 * size) - 1
+        data = b"".join((platform.io_read(port, size, vmpl) & mask).to_bytes(size, "little") for _ in range(count))
+        if data:
+            ghcb.view.write(start, data)
+        return
+    data = ghcb.scratch_read(length)
+    for offset in range(0, length, size):
+        platform.io_write(port, size, int.from_bytes(data[offset : offset + size], "little"), vmpl)

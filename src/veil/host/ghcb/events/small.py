@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The small events (56421, table "List of Supported Non-Automatic Events")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veil.host.errors import GuestTerminated, UnsupportedEvent
+from veil.host.termination import termination_words
+
+if TYPE_CHECKING:
+    from veil.host.ghcb.fields import GhcbPage
+    from veil.host.hypervisor import Hypervisor
+    from veil.host.vcpu import Context, Vcpu
+
+__all__ = [
+    "cpuid",
+    "dr7_read",
+    "dr7_write",
+    "hypervisor_features",
+    "monitor",
+    "mwait",
+    "nothing",
+    "rdpmc",
+    "rdtsc",
+    "rdtscp",
+    "terminate",
+    "unsupported",
+    "vmmcall",
+]
+
+_MASK_32 = 0xFFFFFFFF
+_LEAF_XSTATE = 0xD
+_DR7_RESET = 0x400
+#: KVM_ENOSYS: no hypercall is known.
+_NO_SUCH_HYPERCALL = (1 << 64) - 1000
+
+
+def nothing(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """WBINVD and INVD (memory is coherent), NMI complete (no NMI is ever pending)."""
+
+
+def cpuid(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """CPUID of EAX, ECX."""
+    leaf, subleaf = ghcb.rax & _MASK_32, ghcb.rcx & _MASK_32
+    if leaf == _LEAF_XSTATE:
+        ghcb.need_xcr0()
+    eax, ebx, ecx, edx = host.cpuid.answer(leaf, subleaf, vcpu.apic_id)
+    ghcb.set_rax(eax)
+    ghcb.set_rbx(ebx)
+    ghcb.set_rcx(ecx)
+    ghcb.set_rdx(edx)
+
+
+def _tsc(host: Hypervisor, ghcb: GhcbPage) -> None:
+    tsc = host.machine.tsc()
+    ghcb.set_rax(tsc & _MASK_32)
+    ghcb.set_rdx(tsc >> 32 & _MASK_32)
+
+
+def rdtsc(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """The host does not intercept RDTSC, but a guest may ask."""
+    _tsc(host, ghcb)
+
+
+def rdtscp(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """RDTSCP; TSC_AUX belongs to the guest, the host can only guess the usual value."""
+    _tsc(host, ghcb)
+    ghcb.set_rcx(vcpu.index)
+
+
+def rdpmc(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """Performance counters are not modelled: they stand still."""
+    _ = ghcb.rcx
+    ghcb.set_rax(0)
+    ghcb.set_rdx(0)
+
+
+def dr7_read(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """Guests keep DR7 themselves; the host never learns it."""
+    ghcb.set_rax(_DR7_RESET)
+
+
+def dr7_write(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """Breakpoints of a guest whose registers the host cannot set are no use; accepted and ignored, as KVM does."""
+    _ = ghcb.rax
+
+
+def vmmcall(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """There are no hypercalls."""
+    _ = ghcb.rax, ghcb.cpl
+    ghcb.set_rax(_NO_SUCH_HYPERCALL)
+
+
+def monitor(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """MONITOR: nothing is armed."""
+    _ = ghcb.rax, ghcb.rcx, ghcb.rdx
+
+
+def mwait(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """MWAIT may return at any time; a good moment for another VCPU."""
+    _ = ghcb.rax, ghcb.rcx
+    host.reschedule = True
+
+
+def hypervisor_features(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """SW_EXITINFO2 of the answer is the feature bitmap."""
+    ghcb.result2 = host.features
+
+
+def terminate(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """SW_EXITINFO1: reason set 3:0, reason code 11:4."""
+    reason_set, code = ghcb.info1 & 0xF, ghcb.info1 >> 4 & 0xFF
+    raise GuestTerminated(
+        reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl
+    )
+
+
+def unsupported(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+    """The guest met a #VC that it does not know; SW_EXITINFO1 is its error code."""
+    raise UnsupportedEvent(
+        f"the guest cannot handle a #VC with error code {ghcb.info1:#x}; the host intercepts nothing unusual, "
+        "so look for a bug in the guest's #VC handler or in the machine",
+        vcpu=vcpu.index,
+        vmpl=context.vmpl,
+    )

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The GHCB page, as the host reads and answers it (56421, section 3 "GHCB Layout").
+
+This is the host's busiest path: one copy of the page, one `struct` call for the fields that every event has, and as
+few writes as the answer allows.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from veil.host.interfaces import HostMemory
+
+__all__ = ["PAGE", "GhcbFault", "GhcbPage", "GhcbReason", "InjectException", "NaeEvent", "PortAnswer"]
+
+PAGE = 4096
+
+#: The largest scratch area outside of the GHCB page, KVM's bound.
+SCRATCH_LIMIT = 16 * PAGE
+
+_CPL = 0x0CB
+_RAX = 0x1F8
+_RCX = 0x308
+_RDX = 0x310
+_RBX = 0x318
+_EXIT_CODE = 0x390
+_EXIT_INFO_1 = 0x398
+_SCRATCH = 0x3A8
+_VALID_BITMAP = 0x3F0
+_BUFFER = 0x800
+_BUFFER_END = 0xFF0
+_VERSION = 0xFFA
+
+# SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH, XCR0 and the two halves of VALID_BITMAP.
+_EXIT_FIELDS = struct.Struct("<4Q56x3Q")
+_TRAILER = struct.Struct("<HI")
+_TWO = struct.Struct("<2Q")
+_ONE = struct.Struct("<Q")
+
+
+def _bit(offset: int) -> int:
+    return 1 << offset // 8
+
+
+_BIT_CPL = _bit(_CPL)
+_BIT_RAX = _bit(_RAX)
+_BIT_RCX = _bit(_RCX)
+_BIT_RDX = _bit(_RDX)
+_BIT_RBX = _bit(_RBX)
+_BIT_SCRATCH = _bit(_SCRATCH)
+_BIT_XCR0 = _bit(0x3E8)
+_BITS_ANSWER = _bit(_EXIT_INFO_1) | _bit(0x3A0)
+_BITS_REQUIRED = _bit(_EXIT_CODE) | _BITS_ANSWER
+
+_MASK_64 = (1 << 64) - 1
+
+
+class NaeEvent(enum.IntEnum):
+    """SW_EXITCODE (56421, table "List of Supported Non-Automatic Events")."""
+
+    DR7_READ = 0x27
+    DR7_WRITE = 0x37
+    RDTSC = 0x6E
+    RDPMC = 0x6F
+    CPUID = 0x72
+    INVD = 0x76
+    IOIO = 0x7B
+    MSR = 0x7C
+    VMMCALL = 0x81
+    RDTSCP = 0x87
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
+    MMIO_READ = 0x80000001
+    MMIO_WRITE = 0x80000002
+    NMI_COMPLETE = 0x80000003
+    AP_RESET_HOLD = 0x80000004
+    AP_JUMP_TABLE = 0x80000005
+    PAGE_STATE_CHANGE = 0x80000010
+    GUEST_REQUEST = 0x80000011
+    EXTENDED_GUEST_REQUEST = 0x80000012
+    AP_CREATION = 0x80000013
+    HV_DOORBELL = 0x80000014
+    HV_IPI = 0x80000015
+    HV_TIMER = 0x80000016
+    APIC_IDS = 0x80000017
+    RUN_VMPL = 0x80000018
+    HV_FEATURES = 0x8000FFFD
+    TERMINATE = 0x8000FFFE
+    UNSUPPORTED = 0x8000FFFF
+
+
+class GhcbReason(enum.IntEnum):
+    """SW_EXITINFO2 when SW_EXITINFO1 is 2 (56421, section 4.1)."""
+
+    NOT_REGISTERED = 1
+    INVALID_USAGE = 2
+    INVALID_SCRATCH_AREA = 3
+    MISSING_INPUT = 4
+    INVALID_INPUT = 5
+    INVALID_EVENT = 6
+
+
+class GhcbFault(Exception):
+    """The request is malformed: SW_EXITINFO1 is 2."""
+
+    def __init__(self, reason: GhcbReason) -> None:
+        self.reason = reason
+        super().__init__(reason.name)
+
+
+class InjectException(Exception):
+    """The guest shall take #GP or #UD for the instruction: SW_EXITINFO1 is 1."""
+
+    def __init__(self, vector: int, error_code: int | None = None) -> None:
+        self.vector = vector
+        self.error_code = error_code
+        super().__init__(vector)
+
+
+class GhcbPage:
+    """One request, copied from the page, and the answer to it.
+
+    Inputs are checked against VALID_BITMAP as they are used.
+    """
+
+    __slots__ = (
+        "_bits", "_outputs", "exit_code", "gpa", "info1", "info2", "may_use", "raw", "result2", "scratch", "view",
+        "xcr0",
+    )  # fmt: skip
+
+    exit_code: int
+    info1: int
+    info2: int
+    scratch: int
+    xcr0: int
+
+    def __init__(self, view: HostMemory, gpa: int, may_use: Callable[[int, int], bool]) -> None:
+        """`may_use`: is a range shared memory that who asks may name?"""
+        self.view = view
+        self.may_use = may_use
+        self.gpa = gpa
+        self.raw = raw = view.read(gpa, PAGE)
+        self.exit_code, self.info1, self.info2, self.scratch, self.xcr0, low, high = _EXIT_FIELDS.unpack_from(
+            raw, _EXIT_CODE
+        )
+        self._bits: int = low | high << 64
+        self._outputs: list[tuple[int, int]] | None = None
+        #: SW_EXITINFO2 of a successful answer
+        self.result2 = 0
+
+    # Inputs
+
+    def check_header(self, version_min: int, version_max: int) -> None:
+        """What must hold for every event."""
+        version, usage = _TRAILER.unpack_from(self.raw, _VERSION)
+        if usage:
+            raise GhcbFault(GhcbReason.INVALID_USAGE)
+        if self._bits & _BITS_REQUIRED != _BITS_REQUIRED:
+            raise GhcbFault(GhcbReason.MISSING_INPUT)
+        if not version_min <= version <= version_max:
+            raise GhcbFault(GhcbReason.INVALID_INPUT)
+
+    def _register(self, offset: int, bit: int) -> int:
+        if not self._bits & bit:
+            raise GhcbFault(GhcbReason.MISSING_INPUT)
+        value: int = _ONE.unpack_from(self.raw, offset)[0]
+        return value
+
+    @property
+    def rax(self) -> int:
+        """RAX, required."""
+        return self._register(_RAX, _BIT_RAX)
+
+    @property
+    def rbx(self) -> int:
+        """RBX, required."""
+        return self._register(_RBX, _BIT_RBX)
+
+    @property
+    def rcx(self) -> int:
+        """RCX, required."""
+        return self._register(_RCX, _BIT_RCX)
+
+    @property
+    def rdx(self) -> int:
+        """RDX, required."""
+        return self._register(_RDX, _BIT_RDX)
+
+    @property
+    def cpl(self) -> int:
+        """CPL, required."""
+        if not self._bits & _BIT_CPL:
+            raise GhcbFault(GhcbReason.MISSING_INPUT)
+        return self.raw[_CPL]
+
+    def need_xcr0(self) -> int:
+        """XCR0, required."""
+        if not self._bits & _BIT_XCR0:
+            raise GhcbFault(GhcbReason.MISSING_INPUT)
+        return self.xcr0
+
+    def scratch_area(self, length: int) -> int:
+        """The address of the scratch area, good for `length` bytes.
+
+        In the GHCB page it must lie within the shared buffer: an area over the save area would let an answer's data
+        overwrite the answer. Elsewhere it must be shared memory: the host cannot use private pages, and must not be
+        talked into reading ciphertext as data. And it must not be a more privileged level's: the host would write
+        over what VeilMon says, or hears.
+        """
+        if not self._bits & _BIT_SCRATCH:
+            raise GhcbFault(GhcbReason.MISSING_INPUT)
+        start = self.scratch
+        if start & -PAGE == self.gpa:
+            offset = start - self.gpa
+            if offset < _BUFFER or offset + length > _BUFFER_END:
+                raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
+        elif not start or length > SCRATCH_LIMIT or not self.may_use(start, length):
+            raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
+        return start
+
+    def scratch_read(self, length: int) -> bytes:
+        """A copy of the scratch area's first bytes."""
+        start = self.scratch_area(length)
+        if start & -PAGE == self.gpa:
+            offset = start - self.gpa
+            return self.raw[offset : offset + length]
+        return self.view.read(start, length) if length else b""
+
+    # The answer
+
+    def _output(self, offset: int, bit: int, value: int) -> None:
+        if self._outputs is None:
+            self._outputs = []
+            self._bits = 0
+        self._outputs.append((offset, value & _MASK_64))
+        self._bits |= bit
+
+    def set_rax(self, value: int) -> None:
+        """RAX of the answer. Reading inputs ends with the first output."""
+        self._output(_RAX, _BIT_RAX, value)
+
+    def set_rbx(self, value: int) -> None:
+        """RBX of the answer."""
+        self._output(_RBX, _BIT_RBX, value)
+
+    def set_rcx(self, value: int) -> None:
+        """RCX of the answer."""
+        self._output(_RCX, _BIT_RCX, value)
+
+    def set_rdx(self, value: int) -> None:
+        """RDX of the answer."""
+        self._output(_RDX, _BIT_RDX, value)
+
+    def finish(self, result1: int = 0, result2: int = 0) -> None:
+        """Write the answer: the registers set, SW_EXITINFO1 and 2, and which of them are valid."""
+        bits = _BITS_ANSWER
+        view, gpa, raw = self.view, self.gpa, self.raw
+        if self._outputs is not None and result1 == 0:
+            bits |= self._bits
+            for offset, value in self._outputs:
+                view.write(gpa + offset, _ONE.pack(value))
+        # One write over SW_EXITINFO1 to VALID_BITMAP: what lies between keeps the guest's values.
+        view.write(
+            gpa + _EXIT_INFO_1,
+            _TWO.pack(result1, result2) + raw[_SCRATCH:_VALID_BITMAP] + _TWO.pack(bits & _MASK_64, bits >> 64),
+        )
+
+
+class PortAnswer:
+    """What IN and OUT of one element need of the page: by far the most frequent request gets precomputed answers."""
+
+    #: SW_EXITCODE to VALID_BITMAP, at `FIELDS_AT`
+    FIELDS = _EXIT_FIELDS
+    FIELDS_AT = _EXIT_CODE
+    TRAILER = _TRAILER
+    TRAILER_AT = _VERSION
+    RAX = _ONE
+    RAX_AT = _RAX
+    #: of the halves of VALID_BITMAP
+    RAX_VALID = _BIT_RAX
+    REQUIRED = _BITS_REQUIRED >> 64
+    #: the answer starts here: success, the guest's own bytes up to the bitmap, a bitmap
+    ANSWER_AT = _EXIT_INFO_1
+    SUCCESS = bytes(16)
+    KEPT = slice(_SCRATCH, _VALID_BITMAP)
+    OUT_BITMAP = _TWO.pack(_BITS_ANSWER & _MASK_64, _BITS_ANSWER >> 64)
+    IN_BITMAP = _TWO.pack((_BITS_ANSWER | _BIT_RAX) & _MASK_64, _BITS_ANSWER >> 64)

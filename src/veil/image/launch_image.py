@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The launch image: every page that the secure processor loads and measures, in order (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from veil.formats.launch_digest import LaunchLog, LogEntry
+from veil.guest.elf import ElfKernel
+from veil.guest.linux import layout as guest_layout
+from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
+from veil.guest.linux.boot import Region as GuestRegion
+from veil.guest.linux.boot import RegionKind as GuestKind
+from veil.guest.linux.firmware import accept_memory
+from veil.host import LaunchRegion, ProtectedRange, RegionKind
+from veil.monitor import MonitorParameters
+from veil.services.parameters import ServiceParameters
+from veil.snp.cpuid import CpuidEntryValues
+from veil.snp.hosted import hosted_header, pack_sources
+from veil.snp.layouts import Vmsa, VmsaSegment
+
+__all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image", "hosted_programs"]
+
+_PAGE = 4096
+_MIB = 1 << 20
+_REGION_UNIT = 2 * _MIB
+_MONITOR_SIZE = 2 * _MIB
+
+_ENTRY = "veil.monitor:VeilMon"
+_PACKAGES = ("veil.formats", "veil.monitor")
+
+# Offsets in the monitor's region.
+_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GUEST_VMSA = (number * _PAGE for number in range(7))
+_VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
+_SHARED_SIZE = _ARCHIVE - _SHARED
+# Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
+_SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, _PAGE, 2 * _PAGE
+_MAILBOX_SIZE = 0x40000
+_CODE = _MAILBOX + _MAILBOX_SIZE
+
+_SEV_FEATURES = 1  # SNP active
+_SVME = 1 << 12
+
+
+@dataclass(frozen=True)
+class ServicesImage:
+    """The program of the services' domain: its class, "package.module:Class", the packages that are measured, settings
+    for each service by name, and how much memory the services have together (whole pages)."""
+
+    entry: str
+    packages: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    memory: int = 0
+
+    def region_size(self) -> int:
+        """Bytes, a multiple of 2 MiB."""
+        archive = -(-len(pack_sources(self.packages)) // _PAGE) * _PAGE
+        return -(-(_CODE + _PAGE + archive + self.memory) // _REGION_UNIT) * _REGION_UNIT
+
+
+_LOG_MEMORY = 16 * _MIB
+_LOG_SMALLEST = 64 << 10
+
+
+def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt") -> ServicesImage:
+    """Veil's own services. `log_memory`: bytes, rounded up to whole pages, at least 64 KiB; `log_full`:
+    "halt" or "drop" (docs/log.md)."""
+    log_memory = max(_LOG_SMALLEST, -(-log_memory // _PAGE) * _PAGE)
+    return ServicesImage(
+        "veil.services.protected:ProtectedServices",
+        ("veil.formats", "veil.services"),
+        {"log": {"memory": log_memory, "full": log_full}},
+        memory=log_memory,
+    )
+
+
+#: The same, as they are if nobody chooses otherwise.
+PROTECTED_SERVICES = protected_services()
+
+
+def hosted_programs(services: ServicesImage | None) -> dict[str, tuple[str, ...]]:
+    """Entry -> packages of the programs in an image: what may be resumed of a snapshot (`Machine.restore`)."""
+    return {_ENTRY: _PACKAGES} | ({services.entry: services.packages} if services is not None else {})
+
+
+@dataclass(frozen=True)
+class LaunchImage:
+    """What the host launches."""
+
+    regions: tuple[LaunchRegion, ...]
+    protected: tuple[ProtectedRange, ...]
+    """The monitor's region and the services'; none without a monitor. The host refuses what others ask about them."""
+    command_line: str
+
+    def digest(self) -> bytes:
+        """The launch digest that a guest with this image reports (48 bytes), computed without launching."""
+        return self.log().digest()
+
+    def log(self) -> LaunchLog:
+        """Every page of it, by name."""
+        return LaunchLog(
+            tuple(
+                LogEntry.of(region.name, region.gpa, int(region.kind), region.data.ljust(region.length, b"\0"))
+                for region in self.regions
+            )
+        )
+
+
+def build_image(
+    kernel: ElfKernel,
+    initramfs: bytes,
+    command_line: str,
+    *,
+    memory: int,
+    vcpus: int,
+    monitor: bool,
+    cpuid: Sequence[CpuidEntryValues],
+    owners: Sequence[bytes] = (),
+    readers: Sequence[bytes] = (),
+    services: ServicesImage | None = None,
+) -> LaunchImage:
+    """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
+
+    `owners` and `readers` are SHA-256 of the public keys of users whom the secure channel lets do more than attest
+    (`veil.formats.roles`).
+    """
+    kept = _MONITOR_SIZE + (services.region_size() if services is not None else 0) if monitor else 0
+    linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
+    table = _cpuid_page(cpuid)
+    regions = [_guest_region(region, table) for region in linux.regions]
+    if linux.layout.monitor is None:
+        loader = _accept_region(linux, regions)
+        regions.append(loader)
+        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
+        regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
+        return LaunchImage(tuple(regions), (), command_line)
+    base = linux.layout.monitor.start
+    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
+    protected = [ProtectedRange(base, _MONITOR_SIZE, vmpl=0)]
+    if services is not None:
+        protected.append(ProtectedRange(base + _MONITOR_SIZE, kept - _MONITOR_SIZE, vmpl=1))
+    return LaunchImage(tuple(regions), tuple(protected), command_line)
+
+
+def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
+    """The kernel expects all memory validated; without a monitor a few instructions before it see to that."""
+    own = guest_layout.CALLING_AREA + _PAGE
+    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CALLING_AREA, 2 * _PAGE)])
+    free: list[tuple[int, int]] = []
+    for piece in linux.layout.ram:
+        at = piece.start
+        for gpa, size in taken:
+            if piece.start <= gpa < piece.end:
+                if gpa > at:
+                    free.append((at, gpa))
+                at = gpa + size
+        if at < piece.end:
+            free.append((at, piece.end))
+    return LaunchRegion(own, RegionKind.NORMAL, accept_memory(free, linux.registers.rip), name="memory stub")
+
+
+def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
+    gpa, name = region.gpa, region.name
+    if region.kind == GuestKind.SECRETS:
+        return LaunchRegion(gpa, RegionKind.SECRETS, size=_PAGE, name=name)
+    if region.kind == GuestKind.CPUID:
+        return LaunchRegion(gpa, RegionKind.CPUID, table, name=name)
+    if region.kind == GuestKind.ZERO:
+        return LaunchRegion(gpa, RegionKind.ZERO, size=len(region.data), name=name)
+    return LaunchRegion(gpa, RegionKind.NORMAL, region.data, name=name)
+
+
+def _monitor_regions(
+    linux: LinuxBoot,
+    base: int,
+    vcpus: int,
+    table: bytes,
+    guest: Sequence[LaunchRegion],
+    owners: Sequence[bytes],
+    readers: Sequence[bytes],
+    services: ServicesImage | None,
+) -> list[LaunchRegion]:
+    archive = pack_sources(_PACKAGES)
+    size = ctypes.sizeof(MonitorParameters)
+    pieces: list[LaunchRegion] = [
+        LaunchRegion(
+            base + _HEADER,
+            RegionKind.NORMAL,
+            hosted_header(_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
+            name="VeilMon",
+        ),
+        LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
+        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=_PAGE, name="secrets"),
+        LaunchRegion(base + _CPUID, RegionKind.CPUID, table, name="CPUID page"),
+        LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive, name="VeilMon"),
+    ]
+    own, code = base + _MONITOR_SIZE, (0, 0)
+    if services is not None:
+        added = _service_regions(services, own, vcpus)
+        pieces += added
+        code = (own + _CODE, added[-1].gpa + added[-1].length - (own + _CODE))
+    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
+    launched = _merge(
+        [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, _PAGE)]
+    )
+    parameters = MonitorParameters.make(
+        vcpus=vcpus,
+        ram=[(piece.start, piece.size) for piece in linux.layout.ram],
+        launched=launched,
+        monitor=(base, _MONITOR_SIZE),
+        services=(own, services.region_size()) if services is not None else (0, 0),
+        service_code=code,
+        service_vmsas_gpa=base + _SERVICE_VMSAS,
+        mailbox_gpa=own + _MAILBOX,
+        mailbox_size=_MAILBOX_SIZE,
+        blocks_gpa=own + _BLOCKS,
+        header_gpa=base + _HEADER,
+        secrets_gpa=base + _SECRETS,
+        cpuid_gpa=base + _CPUID,
+        ghcb_gpa=base + _GHCBS,
+        shared=(base + _SHARED, _SHARED_SIZE),
+        cpuid_digest=hashlib.sha256(table).digest(),
+        owners=owners,
+        readers=readers,
+        monitor_vmsas_gpa=base + _VMSAS,
+        template_gpa=base + _TEMPLATE,
+        guest_vmsa_gpa=base + _GUEST_VMSA,
+        guest_secrets_gpa=linux.secrets,
+        guest_cpuid_gpa=linux.cpuid,
+        guest_caa_gpa=linux.calling_area,
+    )
+    pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters), name="parameters"))
+    return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
+
+
+def _service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
+    """Parameters, then the program: header and archive. Their memory follows."""
+    archive = pack_sources(services.packages)
+    archive_gpa = own + _CODE + _PAGE
+    memory = archive_gpa + -(-len(archive) // _PAGE) * _PAGE
+    parameters = bytes(
+        ServiceParameters.make(
+            {name: dict(settings) for name, settings in services.settings.items()},
+            vcpus=vcpus,
+            mailbox_gpa=own + _MAILBOX,
+            mailbox_size=_MAILBOX_SIZE,
+            blocks_gpa=own + _BLOCKS,
+            memory_gpa=memory,
+            memory_size=own + services.region_size() - memory,
+        )
+    )
+    header = hosted_header(
+        services.entry,
+        archive=(archive_gpa, len(archive)),
+        parameters=(own + _SERVICE_PARAMETERS, len(parameters)),
+    )
+    return [
+        LaunchRegion(own + _SERVICE_PARAMETERS, RegionKind.NORMAL, parameters, name="service settings"),
+        LaunchRegion(own + _CODE, RegionKind.NORMAL, header, name="services"),
+        LaunchRegion(archive_gpa, RegionKind.NORMAL, archive, name="services"),
+    ]
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for gpa, size in sorted(ranges):
+        if merged and merged[-1][0] + merged[-1][1] == gpa:
+            merged[-1] = (merged[-1][0], merged[-1][1] + size)
+        else:
+            merged.append((gpa, size))
+    return merged
+
+
+def _cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
+    """56860, table "CPUID Function" page."""
+    body = b"".join(
+        struct.pack("<2I2Q4IQ", item.leaf, item.subleaf, 0, 0, item.eax, item.ebx, item.ecx, item.edx, 0)
+        for item in entries
+    )
+    return (struct.pack("<IIQ", len(entries), 0, 0) + body).ljust(_PAGE, b"\0")
+
+
+def _segment(state: SegmentState) -> VmsaSegment:
+    return VmsaSegment(state.selector, state.attributes, state.limit, state.base)
+
+
+def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
+    vmsa = Vmsa(vmpl=vmpl, sev_features=_SEV_FEATURES)
+    vmsa.cs = _segment(registers.cs)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(vmsa, name, _segment(registers.data))
+    for name in ("gdtr", "idtr", "ldtr", "tr"):
+        setattr(vmsa, name, _segment(getattr(registers, name)))
+    for name in (
+        "rip", "rsi", "rsp", "cr3", "cr0", "cr4", "efer", "rflags", "dr6", "dr7", "g_pat", "xcr0", "mxcsr",
+    ):  # fmt: skip
+        setattr(vmsa, name, getattr(registers, name))
+    vmsa.x87_fcw, vmsa.x87_ftw = registers.fcw, registers.ftw
+    return bytes(vmsa).ljust(_PAGE, b"\0")
+
+
+def _monitor_vmsa(header_gpa: int) -> bytes:
+    """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
+    vmsa = Vmsa(
+        vmpl=0, sev_features=_SEV_FEATURES, rip=header_gpa, efer=_SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0, dr7=0x400,
+        g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
+    )  # fmt: skip
+    return bytes(vmsa).ljust(_PAGE, b"\0")

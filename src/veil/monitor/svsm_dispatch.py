@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One call of the kernel's: from its VMSA and calling area to the answer (58019, section 5, "Calling Convention")."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
+from veil.snp.errors import RmpViolation
+from veil.snp.exit_codes import ExitCode
+from veil.snp.layouts import Vmsa
+from veil.snp.rmp import FAULT_SIZEM
+
+if TYPE_CHECKING:
+    from veil.monitor.domains import VcpuContexts
+    from veil.monitor.state import MonitorState
+    from veil.snp.view import View
+
+__all__ = ["Served", "Unfinished", "answer", "finish"]
+
+_VMGEXIT = int(ExitCode.VMGEXIT)
+_SVME = 1 << 12
+
+# The part of a VMSA that a call needs, from EFER to the exit code, is copied at once; offsets into the copy follow.
+_EFER = Vmsa.efer.offset
+_RAX = Vmsa.rax.offset
+_RCX = Vmsa.rcx.offset
+_RDX = Vmsa.rdx.offset
+_R8 = Vmsa.r8.offset
+_R9 = Vmsa.r9.offset
+_PART = Vmsa.guest_exit_code.offset + 8 - _EFER
+_EXIT_CODE_AT = Vmsa.guest_exit_code.offset - _EFER
+_RAX_AT = _RAX - _EFER
+_RCX_AT = _RCX - _EFER
+_R8_AT = _R8 - _EFER
+_ONE = struct.Struct("<Q").unpack_from
+_TWO = struct.Struct("<2Q").unpack_from
+assert _RDX == _RCX + 8
+assert _R9 == _R8 + 8
+
+_UNSUPPORTED_PROTOCOL = Result(ResultCode.UNSUPPORTED_PROTOCOL)
+_INVALID_ADDRESS = Result(ResultCode.INVALID_ADDRESS)
+
+
+class Served(enum.Enum):
+    """What `answer` found."""
+
+    NO_CALL = enum.auto()
+    DONE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A call whose answer needs the host: `finish` it."""
+
+    vmsa: int
+    efer: int
+    steps: Generator[None, None, Result]
+
+
+def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfinished | RmpViolation:
+    """Serve the call of this VCPU's kernel context, if it made one.
+
+    Returns a refusal that the host must mend (a 2 MiB RMP entry to split) before the call can go on: the call is
+    pending again then, and serving it starts over.
+    """
+    vmsa, caa = vcpu.guest_vmsa, vcpu.caa
+    if vmsa is None or caa is None:
+        return Served.NO_CALL
+    part = view.read(vmsa + _EFER, _PART)
+    # The host may come here by itself at any time: without a VMGEXIT, and without a call pending, there is none.
+    if _ONE(part, _EXIT_CODE_AT)[0] != _VMGEXIT or not view.exchange_u8(caa, 0):
+        return Served.NO_CALL
+    efer: int = _ONE(part, 0)[0]
+    # The host must not run the caller while its registers are half written.
+    view.write_u64(vmsa + _EFER, efer & ~_SVME)
+    rax: int = _ONE(part, _RAX_AT)[0]
+    protocol = rax >> 32
+    handler = state.protocols.get(protocol)
+    result = _UNSUPPORTED_PROTOCOL
+    try:
+        if handler is not None:
+            request = Request(vcpu.apic_id, protocol, rax & 0xFFFFFFFF, *_TWO(part, _RCX_AT), *_TWO(part, _R8_AT))
+            answered = handler.call(request)
+            if not isinstance(answered, Result):
+                return Unfinished(vmsa, efer, answered)
+            result = answered
+    except CallError as error:
+        result = Result(error.code)
+    except RmpViolation as violation:
+        if violation.fault & FAULT_SIZEM:
+            view.exchange_u8(caa, 1)
+            return violation
+        # An address of the caller's that is not its validated memory.
+        result = _INVALID_ADDRESS
+    _write_back(view, vmsa, efer, result)
+    return Served.DONE
+
+
+def finish(view: View, call: Unfinished) -> Generator[None, None, None]:
+    """Take a call to its end. The caller cannot run meanwhile, nor can its VMSA be deleted: it runs on no VCPU."""
+    try:
+        result = yield from call.steps
+    except CallError as error:
+        result = Result(error.code)
+    except RmpViolation:
+        result = _INVALID_ADDRESS
+    _write_back(view, call.vmsa, call.efer, result)
+
+
+def _write_back(view: View, vmsa: int, efer: int, result: Result) -> None:
+    code, rcx, rdx, r8, r9 = result
+    view.write_u64(vmsa + _RAX, code)
+    if rcx is not None:
+        view.write_u64(vmsa + _RCX, rcx)
+    if rdx is not None:
+        view.write_u64(vmsa + _RDX, rdx)
+    if r8 is not None:
+        view.write_u64(vmsa + _R8, r8)
+    if r9 is not None:
+        view.write_u64(vmsa + _R9, r9)
+    view.write_u64(vmsa + _EFER, efer | _SVME)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a channel to somebody unknown to a channel that ends in a CVM whose every byte is known.
+
+The other end proves in the TLS handshake that it has a key. A report, made by the chip for VMPL 0, binds our nonce and
+VeilMon's services manifest, in which that key stands; so the key is VeilMon's own and made in this boot, the report is
+none of yesterday, and nobody sits in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from veil.formats.attestation_report import AttestationReport
+from veil.formats.channel import Status
+from veil.formats.errors import FormatError
+from veil.formats.launch_digest import LaunchLog
+from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, parse_manifest
+from veil.remote.attestation.certificates import CertificateChain
+from veil.remote.attestation.checks import Check, Checklist
+from veil.remote.attestation.policy import Policy
+from veil.remote.attestation.roots import TrustedRoots
+from veil.remote.attestation.verify import Verification, verify_report
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.remote.errors import RemoteError, VerificationFailed
+
+__all__ = ["Attested", "Evidence", "ask_for_evidence", "attest", "check_evidence"]
+
+#: Calls of CHANNEL_SERVICE.
+_ATTEST = 1
+_LENGTHS = struct.Struct("<III")
+_MONITOR_VMPL = 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the other end answered: nothing of it is verified."""
+
+    report: bytes
+    manifest: bytes
+    certificates: bytes
+
+
+@dataclass(frozen=True)
+class Attested:
+    """The outcome: the report's own checks and those that tie it to this channel."""
+
+    verification: Verification
+    channel_checks: tuple[Check, ...]
+    services: Mapping[uuid.UUID, bytes]
+    """Each protected service's claims, by GUID; empty unless every check succeeded: a report that nobody signed binds
+    anything."""
+    server_key: bytes
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All checks."""
+        return (*self.channel_checks, *self.verification.checks)
+
+    @property
+    def ok(self) -> bool:
+        """Did every check succeed?"""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that did not."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    @property
+    def machine(self) -> str:
+        """As `Verification.machine`."""
+        return self.verification.machine
+
+    def raise_for_failure(self) -> None:
+        """VerificationFailed unless all is well."""
+        if not self.ok:
+            raise VerificationFailed("; ".join(f"{check.name}: {check.words}" for check in self.failures))
+
+
+def attest(
+    client: ChannelClient,
+    *,
+    policy: Policy,
+    roots: TrustedRoots | None = None,
+    certificates: Sequence[bytes] = (),
+    at: datetime.datetime | None = None,
+    crls: Sequence[bytes] = (),
+    expected: LaunchLog | None = None,
+    host_log: LaunchLog | None = None,
+) -> Attested:
+    """Ask for evidence with a fresh nonce, and check all of it.
+
+    `policy` should name the launch digests that are good; one is added from `expected` if that is given. `certificates`
+    (DER or PEM) stand in for those that the host gives. `host_log` is what the host says it launched: see
+    `check_evidence`. Raises RemoteError if there is nothing to check.
+    """
+    nonce = os.urandom(NONCE_BYTES)
+    evidence = ask_for_evidence(client, nonce)
+    return check_evidence(
+        evidence,
+        nonce,
+        client.server_key,
+        policy=policy,
+        roots=roots,
+        certificates=certificates,
+        at=at,
+        crls=crls,
+        expected=expected,
+        host_log=host_log,
+    )
+
+
+def ask_for_evidence(client: ChannelClient, nonce: bytes) -> Evidence:
+    """Report, manifest and certificates for a nonce of 64 bytes."""
+    try:
+        body = client.request(CHANNEL_SERVICE, _ATTEST, nonce)
+    except RequestFailed as error:
+        if error.status == Status.UNAVAILABLE:
+            raise RemoteError(f"the CVM has no report: {error}") from error
+        raise
+    if len(body) < _LENGTHS.size:
+        raise FormatError("the attestation's answer is cut short")
+    lengths = _LENGTHS.unpack_from(body)
+    if sum(lengths) != len(body) - _LENGTHS.size:
+        raise FormatError(f"the attestation's answer of {len(body)} bytes claims parts of {lengths}")
+    parts, at = [], _LENGTHS.size
+    for length in lengths:
+        parts.append(body[at : at + length])
+        at += length
+    return Evidence(*parts)
+
+
+def check_evidence(
+    evidence: Evidence,
+    nonce: bytes,
+    server_key: bytes,
+    *,
+    policy: Policy,
+    roots: TrustedRoots | None = None,
+    certificates: Sequence[bytes] = (),
+    at: datetime.datetime | None = None,
+    crls: Sequence[bytes] = (),
+    expected: LaunchLog | None = None,
+    host_log: LaunchLog | None = None,
+) -> Attested:
+    """Check evidence that somebody brought for a nonce of ours and the key `server_key` (DER SubjectPublicKeyInfo).
+
+    A launch digest that is not the expected one does not tell what was changed. `host_log` does, if it leads to the
+    digest in the report; otherwise the host lies about it.
+    """
+    kind = AttestationReport.parse(evidence.report).signing_key
+    if certificates:
+        chain = CertificateChain.parse(*certificates, kind=kind)
+    else:
+        chain = CertificateChain.from_certificate_table(evidence.certificates, kind=kind)
+    policy = policy.replace(vmpl=_MONITOR_VMPL)
+    if expected is not None:
+        policy = policy.replace(measurement=(*policy.measurement, expected.digest()))
+    verification = verify_report(evidence.report, chain, policy=policy, roots=roots, at=at, crls=crls)
+    checks = Checklist()
+    bound = verification.report.report_data == attested_report_data(nonce, evidence.manifest)
+    checks.add(
+        "freshness",
+        bound,
+        "the report binds our nonce and the services manifest",
+        "the report does not bind our nonce: it is an old one, or was made for somebody else",
+    )
+    services: Mapping[uuid.UUID, bytes] = {}
+    if bound:
+        services = _channel_key(checks, evidence, server_key)
+    else:
+        checks.skip("channel key", "the report binds no manifest of now")
+    if policy.measurement and verification.report.measurement not in policy.measurement and expected is not None:
+        _explain(checks, verification.report.measurement, expected, host_log)
+    attested = Attested(verification, checks.done(), services, server_key)
+    return attested if attested.ok else dataclasses.replace(attested, services={})
+
+
+def _channel_key(checks: Checklist, evidence: Evidence, server_key: bytes) -> Mapping[uuid.UUID, bytes]:
+    try:
+        services = parse_manifest(evidence.manifest)
+    except FormatError as error:
+        checks.add("channel key", False, "", str(error))
+        return {}
+    key = services.pop(CHANNEL_SERVICE, None)
+    checks.add(
+        "channel key",
+        key == server_key,
+        "the channel ends in VeilMon: its key is the one that the report binds",
+        "the channel ends elsewhere than in the CVM that was attested: somebody sits in between with a key of his own",
+    )
+    return services
+
+
+def _explain(checks: Checklist, measured: bytes, expected: LaunchLog, host_log: LaunchLog | None) -> None:
+    if host_log is None:
+        checks.add("what was launched", False, "", "the host gave no launch log, so what differs is not known")
+    elif host_log.digest() != measured:
+        checks.add("what was launched", False, "", "the host's launch log is not that of the launch in the report")
+    else:
+        differs = ", ".join(expected.differences(host_log))
+        checks.add("what was launched", False, "", f"other than expected: {differs}")

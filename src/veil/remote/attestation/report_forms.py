@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The forms in which people have reports: bare, as text, before a certificate table, in an Azure CVM's vTPM blob."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from veil.formats.attestation_report import REPORT_BYTES, AttestationReport, SigningKey
+from veil.formats.binary_text import from_text
+from veil.formats.errors import FormatError
+from veil.formats.hcl_report import HCL_SIGNATURE, HclReport, RuntimeData
+from veil.remote.attestation.certificate_forms import is_certificate_table
+
+__all__ = ["ReportFile", "read_report"]
+
+#: MSG_REPORT_RSP without an error: status, the report's size, reserved. Some programs keep all of it.
+_RESPONSE = struct.pack("<II24x", 0, REPORT_BYTES)
+
+
+@dataclass(frozen=True)
+class ReportFile:
+    """The 1184 bytes, and what came with them in one blob. `in_vtpm_blob`: then `runtime_data` may still be None.
+    `certificate_table`: behind the report, as some tools write what SNP_GET_EXT_REPORT gives; empty if there is none.
+    """
+
+    report: bytes
+    certificate_table: bytes = b""
+    in_vtpm_blob: bool = False
+    runtime_data: RuntimeData | None = None
+
+    @property
+    def signing_key(self) -> SigningKey | None:
+        """What the report says of the key that signed it. Raises FormatError if it is no report."""
+        return AttestationReport.parse(self.report).signing_key
+
+
+def read_report(data: bytes) -> ReportFile:
+    """A report in any form. Raises FormatError, which says what the data is not; nothing is verified here."""
+    if len(data) != REPORT_BYTES and not data.startswith(HCL_SIGNATURE):
+        try:
+            data = from_text(data)
+        except FormatError as error:
+            raise FormatError(f"an attestation report has {REPORT_BYTES} bytes, or text for them: {error}") from error
+    if data.startswith(HCL_SIGNATURE):
+        blob = HclReport.parse(data)
+        return ReportFile(blob.report, in_vtpm_blob=True, runtime_data=blob.runtime_data)
+    if data.startswith(_RESPONSE) and len(data) >= len(_RESPONSE) + REPORT_BYTES:
+        data = data[len(_RESPONSE) :]
+    if len(data) > REPORT_BYTES and not any(data[REPORT_BYTES:]):
+        data = data[:REPORT_BYTES]
+    if len(data) > REPORT_BYTES and is_certificate_table(data[REPORT_BYTES:]):
+        return ReportFile(data[:REPORT_BYTES], data[REPORT_BYTES:])
+    if len(data) != REPORT_BYTES:
+        raise FormatError(f"an attestation report has {REPORT_BYTES} bytes, not {len(data)}")
+    return ReportFile(data)

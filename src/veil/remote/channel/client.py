@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The remote user's end of the secure channel: TLS 1.3 to VeilMon, over any transport of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import uuid
+from types import TracebackType
+from typing import Protocol
+
+from cryptography.hazmat.primitives import serialization
+from OpenSSL import SSL
+
+from veil.errors import describe
+from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, Status, pack_request
+from veil.formats.errors import FormatError
+from veil.formats.printable import printable
+from veil.remote.channel.identity import UserKey
+from veil.remote.errors import RemoteError
+
+__all__ = ["ChannelClient", "ChannelClosed", "RequestFailed", "SocketTransport", "Transport"]
+
+_PIECE = 16 << 10
+
+
+class ChannelClosed(RemoteError):
+    """The channel is no more: its other end, or somebody in between, ended or spoilt it."""
+
+
+class RequestFailed(RemoteError):
+    """VeilMon or a service refused a request; `status` says how."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        self.status = status
+        super().__init__(f"the other end refused the request ({status.name.lower().replace('_', ' ')}): '{why}'")
+
+
+class Transport(Protocol):
+    """Bytes to and from VeilMon, carried by people whom nobody trusts."""
+
+    def send(self, data: bytes, /) -> None:
+        """Send all of it."""
+
+    def receive(self) -> bytes:
+        """Wait for some bytes; empty at the end."""
+
+    def close(self) -> None:
+        """Give the connection up."""
+
+
+class SocketTransport:
+    """A TCP or Unix stream socket. `timeout` in seconds for each send and receive."""
+
+    def __init__(self, connected: socket.socket, *, timeout: float | None = 30.0) -> None:
+        connected.settimeout(timeout)
+        self._socket = connected
+
+    @classmethod
+    def connect(cls, host: str, port: int, *, timeout: float = 30.0) -> SocketTransport:
+        """A TCP connection; raises RemoteError."""
+        try:
+            return cls(socket.create_connection((host, port), timeout), timeout=timeout)
+        except OSError as error:
+            raise RemoteError(f"cannot connect to {host}:{port}: {describe(error)}") from error
+
+    def send(self, data: bytes, /) -> None:
+        """Send all of it."""
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise ChannelClosed(f"the connection to the CVM broke: {describe(error)}") from error
+
+    def receive(self) -> bytes:
+        """Wait for some bytes."""
+        try:
+            return self._socket.recv(_PIECE)
+        except TimeoutError:
+            raise ChannelClosed("the CVM, or who carries its channel, did not answer in time") from None
+        except OSError as error:
+            raise ChannelClosed(f"the connection to the CVM broke: {describe(error)}") from error
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class ChannelClient:
+    """Requests and responses. Nothing is known of the other end until its key was found in an attestation report."""
+
+    def __init__(self, transport: Transport, *, identity: UserKey | None = None) -> None:
+        """Do the handshake. `identity` proves who we are; a CVM lets its owners do more than look."""
+        self._transport = transport
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(SSL.TLS1_3_VERSION)
+        # No authority vouches for VeilMon's certificate; attestation vouches for its key (`server_key`).
+        context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+        if identity is not None:
+            context.use_certificate(identity.certificate)
+            context.use_privatekey(identity.private_key)
+        self._tls = SSL.Connection(context, None)
+        self._tls.set_connect_state()
+        self._reader = MessageReader()
+        self._next = 1
+        self._closed = False
+        self._handshake()
+
+    def __enter__(self) -> ChannelClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def server_key(self) -> bytes:
+        """DER SubjectPublicKeyInfo of the key that the other end proved to have. Raises ChannelClosed."""
+        try:
+            certificate = self._tls.get_peer_certificate(as_cryptography=True)
+            assert certificate is not None  # TLS 1.3 has no handshake without one here
+            return certificate.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        except Exception as error:
+            self.close()
+            raise ChannelClosed(f"the other end has a key of an unknown kind ({error})") from error
+
+    @property
+    def server_fingerprint(self) -> str:
+        """SHA-256 of `server_key`."""
+        return hashlib.sha256(self.server_key).hexdigest()
+
+    def request(self, service: uuid.UUID, call: int, body: bytes = b"") -> bytes:
+        """Ask, and wait for the answer. Raises RequestFailed if it is a refusal, ChannelClosed if there is none."""
+        number = self.send(service, call, body)
+        response = self.receive()
+        if response.number != number:
+            raise ChannelClosed(f"an answer to request {response.number} where {number} was due")
+        if response.status != Status.OK:
+            raise RequestFailed(response.status, printable(response.body))
+        return response.body
+
+    def send(self, service: uuid.UUID, call: int, body: bytes = b"") -> int:
+        """Ask without waiting; returns the number that the answer will have."""
+        if len(body) > MESSAGE_MAX:
+            raise RemoteError(f"a request of {len(body)} bytes is too long: at most {MESSAGE_MAX}")
+        number = self._next
+        self._next = self._next % 0xFFFFFFFF + 1
+        view = memoryview(pack_request(Request(number, service, call, body)))
+        while view:
+            try:
+                view = view[self._tls.send(view[:_PIECE]) :]
+            except SSL.Error as error:
+                raise self._spoilt(error) from error
+            self._flush()
+        return number
+
+    def receive(self) -> Response:
+        """The next answer."""
+        while True:
+            try:
+                response = self._reader.response()
+            except FormatError as error:
+                self.close()
+                raise ChannelClosed(f"the channel's other end does not keep to the protocol: {error}") from error
+            if response is not None:
+                return response
+            self._reader.feed(self._plain())
+
+    def close(self) -> None:
+        """End the channel; VeilMon is told if that is possible."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._tls.shutdown()
+            self._flush()
+        except (SSL.Error, RemoteError):
+            pass
+        self._transport.close()
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                self._flush()
+                return
+            except SSL.WantReadError:
+                self._flush()
+                self._fill()
+            except SSL.Error as error:
+                self._transport.close()
+                raise ChannelClosed(f"no secure channel: the TLS handshake failed ({_words(error)})") from error
+
+    def _plain(self) -> bytes:
+        while True:
+            try:
+                return self._tls.recv(_PIECE)
+            except SSL.WantReadError:
+                self._flush()
+                self._fill()
+            except SSL.ZeroReturnError:
+                raise ChannelClosed("the CVM closed the channel") from None
+            except SSL.Error as error:
+                raise self._spoilt(error) from error
+
+    def _spoilt(self, error: SSL.Error) -> ChannelClosed:
+        self._closed = True
+        self._transport.close()
+        return ChannelClosed(f"the channel was spoilt on its way ({_words(error)})")
+
+    def _fill(self) -> None:
+        data = self._transport.receive()
+        if not data:
+            raise ChannelClosed("the channel was closed")
+        self._tls.bio_write(data)
+
+    def _flush(self) -> None:
+        try:
+            while data := self._tls.bio_read(_PIECE):
+                self._transport.send(data)
+        except SSL.WantReadError:
+            return
+
+
+def _words(error: SSL.Error) -> str:
+    reasons = [str(item[2]) for item in error.args[0]] if error.args and isinstance(error.args[0], list) else []
+    return printable(", ".join(reasons) or repr(error))
