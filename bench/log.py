@@ -57,9 +57,7 @@ def measure_log(directory: Path) -> Iterator[Rate]:
 
 def _fill(folder: LogFolder, *, single: bool) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    public = key.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     tree = CompactRange()
     now = 0
 

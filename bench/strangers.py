@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.hostile import KINDS
 from bench.report import Strangers
 from veil.cvm import ConfidentialVM
-from veil.launch_image import protected_services
+from veil.image.launch_image import protected_services
 
 __all__ = ["measure_strangers"]
 

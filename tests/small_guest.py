@@ -32,9 +32,12 @@ _PRESENT_RW_USER = 7
 _LARGE = 0x80
 _WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17, 29)
 
-_STUBS = "".join(
-    f".balign 16\n{'' if vector in _WITH_ERROR_CODE else 'push 0'}\npush {vector}\njmp common\n" for vector in range(64)
-) + f"""
+_STUBS = (
+    "".join(
+        f".balign 16\n{'' if vector in _WITH_ERROR_CODE else 'push 0'}\npush {vector}\njmp common\n"
+        for vector in range(64)
+    )
+    + f"""
 common:
     push rax
     push rbx
@@ -52,6 +55,7 @@ common:
     hlt
     iretq
 """
+)
 
 
 class Trap(NamedTuple):

@@ -159,7 +159,7 @@ RECORDS = (
     AuditRecord(1305, b"audit(1700000000.000:3): op=set audit_enabled=0" + SAYS),
     AuditRecord(1300, b"audit(1700000000.000:4): " + SAYS + b"x" * 60_000),
 )
-INTENT = b"audit(1700000000.000:2147483649): pid=1 msg='veil-intent op=module comm=\"x\" " + SAYS + b"'"
+INTENT = b'audit(1700000000.000:2147483649): pid=1 msg=\'veil-intent op=module comm="x" ' + SAYS + b"'"
 
 
 def test_records_in_a_folder(veil_command: Veil, tmp_path: Path) -> None:

@@ -88,9 +88,7 @@ def test_reports_in_every_form(files: _Files) -> None:
 
 def test_reports_as_other_tools_write_them(files: _Files) -> None:
     report = MODEL.report()
-    table = pack_certificates(
-        {VCEK: _der(MODEL.leaf), ASK: _der(MODEL.intermediate), ARK: _der(MODEL.root)}
-    )
+    table = pack_certificates({VCEK: _der(MODEL.leaf), ASK: _der(MODEL.intermediate), ARK: _der(MODEL.root)})
     files.write("report", b"0x" + report.hex().encode())
     assert files.veil(*_GOOD)[0] == 0
     files.write("report", base64.encodebytes(report))

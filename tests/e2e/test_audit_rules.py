@@ -72,7 +72,7 @@ def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogRea
     load_rules(reader, b"-D\n-b 0\n-e 1\n", wait=vm.wait)
     sh(vm, "cp $(find /lib/veil -name 'gcm.ko' | head -1) /tmp/x.ko; insmod /tmp/x.ko")
     intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
-    assert any('op=module' in text and 'file="/tmp/x.ko"' in text for text in intents)
+    assert any("op=module" in text and 'file="/tmp/x.ko"' in text for text in intents)
 
 
 def test_intents_that_the_measured_policy_names() -> None:

@@ -36,9 +36,7 @@ def _refused(path: Path, words: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["veil.monitor.veilmon", "veil.services.protected"])
-def test_changed_sources_do_not_run(
-    booted: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_sources_do_not_run(booted: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     evil = b"open('mark', 'w')"
 

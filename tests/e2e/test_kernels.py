@@ -49,9 +49,11 @@ def test_parallel_work_on_several_vcpus(vcpus: int) -> None:
     with ConfidentialVM(vcpus=vcpus, fresh=True) as vm:
         assert int(vm.run(["nproc"]).stdout) == vcpus
         jobs = 2 * vcpus
-        script = "".join(
-            f"(seq {n} {n + 20000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs)
-        ) + "wait\n" + "".join(f"cat /tmp/{n}\n" for n in range(jobs))
+        script = (
+            "".join(f"(seq {n} {n + 20000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs))
+            + "wait\n"
+            + "".join(f"cat /tmp/{n}\n" for n in range(jobs))
+        )
         lines = vm.run(["/bin/sh", "-c", script], timeout=60).stdout.decode().splitlines()
         for n in range(jobs):
             text = "".join(f"{number}\n" for number in range(n, n + 20001))

@@ -93,9 +93,7 @@ def test_attest_from_elsewhere(served: Served, tmp_path: Path) -> None:
     assert veil("attest", "--connect", served.address, *root, "--measurement", digest).return_value == 0
 
 
-def test_only_readers_and_owners_read_the_log(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_readers_and_owners_read_the_log(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger may be the host itself: he gets no record, and reads what to do about it."""
     with served.client() as stranger:
         for call in UserCall:

@@ -218,9 +218,7 @@ def test_damaged_package_is_fetched_again(apt: pytest.MonkeyPatch, cache: Cache)
 
 
 @pytest.mark.parametrize("old", ["", "linux-image-6.1.0-40-cloud-amd64"])
-def test_own_lists_where_the_systems_lack_it(
-    apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path, old: str
-) -> None:
+def test_own_lists_where_the_systems_lack_it(apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path, old: str) -> None:
     apt.setenv("NEEDS_UPDATE", "1")
     apt.setenv("OLD_OFFER", old)
     assert debian_kernel(cache).version == (6, 12)

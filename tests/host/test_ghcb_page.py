@@ -315,9 +315,7 @@ def test_any_page(
     info1, info2 = words.pop("info1"), words.pop("info2")
     request = valid | {"code", "info1", "info2"} if usage == 0 else valid
     with contextlib.suppress(HostError):
-        answer = guest.call(
-            code, info1, info2, data=data, valid=tuple(request), version=version, usage=usage, **words
-        )
+        answer = guest.call(code, info1, info2, data=data, valid=tuple(request), version=version, usage=usage, **words)
         assert answer["info1"] in (0, 1, 2)
         if answer["info1"] == 2:
             assert 1 <= answer["info2"] <= 6

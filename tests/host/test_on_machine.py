@@ -60,9 +60,7 @@ def machine() -> Iterator[Machine]:
 
 def boot(machine: Machine, code: bytes) -> Hypervisor:
     host = Hypervisor(machine, FakePlatform(), monitor=False, cpuid=machine.cpuid_entries())
-    host.launch(
-        [LaunchRegion(CODE, RegionKind.NORMAL, code), LaunchRegion(VMSA, RegionKind.VMSA, protected_mode())]
-    )
+    host.launch([LaunchRegion(CODE, RegionKind.NORMAL, code), LaunchRegion(VMSA, RegionKind.VMSA, protected_mode())])
     return host
 
 

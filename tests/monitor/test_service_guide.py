@@ -104,9 +104,7 @@ def test_the_kernel_cannot_rewrite_the_chain(notary: Any, bench: Bench) -> None:
         bench.kernel.write(SERVICE_MEMORY, bytes(40))
     assert _state(notary, bench) == (1, _chain(b"evidence"))
 
-    open_to_all = Bench(
-        services=notary.Services, options=Option.UNPROTECTED, readers=[READER.fingerprint]
-    ).boot()
+    open_to_all = Bench(services=notary.Services, options=Option.UNPROTECTED, readers=[READER.fingerprint]).boot()
     _add(notary, open_to_all, b"evidence")
     open_to_all.kernel.write(SERVICE_MEMORY, bytes(40))
     assert _state(notary, open_to_all) == (0, bytes(32))

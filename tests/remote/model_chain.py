@@ -157,9 +157,7 @@ class Model:
             made.sign(*decode_dss_signature(leaf_key(signer).sign(made.signed_bytes, ec.ECDSA(hashes.SHA384()))))
         return bytes(made)
 
-    def crl(
-        self, *revoked: int, signer: str | None = None, issued: datetime.datetime = NOW, days: int = 30
-    ) -> bytes:
+    def crl(self, *revoked: int, signer: str | None = None, issued: datetime.datetime = NOW, days: int = 30) -> bytes:
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.root.subject)
         builder = builder.last_update(issued).next_update(issued + datetime.timedelta(days=days))
         for serial in revoked:

@@ -241,7 +241,7 @@ def test_the_machines_time_is_bound_to_the_users(desk: Desk) -> None:
 
 def test_no_record_has_a_line_of_its_own_making() -> None:
     """Line ends are escaped; and ausearch takes what goes beyond 8969 bytes for the next line."""
-    forged = b"type=SYSCALL msg=audit(1700000000.000:1): comm=\"ls\""
+    forged = b'type=SYSCALL msg=audit(1700000000.000:1): comm="ls"'
     stamp = b"audit(1700000000.000:7): "
     for text in (stamp + b"x\n" + forged, stamp + b"x" * (8969 - len(stamp) - len("type=SYSCALL msg=")) + forged):
         body = pack_records([AuditRecord(1300, text)])

@@ -95,9 +95,7 @@ def test_microcode_that_is_not_committed_is_for_minimum_tcb_to_judge() -> None:
     report = MODEL.report(committed_tcb=with_parts(MILAN, microcode=209))
     note = noted(verify(MODEL, report))
     assert note.name == "firmware"
-    assert note.words == (
-        "microcode 219 runs, 209 is committed, 219 is reported (which is what minimum_tcb judges)"
-    )
+    assert note.words == ("microcode 219 runs, 209 is committed, 219 is reported (which is what minimum_tcb judges)")
     verify(MODEL, report, policy=Policy(minimum_tcb={"microcode": 219})).raise_for_failure()
     behind = MODEL.report(current_tcb=with_parts(MILAN, microcode=222))
     assert "microcode 222 runs, 219 is committed, 219 is reported" in noted(verify(MODEL, behind)).words
@@ -238,6 +236,6 @@ def test_firmware_that_does_not_know_a_demanded_bit() -> None:
     result = verify(MODEL, report, policy=Policy(page_swap_disable=Demand.REQUIRED))
     assert failed(result) == {"guest policy"}
     assert result.failures[0].words.endswith(
-        'PAGE_SWAP_DISABLE is clear: the host may move and swap pages by the firmware\'s commands; '
+        "PAGE_SWAP_DISABLE is clear: the host may move and swap pages by the firmware's commands; "
         'firmware before 1.58 does not know the bit, this one is 1.51 (page_swap_disable = "required")'
     )

@@ -28,8 +28,8 @@ static uint64_t next(void)
 
 static uint64_t address(uint64_t pages)
 {
-    static const uint64_t wild[] = {0, ~UINT64_C(0), UINT64_C(1) << 63, UINT64_C(1) << 51, ~UINT64_C(0xFFF),
-                                    UINT64_C(0xFFFFFFFFFFE00000)};
+    static const uint64_t wild[] = {
+        0, ~UINT64_C(0), UINT64_C(1) << 63, UINT64_C(1) << 51, ~UINT64_C(0xFFF), UINT64_C(0xFFFFFFFFFFE00000)};
     uint64_t choice = next() % 16;
 
     if (choice == 0)

@@ -60,9 +60,7 @@ def test_openssl_verifies_the_chain(tmp_path: Path) -> None:
 def test_one_chip_for_an_installation(tmp_path: Path) -> None:
     directory = tmp_path / "data" / "machine"
     made: list[Endorsement] = []
-    threads = [
-        threading.Thread(target=lambda: made.append(Endorsement.load(directory, MODEL_TCB))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: made.append(Endorsement.load(directory, MODEL_TCB))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

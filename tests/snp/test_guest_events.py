@@ -238,6 +238,7 @@ def test_code_written_by_another_context_runs_as_last_written() -> None:
 
 # State
 
+
 def test_two_contexts_do_not_mix() -> None:
     with SmallGuest("mov rbx, 1\nmovq xmm3, rbx\nhlt\nmovq rdx, xmm3\nhlt") as guest:
         other = guest.make_context(FREE + PAGE, vmpl=1, rip=FREE)

@@ -12,13 +12,9 @@ from tests.small_guest import CODE, FREE, PAGE, STACK, VMSA, SmallGuest
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import Vmsa, VmsaSegment
 
-_REGISTERS = (
-    *("rax", "rcx", "rdx", "rbx", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
-)
+_REGISTERS = (*("rax", "rcx", "rdx", "rbx", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),)
 _POINTERS = ("kernel_gs_base", "lstar", "cstar", "sysenter_esp", "sysenter_eip", "cr2")
-_EXIT = (
-    *("exit_info_1", "exit_info_2", "exit_int_info", "nrip", "guest_exit_code", "rip"),
-)
+_EXIT = (*("exit_info_1", "exit_info_2", "exit_int_info", "nrip", "guest_exit_code", "rip"),)
 
 
 def _randomize(guest: SmallGuest, seed: int) -> Vmsa:

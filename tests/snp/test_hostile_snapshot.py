@@ -25,7 +25,7 @@ from veil.snp.snapshot import read_snapshot, write_snapshot
 
 HEADER, VMSA, ARCHIVE = 0x10000, 0x11000, 0x12000
 ENTRY, PACKAGES = "hosted_sample:Program", ("hosted_sample",)
-_SOURCE = b'''
+_SOURCE = b"""
 import os
 
 class Program:
@@ -47,7 +47,7 @@ class Program:
 
 def other():
     raise SystemExit("it ran")
-'''
+"""
 
 
 @pytest.fixture

@@ -34,9 +34,7 @@ class Signed(NamedTuple):
 def pem(path: Path) -> Path:
     key = ec.generate_private_key(ec.SECP384R1())
     path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return path
 

@@ -111,8 +111,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-
-
 @pytest.mark.parametrize(
     "index",
     [

@@ -24,9 +24,7 @@ def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_js
     from veil.cvm.inspection import inspect_cvm
     from veil.cvm.rmp_picture import write_picture
 
-    with ConfidentialVM(
-        memory, vcpus, kernel=kernel, monitor=not no_monitor, progress=Progress(quiet=as_json)
-    ) as vm:
+    with ConfidentialVM(memory, vcpus, kernel=kernel, monitor=not no_monitor, progress=Progress(quiet=as_json)) as vm:
         seen = inspect_cvm(vm)
         if png is not None:
             try:

@@ -34,9 +34,7 @@ def shell(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, fresh: 
 
     with (
         type_ahead(),
-        ConfidentialVM(
-            memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress()
-        ) as vm,
+        ConfidentialVM(memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress()) as vm,
     ):
         if is_terminal():
             return vm.shell(_SHELL, output=lambda data: raw(1, data))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`ConfidentialVM`: silicon, host, monitor and guest tied together for users, tests and the command line.
 
-    with ConfidentialVM(memory="512M") as vm:
-        print(vm.run(["uname", "-a"]).stdout.decode())
+with ConfidentialVM(memory="512M") as vm:
+    print(vm.run(["uname", "-a"]).stdout.decode())
 """
 
 from __future__ import annotations
@@ -282,9 +282,7 @@ class ConfidentialVM:
         with _explained(self):
             self.agent.copy_out(guest_path, Path(host_path))
 
-    def shell(
-        self, argv: Sequence[str] = ("/bin/sh", "-l"), *, output: Callable[[bytes], None] | None = None
-    ) -> int:
+    def shell(self, argv: Sequence[str] = ("/bin/sh", "-l"), *, output: Callable[[bytes], None] | None = None) -> int:
         """An interactive program on this terminal, which must be stdin; returns its exit status.
 
         `output` gets what it prints, by default stdout.
@@ -358,9 +356,7 @@ class ConfidentialVM:
         installed. Everything else is as the file's maker left it: kernel, keys, owners, the launch digest in reports.
         """
         try:
-            machine, sections = Machine.restore(
-                Path(path), endorsement=endorsement, programs=hosted_programs(services)
-            )
+            machine, sections = Machine.restore(Path(path), endorsement=endorsement, programs=hosted_programs(services))
         except SnpError as error:
             raise VeilError(str(error)) from error
         try:
@@ -522,9 +518,7 @@ class ConfidentialVM:
             return False
         try:
             require_private(path)
-            machine, sections = Machine.restore(
-                path, endorsement=endorsement, programs=hosted_programs(self._services)
-            )
+            machine, sections = Machine.restore(path, endorsement=endorsement, programs=hosted_programs(self._services))
             self._attach(machine)
             self.hypervisor.load(from_json(json.loads(sections["host"])))
             self.connect()

@@ -81,9 +81,7 @@ _REPORT_AT = ctypes.sizeof(HclHeader)
 _HEADER_AT = _REPORT_AT + REPORT_BYTES
 _DATA_AT = _HEADER_AT + ctypes.sizeof(RuntimeDataHeader)
 check_offsets(HclHeader, 0x20, {"version": 4, "report_size": 8, "request_type": 12, "status": 16, "reserved_14": 20})
-check_offsets(
-    RuntimeDataHeader, 20, {"version": 4, "report_type": 8, "hash_type": 12, "variable_data_size": 16}
-)
+check_offsets(RuntimeDataHeader, 20, {"version": 4, "report_type": 8, "hash_type": 12, "variable_data_size": 16})
 
 
 @dataclass(frozen=True)

@@ -329,9 +329,7 @@ class Head:
     @property
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return _SIGNED_PREFIX + _HEAD.pack(
-            self.size, self.first, self.time_ns, self.last_ns, self.dropped, self.root
-        )
+        return _SIGNED_PREFIX + _HEAD.pack(self.size, self.first, self.time_ns, self.last_ns, self.dropped, self.root)
 
     def pack(self) -> bytes:
         """For the wire."""

@@ -89,6 +89,7 @@ class Platform(Protocol):
     on_sipi: Callable[[int], None] | None
     #: the guest switched off
     on_power_off: Callable[[], None] | None
+
     @property
     def channel(self) -> Any:
         """`veil.host.devices.channel.ChannelDevice`."""

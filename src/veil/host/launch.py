@@ -100,9 +100,7 @@ def _rmpupdate(view: HostMemory, gpa: int, size: PageSize, count: int) -> None:
 
 def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterable[LaunchRegion]) -> None:
     """Give all RAM to the guest, in entries of 2 MiB where no launch page lies."""
-    small = {
-        chunk for region in regions for chunk in range(region.gpa & -PAGE_2M, region.gpa + region.length, PAGE_2M)
-    }
+    small = {chunk for region in regions for chunk in range(region.gpa & -PAGE_2M, region.gpa + region.length, PAGE_2M)}
     for start, length in ram:
         end = start + length
         gpa = start

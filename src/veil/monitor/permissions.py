@@ -86,13 +86,9 @@ def _grant_large(cpu: HostedCpu, gpa: int, vmpl: int, permissions: Permission) -
     return True
 
 
-def _grant_small(
-    cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Permission
-) -> Generator[None, None, None]:
+def _grant_small(cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Permission) -> Generator[None, None, None]:
     count = (end - gpa) // PAGE
-    code, done = yield from retry(
-        cpu, lambda: cpu.view.rmpadjust_range(gpa, count, vmpl=vmpl, permissions=permissions)
-    )
+    code, done = yield from retry(cpu, lambda: cpu.view.rmpadjust_range(gpa, count, vmpl=vmpl, permissions=permissions))
     _check_grant(code, gpa + done * PAGE)
 
 

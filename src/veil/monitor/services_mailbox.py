@@ -67,13 +67,9 @@ class ServiceDomain:
             raise ServicesUnavailable(f"the services do not say who they are: {status.name}")
         return [ServiceInfo.load(item) for item in json.loads(body)]
 
-    def request(
-        self, host: Ghcb, vcpu: int, request: BlockRequest
-    ) -> Generator[None, None, tuple[Status, bytes]]:
+    def request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:
         """Ask and wait. Raises ServicesUnavailable if the host does not let the domain run."""
-        asked = BlockRequest(
-            request.service, request.call, request.body, vcpu, request.user_key, request.role
-        )
+        asked = BlockRequest(request.service, request.call, request.body, vcpu, request.user_key, request.role)
         try:
             write_request(self._view, self._mailbox, self._size, asked)
             for _ in range(_TRIES):

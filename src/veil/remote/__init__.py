@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The remote user: verifies attestation, talks to VeilMon through the secure channel. Knows wire formats only.
 
-    chain = CertificateChain.parse(vcek, ask_and_ark)
-    verify_report(report, chain, policy=Policy(measurement=(digest,))).raise_for_failure()
+chain = CertificateChain.parse(vcek, ask_and_ark)
+verify_report(report, chain, policy=Policy(measurement=(digest,))).raise_for_failure()
 
-    with ChannelClient(SocketTransport.connect(host, port)) as client:
-        attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
+with ChannelClient(SocketTransport.connect(host, port)) as client:
+    attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
 """
 
 from veil.remote.attestation.certificates import CertificateChain

@@ -339,9 +339,7 @@ class View:
 
         A refusal that the host must mend is raised for the page that met it; repeating all of the range is harmless.
         """
-        return self._rmp.rmpadjust_range(
-            gpa, count, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions
-        )
+        return self._rmp.rmpadjust_range(gpa, count, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions)
 
     def rmpquery(self, gpa: int, *, vmpl: int) -> RmpqueryResult:
         """RMPQUERY; `vmpl` is the level that is asked about."""

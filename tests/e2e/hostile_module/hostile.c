@@ -102,7 +102,8 @@ static void on_all_cpus(void)
 	unsigned int cpu;
 
 	atomic_set(&running, num_online_cpus());
-	for_each_online_cpu(cpu) {
+	for_each_online_cpu(cpu)
+	{
 		task = kthread_create(recording_thread, (void *)(unsigned long)cpu, "recording/%u", cpu);
 		kthread_bind(task, cpu);
 		wake_up_process(task);
@@ -124,10 +125,10 @@ static int unhook(u8 *function)
 	if (site[0] != 0xe8)
 		return -ENOENT;
 	local_irq_save(flags);
-	asm volatile("mov %%cr0, %0" : "=r" (cr0));
-	asm volatile("mov %0, %%cr0" : : "r" (cr0 & ~X86_CR0_WP) : "memory");
+	asm volatile("mov %%cr0, %0" : "=r"(cr0));
+	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~X86_CR0_WP) : "memory");
 	memcpy(site, nop, sizeof(nop));
-	asm volatile("mov %0, %%cr0" : : "r" (cr0) : "memory");
+	asm volatile("mov %0, %%cr0" : : "r"(cr0) : "memory");
 	local_irq_restore(flags);
 	return 0;
 }

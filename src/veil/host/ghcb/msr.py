@@ -108,9 +108,7 @@ def _hv_features(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> 
 
 def _terminate(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
     reason_set, code = value >> 12 & 0xF, value >> 16 & 0xFF
-    raise GuestTerminated(
-        reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl
-    )
+    raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
 _HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context, int], int]] = {

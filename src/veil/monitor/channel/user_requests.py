@@ -118,9 +118,7 @@ class Requests:
     ) -> Generator[None, None, Response]:
         if len(request.body) > self._domain.room:
             raise RequestRefused(Status.BAD_REQUEST, f"a request to a service has at most {self._domain.room} bytes")
-        asked = BlockRequest(
-            service.number, request.call, request.body, user_key=user.fingerprint, role=user.role
-        )
+        asked = BlockRequest(service.number, request.call, request.body, user_key=user.fingerprint, role=user.role)
         try:
             status, body = yield from self._domain.request(host, vcpu, asked)
         except ServicesUnavailable as error:

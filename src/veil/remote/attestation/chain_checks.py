@@ -110,9 +110,7 @@ def _times(checks: Checklist, chain: CertificateChain, at: datetime.datetime) ->
     checks.add("validity", not wrong, f"all certificates are valid at {when}", f"at {when}: {'; '.join(wrong)}")
 
 
-def _revocation(
-    checks: Checklist, chain: CertificateChain, crls: Sequence[bytes], at: datetime.datetime
-) -> None:
+def _revocation(checks: Checklist, chain: CertificateChain, crls: Sequence[bytes], at: datetime.datetime) -> None:
     for number, blob in enumerate(crls, 1):
         name = "revocation" if len(crls) == 1 else f"revocation {number}"
         try:

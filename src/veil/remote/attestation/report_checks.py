@@ -83,8 +83,7 @@ def check_firmware(checks: Checklist, report: AttestationReport, layout: TcbLayo
     checks.add(
         "firmware",
         not wrong,
-        "; ".join(notes)
-        or f"firmware {_dotted(versions[1])} with the TCB version {running} is committed",
+        "; ".join(notes) or f"firmware {_dotted(versions[1])} with the TCB version {running} is committed",
         "; ".join(wrong),
         note=bool(notes),
     )

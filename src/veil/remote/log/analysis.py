@@ -42,9 +42,7 @@ _RESULT = b" res="
 class LogAnalysis:
     """Fed with one entry after the other, in order; keeps little of each. `findings` has what was found so far."""
 
-    def __init__(
-        self, *, first: int = 0, silence_ns: int = _SILENCE_NS, untrusted_from: int | None = None
-    ) -> None:
+    def __init__(self, *, first: int = 0, silence_ns: int = _SILENCE_NS, untrusted_from: int | None = None) -> None:
         """`first`: the entry that it begins with. `silence_ns`: no sign of life for longer than this is a finding.
 
         `untrusted_from`: from this entry on the user believes nothing anyway, and findings are notes.

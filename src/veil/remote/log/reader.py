@@ -197,7 +197,6 @@ class LogReader:
         self._client.request(LOG_GUID, UserCall.ACKNOWLEDGE, _U64.pack(size))
         return size
 
-
     def set_rules(self, text: bytes) -> int:
         """Have the kernel given these audit rules, lines for auditctl; owners only. Returns their generation."""
         data = self._client.request(LOG_GUID, UserCall.SET_RULES, text)

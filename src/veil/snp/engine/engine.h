@@ -47,11 +47,11 @@ struct veil_engine {
     CPUX86State *env;
 
     uint8_t *ram;
-    uint64_t ram_size;   /* bytes of guest-physical space, the hole below 4 GiB included */
-    uint64_t low_end;    /* RAM is [0, low_end) and [4 GiB, ram_size) */
+    uint64_t ram_size; /* bytes of guest-physical space, the hole below 4 GiB included */
+    uint64_t low_end;  /* RAM is [0, low_end) and [4 GiB, ram_size) */
     MemoryRegion *ram_region;
     struct veil_rmp *rmp;
-    uint8_t *code_map;   /* one byte a page: translated code exists */
+    uint8_t *code_map; /* one byte a page: translated code exists */
 
     /* the context being run */
     struct veil_vmcb *vmcb;
@@ -98,7 +98,8 @@ static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 }
 
 /* mmu.c */
-bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe, uintptr_t retaddr);
+bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
+                   uintptr_t retaddr);
 bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned length);
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page);
 

@@ -66,8 +66,8 @@ static void pvalidate(struct veil_engine *e, unsigned cpl)
 {
     CPUX86State *env = e->env;
     struct operand page = page_operand(e);
-    uint64_t result = veil_pvalidate(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1,
-                                     env->regs[R_EDX] & 1);
+    uint64_t result =
+        veil_pvalidate(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1, env->regs[R_EDX] & 1);
 
     check_fault(e, result, page.gpa);
     env->regs[R_EAX] = VEIL_RMP_CODE(result);
@@ -78,8 +78,8 @@ static void rmpadjust(struct veil_engine *e, unsigned cpl)
 {
     CPUX86State *env = e->env;
     struct operand page = page_operand(e);
-    uint64_t result = veil_rmpadjust(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1,
-                                     env->regs[R_EDX]);
+    uint64_t result =
+        veil_rmpadjust(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1, env->regs[R_EDX]);
 
     check_fault(e, result, page.gpa);
     env->regs[R_EAX] = VEIL_RMP_CODE(result);
@@ -96,8 +96,8 @@ static void rmpquery(struct veil_engine *e, unsigned cpl)
     env->regs[R_EAX] = VEIL_RMP_CODE(result);
     if (!VEIL_RMP_CODE(result)) {
         env->regs[R_ECX] = VEIL_RMP_QUERY_SIZE(result);
-        env->regs[R_EDX] = (env->regs[R_EDX] & 0xff) | VEIL_RMP_QUERY_PERMS(result) << 8 |
-                           VEIL_RMP_QUERY_VMSA(result) << 16;
+        env->regs[R_EDX] =
+            (env->regs[R_EDX] & 0xff) | VEIL_RMP_QUERY_PERMS(result) << 8 | VEIL_RMP_QUERY_VMSA(result) << 16;
     }
     set_flags(env, false, VEIL_RMP_CODE(result));
 }

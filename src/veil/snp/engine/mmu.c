@@ -7,7 +7,7 @@
  */
 #include "engine.h"
 
-#define ADDRESS_MASK 0x0007fffffffff000ULL /* bits 50:12, the C-bit taken out */
+#define ADDRESS_MASK 0x0007fffffffff000ULL  /* bits 50:12, the C-bit taken out */
 #define RESERVED_HIGH 0x0007000000000000ULL /* MAXPHYADDR is 48 */
 
 /* Bits of EXITINFO1 of a nested page fault (APM vol. 2, table 15-40). */
@@ -21,7 +21,7 @@
 enum outcome { TRANSLATED, GUEST_PAGE_FAULT, NESTED_FAULT, NOT_VALIDATED, OUTSIDE_RAM };
 
 struct walk {
-    uint64_t gpa;        /* of the byte accessed, or of the table entry at fault */
+    uint64_t gpa; /* of the byte accessed, or of the table entry at fault */
     bool private_page;
     bool global; /* the same in every address space, says the guest */
     int prot;
@@ -69,8 +69,8 @@ static enum outcome page_fault(struct walk *w, CPUX86State *env, uint32_t error,
     if (user) {
         error |= PG_ERROR_U_MASK;
     }
-    if (access == MMU_INST_FETCH && (((env->efer & MSR_EFER_NXE) && (env->cr[4] & CR4_PAE_MASK)) ||
-                                     (env->cr[4] & CR4_SMEP_MASK))) {
+    if (access == MMU_INST_FETCH &&
+        (((env->efer & MSR_EFER_NXE) && (env->cr[4] & CR4_PAE_MASK)) || (env->cr[4] & CR4_SMEP_MASK))) {
         error |= PG_ERROR_I_D_MASK;
     }
     w->page_fault_error = error;
@@ -283,8 +283,9 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
         o = check_final(e, &w, access, user);
     }
     if (o == TRANSLATED) {
-        veil_tlb_add(e, mmu_idx, &(struct veil_translation){
-            .vaddr = addr, .gpa = w.gpa, .page_size = w.page_size, .prot = w.prot, .global = w.global});
+        veil_tlb_add(e, mmu_idx,
+                     &(struct veil_translation){
+                         .vaddr = addr, .gpa = w.gpa, .page_size = w.page_size, .prot = w.prot, .global = w.global});
         return true;
     }
     if (probe) {
@@ -293,7 +294,8 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
     refuse(e, o, &w, addr, retaddr);
 }
 
-/* The walk alone, for instructions that name a page by its address; the page itself is theirs to check. May not return. */
+/* The walk alone, for instructions that name a page by its address; the page itself is theirs to check. May not return.
+ */
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page)
 {
     struct walk w = {0};

@@ -58,8 +58,8 @@
 #define VEIL_RMP_FAULT_MASK (~(UINT64_C(1) << 31) + 1)
 
 /* The result of an instruction that did not fault. */
-#define VEIL_RMP_CODE(result) ((uint32_t)((result)&0xFFu))
-#define VEIL_RMP_CF(result) ((uint32_t)((result) >> 8) & 1u)            /* PVALIDATE */
+#define VEIL_RMP_CODE(result) ((uint32_t)((result) & 0xFFu))
+#define VEIL_RMP_CF(result) ((uint32_t)((result) >> 8) & 1u)             /* PVALIDATE */
 #define VEIL_RMP_QUERY_PERMS(result) ((uint32_t)((result) >> 8) & 0xFFu) /* RMPQUERY: RDX[15:8] */
 #define VEIL_RMP_QUERY_VMSA(result) ((uint32_t)((result) >> 16) & 1u)    /* RMPQUERY: RDX[16] */
 #define VEIL_RMP_QUERY_SIZE(result) ((uint32_t)((result) >> 17) & 1u)    /* RMPQUERY: RCX[0] */
@@ -74,7 +74,7 @@ typedef struct veil_rmp_entry {
 
 typedef struct veil_rmp {
     veil_rmp_entry *entries;
-    uint64_t pages;       /* 4 KiB pages of guest-physical memory */
+    uint64_t pages; /* 4 KiB pages of guest-physical memory */
     /* Grows with every change that ends an access which was allowed, and only then.  A change of vmsa_in_use is not
      * counted: who caches checks keeps the caches of different VMSAs apart, or flushes at VMRUN. */
     uint64_t generation;

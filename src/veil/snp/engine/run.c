@@ -123,9 +123,9 @@ static void take_exception(struct veil_engine *e)
         .pending = true,
         .vector = vector,
         .type = (env->exception_is_int ? SVM_EVTINJ_TYPE_SOFT : SVM_EVTINJ_TYPE_EXEPT) >> 8,
-        .has_error_code = !env->exception_is_int &&
-                          (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
-                           vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
+        .has_error_code =
+            !env->exception_is_int && (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
+                                       vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
         .error_code = env->error_code,
         .next_rip = env->exception_next_eip,
     };

@@ -176,10 +176,9 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     te->paddr = gpa;
     te->addr_read = t->prot & PAGE_READ ? page : (target_ulong)-1;
     te->addr_code = t->prot & PAGE_EXEC ? page : (target_ulong)-1;
-    te->addr_write = t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0)
-                                          : (target_ulong)-1;
+    te->addr_write =
+        t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0) : (target_ulong)-1;
 }
-
 
 /* Returns how many entries stay. */
 static size_t drop_local(CPUTLBEntry *table, const CPUIOTLBEntry *more, size_t entries)
@@ -250,7 +249,8 @@ void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
     }
 }
 
-/* After a flush by QEMU's code (the edit of cputlb.c); one that is not of all has no change of translations behind it. */
+/* After a flush by QEMU's code (the edit of cputlb.c); one that is not of all has no change of translations behind it.
+ */
 void veil_tlb_flushed(CPUState *cs, bool all)
 {
     struct veil_engine *e = veil_of(cs->env_ptr);

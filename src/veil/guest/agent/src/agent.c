@@ -26,7 +26,15 @@
 
 #include "jobs.h"
 
-enum { POLL_PORT, POLL_SIGNAL, POLL_JOBS, POLLS_PER_JOB = 4, ENTROPY_SIZE = 32, HUNG_UP_PAUSE_MS = 20, READS_PER_TURN = 16 };
+enum {
+	POLL_PORT,
+	POLL_SIGNAL,
+	POLL_JOBS,
+	POLLS_PER_JOB = 4,
+	ENTROPY_SIZE = 32,
+	HUNG_UP_PAUSE_MS = 20,
+	READS_PER_TURN = 16
+};
 
 struct hello {
 	uint32_t version, flags;

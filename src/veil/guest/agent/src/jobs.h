@@ -24,7 +24,7 @@ struct job {
 	struct buffer input;
 	bool input_ended;
 	uint32_t credit_out, credit_err; /* how many bytes the host still takes */
-	uint32_t input_done;             /* bytes consumed and not yet credited to the host */
+	uint32_t input_done;		 /* bytes consumed and not yet credited to the host */
 
 	/* Files: `in` is being written, `out` being read. */
 	char *path, *scratch;

@@ -49,7 +49,7 @@ static bool switch_to(u64 vmpl, u64 *rax, u64 *rcx, u64 *rdx)
 	u64 a = rax ? *rax : 0, c = rcx ? *rcx : 0, d = rdx ? *rdx : 0;
 
 	native_wrmsrl(MSR_GHCB, vmpl << 32 | RUN_VMPL_REQUEST);
-	asm volatile("rep; vmmcall" : "+a" (a), "+c" (c), "+d" (d) : : "memory");
+	asm volatile("rep; vmmcall" : "+a"(a), "+c"(c), "+d"(d) : : "memory");
 	answer = native_read_msr(MSR_GHCB);
 	native_wrmsrl(MSR_GHCB, before);
 	if (rax)

@@ -33,7 +33,8 @@
 
 static char *policy = "exec,module,privilege,bind,ptrace";
 module_param_named(log_intent, policy, charp, 0444);
-MODULE_PARM_DESC(log_intent, "critical events, kept before the kernel acts: exec,module,privilege,bind,ptrace; or none");
+MODULE_PARM_DESC(log_intent,
+		 "critical events, kept before the kernel acts: exec,module,privilege,bind,ptrace; or none");
 
 static atomic64_t intents;
 
@@ -98,8 +99,8 @@ static const char *name_of(struct file *file)
 	return space->name;
 }
 
-#define HOOK(name) static void name(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, \
-				    struct ftrace_regs *regs)
+#define HOOK(name)                                                                                                     \
+	static void name(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *regs)
 #define ARGUMENT(number) ftrace_regs_get_argument(regs, number)
 
 /* security_bprm_check(bprm) */

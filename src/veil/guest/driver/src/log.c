@@ -265,8 +265,9 @@ void veil_log_exit(void)
 
 int veil_log_state(char *text, size_t size)
 {
-	return scnprintf(text, size, "log records %lld calls %lld waited_full %lld waited_host %lld lost %lld intents %llu ticks %lld\n",
-			 atomic64_read(&handed), atomic64_read(&events), atomic64_read(&refused),
-			 atomic64_read(&unanswered), atomic64_read(&dropped_alone),
-			 veil_intent_count(), atomic64_read(&ticks));
+	return scnprintf(
+		text, size,
+		"log records %lld calls %lld waited_full %lld waited_host %lld lost %lld intents %llu ticks %lld\n",
+		atomic64_read(&handed), atomic64_read(&events), atomic64_read(&refused), atomic64_read(&unanswered),
+		atomic64_read(&dropped_alone), veil_intent_count(), atomic64_read(&ticks));
 }

@@ -64,9 +64,7 @@ def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
         host.on_event(ApCreationEvent(vcpu.index, context.vmpl, target.index, vmpl, vmsa))
 
 
-def _check_vmsa(
-    host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage
-) -> None:
+def _check_vmsa(host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage) -> None:
     # The features themselves are the guest's affair: VMRUN reads them from the VMSA.
     if not ghcb.rax & _SNP_ACTIVE:
         raise _invalid()

@@ -66,11 +66,7 @@ def extended_guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb:
         if pages:
             area = max(needed, 1) * PAGE
             reserved = (ghcb.gpa, ghcb.info1, ghcb.info2)
-            if (
-                data % PAGE
-                or not ghcb.may_use(data, area)
-                or any(data <= page < data + area for page in reserved)
-            ):
+            if data % PAGE or not ghcb.may_use(data, area) or any(data <= page < data + area for page in reserved):
                 raise GhcbFault(GhcbReason.INVALID_INPUT)
             ghcb.view.write(data, certificates)
     _forward(host, ghcb, request)

@@ -111,9 +111,7 @@ def hypervisor_features(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: Gh
 def terminate(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1: reason set 3:0, reason code 11:4."""
     reason_set, code = ghcb.info1 & 0xF, ghcb.info1 >> 4 & 0xFF
-    raise GuestTerminated(
-        reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl
-    )
+    raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
 def unsupported(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
