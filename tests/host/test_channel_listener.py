@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from veil.formats.channel import Frame, FrameKind
 from veil.host import channel_listener
-from veil.host.channel_listener import BURST, DRAIN_S, SILENT_S, STAY_S, ChannelListener
+from veil.host.channel_listener import BURST, DRAIN_S, GREETED, SILENT_S, STAY_S, ChannelListener
 from veil.host.devices import ChannelConnection, ChannelDevice
 
 PLACES = 4
@@ -221,6 +222,29 @@ def test_not_everybody_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     assert BURST <= taken < BURST + 5
     desk.later(1)
     assert len(desk.listener._users) == BURST + 50
+
+
+def test_no_more_than_veilmon_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while many wait for VeilMon waits in the kernel, and need not make room unheard."""
+    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
+    connections = [desk.say(desk.connect()) for _ in range(GREETED)]
+    newest = desk.connect()
+    desk.later(STAY_S / 2)
+    assert len(desk.listener._users) == GREETED
+    connections[3].handle(Frame(connections[3].number, FrameKind.CREDIT, bytes(4)))
+    desk.look()
+    desk.say(newest)
+
+
+def test_a_veilmon_that_looks_at_nobody_stops_nobody_from_coming(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
+    for _ in range(GREETED):
+        desk.say(desk.connect())
+    newest = desk.connect()
+    desk.later(STAY_S)
+    desk.say(newest)
 
 
 def test_no_descriptors_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

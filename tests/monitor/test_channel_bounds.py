@@ -337,6 +337,16 @@ def test_tiny_records(bench: Bench, link: ChannelLink, clock: Clock) -> None:
     assert max(taken) <= 2048
 
 
+def test_the_host_is_told_that_somebody_was_looked_at(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """Though there is nothing to answer yet: it takes in no more than VeilMon looks at."""
+    wire = Wire(bench)
+    looked: list[bool] = []
+    wire.connection.on_taken = functools.partial(looked.append, True)
+    wire.send(b"\x16")
+    bench.channel.run()
+    assert looked == [True]
+
+
 def test_the_host_is_told_who_is_somebody(bench: Bench, link: ChannelLink, clock: Clock) -> None:
     named: list[str] = []
     for name, identity in (("owner", OWNER), ("other", UserKey.generate()), ("nobody", None)):

@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     from veil.host.devices.channel import ChannelConnection, ChannelDevice
     from veil.host.hypervisor import Hypervisor
 
-__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
+__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "GREETED", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
 
 #: Connections of users of whom VeilMon has not said that they are somebody. It has as many places for them.
 STRANGERS = 256
 #: What a stranger has at least before he must make room, in seconds: enough for a handshake and an attestation.
 STAY_S = 1.0
 #: New connections a second, and how many may come at once.
-ACCEPTS, BURST = 512, 64
+ACCEPTS, BURST = 1000, 64
+#: How many may wait until VeilMon looks at them for the first time (those who waited `STAY_S` do not count): more would
+#: only wait there until they must make room.
+GREETED = 32
 #: Who has said nothing for so long, or has not read what waits for him, is dropped,
 SILENT_S = 10.0
 #: and after VeilMon's end of the connection already after this.
@@ -94,6 +97,8 @@ class ChannelListener:
         self._users: dict[socket.socket, _User] = {}
         #: of them those that VeilMon has not named, the oldest first
         self._strangers: dict[socket.socket, _User] = {}
+        #: those that VeilMon has not looked at yet, and since when
+        self._greeted: dict[socket.socket, float] = {}
         self._woken = False
         self._accepting = True
         self._next_accept = 0.0
@@ -174,6 +179,8 @@ class ChannelListener:
 
     def _may_accept(self) -> float:
         """When the next connection can be taken in."""
+        if len(self._greeted) >= GREETED:
+            return next(iter(self._greeted.values())) + STAY_S
         when = self._next_accept - BURST / ACCEPTS
         if len(self._strangers) >= STRANGERS:
             when = max(when, next(iter(self._strangers.values())).since + STAY_S)
@@ -212,6 +219,9 @@ class ChannelListener:
             if not user.known:
                 # Who connects and says nothing is no work for VeilMon.
                 user.known = True
+                self._greeted[user.socket] = self._clock()
+                if len(self._greeted) > GREETED:
+                    del self._greeted[next(iter(self._greeted))]
                 self._hypervisor.post_for_channel(functools.partial(self._open, user))
             # No more until VeilMon has taken this: a user who sends without end fills no memory.
             user.reading = False
@@ -261,6 +271,7 @@ class ChannelListener:
         if self._users.pop(user.socket, None) is None:
             return
         self._strangers.pop(user.socket, None)
+        self._greeted.pop(user.socket, None)
         if user.socket in self._selector.get_map():
             self._selector.unregister(user.socket)
         user.socket.close()
@@ -285,6 +296,9 @@ class ChannelListener:
         user.ending, user.reading = True, False
         self._write(user)
 
+    def _taken(self, user: _User) -> None:
+        self._greeted.pop(user.socket, None)
+
     def _prove(self, user: _User) -> None:
         self._strangers.pop(user.socket, None)
 
@@ -294,8 +308,15 @@ class ChannelListener:
         connection = user.connection = self._device.open()
         connection.on_data = lambda data: self._later(functools.partial(self._give, user, data))
         connection.on_room = lambda: self._later(functools.partial(self._resume, user))
+        connection.on_taken = lambda: self._look_at(user)
         connection.on_proven = lambda: self._later(functools.partial(self._prove, user))
         connection.on_close = lambda: self._later(functools.partial(self._end, user))
+
+    def _look_at(self, user: _User) -> None:
+        """VeilMon has: once is enough to know."""
+        assert user.connection is not None
+        user.connection.on_taken = None
+        self._later(functools.partial(self._taken, user))
 
     def _deliver(self, user: _User, data: bytes) -> None:
         connection = user.connection

@@ -55,6 +55,8 @@ class ChannelConnection:
         self.on_close: Callable[[], None] | None = None
         #: called when VeilMon has taken what waited in `unsent`
         self.on_room: Callable[[], None] | None = None
+        #: called when VeilMon has taken something
+        self.on_taken: Callable[[], None] | None = None
         #: called when VeilMon says that this user is somebody whom the launch names
         self.on_proven: Callable[[], None] | None = None
         self.is_open = True
@@ -115,6 +117,8 @@ class ChannelConnection:
             self._push()
             if waited and not self.unsent and self.on_room is not None:
                 self.on_room()
+            if self.on_taken is not None:
+                self.on_taken()
         elif frame.kind == FrameKind.PROVEN:
             if self.on_proven is not None:
                 self.on_proven()

@@ -167,7 +167,8 @@ class Connection:
         if self._to_tell:
             self._to_tell = False
             return pack_frame(self.number, FrameKind.PROVEN)
-        if self._to_grant >= STRANGER_WINDOW // 4 and not self.closing:
+        # In a handshake each piece is acknowledged: the host sees by it how many wait to be looked at.
+        if self._to_grant >= (1 if self.rank == Rank.HANDSHAKE else STRANGER_WINDOW // 4) and not self.closing:
             grant, self._to_grant = self._to_grant, 0
             self._may_receive += grant
             return pack_frame(self.number, FrameKind.CREDIT, grant.to_bytes(4, "little"))
