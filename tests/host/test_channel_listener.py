@@ -236,9 +236,7 @@ def test_no_more_than_veilmon_answers(desk: Desk, monkeypatch: pytest.MonkeyPatc
     desk.say(newest)
 
 
-def test_a_veilmon_that_looks_at_nobody_stops_nobody_from_coming(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_veilmon_that_looks_at_nobody_stops_nobody_from_coming(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
     for _ in range(GREETED):
         desk.say(desk.connect())

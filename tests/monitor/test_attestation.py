@@ -72,11 +72,11 @@ def bench() -> Bench:
 def ask(
     bench: Bench,
     call: int = ALL,
-    guid: uuid.UUID = uuid.UUID(int=0),
+    guid: uuid.UUID = uuid.UUID(int=0),  # noqa: B008
     /,
     *,
     at: int = REQUEST,
-    **changes: int,  # noqa: B008
+    **changes: int,
 ) -> Answer:
     fields = {
         "report": REPORT, "report_size": PAGE, "r1": 0, "nonce": NONCE_AT, "nonce_size": 64, "r2": 0,
