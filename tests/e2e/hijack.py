@@ -106,7 +106,7 @@ class Hijack:
 
     def svsm_call(self, protocol: int, call: int, rcx: int = 0, rdx: int = 0, r8: int = 0) -> int:
         """Make an SVSM call by the MSR protocol; VeilMon's answer. The kernel waits in HLT afterwards."""
-        caa = self.veilmon.domains.vcpus[0].caa
+        caa = self.veilmon.domains.vcpus[0].kernel.caa
         arguments = struct.pack("<4Q", protocol << 32 | call, rcx, rdx, r8)
         self.kernel.write(_ARGUMENTS, arguments)
         self.start(f"""

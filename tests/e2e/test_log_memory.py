@@ -241,7 +241,7 @@ def test_calls_to_a_veilmon_without_its_book(kernel: Hijack, attack: str) -> Non
     """The counter-test: the page book is what stops them."""
     gpa = protected_pages(kernel)["program"]
     kernel.split(gpa)
-    kernel.veilmon.state.book.claim(gpa, PAGE, Owner.GUEST)
+    kernel.veilmon.state.book.claim(gpa, PAGE, Owner.KERNEL)
     content = all_of_it(kernel)
     entry = kernel.vm.machine.rmp.entry
     if attack == "rescind":

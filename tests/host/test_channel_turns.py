@@ -13,8 +13,8 @@ from veil.snp.layouts import Vmcb
 
 from .fakes import GHCB, VMSA, Guest, Step
 
-GUEST_VMSA, OTHER_VMSA = 0x2000, 0x3000
-RUN_GUEST = 3 << 32 | 0x016
+KERNEL_VMSA, OTHER_VMSA = 0x2000, 0x3000
+RUN_KERNEL = 3 << 32 | 0x016
 MS = 1_000_000
 
 
@@ -24,7 +24,7 @@ class Served(Guest):
     def __init__(self, vcpus: int = 1) -> None:
         self.now = 0
         super().__init__(vcpus, monitor=True, clock=lambda: self.now)
-        self.host.vcpus[0].set_vmsa(3, GUEST_VMSA).ghcb = GHCB
+        self.host.vcpus[0].set_vmsa(3, KERNEL_VMSA).ghcb = GHCB
         self.host.vcpus[0].start(3)
         self.ran: list[tuple[str, int]] = []
         #: what VeilMon takes each time, and whether it leaves something lying
@@ -36,7 +36,7 @@ class Served(Guest):
         self.now += self.monitor_ns
         if self.more:
             self.platform.channel.pending = True
-        vmcb.ghcb_gpa = RUN_GUEST
+        vmcb.ghcb_gpa = RUN_KERNEL
 
     def busy(self, ns: int = MS // 10) -> Step:
         """A piece of a program that never waits; the host's deadline ends it."""
@@ -74,7 +74,7 @@ def run(guest: Served, ns: int) -> None:
 
 def test_a_busy_guest_keeps_more_than_half() -> None:
     guest = Served()
-    guest.machine.scripts[GUEST_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
     guest.platform.channel.pending = True
     run(guest, 1000 * MS)
     share = guest.time_of("guest") / guest.now
@@ -85,7 +85,7 @@ def test_a_busy_guest_keeps_more_than_half() -> None:
 
 def test_however_long_a_turn_takes() -> None:
     guest = Served()
-    guest.machine.scripts[GUEST_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
     guest.platform.channel.pending = True
     for guest.monitor_ns in (MS // 100, MS, 20 * MS, 200 * MS):
         guest.ran.clear()
@@ -106,19 +106,19 @@ def test_several_vcpus() -> None:
     guest = Served(2)
     guest.host.vcpus[1].set_vmsa(3, OTHER_VMSA)
     guest.host.vcpus[1].start(3)
-    for vmsa in (GUEST_VMSA, OTHER_VMSA):
+    for vmsa in (KERNEL_VMSA, OTHER_VMSA):
         guest.machine.scripts[vmsa] = _Endless(guest.busy())  # type: ignore[assignment]
     guest.platform.channel.pending = True
     run(guest, 1000 * MS)
     assert guest.time_of("VeilMon") < guest.now * 0.42
-    assert {GUEST_VMSA, OTHER_VMSA} <= set(guest.machine.ran)
+    assert {KERNEL_VMSA, OTHER_VMSA} <= set(guest.machine.ran)
 
 
 def test_what_the_listener_does_is_part_of_it() -> None:
     """Its actions run in turns, a bounded number in each, and take from the same share."""
     guest = Served()
     guest.more = False
-    guest.machine.scripts[GUEST_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
     done: list[int] = []
 
     def act() -> None:
@@ -148,7 +148,7 @@ def _turns(times: list[int]) -> list[int]:
 def test_a_flood_interrupts_the_guest_once_a_turn() -> None:
     guest = Served()
     guest.more = False
-    guest.machine.scripts[GUEST_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
     nothing: Callable[[], None] = lambda: None  # noqa: E731
     for _ in range(500):
         guest.host.post_for_channel(nothing)
@@ -161,7 +161,7 @@ def test_a_flood_interrupts_the_guest_once_a_turn() -> None:
 
 def test_input_of_others_does_not_wait() -> None:
     guest = Served()
-    guest.machine.scripts[GUEST_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
     guest.platform.channel.pending = True
     run(guest, 10 * MS)
     done: list[int] = []

@@ -41,7 +41,7 @@ RAM = 4 * LARGE
 
 MONITOR, MONITOR_SIZE = 3 * LARGE, LARGE // 2
 SERVICES, SERVICES_SIZE = MONITOR + MONITOR_SIZE, LARGE // 2
-(HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, GUEST_VMSA) = (
+(HEADER, PARAMETERS, MONITOR_VMSA, TEMPLATE, SECRETS, CPUID, KERNEL_VMSA) = (
     MONITOR + number * PAGE for number in range(7)
 )
 AP_VMSAS, SERVICE_VMSAS, GHCB, SHARED = (MONITOR + offset for offset in (0x10000, 0x18000, 0x20000, 0x30000))
@@ -54,13 +54,13 @@ MAILBOX_SIZE = 0x20000
 BLOCK, BLOCK_PAGES = 0x40000, 4
 CPUID_PAGE = (b"cpuid" * 50).ljust(PAGE, b"\0")
 KERNEL = 0x10000
-GUEST_SECRETS, GUEST_CPUID, GUEST_CAA = 0x108000, 0x109000, 0x10A000
+KERNEL_SECRETS, KERNEL_CPUID, KERNEL_CAA = 0x108000, 0x109000, 0x10A000
 #: guest memory that tests use: the last two in RMP entries of 2 MiB
 SMALL, FREE, FREE_2M = 0x20000, LARGE, 2 * LARGE
 
 SVME = 1 << 12
 VMGEXIT, NPF = 0x403, 0x400
-RUN_GUEST, RUN_OK, RUN_REFUSED = 3 << 32 | 0x016, 0x017, 1 << 32 | 0x017
+RUN_KERNEL, RUN_OK, RUN_REFUSED = 3 << 32 | 0x016, 0x017, 1 << 32 | 0x017
 
 
 class NoCipher:
@@ -107,10 +107,10 @@ def parameters(**changes: object) -> MonitorParameters:
         "cpuid_digest": hashlib.sha256(CPUID_PAGE).digest(),
         "monitor_vmsas_gpa": AP_VMSAS,
         "template_gpa": TEMPLATE,
-        "guest_vmsa_gpa": GUEST_VMSA,
-        "guest_secrets_gpa": GUEST_SECRETS,
-        "guest_cpuid_gpa": GUEST_CPUID,
-        "guest_caa_gpa": GUEST_CAA,
+        "kernel_vmsa_gpa": KERNEL_VMSA,
+        "kernel_secrets_gpa": KERNEL_SECRETS,
+        "kernel_cpuid_gpa": KERNEL_CPUID,
+        "kernel_caa_gpa": KERNEL_CAA,
     }
     return MonitorParameters.make(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -389,7 +389,7 @@ class Bench:
 
     def caa(self, index: int = 0) -> int:
         """The calling area of a VCPU."""
-        caa = self.monitor.domains.vcpus[index].caa
+        caa = self.monitor.domains.vcpus[index].kernel.caa
         assert caa is not None
         return caa
 
@@ -458,13 +458,12 @@ class Bench:
         assert not (perms[vmsas, 3] & ~np.uint8(1)).any(), "VMPL 3 writes or executes a VMSA"
         # Every VMSA is one that the monitor made or checked.
         domains = self.monitor.domains
-        known = {vmsa for vcpu in domains.vcpus for vmsa in (vcpu.monitor_vmsa, *vcpu.guest_vmsas)}
-        known |= {vcpu.service_vmsa for vcpu in domains.vcpus if vcpu.service_vmsa is not None}
+        known = {vmsa for vcpu in domains.vcpus for mine in vcpu.contexts.values() for vmsa in mine.vmsas}
         assert {int(page) * PAGE for page in np.flatnonzero(vmsas)} == known
         for vcpu in domains.vcpus:
-            for vmsa, caa in vcpu.guest_vmsas.items():
+            for vmsa, caa in vcpu.kernel.vmsas.items():
                 assert self.vmsa(vmsa).vmpl == 3
-                assert self.kernel.allows(caa, 3, 8), "a calling area is gone"
+                assert caa is not None and self.kernel.allows(caa, 3, 8), "a calling area is gone"
         # All protected pages but the shared ones stay validated memory of the guest's: the host cannot exchange them.
         protected[GHCB // PAGE : GHCB // PAGE + len(self.vcpus)] = False
         protected[SHARED // PAGE : (SHARED + MIN_SHARED) // PAGE] = False

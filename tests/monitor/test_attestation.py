@@ -27,7 +27,7 @@ from veil.snp.errors import SnapshotError
 from .bench import (
     CPUID,
     FREE,
-    GUEST_VMSA,
+    KERNEL_VMSA,
     MONITOR,
     PAGE,
     RAM,
@@ -166,7 +166,7 @@ def test_malformed_requests(bench: Bench, changes: dict[str, int]) -> None:
     assert bench.processor.state() == before, "the secure processor was asked"
 
 
-PROTECTED = [SECRETS, MONITOR, SERVICES, SHARED, GUEST_VMSA, CPUID, RAM, RAM - PAGE, (1 << 64) - PAGE]
+PROTECTED = [SECRETS, MONITOR, SERVICES, SHARED, KERNEL_VMSA, CPUID, RAM, RAM - PAGE, (1 << 64) - PAGE]
 
 
 @pytest.mark.parametrize("gpa", PROTECTED)
@@ -177,7 +177,7 @@ def test_addresses_that_are_not_the_kernels(bench: Bench, name: str, gpa: int) -
     assert ask(bench, **{name: gpa}).rax == ResultCode.INVALID_ADDRESS
     pages = range(0, len(memory), PAGE)
     changed = {MONITOR + at for at in pages if memory[at : at + PAGE] != bench.memory.buf[MONITOR + at :][:PAGE]}
-    assert changed <= {GUEST_VMSA}
+    assert changed <= {KERNEL_VMSA}
     bench.check()
 
 
@@ -212,9 +212,9 @@ def test_the_caller_cannot_run_or_be_deleted_meanwhile(bench: Bench) -> None:
     seen: list[int] = []
 
     def meanwhile(request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
-        assert not bench.vmsa(GUEST_VMSA).efer & SVME
+        assert not bench.vmsa(KERNEL_VMSA).efer & SVME
         # Another VCPU of the kernel's wants the VMSA, into which an answer will be written, back as memory.
-        seen.append(bench.call(0, 3, GUEST_VMSA, vcpu=1).rax)
+        seen.append(bench.call(0, 3, KERNEL_VMSA, vcpu=1).rax)
         seen.append(bench.call(ATTESTATION, ALL, REQUEST, vcpu=1).rax)
         with pytest.raises(SnapshotError):
             bench.monitor.save()
@@ -324,7 +324,7 @@ def test_host_that_comes_in_the_middle(bench: Bench) -> None:
         return 0, 0
 
     bench.on_message = forget
-    vmsa = bench.vmsa(GUEST_VMSA)
+    vmsa = bench.vmsa(KERNEL_VMSA)
     given_up(bench)
     assert vmsa.efer & SVME
     assert vmsa.guest_exit_code == VMGEXIT

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from veil.monitor import Domain, MonitorError, MonitorParameters, Option, Owner
+from veil.formats.domains import Domain
+from veil.monitor import MonitorError, MonitorParameters, Option, Owner
 from veil.monitor.errors import Reason
 from veil.monitor.ghcb import REASON_SET
 from veil.snp.errors import RmpViolation
@@ -23,19 +24,19 @@ from .bench import (
     FREE,
     FREE_2M,
     GHCB,
-    GUEST_CAA,
-    GUEST_CPUID,
-    GUEST_SECRETS,
-    GUEST_VMSA,
     HEADER,
     KERNEL,
+    KERNEL_CAA,
+    KERNEL_CPUID,
+    KERNEL_SECRETS,
+    KERNEL_VMSA,
     LARGE,
     MONITOR,
     MONITOR_VMSA,
     PAGE,
     PARAMETERS,
     RAM,
-    RUN_GUEST,
+    RUN_KERNEL,
     RUN_REFUSED,
     SECRETS,
     SERVICES,
@@ -60,7 +61,7 @@ def test_kernel_gets_all_memory_but_the_protected(bench: Bench) -> None:
     for gpa in (0, KERNEL, SMALL, FREE, FREE_2M, MONITOR - PAGE):
         assert kernel.allows(gpa, 15, PAGE)
     assert kernel.allows(0, 15, MONITOR)
-    for gpa in (HEADER, PARAMETERS, TEMPLATE, SECRETS, CPUID, GHCB, GUEST_VMSA, MONITOR_VMSA, SERVICES, RAM - PAGE):
+    for gpa in (HEADER, PARAMETERS, TEMPLATE, SECRETS, CPUID, GHCB, KERNEL_VMSA, MONITOR_VMSA, SERVICES, RAM - PAGE):
         for access in (1, 2, 4, 8):
             assert not kernel.allows(gpa, access)
 
@@ -79,24 +80,24 @@ def test_services_region_is_of_vmpl_1(bench: Bench) -> None:
 
 
 def test_secrets_page_without_the_keys_of_higher_levels(bench: Bench) -> None:
-    page = bench.kernel.read(GUEST_SECRETS, PAGE)
+    page = bench.kernel.read(KERNEL_SECRETS, PAGE)
     original = bytes(range(256)) * 16
     assert page[:0x20] == original[:0x20]
     assert page[0x20:0x80] == bytes(0x60)
     assert page[0x80:0x140] == original[0x80:0x140]
     fields = struct.unpack_from("<QQQIB", page, 0x140)
-    assert fields == (MONITOR, RAM - MONITOR, GUEST_CAA, 1, 3)
+    assert fields == (MONITOR, RAM - MONITOR, KERNEL_CAA, 1, 3)
     assert page[0x15D:] == original[0x15D:]
 
 
 def test_other_pages_of_the_kernel(bench: Bench) -> None:
-    assert bench.kernel.read(GUEST_CPUID, 5) == b"cpuid"
-    assert bench.kernel.read(GUEST_CAA, PAGE) == bytes(PAGE)
+    assert bench.kernel.read(KERNEL_CPUID, 5) == b"cpuid"
+    assert bench.kernel.read(KERNEL_CAA, PAGE) == bytes(PAGE)
     assert bench.kernel.read(KERNEL, 6) == b"kernel"
-    assert bench.rmp.is_vmsa(GUEST_VMSA)
-    assert bytes(bench.memory.buf[GUEST_VMSA : GUEST_VMSA + PAGE]) == kernel_vmsa()
-    assert bench.vcpus[0].vmsas == {0: MONITOR_VMSA, 3: GUEST_VMSA}
-    assert bench.monitor.domains.vcpus[0].vmsas() == {Domain.MON: MONITOR_VMSA, Domain.UNT: GUEST_VMSA}
+    assert bench.rmp.is_vmsa(KERNEL_VMSA)
+    assert bytes(bench.memory.buf[KERNEL_VMSA : KERNEL_VMSA + PAGE]) == kernel_vmsa()
+    assert bench.vcpus[0].vmsas == {0: MONITOR_VMSA, 3: KERNEL_VMSA}
+    assert bench.monitor.domains.vcpus[0].vmsas() == {Domain.MON: MONITOR_VMSA, Domain.UNT: KERNEL_VMSA}
 
 
 def test_memory_that_the_host_filled_is_zero() -> None:
@@ -110,21 +111,21 @@ def test_memory_that_the_host_filled_is_zero() -> None:
 
 def test_book(bench: Bench) -> None:
     book = bench.monitor.book
-    assert book.owner(KERNEL) == Owner.GUEST
+    assert book.owner(KERNEL) == Owner.KERNEL
     assert book.owner(MONITOR) == Owner.MONITOR
     assert book.owner(SERVICES) == Owner.SERVICE
-    assert book.owner(GUEST_VMSA) == Owner.VMSA
-    assert book.owner(GUEST_CAA) == Owner.CAA
+    assert book.owner(KERNEL_VMSA) == Owner.VMSA
+    assert book.owner(KERNEL_CAA) == Owner.CAA
     assert book.owner(RAM) == book.owner(-1) == Owner.NOBODY
     assert book.count(Owner.VMSA) == book.count(Owner.CAA) == 1
-    assert not book.is_guest(-PAGE, PAGE)
-    assert not book.is_guest(MONITOR - PAGE, 2 * PAGE)
-    assert not book.is_guest(0, 0)
-    assert not book.is_guest(RAM - PAGE, 2 * PAGE)
-    assert book.is_guest_data(GUEST_CAA - PAGE, 3 * PAGE)
-    assert not book.is_guest(GUEST_CAA - PAGE, 3 * PAGE)
+    assert not book.is_kernel(-PAGE, PAGE)
+    assert not book.is_kernel(MONITOR - PAGE, 2 * PAGE)
+    assert not book.is_kernel(0, 0)
+    assert not book.is_kernel(RAM - PAGE, 2 * PAGE)
+    assert book.is_kernel_data(KERNEL_CAA - PAGE, 3 * PAGE)
+    assert not book.is_kernel(KERNEL_CAA - PAGE, 3 * PAGE)
     with pytest.raises(ValueError, match="outside"):
-        book.claim(RAM, PAGE, Owner.GUEST)
+        book.claim(RAM, PAGE, Owner.KERNEL)
 
 
 def test_large_pages_that_the_host_split_before() -> None:
@@ -140,7 +141,7 @@ def test_large_entry_over_the_edge_of_a_region() -> None:
     bench = Bench(layout=layout).boot()
     assert bench.kernel.allows(SERVICES + SERVICES_SIZE // 2, 15, SERVICES_SIZE // 2)
     assert not bench.kernel.allows(SERVICES, 1)
-    layout = parameters(guest_vmsa_gpa=FREE)
+    layout = parameters(kernel_vmsa_gpa=FREE)
     bench = Bench(layout=layout).boot()
     assert bench.splits == 1
     assert bench.rmp.is_vmsa(FREE)
@@ -153,7 +154,7 @@ def test_other_vcpus_wait() -> None:
     for index in (1, 2):
         assert bench.vcpus[index].parked
         assert bench.vcpus[index].vmsas == {0: AP_VMSAS + (index - 1) * PAGE}
-        assert bench.monitor.domains.vcpus[index].monitor_vmsa == AP_VMSAS + (index - 1) * PAGE
+        assert bench.monitor.domains.vcpus[index].vmsas()[Domain.MON] == AP_VMSAS + (index - 1) * PAGE
     bench.check()
     # The host runs one without reason: it waits again.
     bench.enter(1)
@@ -163,7 +164,7 @@ def test_other_vcpus_wait() -> None:
 def test_unprotected_option_opens_the_monitor() -> None:
     bench = Bench(options=Option.UNPROTECTED).boot()
     assert bench.kernel.allows(MONITOR, 15)
-    assert bench.kernel.allows(GUEST_VMSA, 3)
+    assert bench.kernel.allows(KERNEL_VMSA, 3)
     assert bench.kernel.allows(SERVICES, 15, SERVICES_SIZE)
     assert bench.call(0, 6, 0 << 32 | 1).rcx == 1 << 32 | 1
 
@@ -240,16 +241,16 @@ def test_cpuid_page_of_the_hosts_choice() -> None:
     bench.memory.buf[CPUID + 20] ^= 1
     terminated(bench, Reason.CPUID_CHANGED)
     honest = Bench().boot()
-    assert honest.kernel.read(GUEST_CPUID, PAGE) == CPUID_PAGE
+    assert honest.kernel.read(KERNEL_CPUID, PAGE) == CPUID_PAGE
 
 
 def test_host_refuses_to_run_the_kernel() -> None:
     """The VCPU waits, instead of asking again and again; when the host comes back it tries once more."""
     bench = Bench()
-    bench.on_request = lambda request: RUN_REFUSED if request == RUN_GUEST else None
+    bench.on_request = lambda request: RUN_REFUSED if request == RUN_KERNEL else None
     bench.boot()
     assert bench.vcpus[0].parked
-    assert bench.log.count(RUN_GUEST) == 1
+    assert bench.log.count(RUN_KERNEL) == 1
     bench.on_request = lambda request: None
     bench.enter(0)
     assert bench.vcpus[0].vmpl == 3
@@ -283,17 +284,17 @@ BAD: list[Callable[[MonitorParameters], object]] = [
     lambda p: setattr(p, "header_gpa", KERNEL),
     lambda p: setattr(p, "ghcb_gpa", MONITOR + 8),
     lambda p: setattr(p, "monitor_vmsas_gpa", SERVICES + PAGE),
-    lambda p: setattr(p, "guest_vmsa_gpa", RAM),
-    lambda p: setattr(p, "guest_caa_gpa", GUEST_SECRETS),
-    lambda p: setattr(p, "guest_caa_gpa", MONITOR + 0x20000),
+    lambda p: setattr(p, "kernel_vmsa_gpa", RAM),
+    lambda p: setattr(p, "kernel_caa_gpa", KERNEL_SECRETS),
+    lambda p: setattr(p, "kernel_caa_gpa", MONITOR + 0x20000),
     lambda p: setattr(p, "ghcb_gpa", SERVICES - PAGE + 1),
     lambda p: setattr(p, "owner_count", 9),
     lambda p: setattr(p, "reader_count", 9),
     lambda p: setattr(p.shared, "gpa", SERVICES),
     lambda p: setattr(p.shared, "size", PAGE),
     lambda p: setattr(p.shared, "gpa", p.shared.gpa + 8),
-    lambda p: setattr(p, "guest_secrets_gpa", SERVICES),
-    lambda p: setattr(p, "guest_cpuid_gpa", 12),
+    lambda p: setattr(p, "kernel_secrets_gpa", SERVICES),
+    lambda p: setattr(p, "kernel_cpuid_gpa", 12),
 ]
 
 

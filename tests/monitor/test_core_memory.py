@@ -16,8 +16,8 @@ from .bench import (
     FREE,
     FREE_2M,
     GHCB,
-    GUEST_CAA,
-    GUEST_VMSA,
+    KERNEL_CAA,
+    KERNEL_VMSA,
     LARGE,
     MONITOR,
     PAGE,
@@ -75,28 +75,28 @@ def test_remap(bench: Bench) -> None:
     assert bench.call(0, REMAP_CA, SMALL).rax == ResultCode.SUCCESS
     assert bench.caa() == SMALL
     assert bench.kernel.read(SMALL, 16) == bytes(8) + b"\xff" * 8
-    assert bench.kernel.read_u8(GUEST_CAA) == 0
+    assert bench.kernel.read_u8(KERNEL_CAA) == 0
     assert bench.monitor.book.owner(SMALL) == Owner.CAA
-    assert bench.monitor.book.owner(GUEST_CAA) == Owner.GUEST
+    assert bench.monitor.book.owner(KERNEL_CAA) == Owner.KERNEL
     assert bench.call(0, QUERY, 1).rcx
     # The old area is an ordinary page now, the new one is not.
-    assert bench.pvalidate(GUEST_CAA) == OK
+    assert bench.pvalidate(KERNEL_CAA) == OK
     assert bench.pvalidate(SMALL)[0] == ResultCode.INVALID_ADDRESS
     bench.check()
 
 
 def test_remap_to_the_same(bench: Bench) -> None:
-    bench.kernel.write(GUEST_CAA + 1, b"\x01\x02")
-    assert bench.call(0, REMAP_CA, GUEST_CAA) == Answer(0, GUEST_CAA, 0, 0, 0, 0)
-    assert bench.kernel.read(GUEST_CAA, 3) == b"\x00\x01\x02"
+    bench.kernel.write(KERNEL_CAA + 1, b"\x01\x02")
+    assert bench.call(0, REMAP_CA, KERNEL_CAA) == Answer(0, KERNEL_CAA, 0, 0, 0, 0)
+    assert bench.kernel.read(KERNEL_CAA, 3) == b"\x00\x01\x02"
 
 
 @pytest.mark.parametrize(
-    "gpa", [MONITOR, SECRETS, SERVICES, GUEST_VMSA, GHCB, RAM, 1 << 51, (1 << 64) - PAGE, SMALL | 1 << 51]
+    "gpa", [MONITOR, SECRETS, SERVICES, KERNEL_VMSA, GHCB, RAM, 1 << 51, (1 << 64) - PAGE, SMALL | 1 << 51]
 )
 def test_remap_to_what_is_not_the_guests(bench: Bench, gpa: int) -> None:
     assert bench.call(0, REMAP_CA, gpa).rax == ResultCode.INVALID_ADDRESS
-    assert bench.caa() == GUEST_CAA
+    assert bench.caa() == KERNEL_CAA
     bench.check()
 
 
@@ -110,15 +110,15 @@ def test_remap_to_a_page_that_is_not_validated(bench: Bench) -> None:
     assert bench.call(0, REMAP_CA, SMALL).rax == ResultCode.INVALID_ADDRESS
     assert bench.host.rmpupdate(SMALL, assigned=False) == RmpResult.SUCCESS
     assert bench.call(0, REMAP_CA, SMALL).rax == ResultCode.INVALID_ADDRESS
-    assert bench.caa() == GUEST_CAA
+    assert bench.caa() == KERNEL_CAA
 
 
 def test_a_calling_area_of_another_vcpu_is_taken() -> None:
     bench = Bench(vcpus=2).boot()
-    bench.kernel.write(SMALL, bytes(bench.memory.buf[GUEST_VMSA : GUEST_VMSA + PAGE]))
+    bench.kernel.write(SMALL, bytes(bench.memory.buf[KERNEL_VMSA : KERNEL_VMSA + PAGE]))
     assert bench.create_vcpu(SMALL, SMALL + PAGE, 1) == ResultCode.SUCCESS
     assert bench.call(0, REMAP_CA, SMALL + PAGE).rax == ResultCode.INVALID_ADDRESS
-    assert bench.call(0, REMAP_CA, GUEST_CAA, vcpu=1).rax == ResultCode.INVALID_ADDRESS
+    assert bench.call(0, REMAP_CA, KERNEL_CAA, vcpu=1).rax == ResultCode.INVALID_ADDRESS
 
 
 # PVALIDATE
@@ -205,8 +205,8 @@ def test_page_of_the_hosts(bench: Bench, action: int) -> None:
         GHCB,
         SERVICES,
         RAM - PAGE,
-        GUEST_VMSA,
-        GUEST_CAA,
+        KERNEL_VMSA,
+        KERNEL_CAA,
         0 | SIZE_2M,  # has a calling area in it
         RAM,
         RAM | SIZE_2M,
@@ -241,7 +241,7 @@ def test_next_counts_what_is_done(bench: Bench) -> None:
     [(0, 0, 0), (1, 1, 0), (1, 2, 0), (1, 0xFFFF, 0), (511, 0, 0), (0xFFFF, 0, 0), (0xFFFF, 0xFFFE, 0), (1, 0, 1)],
 )
 def test_malformed_headers(bench: Bench, entries: int, first: int, reserved: int) -> None:
-    at = GUEST_CAA + 8
+    at = KERNEL_CAA + 8
     bench.kernel.write(at, struct.pack("<HHIQ", entries, first, reserved, SMALL))
     assert bench.call(0, PVALIDATE, at).rax == ResultCode.INVALID_PARAMETER
     assert bench.kernel.allows(SMALL, 15)
@@ -251,14 +251,14 @@ def test_malformed_headers(bench: Bench, entries: int, first: int, reserved: int
 @pytest.mark.parametrize(
     ("at", "code"),
     [
-        (GUEST_CAA + 4, ResultCode.INVALID_PARAMETER),
-        (GUEST_CAA + PAGE - 8, ResultCode.INVALID_PARAMETER),
+        (KERNEL_CAA + 4, ResultCode.INVALID_PARAMETER),
+        (KERNEL_CAA + PAGE - 8, ResultCode.INVALID_PARAMETER),
         (MONITOR, ResultCode.INVALID_ADDRESS),
         (SERVICES, ResultCode.INVALID_ADDRESS),
-        (GUEST_VMSA, ResultCode.INVALID_ADDRESS),
+        (KERNEL_VMSA, ResultCode.INVALID_ADDRESS),
         (RAM, ResultCode.INVALID_ADDRESS),
         ((1 << 64) - PAGE, ResultCode.INVALID_ADDRESS),
-        (GUEST_CAA | 1 << 51, ResultCode.INVALID_ADDRESS),
+        (KERNEL_CAA | 1 << 51, ResultCode.INVALID_ADDRESS),
     ],
 )
 def test_bad_list_addresses(bench: Bench, at: int, code: ResultCode) -> None:

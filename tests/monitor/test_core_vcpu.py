@@ -10,7 +10,7 @@ from veil.monitor.svsm_call import ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import RmpResult
 
-from .bench import FREE, GUEST_CAA, GUEST_VMSA, MONITOR, PAGE, RAM, SERVICES, SMALL, SVME, Bench, kernel_vmsa
+from .bench import FREE, KERNEL_CAA, KERNEL_VMSA, MONITOR, PAGE, RAM, SERVICES, SMALL, SVME, Bench, kernel_vmsa
 
 VMSA, CAA = SMALL, SMALL + PAGE
 DELETE = 3
@@ -61,12 +61,12 @@ def test_bad_contexts(bench: Bench, fields: dict[str, int]) -> None:
     assert bench.kernel.read(VMSA, PAGE) == content
     assert bench.kernel.read(CAA, 8) == b"\xff" * 8
     assert not bench.rmp.is_vmsa(VMSA)
-    assert bench.monitor.book.owner(VMSA) == bench.monitor.book.owner(CAA) == Owner.GUEST
-    assert bench.monitor.domains.vcpus[1].guest_vmsas == {}
+    assert bench.monitor.book.owner(VMSA) == bench.monitor.book.owner(CAA) == Owner.KERNEL
+    assert bench.monitor.domains.vcpus[1].kernel.vmsas == {}
     bench.check()
 
 
-@pytest.mark.parametrize("other", [MONITOR, SERVICES, GUEST_VMSA, RAM, (1 << 64) - PAGE, 1 << 51, SMALL + 8])
+@pytest.mark.parametrize("other", [MONITOR, SERVICES, KERNEL_VMSA, RAM, (1 << 64) - PAGE, 1 << 51, SMALL + 8])
 def test_bad_addresses(bench: Bench, other: int) -> None:
     before = bench.rmp.dump()
     assert bench.create_vcpu(other, CAA, 1) == ResultCode.INVALID_ADDRESS
@@ -76,8 +76,8 @@ def test_bad_addresses(bench: Bench, other: int) -> None:
 
 def test_calling_areas_are_not_shared(bench: Bench) -> None:
     assert bench.create_vcpu(VMSA, VMSA, 1) == ResultCode.INVALID_ADDRESS
-    assert bench.create_vcpu(VMSA, GUEST_CAA, 1) == ResultCode.INVALID_ADDRESS
-    assert bench.create_vcpu(GUEST_CAA, CAA, 1) == ResultCode.INVALID_ADDRESS
+    assert bench.create_vcpu(VMSA, KERNEL_CAA, 1) == ResultCode.INVALID_ADDRESS
+    assert bench.create_vcpu(KERNEL_CAA, CAA, 1) == ResultCode.INVALID_ADDRESS
 
 
 @pytest.mark.parametrize("apic_id", [2, 64, 1 << 32, (1 << 32) | 1, (1 << 64) - 1])
@@ -90,7 +90,7 @@ def test_pages_that_are_not_validated(bench: Bench) -> None:
     assert bench.pvalidate(gone)[0] == ResultCode.SUCCESS
     assert bench.create_vcpu(gone, CAA, 1) == ResultCode.INVALID_ADDRESS
     assert bench.create_vcpu(VMSA, gone, 1) == ResultCode.INVALID_ADDRESS
-    assert bench.monitor.book.owner(gone) == bench.monitor.book.owner(VMSA) == Owner.GUEST
+    assert bench.monitor.book.owner(gone) == bench.monitor.book.owner(VMSA) == Owner.KERNEL
     assert bench.kernel.allows(VMSA, 15)
     assert bench.host.rmpupdate(gone, assigned=False) == RmpResult.SUCCESS
     assert bench.create_vcpu(gone, CAA, 1) == ResultCode.INVALID_ADDRESS
@@ -112,7 +112,7 @@ def test_delete(bench: Bench) -> None:
     assert not bench.rmp.is_vmsa(VMSA)
     assert not bench.vmsa(VMSA).efer & SVME
     assert bench.kernel.allows(VMSA, 15, PAGE)
-    assert bench.monitor.book.owner(VMSA) == bench.monitor.book.owner(CAA) == Owner.GUEST
+    assert bench.monitor.book.owner(VMSA) == bench.monitor.book.owner(CAA) == Owner.KERNEL
     assert bench.call(0, DELETE, VMSA).rax == ResultCode.INVALID_PARAMETER
     # The VCPU has no kernel context: it waits.
     bench.enter(1)
@@ -129,18 +129,18 @@ def test_delete_what_is_no_context(bench: Bench, vmsa: int) -> None:
 
 
 def test_caller_cannot_delete_itself(bench: Bench) -> None:
-    assert bench.call(0, DELETE, GUEST_VMSA).rax == ResultCode.INVALID_PARAMETER
+    assert bench.call(0, DELETE, KERNEL_VMSA).rax == ResultCode.INVALID_PARAMETER
     assert bench.call(0, 6, 1).rcx
 
 
 def test_the_boot_context_is_not_the_guests_memory(bench: Bench) -> None:
     """It lies in the monitor's region, and goes back there."""
     assert bench.create_vcpu(VMSA, CAA, 1) == ResultCode.SUCCESS
-    assert bench.call(0, DELETE, GUEST_VMSA, vcpu=1).rax == ResultCode.SUCCESS
-    assert not bench.rmp.is_vmsa(GUEST_VMSA)
-    assert not bench.kernel.allows(GUEST_VMSA, 1)
-    assert bench.monitor.book.owner(GUEST_VMSA) == Owner.MONITOR
-    assert bench.monitor.book.owner(GUEST_CAA) == Owner.GUEST
+    assert bench.call(0, DELETE, KERNEL_VMSA, vcpu=1).rax == ResultCode.SUCCESS
+    assert not bench.rmp.is_vmsa(KERNEL_VMSA)
+    assert not bench.kernel.allows(KERNEL_VMSA, 1)
+    assert bench.monitor.book.owner(KERNEL_VMSA) == Owner.MONITOR
+    assert bench.monitor.book.owner(KERNEL_CAA) == Owner.KERNEL
     bench.check()
 
 

@@ -19,9 +19,9 @@ from .bench import (
     FREE,
     FREE_2M,
     GHCB,
-    GUEST_CAA,
-    GUEST_VMSA,
     HEADER,
+    KERNEL_CAA,
+    KERNEL_VMSA,
     LARGE,
     MONITOR,
     MONITOR_SIZE,
@@ -37,10 +37,10 @@ from .bench import (
 )
 
 GUEST = [SMALL + number * PAGE for number in range(6)] + [FREE, FREE + PAGE, FREE_2M, 0]
-PROTECTED = [HEADER, MONITOR_VMSA, SECRETS, CPUID, GHCB, GUEST_VMSA, MONITOR + MONITOR_SIZE - PAGE, SERVICES]
+PROTECTED = [HEADER, MONITOR_VMSA, SECRETS, CPUID, GHCB, KERNEL_VMSA, MONITOR + MONITOR_SIZE - PAGE, SERVICES]
 EDGES = [RAM, RAM - PAGE, 1 << 51, (1 << 64) - PAGE, MONITOR - PAGE, RAM - LARGE]
 
-pages = st.sampled_from([*GUEST, *GUEST, GUEST_CAA, *PROTECTED, *EDGES])
+pages = st.sampled_from([*GUEST, *GUEST, KERNEL_CAA, *PROTECTED, *EDGES])
 addresses = st.one_of(pages, st.builds(lambda page, low: page + low & (1 << 64) - 1, pages, st.integers(0, PAGE)))
 words = st.integers(0, (1 << 64) - 1)
 entries = st.lists(
@@ -86,18 +86,18 @@ class Play:
     def call(self, index: int, protocol: int, call: int, *registers: int) -> None:
         bench = self.bench
         contexts = bench.monitor.domains.vcpus[index]
-        if contexts.guest_vmsa is None or contexts.caa is None:
+        if contexts.kernel.vmsa is None or contexts.kernel.caa is None:
             bench.enter(index)
             return
         # The host runs the context that the monitor knows: of others it would serve no call.
-        bench.vcpus[index].vmsas[3] = contexts.guest_vmsa
+        bench.vcpus[index].vmsas[3] = contexts.kernel.vmsa
         bench.call(protocol, call, *registers, vcpu=index)
 
     def raw(self, index: int, *registers: int) -> None:
         self.call(index, registers[0] >> 32, registers[0] & 0xFFFFFFFF, *registers[1:])
 
     def pvalidate(self, index: int, items: list[int], count: int, first: int, reserved: int) -> None:
-        caa = self.bench.monitor.domains.vcpus[index].caa
+        caa = self.bench.monitor.domains.vcpus[index].kernel.caa
         if caa is not None:
             count = len(items) if count > 300 else count
             first = 0 if first > 300 else first
@@ -122,12 +122,12 @@ class Play:
             self.bench.kernel.write(gpa, data)
 
     def area(self, index: int, data: bytes) -> None:
-        caa = self.bench.monitor.domains.vcpus[index].caa
+        caa = self.bench.monitor.domains.vcpus[index].kernel.caa
         if caa is not None:
             self.bench.kernel.write(caa, data)
 
     def enter(self, index: int, exit_code: int) -> None:
-        vmsa = self.bench.monitor.domains.vcpus[index].guest_vmsa
+        vmsa = self.bench.monitor.domains.vcpus[index].kernel.vmsa
         if vmsa is not None:
             self.bench.vmsa(vmsa).guest_exit_code = exit_code
         self.bench.enter(index)
@@ -135,7 +135,7 @@ class Play:
     def share(self, gpa: int, assigned: bool, large: bool) -> None:
         # A host that takes away protected pages only stops the machine; see test_boot and test_on_machine.
         size = PageSize.SIZE_2M if large else PageSize.SIZE_4K
-        if self.bench.monitor.book.is_guest(gpa, size.pages * PAGE):
+        if self.bench.monitor.book.is_kernel(gpa, size.pages * PAGE):
             self.bench.host.rmpupdate(gpa, assigned=assigned, size=size)
 
     def split(self, gpa: int) -> None:

@@ -69,7 +69,7 @@ def test_a_block_that_is_refused_leaves_no_permission_behind(bench: Bench) -> No
     """Of a block whose last page is shared, or that the host must split first and does not, VMPL 1 gets nothing."""
     assert bench.pvalidate(FREE + PAGE) == (ResultCode.SUCCESS, 1)
     assert bench.call(PROTOCOL, REGISTER, FREE, 2).rax == ResultCode.INVALID_ADDRESS
-    assert bench.monitor.book.owner(FREE) == Owner.GUEST
+    assert bench.monitor.book.owner(FREE) == Owner.KERNEL
     bench.check()
     assert bench.call(PROTOCOL, REGISTER, FREE, 1).rax == ResultCode.SUCCESS
     assert bench.view(1).allows(FREE, 3), "what the check looks for"
@@ -91,7 +91,7 @@ def test_a_block_in_the_logs_memory(bench: Bench, gpa: int) -> None:
     for start, pages in ((gpa, 1), (gpa, 16), (gpa - 15 * PAGE, 16)):
         assert bench.call(PROTOCOL, REGISTER, start, pages).rax == ResultCode.INVALID_ADDRESS
         bench.check()
-    bench.monitor.book.claim(gpa, PAGE, Owner.GUEST)
+    bench.monitor.book.claim(gpa, PAGE, Owner.KERNEL)
     before = bench.view(0).read(gpa, 64)
     assert bench.call(PROTOCOL, REGISTER, gpa, 1).rax == ResultCode.SUCCESS
     if gpa in (SERVICE_MEMORY, SERVICE_MEMORY - PAGE):

@@ -36,8 +36,8 @@ from .bench import (
     BLOCK_PAGES,
     BLOCKS,
     FREE,
-    GUEST_CAA,
-    GUEST_VMSA,
+    KERNEL_CAA,
+    KERNEL_VMSA,
     MAILBOX,
     MONITOR,
     PAGE,
@@ -143,8 +143,8 @@ def test_services_say_who_they_are() -> None:
         (MAILBOX, 1, ResultCode.INVALID_ADDRESS),
         (BLOCKS, 1, ResultCode.INVALID_ADDRESS),
         (SERVICE_HEADER, 1, ResultCode.INVALID_ADDRESS),
-        (GUEST_VMSA, 1, ResultCode.INVALID_ADDRESS),
-        (GUEST_CAA, 1, ResultCode.INVALID_ADDRESS),
+        (KERNEL_VMSA, 1, ResultCode.INVALID_ADDRESS),
+        (KERNEL_CAA, 1, ResultCode.INVALID_ADDRESS),
         (RAM - PAGE, 2, ResultCode.INVALID_ADDRESS),
         (RAM, 1, ResultCode.INVALID_ADDRESS),
         (1 << 63, 1, ResultCode.INVALID_ADDRESS),
@@ -179,7 +179,7 @@ def test_another_block_and_none(bench: Bench) -> None:
     first = bench.register()
     assert bench.call(PROTOCOL, REGISTER, FREE, 2).rax == OK
     assert not bench.view(1).allows(first, 1)
-    assert bench.monitor.book.owner(first) == Owner.GUEST
+    assert bench.monitor.book.owner(first) == Owner.KERNEL
     assert bench.pvalidate(first | 0)[0] == OK
     assert bench.ask(7, 0, b"x") == (Status.OK, b"\0x")
     assert bench.call(PROTOCOL, REGISTER, 0, 0).rax == OK
@@ -267,7 +267,7 @@ def test_the_kernel_says_that_it_is_an_owner(bench: Bench) -> None:
 
 def test_services_cannot_change_their_program_or_reach_the_monitor(bench: Bench) -> None:
     service = bench.view(1)
-    for gpa in (SERVICE_HEADER, MONITOR, GUEST_VMSA, SERVICE_VMSAS, FREE):
+    for gpa in (SERVICE_HEADER, MONITOR, KERNEL_VMSA, SERVICE_VMSAS, FREE):
         with pytest.raises(RmpViolation):
             service.write(gpa, bytes(8))
     assert service.read(SERVICE_HEADER, 8)

@@ -11,11 +11,11 @@ from veil.snp.hosted import HostedCpu
 
 from .bench import (
     FREE,
-    GUEST_CAA,
-    GUEST_VMSA,
+    KERNEL_CAA,
+    KERNEL_VMSA,
     NPF,
     PAGE,
-    RUN_GUEST,
+    RUN_KERNEL,
     RUN_REFUSED,
     SMALL,
     SVME,
@@ -35,13 +35,13 @@ def bench() -> Bench:
 
 def arm(bench: Bench, *, exit_code: int = VMGEXIT, pending: int = 1) -> None:
     """The registers and the calling area of a QUERY_PROTOCOL."""
-    vmsa = bench.vmsa(GUEST_VMSA)
+    vmsa = bench.vmsa(KERNEL_VMSA)
     vmsa.guest_exit_code, vmsa.rax, vmsa.rcx = exit_code, QUERY, 1
-    bench.kernel.write_u8(GUEST_CAA, pending)
+    bench.kernel.write_u8(KERNEL_CAA, pending)
 
 
 def vmsa_bytes(bench: Bench) -> bytes:
-    return bytes(bench.memory.buf[GUEST_VMSA : GUEST_VMSA + PAGE])
+    return bytes(bench.memory.buf[KERNEL_VMSA : KERNEL_VMSA + PAGE])
 
 
 @pytest.mark.parametrize(("exit_code", "pending"), [(VMGEXIT, 0), (NPF, 1), (0x60, 1), (0, 1), (0x1_0000_0403, 1)])
@@ -50,29 +50,29 @@ def test_an_exit_that_is_no_call_changes_nothing(bench: Bench, exit_code: int, p
     before = bench.rmp.dump(), vmsa_bytes(bench)
     bench.enter(0)
     assert (bench.rmp.dump(), vmsa_bytes(bench)) == before
-    assert bench.kernel.read_u8(GUEST_CAA) == pending
+    assert bench.kernel.read_u8(KERNEL_CAA) == pending
     assert bench.vcpus[0].vmpl == 3
 
 
 def test_a_call_is_served_once(bench: Bench) -> None:
     arm(bench)
     bench.enter(0)
-    assert bench.vmsa(GUEST_VMSA).rax == 0
-    bench.vmsa(GUEST_VMSA).rax = 77
+    assert bench.vmsa(KERNEL_VMSA).rax == 0
+    bench.vmsa(KERNEL_VMSA).rax = 77
     bench.enter(0)
-    assert bench.vmsa(GUEST_VMSA).rax == 77
+    assert bench.vmsa(KERNEL_VMSA).rax == 77
 
 
 def test_any_value_of_call_pending_is_a_call(bench: Bench) -> None:
     arm(bench, pending=0xFF)
     bench.enter(0)
-    assert bench.vmsa(GUEST_VMSA).rcx == 1 << 32 | 1
-    assert bench.kernel.read_u8(GUEST_CAA) == 0
+    assert bench.vmsa(KERNEL_VMSA).rcx == 1 << 32 | 1
+    assert bench.kernel.read_u8(KERNEL_CAA) == 0
 
 
 def test_only_results_change(bench: Bench) -> None:
     for number, name in enumerate(("rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "rdx", "rip", "rflags")):
-        setattr(bench.vmsa(GUEST_VMSA), name, number + 1)
+        setattr(bench.vmsa(KERNEL_VMSA), name, number + 1)
     arm(bench)
     before = bytearray(vmsa_bytes(bench))
     bench.enter(0)
@@ -87,13 +87,13 @@ def test_the_caller_cannot_run_while_it_is_served(bench: Bench) -> None:
     psmash = bench.host.psmash
 
     def spy(gpa: int) -> object:
-        seen.append(bench.vmsa(GUEST_VMSA).efer & SVME)
+        seen.append(bench.vmsa(KERNEL_VMSA).efer & SVME)
         return psmash(gpa)
 
     bench.host = _Spy(bench.host, spy)  # type: ignore[assignment]
     assert bench.pvalidate(FREE) == (0, 1)
     assert seen == [0]
-    assert bench.vmsa(GUEST_VMSA).efer & SVME
+    assert bench.vmsa(KERNEL_VMSA).efer & SVME
 
 
 class _Spy:
@@ -108,10 +108,10 @@ class _Spy:
 def test_host_that_runs_the_monitor_of_another_vcpu(bench: Bench) -> None:
     arm(bench)
     bench.enter(1)
-    assert bench.vmsa(GUEST_VMSA).rax == QUERY
+    assert bench.vmsa(KERNEL_VMSA).rax == QUERY
     assert bench.vcpus[1].parked
     bench.enter(0)
-    assert bench.vmsa(GUEST_VMSA).rcx == 1 << 32 | 1
+    assert bench.vmsa(KERNEL_VMSA).rcx == 1 << 32 | 1
 
 
 def test_ap_runs_its_kernel_if_it_was_created_while_it_started() -> None:
@@ -122,7 +122,7 @@ def test_ap_runs_its_kernel_if_it_was_created_while_it_started() -> None:
     assert bench.create_vcpu(SMALL, SMALL + PAGE, 1) == ResultCode.SUCCESS
     bench.enter(1)
     assert bench.vcpus[1].vmpl == 3
-    assert bench.log[-1] == RUN_GUEST
+    assert bench.log[-1] == RUN_KERNEL
 
 
 def test_ap_waits_if_the_host_does_not_know_its_kernel_yet() -> None:
@@ -132,7 +132,7 @@ def test_ap_waits_if_the_host_does_not_know_its_kernel_yet() -> None:
     assert bench.call(0, 2, SMALL, SMALL + PAGE, 1).rax == ResultCode.SUCCESS
     bench.enter(1)
     assert bench.vcpus[1].parked
-    assert bench.log[-2:] == [RUN_GUEST, 0x006]
+    assert bench.log[-2:] == [RUN_KERNEL, 0x006]
     bench.vcpus[1].vmsas[3] = SMALL
     assert bench.call(0, QUERY, 1, vcpu=1).rcx
     assert bench.vcpus[1].vmcb.ghcb_gpa != RUN_REFUSED
@@ -162,9 +162,9 @@ def test_snapshot(bench: Bench) -> None:
 def test_snapshot_in_the_middle_of_a_call(bench: Bench) -> None:
     """The host was about to split an RMP entry: the call is still pending, and is served after all."""
     arm(bench)
-    at = GUEST_CAA + 8
+    at = KERNEL_CAA + 8
     bench.kernel.write(at, (1).to_bytes(8, "little") + FREE.to_bytes(8, "little"))
-    vmsa = bench.vmsa(GUEST_VMSA)
+    vmsa = bench.vmsa(KERNEL_VMSA)
     vmsa.rax, vmsa.rcx = 1, at
     vcpu = bench.vcpus[0]
     assert vcpu.steps is not None
@@ -176,8 +176,8 @@ def test_snapshot_in_the_middle_of_a_call(bench: Bench) -> None:
     monitor.restore(bench.monitor.save())
     bench.resume(monitor)
     bench.enter(0)
-    assert bench.vmsa(GUEST_VMSA).rax == 0
-    assert bench.vmsa(GUEST_VMSA).efer & SVME
+    assert bench.vmsa(KERNEL_VMSA).rax == 0
+    assert bench.vmsa(KERNEL_VMSA).efer & SVME
     assert not bench.kernel.allows(FREE, 1)
     assert bench.kernel.allows(FREE + PAGE, 15)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from veil.formats.domains import Domain
 from veil.snp.rmp import EntryFlag, Permission
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inspection", "LevelPages", "VmsaInfo", "inspect_cvm", "ram_table"]
 
-_DOMAINS = {0: "DomMON", 1: "DomSER", 2: "DomENC", 3: "DomUNT"}
+_LABELS = {domain.vmpl: domain.label for domain in Domain}
 _PAGE = 4096
 
 
@@ -85,7 +86,7 @@ def inspect_cvm(vm: ConfidentialVM) -> Inspection:
                 VmsaInfo(
                     vcpu.index,
                     vmpl,
-                    _DOMAINS[vmpl] if vm.has_monitor else "kernel",
+                    _LABELS[vmpl] if vm.has_monitor else "kernel",
                     gpa,
                     vcpu.current is context,
                     machine.hosted_program(gpa) is not None,
@@ -96,7 +97,7 @@ def inspect_cvm(vm: ConfidentialVM) -> Inspection:
         may = permissions[:, vmpl][validated]
         bits = (Permission.R, Permission.W, Permission.UX, Permission.SX)
         counts = [int(np.count_nonzero(may & bit)) for bit in bits]
-        levels.append(LevelPages(vmpl, _DOMAINS[vmpl], *counts))
+        levels.append(LevelPages(vmpl, _LABELS[vmpl], *counts))
     raw = machine.rmp.entries["flags"]
     return Inspection(
         memory=machine.memory_size,

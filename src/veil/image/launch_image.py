@@ -35,7 +35,7 @@ _ENTRY = "veil.monitor:VeilMon"
 _PACKAGES = ("veil.formats", "veil.monitor")
 
 # Offsets in the monitor's region.
-_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _GUEST_VMSA = (number * _PAGE for number in range(7))
+_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (number * _PAGE for number in range(7))
 _VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
 _SHARED_SIZE = _ARCHIVE - _SHARED
 # Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
@@ -229,10 +229,10 @@ def _monitor_regions(
         readers=readers,
         monitor_vmsas_gpa=base + _VMSAS,
         template_gpa=base + _TEMPLATE,
-        guest_vmsa_gpa=base + _GUEST_VMSA,
-        guest_secrets_gpa=linux.secrets,
-        guest_cpuid_gpa=linux.cpuid,
-        guest_caa_gpa=linux.calling_area,
+        kernel_vmsa_gpa=base + _KERNEL_VMSA,
+        kernel_secrets_gpa=linux.secrets,
+        kernel_cpuid_gpa=linux.cpuid,
+        kernel_caa_gpa=linux.calling_area,
     )
     pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]

@@ -48,7 +48,7 @@ class Attestation:
         """Of one service; None if there is none of this name.
 
         A report for one service and one for all look alike: both bind a nonce and bytes. A service whose manifest is
-        made of what a guest says must not be able to have a services manifest of the guest's choice attested.
+        made of what a kernel says must not be able to have a services manifest of the kernel's choice attested.
         """
         if guid == CHANNEL_SERVICE:
             return self._channel_key()

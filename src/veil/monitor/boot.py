@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError, Reason
 from veil.monitor.parameters import MonitorParameters, Option
-from veil.monitor.permissions import GUEST_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
+from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import Vmsa
@@ -22,7 +22,7 @@ __all__ = [
     "make_monitor_vmsa",
     "make_service_vmsa",
     "own_ghcb",
-    "prepare_guest",
+    "prepare_kernel",
     "share_memory",
     "take_memory",
 ]
@@ -62,7 +62,7 @@ def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, No
         kept = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE)]  # in use, which RMPADJUST refuses
     for item in parameters.ram_ranges():
         for gpa, end in _gaps(item.gpa, item.end, kept):
-            yield from grant_range(cpu, gpa, end - gpa, GUEST_VMPL, Permission.ALL)
+            yield from grant_range(cpu, gpa, end - gpa, KERNEL_VMPL, Permission.ALL)
     services = parameters.services
     code = parameters.service_code
     yield from grant_range(cpu, services.gpa, services.size, SERVICE_VMPL, Permission.RW)
@@ -115,26 +115,26 @@ def own_ghcb(cpu: HostedCpu, parameters: MonitorParameters, apic_id: int) -> Gen
     return ghcb.Ghcb(cpu, gpa)
 
 
-def prepare_guest(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
+def prepare_kernel(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
     """The kernel's secrets and CPUID pages, its CAA and its first VMSA."""
     view, parameters = cpu.view, state.parameters
-    view.write(parameters.guest_secrets_gpa, _guest_secrets(view.read(parameters.secrets_gpa, PAGE), parameters))
-    view.write(parameters.guest_cpuid_gpa, view.read(parameters.cpuid_gpa, PAGE))
-    view.zero(parameters.guest_caa_gpa, PAGE)
+    view.write(parameters.kernel_secrets_gpa, _kernel_secrets(view.read(parameters.secrets_gpa, PAGE), parameters))
+    view.write(parameters.kernel_cpuid_gpa, view.read(parameters.cpuid_gpa, PAGE))
+    view.zero(parameters.kernel_caa_gpa, PAGE)
 
     template = view.read(parameters.template_gpa, PAGE)
     vmsa = Vmsa.from_buffer_copy(template)
-    if vmsa.vmpl != GUEST_VMPL or not vmsa.efer & _SVME or not vmsa.sev_features & _SNP_ACTIVE:
+    if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or not vmsa.sev_features & _SNP_ACTIVE:
         raise MonitorError(Reason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
     permissions = Permission.ALL if parameters.options & Option.UNPROTECTED else Permission.NONE
-    yield from _make_vmsa(cpu, parameters.guest_vmsa_gpa, template, GUEST_VMPL, permissions)
+    yield from _make_vmsa(cpu, parameters.kernel_vmsa_gpa, template, KERNEL_VMPL, permissions)
     state.sev_features = int(vmsa.sev_features)
-    state.register_guest(0, parameters.guest_vmsa_gpa, parameters.guest_caa_gpa)
+    state.register_kernel(0, parameters.kernel_vmsa_gpa, parameters.kernel_caa_gpa)
 
 
-def _guest_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
+def _kernel_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
     secrets = bytearray(page)
-    for vmpl in range(GUEST_VMPL):
+    for vmpl in range(KERNEL_VMPL):
         # With a more privileged level's key the kernel could ask for reports in the monitor's name.
         start = _VMPCK + vmpl * _VMPCK_BYTES
         secrets[start : start + _VMPCK_BYTES] = bytes(_VMPCK_BYTES)
@@ -142,8 +142,8 @@ def _guest_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
     # One range, as the specification has it: what the kernel must leave alone.
     end = services.end if services.size and services.gpa == monitor.end else monitor.end
     struct.pack_into(
-        "<QQQIB", secrets, _SVSM_FIELDS, monitor.gpa, end - monitor.gpa, parameters.guest_caa_gpa,
-        _SVSM_MAX_VERSION, GUEST_VMPL,
+        "<QQQIB", secrets, _SVSM_FIELDS, monitor.gpa, end - monitor.gpa, parameters.kernel_caa_gpa,
+        _SVSM_MAX_VERSION, KERNEL_VMPL,
     )  # fmt: skip
     return bytes(secrets)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the monitor gives up on. Guests' requests never raise: they get result codes (`requests.CallError`)."""
+"""What the monitor gives up on. The kernel's calls never raise it: they get result codes (`svsm_call.CallError`)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from veil.snp.hosted import HostedCpu
 __all__ = [
     "AP_RESET_HOLD",
     "REASON_SET",
-    "RUN_GUEST",
+    "RUN_KERNEL",
     "RUN_REFUSED",
     "Ghcb",
     "host_features",
@@ -29,7 +29,7 @@ REASON_SET = 5
 
 #: MSR protocol: run this VCPU's VMSA of VMPL 3; the answer if the host will not.
 _RUN_VMPL = 0x016
-RUN_GUEST = 3 << 32 | _RUN_VMPL
+RUN_KERNEL = 3 << 32 | _RUN_VMPL
 RUN_REFUSED = 1 << 32 | 0x017
 #: MSR protocol: park this VCPU until the host starts another of its contexts, or has a SIPI for it.
 AP_RESET_HOLD = 0x006

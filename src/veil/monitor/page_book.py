@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whose page is it? The monitor's own book of guest-physical memory, one byte a page.
 
-The RMP says what each level may do; this book says what the monitor may agree to change. A guest names pages by
+The RMP says what each level may do; this book says what the monitor may agree to change. A kernel names pages by
 address, and every address that it names is looked up here first.
 """
 
@@ -21,19 +21,19 @@ class Owner(enum.IntEnum):
 
     NOBODY = 0
     """Not RAM."""
-    GUEST = 1
+    KERNEL = 1
     """Memory of VMPL 3: it may validate, share and give it back."""
     MONITOR = 2
     SERVICE = 3
     VMSA = 4
-    """A VMSA of VMPL 3: the guest's memory, but not its to change until it deletes the VCPU."""
+    """A VMSA of VMPL 3: the kernel's memory, but not its to change until it deletes the VCPU."""
     CAA = 5
-    """A calling area of VMPL 3: the guest's to read and write, but it stays validated memory while it is in use."""
+    """A calling area of VMPL 3: the kernel's to read and write, but it stays validated memory while it is in use."""
     BLOCK = 6
     """A request block of VMPL 3 for the services: like a calling area, and VMPL 1 reaches it too."""
 
 
-_GUEST, _CAA, _BLOCK = int(Owner.GUEST), int(Owner.CAA), int(Owner.BLOCK)
+_KERNEL, _CAA, _BLOCK = int(Owner.KERNEL), int(Owner.CAA), int(Owner.BLOCK)
 #: Runs of pages that VMPL 3 has no write permission for.
 _KEPT = re.compile(b"[%c-%c]+" % (Owner.MONITOR, Owner.VMSA))
 
@@ -56,12 +56,12 @@ class PageBook:
         page = gpa // _PAGE
         return Owner(self._owners[page]) if 0 <= page < len(self._owners) else Owner.NOBODY
 
-    def is_guest(self, gpa: int, size: int = 1) -> bool:
-        """Is every page of the range the guest's to do with what it likes?"""
+    def is_kernel(self, gpa: int, size: int = 1) -> bool:
+        """Is every page of the range the kernel's to do with what it likes?"""
         return self._all(gpa, size, data=False)
 
-    def is_guest_data(self, gpa: int, size: int = 1) -> bool:
-        """May the guest read and write every page of the range? Calling areas, too: it passes arguments in them."""
+    def is_kernel_data(self, gpa: int, size: int = 1) -> bool:
+        """May the kernel read and write every page of the range? Calling areas, too: it passes arguments in them."""
         return self._all(gpa, size, data=True)
 
     def _all(self, gpa: int, size: int, *, data: bool) -> bool:
@@ -71,7 +71,7 @@ class PageBook:
         first, end = gpa // _PAGE, (gpa + size - 1) // _PAGE + 1
         if end > len(owners):
             return False
-        found = owners.count(_GUEST, first, end)
+        found = owners.count(_KERNEL, first, end)
         if data and found != end - first:
             found += owners.count(_CAA, first, end) + owners.count(_BLOCK, first, end)
         return found == end - first

@@ -31,7 +31,7 @@ _CHANNEL_AT = (2 + CERTIFICATE_PAGES) * _PAGE
 MIN_SHARED = _CHANNEL_AT + ChannelArea(0).size
 
 _OWN_PAGES = ("header_gpa", "secrets_gpa", "cpuid_gpa", "template_gpa")
-_GUEST_PAGES = ("guest_secrets_gpa", "guest_cpuid_gpa", "guest_caa_gpa")
+_KERNEL_PAGES = ("kernel_secrets_gpa", "kernel_cpuid_gpa", "kernel_caa_gpa")
 
 
 class Option(enum.IntFlag):
@@ -75,8 +75,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     `launched` are the ranges that the secure processor validated at launch. `monitor` is VMPL 0's own region, which
     holds the pages of `header_gpa` to `template_gpa`, from `monitor_vmsas_gpa` on one page for each VCPU but the first,
     from `ghcb_gpa` on one for each VCPU, and `shared`, which is shared with the host for guest messages and the
-    channel; `services` belongs to VMPL 0 and 1. The pages from `guest_secrets_gpa` on are memory of VMPL 3;
-    `guest_vmsa_gpa` may be in its memory or the monitor's.
+    channel; `services` belongs to VMPL 0 and 1. The pages from `kernel_secrets_gpa` on are memory of VMPL 3;
+    `kernel_vmsa_gpa` may be in its memory or the monitor's.
 
     `service_code` is the part of `services` with the services' program, which begins with its header; it is empty if
     there are none. From `service_vmsas_gpa` on, in `monitor`, is a page for each VCPU; mailbox and `blocks_gpa` (one
@@ -103,10 +103,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         ("ghcb_gpa", ctypes.c_uint64),
         ("monitor_vmsas_gpa", ctypes.c_uint64),
         ("template_gpa", ctypes.c_uint64),
-        ("guest_vmsa_gpa", ctypes.c_uint64),
-        ("guest_secrets_gpa", ctypes.c_uint64),
-        ("guest_cpuid_gpa", ctypes.c_uint64),
-        ("guest_caa_gpa", ctypes.c_uint64),
+        ("kernel_vmsa_gpa", ctypes.c_uint64),
+        ("kernel_secrets_gpa", ctypes.c_uint64),
+        ("kernel_cpuid_gpa", ctypes.c_uint64),
+        ("kernel_caa_gpa", ctypes.c_uint64),
         ("shared", Range),
         ("cpuid_digest", ctypes.c_uint8 * _DIGEST),
         ("service_code", Range),
@@ -136,10 +136,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     ghcb_gpa: int
     monitor_vmsas_gpa: int
     template_gpa: int
-    guest_vmsa_gpa: int
-    guest_secrets_gpa: int
-    guest_cpuid_gpa: int
-    guest_caa_gpa: int
+    kernel_vmsa_gpa: int
+    kernel_secrets_gpa: int
+    kernel_cpuid_gpa: int
+    kernel_caa_gpa: int
     shared: Range
     cpuid_digest: ctypes.Array[ctypes.c_uint8]
     service_code: Range
@@ -242,14 +242,14 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             raise _bad(f"the shared area {self.shared.gpa:#x}+{self.shared.size:#x} is not in the monitor's region")
         if self.service_code.size:
             self._check_services()
-        guest = [getattr(self, name) for name in _GUEST_PAGES]
-        pages = [*guest, self.guest_vmsa_gpa]
+        kernel = [getattr(self, name) for name in _KERNEL_PAGES]
+        pages = [*kernel, self.kernel_vmsa_gpa]
         if len(set(pages)) != len(pages):
             raise _bad("two of the kernel's pages are the same")
         for gpa in pages:
             if gpa % _PAGE or not _inside(self.ram_ranges(), gpa, _PAGE):
                 raise _bad(f"the kernel's page {gpa:#x} is no page of RAM")
-            mine = self.monitor.contains(gpa, _PAGE) and gpa != self.guest_vmsa_gpa
+            mine = self.monitor.contains(gpa, _PAGE) and gpa != self.kernel_vmsa_gpa
             if mine or self.services.contains(gpa, _PAGE):
                 raise _bad(f"the kernel's page {gpa:#x} is in a protected region")
 
@@ -295,5 +295,5 @@ def _inside(ranges: Iterable[Range], gpa: int, size: int) -> bool:
 check_offsets(
     MonitorParameters,
     0x940,
-    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "guest_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x300},
+    {"options": 0x18, "monitor": 0x20, "header_gpa": 0x40, "kernel_vmsa_gpa": 0x70, "shared": 0x90, "ram": 0x300},
 )

@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
+from veil.formats.domains import Domain
 from veil.monitor.errors import MonitorError, Reason
 from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
 
-__all__ = ["GUEST_VMPL", "PAGE", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
+__all__ = ["KERNEL_VMPL", "PAGE", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
 
-GUEST_VMPL = 3
-SERVICE_VMPL = 1
+KERNEL_VMPL = Domain.UNT.vmpl
+SERVICE_VMPL = Domain.SER.vmpl
 PAGE = 4096
 _LARGE = 512 * PAGE
 

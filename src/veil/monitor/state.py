@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from veil.monitor.domains import DomainTable
+from veil.monitor.contexts import DomainTable
 from veil.monitor.page_book import Owner, PageBook
 from veil.monitor.parameters import MonitorParameters
 from veil.monitor.services_mailbox import ServiceInfo
@@ -36,21 +36,21 @@ class MonitorState:
         ram = parameters.ram_ranges()
         book = PageBook(max(item.gpa + item.size for item in ram) // _PAGE)
         for item in ram:
-            book.claim(item.gpa, item.size, Owner.GUEST)
+            book.claim(item.gpa, item.size, Owner.KERNEL)
         book.claim(parameters.monitor.gpa, parameters.monitor.size, Owner.MONITOR)
         book.claim(parameters.services.gpa, parameters.services.size, Owner.SERVICE)
         return cls(parameters, book, DomainTable(parameters.vcpus))
 
-    def register_guest(self, apic_id: int, vmsa: int, caa: int) -> None:
+    def register_kernel(self, apic_id: int, vmsa: int, caa: int) -> None:
         """Write down a context of VMPL 3, which becomes the one that runs on its VCPU."""
         self.book.claim(vmsa, _PAGE, Owner.VMSA)
         self.book.claim(caa, _PAGE, Owner.CAA)
-        self.domains.vcpus[apic_id].set_guest(vmsa, caa)
+        self.domains.vcpus[apic_id].kernel.add(vmsa, caa)
 
     def release_caa(self, gpa: int) -> None:
-        """One context uses this calling area no more; when none does, it is the guest's like any other page."""
+        """One context uses this calling area no more; when none does, it is the kernel's like any other page."""
         if not self.domains.uses_caa(gpa):
-            self.book.claim(gpa, _PAGE, Owner.GUEST)
+            self.book.claim(gpa, _PAGE, Owner.KERNEL)
 
     def dump(self) -> dict[str, Any]:
         """For a snapshot: the book follows from the rest."""
@@ -72,7 +72,7 @@ class MonitorState:
         self.services = [ServiceInfo.load(item) for item in state["services"]]
         for gpa, size in self.blocks.values():
             self.book.claim(gpa, size, Owner.BLOCK)
-        for vmsa, caa in self.domains.guest_contexts():
+        for vmsa, caa in self.domains.kernel_contexts():
             self.book.claim(vmsa, _PAGE, Owner.VMSA)
             self.book.claim(caa, _PAGE, Owner.CAA)
         return self

@@ -16,7 +16,7 @@ from veil.snp.layouts import Vmsa
 from veil.snp.rmp import FAULT_SIZEM
 
 if TYPE_CHECKING:
-    from veil.monitor.domains import VcpuContexts
+    from veil.monitor.contexts import VcpuContexts
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
@@ -68,7 +68,7 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
     Returns a refusal that the host must mend (a 2 MiB RMP entry to split) before the call can go on: the call is
     pending again then, and serving it starts over.
     """
-    vmsa, caa = vcpu.guest_vmsa, vcpu.caa
+    vmsa, caa = vcpu.kernel.vmsa, vcpu.kernel.caa
     if vmsa is None or caa is None:
         return Served.NO_CALL
     part = view.read(vmsa + _EFER, _PART)

@@ -7,16 +7,17 @@ import json
 from collections.abc import Generator
 from typing import Any
 
+from veil.formats.domains import Domain
 from veil.monitor import boot, ghcb
 from veil.monitor.attestation import Attestation
 from veil.monitor.channel.link import ChannelLink
 from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.channel.user_requests import Requests
-from veil.monitor.domains import DomainTable, VcpuContexts
+from veil.monitor.contexts import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError, Reason
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
-from veil.monitor.permissions import GUEST_VMPL, PAGE, SERVICE_VMPL
+from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
@@ -75,7 +76,7 @@ class VeilMon:
     def resume(self, cpu: HostedCpu) -> Generator[None, None, None]:
         """Go on after a snapshot: every VCPU was waiting in its serving loop."""
         try:
-            vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
+            vcpu = self.domains.holder(Domain.MON, cpu.vmsa_gpa)
             if vcpu is None:
                 raise MonitorError(Reason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
             gpa = self.state.parameters.ghcb_gpa + vcpu.apic_id * PAGE
@@ -118,32 +119,34 @@ class VeilMon:
         boot.check_cpuid(cpu, parameters)
         yield from boot.share_memory(cpu, parameters)
         host = self._hosts[0] = yield from boot.own_ghcb(cpu, parameters, 0)
-        yield from boot.prepare_guest(cpu, state)
+        yield from boot.prepare_kernel(cpu, state)
         if parameters.service_code.size:
             yield from self._start_services(cpu, host)
         channel = self._offer_protocols(cpu)
         yield from channel.announce(host)
         first = state.domains.vcpus[0]
-        first.monitor_vmsa = cpu.vmsa_gpa
+        first.contexts[Domain.MON].add(cpu.vmsa_gpa)
         for vcpu in state.domains.vcpus[1:]:
-            vcpu.monitor_vmsa = yield from boot.make_monitor_vmsa(cpu, parameters, vcpu.apic_id)
-            yield from host.create_vcpu(vcpu.apic_id, 0, vcpu.monitor_vmsa, state.sev_features)
-        yield from host.create_vcpu(0, GUEST_VMPL, parameters.guest_vmsa_gpa, state.sev_features)
+            vmsa = yield from boot.make_monitor_vmsa(cpu, parameters, vcpu.apic_id)
+            vcpu.contexts[Domain.MON].add(vmsa)
+            yield from host.create_vcpu(vcpu.apic_id, Domain.MON.vmpl, vmsa, state.sev_features)
+        yield from host.create_vcpu(0, KERNEL_VMPL, parameters.kernel_vmsa_gpa, state.sev_features)
         return first
 
     def _start_services(self, cpu: HostedCpu, host: ghcb.Ghcb) -> Generator[None, None, None]:
         """A VMSA of VMPL 1 on every VCPU; on this one, the services start and say who they are."""
         state = self.state
         for vcpu in state.domains.vcpus:
-            vcpu.service_vmsa = yield from boot.make_service_vmsa(cpu, state.parameters, vcpu.apic_id)
-            yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vcpu.service_vmsa, state.sev_features)
+            vmsa = yield from boot.make_service_vmsa(cpu, state.parameters, vcpu.apic_id)
+            vcpu.contexts[Domain.SER].add(vmsa)
+            yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vmsa, state.sev_features)
         try:
             state.services = yield from ServiceDomain(cpu.view, state.parameters).describe(host)
         except (ServicesUnavailable, ValueError, KeyError, TypeError) as error:
             raise MonitorError(Reason.BAD_SERVICES, f"the services did not start: {error}") from error
 
     def _join(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
-        vcpu = self.domains.by_monitor_vmsa(cpu.vmsa_gpa)
+        vcpu = self.domains.holder(Domain.MON, cpu.vmsa_gpa)
         if vcpu is None or vcpu.apic_id != cpu.start_argument:
             raise MonitorError(Reason.GENERAL, "a VCPU started in the monitor that was not asked to")
         self._hosts[vcpu.apic_id] = yield from boot.own_ghcb(cpu, self.state.parameters, vcpu.apic_id)
@@ -180,7 +183,7 @@ class VeilMon:
         return {
             "vcpus": parameters.vcpus,
             "protected": not parameters.options & Option.UNPROTECTED,
-            "kernel_vcpus": sum(vcpu.guest_vmsa is not None for vcpu in self.domains.vcpus),
+            "kernel_vcpus": sum(vcpu.kernel.vmsa is not None for vcpu in self.domains.vcpus),
             "services": {service.name: str(service.guid) for service in self.state.services},
         }
 
@@ -196,8 +199,8 @@ class VeilMon:
         while True:
             if not waiting:
                 # A VCPU whose kernel context was not created, or is not known to the host yet, waits for the host.
-                can_run = can_run and vcpu.guest_vmsa is not None
-                cpu.ghcb_msr = ghcb.RUN_GUEST if can_run else ghcb.AP_RESET_HOLD
+                can_run = can_run and vcpu.kernel.vmsa is not None
+                cpu.ghcb_msr = ghcb.RUN_KERNEL if can_run else ghcb.AP_RESET_HOLD
                 yield
             waiting = False
             can_run = cpu.ghcb_msr != ghcb.RUN_REFUSED

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The attestation protocol, number 1 (58019, section 7): a guest asks for reports of VMPL 0."""
+"""The attestation protocol, number 1 (58019, section 7): a kernel asks for reports of VMPL 0."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ class AttestationProtocol:
         return operation
 
     def _need(self, gpa: int, size: int) -> None:
-        # Without this the guest could have VMPL 0 read the monitor's memory into a manifest's hash, or write over it.
-        if not self._book.is_guest_data(gpa, size):
+        # Without this the kernel could have VMPL 0 read the monitor's memory into a manifest's hash, or write over it.
+        if not self._book.is_kernel_data(gpa, size):
             raise CallError(ResultCode.INVALID_ADDRESS)
 
     def _attest(
@@ -176,7 +176,7 @@ class AttestationProtocol:
             (operation.certificates_gpa, certificates),
         ):
             if data:
-                # The guest ran on other VCPUs meanwhile and may have given the pages away.
+                # The kernel ran on other VCPUs meanwhile and may have given the pages away.
                 self._need(gpa, len(data))
                 self._view.write(gpa, data)
         return Result(ResultCode.SUCCESS, **lengths)

@@ -33,7 +33,7 @@ class CoreCall(enum.IntEnum):
 
 
 class CoreProtocol:
-    """Dispatches. DEPOSIT_MEM and WITHDRAW_MEM are optional: this monitor never asks the guest for memory."""
+    """Dispatches. DEPOSIT_MEM and WITHDRAW_MEM are optional: this monitor never asks the kernel for memory."""
 
     number = 0
     versions = (1, 1)

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import GUEST_VMPL, PAGE
+from veil.monitor.permissions import KERNEL_VMPL, PAGE
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
@@ -49,15 +49,15 @@ def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
     if gpa % PAGE:
         return Result(ResultCode.INVALID_PARAMETER)
     vcpu = state.domains.vcpus[request.vcpu]
-    if gpa == vcpu.caa:
+    if gpa == vcpu.kernel.caa:
         return Result(_SUCCESS)
     # Not a VMSA, nor another context's area: what one VCPU's kernel writes there must not be another one's call.
-    if not state.book.is_guest(gpa, PAGE):
+    if not state.book.is_kernel(gpa, PAGE):
         return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the page is not validated: the caller gets INVALID_ADDRESS and keeps its area.
     view.write_u64(gpa, 0)
     state.book.claim(gpa, PAGE, Owner.CAA)
-    old = vcpu.remap(gpa)
+    old = vcpu.kernel.remap(gpa)
     if old is not None:
         state.release_caa(old)
     return Result(_SUCCESS)
@@ -66,13 +66,13 @@ def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
 def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the list's address. `next` counts the entries done, so that a call can go on where another one stopped.
 
-    The list is in memory that other VCPUs of the guest can change meanwhile: it is read once, then used.
+    The list is in memory that other VCPUs of the kernel can change meanwhile: it is read once, then used.
     """
     gpa = request.rcx
     room = (PAGE - _HEADER.size - (gpa & PAGE - 1)) // _ENTRY_BYTES
     if gpa % 8 or room < 1:
         return Result(ResultCode.INVALID_PARAMETER)
-    if not state.book.is_guest_data(gpa):
+    if not state.book.is_kernel_data(gpa):
         return Result(ResultCode.INVALID_ADDRESS)
     entries, first, reserved = _HEADER.unpack(view.read(gpa, _HEADER.size))
     if not first < entries <= room or reserved:
@@ -101,8 +101,8 @@ def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
     if large and gpa % _LARGE_BYTES:
         return ResultCode.INVALID_PARAMETER
     # Never a page of the monitor's or the services', a VMSA or a calling area: once it is invalid, the host may put
-    # memory of its own choice in its place, and once it is valid again, the guest may use it.
-    if not state.book.is_guest(gpa, _LARGE_BYTES if large else PAGE):
+    # memory of its own choice in its place, and once it is valid again, the kernel may use it.
+    if not state.book.is_kernel(gpa, _LARGE_BYTES if large else PAGE):
         return ResultCode.INVALID_ADDRESS
     size = _LARGE if large else _SMALL
     try:
@@ -118,12 +118,12 @@ def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
     if not entry & _VALIDATE:
         return _SUCCESS
     # Zero it before anybody else sees it. The host chose which memory stands behind this address, and had it chosen a
-    # page that VMPL 0 used elsewhere, the guest would read VMPL 0's secrets.
+    # page that VMPL 0 used elsewhere, the kernel would read VMPL 0's secrets.
     if large:
         view.zero(gpa, _LARGE_BYTES)
     else:
         view.write(gpa, _ZERO_PAGE)
-    code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=_ALL)
+    code = view.rmpadjust(gpa, size=size, vmpl=KERNEL_VMPL, permissions=_ALL)
     return _CODES.get(code, ResultCode.INVALID_REQUEST) if code else _SUCCESS
 
 
@@ -132,9 +132,9 @@ def _validate(view: View, gpa: int, size: PageSize) -> tuple[RmpResult, bool]:
 
 
 def _invalidate(view: View, gpa: int, size: PageSize) -> tuple[RmpResult, bool]:
-    # Permissions outlive PVALIDATE. Were the guest's left in place, then a page that VMPL 0 validates here later would
+    # Permissions outlive PVALIDATE. Were the kernel's left in place, then a page that VMPL 0 validates here later would
     # be open to it at once.
-    code = view.rmpadjust(gpa, size=size, vmpl=GUEST_VMPL, permissions=_NONE)
+    code = view.rmpadjust(gpa, size=size, vmpl=KERNEL_VMPL, permissions=_NONE)
     if code:
         return code, False
     return view.pvalidate(gpa, size=size, validate=False)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import Domain
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import GUEST_VMPL, PAGE
+from veil.monitor.permissions import KERNEL_VMPL, PAGE
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
 if TYPE_CHECKING:
-    from veil.monitor.domains import VcpuContexts
+    from veil.monitor.contexts import VcpuContexts
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
@@ -31,65 +32,67 @@ def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     target = state.domains.by_apic_id(request.r8)
     if target is None:
         return Result(ResultCode.INVALID_PARAMETER)
-    if not state.book.is_guest(vmsa, PAGE) or not _may_be_caa(state, target, caa):
+    if not state.book.is_kernel(vmsa, PAGE) or not _may_be_caa(state, target, caa):
         return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the area is not validated memory; nothing is done yet.
     view.read_u64(caa)
 
-    # The page is out of the guest's reach before it is looked at, so that what is checked is what will run. From here
-    # on PVALIDATE refuses it: else the guest could have it back, with write permission, while it is being checked.
+    # The page is out of the kernel's reach before it is looked at, so that what is checked is what will run. From here
+    # on PVALIDATE refuses it: else the kernel could have it back, with write permission, while it is being checked.
     state.book.claim(vmsa, PAGE, Owner.VMSA)
     try:
         good = _seal(state, view, vmsa)
     except RmpViolation:
-        state.book.claim(vmsa, PAGE, Owner.GUEST)
+        state.book.claim(vmsa, PAGE, Owner.KERNEL)
         raise
     if not good:
-        view.rmpadjust(vmsa, vmpl=GUEST_VMPL, permissions=Permission.ALL)
-        state.book.claim(vmsa, PAGE, Owner.GUEST)
+        view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=Permission.ALL)
+        state.book.claim(vmsa, PAGE, Owner.KERNEL)
         return Result(ResultCode.INVALID_PARAMETER)
     view.write_u64(caa, 0)
-    state.register_guest(target.apic_id, vmsa, caa)
+    state.register_kernel(target.apic_id, vmsa, caa)
     return Result(ResultCode.SUCCESS)
 
 
 def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
-    """A free page of the guest's, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
-    return state.book.is_guest(gpa, PAGE) or gpa in target.guest_vmsas.values()
+    """A free page of the kernel's, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
+    return state.book.is_kernel(gpa, PAGE) or gpa in target.kernel.vmsas.values()
 
 
 def _seal(state: MonitorState, view: View, gpa: int) -> bool:
     # Reading stays allowed: Linux looks at sev_features after this call.
-    if view.rmpadjust(gpa, vmpl=GUEST_VMPL, permissions=Permission.R) != RmpResult.SUCCESS:
+    if view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=Permission.R) != RmpResult.SUCCESS:
         return False
     vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE))
-    # With another VMPL in it the guest would have made itself a context of VMPL 0.
-    if vmsa.vmpl != GUEST_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
+    # With another VMPL in it the kernel would have made itself a context of VMPL 0.
+    if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
         return False
-    return view.rmpadjust(gpa, vmpl=GUEST_VMPL, permissions=Permission.R, vmsa=True) == RmpResult.SUCCESS
+    return view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=Permission.R, vmsa=True) == RmpResult.SUCCESS
 
 
 def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the VMSA, which becomes ordinary memory again."""
     vmsa = request.rcx
-    holder = state.domains.holder(vmsa)
+    holder = state.domains.holder(Domain.UNT, vmsa)
     if holder is None:
         return Result(ResultCode.INVALID_PARAMETER)
-    if holder.apic_id == request.vcpu and holder.guest_vmsa == vmsa:
+    if holder.apic_id == request.vcpu and holder.kernel.vmsa == vmsa:
         # The caller itself: it is to get this answer, in this VMSA.
         return Result(ResultCode.INVALID_PARAMETER)
     if holder.unfinished == vmsa:
-        # Its page would be the guest's again, perhaps another VMSA, when the answer is written into it.
+        # Its page would be the kernel's again, perhaps another VMSA, when the answer is written into it.
         return Result(ResultCode.BUSY)
     # The boot VCPU's VMSA is in the monitor's own region.
     given = not state.parameters.monitor.contains(vmsa, PAGE)
     efer = view.read_u64(vmsa + _EFER)
     # Without SVME no VMRUN enters it any more, whatever the host tries before the attribute is gone.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
-    code = view.rmpadjust(vmsa, vmpl=GUEST_VMPL, permissions=Permission.ALL if given else Permission.NONE)
+    code = view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=Permission.ALL if given else Permission.NONE)
     if code != RmpResult.SUCCESS:
         view.write_u64(vmsa + _EFER, efer)
         return Result(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
-    state.book.claim(vmsa, PAGE, Owner.GUEST if given else Owner.MONITOR)
-    state.release_caa(holder.drop_guest(vmsa))
+    state.book.claim(vmsa, PAGE, Owner.KERNEL if given else Owner.MONITOR)
+    caa = holder.kernel.drop(vmsa)
+    assert caa is not None
+    state.release_caa(caa)
     return Result(ResultCode.SUCCESS)

@@ -51,7 +51,7 @@ class ServicesProtocol:
         size = pages * PAGE
         # Neither a VMSA nor a calling area nor another VCPU's block, and no memory of VeilMon's or the services': the
         # domain at VMPL 1 would read and write there in the kernel's name.
-        if size and not self._state.book.is_guest(gpa, size):
+        if size and not self._state.book.is_kernel(gpa, size):
             return Result(ResultCode.INVALID_ADDRESS)
         for page in range(gpa, gpa + size, PAGE):
             self._view.read_u8(page)  # raises if it is not validated
@@ -95,7 +95,7 @@ class ServicesProtocol:
         gpa, size = found
         self._publish(vcpu, 0, 0)
         self._take(gpa, size)
-        self._state.book.claim(gpa, size, Owner.GUEST)
+        self._state.book.claim(gpa, size, Owner.KERNEL)
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:
         self._view.write(self._state.parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.pack(gpa, size))
