@@ -463,7 +463,8 @@ class Bench:
         for vcpu in domains.vcpus:
             for vmsa, caa in vcpu.kernel.vmsas.items():
                 assert self.vmsa(vmsa).vmpl == 3
-                assert caa is not None and self.kernel.allows(caa, 3, 8), "a calling area is gone"
+                assert caa is not None
+                assert self.kernel.allows(caa, 3, 8), "a calling area is gone"
         # All protected pages but the shared ones stay validated memory of the guest's: the host cannot exchange them.
         protected[GHCB // PAGE : GHCB // PAGE + len(self.vcpus)] = False
         protected[SHARED // PAGE : (SHARED + MIN_SHARED) // PAGE] = False
