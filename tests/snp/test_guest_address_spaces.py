@@ -75,6 +75,32 @@ def test_a_global_page_that_the_monitor_closes_is_closed_after_mov_to_cr3(where:
         assert guest.vmcb.exit_info_2 & ~0xFFF == _OTHER
 
 
+@pytest.mark.parametrize("visit", _VISITS)
+@pytest.mark.parametrize("pages", [0, 10, 500, 700])
+@pytest.mark.parametrize("alias", [0, _HIGH], ids=["seen", "displaced"])
+def test_mov_to_cr3_drops_local_pages_however_many(visit: str, pages: int, alias: int) -> None:
+    # `alias`: the same page in the upper half of the address space, which has the same place in the soft TLB.
+    with SmallGuest() as guest:
+        for number, page in enumerate((FREE, _OTHER), 1):
+            guest.top.write(page, assemble(f"mov ecx, {number}\nret", FREE))
+        guest.top.write_u64(_PML4 + 8 * 256, _PDPT | _LINK)
+        touch = (
+            f"mov ebx, {pages}\nmov rax, {FREE + 2 * PAGE}\n"
+            f"more: mov edx, [rax]\nadd rax, {PAGE}\ndec ebx\njnz more\n"
+        )
+        guest.put(
+            "mov rax, cr4\nor rax, 0x80\nmov cr4, rax\nmov rbp, 3\nturn:\n"
+            f"{touch if pages else ''}mov rdi, {FREE}\n{_VISITS[visit]}\nmov esi, ecx\n"
+            f"mov rax, {alias + FREE}\nmov edx, [rax]\n"
+            f"mov rbx, {_OTHER | _LINK}\nmov [{_ENTRY}], rbx\n{_RELOAD}\n{_VISITS[visit]}\n"
+            f"shl r8, 8\nlea r8, [r8 + rsi * 8]\nadd r8, rcx\n"
+            f"mov rbx, {FREE | _LINK}\nmov [{_ENTRY}], rbx\n{_RELOAD}\ndec rbp\njnz turn\nhlt"
+        )
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 0
+        assert guest.vmsa().r8 == 0x0A0A0A
+
+
 def test_programs_at_the_same_address_in_two_address_spaces() -> None:
     # Two top tables, with each a page of its own at the same address, and a global page above for what switches.
     second_pml4, second_pdpt, second_pd, second_pt = (FREE + page * PAGE for page in range(16, 20))

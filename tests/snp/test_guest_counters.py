@@ -10,8 +10,9 @@ from veil.snp import COUNTER_NAMES, ExitCode
 
 _TURNS = 20_000
 _FUNCTIONS = 0x180000
-#: pages of the smallest table of the soft TLB; two that are so far apart share a place in it
-_TABLE = 256
+#: pages of a table of the soft TLB as it begins; two that are so far apart share a place in it
+_TABLE = 2048
+_PD, _PT, _LINK = 0x3000, 0x4000, 7 | 1 << 51
 
 
 def _counts(guest: SmallGuest) -> dict[str, int]:
@@ -33,6 +34,8 @@ def test_pages_that_share_a_place_in_the_soft_tlb_do_not_displace_each_other_for
         {"hlt" if cpl == 0 else "int 3"}
     """
     with SmallGuest(code, cpl=cpl) as guest:
+        # The first 2 MiB once more.
+        guest.top.write_u64(_PD + 8 * (_TABLE // 512), _PT | _LINK)
         assert guest.run() == ExitCode.HLT
         counts = _counts(guest)
     # The loop is left at each PAUSE, where a table that is too small can grow.

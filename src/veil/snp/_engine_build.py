@@ -65,8 +65,14 @@ _EDITS = (
         "#define g_try_new(type, count) ((type *)qemu_try_memalign(4096, sizeof(type) * (count)))\n",
     ),
     ("src/qemu/target/i386/cpu.c", "cpu = qemu_memalign(16, ", "cpu = qemu_memalign(4096, "),
-    # The least that a table shrinks to.
-    ("src/qemu/include/exec/cpu-defs.h", "#define CPU_TLB_DYN_MIN_BITS 6", "#define CPU_TLB_DYN_MIN_BITS 8"),
+    # The sizes of a table: at first, and the least.
+    ("src/qemu/include/exec/cpu-defs.h", "#define CPU_TLB_DYN_DEFAULT_BITS 8", "#define CPU_TLB_DYN_DEFAULT_BITS 11"),
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "new_size = MAX(ceil, 1 << CPU_TLB_DYN_MIN_BITS);",
+        "size_t veil_tlb_least(struct uc_struct *, const CPUTLBDesc *);\n"
+        "        new_size = MAX(ceil, veil_tlb_least(uc, desc));",
+    ),
     (
         "src/qemu/accel/tcg/cputlb.c",
         "    g_free(fast->table);\n    g_free(desc->iotlb);\n\n    tlb_window_reset(desc, now, 0);\n",

@@ -41,6 +41,13 @@ struct veil_region {
     uint64_t address, mask;
 };
 
+/* Places in a TLB's table that may have an entry of this address space alone; `count` goes on when there is no room. */
+#define VEIL_LOCAL_PLACES 512
+struct veil_locals {
+    uint32_t count;
+    uint32_t place[VEIL_LOCAL_PLACES];
+};
+
 struct veil_engine {
     uc_engine *uc;
     CPUState *cs;
@@ -69,6 +76,7 @@ struct veil_engine {
     bool low_jumps, high_jumps;       /* the jump cache has blocks of that half of the address space */
     bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
     struct veil_region global_large[NB_MMU_MODES];
+    struct veil_locals locals[NB_MMU_MODES]; /* since the last MOV to CR3 */
     uint32_t pauses;
     uint32_t pause_limit;
 

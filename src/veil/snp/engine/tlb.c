@@ -8,6 +8,11 @@
 
 /* Above this many entries, searching a table costs more than filling it again. */
 #define LARGE_TABLE 4096
+/* To this size conflicts make a table grow. */
+#define ROOMY_TABLE 16384
+/* The least that tables shrink to. A user's is cleared at each MOV to CR3; the kernel's pages stay, and there are more. */
+#define LEAST_USER 256
+#define LEAST_KERNEL 2048
 /* Conflicts in one address space that cost about as much as filling a larger table. */
 #define MANY_CONFLICTS 2000
 
@@ -17,6 +22,7 @@ void __real_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr);
 void veil_tlb_flushed(CPUState *cs, bool all);
 void veil_tlb_conflict(CPUState *cs, int mmu_idx);
 void veil_tlb_resized(struct uc_struct *uc);
+size_t veil_tlb_least(struct uc_struct *uc, const CPUTLBDesc *desc);
 
 /*
  * An access found its entry among the displaced ones, and displaces another (the edit of cputlb.c). The table is direct
@@ -50,13 +56,19 @@ void veil_tlb_relieve(struct veil_engine *e)
             continue;
         }
         e->conflicts[mmu_idx] = 0;
-        for (twice = 0; twice < 2 && table_entries(tlb, mmu_idx) < LARGE_TABLE; twice++) {
+        for (twice = 0; twice < 2 && table_entries(tlb, mmu_idx) < ROOMY_TABLE; twice++) {
             /* QEMU's rule, in a flush: a table that was full doubles. */
             tlb->d[mmu_idx].window_max_entries = table_entries(tlb, mmu_idx);
             tlb->c.dirty |= 1 << mmu_idx;
             tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
         }
     }
+}
+
+/* QEMU's rule would let a kernel's table have 64 entries or 4096 for the same work, as the boot before it went. */
+size_t veil_tlb_least(struct uc_struct *uc, const CPUTLBDesc *desc)
+{
+    return desc == &env_tlb((CPUX86State *)uc->cpu->env_ptr)->d[MMU_USER_IDX] ? LEAST_USER : LEAST_KERNEL;
 }
 
 void veil_tlb_resized(struct uc_struct *uc)
@@ -159,8 +171,15 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
 
         if (v->addr_read == page || (v->addr_write & TARGET_PAGE_MASK) == page || v->addr_code == page) {
             memset(v, -1, sizeof(*v));
-            desc->n_used_entries--;
         }
+    }
+    if (!t->global && mmu_idx != MMU_USER_IDX) {
+        struct veil_locals *locals = &e->locals[mmu_idx];
+
+        if (locals->count < VEIL_LOCAL_PLACES) {
+            locals->place[locals->count] = index;
+        }
+        locals->count++;
     }
     if (is_empty(te)) {
         desc->n_used_entries++;
@@ -180,22 +199,42 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
         t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0) : (target_ulong)-1;
 }
 
-/* Returns how many entries stay. */
-static size_t drop_local(CPUTLBEntry *table, const CPUIOTLBEntry *more, size_t entries)
+/* Returns how many entries go: one or none. */
+static size_t drop_if_local(CPUTLBEntry *te, const CPUIOTLBEntry *more)
 {
-    size_t i, kept = 0;
+    if (is_empty(te) || more->attrs.target_tlb_bit0) {
+        return 0;
+    }
+    memset(te, -1, sizeof(*te));
+    return 1;
+}
 
-    for (i = 0; i < entries; i++) {
-        if (is_empty(&table[i])) {
-            continue;
+static void drop_local(struct veil_engine *e, int mmu_idx)
+{
+    CPUTLB *tlb = env_tlb(e->env);
+    CPUTLBDesc *desc = &tlb->d[mmu_idx];
+    CPUTLBEntry *table = tlb->f[mmu_idx].table;
+    struct veil_locals *locals = &e->locals[mmu_idx];
+    size_t entries = table_entries(tlb, mmu_idx), dropped = 0, i;
+
+    if (locals->count <= VEIL_LOCAL_PLACES) {
+        /* An entry that was displaced and came back is at the place that it had: there is one for each page. */
+        for (i = 0; i < locals->count; i++) {
+            if (locals->place[i] < entries) { /* the table may be smaller than it was */
+                dropped += drop_if_local(&table[locals->place[i]], &desc->iotlb[locals->place[i]]);
+            }
         }
-        if (more[i].attrs.target_tlb_bit0) {
-            kept++;
-        } else {
-            memset(&table[i], -1, sizeof(table[i]));
+    } else {
+        for (i = 0; i < entries; i++) {
+            dropped += drop_if_local(&table[i], &desc->iotlb[i]);
         }
     }
-    return kept;
+    desc->n_used_entries -= MIN(dropped, desc->n_used_entries);
+    for (i = 0; i < CPU_VTLB_SIZE; i++) {
+        drop_if_local(&desc->vtable[i], &desc->viotlb[i]);
+    }
+    desc->large_page_addr = e->global_large[mmu_idx].address;
+    desc->large_page_mask = e->global_large[mmu_idx].mask;
 }
 
 /*
@@ -214,19 +253,16 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
         return;
     }
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
-        CPUTLBDesc *desc = &tlb->d[mmu_idx];
-        size_t entries = table_entries(tlb, mmu_idx);
+        bool search = e->locals[mmu_idx].count > VEIL_LOCAL_PLACES;
 
         e->conflicts[mmu_idx] = 0;
         /* Of a user's pages hardly any is global; and a flush is what makes a table smaller again. */
-        if (mmu_idx == MMU_USER_IDX || entries > LARGE_TABLE) {
+        if (mmu_idx == MMU_USER_IDX || (search && table_entries(tlb, mmu_idx) > LARGE_TABLE)) {
             tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
         } else if (tlb->c.dirty & 1 << mmu_idx) {
-            desc->n_used_entries = drop_local(tlb->f[mmu_idx].table, desc->iotlb, entries);
-            drop_local(desc->vtable, desc->viotlb, CPU_VTLB_SIZE);
-            desc->large_page_addr = e->global_large[mmu_idx].address;
-            desc->large_page_mask = e->global_large[mmu_idx].mask;
+            drop_local(e, mmu_idx);
         }
+        e->locals[mmu_idx].count = 0;
     }
     forget_jumps(e, e->local_high_code);
 }
