@@ -85,8 +85,7 @@ def test_mov_to_cr3_drops_local_pages_however_many(visit: str, pages: int, alias
             guest.top.write(page, assemble(f"mov ecx, {number}\nret", FREE))
         guest.top.write_u64(_PML4 + 8 * 256, _PDPT | _LINK)
         touch = (
-            f"mov ebx, {pages}\nmov rax, {FREE + 2 * PAGE}\n"
-            f"more: mov edx, [rax]\nadd rax, {PAGE}\ndec ebx\njnz more\n"
+            f"mov ebx, {pages}\nmov rax, {FREE + 2 * PAGE}\nmore: mov edx, [rax]\nadd rax, {PAGE}\ndec ebx\njnz more\n"
         )
         guest.put(
             "mov rax, cr4\nor rax, 0x80\nmov cr4, rax\nmov rbp, 3\nturn:\n"

@@ -10,7 +10,8 @@
 #define LARGE_TABLE 4096
 /* To this size conflicts make a table grow. */
 #define ROOMY_TABLE 16384
-/* The least that tables shrink to. A user's is cleared at each MOV to CR3; the kernel's pages stay, and there are more. */
+/* The least that tables shrink to. A user's is cleared at each MOV to CR3; the kernel's pages stay, and there are more.
+ */
 #define LEAST_USER 256
 #define LEAST_KERNEL 2048
 /* Conflicts in one address space that cost about as much as filling a larger table. */
