@@ -19,13 +19,13 @@ from veil.formats.channel import (
     Response,
     RingReader,
     RingWriter,
-    Status,
     pack_frame,
     pack_request,
     pack_response,
 )
 from veil.formats.errors import FormatError
 from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.formats.status import Status
 
 __all__ = ["TARGETS"]
 

@@ -13,8 +13,9 @@ from fuzz.target import Target
 from fuzz.world import GUEST, endorsement, guest_requests, software_machine
 from veil.formats.attestation_report import SIGNED_BYTES
 from veil.formats.launch_digest import LaunchLog, LogEntry, PageType
+from veil.formats.monitor_calls import AttestedAnswer
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
-from veil.remote.attestation.evidence import Evidence, ask_for_evidence, check_evidence
+from veil.remote.attestation.evidence import ask_for_evidence, check_evidence
 from veil.remote.attestation.policy import Policy
 from veil.remote.channel.client import ChannelClient
 
@@ -49,10 +50,10 @@ def _evidence(data: bytes) -> None:
 
 
 @functools.cache
-def _genuine() -> Evidence:
+def _genuine() -> AttestedAnswer:
     manifest = pack_manifest({CHANNEL_SERVICE: _SERVER_KEY, uuid.UUID(int=1): b"claims"})
     report = guest_requests().make_report(GUEST, attested_report_data(_NONCE, manifest), 0)
-    return Evidence(bytes(report), manifest, endorsement().certificate_table)
+    return AttestedAnswer(bytes(report), manifest, endorsement().certificate_table)
 
 
 def _evidence_seeds() -> Iterable[bytes]:

@@ -17,6 +17,7 @@ from veil.cache import Cache, CacheError
 from veil.errors import VeilError
 from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, pack_records, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.private_files import (
     copy_file,
     make_folder,
@@ -30,7 +31,7 @@ from veil.private_files import (
 from veil.remote.log.export import DirectorySink, export
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.reader import LogState
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.snapshot import write_snapshot
 
 _SOURCES = Path(veil.__file__).parent

@@ -24,8 +24,9 @@ from veil.cli import main
 from veil.cli.main import veil as veil_group
 from veil.errors import VeilError
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
-from veil.formats.channel import MessageReader, Response, Status, pack_response
+from veil.formats.channel import MessageReader, Response, pack_response
 from veil.formats.log import AuditRecord, KernelCall, pack_records
+from veil.formats.status import Status
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
 from veil.remote.log.reader import LogReader, LogState
 

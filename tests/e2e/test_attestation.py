@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 import veil.cvm.vm
 from veil import installation
 from veil.cvm import ConfidentialVM
-from veil.formats.channel import MessageReader, Request, Response, Status, pack_response
+from veil.formats.channel import MessageReader, Request, Response, pack_response
 from veil.formats.launch_digest import LaunchLog
 from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.formats.status import Status
 from veil.host import DEFAULT_POLICY, GuestTerminated, LaunchRegion
 from veil.image.launch_image import LaunchImage
 from veil.monitor.channel.tls import ChannelKey, TlsFailed

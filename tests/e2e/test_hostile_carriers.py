@@ -13,8 +13,8 @@ from tests.e2e.hijack import RESULT, SHARED, Hijack
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.channel import DOORBELL_PORT, DOORBELL_SPOILT
+from veil.formats.ghcb import NaeEvent
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.host import NaeEvent
 from veil.remote import ChannelClient, ChannelClosed, Policy, TrustedRoots, attest
 from veil.snp import ExitCode
 

@@ -14,10 +14,10 @@ import pytest
 from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader, log_service, records_of, service_parameters, verified
 from veil.cvm import CommandTimeout, ConfidentialVM
+from veil.formats.ghcb import MsrRequest
 from veil.formats.log import EntryKind, Head, LogEntry
 from veil.host import Hypervisor, RunResult
 from veil.host.ghcb import msr
-from veil.host.ghcb.msr import MsrRequest
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 

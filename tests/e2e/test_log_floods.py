@@ -13,9 +13,9 @@ import pytest
 from tests.e2e.hijack import RESULT, VMGEXIT, Hijack
 from tests.e2e.log_guest import log_reader, log_service, records_of
 from veil.cvm import ConfidentialVM
-from veil.formats.channel import Status
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.formats.request_block import BLOCK_HEADER
+from veil.formats.status import Status
 from veil.host import RunResult
 from veil.image.launch_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote.log.reader import LogReader

@@ -17,7 +17,8 @@ from tests.e2e.hijack import CODE, PVALIDATE, RESULT, RMPADJUST, SHARED, TABLES,
 from tests.e2e.log_guest import log_reader, log_service, protected_pages, service_parameters, verified
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
-from veil.host import MalformedGhcb, NaeEvent, Protection
+from veil.formats.ghcb import NaeEvent
+from veil.host import MalformedGhcb, Protection
 from veil.monitor.page_book import Owner
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import RequestFailed

@@ -21,9 +21,9 @@ from veil import installation
 from veil.cli.main import veil as cli
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
-from veil.formats.channel import Status
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.formats.status import Status
 from veil.remote import ChannelClient, RemoteError, RequestFailed, SocketTransport
 from veil.remote.channel.identity import UserKey
 

@@ -24,12 +24,12 @@ from veil.formats.channel import (
     Response,
     RingReader,
     RingWriter,
-    Status,
     pack_frame,
     pack_request,
     pack_response,
 )
 from veil.formats.errors import FormatError
+from veil.formats.status import Status
 
 AREA = ChannelArea(0x1000, ring=64)
 

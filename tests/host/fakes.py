@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from veil.host import GhcbReason, Hypervisor, RunState
+from veil.formats.ghcb import GhcbReason
+from veil.host import Hypervisor, RunState
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veil.formats.ghcb import GhcbReason, NaeEvent
 from veil.host import (
-    GhcbReason,
     GuestTerminated,
     HostError,
     MalformedGhcb,
-    NaeEvent,
     UnsupportedEvent,
 )
 

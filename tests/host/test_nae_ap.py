@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from veil.host import GhcbReason, RunState
+from veil.formats.ghcb import GhcbReason
+from veil.host import RunState
 
 from .fakes import GHCB, MEMORY, OK, PAGE, SHARED, VMSA, Guest, malformed, three_vcpus
 

@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from veil.host import GhcbReason, MalformedGhcb
+from veil.formats.ghcb import GhcbReason
+from veil.host import MalformedGhcb
 from veil.snp.rmp import RmpResult
 
 from .fakes import GHCB, MEMORY, OK, PAGE, SHARED, VMSA, Guest, malformed

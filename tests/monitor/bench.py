@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from veil.formats.channel import Status
 from veil.formats.request_block import BlockRequest, read_answer, write_request
+from veil.formats.status import Status
 from veil.host.devices import ChannelDevice
 from veil.host.devices.bus import IoBus
 from veil.monitor import MonitorParameters, Option, VeilMon

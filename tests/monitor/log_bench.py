@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from veil.formats.channel import Status
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records, parse_records
+from veil.formats.status import Status
 from veil.monitor import VeilMon
 from veil.remote.channel.client import ChannelClient
 from veil.remote.channel.identity import UserKey

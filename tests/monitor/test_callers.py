@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from veil.formats.channel import Status
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.formats.status import Status
 from veil.monitor.channel.user_requests import MonitorCall, Requests
 from veil.monitor.parameters import MonitorParameters
 from veil.remote.channel.client import ChannelClient, RequestFailed

@@ -30,11 +30,11 @@ from veil.formats.channel import (
     WINDOW,
     ChannelArea,
     FrameKind,
-    Status,
     pack_frame,
 )
 from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
+from veil.formats.status import Status
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
 from veil.monitor.channel.link import MAX_STRANGERS

@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veil.formats.channel import Status
 from veil.formats.log import LOG_NUMBER, EntryKind, KernelCall, parse_entries
 from veil.formats.request_block import BLOCK_HEADER, read_answer
+from veil.formats.status import Status
 from veil.snp.errors import RmpViolation
 
 from .bench import BLOCKS, FREE, FREE_2M, HEADER, MAILBOX, PAGE, SERVICE_HEADER, SERVICE_MEMORY, SERVICES

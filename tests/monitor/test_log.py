@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from veil.formats.channel import Request, Response, Status
+from veil.formats.channel import Request, Response
 from veil.formats.errors import FormatError
 from veil.formats.log import (
     LOG_GUID,
@@ -27,6 +27,7 @@ from veil.formats.log import (
     parse_records,
 )
 from veil.formats.merkle import leaf_hash, verify_consistency, verify_inclusion
+from veil.formats.status import Status
 from veil.monitor import Option, VeilMon
 from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from veil.formats.channel import Status
 from veil.formats.log import (
     LOG_NUMBER,
     AuditRecord,
@@ -18,6 +17,7 @@ from veil.formats.log import (
     pack_records,
 )
 from veil.formats.request_block import BLOCK_HEADER, BlockRequest, read_answer, write_request
+from veil.formats.status import Status
 from veil.monitor import Option
 from veil.monitor.page_book import Owner
 from veil.monitor.svsm_call import ResultCode

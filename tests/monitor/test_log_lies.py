@@ -12,7 +12,6 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.log import (
     LOG_GUID,
@@ -26,6 +25,7 @@ from veil.formats.log import (
     parse_entries,
 )
 from veil.formats.merkle import CompactRange, leaf_hash
+from veil.formats.status import Status
 from veil.remote import ChannelClosed
 from veil.remote.channel.client import ChannelClient
 from veil.remote.errors import VerificationFailed

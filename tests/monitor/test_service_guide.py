@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from veil.formats.channel import Status
+from veil.formats.status import Status
 from veil.image.launch_image import ServicesImage
 from veil.monitor import Option, VeilMon
 from veil.remote.channel.client import ChannelClient, RequestFailed

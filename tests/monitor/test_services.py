@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.request_block import (
     BLOCK_HEADER,
@@ -23,6 +22,7 @@ from veil.formats.request_block import (
     write_request,
 )
 from veil.formats.roles import Call, Role
+from veil.formats.status import Status
 from veil.monitor import MonitorError, Option, Owner, VeilMon
 from veil.monitor.errors import Reason
 from veil.monitor.svsm_call import ResultCode

@@ -9,9 +9,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
+from veil.formats.monitor_calls import AttestedAnswer
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
 from veil.remote import Policy
-from veil.remote.attestation.evidence import Evidence, check_evidence
+from veil.remote.attestation.evidence import check_evidence
 
 from .model_chain import MODEL, NOW
 
@@ -36,7 +37,7 @@ def test_claims(signer: str | None, key: bytes, failures: set[str]) -> None:
     chain = {VCEK: MODEL.leaf, ASK: MODEL.intermediate, ARK: MODEL.root}
     table = pack_certificates({guid: item.public_bytes(Encoding.DER) for guid, item in chain.items()})
     report = MODEL.report(signer, report_data=attested_report_data(_NONCE, _MANIFEST))
-    evidence = Evidence(report, _MANIFEST, table)
+    evidence = AttestedAnswer(report, _MANIFEST, table)
     result = check_evidence(evidence, _NONCE, key, policy=Policy(), roots=MODEL.roots, at=NOW)
     assert {check.name for check in result.failures} == failures
     assert result.services == ({} if failures else {_SERVICE: b"claims"})

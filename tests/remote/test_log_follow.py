@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.services.desk import Client, Desk
-from veil.formats.channel import Status
 from veil.formats.log import UserCall
 from veil.formats.roles import Role
+from veil.formats.status import Status
 from veil.remote.channel.client import RequestFailed
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.follow import follow_log

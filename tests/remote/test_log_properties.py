@@ -20,10 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.remote.killing import Killed, killing
 from tests.services.desk import Client, Desk, event
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.log import ENTRY_HEADER, EntryKind, Head, KernelCall, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
+from veil.formats.status import Status
 from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import VerificationFailed
 from veil.remote.log.folder import LogFolder

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.services.desk import BOOT_MS, Desk
-from veil.formats.channel import Status
 from veil.formats.log import AuditRecord, KernelCall, pack_records
+from veil.formats.status import Status
 from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.folder import LogFolder
 

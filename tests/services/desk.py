@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from veil.formats.channel import Status
 from veil.formats.log import AuditRecord, KernelCall, pack_records
 from veil.formats.roles import Role
+from veil.formats.status import Status
 from veil.remote.channel.client import RequestFailed
 from veil.remote.log.reader import LogReader, LogState
 from veil.services.interface import Refused, User

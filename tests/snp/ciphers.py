@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from veil.snp.memory import PAGE_SIZE
+from veil.formats.page_sizes import PAGE_SIZE
 
 
 class AddingCipher:

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import snapshot as format_module
 from veil.snp.errors import SnapshotError
 from veil.snp.hosted import hosted_header, load_installed, pack_sources
 from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.machine import Machine
-from veil.snp.memory import PAGE_SIZE
 from veil.snp.snapshot import read_snapshot, write_snapshot
 
 HEADER, VMSA, ARCHIVE = 0x10000, 0x11000, 0x12000

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import SnpError
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 
 
 def test_one_mapping_for_everybody() -> None:

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation, SnpError
-from veil.snp.memory import PAGE_SIZE
 from veil.snp.rmp import (
     FAULT_ENC,
     FAULT_GP,

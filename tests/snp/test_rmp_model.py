@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.rmp import EntryFlag, PageSize, Rmp
 from veil.snp.view import GuestBus, HostView, View
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sevsnpmeasure.gctx import GCTX
 from sevsnpmeasure.vmsa import SevEsSaveArea
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import LaunchError
 from veil.snp.layouts import Vmsa
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.rmp import EntryFlag, PageSize, Rmp
 from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import snapshot as module
 from veil.snp.errors import SnapshotError
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.snapshot import read_snapshot, write_snapshot
 
 _PAGES = 512

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation, SnpError
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_ENC, FAULT_NOT_VALIDATED, FAULT_RMP, FAULT_VMPL, PageSize, Permission, Rmp, RmpResult
 from veil.snp.view import GuestBus, HostView, View
 

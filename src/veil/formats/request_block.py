@@ -12,9 +12,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, Protocol
 
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.roles import Role
+from veil.formats.status import Status
 
 __all__ = [
     "BLOCK_HEADER",

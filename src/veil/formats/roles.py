@@ -7,7 +7,7 @@ import enum
 from collections.abc import Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-from veil.formats.channel import Status
+from veil.formats.status import Status
 
 __all__ = ["Call", "NotAdmitted", "Role", "admit"]
 

@@ -30,9 +30,8 @@ from veil.host.events import (
     PageStateEvent,
     VmplSwitchEvent,
 )
-from veil.host.ghcb.fields import GhcbReason, NaeEvent
 from veil.host.ghcb.protection import ProtectedRange, Protection
-from veil.host.hypervisor import Hypervisor, HypervisorFeature, RunResult
+from veil.host.hypervisor import Hypervisor, RunResult
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
 from veil.host.vcpu import RunState
@@ -45,7 +44,6 @@ __all__ = [
     "ExitEvent",
     "GhcbEvent",
     "GhcbMsrEvent",
-    "GhcbReason",
     "GuestError",
     "GuestHung",
     "GuestPanic",
@@ -55,12 +53,10 @@ __all__ = [
     "HostError",
     "HostStopped",
     "Hypervisor",
-    "HypervisorFeature",
     "LaunchIdentityBlock",
     "LaunchRefused",
     "LaunchRegion",
     "MalformedGhcb",
-    "NaeEvent",
     "NestedPageFault",
     "PageStateEvent",
     "PanicWatcher",

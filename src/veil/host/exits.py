@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.ghcb import MSR_INFO_MASK
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
-from veil.host.ghcb.msr import INFO_MASK, handle_ghcb_msr
+from veil.host.ghcb.msr import handle_ghcb_msr
 from veil.host.ghcb.page import handle_ghcb_page
-from veil.host.page_state import PAGE_4K, smash
+from veil.host.page_state import smash
 from veil.host.vcpu import RunState
 from veil.snp.exit_codes import ExitCode
 from veil.snp.rmp import FAULT_ENC, FAULT_RMP, FAULT_SIZEM, FAULT_VMPL
@@ -24,9 +26,9 @@ __all__ = ["EXIT_HANDLERS", "unexpected"]
 
 def _vmgexit(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
     msr: int = context.vmcb.ghcb_gpa
-    if msr & INFO_MASK:
+    if msr & MSR_INFO_MASK:
         handle_ghcb_msr(host, vcpu, context)
-    elif msr == context.ghcb or (msr and host.in_ram(msr, PAGE_4K)):
+    elif msr == context.ghcb or (msr and host.in_ram(msr, PAGE_SIZE)):
         handle_ghcb_page(host, vcpu, context)
     else:
         raise MalformedGhcb(

@@ -13,16 +13,17 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.ghcb import HypervisorFeatures, MsrRequest, NaeEvent
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.channel_turns import ChannelTurns
 from veil.host.cpuid import CpuidAnswers
 from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
-from veil.host.ghcb.fields import NaeEvent
-from veil.host.ghcb.msr import MsrRequest, ap_reset_hold_answer
+from veil.host.ghcb.msr import ap_reset_hold_answer
 from veil.host.ghcb.protection import ProtectedRange, Protection
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
-from veil.host.page_state import PAGE_2M, PAGE_4K, change_page_state
+from veil.host.page_state import change_page_state
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from veil.host.interfaces import HostMemory, Platform, SnpMachine
     from veil.host.vcpu import Context
 
-__all__ = ["Hypervisor", "HypervisorFeature", "RunResult"]
+__all__ = ["Hypervisor", "RunResult"]
 
 #: How long a VCPU may run while another one could.
 SLICE_NS = 1_000_000
@@ -53,22 +54,11 @@ _FOREVER = 1 << 63
 _INTERRUPTIBLE = (RunState.RUNNABLE, RunState.HALTED)
 
 
-class HypervisorFeature(enum.IntFlag):
-    """The feature bitmap (56421, "Hypervisor Feature Support")."""
-
-    SNP = 1 << 0
-    AP_CREATION = 1 << 1
-    RESTRICTED_INJECTION = 1 << 2
-    RESTRICTED_INJECTION_TIMER = 1 << 3
-    APIC_ID_LIST = 1 << 4
-    MULTI_VMPL = 1 << 5
-
-
 OFFERED_FEATURES = (
-    HypervisorFeature.SNP
-    | HypervisorFeature.AP_CREATION
-    | HypervisorFeature.APIC_ID_LIST
-    | HypervisorFeature.MULTI_VMPL
+    HypervisorFeatures.SNP
+    | HypervisorFeatures.AP_CREATION
+    | HypervisorFeatures.APIC_ID_LIST
+    | HypervisorFeatures.MULTI_VMPL
 )
 
 
@@ -259,7 +249,7 @@ class Hypervisor:
             return False
         self.page_changes += 1
         if self.on_event is not None:
-            size = PAGE_2M if large else PAGE_4K
+            size = PAGE_SIZE_2M if large else PAGE_SIZE
             self.on_event(PageStateEvent(vcpu.index, context.vmpl, gpa, size, private))
         return True
 
@@ -299,7 +289,7 @@ class Hypervisor:
             return
         if context.hold == Hold.MSR:
             context.vmcb.ghcb_gpa = ap_reset_hold_answer(started=True)
-        elif context.hold == Hold.NAE and context.ghcb is not None and self.view.is_shared(context.ghcb, PAGE_4K):
+        elif context.hold == Hold.NAE and context.ghcb is not None and self.view.is_shared(context.ghcb, PAGE_SIZE):
             self.view.write(context.ghcb + 0x3A0, (1).to_bytes(8, "little"))
         vcpu.start(context.vmpl)
         self.reschedule = True

@@ -11,8 +11,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
-from veil.host.page_state import PAGE_2M, PAGE_4K
 from veil.host.vcpu import VMPLS
 from veil.snp.errors import SnpError
 from veil.snp.rmp import PageSize, RmpResult
@@ -60,7 +60,7 @@ class LaunchRegion:
     @property
     def length(self) -> int:
         """In bytes, whole pages."""
-        return -(-max(self.size, len(self.data)) // PAGE_4K) * PAGE_4K
+        return -(-max(self.size, len(self.data)) // PAGE_SIZE) * PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ def _check(regions: Sequence[LaunchRegion], ram: Sequence[tuple[int, int]], vcpu
     for region in regions:
         where = f"{region.kind.name} region at {region.gpa:#x}"
         end = region.gpa + region.length
-        if region.gpa % PAGE_4K or region.gpa < 0 or not region.length:
+        if region.gpa % PAGE_SIZE or region.gpa < 0 or not region.length:
             raise LaunchRefused(f"{where}: the address must be page aligned and the length positive")
         if not any(start <= region.gpa and end <= start + length for start, length in ram):
             raise LaunchRefused(f"{where}: {region.length:#x} bytes do not lie in guest memory; give the guest more")
         if region.kind == RegionKind.VMSA and (
-            region.length != PAGE_4K or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS
+            region.length != PAGE_SIZE or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS
         ):
             raise LaunchRefused(f"{where}: a VMSA is one page for VCPU 0 to {vcpus - 1} and VMPL 0 to {VMPLS - 1}")
         taken.append((region.gpa, end))
@@ -100,28 +100,32 @@ def _rmpupdate(view: HostMemory, gpa: int, size: PageSize, count: int) -> None:
 
 def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterable[LaunchRegion]) -> None:
     """Give all RAM to the guest, in entries of 2 MiB where no launch page lies."""
-    small = {chunk for region in regions for chunk in range(region.gpa & -PAGE_2M, region.gpa + region.length, PAGE_2M)}
+    small = {
+        chunk
+        for region in regions
+        for chunk in range(region.gpa & -PAGE_SIZE_2M, region.gpa + region.length, PAGE_SIZE_2M)
+    }
     for start, length in ram:
         end = start + length
         gpa = start
         while gpa < end:
             # A run of chunks of the same kind is one call.
             first = gpa
-            large = gpa % PAGE_2M == 0 and gpa + PAGE_2M <= end and gpa not in small
-            gpa = min(end, (gpa & -PAGE_2M) + PAGE_2M)
-            while gpa < end and large == (gpa + PAGE_2M <= end and gpa not in small):
-                gpa = min(end, gpa + PAGE_2M)
+            large = gpa % PAGE_SIZE_2M == 0 and gpa + PAGE_SIZE_2M <= end and gpa not in small
+            gpa = min(end, (gpa & -PAGE_SIZE_2M) + PAGE_SIZE_2M)
+            while gpa < end and large == (gpa + PAGE_SIZE_2M <= end and gpa not in small):
+                gpa = min(end, gpa + PAGE_SIZE_2M)
             if large:
-                _rmpupdate(view, first, PageSize.SIZE_2M, (gpa - first) // PAGE_2M)
+                _rmpupdate(view, first, PageSize.SIZE_2M, (gpa - first) // PAGE_SIZE_2M)
             else:
-                _rmpupdate(view, first, PageSize.SIZE_4K, (gpa - first) // PAGE_4K)
+                _rmpupdate(view, first, PageSize.SIZE_4K, (gpa - first) // PAGE_SIZE)
 
 
 def _load_zeros(processor: SecureProcessor, region: LaunchRegion) -> None:
     """In pieces: without a monitor, a region of zeros may be all of the guest's RAM."""
     end = region.gpa + region.length
-    for gpa in range(region.gpa, end, PAGE_2M):
-        size = min(PAGE_2M, end - gpa)
+    for gpa in range(region.gpa, end, PAGE_SIZE_2M):
+        size = min(PAGE_SIZE_2M, end - gpa)
         processor.launch_update(gpa, bytes(size), RegionKind.ZERO, vmpl_perms=region.permissions)
 
 

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp.rmp import PageSize, RmpResult
 
 if TYPE_CHECKING:
     from veil.host.interfaces import HostMemory
 
-__all__ = ["PAGE_2M", "PAGE_4K", "change_page_state", "smash"]
-
-PAGE_4K = 4096
-PAGE_2M = 512 * PAGE_4K
+__all__ = ["change_page_state", "smash"]
 
 
 def smash(view: HostMemory, gpa: int) -> bool:
     """PSMASH the 2 MiB entry that covers a page; False if there is none."""
-    return view.psmash(gpa & -PAGE_2M) == RmpResult.SUCCESS
+    return view.psmash(gpa & -PAGE_SIZE_2M) == RmpResult.SUCCESS
 
 
 def _change_4k(view: HostMemory, gpa: int, private: bool) -> bool:
-    if view.is_shared(gpa, PAGE_4K) != private:
+    if view.is_shared(gpa, PAGE_SIZE) != private:
         return True
     code = view.rmpupdate(gpa, assigned=private)
     if code == RmpResult.FAIL_OVERLAP and smash(view, gpa):
@@ -44,10 +42,10 @@ def change_page_state(view: HostMemory, gpa: int, *, private: bool, large: bool 
         return _change_4k(view, gpa, private)
     # With an entry of 2 MiB in the guest's hands its first page is the guest's; with entries of 4 KiB in the guest's
     # hands RMPUPDATE refuses. So this never resets a page that is the guest's already.
-    if view.is_shared(gpa, PAGE_4K) == private:
+    if view.is_shared(gpa, PAGE_SIZE) == private:
         code = view.rmpupdate(gpa, assigned=private, size=PageSize.SIZE_2M)
         if code == RmpResult.SUCCESS:
             return True
         if code != RmpResult.FAIL_OVERLAP:
             return False
-    return all(_change_4k(view, gpa + offset, private) for offset in range(0, PAGE_2M, PAGE_4K))
+    return all(_change_4k(view, gpa + offset, private) for offset in range(0, PAGE_SIZE_2M, PAGE_SIZE))

@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-__all__ = ["LINUX_SET", "MONITOR_SET", "SVSM_SET", "termination_words"]
+from collections.abc import Mapping
 
-GENERAL_SET = 0
-#: Linux (arch/x86/include/asm/sev-common.h).
-LINUX_SET = 1
-#: VeilMon (veil.monitor.errors.Reason).
-MONITOR_SET = 5
-#: AMD's linux-svsm. COCONUT-SVSM always says set 0, code 0.
-SVSM_SET = 15
+from veil.formats.termination import GeneralReason, MonitorReason, ReasonSet
 
-_GENERAL = {
-    0: "a general request; Linux says so when its CPUID table or its #VC handling fails early, COCONUT-SVSM always",
-    1: "the guest does not speak the GHCB protocol versions that the host offers",
-    2: "SEV-SNP features that the guest needs are missing: the confidential-computing blob, SEV_STATUS or feature bits",
+__all__ = ["termination_words"]
+
+_GENERAL: Mapping[int, str] = {
+    GeneralReason.GENERAL: (
+        "a general request; Linux says so when its CPUID table or its #VC handling fails early, COCONUT-SVSM always"
+    ),
+    GeneralReason.PROTOCOL_RANGE: "the guest does not speak the GHCB protocol versions that the host offers",
+    GeneralReason.SNP_FEATURES: (
+        "SEV-SNP features that the guest needs are missing: the confidential-computing blob, SEV_STATUS or feature bits"
+    ),
 }
 _LINUX = {
     0: "the host did not confirm the registration of the GHCB",
@@ -52,18 +52,25 @@ _SVSM = {
     11: "a VMSA has the wrong VMPL",
     12: "SEV features of VMPL 1 are wrong",
 }
-_MONITOR = {
-    0: "VeilMon met a condition that it cannot serve safely",
-    1: "the parameters in the measured image are unusable",
-    2: "memory was validated before VeilMon did it: the host remapped pages, or the image is not for this machine",
-    3: "validating memory failed",
-    4: "the kernel's VMSA is unusable",
-    5: "the host refused a request of VeilMon, or answered it wrongly",
-    6: "the host lacks a feature that VeilMon needs: AP creation or multiple VMPLs",
-    7: "the CPUID page is not the one that the image was measured with: the host changed it",
-    8: "the protected services did not start",
+_MONITOR: Mapping[int, str] = {
+    MonitorReason.GENERAL: "VeilMon met a condition that it cannot serve safely",
+    MonitorReason.BAD_PARAMETERS: "the parameters in the measured image are unusable",
+    MonitorReason.MEMORY_ALREADY_VALIDATED: (
+        "memory was validated before VeilMon did it: the host remapped pages, or the image is not for this machine"
+    ),
+    MonitorReason.MEMORY_NOT_VALIDATED: "validating memory failed",
+    MonitorReason.BAD_KERNEL_VMSA: "the kernel's VMSA is unusable",
+    MonitorReason.HOST_REFUSED: "the host refused a request of VeilMon, or answered it wrongly",
+    MonitorReason.HOST_LACKS_FEATURES: "the host lacks a feature that VeilMon needs: AP creation or multiple VMPLs",
+    MonitorReason.CPUID_CHANGED: "the CPUID page is not the one that the image was measured with: the host changed it",
+    MonitorReason.BAD_SERVICES: "the protected services did not start",
 }
-_SETS = {GENERAL_SET: _GENERAL, LINUX_SET: _LINUX, MONITOR_SET: _MONITOR, SVSM_SET: _SVSM}
+_SETS: dict[int, Mapping[int, str]] = {
+    ReasonSet.GENERAL: _GENERAL,
+    ReasonSet.LINUX: _LINUX,
+    ReasonSet.MONITOR: _MONITOR,
+    ReasonSet.SVSM: _SVSM,
+}
 
 
 def termination_words(reason_set: int, code: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,7 @@ from veil.monitor import MonitorParameters
 from veil.services.parameters import ServiceParameters
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
-from veil.snp.layouts import Vmsa, VmsaSegment
+from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, VmsaSegment
 
 __all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image", "hosted_programs"]
 
@@ -42,9 +41,6 @@ _SHARED_SIZE = _ARCHIVE - _SHARED
 _SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, _PAGE, 2 * _PAGE
 _MAILBOX_SIZE = 0x40000
 _CODE = _MAILBOX + _MAILBOX_SIZE
-
-_SEV_FEATURES = 1  # SNP active
-_SVME = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -277,12 +273,12 @@ def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
-    """56860, table "CPUID Function" page."""
-    body = b"".join(
-        struct.pack("<2I2Q4IQ", item.leaf, item.subleaf, 0, 0, item.eax, item.ebx, item.ecx, item.edx, 0)
-        for item in entries
-    )
-    return (struct.pack("<IIQ", len(entries), 0, 0) + body).ljust(_PAGE, b"\0")
+    page = CpuidPage(count=len(entries))
+    for at, item in enumerate(entries):
+        page.functions[at] = CpuidFunction(
+            eax_in=item.leaf, ecx_in=item.subleaf, eax=item.eax, ebx=item.ebx, ecx=item.ecx, edx=item.edx
+        )
+    return bytes(page)
 
 
 def _segment(state: SegmentState) -> VmsaSegment:
@@ -290,7 +286,7 @@ def _segment(state: SegmentState) -> VmsaSegment:
 
 
 def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
-    vmsa = Vmsa(vmpl=vmpl, sev_features=_SEV_FEATURES)
+    vmsa = Vmsa(vmpl=vmpl, sev_features=SevFeatures.SNP)
     vmsa.cs = _segment(registers.cs)
     for name in ("ds", "es", "fs", "gs", "ss"):
         setattr(vmsa, name, _segment(registers.data))
@@ -307,7 +303,7 @@ def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
 def _monitor_vmsa(header_gpa: int) -> bytes:
     """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
     vmsa = Vmsa(
-        vmpl=0, sev_features=_SEV_FEATURES, rip=header_gpa, efer=_SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0, dr7=0x400,
-        g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
+        vmpl=0, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0,
+        dr7=0x400, g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
     )  # fmt: skip
     return bytes(vmsa).ljust(_PAGE, b"\0")

@@ -9,9 +9,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BLOCK_HEADER, BlockRequest, read_answer, write_request
+from veil.formats.status import Status
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb

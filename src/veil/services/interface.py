@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias, final
 
-from veil.formats.channel import Status
 from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.status import Status
 
 if TYPE_CHECKING:
     from veil.snp.view import View

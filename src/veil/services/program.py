@@ -13,9 +13,9 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BlockRequest, take_request, write_answer
+from veil.formats.status import Status
 from veil.services.interface import Refused, Service, ServiceMemory, User
 from veil.services.parameters import ServiceParameters
 from veil.snp.errors import RmpViolation

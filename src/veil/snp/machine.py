@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp._engine import Engine, EngineCounters
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_installed, load_program
-from veil.snp.layouts import Vmcb, Vmsa
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.layouts import Efer, Vmcb, Vmsa
+from veil.snp.memory import Memory
 from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot import Snapshot, read_snapshot, write_snapshot
@@ -36,7 +37,7 @@ __all__ = ["HIGH_MEMORY", "LOW_MEMORY_END", "Machine"]
 LOW_MEMORY_END = 3 << 30
 HIGH_MEMORY = 4 << 30
 
-_SVME = 1 << 12
+_SVME = int(Efer.SVME)
 _HOSTED_VMPLS = (0, 1)
 _RIP = Vmsa.rip.offset
 _RDI = Vmsa.rdi.offset

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import _native
 from veil.snp.errors import RmpViolation, SnpError
-from veil.snp.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import LaunchError, SnpError
 from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity, check_id_block
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.layouts import CPUID_COUNT_MAX, SECRETS_VERSION, CpuidPage, SecretsPage
+from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp, RmpResult
 
 if TYPE_CHECKING:
@@ -28,13 +30,6 @@ _POLICY_RESERVED = ~((1 << 26) - 1)
 #: versions of reports that the model can make
 _REPORT_VERSIONS = (2, 3, 5)
 _VMPCKS = 4
-_VMPCK_BYTES = 32
-_VMPCK_OFFSET = 0x20
-_SECRETS_VERSION = 3
-
-_CPUID_COUNT_MAX = 64
-_CPUID_ENTRY = struct.Struct("<2I2Q4IQ")
-_CPUID_HEADER = 16
 
 
 class SecureProcessor:
@@ -90,7 +85,7 @@ class SecureProcessor:
         if policy & _POLICY_MIGRATE_MA:
             raise LaunchError("POLICY_FAILURE: there are no migration agents on this machine")
         self.policy = policy
-        self.vmpcks = [os.urandom(_VMPCK_BYTES) for _ in range(_VMPCKS)]
+        self.vmpcks = [os.urandom(KEY_BYTES) for _ in range(_VMPCKS)]
         self._state = "launching"
 
     def launch_update(
@@ -198,11 +193,11 @@ class SecureProcessor:
         self._requests.load(state["requests"])
         self._secrets_pages = list(state["secrets_pages"])
         for vmpl in range(len(self.vmpcks) - 1) if new_keys else ():
-            key = self.vmpcks[vmpl] = os.urandom(_VMPCK_BYTES)
+            key = self.vmpcks[vmpl] = os.urandom(KEY_BYTES)
             self._requests.restart(vmpl)
             for gpa in self._secrets_pages:
-                start = gpa + _VMPCK_OFFSET + vmpl * _VMPCK_BYTES
-                self._memory.mapping[start : start + _VMPCK_BYTES] = key
+                start = gpa + SecretsPage.vmpck_offset(vmpl)
+                self._memory.mapping[start : start + KEY_BYTES] = key
 
     def _expect(self, state: str, command: str) -> None:
         if self._state != state:
@@ -228,11 +223,9 @@ class SecureProcessor:
         self._memory.mapping[gpa : gpa + len(data)] = data
 
     def _secrets_page(self) -> bytes:
-        page = bytearray(PAGE_SIZE)
-        struct.pack_into("<I", page, 0, _SECRETS_VERSION)
+        page = SecretsPage(version=SECRETS_VERSION)
         for vmpl, key in enumerate(self.vmpcks):
-            start = _VMPCK_OFFSET + vmpl * _VMPCK_BYTES
-            page[start : start + _VMPCK_BYTES] = key
+            page.vmpck[vmpl][:] = list(key)
         return bytes(page)
 
 
@@ -245,12 +238,12 @@ def _new_chip() -> Endorsement:
 
 def _check_cpuid_page(page: bytes) -> None:
     """The firmware refuses tables with features that the processor lacks; here, malformed ones."""
-    count = struct.unpack_from("<I", page)[0]
-    if count > _CPUID_COUNT_MAX:
-        raise LaunchError(f"the CPUID page has {count} entries, at most {_CPUID_COUNT_MAX} fit")
+    table = CpuidPage.from_buffer_copy(page)
+    if table.count > CPUID_COUNT_MAX:
+        raise LaunchError(f"the CPUID page has {table.count} entries, at most {CPUID_COUNT_MAX} fit")
     seen = set()
-    for index in range(count):
-        leaf, subleaf, xcr0, xss, *_ = _CPUID_ENTRY.unpack_from(page, _CPUID_HEADER + index * _CPUID_ENTRY.size)
-        if (leaf, subleaf, xcr0, xss) in seen:
-            raise LaunchError(f"the CPUID page has leaf {leaf:#x}, {subleaf} twice")
-        seen.add((leaf, subleaf, xcr0, xss))
+    for entry in table.functions[: table.count]:
+        inputs = entry.eax_in, entry.ecx_in, entry.xcr0_in, entry.xss_in
+        if inputs in seen:
+            raise LaunchError(f"the CPUID page has leaf {entry.eax_in:#x}, {entry.ecx_in} twice")
+        seen.add(inputs)

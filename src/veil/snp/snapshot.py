@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.disk import full_disk_words, is_full
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.private_files import make_folder, replacing
 from veil.snp.errors import SnapshotError
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 
 __all__ = ["Snapshot", "read_snapshot", "write_snapshot"]
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation, SnpError
-from veil.snp.memory import PAGE_SIZE, Memory
+from veil.snp.memory import Memory
 from veil.snp.rmp import (
     FAULT_RMP,
     VMSA_WORD,

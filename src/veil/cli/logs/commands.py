@@ -89,9 +89,9 @@ def _reader(
     measurements: tuple[str, ...],
 ) -> Iterator[LogReader]:
     """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
-    from veil.formats.channel import Status
     from veil.formats.errors import FormatError
     from veil.formats.log import LOG_GUID
+    from veil.formats.status import Status
     from veil.installation import owner_fingerprint, user_key
     from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
     from veil.remote.log.reader import LogReader

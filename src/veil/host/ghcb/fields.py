@@ -7,34 +7,33 @@ few writes as the answer allows.
 
 from __future__ import annotations
 
-import enum
 import struct
 from typing import TYPE_CHECKING
+
+from veil.formats.ghcb import SHARED_BUFFER, SHARED_BUFFER_END, GhcbField, GhcbReason, valid_bit
+from veil.formats.page_sizes import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from veil.host.interfaces import HostMemory
 
-__all__ = ["PAGE", "GhcbFault", "GhcbPage", "GhcbReason", "InjectException", "NaeEvent", "PortAnswer"]
-
-PAGE = 4096
+__all__ = ["SCRATCH_LIMIT", "GhcbFault", "GhcbPage", "InjectException", "PortAnswer"]
 
 #: The largest scratch area outside of the GHCB page, KVM's bound.
-SCRATCH_LIMIT = 16 * PAGE
+SCRATCH_LIMIT = 16 * PAGE_SIZE
 
-_CPL = 0x0CB
-_RAX = 0x1F8
-_RCX = 0x308
-_RDX = 0x310
-_RBX = 0x318
-_EXIT_CODE = 0x390
-_EXIT_INFO_1 = 0x398
-_SCRATCH = 0x3A8
-_VALID_BITMAP = 0x3F0
-_BUFFER = 0x800
-_BUFFER_END = 0xFF0
-_VERSION = 0xFFA
+# Plain numbers: looking a name up in an enumeration takes longer than what is done with it here.
+_CPL = int(GhcbField.CPL)
+_RAX = int(GhcbField.RAX)
+_RCX = int(GhcbField.RCX)
+_RDX = int(GhcbField.RDX)
+_RBX = int(GhcbField.RBX)
+_EXIT_CODE = int(GhcbField.SW_EXITCODE)
+_EXIT_INFO_1 = int(GhcbField.SW_EXITINFO1)
+_SCRATCH = int(GhcbField.SW_SCRATCH)
+_VALID_BITMAP = int(GhcbField.VALID_BITMAP)
+_VERSION = int(GhcbField.PROTOCOL_VERSION)
 
 # SW_EXITCODE, SW_EXITINFO1, SW_EXITINFO2, SW_SCRATCH, XCR0 and the two halves of VALID_BITMAP.
 _EXIT_FIELDS = struct.Struct("<4Q56x3Q")
@@ -43,67 +42,17 @@ _TWO = struct.Struct("<2Q")
 _ONE = struct.Struct("<Q")
 
 
-def _bit(offset: int) -> int:
-    return 1 << offset // 8
-
-
-_BIT_CPL = _bit(_CPL)
-_BIT_RAX = _bit(_RAX)
-_BIT_RCX = _bit(_RCX)
-_BIT_RDX = _bit(_RDX)
-_BIT_RBX = _bit(_RBX)
-_BIT_SCRATCH = _bit(_SCRATCH)
-_BIT_XCR0 = _bit(0x3E8)
-_BITS_ANSWER = _bit(_EXIT_INFO_1) | _bit(0x3A0)
-_BITS_REQUIRED = _bit(_EXIT_CODE) | _BITS_ANSWER
+_BIT_CPL = valid_bit(_CPL)
+_BIT_RAX = valid_bit(_RAX)
+_BIT_RCX = valid_bit(_RCX)
+_BIT_RDX = valid_bit(_RDX)
+_BIT_RBX = valid_bit(_RBX)
+_BIT_SCRATCH = valid_bit(_SCRATCH)
+_BIT_XCR0 = valid_bit(GhcbField.XCR0)
+_BITS_ANSWER = valid_bit(_EXIT_INFO_1) | valid_bit(GhcbField.SW_EXITINFO2)
+_BITS_REQUIRED = valid_bit(_EXIT_CODE) | _BITS_ANSWER
 
 _MASK_64 = (1 << 64) - 1
-
-
-class NaeEvent(enum.IntEnum):
-    """SW_EXITCODE (56421, table "List of Supported Non-Automatic Events")."""
-
-    DR7_READ = 0x27
-    DR7_WRITE = 0x37
-    RDTSC = 0x6E
-    RDPMC = 0x6F
-    CPUID = 0x72
-    INVD = 0x76
-    IOIO = 0x7B
-    MSR = 0x7C
-    VMMCALL = 0x81
-    RDTSCP = 0x87
-    WBINVD = 0x89
-    MONITOR = 0x8A
-    MWAIT = 0x8B
-    MMIO_READ = 0x80000001
-    MMIO_WRITE = 0x80000002
-    NMI_COMPLETE = 0x80000003
-    AP_RESET_HOLD = 0x80000004
-    AP_JUMP_TABLE = 0x80000005
-    PAGE_STATE_CHANGE = 0x80000010
-    GUEST_REQUEST = 0x80000011
-    EXTENDED_GUEST_REQUEST = 0x80000012
-    AP_CREATION = 0x80000013
-    HV_DOORBELL = 0x80000014
-    HV_IPI = 0x80000015
-    HV_TIMER = 0x80000016
-    APIC_IDS = 0x80000017
-    RUN_VMPL = 0x80000018
-    HV_FEATURES = 0x8000FFFD
-    TERMINATE = 0x8000FFFE
-    UNSUPPORTED = 0x8000FFFF
-
-
-class GhcbReason(enum.IntEnum):
-    """SW_EXITINFO2 when SW_EXITINFO1 is 2 (56421, section 4.1)."""
-
-    NOT_REGISTERED = 1
-    INVALID_USAGE = 2
-    INVALID_SCRATCH_AREA = 3
-    MISSING_INPUT = 4
-    INVALID_INPUT = 5
-    INVALID_EVENT = 6
 
 
 class GhcbFault(Exception):
@@ -145,7 +94,7 @@ class GhcbPage:
         self.view = view
         self.may_use = may_use
         self.gpa = gpa
-        self.raw = raw = view.read(gpa, PAGE)
+        self.raw = raw = view.read(gpa, PAGE_SIZE)
         self.exit_code, self.info1, self.info2, self.scratch, self.xcr0, low, high = _EXIT_FIELDS.unpack_from(
             raw, _EXIT_CODE
         )
@@ -216,9 +165,9 @@ class GhcbPage:
         if not self._bits & _BIT_SCRATCH:
             raise GhcbFault(GhcbReason.MISSING_INPUT)
         start = self.scratch
-        if start & -PAGE == self.gpa:
+        if start & -PAGE_SIZE == self.gpa:
             offset = start - self.gpa
-            if offset < _BUFFER or offset + length > _BUFFER_END:
+            if offset < SHARED_BUFFER or offset + length > SHARED_BUFFER_END:
                 raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
         elif not start or length > SCRATCH_LIMIT or not self.may_use(start, length):
             raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
@@ -227,7 +176,7 @@ class GhcbPage:
     def scratch_read(self, length: int) -> bytes:
         """A copy of the scratch area's first bytes."""
         start = self.scratch_area(length)
-        if start & -PAGE == self.gpa:
+        if start & -PAGE_SIZE == self.gpa:
             offset = start - self.gpa
             return self.raw[offset : offset + length]
         return self.view.read(start, length) if length else b""

@@ -9,18 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.ghcb import GhcbReason, IoioInfo, NaeEvent
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb
 from veil.host.events import GhcbEvent
 from veil.host.ghcb.events import ap, guest_request, ioio, mmio, msr, page_state_change, run_vmpl, small
-from veil.host.ghcb.fields import (
-    PAGE,
-    GhcbFault,
-    GhcbPage,
-    GhcbReason,
-    InjectException,
-    NaeEvent,
-    PortAnswer,
-)
+from veil.host.ghcb.fields import GhcbFault, GhcbPage, InjectException, PortAnswer
 from veil.host.vcpu import exception_event
 from veil.snp.errors import RmpViolation
 
@@ -71,7 +65,8 @@ _HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context, GhcbPage], None]] = {
 
 _IOIO = int(NaeEvent.IOIO)
 _SIZES = ioio.SIZES
-_NOT_SINGLE = ioio.IOIO_STRING | ioio.IOIO_REP
+_IN = int(IoioInfo.IN)
+_NOT_SINGLE = ioio.NOT_SINGLE
 _unpack_fields = PortAnswer.FIELDS.unpack_from
 _unpack_trailer = PortAnswer.TRAILER.unpack_from
 _unpack_rax = PortAnswer.RAX.unpack_from
@@ -111,7 +106,7 @@ def handle_ghcb_page(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
 def _single_port_access(host: Hypervisor, vmpl: int, gpa: int) -> bool:
     """IN or OUT of one element, well formed; False (and nothing done) if the request is anything else."""
     view = host.view
-    raw = view.read(gpa, PAGE)
+    raw = view.read(gpa, PAGE_SIZE)
     code, info1, _, _, _, low, high = _unpack_fields(raw, _FIELDS_AT)
     if (
         code != _IOIO
@@ -124,7 +119,7 @@ def _single_port_access(host: Hypervisor, vmpl: int, gpa: int) -> bool:
     if size is None:
         return False
     port = info1 >> 16 & 0xFFFF
-    if info1 & 1:
+    if info1 & _IN:
         value = host.platform.io_read(port, size, vmpl) & _MASKS[size]
         view.write(gpa + _RAX_AT, _pack_rax(value))
         view.write(gpa + _ANSWER_AT, _SUCCESS + raw[_KEPT] + _IN_BITMAP)
@@ -144,7 +139,7 @@ def _answer(host: Hypervisor, vcpu: Vcpu, context: Context, gpa: int) -> None:
     def may_use(start: int, length: int) -> bool:
         return is_shared(start, length) and allows(vmpl, start, length)
 
-    if not may_use(gpa, PAGE):
+    if not may_use(gpa, PAGE_SIZE):
         # Even the answer "not registered" would be written into it.
         raise MalformedGhcb(
             f"the GHCB at {gpa:#x} is private, outside of guest memory, or a more privileged level's; "

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import HostError, LaunchRefused
-from veil.host.page_state import PAGE_4K
 from veil.host.vcpu import VMPLS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Protection:
         found = tuple(ranges)
         for item in found:
             inside = any(start <= item.gpa and item.gpa + item.size <= start + size for start, size in ram)
-            aligned = item.size > 0 and not item.gpa % PAGE_4K and not item.size % PAGE_4K
+            aligned = item.size > 0 and not item.gpa % PAGE_SIZE and not item.size % PAGE_SIZE
             if not inside or not aligned or item.vmpl not in range(VMPLS):
                 raise LaunchRefused(
                     f"the protected range {item.gpa:#x}+{item.size:#x} of VMPL {item.vmpl} is not whole pages of "

@@ -11,10 +11,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from veil.formats.channel import Request, Response, Status
+from veil.formats.channel import Request, Response
 from veil.formats.request_block import BlockRequest
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
+from veil.formats.status import Status
 from veil.monitor.secure_processor import ReportUnavailable
 from veil.monitor.services_mailbox import ServicesUnavailable
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from veil.formats.attestation_report import AttestationReport
-from veil.formats.channel import Status
 from veil.formats.errors import FormatError
 from veil.formats.launch_digest import LaunchLog
+from veil.formats.monitor_calls import AttestedAnswer, MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, parse_manifest
+from veil.formats.status import Status
 from veil.remote.attestation.certificates import CertificateChain
 from veil.remote.attestation.checks import Check, Checklist
 from veil.remote.attestation.policy import Policy
@@ -29,21 +29,9 @@ from veil.remote.attestation.verify import Verification, verify_report
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed
 
-__all__ = ["Attested", "Evidence", "ask_for_evidence", "attest", "check_evidence"]
+__all__ = ["Attested", "ask_for_evidence", "attest", "check_evidence"]
 
-#: Calls of CHANNEL_SERVICE.
-_ATTEST = 1
-_LENGTHS = struct.Struct("<III")
 _MONITOR_VMPL = 0
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the other end answered: nothing of it is verified."""
-
-    report: bytes
-    manifest: bytes
-    certificates: bytes
 
 
 @dataclass(frozen=True)
@@ -116,28 +104,19 @@ def attest(
     )
 
 
-def ask_for_evidence(client: ChannelClient, nonce: bytes) -> Evidence:
+def ask_for_evidence(client: ChannelClient, nonce: bytes) -> AttestedAnswer:
     """Report, manifest and certificates for a nonce of 64 bytes."""
     try:
-        body = client.request(CHANNEL_SERVICE, _ATTEST, nonce)
+        body = client.request(CHANNEL_SERVICE, MonitorCall.ATTEST, nonce)
     except RequestFailed as error:
         if error.status == Status.UNAVAILABLE:
             raise RemoteError(f"the CVM has no report: {error}") from error
         raise
-    if len(body) < _LENGTHS.size:
-        raise FormatError("the attestation's answer is cut short")
-    lengths = _LENGTHS.unpack_from(body)
-    if sum(lengths) != len(body) - _LENGTHS.size:
-        raise FormatError(f"the attestation's answer of {len(body)} bytes claims parts of {lengths}")
-    parts, at = [], _LENGTHS.size
-    for length in lengths:
-        parts.append(body[at : at + length])
-        at += length
-    return Evidence(*parts)
+    return AttestedAnswer.parse(body)
 
 
 def check_evidence(
-    evidence: Evidence,
+    evidence: AttestedAnswer,
     nonce: bytes,
     server_key: bytes,
     *,
@@ -182,7 +161,7 @@ def check_evidence(
     return attested if attested.ok else dataclasses.replace(attested, services={})
 
 
-def _channel_key(checks: Checklist, evidence: Evidence, server_key: bytes) -> Mapping[uuid.UUID, bytes]:
+def _channel_key(checks: Checklist, evidence: AttestedAnswer, server_key: bytes) -> Mapping[uuid.UUID, bytes]:
     try:
         services = parse_manifest(evidence.manifest)
     except FormatError as error:

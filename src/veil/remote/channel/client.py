@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
 from veil.errors import describe
-from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, Status, pack_request
+from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, pack_request
 from veil.formats.errors import FormatError
 from veil.formats.printable import printable
+from veil.formats.status import Status
 from veil.remote.channel.identity import UserKey
 from veil.remote.errors import RemoteError
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from veil.formats.channel import Status
 from veil.formats.log import RULES_MOST, WORDS_MOST, RulesState
+from veil.formats.status import Status
 from veil.services.interface import Refused
 
 __all__ = ["Rules"]

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from veil.formats.channel import Status
 from veil.formats.log import (
     ENTRY_HEADER,
     LOG_GUID,
@@ -26,6 +25,7 @@ from veil.formats.log import (
     UserCall,
 )
 from veil.formats.roles import Call, Role
+from veil.formats.status import Status
 from veil.services.interface import Refused, Service, User, UserHandler
 from veil.services.log.rules import Rules
 from veil.services.log.silence import Ear

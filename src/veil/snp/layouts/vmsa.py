@@ -4,12 +4,31 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["Vmsa", "VmsaSegment"]
+__all__ = ["Efer", "SevFeatures", "Vmsa", "VmsaSegment"]
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+
+
+class Efer(enum.IntFlag):
+    """Bits of EFER (24593, section 3.1.7)."""
+
+    SCE = 1 << 0
+    LME = 1 << 8
+    LMA = 1 << 10
+    NXE = 1 << 11
+    SVME = 1 << 12
+    """VMRUN refuses a VMSA without it."""
+
+
+class SevFeatures(enum.IntFlag):
+    """Bits of SEV_FEATURES (24593, table B-4)."""
+
+    SNP = 1 << 0
+    """SNP is active."""
 
 
 class VmsaSegment(ctypes.LittleEndianStructure):

@@ -3,30 +3,22 @@
 
 from __future__ import annotations
 
-import enum
 import struct
 from typing import TYPE_CHECKING
 
+from veil.formats.ghcb import AP_CREATION_APIC_ID_SHIFT, AP_CREATION_VMPL_SHIFT, ApRequest, GhcbReason
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.events import ApCreationEvent
-from veil.host.ghcb.fields import PAGE, GhcbFault, GhcbReason
+from veil.host.ghcb.fields import GhcbFault
 from veil.host.vcpu import VMPLS, Hold, RunState
+from veil.snp.layouts import SevFeatures
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
     from veil.host.hypervisor import Hypervisor
     from veil.host.vcpu import Context, Vcpu
 
-__all__ = ["ApRequest", "apic_ids", "creation", "jump_table", "reset_hold"]
-
-_SNP_ACTIVE = 1
-
-
-class ApRequest(enum.IntEnum):
-    """SW_EXITINFO1[15:0] of AP creation."""
-
-    CREATE_ON_INIT = 0
-    CREATE = 1
-    DESTROY = 2
+__all__ = ["apic_ids", "creation", "jump_table", "reset_hold"]
 
 
 def _invalid() -> GhcbFault:
@@ -36,8 +28,8 @@ def _invalid() -> GhcbFault:
 def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1: APIC ID 63:32, VMPL 19:16, request 15:0; SW_EXITINFO2: the VMSA; RAX: its SEV_FEATURES."""
     info = ghcb.info1
-    request, vmpl = info & 0xFFFF, info >> 16 & 0xF
-    target = host.vcpu_by_apic_id(info >> 32)
+    request, vmpl = info & 0xFFFF, info >> AP_CREATION_VMPL_SHIFT & 0xF
+    target = host.vcpu_by_apic_id(info >> AP_CREATION_APIC_ID_SHIFT)
     if target is None or vmpl >= VMPLS or info & 0xFFF00000:
         raise _invalid()
     # A level must not take the VMSA of a more privileged one out of use: with that, a compromised kernel could switch
@@ -66,10 +58,10 @@ def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
 
 def _check_vmsa(host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage) -> None:
     # The features themselves are the guest's affair: VMRUN reads them from the VMSA.
-    if not ghcb.rax & _SNP_ACTIVE:
+    if not ghcb.rax & SevFeatures.SNP:
         raise _invalid()
     gpa = ghcb.info2
-    if gpa % PAGE or not host.may_name(context, gpa, PAGE) or host.view.is_shared(gpa, PAGE):
+    if gpa % PAGE_SIZE or not host.may_name(context, gpa, PAGE_SIZE) or host.view.is_shared(gpa, PAGE_SIZE):
         raise _invalid()
     # The request's own context would be replaced under its feet.
     if target is vcpu and vmpl == context.vmpl:
@@ -104,11 +96,11 @@ def apic_ids(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
     """The list of APIC IDs into the RAX pages at SW_EXITINFO1; with too few pages, only how many it takes."""
     ids = [each.apic_id for each in host.vcpus]
     data = struct.pack(f"<I{len(ids)}I", len(ids), *ids)
-    needed = -(-len(data) // PAGE)
+    needed = -(-len(data) // PAGE_SIZE)
     offered = ghcb.rax
     if offered >= needed:
         gpa = ghcb.info1
-        if gpa % PAGE or not ghcb.may_use(gpa, needed * PAGE):
+        if gpa % PAGE_SIZE or not ghcb.may_use(gpa, needed * PAGE_SIZE):
             raise _invalid()
         ghcb.view.write(gpa, data)
     ghcb.set_rax(needed)

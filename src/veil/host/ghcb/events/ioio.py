@@ -5,20 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.host.ghcb.fields import SCRATCH_LIMIT, GhcbFault, GhcbReason
+from veil.formats.ghcb import GhcbReason, IoioInfo
+from veil.host.ghcb.fields import SCRATCH_LIMIT, GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
     from veil.host.hypervisor import Hypervisor
     from veil.host.vcpu import Context, Vcpu
 
-__all__ = ["IOIO_IN", "IOIO_REP", "IOIO_STRING", "SIZES", "SIZE_MASK", "ioio"]
+__all__ = ["NOT_SINGLE", "SIZES", "SIZE_MASK", "ioio"]
 
-IOIO_IN = 1
-IOIO_STRING = 1 << 2
-IOIO_REP = 1 << 3
-SIZE_MASK = 7 << 4
-SIZES = {1 << 4: 1, 1 << 5: 2, 1 << 6: 4}
+_IN = int(IoioInfo.IN)
+_STRING = int(IoioInfo.STRING)
+#: more than one element
+NOT_SINGLE = int(IoioInfo.STRING | IoioInfo.REP)
+#: in bytes, by the bits of SW_EXITINFO1 that say it
+SIZES = {int(IoioInfo.SIZE_8): 1, int(IoioInfo.SIZE_16): 2, int(IoioInfo.SIZE_32): 4}
+SIZE_MASK = sum(SIZES)
 
 
 def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
@@ -29,9 +32,9 @@ def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None
         raise GhcbFault(GhcbReason.INVALID_INPUT)
     port = info >> 16 & 0xFFFF
     host.device_accessed = True
-    if info & IOIO_STRING:
+    if info & _STRING:
         _string(host, context.vmpl, ghcb, port, size)
-    elif info & IOIO_IN:
+    elif info & _IN:
         ghcb.set_rax(host.platform.io_read(port, size, context.vmpl) & (1 << 8 * size) - 1)
     else:
         host.platform.io_write(port, size, ghcb.rax & (1 << 8 * size) - 1, context.vmpl)
@@ -44,7 +47,7 @@ def _string(host: Hypervisor, vmpl: int, ghcb: GhcbPage, port: int, size: int) -
         raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
     length = count * size
     platform = host.platform
-    if ghcb.info1 & IOIO_IN:
+    if ghcb.info1 & _IN:
         start = ghcb.scratch_area(length)
         mask = (1 << 8 * size) - 1
         data = b"".join((platform.io_read(port, size, vmpl) & mask).to_bytes(size, "little") for _ in range(count))

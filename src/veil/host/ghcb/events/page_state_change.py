@@ -3,26 +3,27 @@
 
 from __future__ import annotations
 
-import enum
 import struct
 from typing import TYPE_CHECKING
 
-from veil.host.ghcb.fields import GhcbFault, GhcbReason
-from veil.host.page_state import PAGE_2M, PAGE_4K, smash
+from veil.formats.ghcb import GhcbReason, PageOperation
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.host.ghcb.fields import GhcbFault
+from veil.host.page_state import smash
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
     from veil.host.hypervisor import Hypervisor
     from veil.host.vcpu import Context, Vcpu
 
-__all__ = ["MAX_ENTRIES", "PageOperation", "page_state_change"]
+__all__ = ["MAX_ENTRIES", "page_state_change"]
 
 MAX_ENTRIES = 253
 
 _HEADER = struct.Struct("<HHI")
 _ENTRY = struct.Struct("<Q")
 _CURRENT_MASK = 0xFFF
-_GPA_MASK = (1 << 52) - PAGE_4K
+_GPA_MASK = (1 << 52) - PAGE_SIZE
 _OPERATION_SHIFT = 52
 _LARGE = 1 << 56
 _RESERVED = 0x7F << 57
@@ -31,15 +32,6 @@ _RESERVED = 0x7F << 57
 _ERROR_GENERIC = 0x100 << 32
 _ERROR_HEADER = 1 << 32 | 1
 _ERROR_ENTRY = 1 << 32 | 2
-
-
-class PageOperation(enum.IntEnum):
-    """Bits 55:52 of an entry."""
-
-    PRIVATE = 1
-    SHARED = 2
-    PSMASH = 3
-    UNSMASH = 4
 
 
 _OPERATIONS = frozenset(PageOperation)
@@ -84,8 +76,8 @@ def _change(host: Hypervisor, vcpu: Vcpu, context: Context, entry: int) -> tuple
     gpa = entry & _GPA_MASK
     operation = entry >> _OPERATION_SHIFT & 0xF
     large = bool(entry & _LARGE)
-    length = PAGE_2M if large else PAGE_4K
-    pages = length // PAGE_4K
+    length = PAGE_SIZE_2M if large else PAGE_SIZE
+    pages = length // PAGE_SIZE
     if entry & _RESERVED or reached > pages or gpa % length or operation not in _OPERATIONS:
         return _ERROR_ENTRY, reached
     if not host.may_name(context, gpa, length):
@@ -98,7 +90,7 @@ def _change(host: Hypervisor, vcpu: Vcpu, context: Context, entry: int) -> tuple
     private = operation == PageOperation.PRIVATE
     if reached:
         for page in range(reached, pages):
-            if not host.change_page(vcpu, context, gpa + page * PAGE_4K, private=private, large=False):
+            if not host.change_page(vcpu, context, gpa + page * PAGE_SIZE, private=private, large=False):
                 return _ERROR_GENERIC, page
     elif not host.change_page(vcpu, context, gpa, private=private, large=large):
         return _ERROR_GENERIC, 0

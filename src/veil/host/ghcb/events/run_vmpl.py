@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.host.ghcb.fields import GhcbFault, GhcbReason
+from veil.formats.ghcb import GhcbReason
+from veil.host.ghcb.fields import GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two sizes of a page in the nested page tables and in the RMP (24593, section 15.36)."""
+
+from __future__ import annotations
+
+__all__ = ["PAGE_SIZE", "PAGE_SIZE_2M"]
+
+PAGE_SIZE = 4096
+PAGE_SIZE_2M = 512 * PAGE_SIZE
