@@ -114,10 +114,10 @@ def test_book(bench: Bench) -> None:
     assert book.owner(KERNEL) == Owner.KERNEL
     assert book.owner(MONITOR) == Owner.MONITOR
     assert book.owner(SERVICES) == Owner.SERVICE
-    assert book.owner(KERNEL_VMSA) == Owner.VMSA
+    assert book.owner(KERNEL_VMSA) == Owner.BOOT_VMSA
     assert book.owner(KERNEL_CAA) == Owner.CAA
     assert book.owner(RAM) == book.owner(-1) == Owner.NOBODY
-    assert book.count(Owner.VMSA) == book.count(Owner.CAA) == 1
+    assert book.count(Owner.BOOT_VMSA) == book.count(Owner.CAA) == 1
     assert not book.is_kernel(-PAGE, PAGE)
     assert not book.is_kernel(MONITOR - PAGE, 2 * PAGE)
     assert not book.is_kernel(0, 0)

@@ -7,9 +7,11 @@ import hashlib
 import struct
 from collections.abc import Generator, Iterable
 
+from veil.formats.domains import Domain
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError, Reason
-from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.page_book import Owner
+from veil.monitor.parameters import MonitorParameters
 from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
@@ -57,17 +59,15 @@ def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, No
             # The host may have moved a page of the image here, the secrets page for one, and the kernel gets to see
             # what is here (see `core_memory`).
             cpu.view.zero(gpa, end - gpa)
-    kept = [(gpa, gpa + size) for gpa, size in state.book.kept_ranges()]
-    if parameters.options & Option.UNPROTECTED:
-        kept = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE)]  # in use, which RMPADJUST refuses
-    for item in parameters.ram_ranges():
-        for gpa, end in _gaps(item.gpa, item.end, kept):
-            yield from grant_range(cpu, gpa, end - gpa, KERNEL_VMPL, Permission.ALL)
-    services = parameters.services
-    code = parameters.service_code
-    yield from grant_range(cpu, services.gpa, services.size, SERVICE_VMPL, Permission.RW)
-    # The services run their program; they do not change it.
-    yield from grant_range(cpu, code.gpa, code.size, SERVICE_VMPL, Permission.R | Permission.SX)
+    in_use = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE)]  # which RMPADJUST refuses
+    for owner, start, size in state.book.runs():
+        if owner is Owner.NOBODY:
+            continue
+        for domain in (Domain.SER, Domain.ENC, Domain.UNT):
+            permissions = state.rows.permissions(owner, domain)
+            if permissions:
+                for gpa, end in _gaps(start, start + size, in_use):
+                    yield from grant_range(cpu, gpa, end - gpa, domain.vmpl, permissions)
 
 
 def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
@@ -126,9 +126,10 @@ def prepare_kernel(cpu: HostedCpu, state: MonitorState) -> Generator[None, None,
     vmsa = Vmsa.from_buffer_copy(template)
     if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or not vmsa.sev_features & _SNP_ACTIVE:
         raise MonitorError(Reason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
-    permissions = Permission.ALL if parameters.options & Option.UNPROTECTED else Permission.NONE
+    permissions = state.rows.permissions(Owner.BOOT_VMSA, Domain.UNT)
     yield from _make_vmsa(cpu, parameters.kernel_vmsa_gpa, template, KERNEL_VMPL, permissions)
     state.sev_features = int(vmsa.sev_features)
+    state.book.move(parameters.kernel_vmsa_gpa, PAGE, Owner.BOOT_VMSA)
     state.register_kernel(0, parameters.kernel_vmsa_gpa, parameters.kernel_caa_gpa)
 
 

@@ -2,40 +2,26 @@
 """Whose page is it? The monitor's own book of guest-physical memory, one byte a page.
 
 The RMP says what each level may do; this book says what the monitor may agree to change. A kernel names pages by
-address, and every address that it names is looked up here first.
+address, and every address that it names is looked up here first. What an owner's pages may be used for stands in
+`ownership`.
 """
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Iterator
+
+from veil.formats.page_owners import Owner
+from veil.monitor.ownership import ROWS, TRANSITIONS
 
 __all__ = ["Owner", "PageBook"]
 
 _PAGE = 4096
 
-
-class Owner(enum.IntEnum):
-    """Who a page belongs to."""
-
-    NOBODY = 0
-    """Not RAM."""
-    KERNEL = 1
-    """Memory of VMPL 3: it may validate, share and give it back."""
-    MONITOR = 2
-    SERVICE = 3
-    VMSA = 4
-    """A VMSA of VMPL 3: the kernel's memory, but not its to change until it deletes the VCPU."""
-    CAA = 5
-    """A calling area of VMPL 3: the kernel's to read and write, but it stays validated memory while it is in use."""
-    BLOCK = 6
-    """A request block of VMPL 3 for the services: like a calling area, and VMPL 1 reaches it too."""
-
-
-_KERNEL, _CAA, _BLOCK = int(Owner.KERNEL), int(Owner.CAA), int(Owner.BLOCK)
-#: Runs of pages that VMPL 3 has no write permission for.
-_KEPT = re.compile(b"[%c-%c]+" % (Owner.MONITOR, Owner.VMSA))
+_KERNEL = int(Owner.KERNEL)
+_CHANGEABLE = bytes(owner for owner, row in ROWS.items() if row.kernel_may_change)
+_DATA = bytes(owner for owner, row in ROWS.items() if row.kernel_data)
+_RUN = re.compile(rb"(.)\1*", re.DOTALL)
 
 
 class PageBook:
@@ -45,11 +31,19 @@ class PageBook:
         self._owners = bytearray(pages)
 
     def claim(self, gpa: int, size: int, owner: Owner) -> None:
-        """Write down the owner of a range (bytes, page aligned)."""
+        """Write down the owner of a range (bytes, page aligned), whoever had it before."""
         first, count = gpa // _PAGE, size // _PAGE
         if gpa < 0 or size < 0 or first + count > len(self._owners):
             raise ValueError(f"range {gpa:#x}+{size:#x} is outside the book")
         self._owners[first : first + count] = bytes((owner,)) * count
+
+    def move(self, gpa: int, size: int, owner: Owner) -> None:
+        """The same for a change that `TRANSITIONS` allows for each page; raises ValueError for another one."""
+        first, count = gpa // _PAGE, size // _PAGE
+        for before in set(self._owners[first : first + count]):
+            if before != owner and (Owner(before), owner) not in TRANSITIONS:
+                raise ValueError(f"a page of {Owner(before).name} never becomes one of {owner.name}")
+        self.claim(gpa, size, owner)
 
     def owner(self, gpa: int) -> Owner:
         """The owner of the page that holds `gpa`; NOBODY outside RAM."""
@@ -58,28 +52,31 @@ class PageBook:
 
     def is_kernel(self, gpa: int, size: int = 1) -> bool:
         """Is every page of the range the kernel's to do with what it likes?"""
-        return self._all(gpa, size, data=False)
+        return self._all(gpa, size, _CHANGEABLE)
 
     def is_kernel_data(self, gpa: int, size: int = 1) -> bool:
         """May the kernel read and write every page of the range? Calling areas, too: it passes arguments in them."""
-        return self._all(gpa, size, data=True)
+        return self._all(gpa, size, _DATA)
 
-    def _all(self, gpa: int, size: int, *, data: bool) -> bool:
+    def _all(self, gpa: int, size: int, owners: bytes) -> bool:
         if gpa < 0 or size <= 0:
             return False
-        owners = self._owners
         first, end = gpa // _PAGE, (gpa + size - 1) // _PAGE + 1
-        if end > len(owners):
+        if end > len(self._owners):
             return False
-        found = owners.count(_KERNEL, first, end)
-        if data and found != end - first:
-            found += owners.count(_CAA, first, end) + owners.count(_BLOCK, first, end)
-        return found == end - first
+        # What PVALIDATE asks again and again has one owner.
+        if self._owners.count(_KERNEL, first, end) == end - first:
+            return True
+        return not self._owners[first:end].translate(None, owners)
 
-    def kept_ranges(self) -> Iterator[tuple[int, int]]:
-        """(GPA, size) of every run of pages that VMPL 3 may not write: the monitor's, the services', VMSAs."""
-        for run in _KEPT.finditer(self._owners):
-            yield run.start() * _PAGE, (run.end() - run.start()) * _PAGE
+    def runs(self) -> Iterator[tuple[Owner, int, int]]:
+        """(owner, GPA, size) of every run of pages that have one owner."""
+        for run in _RUN.finditer(self._owners):
+            yield Owner(run[1][0]), run.start() * _PAGE, (run.end() - run.start()) * _PAGE
+
+    def ranges(self, owner: Owner) -> Iterator[tuple[int, int]]:
+        """(GPA, size) of every run of pages of one owner."""
+        return ((gpa, size) for found, gpa, size in self.runs() if found is owner)
 
     def count(self, owner: Owner) -> int:
         """How many pages it has."""

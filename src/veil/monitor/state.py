@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from veil.monitor.contexts import DomainTable
+from veil.monitor.ownership import Rows
 from veil.monitor.page_book import Owner, PageBook
-from veil.monitor.parameters import MonitorParameters
+from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.services_mailbox import ServiceInfo
 from veil.monitor.svsm_call import CallHandler
 
@@ -23,6 +24,7 @@ class MonitorState:
 
     parameters: MonitorParameters
     book: PageBook
+    rows: Rows
     domains: DomainTable
     sev_features: int = 0
     protocols: dict[int, CallHandler] = field(default_factory=dict)
@@ -39,23 +41,26 @@ class MonitorState:
             book.claim(item.gpa, item.size, Owner.KERNEL)
         book.claim(parameters.monitor.gpa, parameters.monitor.size, Owner.MONITOR)
         book.claim(parameters.services.gpa, parameters.services.size, Owner.SERVICE)
-        return cls(parameters, book, DomainTable(parameters.vcpus))
+        book.claim(parameters.service_code.gpa, parameters.service_code.size, Owner.SERVICE_CODE)
+        rows = Rows(unprotected=bool(parameters.options & Option.UNPROTECTED))
+        return cls(parameters, book, rows, DomainTable(parameters.vcpus))
 
     def register_kernel(self, apic_id: int, vmsa: int, caa: int) -> None:
-        """Write down a context of VMPL 3, which becomes the one that runs on its VCPU."""
-        self.book.claim(vmsa, _PAGE, Owner.VMSA)
-        self.book.claim(caa, _PAGE, Owner.CAA)
+        """Write down a context of VMPL 3, which becomes the one that runs on its VCPU. The VMSA is in the book."""
+        self.book.move(caa, _PAGE, Owner.CAA)
         self.domains.vcpus[apic_id].kernel.add(vmsa, caa)
 
     def release_caa(self, gpa: int) -> None:
         """One context uses this calling area no more; when none does, it is the kernel's like any other page."""
         if not self.domains.uses_caa(gpa):
-            self.book.claim(gpa, _PAGE, Owner.KERNEL)
+            self.book.move(gpa, _PAGE, Owner.KERNEL)
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot: the book follows from the rest."""
+        """For a snapshot."""
         return {
             "parameters": bytes(self.parameters).hex(),
+            "book": [[owner, gpa, size] for owner, gpa, size in self.book.runs()],
+            "restrictions": self.rows.state(),
             "domains": self.domains.state(),
             "sev_features": self.sev_features,
             "blocks": [[vcpu, gpa, size] for vcpu, (gpa, size) in sorted(self.blocks.items())],
@@ -70,9 +75,7 @@ class MonitorState:
         self.sev_features = state["sev_features"]
         self.blocks = {vcpu: (gpa, size) for vcpu, gpa, size in state["blocks"]}
         self.services = [ServiceInfo.load(item) for item in state["services"]]
-        for gpa, size in self.blocks.values():
-            self.book.claim(gpa, size, Owner.BLOCK)
-        for vmsa, caa in self.domains.kernel_contexts():
-            self.book.claim(vmsa, _PAGE, Owner.VMSA)
-            self.book.claim(caa, _PAGE, Owner.CAA)
+        for owner, gpa, size in state["book"]:
+            self.book.claim(gpa, size, Owner(owner))
+        self.rows.load(state["restrictions"])
         return self

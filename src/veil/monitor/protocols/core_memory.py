@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import Domain
 from veil.monitor.page_book import Owner
 from veil.monitor.permissions import KERNEL_VMPL, PAGE
 from veil.monitor.svsm_call import Request, Result, ResultCode
@@ -32,7 +33,7 @@ _PFN_MASK = ~(PAGE - 1)
 _SMALL, _LARGE = PageSize.SIZE_4K, PageSize.SIZE_2M
 _LARGE_BYTES = 512 * PAGE
 _ZERO_PAGE = bytes(PAGE)
-_NONE, _ALL = Permission.NONE, Permission.ALL
+_NONE = Permission.NONE
 
 _SUCCESS = ResultCode.SUCCESS
 _CODES = {
@@ -56,7 +57,7 @@ def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
         return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the page is not validated: the caller gets INVALID_ADDRESS and keeps its area.
     view.write_u64(gpa, 0)
-    state.book.claim(gpa, PAGE, Owner.CAA)
+    state.book.move(gpa, PAGE, Owner.CAA)
     old = vcpu.kernel.remap(gpa)
     if old is not None:
         state.release_caa(old)
@@ -123,7 +124,9 @@ def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
         view.zero(gpa, _LARGE_BYTES)
     else:
         view.write(gpa, _ZERO_PAGE)
-    code = view.rmpadjust(gpa, size=size, vmpl=KERNEL_VMPL, permissions=_ALL)
+    code = view.rmpadjust(
+        gpa, size=size, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(Owner.KERNEL, Domain.UNT)
+    )
     return _CODES.get(code, ResultCode.INVALID_REQUEST) if code else _SUCCESS
 
 

@@ -11,7 +11,7 @@ from veil.monitor.permissions import KERNEL_VMPL, PAGE
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Vmsa
-from veil.snp.rmp import Permission, RmpResult
+from veil.snp.rmp import RmpResult
 
 if TYPE_CHECKING:
     from veil.monitor.contexts import VcpuContexts
@@ -39,15 +39,15 @@ def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
 
     # The page is out of the kernel's reach before it is looked at, so that what is checked is what will run. From here
     # on PVALIDATE refuses it: else the kernel could have it back, with write permission, while it is being checked.
-    state.book.claim(vmsa, PAGE, Owner.VMSA)
+    state.book.move(vmsa, PAGE, Owner.VMSA)
     try:
         good = _seal(state, view, vmsa)
     except RmpViolation:
-        state.book.claim(vmsa, PAGE, Owner.KERNEL)
+        state.book.move(vmsa, PAGE, Owner.KERNEL)
         raise
     if not good:
-        view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=Permission.ALL)
-        state.book.claim(vmsa, PAGE, Owner.KERNEL)
+        view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(Owner.KERNEL, Domain.UNT))
+        state.book.move(vmsa, PAGE, Owner.KERNEL)
         return Result(ResultCode.INVALID_PARAMETER)
     view.write_u64(caa, 0)
     state.register_kernel(target.apic_id, vmsa, caa)
@@ -60,14 +60,14 @@ def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
 
 
 def _seal(state: MonitorState, view: View, gpa: int) -> bool:
-    # Reading stays allowed: Linux looks at sev_features after this call.
-    if view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=Permission.R) != RmpResult.SUCCESS:
+    sealed = state.rows.permissions(Owner.VMSA, Domain.UNT)
+    if view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=sealed) != RmpResult.SUCCESS:
         return False
     vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE))
     # With another VMPL in it the kernel would have made itself a context of VMPL 0.
     if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
         return False
-    return view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=Permission.R, vmsa=True) == RmpResult.SUCCESS
+    return view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=sealed, vmsa=True) == RmpResult.SUCCESS
 
 
 def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
@@ -83,15 +83,15 @@ def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
         # Its page would be the kernel's again, perhaps another VMSA, when the answer is written into it.
         return Result(ResultCode.BUSY)
     # The boot VCPU's VMSA is in the monitor's own region.
-    given = not state.parameters.monitor.contains(vmsa, PAGE)
+    after = Owner.MONITOR if state.parameters.monitor.contains(vmsa, PAGE) else Owner.KERNEL
     efer = view.read_u64(vmsa + _EFER)
     # Without SVME no VMRUN enters it any more, whatever the host tries before the attribute is gone.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
-    code = view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=Permission.ALL if given else Permission.NONE)
+    code = view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(after, Domain.UNT))
     if code != RmpResult.SUCCESS:
         view.write_u64(vmsa + _EFER, efer)
         return Result(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
-    state.book.claim(vmsa, PAGE, Owner.KERNEL if given else Owner.MONITOR)
+    state.book.move(vmsa, PAGE, after)
     caa = holder.kernel.drop(vmsa)
     assert caa is not None
     state.release_caa(caa)

@@ -8,11 +8,12 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import Domain
 from veil.monitor.page_book import Owner
 from veil.monitor.permissions import PAGE, SERVICE_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
-from veil.snp.rmp import Permission, RmpResult
+from veil.snp.rmp import RmpResult
 
 if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
@@ -59,7 +60,7 @@ class ServicesProtocol:
             return Result(ResultCode.INVALID_REQUEST)
         self.release(vcpu)
         if size:
-            self._state.book.claim(gpa, size, Owner.BLOCK)
+            self._state.book.move(gpa, size, Owner.BLOCK)
             self._state.blocks[vcpu] = (gpa, size)
         self._publish(vcpu, gpa if size else 0, size)
         return Result(ResultCode.SUCCESS)
@@ -71,7 +72,7 @@ class ServicesProtocol:
         """
         end, at = gpa + size, gpa
         try:
-            while at < end and self._adjust(at, Permission.RW) == RmpResult.SUCCESS:
+            while at < end and self._adjust(at, Owner.BLOCK) == RmpResult.SUCCESS:
                 at += PAGE
         finally:
             if at < end:
@@ -82,9 +83,10 @@ class ServicesProtocol:
         for page in range(gpa, gpa + size, PAGE):
             # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
             with suppress(RmpViolation):
-                self._adjust(page, Permission.NONE)
+                self._adjust(page, Owner.KERNEL)
 
-    def _adjust(self, page: int, permissions: Permission) -> RmpResult:
+    def _adjust(self, page: int, owner: Owner) -> RmpResult:
+        permissions = self._state.rows.permissions(owner, Domain.SER)
         return self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=permissions)
 
     def release(self, vcpu: int) -> None:
@@ -95,7 +97,7 @@ class ServicesProtocol:
         gpa, size = found
         self._publish(vcpu, 0, 0)
         self._take(gpa, size)
-        self._state.book.claim(gpa, size, Owner.KERNEL)
+        self._state.book.move(gpa, size, Owner.KERNEL)
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:
         self._view.write(self._state.parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.pack(gpa, size))
