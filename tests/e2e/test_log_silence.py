@@ -11,7 +11,6 @@ from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader
 from veil.cvm import ConfidentialVM
 from veil.formats.log import AuditState, EntryKind, Heartbeat
-from veil.host import Hypervisor
 from veil.remote.log import serials as audit_serials
 from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.audit_rules import load_rules
@@ -133,7 +132,7 @@ def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
 @pytest.mark.parametrize("lies", [False, True])
 @pytest.mark.parametrize("honest_host", [False, True])
 def test_a_kernel_that_is_silent_and_runs_on(
-    vm: ConfidentialVM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lies: bool, honest_host: bool
+    vm: ConfidentialVM, tmp_path: Path, lies: bool, honest_host: bool
 ) -> None:
     """Its own count gives it away; if it lies about that, an honest host's services do.
 
@@ -142,7 +141,7 @@ def test_a_kernel_that_is_silent_and_runs_on(
     kernel = HostileKernel(vm, tmp_path)
     log_reader(vm).head()
     if not honest_host:
-        monkeypatch.setattr(Hypervisor, "_pulse", lambda self, now: None)
+        vm.hypervisor._pulse_ns = 1 << 62
     heart, ticker = kernel.symbol("heart"), kernel.symbol("ticker")
     if lies:
         kernel.do("stop_ticker", ticker=ticker)
