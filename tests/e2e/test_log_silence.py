@@ -131,9 +131,7 @@ def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
 
 @pytest.mark.parametrize("lies", [False, True])
 @pytest.mark.parametrize("honest_host", [False, True])
-def test_a_kernel_that_is_silent_and_runs_on(
-    vm: ConfidentialVM, tmp_path: Path, lies: bool, honest_host: bool
-) -> None:
+def test_a_kernel_that_is_silent_and_runs_on(vm: ConfidentialVM, tmp_path: Path, lies: bool, honest_host: bool) -> None:
     """Its own count gives it away; if it lies about that, an honest host's services do.
 
     Both together make it a note. What they gain is what heartbeats in that time would have given them.
