@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veil.formats.printable import printable
+from veil.remote.errors import VerificationFailed
 
-__all__ = ["TOPICS", "Check", "Checklist"]
+__all__ = ["TOPICS", "Check", "Checklist", "Outcome"]
 
 #: What is checked. docs/attestation.md has a section "check: TOPIC" for each.
 TOPICS = (
@@ -38,6 +39,28 @@ class Check:
     def explained_at(self) -> str:
         """Where the documentation explains it."""
         return f"{_DOCUMENT}#check-{self.topic.lower().replace(' ', '-')}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Checks that were made, all of them, and what follows."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Did every check succeed?"""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that did not."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def raise_for_failure(self) -> None:
+        """VerificationFailed unless all is well."""
+        if not self.ok:
+            raise VerificationFailed("; ".join(f"{check.name}: {check.words}" for check in self.failures))
 
 
 class Checklist:

@@ -22,12 +22,12 @@ from veil.formats.monitor_calls import AttestedAnswer, MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, parse_manifest
 from veil.formats.status import Status
 from veil.remote.attestation.certificates import CertificateChain
-from veil.remote.attestation.checks import Check, Checklist
+from veil.remote.attestation.checks import Checklist, Outcome
 from veil.remote.attestation.policy import Policy
 from veil.remote.attestation.roots import TrustedRoots
 from veil.remote.attestation.verify import Verification, verify_report
 from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.remote.errors import RemoteError, VerificationFailed
+from veil.remote.errors import RemoteError
 
 __all__ = ["Attested", "ask_for_evidence", "attest", "check_evidence"]
 
@@ -35,40 +35,19 @@ _MONITOR_VMPL = 0
 
 
 @dataclass(frozen=True)
-class Attested:
-    """The outcome: the report's own checks and those that tie it to this channel."""
+class Attested(Outcome):
+    """The outcome: the checks that tie the report to this channel, then the report's own."""
 
     verification: Verification
-    channel_checks: tuple[Check, ...]
     services: Mapping[uuid.UUID, bytes]
     """Each protected service's claims, by GUID; empty unless every check succeeded: a report that nobody signed binds
     anything."""
     server_key: bytes
 
     @property
-    def checks(self) -> tuple[Check, ...]:
-        """All checks."""
-        return (*self.channel_checks, *self.verification.checks)
-
-    @property
-    def ok(self) -> bool:
-        """Did every check succeed?"""
-        return all(check.ok for check in self.checks)
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The checks that did not."""
-        return tuple(check for check in self.checks if not check.ok)
-
-    @property
     def machine(self) -> str:
         """As `Verification.machine`."""
         return self.verification.machine
-
-    def raise_for_failure(self) -> None:
-        """VerificationFailed unless all is well."""
-        if not self.ok:
-            raise VerificationFailed("; ".join(f"{check.name}: {check.words}" for check in self.failures))
 
 
 def attest(
@@ -157,7 +136,7 @@ def check_evidence(
         checks.skip("channel key", "the report binds no manifest of now")
     if policy.measurement and verification.report.measurement not in policy.measurement and expected is not None:
         _explain(checks, verification.report.measurement, expected, host_log)
-    attested = Attested(verification, checks.done(), services, server_key)
+    attested = Attested((*checks.done(), *verification.checks), verification, services, server_key)
     return attested if attested.ok else dataclasses.replace(attested, services={})
 
 
