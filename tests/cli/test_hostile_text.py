@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm
 from tests.cli.test_output import write_log
-from tests.remote.model_chain import MODEL
-from tests.services.desk import Desk
+from tests.remote.attestation.model_chain import MODEL
+from tests.services.log.desk import Desk
 from veil.cli import main
 from veil.cli.main import veil as veil_group
 from veil.errors import VeilError

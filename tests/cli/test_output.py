@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cli
-from tests.remote.model_chain import MODEL
+from tests.remote.attestation.model_chain import MODEL
 from veil.cli.output import Console
 from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, LogEntry, pack_records
 from veil.formats.merkle import CompactRange, leaf_hash

@@ -16,7 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from tests.remote.model_chain import MODEL
+from tests.remote.attestation.model_chain import MODEL
 from veil.cli import main
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 

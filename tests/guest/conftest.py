@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.agent.agent_process import AgentProcess
 from veil.cache import Cache
 from veil.guest.agent.build import build_agent
-
-from .agent_driver import AgentProcess
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.guest.agent.agent_process import AgentProcess
 from veil.guest.agent.protocol import AgentConnection
 from veil.guest.linux.boot import LinuxBoot
-
-from .agent_driver import AgentProcess
 
 HERE = Path(__file__).parent
 TOOLS = ("qemu-system-x86_64", "as", "ld", "objcopy", "cc")

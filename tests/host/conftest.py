@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from .fakes import PAGE, SHARED, Guest
+from tests.host.fakes import PAGE, SHARED, Guest
 
 
 @pytest.fixture(params=["fast", "observed"])

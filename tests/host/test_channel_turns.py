@@ -6,12 +6,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import RunResult
 from veil.host.channel_turns import ACTIONS, GUEST_SHARE
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
-
-from .fakes import GHCB, VMSA, Guest, Step
 
 KERNEL_VMSA, OTHER_VMSA = 0x2000, 0x3000
 RUN_KERNEL = 3 << 32 | 0x016

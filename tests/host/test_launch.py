@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.host.fakes import MEMORY, PAGE, PAGE_2M, FakeMachine, FakePlatform, FakeView
 from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RegionKind, RunState
 from veil.host.launch import DEFAULT_POLICY, assign_ram
 from veil.snp.errors import LaunchError
 from veil.snp.rmp import PageSize, RmpResult
-
-from .fakes import MEMORY, PAGE, PAGE_2M, FakeMachine, FakePlatform, FakeView
 
 VMSA_REGION = LaunchRegion(0x1000, RegionKind.VMSA, b"vmsa")
 

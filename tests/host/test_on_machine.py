@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.host.fakes import PAGE, FakePlatform
 from veil.host import (
     GuestTerminated,
     Hypervisor,
@@ -20,8 +21,6 @@ from veil.host import (
 )
 from veil.snp.layouts import Vmsa
 from veil.snp.machine import Machine
-
-from .fakes import PAGE, FakePlatform
 
 MEMORY = 8 << 20
 CODE, VMSA = 0x10000, 0x11000

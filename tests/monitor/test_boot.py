@@ -9,15 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from veil.formats.domains import Domain
-from veil.monitor import MonitorError, MonitorParameters, Option, Owner
-from veil.monitor.errors import Reason
-from veil.monitor.ghcb import REASON_SET
-from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Vmsa
-from veil.snp.rmp import PageSize, RmpResult
-
-from .bench import (
+from tests.monitor.harness import (
     AP_VMSAS,
     CPUID,
     CPUID_PAGE,
@@ -48,6 +40,13 @@ from .bench import (
     kernel_vmsa,
     parameters,
 )
+from veil.formats.domains import Domain
+from veil.monitor import MonitorError, MonitorParameters, Option, Owner
+from veil.monitor.errors import Reason
+from veil.monitor.ghcb import REASON_SET
+from veil.snp.errors import RmpViolation
+from veil.snp.layouts import Vmsa
+from veil.snp.rmp import PageSize, RmpResult
 
 
 @pytest.fixture

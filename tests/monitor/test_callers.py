@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.monitor.harness import Bench, parameters
+from tests.services.log.harness import OWNER, READER, boot, log, user
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE
@@ -20,9 +22,6 @@ from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.channel.identity import UserKey
 from veil.services.log import LogService
 from veil.services.protected import ProtectedServices
-
-from .bench import Bench, parameters
-from .log_bench import OWNER, READER, boot, log, user
 
 STRANGER = UserKey.generate()
 #: who each call is for; a call that is new must be added here, too
@@ -123,7 +122,7 @@ def test_a_reader_who_is_an_owner_too() -> None:
 
 def test_readers_are_no_strangers() -> None:
     """Connections of strangers make room for others; those of readers stay."""
-    from .test_channel import Wire, ping
+    from tests.monitor.channel.test_channel import Wire, ping
 
     bench = boot()
     with ChannelClient(Wire(bench), identity=READER) as reading:

@@ -11,10 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veil.snp.errors import RmpViolation
-from veil.snp.rmp import PageSize
-
-from .bench import (
+from tests.monitor.harness import (
     CPUID,
     FREE,
     FREE_2M,
@@ -35,6 +32,8 @@ from .bench import (
     Bench,
     kernel_vmsa,
 )
+from veil.snp.errors import RmpViolation
+from veil.snp.rmp import PageSize
 
 GUEST = [SMALL + number * PAGE for number in range(6)] + [FREE, FREE + PAGE, FREE_2M, 0]
 PROTECTED = [HEADER, MONITOR_VMSA, SECRETS, CPUID, GHCB, KERNEL_VMSA, MONITOR + MONITOR_SIZE - PAGE, SERVICES]

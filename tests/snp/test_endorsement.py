@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from tests.snp.chip import chip
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.certificate_table import ARK, ASK, VCEK, parse_certificates
 from veil.snp import MODEL_TCB, SnpError
 from veil.snp.endorsement import CHIP_ID_MARK, Endorsement
-
-from .chip import chip
 
 PEM = serialization.Encoding.PEM
 OPENSSL = shutil.which("openssl")

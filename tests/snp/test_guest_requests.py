@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.snp.chip import chip
 from veil.formats.attestation_report import AttestationReport, SigningKey
 from veil.formats.errors import FormatError
 from veil.formats.guest_message import (
@@ -26,8 +27,6 @@ from veil.formats.guest_message import (
 from veil.snp import MODEL_TCB, Machine, SnpError
 from veil.snp.guest_requests import FirmwareStatus
 from veil.snp.secure_processor import PageType, SecureProcessor
-
-from .chip import chip
 
 POLICY = 1 << 17 | 1 << 16
 DEBUG = 1 << 19

@@ -14,12 +14,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.snp.chip import chip
+from tests.snp.test_guest_requests import POLICY, Guest
 from veil.formats.attestation_report import AttestationReport
 from veil.snp import LaunchError, Machine
 from veil.snp.secure_processor import PageType
-
-from .chip import chip
-from .test_guest_requests import POLICY, Guest
 
 TOOL = Path(sys.executable).with_name("snp-create-id-block")
 

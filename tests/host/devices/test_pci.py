@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.host.devices.fakes import Clock, ConsoleDriver, Memory
 from veil.host.devices import Platform
-
-from .fakes import Clock, ConsoleDriver, Memory
 
 
 class Board:

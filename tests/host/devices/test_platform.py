@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.host.devices.fakes import Clock, Memory
 from veil.host import HostError
 from veil.host.devices import Platform
-
-from .fakes import Clock, Memory
 
 
 def make(vcpus: int = 2) -> tuple[Platform, Clock, list[bytes]]:

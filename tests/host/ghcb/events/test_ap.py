@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting VCPUs and switching their VMPLs by GHCB page."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from tests.host.fakes import GHCB, MEMORY, OK, PAGE, SHARED, VMSA, Guest, malformed, three_vcpus
+from veil.formats.ghcb import GhcbReason
+from veil.host import RunState
+
+
+def ap(apic_id: int, vmpl: int, request: int) -> int:
+    return apic_id << 32 | vmpl << 16 | request
+
+
+class TestApCreation:
+    EVENT = 0x80000013
+
+    def test_create_starts_another_vcpu(self) -> None:
+        guest = three_vcpus()
+        assert guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1) == OK
+        vcpu = guest.host.vcpus[1]
+        assert (vcpu.vmpl, vcpu.state, vcpu.contexts[3].vmcb.vmsa_pa) == (3, RunState.RUNNABLE, 0x3000)
+
+    def test_monitor_registers_its_own_vcpus_guest(self) -> None:
+        guest = Guest(monitor=True)
+        assert guest.call(self.EVENT, ap(0, 3, 1), 0x3000, rax=1) == OK
+        assert guest.host.vcpus[0].vmpl == 0
+        assert guest.call(0x80000018, 3) == OK
+        assert guest.host.vcpus[0].vmpl == 3
+
+    def test_create_for_a_vcpu_that_serves(self) -> None:
+        guest = three_vcpus()
+        guest.host.vcpus[1].set_vmsa(0, 0x4000)
+        guest.host.vcpus[1].start(0)
+        assert guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1) == OK
+        assert guest.host.vcpus[1].vmpl == 0
+        assert set(guest.host.vcpus[1].contexts) == {0, 3}
+
+    def test_create_on_init(self) -> None:
+        guest = three_vcpus()
+        assert guest.call(self.EVENT, ap(1, 0, 0), 0x3000, rax=1) == OK
+        vcpu = guest.host.vcpus[1]
+        states = [vcpu.state]
+        guest.host.sipi(1)
+        states.append(vcpu.state)
+        guest.host.init(1)
+        assert [*states, vcpu.state] == [RunState.WAIT_SIPI, RunState.WAIT_SIPI, RunState.RUNNABLE]
+
+    def test_destroy(self) -> None:
+        guest = three_vcpus()
+        guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1)
+        assert guest.call(self.EVENT, ap(1, 3, 2)) == OK
+        assert guest.host.vcpus[1].state == RunState.PARKED
+        assert guest.host.vcpus[1].contexts == {}
+
+    @pytest.mark.parametrize(
+        ("info1", "vmsa", "features"),
+        [
+            (ap(3, 3, 1), 0x3000, 1),
+            (ap(1, 4, 1), 0x3000, 1),
+            (ap(1, 3, 3), 0x3000, 1),
+            (ap(1, 3, 1) | 1 << 20, 0x3000, 1),
+            (ap(1, 3, 1), 0x3008, 1),
+            (ap(1, 3, 1), MEMORY, 1),
+            (ap(1, 3, 1), GHCB, 1),
+            (ap(1, 3, 1), 0x3000, 0),
+            (ap(0, 0, 1), 0x3000, 1),
+        ],
+    )
+    def test_refused(self, info1: int, vmsa: int, features: int) -> None:
+        guest = three_vcpus()
+        assert guest.call(self.EVENT, info1, vmsa, rax=features) == malformed(GhcbReason.INVALID_INPUT)
+        assert guest.host.vcpus[1].contexts == {}
+
+    def test_needs_features(self) -> None:
+        assert three_vcpus().call(self.EVENT, ap(1, 3, 1), 0x3000) == malformed(GhcbReason.MISSING_INPUT)
+
+    @pytest.mark.parametrize("request_code", [0, 1, 2])
+    def test_kernel_cannot_touch_its_monitor(self, request_code: int) -> None:
+        guest = three_vcpus()
+        guest.host.vcpus[0].start(3)
+        answer = guest.call(self.EVENT, ap(0, 0, request_code), 0x3000, rax=1)
+        assert answer == malformed(GhcbReason.INVALID_INPUT)
+        assert guest.host.vcpus[0].contexts[0].vmcb.vmsa_pa == VMSA
+
+    def test_replacement_keeps_the_vcpus_ghcb(self) -> None:
+        guest = three_vcpus()
+        guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1)
+        old = guest.host.vcpus[1].contexts[3]
+        old.ghcb = 0x7000
+        guest.call(self.EVENT, ap(1, 3, 1), 0x4000, rax=1)
+        new = guest.host.vcpus[1].contexts[3]
+        assert (new.vmcb.vmsa_pa, new.ghcb, new.vmcb) == (0x4000, 0x7000, old.vmcb)
+
+    def test_reset_hold(self) -> None:
+        guest = Guest()
+        assert guest.call(0x80000004) == OK
+        guest.host.sipi(0)
+        assert guest.answer() == {"info1": 0, "info2": 1}
+
+    def test_jump_table(self) -> None:
+        guest = Guest()
+        assert guest.call(0x80000005, 0, 0x9F000) == OK
+        assert guest.call(0x80000005, 1) == {"info1": 0, "info2": 0x9F000}
+        assert guest.call(0x80000005, 2) == malformed(GhcbReason.INVALID_INPUT)
+
+    def test_apic_ids(self) -> None:
+        guest = Guest(3, apic_ids=[0, 2, 4])
+        guest.view.private[SHARED // PAGE] = False
+        assert guest.call(0x80000017, rax=0) == OK | {"rax": 1}
+        assert guest.call(0x80000017, SHARED, rax=1) == OK | {"rax": 1}
+        assert struct.unpack_from("<4I", guest.view.memory, SHARED) == (3, 0, 2, 4)
+        assert guest.call(0x80000017, VMSA, rax=1) == malformed(GhcbReason.INVALID_INPUT)
+
+
+class TestRunVmpl:
+    @pytest.mark.parametrize("vmpl", [1, 2, 4, 1 << 32])
+    def test_without_a_vmsa(self, vmpl: int) -> None:
+        assert three_vcpus().call(0x80000018, vmpl) == malformed(GhcbReason.INVALID_INPUT)
+
+    def test_there_and_back(self) -> None:
+        guest = three_vcpus()
+        levels = []
+        for target in (3, 0, 3):
+            guest.call(0x80000018, target)
+            levels.append(guest.host.vcpus[0].vmpl)
+        assert levels == [3, 0, 3]

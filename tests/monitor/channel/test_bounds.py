@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What VeilMon does for strangers each time that it is entered is bounded, and users whom the launch names come first.
+
+Counted in steps and entries, with a clock of the tests' where time matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+from OpenSSL import SSL
+
+from tests.monitor.channel.test_channel import OWNER, Services, Wire, ping, user
+from tests.monitor.harness import Bench
+from veil.formats.channel import MESSAGE_MAX, STRANGER_MESSAGE_MAX, STRANGER_WINDOW, Request, Response, pack_request
+from veil.formats.services_manifest import CHANNEL_SERVICE
+from veil.monitor.channel.connection import HANDSHAKE_BYTES, Rank
+from veil.monitor.channel.link import HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, ChannelLink
+from veil.monitor.channel.schedule import FRAMES, HANDSHAKES, REQUESTS, TIME_NS
+from veil.monitor.channel.user_requests import MonitorCall
+from veil.remote.channel.client import ChannelClient, ChannelClosed
+from veil.remote.channel.identity import UserKey
+
+MS = 1_000_000
+
+
+class Clock:
+    """VeilMon's, which stands still unless a test moves it; `step` passes with each look."""
+
+    def __init__(self) -> None:
+        self.now = self.step = 0
+
+    def __call__(self) -> int:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(services=Services, owners=[OWNER.fingerprint]).boot()
+
+
+@pytest.fixture
+def link(bench: Bench) -> ChannelLink:
+    found = bench.monitor._channel
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def clock(link: ChannelLink) -> Clock:
+    made = Clock()
+    link._clock = made
+    return made
+
+
+@pytest.fixture
+def answered(link: ChannelLink) -> list[Request]:
+    """Requests, as they are answered."""
+    found: list[Request] = []
+    answer = link._requests.answer
+
+    def watched(host: object, vcpu: int, user: object, request: Request) -> Iterator[None]:
+        found.append(request)
+        return answer(host, vcpu, user, request)  # type: ignore[arg-type]
+
+    link._requests.answer = watched  # type: ignore[method-assign, assignment]
+    return found
+
+
+def enter(bench: Bench) -> bool:
+    """One entry; is there more to do?"""
+    device = bench.channel.device
+    device.entered()
+    bench.enter(0)
+    device.flush()
+    return device.pending
+
+
+def flood(client: ChannelClient, count: int) -> None:
+    """Requests that wait together in the rings."""
+    for _ in range(count):
+        client.send(CHANNEL_SERVICE, MonitorCall.PING, b"")
+
+
+class Hello:
+    """The user's half of a handshake, by hand."""
+
+    def __init__(self, bench: Bench) -> None:
+        context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+        context.set_verify(SSL.VERIFY_NONE, lambda *_: True)
+        self._tls = SSL.Connection(context, None)
+        self._tls.set_connect_state()
+        self.wire = Wire(bench)
+        self.step()
+
+    def step(self) -> None:
+        """Say what is to be said now."""
+        while self.wire.received:
+            self._tls.bio_write(self.wire.received.popleft())
+        with contextlib.suppress(SSL.WantReadError):
+            self._tls.do_handshake()
+        with contextlib.suppress(SSL.WantReadError):
+            self.wire.send(self._tls.bio_read(1 << 16))
+
+
+def test_one_connections_backlog(bench: Bench, clock: Clock, answered: list[Request]) -> None:
+    """A window full of requests is answered over many entries: the kernel runs between them."""
+    client = user(bench)
+    bench.channel.run()
+    flood(client, 200)
+    counts = []
+    more = True
+    while more:
+        before = len(answered)
+        more = enter(bench)
+        counts.append(len(answered) - before)
+    assert sum(counts) == 200
+    assert max(counts) <= REQUESTS
+    assert len(counts) >= 200 / REQUESTS
+    for _ in range(200):
+        client.receive()
+
+
+def test_requests_of_many_connections(bench: Bench, clock: Clock, answered: list[Request]) -> None:
+    clients = [user(bench) for _ in range(40)]
+    bench.channel.run()
+    for client in clients:
+        flood(client, 5)
+    seen = []
+    while enter(bench):
+        seen.append(len(answered))
+    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) <= REQUESTS
+    assert len(answered) == 200
+    for client in clients:
+        for _ in range(5):
+            client.receive()
+
+
+def test_no_step_begins_when_the_time_is_over(bench: Bench, clock: Clock, answered: list[Request]) -> None:
+    client = user(bench)
+    bench.channel.run()
+    flood(client, 50)
+    clock.step = TIME_NS // 2
+    counts = []
+    while True:
+        before = len(answered)
+        more = enter(bench)
+        counts.append(len(answered) - before)
+        if not more:
+            break
+    assert sum(counts) == 50
+    assert max(counts) <= 2
+
+
+def test_handshakes_of_an_entry(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    hellos = [Hello(bench) for _ in range(40)]
+    entries = 1
+    while enter(bench):
+        entries += 1
+    assert entries >= 40 / HANDSHAKES
+    assert all(hello.wire.received for hello in hellos), "each got an answer"
+
+
+def test_who_says_nothing_costs_nothing(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    for _ in range(20):
+        Wire(bench)
+    bench.channel.run()
+    assert len(link._connections) == 20
+    assert all(connection._tls is None for connection in link._connections.values())
+
+
+def test_owners_come_first(bench: Bench, link: ChannelLink, clock: Clock, answered: list[Request]) -> None:
+    strangers = [user(bench) for _ in range(30)]
+    owner = user(bench, OWNER)
+    bench.channel.run()
+    for stranger in strangers:
+        flood(stranger, 4)  # fewer frames than an entry takes
+    owner.send(CHANNEL_SERVICE, MonitorCall.PING, b"the owner's")
+    enter(bench)
+    assert answered[0].body == b"the owner's"
+    assert owner.receive().body == b"the owner's"
+
+
+def test_an_owner_gets_in_whatever_strangers_do(bench: Bench, clock: Clock, answered: list[Request]) -> None:
+    """256 of them: half ask without end, half are in their handshakes. Counted in entries of VeilMon."""
+    asking = [user(bench) for _ in range(MAX_STRANGERS // 2 - 1)]
+    bench.channel.run()
+    for client in asking:
+        flood(client, 10)
+    frames = len(asking) * 10 + MAX_STRANGERS
+    for _ in range(MAX_STRANGERS // 2):
+        Hello(bench)
+    entries = 0
+
+    class Counting(Wire):
+        def receive(self) -> bytes:
+            nonlocal entries
+            while not self.received and self.connection.is_open:
+                entries += 1
+                assert entries < 1000
+                enter(self.bench)
+            return super().receive()
+
+    with ChannelClient(Counting(bench), identity=OWNER) as owner:
+        ping(owner)
+    # What came before his own frames is taken first, and handshakes before his, in their turn with strangers' requests.
+    assert entries <= frames / FRAMES + (MAX_STRANGERS // 2) / HANDSHAKES + 4
+
+
+def test_owners_are_never_put_out(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    owners = [user(bench, OWNER) for _ in range(3)]
+    bench.channel.run()
+    for _ in range(2 * MAX_STRANGERS):
+        Hello(bench)
+        bench.channel.run()
+    assert sum(item.rank != Rank.KNOWN for item in link._connections.values()) == MAX_STRANGERS
+    for owner in owners:
+        ping(owner)
+
+
+def test_who_left_takes_nobodys_place(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """As many go as come, all in one entry: the oldest of those who stay is not taken for one too many."""
+    first = Hello(bench)
+    leavers = [Wire(bench) for _ in range(MAX_STRANGERS - 1)]
+    bench.channel.run()
+    for leaver in leavers[-20:]:
+        leaver.connection.close()
+        Wire(bench)
+    bench.channel.run()
+    assert first.wire.connection.is_open
+
+
+def test_owners_do_not_lock_themselves_out(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """Programs that died left their connections open: the one that was silent the longest goes."""
+    first = user(bench, OWNER)
+    rest = [user(bench, OWNER) for _ in range(MAX_KNOWN - 1)]
+    bench.channel.run()
+    ping(first)
+    with user(bench, OWNER) as another:
+        ping(another)
+    ping(first)
+    with pytest.raises(ChannelClosed):
+        ping(rest[0])
+    assert len(link._known) == MAX_KNOWN - 1
+
+
+def test_handshakes_end_in_time(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    slow = Hello(bench)
+    silent = Wire(bench)
+    bench.channel.run()
+    clock.now += HANDSHAKE_NS - 1
+    with user(bench) as client:
+        ping(client)
+        assert slow.wire.connection.is_open
+        clock.now += 1
+        ping(client)
+        assert not slow.wire.connection.is_open
+        assert not silent.connection.is_open
+        clock.now += 10 * HANDSHAKE_NS
+        ping(client)
+
+
+def test_handshakes_have_few_bytes(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """One that is cut into records of a byte, and never done."""
+    wire = Wire(bench)
+    hello = b"\x01\x00\x3f\xff" + bytes(HANDSHAKE_BYTES)
+    wire.send(b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello))
+    bench.channel.run()
+    assert not wire.connection.is_open
+
+
+def test_handshakes_have_few_steps(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """One whose bytes come one by one."""
+    wire = Wire(bench)
+    steps = 0
+    for byte in b"\x16\x03\x01\x3f\xff\x01" + bytes(100):
+        if wire.connection.is_open:
+            wire.send(bytes((byte,)))
+            bench.channel.run()
+            steps += 1
+    assert steps <= 17
+
+
+def test_the_newest_handshake_is_not_the_last(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """One after the other from both ends of the queue: who comes now does not wait for all who came before."""
+    hellos = [Hello(bench) for _ in range(40)]  # what the ring holds
+    enter(bench)
+    answered = [number for number, hello in enumerate(hellos) if hello.wire.received]
+    half = HANDSHAKES // 2
+    assert answered == [*range(half), *range(len(hellos) - half, len(hellos))]
+
+
+def test_strangers_have_little_to_say(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    with user(bench, OWNER) as owner:
+        ping(owner, bytes(MESSAGE_MAX))
+    stranger = user(bench, UserKey.generate())
+    ping(stranger, bytes(STRANGER_MESSAGE_MAX))
+    with pytest.raises(ChannelClosed):
+        ping(stranger, bytes(STRANGER_MESSAGE_MAX + 1))
+
+
+def test_a_host_that_gives_more_than_the_window(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    wire = Wire(bench)
+    wire.connection._may_send = 1 << 20
+    wire.send(bytes(STRANGER_WINDOW + 1))
+    enter(bench)
+    assert not wire.connection.is_open
+
+
+def test_tiny_records(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """A window of records of one byte each is decrypted in many small steps."""
+    client = user(bench)
+    bench.channel.run()
+    data = pack_request(Request(1, CHANNEL_SERVICE, MonitorCall.PING, bytes(400)))
+    for at in range(len(data)):
+        client._tls.send(data[at : at + 1])
+    client._flush()
+    (connection,) = link._connections.values()
+    taken: deque[int] = deque()
+    decrypt: Callable[[], None] = connection._decrypt
+
+    def watched() -> None:
+        before = len(connection._input)
+        decrypt()
+        taken.append(before - len(connection._input))
+
+    connection._decrypt = watched  # type: ignore[method-assign]
+    bench.channel.run()
+    assert client.receive() == Response(1, 0, bytes(400))  # type: ignore[arg-type]
+    assert sum(taken) > 400 * 20
+    assert max(taken) <= 2048
+
+
+def test_the_host_is_told_that_somebody_was_looked_at(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """Though there is nothing to answer yet: it takes in no more than VeilMon looks at."""
+    wire = Wire(bench)
+    looked: list[bool] = []
+    wire.connection.on_taken = functools.partial(looked.append, True)
+    wire.send(b"\x16")
+    bench.channel.run()
+    assert looked == [True]
+
+
+def test_the_host_is_told_who_is_somebody(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    named: list[str] = []
+    for name, identity in (("owner", OWNER), ("other", UserKey.generate()), ("nobody", None)):
+        wire = Wire(bench)
+        wire.connection.on_proven = functools.partial(named.append, name)
+        with ChannelClient(wire, identity=identity) as client:
+            ping(client)
+    assert named == ["owner"]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The service that docs/writing-a-service.md shows, as it stands there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.monitor.channel.test_channel import Wire
+from tests.monitor.harness import SERVICE_MEMORY, Bench
+from veil.formats.status import Status
+from veil.image.launch_image import ServicesImage
+from veil.monitor import Option, VeilMon
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.remote.channel.identity import UserKey
+from veil.snp import RmpViolation
+from veil.snp.hosted import load_program, pack_sources
+
+OWNER, READER = UserKey.generate(), UserKey.generate()
+_GUIDE = Path(__file__).parents[2] / "docs" / "writing-a-service.md"
+
+
+def _sources() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", _GUIDE.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def notary() -> Any:
+    module = ModuleType("notary")
+    exec(compile(_sources()[0], str(_GUIDE), "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def bench(notary: Any) -> Bench:
+    return Bench(services=notary.Services, owners=[OWNER.fingerprint], readers=[READER.fingerprint]).boot()
+
+
+def _add(notary: Any, bench: Bench, message: bytes) -> int:
+    status, body = bench.ask(notary.Notary.number, notary.ADD, message)
+    assert status == Status.OK
+    return int.from_bytes(body, "little")
+
+
+def _state(notary: Any, bench: Bench) -> tuple[int, bytes]:
+    with ChannelClient(Wire(bench), identity=READER) as user:
+        count, chain = notary.STATE.unpack(user.request(notary.Notary.guid, notary.READ))
+        return count, chain
+
+
+def _chain(*messages: bytes) -> bytes:
+    value = bytes(32)
+    for message in messages:
+        value = hashlib.sha256(value + hashlib.sha256(message).digest()).digest()
+    return value
+
+
+def test_the_chain_grows(notary: Any, bench: Bench) -> None:
+    assert [_add(notary, bench, b"first"), _add(notary, bench, b"second")] == [1, 2]
+    assert _state(notary, bench) == (2, _chain(b"first", b"second"))
+
+
+def test_who_may_ask_what(notary: Any, bench: Bench) -> None:
+    guid = notary.Notary.guid
+    _add(notary, bench, b"first")
+    with ChannelClient(Wire(bench)) as stranger, ChannelClient(Wire(bench), identity=READER) as reader:
+        for user, call in ((stranger, notary.READ), (stranger, notary.BEGIN_ANEW), (reader, notary.BEGIN_ANEW)):
+            with pytest.raises(RequestFailed) as caught:
+                user.request(guid, call)
+            assert caught.value.status == Status.NOT_ALLOWED
+        with pytest.raises(RequestFailed) as caught:
+            reader.request(guid, 2)
+        assert caught.value.status == Status.UNKNOWN_CALL
+    assert _state(notary, bench)[0] == 1
+    with ChannelClient(Wire(bench), identity=OWNER) as owner:
+        owner.request(guid, notary.BEGIN_ANEW)
+    assert _state(notary, bench) == (0, bytes(32))
+
+
+def test_the_other_examples(notary: Any) -> None:
+    names = {**vars(notary), "Bench": Bench, "ServicesImage": ServicesImage}
+    for source in _sources()[1:]:
+        exec(compile(source, str(_GUIDE), "exec"), names)
+    assert names["services"].entry == "notary:Services"
+
+
+@pytest.mark.parametrize(("call", "length"), [(0, 0), (0, 4097), (1, 5)])
+def test_refused(notary: Any, bench: Bench, call: int, length: int) -> None:
+    status = Status.UNKNOWN_CALL if call else Status.BAD_REQUEST
+    assert bench.ask(notary.Notary.number, call, bytes(length)) == (status, b"")
+    assert _state(notary, bench)[0] == 0
+
+
+def test_the_kernel_cannot_rewrite_the_chain(notary: Any, bench: Bench) -> None:
+    _add(notary, bench, b"evidence")
+    with pytest.raises(RmpViolation):
+        bench.kernel.write(SERVICE_MEMORY, bytes(40))
+    assert _state(notary, bench) == (1, _chain(b"evidence"))
+
+    open_to_all = Bench(services=notary.Services, options=Option.UNPROTECTED, readers=[READER.fingerprint]).boot()
+    _add(notary, open_to_all, b"evidence")
+    open_to_all.kernel.write(SERVICE_MEMORY, bytes(40))
+    assert _state(notary, open_to_all) == (0, bytes(32))
+
+
+def test_a_snapshot_keeps_it(notary: Any, bench: Bench) -> None:
+    _add(notary, bench, b"first")
+    monitor, services = VeilMon(), notary.Services()
+    monitor.restore(bench.monitor.save())
+    assert bench.services is not None
+    services.restore(bench.services.save())
+    bench.resume(monitor, services)
+    assert _add(notary, bench, b"second") == 2
+    assert _state(notary, bench) == (2, _chain(b"first", b"second"))
+
+
+def test_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry and packages as the guide gives them; what runs comes out of the archive."""
+    package = tmp_path / "notary"
+    package.mkdir()
+    (package / "__init__.py").write_text(_sources()[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, Any] = {"ServicesImage": ServicesImage}
+    exec(_sources()[2], names)
+    services = names["services"]
+    try:
+        program = load_program(pack_sources(services.packages), services.entry)
+        assert [service.name for service in program.services] == ["notary"]  # type: ignore[attr-defined]
+    finally:
+        sys.modules.pop("notary", None)
