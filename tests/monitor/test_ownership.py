@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.monitor.harness import MONITOR_VMSA, PAGE, RAM, Bench
+from tests.monitor.test_services_mailbox import Services
 from veil.formats.domains import Domain
 from veil.monitor import Option, Owner
 from veil.monitor.ownership import ROWS, TRANSITIONS, Rows
 from veil.monitor.page_book import PageBook
 from veil.snp.rmp import Permission
-
-from .bench import MONITOR_VMSA, PAGE, RAM, Bench
-from .test_services import Services
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "monitor.md"
 _BITS = {"R": Permission.R, "W": Permission.W, "UX": Permission.UX, "SX": Permission.SX}
