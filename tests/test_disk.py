@@ -16,7 +16,8 @@ from veil.cache import Cache, CacheError
 from veil.disk import is_full, refuse_full_disk, tool_environment
 from veil.errors import describe
 from veil.guest.agent.build import build_agent
-from veil.snp._native import build as build_library
+from veil.snp import _native, build_engine
+from veil.snp._engine_build import _run as run_compiler
 from veil.snp.errors import EngineBuildError
 
 _FULL = r"the disk is full: cannot store .* in {place} .*veil cache clear.*XDG_CACHE_HOME"
@@ -75,8 +76,14 @@ def test_the_machines_compiler(little_room: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(little_room))
     source = tmp_path / "large.c"
     source.write_text("char large[300000] = {1};\n")
+
+    def compile_engine(place: Path, sources: Path, work: Path, progress: object, *, counting: bool) -> Path:
+        run_compiler(["cc", "-c", "-o", "large.o", str(source)], work)
+        return work / "large.o"
+
+    monkeypatch.setattr(_native, "compile_engine", compile_engine)
     with pytest.raises(EngineBuildError, match=_FULL.format(place=little_room / "veil")):
-        build_library([source])
+        build_engine()
 
 
 def test_the_caches_own_writes(little_room: Path) -> None:

@@ -15,23 +15,19 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
-import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from veil.disk import full_disk_words, is_full, refuse_full_disk, tool_environment
-from veil.private_files import FOLDER_MODE, UMASK, make_folder, open_own, own_folder, write_new
+from veil.disk import full_disk_words, is_full
+from veil.private_files import FOLDER_MODE, make_folder, open_own, own_folder, write_new
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
 
-__all__ = ["ENGINE_DIR", "build", "build_engine", "cache_dir", "engine_at_hand", "library", "load"]
+__all__ = ["ENGINE_DIR", "build_engine", "cache_dir", "engine_at_hand", "library"]
 
 ENGINE_DIR = Path(__file__).parent / "engine"
 
-_CFLAGS = ("-std=c11", "-O2", "-g0", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 #: In the environment, "1": the engine that counts the guest's instructions (docs/engine.md).
 _COUNTING = "VEIL_ENGINE_COUNTS"
 _LIBRARY = "libveil.so"
@@ -50,45 +46,12 @@ def cache_dir() -> Path:
         raise EngineBuildError("no place for the cache: neither XDG_CACHE_HOME nor a home directory is set") from error
 
 
-def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        raise EngineBuildError(f"no C compiler: {command[0]!r} was not found (Debian: apt install gcc libc6-dev)")
-    return command
-
-
-def _content_hash(sources: Sequence[Path], command: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    headers = sorted({header for source in sources for header in source.parent.glob("*.h")})
-    for path in [*sources, *headers]:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    digest.update("\0".join([*command, platform.machine(), platform.libc_ver()[1]]).encode())
-    return digest.hexdigest()[:20]
-
-
 def _is_whole(library_path: Path) -> bool:
     try:
         expected = (library_path.parent / _CHECKSUM).read_text("ascii").strip()
         return hashlib.sha256(library_path.read_bytes()).hexdigest() == expected
     except (OSError, UnicodeDecodeError):
         return False
-
-
-def _compile(command: Sequence[str], directory: Path) -> None:
-    """Compile in a directory of our own and move the result into place: readers see all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
-        built = Path(work) / _LIBRARY
-        result = subprocess.run(
-            [*command, "-o", str(built)], env=tool_environment(Path(work)), capture_output=True, text=True,
-            errors="replace", check=False, umask=UMASK,
-        )  # fmt: skip
-        if result.returncode != 0:
-            refuse_full_disk(result.stderr, directory)
-            lines = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()
-            first = next((line for line in lines if "error: " in line), lines[0])
-            raise EngineBuildError(f"the C compiler failed: {first}")
-        _publish(built, directory)
 
 
 def _publish(built: Path, directory: Path) -> None:
@@ -98,36 +61,6 @@ def _publish(built: Path, directory: Path) -> None:
     # The checksum last: a crash between the two leaves a pair that does not match, which is built again.
     os.replace(built, directory / _LIBRARY)
     os.replace(checksum, directory / _CHECKSUM)
-
-
-def build(sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:
-    """Compile C sources into one shared library in the cache, unless it is there already and whole."""
-    command = [*_compiler(), *_CFLAGS, *flags]
-    try:
-        directory = cache_dir() / f"engine-{_content_hash(sources, command)}"
-        path = directory / _LIBRARY
-        own_folder(cache_dir())
-        if not _is_whole(path):
-            make_folder(directory)
-            _compile([*command, *(str(source) for source in sources)], directory)
-    except OSError as error:
-        raise _failure("the machine's C code", error) from error
-    return path
-
-
-def load(sources: Sequence[Path], flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """Build and load; a cached library that the loader refuses is built once more."""
-    path = build(sources, flags)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        with contextlib.suppress(OSError):
-            (path.parent / _CHECKSUM).unlink()
-    path = build(sources, flags)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise EngineBuildError(f"cannot load {path}: {error}") from error
 
 
 def _failure(what: str, error: OSError) -> EngineBuildError:
