@@ -24,12 +24,12 @@ from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.channel import MessageReader, Request, Response, pack_response
 from veil.formats.launch_digest import LaunchLog
+from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.formats.status import Status
 from veil.host import DEFAULT_POLICY, GuestTerminated, LaunchRegion
 from veil.image.launch_image import LaunchImage
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
-from veil.monitor.channel.user_requests import MonitorCall
 from veil.remote import Attested, ChannelClient, Policy, RequestFailed, TrustedRoots, VerificationFailed, attest
 from veil.remote.attestation.evidence import ask_for_evidence
 from veil.remote.channel.identity import UserKey

@@ -41,9 +41,8 @@ from tests.monitor.harness import (
     parameters,
 )
 from veil.formats.domains import Domain
+from veil.formats.termination import MonitorReason, ReasonSet
 from veil.monitor import MonitorError, MonitorParameters, Option, Owner
-from veil.monitor.errors import Reason
-from veil.monitor.ghcb import REASON_SET
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Vmsa
 from veil.snp.rmp import PageSize, RmpResult
@@ -171,17 +170,17 @@ def test_unprotected_option_opens_the_monitor() -> None:
 # Hostile or broken hosts and images
 
 
-def terminated(bench: Bench, reason: Reason) -> None:
+def terminated(bench: Bench, reason: MonitorReason) -> None:
     with pytest.raises(Terminated) as caught:
         bench.boot()
-    assert caught.value.args == (REASON_SET, reason)
+    assert caught.value.args == (ReasonSet.MONITOR, reason)
     assert bench.monitor.last_error
 
 
 def test_page_validated_before() -> None:
     bench = Bench()
     assert bench.rmp.launch_page(SMALL) == RmpResult.SUCCESS
-    terminated(bench, Reason.MEMORY_ALREADY_VALIDATED)
+    terminated(bench, MonitorReason.MEMORY_ALREADY_VALIDATED)
 
 
 def test_page_not_assigned_is_the_hosts_to_mend() -> None:
@@ -195,13 +194,13 @@ def test_page_not_assigned_is_the_hosts_to_mend() -> None:
     "template", [kernel_vmsa(vmpl=0), kernel_vmsa(vmpl=2), kernel_vmsa(efer=0xD00), kernel_vmsa(sev_features=0)]
 )
 def test_bad_template(template: bytes) -> None:
-    terminated(Bench(template=template), Reason.BAD_KERNEL_VMSA)
+    terminated(Bench(template=template), MonitorReason.BAD_KERNEL_VMSA)
 
 
 def test_host_without_features() -> None:
     bench = Bench()
     bench.features = 0x03
-    terminated(bench, Reason.HOST_LACKS_FEATURES)
+    terminated(bench, MonitorReason.HOST_LACKS_FEATURES)
 
 
 @pytest.mark.parametrize("request_code", [0x012, 0x014, 0x080])
@@ -211,7 +210,7 @@ def test_host_answers_nonsense(request_code: int, answer: int) -> None:
     bench.on_request = lambda request: answer if request & 0xFFF == request_code else None
     with pytest.raises(Terminated) as caught:
         bench.boot()
-    assert caught.value.args[0] == REASON_SET
+    assert caught.value.args[0] == ReasonSet.MONITOR
 
 
 @pytest.mark.parametrize("error", [1, 2, 0xFFFFFFFF])
@@ -225,20 +224,20 @@ def test_host_refuses_ap_creation(error: int) -> None:
         return request
 
     bench.on_request = refuse
-    terminated(bench, Reason.HOST_REFUSED)
+    terminated(bench, MonitorReason.HOST_REFUSED)
 
 
 def test_host_refuses_to_share_the_ghcb() -> None:
     bench = Bench()
     bench.on_request = lambda request: 1 << 32 | 0x015 if request & 0xFFF == 0x014 else None
-    terminated(bench, Reason.HOST_REFUSED)
+    terminated(bench, MonitorReason.HOST_REFUSED)
 
 
 def test_cpuid_page_of_the_hosts_choice() -> None:
     """The launch digest does not cover it."""
     bench = Bench()
     bench.memory.buf[CPUID + 20] ^= 1
-    terminated(bench, Reason.CPUID_CHANGED)
+    terminated(bench, MonitorReason.CPUID_CHANGED)
     honest = Bench().boot()
     assert honest.kernel.read(KERNEL_CPUID, PAGE) == CPUID_PAGE
 
@@ -304,8 +303,8 @@ def test_bad_parameters(spoil: Callable[[MonitorParameters], object]) -> None:
     spoil(layout)
     with pytest.raises(MonitorError) as caught:
         MonitorParameters.parse(bytes(layout))
-    assert caught.value.reason == Reason.BAD_PARAMETERS
-    terminated(Bench(layout=layout), Reason.BAD_PARAMETERS)
+    assert caught.value.reason == MonitorReason.BAD_PARAMETERS
+    terminated(Bench(layout=layout), MonitorReason.BAD_PARAMETERS)
 
 
 def test_parameters_cut_short() -> None:

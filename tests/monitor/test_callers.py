@@ -13,10 +13,11 @@ import pytest
 from tests.monitor.harness import Bench, parameters
 from tests.services.log.harness import OWNER, READER, boot, log, user
 from veil.formats.log import LOG_GUID, UserCall
+from veil.formats.monitor_calls import MonitorCall
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.formats.status import Status
-from veil.monitor.channel.user_requests import MonitorCall, Requests
+from veil.monitor.channel.user_requests import Requests
 from veil.monitor.parameters import MonitorParameters
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.channel.identity import UserKey

@@ -46,8 +46,8 @@ from veil.formats.request_block import (
 )
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
+from veil.formats.termination import MonitorReason
 from veil.monitor import MonitorError, Option, Owner, VeilMon
-from veil.monitor.errors import Reason
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.services import Refused, Service, ServiceDomain, UserHandler
@@ -341,7 +341,7 @@ def test_services_that_do_not_start() -> None:
     bench.on_request = lambda request: 1 << 32 | 0x017 if request == 1 << 32 | 0x016 else None
     with pytest.raises(Terminated) as caught:
         bench.boot()
-    assert caught.value.args == (5, Reason.BAD_SERVICES)
+    assert caught.value.args == (5, MonitorReason.BAD_SERVICES)
     with pytest.raises(FormatError, match="no memory left"):
         Bench(services=Services, settings={"echo": {"pages": 1000}}).boot()
 
@@ -377,7 +377,7 @@ def test_bad_parameters(changes: dict[str, Any]) -> None:
     MonitorParameters.parse(bytes(parameters()))
     with pytest.raises(MonitorError) as caught:
         MonitorParameters.parse(bytes(with_services(**changes)))
-    assert caught.value.reason == Reason.BAD_PARAMETERS
+    assert caught.value.reason == MonitorReason.BAD_PARAMETERS
 
 
 def test_service_parameters() -> None:

@@ -74,13 +74,14 @@ class MsrResponse(enum.IntEnum):
     HV_FEATURES = 0x081
 
 
+_RUN_VMPL = int(MsrRequest.RUN_VMPL)
 #: the response to a request for a VMPL that the host does not run
 RUN_VMPL_REFUSED = MSR_ERROR | MsrResponse.RUN_VMPL
 
 
 def run_vmpl_request(vmpl: int) -> int:
     """The request to run this VCPU's VMSA of another VMPL."""
-    return vmpl << 32 | MsrRequest.RUN_VMPL
+    return vmpl << 32 | _RUN_VMPL
 
 
 def termination_request(reason_set: int, reason: int) -> int:

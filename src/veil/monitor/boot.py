@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Generator, Iterable
 
 from veil.formats.domains import Domain
+from veil.formats.ghcb import HypervisorFeatures
+from veil.formats.guest_message import KEY_BYTES
+from veil.formats.termination import MonitorReason
 from veil.monitor import ghcb
-from veil.monitor.errors import MonitorError, Reason
+from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
 from veil.monitor.parameters import MonitorParameters
 from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
-from veil.snp.layouts import Vmsa
+from veil.snp.layouts import SVSM_MAX_VERSION, Efer, SecretsPage, SevFeatures, Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
 __all__ = [
@@ -29,24 +31,14 @@ __all__ = [
     "take_memory",
 ]
 
-_SVME = 1 << 12
-_SNP_ACTIVE = 1
-
-_FEATURE_SNP, _FEATURE_AP_CREATION, _FEATURE_MULTI_VMPL = 1 << 0, 1 << 1, 1 << 5
-_FEATURES_NEEDED = _FEATURE_SNP | _FEATURE_AP_CREATION | _FEATURE_MULTI_VMPL
-
-# Secrets page (56860, table 73, and 58019, table 3): VMPCK0 to VMPCK3 of 32 bytes each, the SVSM's fields.
-_VMPCK = 0x20
-_VMPCK_BYTES = 32
-_SVSM_FIELDS = 0x140
-_SVSM_MAX_VERSION = 1
+_FEATURES_NEEDED = int(HypervisorFeatures.SNP | HypervisorFeatures.AP_CREATION | HypervisorFeatures.MULTI_VMPL)
 
 
 def check_host(cpu: HostedCpu) -> Generator[None, None, None]:
     """Stop early and clearly on a host that cannot run several VMPLs."""
     missing = _FEATURES_NEEDED & ~(yield from ghcb.host_features(cpu))
     if missing:
-        raise MonitorError(Reason.HOST_LACKS_FEATURES, f"the host lacks the hypervisor features {missing:#x}")
+        raise MonitorError(MonitorReason.HOST_LACKS_FEATURES, f"the host lacks the hypervisor features {missing:#x}")
 
 
 def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
@@ -89,7 +81,9 @@ def check_cpuid(cpu: HostedCpu, parameters: MonitorParameters) -> None:
     """
     page = cpu.view.read(parameters.cpuid_gpa, PAGE)
     if hashlib.sha256(page).digest() != bytes(parameters.cpuid_digest):
-        raise MonitorError(Reason.CPUID_CHANGED, "the CPUID page is not the one that the image was measured with")
+        raise MonitorError(
+            MonitorReason.CPUID_CHANGED, "the CPUID page is not the one that the image was measured with"
+        )
 
 
 def share_memory(cpu: HostedCpu, parameters: MonitorParameters) -> Generator[None, None, None]:
@@ -104,7 +98,7 @@ def _share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
     cpu.view.zero(gpa, PAGE)
     code, unchanged = yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, validate=False))
     if code != RmpResult.SUCCESS or unchanged:
-        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"the page {gpa:#x} cannot be given back: {code.name}")
+        raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"the page {gpa:#x} cannot be given back: {code.name}")
     yield from ghcb.share_page(cpu, gpa)
 
 
@@ -124,8 +118,8 @@ def prepare_kernel(cpu: HostedCpu, state: MonitorState) -> Generator[None, None,
 
     template = view.read(parameters.template_gpa, PAGE)
     vmsa = Vmsa.from_buffer_copy(template)
-    if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or not vmsa.sev_features & _SNP_ACTIVE:
-        raise MonitorError(Reason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
+    if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & Efer.SVME or not vmsa.sev_features & SevFeatures.SNP:
+        raise MonitorError(MonitorReason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
     permissions = state.rows.permissions(Owner.BOOT_VMSA, Domain.UNT)
     yield from _make_vmsa(cpu, parameters.kernel_vmsa_gpa, template, KERNEL_VMPL, permissions)
     state.sev_features = int(vmsa.sev_features)
@@ -134,18 +128,17 @@ def prepare_kernel(cpu: HostedCpu, state: MonitorState) -> Generator[None, None,
 
 
 def _kernel_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
-    secrets = bytearray(page)
+    secrets = SecretsPage.from_buffer_copy(page)
     for vmpl in range(KERNEL_VMPL):
         # With a more privileged level's key the kernel could ask for reports in the monitor's name.
-        start = _VMPCK + vmpl * _VMPCK_BYTES
-        secrets[start : start + _VMPCK_BYTES] = bytes(_VMPCK_BYTES)
+        secrets.vmpck[vmpl][:] = [0] * KEY_BYTES
     monitor, services = parameters.monitor, parameters.services
     # One range, as the specification has it: what the kernel must leave alone.
     end = services.end if services.size and services.gpa == monitor.end else monitor.end
-    struct.pack_into(
-        "<QQQIB", secrets, _SVSM_FIELDS, monitor.gpa, end - monitor.gpa, parameters.kernel_caa_gpa,
-        _SVSM_MAX_VERSION, KERNEL_VMPL,
-    )  # fmt: skip
+    secrets.svsm_base, secrets.svsm_size = monitor.gpa, end - monitor.gpa
+    secrets.svsm_caa = parameters.kernel_caa_gpa
+    secrets.svsm_max_version = SVSM_MAX_VERSION
+    secrets.svsm_guest_vmpl = KERNEL_VMPL
     return bytes(secrets)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from veil.formats.channel import ChannelArea
 from veil.formats.roles import Role
-from veil.monitor.errors import MonitorError, Reason
+from veil.formats.termination import MonitorReason
+from veil.monitor.errors import MonitorError
 from veil.snp.layouts import check_offsets
 
 __all__ = ["CERTIFICATE_PAGES", "MIN_SHARED", "MonitorParameters", "Option", "Range"]
@@ -285,7 +286,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
 
 
 def _bad(what: str) -> MonitorError:
-    return MonitorError(Reason.BAD_PARAMETERS, f"the monitor's parameters are unusable: {what}")
+    return MonitorError(MonitorReason.BAD_PARAMETERS, f"the monitor's parameters are unusable: {what}")
 
 
 def _inside(ranges: Iterable[Range], gpa: int, size: int) -> bool:

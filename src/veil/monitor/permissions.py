@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from veil.formats.domains import Domain
-from veil.monitor.errors import MonitorError, Reason
+from veil.formats.termination import MonitorReason
+from veil.monitor.errors import MonitorError
 from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
@@ -51,7 +52,7 @@ def validate_range(cpu: HostedCpu, gpa: int, size: int) -> Generator[None, None,
             continue
         for page in range(start, start + page_size.pages * PAGE, PAGE):
             if not (yield from _validate(cpu, page, PageSize.SIZE_4K)):
-                raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be validated")
+                raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be validated")
 
 
 def _validate(cpu: HostedCpu, gpa: int, size: PageSize) -> Generator[None, None, bool]:
@@ -59,9 +60,9 @@ def _validate(cpu: HostedCpu, gpa: int, size: PageSize) -> Generator[None, None,
     if code == RmpResult.FAIL_SIZEMISMATCH and size:
         return False
     if code != RmpResult.SUCCESS:
-        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be validated: {code.name}")
+        raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be validated: {code.name}")
     if unchanged:
-        raise MonitorError(Reason.MEMORY_ALREADY_VALIDATED, f"page {gpa:#x} was validated already")
+        raise MonitorError(MonitorReason.MEMORY_ALREADY_VALIDATED, f"page {gpa:#x} was validated already")
     return True
 
 
@@ -95,7 +96,7 @@ def _grant_small(cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Per
 
 def _check_grant(code: RmpResult, gpa: int) -> None:
     if code != RmpResult.SUCCESS:
-        raise MonitorError(Reason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
+        raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"page {gpa:#x} cannot be granted: {code.name}")
 
 
 def adjust_page(
@@ -104,4 +105,4 @@ def adjust_page(
     """RMPADJUST one page, which must succeed."""
     code = yield from retry(cpu, lambda: cpu.view.rmpadjust(gpa, vmpl=vmpl, permissions=permissions, vmsa=vmsa))
     if code != RmpResult.SUCCESS:
-        raise MonitorError(Reason.BAD_KERNEL_VMSA, f"the page {gpa:#x} cannot become a VMSA: {code.name}")
+        raise MonitorError(MonitorReason.BAD_KERNEL_VMSA, f"the page {gpa:#x} cannot become a VMSA: {code.name}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from veil.formats.attestation_report import REPORT_BYTES
 from veil.formats.errors import FormatError
+from veil.formats.ghcb import VmmError
 from veil.formats.guest_message import (
     KEY_BYTES,
     MESSAGE_BYTES,
@@ -19,6 +20,7 @@ from veil.formats.guest_message import (
 )
 from veil.monitor.parameters import CERTIFICATE_PAGES, MonitorParameters
 from veil.monitor.permissions import PAGE
+from veil.snp.layouts import SecretsPage
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
@@ -27,10 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "GuestMessages", "ReportUnavailable"]
 
 _VMPCK = 0
-#: offset of VMPCK 0 in the secrets page (56860, table 73)
-_VMPCK_AT = 0x20
-_HOST_SHORT_BUFFER = 1
-_HOST_BUSY = 2
 _BUSY_TRIES = 16
 
 
@@ -53,7 +51,7 @@ class GuestMessages:
         """Messages so far, as the secure processor counts them: two for each request."""
         self.busy = False
         self._view = view
-        self._key_gpa = parameters.secrets_gpa + _VMPCK_AT
+        self._key_gpa = parameters.secrets_gpa + SecretsPage.vmpck_offset(_VMPCK)
         self._request = parameters.shared.gpa
         self._response = self._request + PAGE
         self._certificates = self._request + 2 * PAGE
@@ -117,8 +115,8 @@ class GuestMessages:
                 errors = yield from host.guest_request(self._request, self._response)
             if not errors:
                 return view.read(self._certificates, pages * PAGE, private=False) if pages else b""
-            if errors >> 32 == _HOST_SHORT_BUFFER and pages:
+            if errors >> 32 == VmmError.INVALID_LENGTH and pages:
                 pages = 0  # more certificates than Linux would take: the user has them from elsewhere
-            elif errors >> 32 != _HOST_BUSY:
+            elif errors >> 32 != VmmError.BUSY:
                 raise ReportUnavailable(f"the host or the secure processor answered {errors:#x}")
         raise ReportUnavailable("the host is busy for ever")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import Vmsa
+from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import FAULT_SIZEM
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Served", "Unfinished", "answer", "finish"]
 
 _VMGEXIT = int(ExitCode.VMGEXIT)
-_SVME = 1 << 12
+_SVME = int(Efer.SVME)
 
 # The part of a VMSA that a call needs, from EFER to the exit code, is copied at once; offsets into the copy follow.
 _EFER = Vmsa.efer.offset

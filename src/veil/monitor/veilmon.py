@@ -8,13 +8,15 @@ from collections.abc import Generator
 from typing import Any
 
 from veil.formats.domains import Domain
+from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
+from veil.formats.termination import MonitorReason
 from veil.monitor import boot, ghcb
 from veil.monitor.attestation import Attestation
 from veil.monitor.channel.link import ChannelLink
 from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.channel.user_requests import Requests
 from veil.monitor.contexts import DomainTable, VcpuContexts
-from veil.monitor.errors import MonitorError, Reason
+from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL
@@ -29,6 +31,9 @@ from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
 
 __all__ = ["VeilMon"]
+
+_RUN_KERNEL = run_vmpl_request(KERNEL_VMPL)
+_AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
 
 
 class VeilMon:
@@ -49,7 +54,7 @@ class VeilMon:
     def state(self) -> MonitorState:
         """What the monitor knows; there is none before it booted."""
         if self._state is None:
-            raise MonitorError(Reason.GENERAL, "the monitor has not booted")
+            raise MonitorError(MonitorReason.GENERAL, "the monitor has not booted")
         return self._state
 
     @property
@@ -78,7 +83,7 @@ class VeilMon:
         try:
             vcpu = self.domains.holder(Domain.MON, cpu.vmsa_gpa)
             if vcpu is None:
-                raise MonitorError(Reason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
+                raise MonitorError(MonitorReason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
             gpa = self.state.parameters.ghcb_gpa + vcpu.apic_id * PAGE
             self._hosts[vcpu.apic_id] = ghcb.Ghcb(cpu, gpa)
             if not self.state.protocols:
@@ -143,12 +148,12 @@ class VeilMon:
         try:
             state.services = yield from ServiceDomain(cpu.view, state.parameters).describe(host)
         except (ServicesUnavailable, ValueError, KeyError, TypeError) as error:
-            raise MonitorError(Reason.BAD_SERVICES, f"the services did not start: {error}") from error
+            raise MonitorError(MonitorReason.BAD_SERVICES, f"the services did not start: {error}") from error
 
     def _join(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
         vcpu = self.domains.holder(Domain.MON, cpu.vmsa_gpa)
         if vcpu is None or vcpu.apic_id != cpu.start_argument:
-            raise MonitorError(Reason.GENERAL, "a VCPU started in the monitor that was not asked to")
+            raise MonitorError(MonitorReason.GENERAL, "a VCPU started in the monitor that was not asked to")
         self._hosts[vcpu.apic_id] = yield from boot.own_ghcb(cpu, self.state.parameters, vcpu.apic_id)
         return vcpu
 
@@ -200,10 +205,10 @@ class VeilMon:
             if not waiting:
                 # A VCPU whose kernel context was not created, or is not known to the host yet, waits for the host.
                 can_run = can_run and vcpu.kernel.vmsa is not None
-                cpu.ghcb_msr = ghcb.RUN_KERNEL if can_run else ghcb.AP_RESET_HOLD
+                cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
                 yield
             waiting = False
-            can_run = cpu.ghcb_msr != ghcb.RUN_REFUSED
+            can_run = cpu.ghcb_msr != RUN_VMPL_REFUSED
             while isinstance(outcome := answer(state, view, vcpu), RmpViolation):
                 cpu.nested_fault(outcome)
                 yield

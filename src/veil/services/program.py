@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.errors import FormatError
+from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
 from veil.formats.request_block import BlockRequest, take_request, write_answer
 from veil.formats.status import Status
 from veil.services.interface import Refused, Service, ServiceMemory, User
@@ -32,9 +33,7 @@ MONITOR_SERVICE = 0
 DESCRIBE = 0
 
 _MONITOR, _KERNEL = 0, 3
-# GHCB MSR protocol (56421): run this VCPU's VMSA of another VMPL; wait until the host comes back.
-_RUN_VMPL, _RUN_REFUSED = 0x016, 1 << 32 | 0x017
-_HOLD = 0x006
+_AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
 _BLOCK = struct.Struct("<QQ")
 _PAGE = 4096
 #: what begins a request in the mailbox (`request_block`): pending, then at 0x10 the VCPU
@@ -97,10 +96,10 @@ class ServiceDomain:
             if asked is None:
                 self._tell_services()
             # A refusal may be an old one, and somebody may have come with a request since.
-            if asked is None and cpu.ghcb_msr == _RUN_REFUSED:
-                cpu.ghcb_msr = _HOLD
+            if asked is None and cpu.ghcb_msr == RUN_VMPL_REFUSED:
+                cpu.ghcb_msr = _AP_RESET_HOLD
             else:
-                cpu.ghcb_msr = (_KERNEL if asked is None else asked) << 32 | _RUN_VMPL
+                cpu.ghcb_msr = run_vmpl_request(_KERNEL if asked is None else asked)
             yield
 
     def _tell_services(self) -> None:

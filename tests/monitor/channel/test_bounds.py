@@ -17,11 +17,11 @@ from OpenSSL import SSL
 from tests.monitor.channel.test_channel import OWNER, Services, Wire, ping, user
 from tests.monitor.harness import Bench
 from veil.formats.channel import MESSAGE_MAX, STRANGER_MESSAGE_MAX, STRANGER_WINDOW, Request, Response, pack_request
+from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.monitor.channel.connection import HANDSHAKE_BYTES, Rank
 from veil.monitor.channel.link import HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, ChannelLink
 from veil.monitor.channel.schedule import FRAMES, HANDSHAKES, REQUESTS, TIME_NS
-from veil.monitor.channel.user_requests import MonitorCall
 from veil.remote.channel.client import ChannelClient, ChannelClosed
 from veil.remote.channel.identity import UserKey
 

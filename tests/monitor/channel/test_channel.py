@@ -33,13 +33,13 @@ from veil.formats.channel import (
     FrameKind,
     pack_frame,
 )
+from veil.formats.monitor_calls import MonitorCall
 from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.formats.status import Status
 from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
 from veil.monitor.channel.link import MAX_STRANGERS
-from veil.monitor.channel.user_requests import MonitorCall
 from veil.monitor.parameters import MIN_SHARED
 from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.channel.identity import UserKey

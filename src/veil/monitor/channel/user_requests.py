@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import enum
 import json
-import struct
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.channel import Request, Response
+from veil.formats.monitor_calls import AttestedAnswer, MonitorCall
 from veil.formats.request_block import BlockRequest
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
@@ -24,20 +23,7 @@ if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.monitor.services_mailbox import ServiceDomain, ServiceInfo
 
-__all__ = ["MonitorCall", "RequestRefused", "Requests", "User"]
-
-_ATTESTED = struct.Struct("<III")
-
-
-class MonitorCall(enum.IntEnum):
-    """Calls of CHANNEL_SERVICE."""
-
-    PING = 0
-    """The body comes back."""
-    ATTEST = 1
-    """Nonce (64 bytes) -> u32 lengths of report, services manifest and certificates, then these."""
-    STATUS = 2
-    """-> JSON: what runs under VeilMon. For readers and owners."""
+__all__ = ["RequestRefused", "Requests", "User"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +89,7 @@ class Requests:
         except ReportUnavailable as error:
             raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
         certificates = evidence.certificates.rstrip(b"\0")
-        lengths = _ATTESTED.pack(len(evidence.report), len(manifest), len(certificates))
-        return lengths + evidence.report + manifest + certificates
+        return AttestedAnswer(evidence.report, manifest, certificates).pack()
 
     calls: ClassVar[Mapping[int, Call[Callable[[Requests, Ghcb, bytes], Generator[None, None, bytes]]]]] = {
         MonitorCall.PING: Call(Role.ANYONE, _ping),

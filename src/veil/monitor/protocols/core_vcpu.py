@@ -10,7 +10,7 @@ from veil.monitor.page_book import Owner
 from veil.monitor.permissions import KERNEL_VMPL, PAGE
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Vmsa
+from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import RmpResult
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["create_vcpu", "delete_vcpu"]
 
-_SVME = 1 << 12
+_SVME = int(Efer.SVME)
 _EFER = Vmsa.efer.offset
 
 
