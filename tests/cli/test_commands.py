@@ -12,7 +12,9 @@ import pytest
 import veil.cvm
 from veil.cli import main
 from veil.cli.common import parse_address
+from veil.cvm import Configuration
 from veil.errors import VeilError
+from veil.image.launch_image import protected_services
 
 
 class _PlayedCvm:
@@ -97,8 +99,7 @@ def test_run_joins_streams_and_status(
     status = _veil(monkeypatch, "run", "--memory", "1G", "--vcpus", "2", "--", "prog", "--flag", "-x")
     assert status == 7
     assert capfdbinary.readouterr() == (b"out\n", b"err\n")
-    assert played[0].args == ("1G", 2)
-    assert played[0].options["monitor"] is True
+    assert played[0].args == (Configuration.make("1G", 2),)
     assert played[0].calls == [("run", ("prog", "--flag", "-x"), None), ("closed",)]
 
 
@@ -107,7 +108,7 @@ def test_run_copies_before_and_after(monkeypatch: pytest.MonkeyPatch, played: li
     assert [call[0] for call in played[0].calls] == ["in", "run", "out", "closed"]
     assert played[0].calls[0] == ("in", "a", "/b")
     assert played[0].calls[2] == ("out", "/c", "d")
-    assert played[0].options["monitor"] is False
+    assert played[0].args[0].monitor is False
     assert played[0].options["fresh"] is True
 
 
@@ -239,3 +240,21 @@ def test_parse_address() -> None:
     for text in ("host", ":1", "host:\u00b2", "host:65536", "host:" + "9" * 5000):
         with pytest.raises(VeilError, match="no address"):
             parse_address(text)
+
+
+def test_each_option_is_in_the_configuration(monkeypatch: pytest.MonkeyPatch, played: list[_PlayedCvm]) -> None:
+    options = (
+        "--memory=1G", "--vcpus=3", "--kernel=6.1", "--log-memory=1M", "--log-full=drop",
+        "--driver-options=log_intent=exec", "--owner", "aa" * 32, "--reader", "bb" * 32, "--reader", "cc" * 32,
+    )  # fmt: skip
+    assert _veil(monkeypatch, "serve", *options) == 125  # the played one carries nobody
+    (configuration,) = played[0].args
+    assert configuration == Configuration(
+        memory=1 << 30,
+        vcpus=3,
+        kernel="6.1",
+        owners=(b"\xaa" * 32,),
+        readers=(b"\xbb" * 32, b"\xcc" * 32),
+        services=protected_services(log_memory=1 << 20, log_full="drop"),
+        driver_options="log_intent=exec",
+    )

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -78,8 +79,8 @@ class _Altered(ConfidentialVM):
 
 
 @contextmanager
-def launched(change: Callable[[LaunchRegion], LaunchRegion] | None = None, **options: object) -> Iterator[Host]:
-    vm = _Altered(MEMORY, **options)  # type: ignore[arg-type]
+def launched(change: Callable[[LaunchRegion], LaunchRegion] | None = None, **options: Any) -> Iterator[Host]:
+    vm = _Altered(MEMORY, **options)
     if change is not None:
         vm.change = change
     vm.launch()

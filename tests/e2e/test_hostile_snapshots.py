@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veil.cvm import ConfidentialVM
-from veil.cvm.plain_values import from_json, to_json
+from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor
 from veil.host.saved_state import require_like
@@ -91,11 +91,11 @@ def test_any_value_in_the_hosts_or_the_programs_state(booted: Path, tmp_path: Pa
     name = data.draw(st.sampled_from(["host", "host", *(name for name in sections if name.startswith("program:"))]))
     state = json.loads(sections[name])
     if name == "host":
-        state = from_json(state)
+        state = from_plain(state)
     new = _put(state, data.draw(st.sampled_from(_places(state))), data.draw(_VALUES))
 
     def change(memory: memoryview, sections: dict[str, bytes]) -> None:
-        sections[name] = json.dumps(to_json(new) if name == "host" else _plain(new)).encode()
+        sections[name] = json.dumps(to_plain(new) if name == "host" else _plain(new)).encode()
 
     said = ""
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
 
 
 def test_the_hosts_state_is_of_our_types(booted: Path) -> None:
-    state = from_json(json.loads(read_snapshot(booted).sections["host"]))
+    state = from_plain(json.loads(read_snapshot(booted).sections["host"]))
     require_like(state, state)
     for place in _places(state):
         if place:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owners, parse_address, readers, user_options
+from veil.cli.common import CvmOptions, Progress, cvm_options, parse_address
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
     checks_as_json,
@@ -29,7 +29,7 @@ from veil.errors import VeilError
 from veil.formats.printable import printable
 
 if TYPE_CHECKING:
-    from veil.cvm import ConfidentialVM
+    from veil.cvm import ConfidentialVM, Configuration
     from veil.formats.launch_digest import LaunchLog
     from veil.remote import Attested, ChannelClient
 
@@ -37,8 +37,7 @@ __all__ = ["attest"]
 
 
 @click.command()
-@cvm_options
-@user_options
+@cvm_options(users=True)
 @click.option("--connect", metavar="HOST:PORT", help="Attest a CVM that runs elsewhere (veil serve); boot none here.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
 @click.option("--software", is_flag=True, help="Believe this installation's own software machine.")
@@ -46,12 +45,7 @@ __all__ = ["attest"]
 @trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def attest(
-    memory: str,
-    vcpus: int,
-    kernel: str | None,
-    no_monitor: bool,
-    owner: tuple[str, ...],
-    reader: tuple[str, ...],
+    cvm: CvmOptions,
     connect: str | None,
     fresh: bool,
     software: bool,
@@ -79,7 +73,7 @@ def attest(
     from veil.formats.errors import FormatError
     from veil.remote import Policy, attest
 
-    if no_monitor:
+    if cvm.no_monitor:
         raise VeilError("without a monitor there is no secure channel to attest; the guest can ask for reports itself")
     policy = make_policy(policy_file, ()) if policy_file else Policy()
     policy = demands(policy, measurements)
@@ -95,7 +89,7 @@ def attest(
                 raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
             opened = _elsewhere(connect)
         else:
-            opened = _here(memory, vcpus, kernel, owners(owner), readers(reader), fresh, progress)
+            opened = _here(cvm.configuration(), fresh, progress)
         start = time.monotonic()
         with opened as (client, vm):
             host_log: LaunchLog | None = None
@@ -130,22 +124,14 @@ def _elsewhere(address: str) -> Iterator[tuple[ChannelClient, ConfidentialVM | N
 
 @contextlib.contextmanager
 def _here(
-    memory: str,
-    vcpus: int,
-    kernel: str | None,
-    owned_by: tuple[bytes, ...],
-    read_by: tuple[bytes, ...],
-    fresh: bool,
-    progress: Progress,
+    configuration: Configuration, fresh: bool, progress: Progress
 ) -> Iterator[tuple[ChannelClient, ConfidentialVM | None]]:
     from veil.cvm import ConfidentialVM
     from veil.installation import user_key
     from veil.remote import ChannelClient
 
     with (
-        ConfidentialVM(
-            memory, vcpus, kernel=kernel, owners=owned_by, readers=read_by, fresh=fresh, progress=progress
-        ) as vm,
+        ConfidentialVM(configuration, fresh=fresh, progress=progress) as vm,
         ChannelClient(vm.user_transport(), identity=user_key()) as client,
     ):
         yield client, vm

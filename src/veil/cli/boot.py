@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.common import Progress, cvm_options
+from veil.cli.common import CvmOptions, Progress, cvm_options
 from veil.cli.output import Console, emit_json, say, tell
 
 __all__ = ["boot"]
@@ -18,10 +18,10 @@ _OTHER_DIGEST = (
 
 
 @click.command()
-@cvm_options
+@cvm_options()
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with times and counts.")
-def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console: bool, as_json: bool) -> None:
+def boot(cvm: CvmOptions, console: bool, as_json: bool) -> None:
     """Boot a confidential VM from scratch, then stop: for watching and timing the boot.
 
     The kernel's command line is measured, and --console makes it another one: so is the launch digest.
@@ -30,14 +30,8 @@ def boot(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, console:
     from veil.snp import COUNTER_NAMES
 
     shown = Console(tell if as_json else say)
-    vm = ConfidentialVM(
-        memory,
-        vcpus,
-        kernel=kernel,
-        monitor=not no_monitor,
-        progress=Progress(quiet=as_json),
-        kernel_options=_LOUD if console else QUIET,
-    )
+    configuration = cvm.configuration(kernel_options=_LOUD if console else QUIET)
+    vm = ConfidentialVM(configuration, progress=Progress(quiet=as_json))
     try:
         try:
             vm.boot(shown.feed if console else None)

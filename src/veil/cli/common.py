@@ -3,34 +3,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import click
 
 from veil.cli.output import EXIT_FAILURE, tell
 from veil.errors import VeilError
 
+if TYPE_CHECKING:
+    from veil.cvm import Configuration
+    from veil.cvm.configuration import Settings
+
 __all__ = [
     "EXIT_INTERRUPTED",
     "SECONDS",
     "SOME_SECONDS",
+    "CvmOptions",
+    "Function",
     "Progress",
     "cvm_options",
-    "owners",
+    "options",
     "parse_address",
-    "readers",
-    "services_options",
     "status_of",
-    "user_options",
 ]
 
 EXIT_INTERRUPTED = 130
 
-_MOST_USERS = 8
+_LOG_MEMORY, _LOG_FULL = "16M", "halt"
 
 
 def status_of(error: VeilError) -> int:
@@ -60,9 +65,21 @@ class _Seconds(click.FloatRange):
 SECONDS = _Seconds()
 SOME_SECONDS = _Seconds(above_zero=True)
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-_OPTIONS = (
+
+def options(*declared: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Several of click's options as one decorator; they come in help in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(declared):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_CVM_OPTIONS = (
     click.option("--memory", default="512M", show_default=True, metavar="SIZE", help="Guest memory: 512M, 4G, ..."),
     click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 4), help="Virtual CPUs."),
     click.option(
@@ -73,11 +90,11 @@ _OPTIONS = (
 
 
 _SERVICES_OPTIONS = (
-    click.option("--log-memory", default="16M", show_default=True, metavar="SIZE", help="VeilS-LOG's memory."),
+    click.option("--log-memory", default=_LOG_MEMORY, show_default=True, metavar="SIZE", help="VeilS-LOG's memory."),
     click.option(
         "--log-full",
         type=click.Choice(["halt", "drop"]),
-        default="halt",
+        default=_LOG_FULL,
         show_default=True,
         help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted.",
     ),
@@ -88,20 +105,6 @@ _SERVICES_OPTIONS = (
         help="Module parameters of the driver, as in 'log_intent=exec,module log_heartbeat=500'.",
     ),
 )
-
-
-def cvm_options(function: _Function) -> _Function:
-    """The options that say which CVM is meant."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-def services_options(function: _Function) -> _Function:
-    """The protected services' settings, which are measured."""
-    for option in reversed(_SERVICES_OPTIONS):
-        function = option(function)
-    return function
 
 
 _USER_OPTIONS = (
@@ -121,27 +124,60 @@ _USER_OPTIONS = (
 )
 
 
-def user_options(function: _Function) -> _Function:
-    """The options that say which users are more than strangers to the CVM; measured."""
-    for option in reversed(_USER_OPTIONS):
-        function = option(function)
-    return function
+@dataclass(frozen=True)
+class CvmOptions:
+    """What the command line says of the CVM that is meant. `log_memory` to `reader`: of commands that have them."""
+
+    memory: str
+    vcpus: int
+    kernel: str | None
+    no_monitor: bool
+    log_memory: str = _LOG_MEMORY
+    log_full: str = _LOG_FULL
+    driver_options: str = ""
+    owner: tuple[str, ...] = ()
+    reader: tuple[str, ...] = ()
+
+    def configuration(self, **more: Unpack[Settings]) -> Configuration:
+        """The CVM's configuration; raises VeilError. It makes this installation's user, if nobody else is the owner."""
+        from veil.cvm import Configuration, parse_size
+        from veil.image.launch_image import protected_services
+
+        more.setdefault("kernel", self.kernel)
+        more.setdefault("monitor", not self.no_monitor)
+        more.setdefault("services", protected_services(log_memory=parse_size(self.log_memory), log_full=self.log_full))
+        more.setdefault("driver_options", self.driver_options)
+        more.setdefault("owners", _owners(self.owner))
+        more.setdefault("readers", _fingerprints(self.reader, "--reader must be 64 hexadecimal digits (`veil key`)"))
+        return Configuration.make(self.memory, self.vcpus, **more)
 
 
-def owners(values: tuple[str, ...]) -> tuple[bytes, ...]:
-    """The owners' fingerprints that the options name; raises VeilError."""
-    from veil.installation import owner_fingerprint
+def cvm_options(*, services: bool = False, users: bool = False) -> Callable[[Function], Function]:
+    """The options that say which CVM is meant; the command gets them as `cvm`, a `CvmOptions`.
 
+    `services`: the protected services' settings too; `users`: who is more than a stranger to it. Both are measured.
+    """
+    declared = (*_CVM_OPTIONS, *(_SERVICES_OPTIONS if services else ()), *(_USER_OPTIONS if users else ()))
+    names = [item.name for item in fields(CvmOptions)]
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def command(*args: Any, **values: Any) -> Any:
+            chosen = {name: values.pop(name) for name in names if name in values}
+            return function(*args, cvm=CvmOptions(**chosen), **values)
+
+        return options(*declared)(command)  # type: ignore[return-value]
+
+    return decorate
+
+
+def _owners(values: tuple[str, ...]) -> tuple[bytes, ...] | None:
+    """The owners' fingerprints, None for this installation's user; raises VeilError."""
     if not values:
-        return (owner_fingerprint(),)
+        return None
     if values == ("none",):
         return ()
     return _fingerprints(values, '--owner must be 64 hexadecimal digits (`veil key`), or "none"')
-
-
-def readers(values: tuple[str, ...]) -> tuple[bytes, ...]:
-    """The readers' fingerprints that the options name; raises VeilError."""
-    return _fingerprints(values, "--reader must be 64 hexadecimal digits (`veil key`)")
 
 
 def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
@@ -151,8 +187,6 @@ def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
         raise VeilError(words) from None
     if any(len(item) != 32 for item in found):
         raise VeilError(words)
-    if len(found) > _MOST_USERS:
-        raise VeilError(f"{len(found)} keys are too many: a CVM has at most {_MOST_USERS} owners and as many readers")
     return found
 
 

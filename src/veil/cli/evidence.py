@@ -7,12 +7,13 @@ import contextlib
 import datetime
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from veil.cli.common import options
 from veil.cli.output import Mark, say, say_all
 from veil.errors import VeilError, describe
 
@@ -40,9 +41,9 @@ __all__ = [
 EXIT_NOT_VERIFIED = 1
 
 _MAX_BYTES = 64 << 20
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_TRUST = (
+#: The options that say whom to believe and what to demand.
+trust_options = options(
     click.option(
         "--software-root", metavar="FILE",
         help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
@@ -53,13 +54,6 @@ _TRUST = (
     click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
     click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),
 )  # fmt: skip
-
-
-def trust_options(function: _Function) -> _Function:
-    """The options that say whom to believe and what to demand."""
-    for option in reversed(_TRUST):
-        function = option(function)
-    return function
 
 
 def read_file(name: str) -> bytes:

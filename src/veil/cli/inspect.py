@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options
+from veil.cli.common import CvmOptions, Progress, cvm_options
 from veil.cli.output import emit_json, say
 from veil.errors import VeilError, describe
 
@@ -15,16 +15,16 @@ __all__ = ["inspect"]
 
 
 @click.command()
-@cvm_options
+@cvm_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Also write a picture of the RMP.")
-def inspect(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, as_json: bool, png: Path | None) -> None:
+def inspect(cvm: CvmOptions, as_json: bool, png: Path | None) -> None:
     """Show a running CVM's domains and VMSAs, and what each VMPL may do with how many pages."""
     from veil.cvm import ConfidentialVM
     from veil.cvm.inspection import inspect_cvm
     from veil.cvm.rmp_picture import write_picture
 
-    with ConfidentialVM(memory, vcpus, kernel=kernel, monitor=not no_monitor, progress=Progress(quiet=as_json)) as vm:
+    with ConfidentialVM(cvm.configuration(), progress=Progress(quiet=as_json)) as vm:
         seen = inspect_cvm(vm)
         if png is not None:
             try:

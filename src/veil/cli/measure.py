@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import Progress, cvm_options, owners, readers, services_options, user_options
+from veil.cli.common import CvmOptions, Progress, cvm_options
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError, describe
 
@@ -15,21 +15,11 @@ __all__ = ["measure"]
 
 
 @click.command()
-@cvm_options
-@services_options
-@user_options
+@cvm_options(services=True, users=True)
 @click.option("--log", "log_file", metavar="FILE", help="Write the launch log: every page's digest, by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def measure(
-    memory: str,
-    vcpus: int,
-    kernel: str | None,
-    no_monitor: bool,
-    log_memory: str,
-    log_full: str,
-    driver_options: str,
-    owner: tuple[str, ...],
-    reader: tuple[str, ...],
+    cvm: CvmOptions,
     log_file: str | None,
     as_json: bool,
 ) -> int:
@@ -42,21 +32,10 @@ def measure(
     The digest covers what is listed, byte for byte. The CPUID page's contents are not part of an SNP launch digest;
     VeilMon refuses to start with others than those whose digest is in its (measured) parameters.
     """
-    from veil.cvm import ConfidentialVM, parse_size
-    from veil.image.launch_image import protected_services
+    from veil.cvm import ConfidentialVM
     from veil.private_files import write_private
 
-    vm = ConfidentialVM(
-        memory,
-        vcpus,
-        kernel=kernel,
-        monitor=not no_monitor,
-        owners=owners(owner) if not no_monitor else (),
-        readers=readers(reader),
-        services=protected_services(log_memory=parse_size(log_memory), log_full=log_full),
-        driver_options=driver_options,
-        progress=Progress(quiet=as_json),
-    )
+    vm = ConfidentialVM(cvm.configuration(), progress=Progress(quiet=as_json))
     log = vm.build_image().log()
     digest = log.digest()
     if log_file is not None:

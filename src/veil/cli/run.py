@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import click
 
-from veil.cli.common import SECONDS, Progress, cvm_options
+from veil.cli.common import SECONDS, CvmOptions, Progress, cvm_options
 from veil.cli.output import emit_json, raw
 from veil.errors import VeilError
 
@@ -36,7 +36,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 
 # What comes after the command's name is the command's, be it with "-" or without.
 @click.command(context_settings={"allow_interspersed_args": False})
-@cvm_options
+@cvm_options()
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
@@ -44,10 +44,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with outputs, status and times.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    memory: str,
-    vcpus: int,
-    kernel: str | None,
-    no_monitor: bool,
+    cvm: CvmOptions,
     files: tuple[str, ...],
     gets: tuple[str, ...],
     fresh: bool,
@@ -69,9 +66,7 @@ def run(
 
     put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
     start = time.monotonic()
-    with ConfidentialVM(
-        memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress(quiet=as_json)
-    ) as vm:
+    with ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(quiet=as_json)) as vm:
         for host_path, guest_path in put:
             vm.copy_in(host_path, guest_path)
         ready = time.monotonic()

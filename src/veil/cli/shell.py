@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.common import Progress, cvm_options
+from veil.cli.common import CvmOptions, Progress, cvm_options
 from veil.cli.output import raw
 from veil.cli.run import piped_stdin
 
@@ -15,9 +15,9 @@ _SHELL = ("/bin/sh", "-l")
 
 
 @click.command()
-@cvm_options
+@cvm_options()
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
-def shell(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, fresh: bool) -> int:
+def shell(cvm: CvmOptions, fresh: bool) -> int:
     """An interactive shell in a confidential VM. What you change in it is gone when you leave.
 
     Keys typed while it starts are kept for it. If stdin is no terminal, the shell runs the commands that come from
@@ -34,7 +34,7 @@ def shell(memory: str, vcpus: int, kernel: str | None, no_monitor: bool, fresh: 
 
     with (
         type_ahead(),
-        ConfidentialVM(memory, vcpus, kernel=kernel, monitor=not no_monitor, fresh=fresh, progress=Progress()) as vm,
+        ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress()) as vm,
     ):
         if is_terminal():
             return vm.shell(_SHELL, output=lambda data: raw(1, data))

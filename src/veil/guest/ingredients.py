@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 from veil.cache import Cache, cache_key
@@ -13,11 +12,9 @@ from veil.guest.driver.build import driver_at_hand, has_headers
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import BUSYBOX, kept_package
 from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
-from veil.guest.linux.kernel import Kernel, kept_kernel, open_kernel
+from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
 
 __all__ = ["ingredients_at_hand", "still_to_make"]
-
-_SERIES = re.compile(r"\d+\.\d+")
 
 
 def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str, str] | None:
@@ -28,7 +25,7 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str,
     packages there are others.
     """
     found: dict[str, str | None] = {}
-    if _SERIES.fullmatch(kernel):
+    if is_series(kernel):
         key = kept_kernel(cache, kernel)
         if key is None:
             return None

@@ -75,6 +75,11 @@ class SecureProcessor:
             self._endorsement = self._make_endorsement()
         return self._endorsement
 
+    @property
+    def report_version(self) -> int:
+        """Of the attestation reports that it makes."""
+        return self._requests.report_version
+
     def launch_start(self, policy: int) -> None:
         """SNP_LAUNCH_START."""
         self._expect("idle", "SNP_LAUNCH_START")

@@ -7,11 +7,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SECONDS, SOME_SECONDS, parse_address
+from veil.cli.common import SECONDS, SOME_SECONDS, options, parse_address
 from veil.cli.evidence import (
     demands,
     make_policy,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from veil.remote.log.reader import LogReader, LogState
 
 __all__ = ["logs"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @click.group()
@@ -60,16 +58,13 @@ logs.add_command(verify)
 logs.add_command(export)
 
 
-def _connection_options(function: _Function) -> _Function:
-    options = (
-        click.option("--connect", required=True, metavar="HOST:PORT", help="Where the CVM's host listens."),
-        click.option("--software", is_flag=True, help="Believe this installation's own software machine."),
-        click.option("--launch-log", metavar="FILE", help="What the CVM is expected to be: of veil measure --log."),
-        click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="Where entries go."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return trust_options(function)
+_connection_options = options(
+    trust_options,
+    click.option("--connect", required=True, metavar="HOST:PORT", help="Where the CVM's host listens."),
+    click.option("--software", is_flag=True, help="Believe this installation's own software machine."),
+    click.option("--launch-log", metavar="FILE", help="What the CVM is expected to be: of veil measure --log."),
+    click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="Where entries go."),
+)
 
 
 @contextlib.contextmanager

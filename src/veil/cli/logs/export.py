@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from veil.cli.common import options
 from veil.cli.logs.verify import failures_are_1
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError
@@ -22,18 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["export", "export_options", "export_or_say", "open_sinks"]
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def export_options(function: _Function) -> _Function:
-    """Where entries are exported to."""
-    options = (
-        click.option("--directory", metavar="DIR", help="Export JSON lines to a directory, in files of about 64 MB."),
-        click.option("--otlp", metavar="URL", help="Export to a collector: http://HOST:PORT (OTLP; the extra otlp)."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+#: Where entries are exported to.
+export_options = options(
+    click.option("--directory", metavar="DIR", help="Export JSON lines to a directory, in files of about 64 MB."),
+    click.option("--otlp", metavar="URL", help="Export to a collector: http://HOST:PORT (OTLP; the extra otlp)."),
+)
 
 
 class _Said(logging.Handler):

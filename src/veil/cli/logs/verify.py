@@ -6,13 +6,12 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SOME_SECONDS
+from veil.cli.common import SOME_SECONDS, Function
 from veil.cli.evidence import EXIT_NOT_VERIFIED
 from veil.cli.output import emit_json, say, tell
 
@@ -26,10 +25,8 @@ __all__ = ["EXIT_FINDINGS", "count_findings", "failures_are_1", "say_findings", 
 #: Verified, and what was verified asks for attention.
 EXIT_FINDINGS = 3
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-
-def failures_are_1(function: _Function) -> _Function:
+def failures_are_1(function: Function) -> Function:
     """A command whose exit status tells a log that was tampered with from one that cannot be reached."""
 
     @functools.wraps(function)

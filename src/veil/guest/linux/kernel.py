@@ -54,6 +54,11 @@ class Kernel:
         return hashlib.sha256(_read(self.vmlinux)).hexdigest()
 
 
+def is_series(name: str) -> bool:
+    """Does a user who names this kernel mean a series of Debian's ("6.1"), and not a file?"""
+    return _SERIES.fullmatch(name) is not None
+
+
 def debian_kernel(
     cache: Cache, series: str = DEFAULT_SERIES, *, refresh: bool = False, progress: Callable[[str], None] | None = None
 ) -> Kernel:
@@ -61,7 +66,7 @@ def debian_kernel(
 
     A kernel once fetched is used again without asking apt (so it also works offline) until `refresh` is set.
     """
-    if not _SERIES.fullmatch(series):
+    if not is_series(series):
         raise GuestImageError(f"unknown kernel version {series!r} (Debian's series are named like {DEFAULT_SERIES})")
     say = progress or (lambda _: None)
     kept = None if refresh else kept_kernel(cache, series)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a configuration to the image that is launched: kernel, initramfs with driver and tools, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from veil.cache import Cache
+from veil.cvm.configuration import Configuration
+from veil.guest.driver.build import build_driver, build_intruder, has_headers
+from veil.guest.ingredients import ingredients_at_hand
+from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.initramfs.audit_tools import audit_tools
+from veil.guest.linux.cmdline import command_line
+from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
+from veil.image.launch_image import LaunchImage, build_image
+from veil.snp import Machine
+
+__all__ = ["Assembly"]
+
+
+class Assembly:
+    """Makes the parts of a configuration's image, with what this computer's cache has of them."""
+
+    def __init__(self, configuration: Configuration, cache: Cache, progress: Callable[[str], None]) -> None:
+        self._configuration = configuration
+        self._cache = cache
+        self._progress = progress
+
+    def ingredients(self) -> dict[str, str] | None:
+        """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
+        chosen = self._configuration
+        return ingredients_at_hand(self._cache, chosen.kernel, driver=chosen.services is not None)
+
+    def kernel(self) -> Kernel:
+        """The kernel, fetched if need be."""
+        name = self._configuration.kernel
+        if is_series(name):
+            return debian_kernel(self._cache, name, progress=self._progress)
+        return open_kernel(self._cache, Path(name), progress=self._progress)
+
+    def intruder(self) -> bytes:
+        """A kernel module for this kernel that does what one would who took it over."""
+        return build_intruder(self._cache, self.kernel(), self._progress)
+
+    def image(self, machine: Machine) -> LaunchImage:
+        """The image for a machine, whose CPUID values are in it."""
+        chosen, kernel = self._configuration, self.kernel()
+        require_bootable(kernel, monitor=chosen.monitor)
+        driver = self._driver(kernel)
+        tools = audit_tools(self._cache, self._progress) if driver is not None else {}
+        initramfs = build_initramfs(
+            self._cache,
+            module_tree=kernel.modules,
+            modules=chosen.modules,
+            driver=driver,
+            driver_options=chosen.driver_options,
+            extra=tools | dict(chosen.files),
+            progress=self._progress,
+        )
+        return build_image(
+            kernel.load(),
+            initramfs,
+            command_line(chosen.kernel_options),
+            memory=chosen.memory,
+            vcpus=chosen.vcpus,
+            monitor=chosen.monitor,
+            cpuid=machine.cpuid_entries(chosen.vcpus),
+            owners=chosen.owners,
+            readers=chosen.readers,
+            services=chosen.services,
+        )
+
+    def _driver(self, kernel: Kernel) -> bytes | None:
+        if self._configuration.services is None or not has_headers(kernel.release):
+            return None
+        return build_driver(self._cache, kernel, self._progress)

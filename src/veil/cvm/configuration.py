@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a CVM is to be, as one value: it is compared, kept in snapshots, and the key by which they are found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack
+
+from veil.cvm.plain_values import PlainValueError, from_plain, to_plain, typed
+from veil.errors import VeilError
+from veil.guest.initramfs.archive import Node
+from veil.guest.linux.kernel import DEFAULT_SERIES, is_series
+from veil.host import DEFAULT_POLICY, LaunchIdentityBlock
+from veil.image.launch_image import PROTECTED_SERVICES, ServicesImage
+from veil.installation import owner_fingerprint
+
+__all__ = ["QUIET", "Configuration", "Settings", "parse_size"]
+
+#: the kernel options of a CVM that is not watched
+QUIET = ("quiet", "loglevel=4")
+_MOST_VCPUS = 4
+_MOST_USERS = 8
+_DIGEST = 32
+
+
+class Settings(TypedDict, total=False):
+    """What a user may choose beside memory and VCPUs, in the forms that users have it in: see `Configuration`."""
+
+    kernel: str | os.PathLike[str] | None
+    monitor: bool
+    kernel_options: Sequence[str]
+    modules: Sequence[str]
+    owners: Sequence[bytes] | None
+    readers: Sequence[bytes]
+    policy: int
+    host_data: bytes
+    identity: LaunchIdentityBlock | None
+    report_version: int
+    services: ServicesImage | None
+    driver_options: str
+    files: Mapping[str, Node] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """All that a CVM is made from, beside the programs of this computer.
+
+    `make` takes the same in the forms that users have it in, with this installation's user as the owner.
+    Raises VeilError for values that no CVM can have.
+    """
+
+    memory: int = 512 << 20
+    """Bytes."""
+    vcpus: int = 1
+    kernel: str = DEFAULT_SERIES
+    """A series of Debian's ("6.1"), or a file's path."""
+    monitor: bool = True
+    """Without VeilMon the kernel runs at VMPL 0; then there are no services and no users."""
+    kernel_options: tuple[str, ...] = QUIET
+    """Words of the command line, after those that the machine asks for."""
+    modules: tuple[str, ...] = ()
+    """Of the kernel's modules: inserted at start, each with its parameters after a space."""
+    owners: tuple[bytes, ...] = ()
+    """SHA-256 of the public keys of users who may read the log, make room in it and set rules."""
+    readers: tuple[bytes, ...] = ()
+    """Of users who may read it."""
+    policy: int = DEFAULT_POLICY
+    """Of the SNP launch (guest policy, SNP firmware ABI, table 9), as the next two."""
+    host_data: bytes = bytes(_DIGEST)
+    identity: LaunchIdentityBlock | None = None
+    report_version: int = 3
+    """Of attestation reports: 2, 3 or 5."""
+    services: ServicesImage | None = PROTECTED_SERVICES
+    """The program at VMPL 1. The driver that the kernel asks it with is in the initramfs if Debian has headers for the
+    kernel."""
+    driver_options: str = ""
+    """The driver's module parameters."""
+    files: Mapping[str, Node] = field(default_factory=dict, repr=False)
+    """More members of the initramfs by path, measured with it (`veil.guest.initramfs.userland`)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
+        if not 1 <= self.vcpus <= _MOST_VCPUS:
+            raise VeilError(f"a CVM has 1 to {_MOST_VCPUS} VCPUs, not {self.vcpus}")
+        if self.memory <= 0:
+            raise VeilError("a CVM has memory: give it more than 0 bytes")
+        if not 0 <= self.policy < 1 << 64:
+            raise VeilError(f"the guest policy is a number of 64 bits, not {self.policy:#x}")
+        if len(self.host_data) != _DIGEST:
+            raise VeilError(f"host data has {_DIGEST} bytes, not {len(self.host_data)}")
+        if not self.monitor and (self.services is not None or self.owners or self.readers):
+            raise VeilError("without a monitor a CVM has no services, owners or readers")
+        for users in (self.owners, self.readers):
+            if len(users) > _MOST_USERS:
+                raise VeilError(
+                    f"{len(users)} keys are too many: a CVM has at most {_MOST_USERS} owners and as many readers"
+                )
+            if any(len(item) != _DIGEST for item in users):
+                raise VeilError(f"owners and readers are named by the {_DIGEST} bytes of a key's SHA-256")
+
+    def __hash__(self) -> int:
+        return hash(self.key())
+
+    @classmethod
+    def make(cls, memory: str | int = "512M", vcpus: int = 1, **settings: Unpack[Settings]) -> Configuration:
+        """From values as users write them: "512M", a kernel's path, this installation's user if no owner is named.
+
+        Services and users are left out without a monitor. Raises VeilError.
+        """
+        given: dict[str, Any] = {**settings, "memory": parse_size(memory), "vcpus": vcpus}
+        kernel = given.get("kernel")
+        kernel = DEFAULT_SERIES if kernel is None else os.fspath(kernel)
+        # A path is meant from here, wherever the value is used.
+        given["kernel"] = kernel if is_series(kernel) else os.path.abspath(kernel)
+        if not given.get("monitor", True):
+            given |= {"owners": (), "readers": (), "services": None}
+        elif given.get("owners") is None:
+            given["owners"] = (owner_fingerprint(),)
+        for name in ("kernel_options", "modules", "owners", "readers"):
+            if name in given:
+                given[name] = tuple(given[name])
+        given["files"] = given.get("files") or {}
+        return cls(**given)
+
+    def key(self) -> str:
+        """Hexadecimal; equal for equal configurations only."""
+        return hashlib.sha256(self.pack()).hexdigest()
+
+    def pack(self) -> bytes:
+        """As JSON, whole: the files are in it."""
+        return json.dumps(to_plain(self)).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Configuration:
+        """What `pack` made; raises VeilError in one line, whatever it is given."""
+        try:
+            found: Configuration = typed(from_plain(json.loads(data)), cls, "configuration")
+        except PlainValueError as error:
+            raise VeilError(str(error)) from error
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise VeilError(f"configuration is damaged: {error!r:.100}") from error
+        return found
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from "512M", "4G", "1048576"; raises VeilError."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise VeilError(f"{text!r} is no size: write a number and K, M or G, as in 512M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Snapshots of CVMs: beside the machine a file has the configuration and the host's state. And those that are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veil.cache import Cache, cache_key
+from veil.cvm.configuration import Configuration
+from veil.cvm.plain_values import from_plain, to_plain
+from veil.errors import VeilError
+from veil.host import Hypervisor
+from veil.image.launch_image import ServicesImage, hosted_programs
+from veil.installation import endorsement
+from veil.private_files import require_private
+from veil.snp import Machine, SnpError
+
+__all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "write_cvm"]
+
+_CONFIGURATION, _HOST = "configuration", "host"
+_FOLDER = "snapshots"
+_KEPT = 8
+#: Neither makes or runs a guest: a change there is no reason to boot anew.
+_NOT_IN_SNAPSHOTS = ("cli", "remote", "testing.py")
+
+
+@dataclass(frozen=True)
+class SavedCvm:
+    """What a file holds: a machine, which is the caller's to close; how it was configured; its host's state."""
+
+    machine: Machine
+    configuration: Configuration
+    host: Any
+
+
+def write_cvm(path: Path, machine: Machine, hypervisor: Hypervisor, configuration: Configuration) -> None:
+    """Write a CVM to a file, whole or not at all; raises VeilError."""
+    sections = {_HOST: json.dumps(to_plain(hypervisor.state())).encode(), _CONFIGURATION: configuration.pack()}
+    try:
+        machine.save(path, sections)
+    except SnpError as error:
+        raise VeilError(str(error)) from error
+
+
+def read_cvm(path: Path, services: ServicesImage | None) -> SavedCvm:
+    """A CVM from a file, whose services are `services`' program, with settings of their own, or none.
+
+    Raises VeilError in one line, whatever the file holds.
+    """
+    try:
+        machine, sections = Machine.restore(path, endorsement=endorsement, programs=hosted_programs(services))
+    except SnpError as error:
+        raise VeilError(str(error)) from error
+    try:
+        configuration = Configuration.parse(sections[_CONFIGURATION])
+        _require_program(configuration.services, services)
+        _require_consistent(configuration, machine)
+        host = from_plain(json.loads(sections[_HOST]))
+    except VeilError as error:
+        machine.close()
+        raise VeilError(f"{path} is no snapshot of a CVM: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        machine.close()
+        raise VeilError(f"{path} is no snapshot of a CVM: {error!r:.100}") from error
+    except BaseException:
+        machine.close()
+        raise
+    return SavedCvm(machine, configuration, host)
+
+
+def _require_program(saved: ServicesImage | None, allowed: ServicesImage | None) -> None:
+    """A file does not choose which of the installed programs runs: only who restores it does."""
+    if saved is None or (allowed is not None and (saved.entry, saved.packages) == (allowed.entry, allowed.packages)):
+        return
+    raise VeilError(f"it wants to run {saved.entry!r:.100}, which is no program that may be resumed here")
+
+
+def _require_consistent(configuration: Configuration, machine: Machine) -> None:
+    """What the machine knows of itself must not be said otherwise."""
+    processor = machine.secure_processor
+    said = {
+        "memory": (configuration.memory, machine.memory_size),
+        "policy": (configuration.policy, processor.policy),
+        "host data": (configuration.host_data, processor.host_data),
+        "report version": (configuration.report_version, processor.report_version),
+    }
+    for name, (configured, real) in said.items():
+        if configured != real:
+            raise VeilError(f"its configuration says another {name} than its machine has")
+
+
+class KeptSnapshots:
+    """Snapshots in the cache, by configuration and all that goes in beside it; the most recently used are kept."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+
+    def place(self, configuration: Configuration, ingredients: Mapping[str, str]) -> Path:
+        """Where the snapshot of this very CVM is or goes, made from `ingredients` (`Assembly.ingredients`)."""
+        key = cache_key(configuration.key(), repr(sorted(ingredients.items())), _source_digest())
+        return self._cache.directory(_FOLDER) / f"{key}.snapshot"
+
+    def read(self, path: Path, configuration: Configuration) -> SavedCvm:
+        """The CVM at a `place`; raises VeilError, also for one that was configured otherwise, and PermissionError."""
+        require_private(path)
+        saved = read_cvm(path, configuration.services)
+        if saved.configuration != configuration:
+            saved.machine.close()
+            raise VeilError("it is of another configuration")
+        with suppress(OSError):
+            os.utime(path)
+        return saved
+
+    @staticmethod
+    def drop(path: Path) -> None:
+        """Away with one that cannot be used."""
+        with suppress(OSError):
+            path.unlink()
+
+    def prune(self) -> None:
+        """Only the most recently used stay."""
+        found = self._cache.directory(_FOLDER).glob("*.snapshot")
+        kept = sorted(found, key=lambda item: item.stat().st_mtime, reverse=True)
+        for old in kept[_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def _source_digest() -> str:
+    """What of the package makes and runs a guest, scripts too: another version's snapshot is not this one's."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        if path.is_file() and name.parts[0] not in _NOT_IN_SNAPSHOTS and path.suffix != ".pyc":
+            digest.update(
+                hashlib.sha256(name.as_posix().encode()).digest() + hashlib.sha256(path.read_bytes()).digest()
+            )
+    return digest.hexdigest()

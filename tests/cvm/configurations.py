@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Configurations as hypothesis makes them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from veil.cvm import Configuration
+from veil.guest.initramfs.archive import Node
+from veil.host import LaunchIdentityBlock
+from veil.image.launch_image import ServicesImage, protected_services
+
+__all__ = ["configurations"]
+
+_NUMBERS = st.integers(0, (1 << 64) - 1)
+_KEYS = st.lists(st.binary(min_size=32, max_size=32), max_size=8).map(tuple)
+_WORDS = st.lists(st.text(max_size=9), max_size=3).map(tuple)
+_NODES = st.builds(Node, st.integers(0, 0o177777), st.binary(max_size=99), st.tuples(_NUMBERS, _NUMBERS))
+_SERVICES = st.one_of(
+    st.builds(protected_services, log_memory=st.integers(1, 1 << 40), log_full=st.sampled_from(["halt", "drop"])),
+    st.builds(
+        ServicesImage,
+        st.text(max_size=9),
+        _WORDS,
+        st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.none() | _NUMBERS | st.text())),
+        memory=_NUMBERS,
+    ),
+)
+_IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(max_size=99), st.booleans())
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> Configuration:
+    """Any, with a monitor or without."""
+    monitor = draw(st.booleans())
+    return Configuration(
+        memory=draw(st.integers(1, (1 << 64) - 1)),
+        vcpus=draw(st.integers(1, 4)),
+        kernel=draw(st.text(max_size=20)),
+        monitor=monitor,
+        kernel_options=draw(_WORDS),
+        modules=draw(_WORDS),
+        owners=draw(_KEYS) if monitor else (),
+        readers=draw(_KEYS) if monitor else (),
+        policy=draw(_NUMBERS),
+        host_data=draw(st.binary(min_size=32, max_size=32)),
+        identity=draw(st.none() | _IDENTITIES),
+        report_version=draw(st.sampled_from([2, 3, 5])),
+        services=draw(st.none() | _SERVICES) if monitor else None,
+        driver_options=draw(st.text(max_size=9)),
+        files=draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
+    )
