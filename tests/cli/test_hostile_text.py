@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm
-from tests.cli.test_output import write_log
+from tests.cli.written_log import write_log
 from tests.remote.attestation.model_chain import MODEL
 from tests.services.log.desk import Desk
 from veil.cli import main

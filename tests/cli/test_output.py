@@ -15,12 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cli
+from tests.cli.written_log import write_log
 from tests.remote.attestation.model_chain import MODEL
 from veil.cli.output import Console
-from veil.formats.log import ENTRY_HEADER, AuditRecord, EntryKind, LogEntry, pack_records
-from veil.formats.merkle import CompactRange, leaf_hash
-from veil.remote.log.folder import LogFolder
-from veil.remote.log.reader import LogState
+from veil.formats.log import AuditRecord
 
 _PROGRAM = "from veil.cli import main; main()"
 _SOURCES = Path(veil.cli.__file__).parent
@@ -47,21 +45,6 @@ def test_nobody_else_prints() -> None:
                 assert name not in printing, f"{path.name}:{node.lineno}: {name}"
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "sys":
                 assert node.attr not in ("stdout", "stderr"), f"{path.name}:{node.lineno}"
-
-
-def _entry(number: int, record: AuditRecord) -> LogEntry:
-    body = pack_records([record])
-    raw = ENTRY_HEADER.pack(number, 10**9 * (number + 1), EntryKind.RECORDS, len(body)) + body
-    return LogEntry(number, 10**9 * (number + 1), EntryKind.RECORDS, body, raw)
-
-
-def write_log(path: Path, *records: AuditRecord) -> None:
-    """A fetched log with these records, an entry each."""
-    entries = [_entry(number, record) for number, record in enumerate(records)]
-    tree = CompactRange()
-    for entry in entries:
-        tree.append(leaf_hash(entry.raw))
-    LogFolder(path).add(entries, LogState(b"key", tree))
 
 
 @pytest.fixture(scope="module")

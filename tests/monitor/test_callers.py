@@ -123,7 +123,7 @@ def test_a_reader_who_is_an_owner_too() -> None:
 
 def test_readers_are_no_strangers() -> None:
     """Connections of strangers make room for others; those of readers stay."""
-    from tests.monitor.channel.test_channel import Wire, ping
+    from tests.monitor.wire import Wire, ping
 
     bench = boot()
     with ChannelClient(Wire(bench), identity=READER) as reading:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.monitor.echo import Services
 from tests.monitor.harness import MONITOR_VMSA, PAGE, RAM, Bench
-from tests.monitor.test_services_mailbox import Services
 from veil.formats.domains import Domain
 from veil.monitor import Option, Owner
 from veil.monitor.ownership import ROWS, TRANSITIONS, Rows

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import struct
-import uuid
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.monitor.channel.test_channel import Wire
+from tests.monitor.echo import Echo, Services
 from tests.monitor.harness import (
     BLOCK,
     BLOCK_PAGES,
@@ -35,6 +33,7 @@ from tests.monitor.harness import (
     parameters,
     with_services,
 )
+from tests.monitor.wire import Wire
 from veil.formats.errors import FormatError
 from veil.formats.request_block import (
     BLOCK_HEADER,
@@ -44,50 +43,18 @@ from veil.formats.request_block import (
     write_answer,
     write_request,
 )
-from veil.formats.roles import Call, Role
+from veil.formats.roles import Role
 from veil.formats.status import Status
 from veil.formats.termination import MonitorReason
 from veil.monitor import MonitorError, Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services import Refused, Service, ServiceDomain, UserHandler
 from veil.services.parameters import ServiceParameters
 from veil.snp import RmpViolation
 
 REGISTER, PROTOCOL = 0, 16
 SIZE = BLOCK_PAGES * PAGE
 OK = ResultCode.SUCCESS
-
-
-class Echo(Service):
-    """Answers with what it was asked, and counts in its memory."""
-
-    name = "echo"
-    number = 7
-    guid = uuid.UUID("eeeeeeee-0000-4000-8000-000000000007")
-
-    @classmethod
-    def memory_size(cls, settings: dict[str, Any]) -> int:
-        return int(settings.get("pages", 1)) * PAGE
-
-    def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
-        if call == 1:
-            raise Refused(Status.FULL, "no room")
-        (count,) = struct.unpack("<Q", self.memory.read(0, 8))
-        self.memory.write(0, struct.pack("<Q", count + 1))
-        return bytes((vcpu,)) + body
-
-    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
-        0: Call(Role.ANYONE, lambda self, user, body: body),
-        1: Call(Role.ANYONE, lambda self, user, body: self.memory.read(0, 8)),
-    }
-
-    def manifest(self) -> bytes:
-        return b"it echoes"
-
-
-class Services(ServiceDomain):
-    service_types = (Echo,)
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.channel.test_channel import Wire
 from tests.monitor.harness import SERVICE_MEMORY, Bench
+from tests.monitor.wire import Wire
 from veil.formats.status import Status
 from veil.image.launch_image import ServicesImage
 from veil.monitor import Option, VeilMon

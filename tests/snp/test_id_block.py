@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.snp.chip import chip
-from tests.snp.test_guest_requests import POLICY, Guest
+from tests.snp.guest_requests import POLICY, Guest
 from veil.formats.attestation_report import AttestationReport
 from veil.snp import LaunchError, Machine
 from veil.snp.secure_processor import PageType

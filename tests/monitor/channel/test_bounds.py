@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from OpenSSL import SSL
 
-from tests.monitor.channel.test_channel import OWNER, Services, Wire, ping, user
+from tests.monitor.channel.harness import OWNER, Services, user
 from tests.monitor.harness import Bench
+from tests.monitor.wire import Wire, ping
 from veil.formats.channel import MESSAGE_MAX, STRANGER_MESSAGE_MAX, STRANGER_WINDOW, Request, Response, pack_request
 from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE

@@ -7,9 +7,7 @@ import json
 import os
 import struct
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable
 
 import pytest
 from cryptography import x509
@@ -18,7 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.monitor.channel.harness import OWNER, Diary, Services, user
 from tests.monitor.harness import PAGE, SHARED, Bench
+from tests.monitor.wire import Wire, ping
 from veil.formats.attestation_report import AttestationReport
 from veil.formats.channel import (
     AREA_HEADER,
@@ -34,91 +34,21 @@ from veil.formats.channel import (
     pack_frame,
 )
 from veil.formats.monitor_calls import MonitorCall
-from veil.formats.roles import Call, Role
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.formats.status import Status
-from veil.host.devices import ChannelConnection
 from veil.monitor import VeilMon
 from veil.monitor.channel.link import MAX_STRANGERS
 from veil.monitor.parameters import MIN_SHARED
 from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.channel.identity import UserKey
-from veil.services import Service, ServiceDomain, User, UserHandler
 from veil.snp.errors import RmpViolation
 
-OWNER = UserKey.generate()
 AREA = ChannelArea(SHARED + MIN_SHARED - ChannelArea(0).size)
-
-
-class Diary(Service):
-    """Owners write, everybody reads."""
-
-    name = "diary"
-    number = 16
-    guid = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
-
-    def __init__(self) -> None:
-        self.pages: list[bytes] = []
-
-    def _read(self, user: User, body: bytes) -> bytes:
-        return b"\n".join(self.pages)
-
-    def _write(self, user: User, body: bytes) -> bytes:
-        self.pages.append(body)
-        return b""
-
-    def _fail(self, user: User, body: bytes) -> bytes:
-        raise ZeroDivisionError("a mistake")
-
-    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
-        0: Call(Role.ANYONE, _read),
-        1: Call(Role.OWNER, _write),
-        2: Call(Role.ANYONE, _fail),
-    }
-
-
-class Services(ServiceDomain):
-    service_types = (Diary,)
-
-
-class Wire:
-    """A transport through the bench's host; `tamper` sees and changes what passes."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.connection: ChannelConnection = bench.channel.device.open()
-        self.received: deque[bytes] = deque()
-        self.connection.on_data = self.received.append
-        self.up: Callable[[bytes], bytes] = lambda data: data
-        self.down: Callable[[bytes], bytes] = lambda data: data
-
-    def send(self, data: bytes, /) -> None:
-        self.connection.send(self.up(data))
-
-    def receive(self) -> bytes:
-        self.bench.channel.run()
-        if not self.received:
-            return b""
-        data = self.received.popleft()
-        self.connection.consumed(len(data))
-        return self.down(data)
-
-    def close(self) -> None:
-        self.connection.close()
-        self.bench.channel.run()
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench(services=Services, owners=[OWNER.fingerprint]).boot()
-
-
-def user(bench: Bench, identity: UserKey | None = None) -> ChannelClient:
-    return ChannelClient(Wire(bench), identity=identity)
-
-
-def ping(client: ChannelClient, body: bytes = b"still there?") -> None:
-    assert client.request(CHANNEL_SERVICE, MonitorCall.PING, body) == body
 
 
 # Users

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.remote.attestation.model_chain import END, MODEL, NOW, START, der_string, resigned
-from tests.remote.attestation.test_verify import verify
+from tests.remote.attestation.verification import verify
 from veil.formats.errors import FormatError
 from veil.remote import CertificateChain, RemoteError, VerificationFailed
 from veil.remote.attestation.certificates import load_certificates

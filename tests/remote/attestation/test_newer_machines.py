@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.remote.attestation.model_chain import CHIP, MILAN, MODEL, TURIN_MODEL, Model, der_integer, public_key_of
-from tests.remote.attestation.test_verify import Fields, failed, verify
+from tests.remote.attestation.verification import Fields, failed, verify
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.errors import FormatError
 from veil.remote import Check, Demand, Policy, Verification

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.remote.attestation.model_chain import MODEL, NOW
-from tests.remote.attestation.test_verify import failed, verify
+from tests.remote.attestation.verification import failed, verify
 from veil.formats.attestation_report import REPORT_BYTES
 from veil.formats.binary_text import from_text
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates

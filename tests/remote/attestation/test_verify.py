@@ -23,6 +23,7 @@ from tests.remote.attestation.model_chain import (
     der_integer,
     der_string,
 )
+from tests.remote.attestation.verification import Fields, failed, verify
 from veil.formats.attestation_report import REPORT_BYTES, SIGNED_BYTES, PlatformInfo
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.errors import FormatError
@@ -32,24 +33,12 @@ from veil.remote import (
     Policy,
     RemoteError,
     TrustedRoots,
-    Verification,
     VerificationFailed,
     read_report,
 )
 from veil.remote.attestation.verify import verify_report
 
 VECTORS = Path(__file__).parents[4] / "shared" / "vectors"
-
-
-def verify(model: Model = MODEL, report: bytes | None = None, **more: object) -> Verification:
-    arguments = {"roots": model.roots, "at": NOW, **more}
-    return verify_report(report or model.report(), model.chain, **arguments)  # type: ignore[arg-type]
-
-
-def failed(result: Verification) -> set[str]:
-    with pytest.raises(VerificationFailed):
-        result.raise_for_failure()
-    return {check.name for check in result.failures}
 
 
 # Genuine hardware
@@ -295,7 +284,6 @@ def test_no_report(data: bytes) -> None:
 
 # What users demand: for each, a report that passes and one that fails
 
-Fields = dict[str, int | bytes]
 DEBUG, MIGRATE, SMT, SOCKET = 1 << 19, 1 << 18, 1 << 16, 1 << 20
 ONE, CXL = 1 << 17, 1 << 21
 #: AMD 56860, table "Guest Policy Structure"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.remote.log.test_analysis import NS, Log
+from tests.remote.log.audit_log import NS, Log
 from veil.formats.log import TICK_NS, AuditState, EntryKind, Heartbeat, Silence
 from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.findings import FindingKind as Kind

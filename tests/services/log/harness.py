@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.monitor.channel.test_channel import Wire
 from tests.monitor.harness import Bench
+from tests.monitor.wire import Wire
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records, parse_records
 from veil.formats.status import Status
 from veil.monitor import VeilMon

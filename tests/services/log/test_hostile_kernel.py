@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.monitor.harness import BLOCKS, FREE, FREE_2M, HEADER, MAILBOX, PAGE, SERVICE_HEADER, SERVICE_MEMORY, SERVICES
-from tests.monitor.test_hostile_guest import Play, operations, pages, vcpu
+from tests.monitor.hostile_moves import Play, operations, pages, vcpu
 from tests.services.log.harness import Machine, boot, service
 from veil.formats.log import LOG_NUMBER, EntryKind, KernelCall, parse_entries
 from veil.formats.request_block import BLOCK_HEADER, read_answer

@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.monitor.channel.test_channel import Wire
 from tests.monitor.harness import (
     Bench,
 )
+from tests.monitor.wire import Wire
 from tests.services.log.harness import (
     OWNER,
     Machine,
