@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the driver's C says of calls to VeilMon and to the services is what the other side says of them."""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+import pytest
+
+from tests.c_declarations import Declarations
+from veil.formats import log, request_block
+from veil.formats.domains import Domain
+from veil.formats.ghcb import MsrRequest, MsrResponse
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.status import Status
+from veil.guest.driver.build import driver_sources
+from veil.monitor.protocols import services
+from veil.monitor.svsm_call import ResultCode
+
+DRIVER = Declarations.of(data.decode() for data in driver_sources().values())
+
+#: an enumeration of the driver's: what its members' names begin with, the definition, and members of the driver's own
+ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
+    "veil_status": ("VEIL_", Status, {"VEIL_NO_ANSWER"}),
+    "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),
+}
+
+NUMBERS = {
+    "MONITOR_VMPL": Domain.MON.vmpl,
+    "REGISTER_BLOCK": services.ServicesCall.REGISTER_BLOCK,
+    "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,
+    "RUN_VMPL_RESPONSE": MsrResponse.RUN_VMPL,
+    "SERVICES_PROTOCOL": services.ServicesProtocol.number,
+    "SERVICE_VMPL": Domain.SER.vmpl,
+    "SVSM_BUSY": ResultCode.BUSY,
+    "SVSM_INCOMPLETE": ResultCode.INCOMPLETE,
+    "SVSM_SUCCESS": ResultCode.SUCCESS,
+    "VEIL_HEARTBEAT_VERSION": log._HEARTBEAT_VERSION,
+    "VEIL_LOG_SERVICE": log.LOG_NUMBER,
+    "VEIL_TICK_MS": log.TICK_NS // 1_000_000,
+    "VEIL_WORDS_MOST": log.WORDS_MOST,
+}
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_enumerations(name: str) -> None:
+    prefix, defined, own = ENUMS[name]
+    said = dict(DRIVER.enums[name])
+    for member in own:
+        assert said.pop(member) not in set(defined), f"{member} means something to the other side"
+    assert said == {prefix + member.name: int(member) for member in defined}
+
+
+def test_every_enumeration_is_compared() -> None:
+    assert DRIVER.enums.keys() == ENUMS.keys(), "name the definition in `formats` that a new one repeats"
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers(name: str) -> None:
+    assert DRIVER.numbers[name] == NUMBERS[name]
+
+
+def offsets(layout: struct.Struct) -> list[int]:
+    """Where each field of a `struct` format is; formats of single letters without counts."""
+    return [struct.calcsize(layout.format[:end]) for end in range(1, len(layout.format))]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("veil_record", log._RECORD), ("veil_heartbeat", log._HEARTBEAT)], ids=["record", "heartbeat"]
+)
+def test_structures(name: str, layout: struct.Struct) -> None:
+    assert DRIVER.sizes[name] == layout.size
+    assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
+
+
+def test_request_block() -> None:
+    block = DRIVER.structs["veil_block"]
+    assert [block[name].offset for name in ("pending", "status", "service", "call", "length")] == offsets(
+        request_block._ANSWER
+    )
+    assert block["length"].offset + block["length"].size == request_block._ANSWER.size
+    assert block["body"].offset == DRIVER.sizes["veil_block"] == request_block.BLOCK_HEADER
+    assert 1 <= DRIVER.numbers["VEIL_BLOCK_PAGES"] <= services.MAX_BLOCK_PAGES
+    assert DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE > request_block.BLOCK_HEADER
+
+
+def test_calling_area() -> None:
+    """58019, table 2: the bytes that the driver uses."""
+    area = DRIVER.structs["svsm_caa"]
+    assert (area["call_pending"].offset, area["mem_available"].offset, DRIVER.sizes["svsm_caa"]) == (0, 1, 8)
