@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.formats.domains import Domain
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.rmp import EntryFlag, Permission
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Inspection", "LevelPages", "VmsaInfo", "inspect_cvm", "ram_table"]
 
 _LABELS = {domain.vmpl: domain.label for domain in Domain}
-_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Inspection:
 def ram_table(vm: ConfidentialVM) -> NDArray[Any]:
     """The RMP's word on each 4 KiB page of RAM, in the order of addresses, without the hole below 4 GiB."""
     table = vm.machine.rmp.effective()
-    return np.concatenate([table[gpa // _PAGE : (gpa + size) // _PAGE] for gpa, size in vm.machine.ram_ranges])
+    return np.concatenate([table[gpa // PAGE_SIZE : (gpa + size) // PAGE_SIZE] for gpa, size in vm.machine.ram_ranges])
 
 
 def inspect_cvm(vm: ConfidentialVM) -> Inspection:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.cvm.inspection import inspect_cvm, ram_table
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.private_files import replacing
 from veil.snp.rmp import EntryFlag, Permission
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Scale", "write_picture"]
 
-_PAGE = 4096
 _MIB = 1 << 20
 _COLUMNS = 512
 #: More rows than this, and a cell is more pages.
@@ -75,7 +75,7 @@ class Scale:
     @property
     def row_bytes(self) -> int:
         """What a row shows, in bytes."""
-        return self.cell * _COLUMNS * _PAGE
+        return self.cell * _COLUMNS * PAGE_SIZE
 
     def address(self, row: int) -> int:
         """The guest-physical address at which a row begins."""
@@ -141,7 +141,7 @@ def _words(vm: ConfidentialVM, scale: Scale) -> list[str]:
     machine = vm.machine
     monitor = "under VeilMon" if vm.has_monitor else "without a monitor"
     vcpus = f"{vm.vcpus} VCPU{'s' if vm.vcpus > 1 else ''}"
-    cell = "a page of 4 KiB" if scale.cell == 1 else f"{scale.cell} pages, {_size(scale.cell * _PAGE)}"
+    cell = "a page of 4 KiB" if scale.cell == 1 else f"{scale.cell} pages, {_size(scale.cell * PAGE_SIZE)}"
     return [
         f"Reverse map table: a CVM of {_size(machine.memory_size)}, {vcpus}, {monitor}",
         f"launch digest {machine.secure_processor.measurement.hex()}",
@@ -179,7 +179,7 @@ def _legend(draw: ImageDraw.ImageDraw, vm: ConfidentialVM, classes: NDArray[np.u
         y += _LINE
         count = int(np.count_nonzero(classes == number))
         draw.rectangle((x, y, x + 16, y + 16), fill=_COLOURS[name], outline="black")
-        draw.text((x + 26, y + 1), f"{name}: {count} ({_size(count * _PAGE)})", fill="black")
+        draw.text((x + 26, y + 1), f"{name}: {count} ({_size(count * PAGE_SIZE)})", fill="black")
     y += _LINE
     if scale.cell > 1:
         draw.text((x, y), "a cell has the first of these colours", fill="black")

@@ -25,6 +25,7 @@ from veil.cvm.session import AgentSession
 from veil.cvm.snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
+from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher, RunResult, RunState
 from veil.host.devices import Platform
 from veil.image.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage
@@ -35,7 +36,6 @@ __all__ = ["ConfidentialVM", "Result"]
 
 _BOOT_TIMEOUT = 180.0
 _CONSOLE_KEPT = 64 * 1024
-_MIB_2 = 2 << 20
 _HOSTED_VMPLS = (0, 1)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
@@ -353,7 +353,7 @@ class ConfidentialVM:
         """What a launch would measure, without launching: for who wants to know the digest beforehand."""
         build_engine(self._say)
         try:
-            with Machine(_MIB_2) as machine:
+            with Machine(PAGE_SIZE_2M) as machine:
                 return self._build_image(machine)
         except SnpError as error:
             raise VeilError(str(error)) from error

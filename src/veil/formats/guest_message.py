@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from veil.formats.errors import FormatError
 from veil.formats.offsets import check_offsets
+from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = [
     "KEY_BYTES",
@@ -33,7 +34,7 @@ __all__ = [
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
-MESSAGE_BYTES = 4096
+MESSAGE_BYTES = PAGE_SIZE
 _HEADER_BYTES = 0x60
 MAX_PAYLOAD = MESSAGE_BYTES - _HEADER_BYTES
 _AUTHENTICATED_FROM = 0x30

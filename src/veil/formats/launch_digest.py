@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "LaunchLog", "LogEntry", "PageType", "launch_digest"]
 
 #: Where KVM says that VMSAs are, whatever their real address: it is part of what is measured.
 VMSA_GPA = 0xFFFFFFFFF000
 
-_PAGE = 4096
 _DIGEST_BYTES = 48
 _ZERO_DIGEST = bytes(_DIGEST_BYTES)
 _PAGE_INFO_BYTES = 0x70
@@ -80,9 +80,9 @@ def launch_digest(pages: Iterable[tuple[int, bytes, int]]) -> bytes:
     running = LaunchDigest()
     for gpa, content, page_type in pages:
         view = memoryview(content)
-        for offset in range(0, len(view), _PAGE):
+        for offset in range(0, len(view), PAGE_SIZE):
             running.extend(
-                VMSA_GPA if page_type == PageType.VMSA else gpa + offset, view[offset : offset + _PAGE], page_type
+                VMSA_GPA if page_type == PageType.VMSA else gpa + offset, view[offset : offset + PAGE_SIZE], page_type
             )
     return running.value
 
@@ -101,9 +101,9 @@ class LogEntry:
         """From the content, whole pages."""
         view, kind = memoryview(content), PageType(kind)
         if kind in _CONTENT_MEASURED:
-            digests = [hashlib.sha384(view[at : at + _PAGE]).digest() for at in range(0, len(view), _PAGE)]
+            digests = [hashlib.sha384(view[at : at + PAGE_SIZE]).digest() for at in range(0, len(view), PAGE_SIZE)]
         else:
-            digests = [_ZERO_DIGEST] * (len(view) // _PAGE)
+            digests = [_ZERO_DIGEST] * (len(view) // PAGE_SIZE)
         return cls(name, gpa, kind, b"".join(digests))
 
     @property
@@ -127,7 +127,7 @@ class LaunchLog:
         running = LaunchDigest()
         for entry in self.entries:
             for index in range(entry.count):
-                gpa = VMSA_GPA if entry.kind == PageType.VMSA else entry.gpa + index * _PAGE
+                gpa = VMSA_GPA if entry.kind == PageType.VMSA else entry.gpa + index * PAGE_SIZE
                 running.extend_digest(gpa, entry.page(index), entry.kind)
         return running.value
 
@@ -159,7 +159,7 @@ class LaunchLog:
         for entry in self.entries:
             vmsa = entry.kind == PageType.VMSA
             for index in range(entry.count):
-                place = next(vmsas) if vmsa else entry.gpa + index * _PAGE
+                place = next(vmsas) if vmsa else entry.gpa + index * PAGE_SIZE
                 yield entry.name, (vmsa, place), (entry.kind, entry.page(index))
 
     def pack(self) -> bytes:
@@ -200,7 +200,7 @@ class LaunchLog:
 
 def _entry(item: dict[str, object]) -> LogEntry:
     name, gpa, kind, pages = item["name"], item["gpa"], PageType[str(item["type"])], item["pages"]
-    if not isinstance(name, str) or not isinstance(gpa, int) or not 0 <= gpa < 1 << 52 or gpa % _PAGE:
+    if not isinstance(name, str) or not isinstance(gpa, int) or not 0 <= gpa < 1 << 52 or gpa % PAGE_SIZE:
         raise FormatError(f"launch log entry {name!r} at {gpa!r}")
     if kind in _CONTENT_MEASURED:
         try:

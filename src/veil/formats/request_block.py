@@ -13,6 +13,7 @@ import struct
 from typing import NamedTuple, Protocol
 
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
 from veil.formats.status import Status
 
@@ -33,7 +34,7 @@ _REQUEST = struct.Struct("<IIHHIIHH32s")
 _ANSWER = struct.Struct("<IIHHI")
 BLOCK_HEADER = 0x40
 #: what is copied with the header: most requests are no longer than the rest of their first page
-_FIRST = 4096
+_FIRST = PAGE_SIZE
 assert _REQUEST.size <= BLOCK_HEADER
 
 _ROLES = {role.value: role for role in Role}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from veil.formats.launch_digest import LaunchLog, LogEntry
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
 from veil.guest.linux import layout as guest_layout
 from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
@@ -25,20 +26,20 @@ from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, 
 
 __all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image", "hosted_programs"]
 
-_PAGE = 4096
 _MIB = 1 << 20
-_REGION_UNIT = 2 * _MIB
 _MONITOR_SIZE = 2 * _MIB
 
 _ENTRY = "veil.monitor:VeilMon"
 _PACKAGES = ("veil.formats", "veil.monitor")
 
 # Offsets in the monitor's region.
-_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (number * _PAGE for number in range(7))
+_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (
+    number * PAGE_SIZE for number in range(7)
+)
 _VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
 _SHARED_SIZE = _ARCHIVE - _SHARED
 # Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
-_SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, _PAGE, 2 * _PAGE
+_SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, PAGE_SIZE, 2 * PAGE_SIZE
 _MAILBOX_SIZE = 0x40000
 _CODE = _MAILBOX + _MAILBOX_SIZE
 
@@ -55,8 +56,8 @@ class ServicesImage:
 
     def region_size(self) -> int:
         """Bytes, a multiple of 2 MiB."""
-        archive = -(-len(pack_sources(self.packages)) // _PAGE) * _PAGE
-        return -(-(_CODE + _PAGE + archive + self.memory) // _REGION_UNIT) * _REGION_UNIT
+        archive = -(-len(pack_sources(self.packages)) // PAGE_SIZE) * PAGE_SIZE
+        return -(-(_CODE + PAGE_SIZE + archive + self.memory) // PAGE_SIZE_2M) * PAGE_SIZE_2M
 
 
 _LOG_MEMORY = 16 * _MIB
@@ -66,7 +67,7 @@ _LOG_SMALLEST = 64 << 10
 def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt") -> ServicesImage:
     """Veil's own services. `log_memory`: bytes, rounded up to whole pages, at least 64 KiB; `log_full`:
     "halt" or "drop" (docs/log.md)."""
-    log_memory = max(_LOG_SMALLEST, -(-log_memory // _PAGE) * _PAGE)
+    log_memory = max(_LOG_SMALLEST, -(-log_memory // PAGE_SIZE) * PAGE_SIZE)
     return ServicesImage(
         "veil.services.protected:ProtectedServices",
         ("veil.formats", "veil.services"),
@@ -145,8 +146,8 @@ def build_image(
 
 def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
     """The kernel expects all memory validated; without a monitor a few instructions before it see to that."""
-    own = guest_layout.CALLING_AREA + _PAGE
-    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CALLING_AREA, 2 * _PAGE)])
+    own = guest_layout.CALLING_AREA + PAGE_SIZE
+    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CALLING_AREA, 2 * PAGE_SIZE)])
     free: list[tuple[int, int]] = []
     for piece in linux.layout.ram:
         at = piece.start
@@ -163,7 +164,7 @@ def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchR
 def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
     gpa, name = region.gpa, region.name
     if region.kind == GuestKind.SECRETS:
-        return LaunchRegion(gpa, RegionKind.SECRETS, size=_PAGE, name=name)
+        return LaunchRegion(gpa, RegionKind.SECRETS, size=PAGE_SIZE, name=name)
     if region.kind == GuestKind.CPUID:
         return LaunchRegion(gpa, RegionKind.CPUID, table, name=name)
     if region.kind == GuestKind.ZERO:
@@ -191,7 +192,7 @@ def _monitor_regions(
             name="VeilMon",
         ),
         LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
-        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=_PAGE, name="secrets"),
+        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=PAGE_SIZE, name="secrets"),
         LaunchRegion(base + _CPUID, RegionKind.CPUID, table, name="CPUID page"),
         LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive, name="VeilMon"),
     ]
@@ -202,7 +203,7 @@ def _monitor_regions(
         code = (own + _CODE, added[-1].gpa + added[-1].length - (own + _CODE))
     boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
     launched = _merge(
-        [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, _PAGE)]
+        [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, PAGE_SIZE)]
     )
     parameters = MonitorParameters.make(
         vcpus=vcpus,
@@ -237,8 +238,8 @@ def _monitor_regions(
 def _service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
     """Parameters, then the program: header and archive. Their memory follows."""
     archive = pack_sources(services.packages)
-    archive_gpa = own + _CODE + _PAGE
-    memory = archive_gpa + -(-len(archive) // _PAGE) * _PAGE
+    archive_gpa = own + _CODE + PAGE_SIZE
+    memory = archive_gpa + -(-len(archive) // PAGE_SIZE) * PAGE_SIZE
     parameters = bytes(
         ServiceParameters.make(
             {name: dict(settings) for name, settings in services.settings.items()},
@@ -297,7 +298,7 @@ def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
     ):  # fmt: skip
         setattr(vmsa, name, getattr(registers, name))
     vmsa.x87_fcw, vmsa.x87_ftw = registers.fcw, registers.ftw
-    return bytes(vmsa).ljust(_PAGE, b"\0")
+    return bytes(vmsa).ljust(PAGE_SIZE, b"\0")
 
 
 def _monitor_vmsa(header_gpa: int) -> bytes:
@@ -306,4 +307,4 @@ def _monitor_vmsa(header_gpa: int) -> bytes:
         vmpl=0, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0,
         dr7=0x400, g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
     )  # fmt: skip
-    return bytes(vmsa).ljust(_PAGE, b"\0")
+    return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

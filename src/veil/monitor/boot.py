@@ -9,12 +9,13 @@ from collections.abc import Generator, Iterable
 from veil.formats.domains import Domain
 from veil.formats.ghcb import HypervisorFeatures
 from veil.formats.guest_message import KEY_BYTES
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.termination import MonitorReason
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
 from veil.monitor.parameters import MonitorParameters
-from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
+from veil.monitor.permissions import KERNEL_VMPL, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import SVSM_MAX_VERSION, Efer, SecretsPage, SevFeatures, Vmsa
@@ -51,7 +52,7 @@ def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, No
             # The host may have moved a page of the image here, the secrets page for one, and the kernel gets to see
             # what is here (see `core_memory`).
             cpu.view.zero(gpa, end - gpa)
-    in_use = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE)]  # which RMPADJUST refuses
+    in_use = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE_SIZE)]  # which RMPADJUST refuses
     for owner, start, size in state.book.runs():
         if owner is Owner.NOBODY:
             continue
@@ -79,7 +80,7 @@ def check_cpuid(cpu: HostedCpu, parameters: MonitorParameters) -> None:
 
     With other values it could have the kernel do without a feature that protects it, or use one that is not there.
     """
-    page = cpu.view.read(parameters.cpuid_gpa, PAGE)
+    page = cpu.view.read(parameters.cpuid_gpa, PAGE_SIZE)
     if hashlib.sha256(page).digest() != bytes(parameters.cpuid_digest):
         raise MonitorError(
             MonitorReason.CPUID_CHANGED, "the CPUID page is not the one that the image was measured with"
@@ -89,13 +90,13 @@ def check_cpuid(cpu: HostedCpu, parameters: MonitorParameters) -> None:
 def share_memory(cpu: HostedCpu, parameters: MonitorParameters) -> Generator[None, None, None]:
     """Give back the pages that the host must reach: a GHCB for each VCPU, guest messages, the channel."""
     shared = parameters.shared
-    for gpa, size in ((parameters.ghcb_gpa, parameters.vcpus * PAGE), (shared.gpa, shared.size)):
-        for page in range(gpa, gpa + size, PAGE):
+    for gpa, size in ((parameters.ghcb_gpa, parameters.vcpus * PAGE_SIZE), (shared.gpa, shared.size)):
+        for page in range(gpa, gpa + size, PAGE_SIZE):
             yield from _share_page(cpu, page)
 
 
 def _share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
-    cpu.view.zero(gpa, PAGE)
+    cpu.view.zero(gpa, PAGE_SIZE)
     code, unchanged = yield from retry(cpu, lambda: cpu.view.pvalidate(gpa, validate=False))
     if code != RmpResult.SUCCESS or unchanged:
         raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"the page {gpa:#x} cannot be given back: {code.name}")
@@ -104,7 +105,7 @@ def _share_page(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
 
 def own_ghcb(cpu: HostedCpu, parameters: MonitorParameters, apic_id: int) -> Generator[None, None, ghcb.Ghcb]:
     """Register this VCPU's GHCB."""
-    gpa = parameters.ghcb_gpa + apic_id * PAGE
+    gpa = parameters.ghcb_gpa + apic_id * PAGE_SIZE
     yield from ghcb.register_ghcb(cpu, gpa)
     return ghcb.Ghcb(cpu, gpa)
 
@@ -112,18 +113,18 @@ def own_ghcb(cpu: HostedCpu, parameters: MonitorParameters, apic_id: int) -> Gen
 def prepare_kernel(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
     """The kernel's secrets and CPUID pages, its CAA and its first VMSA."""
     view, parameters = cpu.view, state.parameters
-    view.write(parameters.kernel_secrets_gpa, _kernel_secrets(view.read(parameters.secrets_gpa, PAGE), parameters))
-    view.write(parameters.kernel_cpuid_gpa, view.read(parameters.cpuid_gpa, PAGE))
-    view.zero(parameters.kernel_caa_gpa, PAGE)
+    view.write(parameters.kernel_secrets_gpa, _kernel_secrets(view.read(parameters.secrets_gpa, PAGE_SIZE), parameters))
+    view.write(parameters.kernel_cpuid_gpa, view.read(parameters.cpuid_gpa, PAGE_SIZE))
+    view.zero(parameters.kernel_caa_gpa, PAGE_SIZE)
 
-    template = view.read(parameters.template_gpa, PAGE)
+    template = view.read(parameters.template_gpa, PAGE_SIZE)
     vmsa = Vmsa.from_buffer_copy(template)
     if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & Efer.SVME or not vmsa.sev_features & SevFeatures.SNP:
         raise MonitorError(MonitorReason.BAD_KERNEL_VMSA, "the image's VMSA for the kernel is not one of VMPL 3")
     permissions = state.rows.permissions(Owner.BOOT_VMSA, Domain.UNT)
     yield from _make_vmsa(cpu, parameters.kernel_vmsa_gpa, template, KERNEL_VMPL, permissions)
     state.sev_features = int(vmsa.sev_features)
-    state.book.move(parameters.kernel_vmsa_gpa, PAGE, Owner.BOOT_VMSA)
+    state.book.move(parameters.kernel_vmsa_gpa, PAGE_SIZE, Owner.BOOT_VMSA)
     state.register_kernel(0, parameters.kernel_vmsa_gpa, parameters.kernel_caa_gpa)
 
 
@@ -144,23 +145,23 @@ def _kernel_secrets(page: bytes, parameters: MonitorParameters) -> bytes:
 
 def make_monitor_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int) -> Generator[None, None, int]:
     """A VMSA for the monitor on another VCPU: a copy of its own that starts at the header; returns its GPA."""
-    own = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE))
+    own = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE_SIZE))
     own.rip = parameters.header_gpa
     own.rdi = index
     own.guest_exit_code = 0
-    gpa = parameters.monitor_vmsas_gpa + (index - 1) * PAGE
+    gpa = parameters.monitor_vmsas_gpa + (index - 1) * PAGE_SIZE
     yield from _make_vmsa(cpu, gpa, bytes(own), SERVICE_VMPL, Permission.NONE)
     return gpa
 
 
 def make_service_vmsa(cpu: HostedCpu, parameters: MonitorParameters, index: int) -> Generator[None, None, int]:
     """A VMSA for the services on a VCPU: of VMPL 1, starting at their header; returns its GPA."""
-    vmsa = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE))
+    vmsa = Vmsa.from_buffer_copy(cpu.view.read(cpu.vmsa_gpa, PAGE_SIZE))
     vmsa.vmpl = SERVICE_VMPL
     vmsa.rip = parameters.service_code.gpa
     vmsa.rdi = index
     vmsa.guest_exit_code = 0
-    gpa = parameters.service_vmsas_gpa + index * PAGE
+    gpa = parameters.service_vmsas_gpa + index * PAGE_SIZE
     yield from _make_vmsa(cpu, gpa, bytes(vmsa), SERVICE_VMPL, Permission.NONE)
     return gpa
 
@@ -170,5 +171,5 @@ def _make_vmsa(
 ) -> Generator[None, None, None]:
     """Revoke, fill, seal: nobody below VMPL 0 can reach the registers of a context between the check and the seal."""
     yield from adjust_page(cpu, gpa, vmpl, Permission.NONE)
-    cpu.view.write(gpa, content.ljust(PAGE, b"\0"))
+    cpu.view.write(gpa, content.ljust(PAGE_SIZE, b"\0"))
     yield from adjust_page(cpu, gpa, vmpl, permissions, vmsa=True)

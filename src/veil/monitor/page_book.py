@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 
 from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.ownership import ROWS, TRANSITIONS
 
 __all__ = ["Owner", "PageBook"]
 
-_PAGE = 4096
 
 _KERNEL = int(Owner.KERNEL)
 _CHANGEABLE = bytes(owner for owner, row in ROWS.items() if row.kernel_may_change)
@@ -32,14 +32,14 @@ class PageBook:
 
     def claim(self, gpa: int, size: int, owner: Owner) -> None:
         """Write down the owner of a range (bytes, page aligned), whoever had it before."""
-        first, count = gpa // _PAGE, size // _PAGE
+        first, count = gpa // PAGE_SIZE, size // PAGE_SIZE
         if gpa < 0 or size < 0 or first + count > len(self._owners):
             raise ValueError(f"range {gpa:#x}+{size:#x} is outside the book")
         self._owners[first : first + count] = bytes((owner,)) * count
 
     def move(self, gpa: int, size: int, owner: Owner) -> None:
         """The same for a change that `TRANSITIONS` allows for each page; raises ValueError for another one."""
-        first, count = gpa // _PAGE, size // _PAGE
+        first, count = gpa // PAGE_SIZE, size // PAGE_SIZE
         for before in set(self._owners[first : first + count]):
             if before != owner and (Owner(before), owner) not in TRANSITIONS:
                 raise ValueError(f"a page of {Owner(before).name} never becomes one of {owner.name}")
@@ -47,7 +47,7 @@ class PageBook:
 
     def owner(self, gpa: int) -> Owner:
         """The owner of the page that holds `gpa`; NOBODY outside RAM."""
-        page = gpa // _PAGE
+        page = gpa // PAGE_SIZE
         return Owner(self._owners[page]) if 0 <= page < len(self._owners) else Owner.NOBODY
 
     def is_kernel(self, gpa: int, size: int = 1) -> bool:
@@ -61,7 +61,7 @@ class PageBook:
     def _all(self, gpa: int, size: int, owners: bytes) -> bool:
         if gpa < 0 or size <= 0:
             return False
-        first, end = gpa // _PAGE, (gpa + size - 1) // _PAGE + 1
+        first, end = gpa // PAGE_SIZE, (gpa + size - 1) // PAGE_SIZE + 1
         if end > len(self._owners):
             return False
         # What PVALIDATE asks again and again has one owner.
@@ -72,7 +72,7 @@ class PageBook:
     def runs(self) -> Iterator[tuple[Owner, int, int]]:
         """(owner, GPA, size) of every run of pages that have one owner."""
         for run in _RUN.finditer(self._owners):
-            yield Owner(run[1][0]), run.start() * _PAGE, (run.end() - run.start()) * _PAGE
+            yield Owner(run[1][0]), run.start() * PAGE_SIZE, (run.end() - run.start()) * PAGE_SIZE
 
     def ranges(self, owner: Owner) -> Iterator[tuple[int, int]]:
         """(GPA, size) of every run of pages of one owner."""

@@ -8,6 +8,7 @@ import enum
 from collections.abc import Iterable, Sequence
 
 from veil.formats.channel import ChannelArea
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
@@ -22,13 +23,12 @@ _MAX_LAUNCHED = 96
 _MAX_VCPUS = 64
 _MAX_USERS = 8  # owners, and as many readers
 _DIGEST = 32
-_PAGE = 4096
 _TOP = 1 << 51
 
 #: The shared area: a page for requests to the secure processor, one for responses, these for certificates (Linux takes
 #: as many), then the channel's.
 CERTIFICATE_PAGES = 4
-_CHANNEL_AT = (2 + CERTIFICATE_PAGES) * _PAGE
+_CHANNEL_AT = (2 + CERTIFICATE_PAGES) * PAGE_SIZE
 MIN_SHARED = _CHANNEL_AT + ChannelArea(0).size
 
 _OWN_PAGES = ("header_gpa", "secrets_gpa", "cpuid_gpa", "template_gpa")
@@ -222,7 +222,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
     def _check_ranges(self) -> None:
         ram = self.ram_ranges()
         for item in [self.monitor, self.services, self.shared, *ram, *self.launched_ranges()]:
-            if item.gpa % _PAGE or item.size % _PAGE or item.end > _TOP:
+            if item.gpa % PAGE_SIZE or item.size % PAGE_SIZE or item.end > _TOP:
                 raise _bad(f"the range {item.gpa:#x}+{item.size:#x} is not one of whole pages")
         if not self.monitor.size or any(not item.size for item in ram):
             raise _bad("an empty region")
@@ -233,11 +233,11 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             raise _bad("the monitor's and the services' regions overlap")
 
     def _check_pages(self) -> None:
-        vmsas = (self.vcpus - 1) * _PAGE
-        several = [("monitor_vmsas_gpa", vmsas), ("ghcb_gpa", self.vcpus * _PAGE)]
-        for name, size in [*((name, _PAGE) for name in _OWN_PAGES), *several]:
+        vmsas = (self.vcpus - 1) * PAGE_SIZE
+        several = [("monitor_vmsas_gpa", vmsas), ("ghcb_gpa", self.vcpus * PAGE_SIZE)]
+        for name, size in [*((name, PAGE_SIZE) for name in _OWN_PAGES), *several]:
             gpa = getattr(self, name)
-            if gpa % _PAGE or not self.monitor.contains(gpa, size):
+            if gpa % PAGE_SIZE or not self.monitor.contains(gpa, size):
                 raise _bad(f"{name} {gpa:#x} is no page of the monitor's region")
         if not self.monitor.contains(self.shared.gpa, self.shared.size) or self.shared.size < MIN_SHARED:
             raise _bad(f"the shared area {self.shared.gpa:#x}+{self.shared.size:#x} is not in the monitor's region")
@@ -248,10 +248,10 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         if len(set(pages)) != len(pages):
             raise _bad("two of the kernel's pages are the same")
         for gpa in pages:
-            if gpa % _PAGE or not _inside(self.ram_ranges(), gpa, _PAGE):
+            if gpa % PAGE_SIZE or not _inside(self.ram_ranges(), gpa, PAGE_SIZE):
                 raise _bad(f"the kernel's page {gpa:#x} is no page of RAM")
-            mine = self.monitor.contains(gpa, _PAGE) and gpa != self.kernel_vmsa_gpa
-            if mine or self.services.contains(gpa, _PAGE):
+            mine = self.monitor.contains(gpa, PAGE_SIZE) and gpa != self.kernel_vmsa_gpa
+            if mine or self.services.contains(gpa, PAGE_SIZE):
                 raise _bad(f"the kernel's page {gpa:#x} is in a protected region")
 
     def ram_ranges(self) -> list[Range]:
@@ -259,11 +259,14 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         return list(self.ram[: self.ram_count])
 
     def _check_services(self) -> None:
-        if not self.monitor.contains(self.service_vmsas_gpa, self.vcpus * _PAGE) or self.service_vmsas_gpa % _PAGE:
+        if (
+            not self.monitor.contains(self.service_vmsas_gpa, self.vcpus * PAGE_SIZE)
+            or self.service_vmsas_gpa % PAGE_SIZE
+        ):
             raise _bad("the services' VMSAs are not in the monitor's region")
-        parts = [self.service_code, Range(self.mailbox_gpa, self.mailbox_size), Range(self.blocks_gpa, _PAGE)]
+        parts = [self.service_code, Range(self.mailbox_gpa, self.mailbox_size), Range(self.blocks_gpa, PAGE_SIZE)]
         for number, part in enumerate(parts):
-            if part.gpa % _PAGE or part.size % _PAGE or not self.services.contains(part.gpa, part.size):
+            if part.gpa % PAGE_SIZE or part.size % PAGE_SIZE or not self.services.contains(part.gpa, part.size):
                 raise _bad(f"the services' range {part.gpa:#x}+{part.size:#x} is not in their region")
             if any(part.overlaps(other) for other in parts[:number]):
                 raise _bad("the services' ranges overlap")

@@ -7,18 +7,17 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from veil.formats.domains import Domain
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
 from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
 
-__all__ = ["KERNEL_VMPL", "PAGE", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
+__all__ = ["KERNEL_VMPL", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
 
 KERNEL_VMPL = Domain.UNT.vmpl
 SERVICE_VMPL = Domain.SER.vmpl
-PAGE = 4096
-_LARGE = 512 * PAGE
 
 _T = TypeVar("_T")
 
@@ -37,9 +36,9 @@ def retry(cpu: HostedCpu, operation: Callable[[], _T]) -> Generator[None, None, 
 
 def _pieces(gpa: int, end: int) -> Generator[tuple[int, PageSize], None, None]:
     while gpa < end:
-        large = gpa % _LARGE == 0 and end - gpa >= _LARGE
+        large = gpa % PAGE_SIZE_2M == 0 and end - gpa >= PAGE_SIZE_2M
         yield gpa, PageSize.SIZE_2M if large else PageSize.SIZE_4K
-        gpa += _LARGE if large else PAGE
+        gpa += PAGE_SIZE_2M if large else PAGE_SIZE
 
 
 def validate_range(cpu: HostedCpu, gpa: int, size: int) -> Generator[None, None, None]:
@@ -50,7 +49,7 @@ def validate_range(cpu: HostedCpu, gpa: int, size: int) -> Generator[None, None,
     for start, page_size in _pieces(gpa, gpa + size):
         if page_size and (yield from _validate(cpu, start, page_size)):
             continue
-        for page in range(start, start + page_size.pages * PAGE, PAGE):
+        for page in range(start, start + page_size.pages * PAGE_SIZE, PAGE_SIZE):
             if not (yield from _validate(cpu, page, PageSize.SIZE_4K)):
                 raise MonitorError(MonitorReason.MEMORY_NOT_VALIDATED, f"page {page:#x} cannot be validated")
 
@@ -71,10 +70,10 @@ def grant_range(cpu: HostedCpu, gpa: int, size: int, vmpl: int, permissions: Per
     end = gpa + size
     small = gpa
     # Pages of 4 KiB are left behind until a piece of 2 MiB, or the end, is reached.
-    for start in range(-(-gpa // _LARGE) * _LARGE, end - _LARGE + 1, _LARGE):
+    for start in range(-(-gpa // PAGE_SIZE_2M) * PAGE_SIZE_2M, end - PAGE_SIZE_2M + 1, PAGE_SIZE_2M):
         if (yield from _grant_large(cpu, start, vmpl, permissions)):
             yield from _grant_small(cpu, small, start, vmpl, permissions)
-            small = start + _LARGE
+            small = start + PAGE_SIZE_2M
     yield from _grant_small(cpu, small, end, vmpl, permissions)
 
 
@@ -89,9 +88,9 @@ def _grant_large(cpu: HostedCpu, gpa: int, vmpl: int, permissions: Permission) -
 
 
 def _grant_small(cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Permission) -> Generator[None, None, None]:
-    count = (end - gpa) // PAGE
+    count = (end - gpa) // PAGE_SIZE
     code, done = yield from retry(cpu, lambda: cpu.view.rmpadjust_range(gpa, count, vmpl=vmpl, permissions=permissions))
-    _check_grant(code, gpa + done * PAGE)
+    _check_grant(code, gpa + done * PAGE_SIZE)
 
 
 def _check_grant(code: RmpResult, gpa: int) -> None:

@@ -18,8 +18,8 @@ from veil.formats.guest_message import (
     parse_report_response,
     seal_message,
 )
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.parameters import CERTIFICATE_PAGES, MonitorParameters
-from veil.monitor.permissions import PAGE
 from veil.snp.layouts import SecretsPage
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ class GuestMessages:
         self._view = view
         self._key_gpa = parameters.secrets_gpa + SecretsPage.vmpck_offset(_VMPCK)
         self._request = parameters.shared.gpa
-        self._response = self._request + PAGE
-        self._certificates = self._request + 2 * PAGE
+        self._response = self._request + PAGE_SIZE
+        self._certificates = self._request + 2 * PAGE_SIZE
         # What another life of this machine sent, if it was restored from a snapshot, is nobody's business here.
         for page in (self._request, self._response):
-            view.zero(page, PAGE, private=False)
+            view.zero(page, PAGE_SIZE, private=False)
 
     def report(self, host: Ghcb, report_data: bytes) -> Generator[None, None, Evidence]:
         """A report for VMPL 0 with these 64 bytes; raises ReportUnavailable."""
@@ -105,8 +105,8 @@ class GuestMessages:
         pages = CERTIFICATE_PAGES
         for _ in range(_BUSY_TRIES):
             view.write(self._request, sealed, private=False)
-            view.zero(self._response, PAGE, private=False)
-            view.zero(self._certificates, CERTIFICATE_PAGES * PAGE, private=False)
+            view.zero(self._response, PAGE_SIZE, private=False)
+            view.zero(self._certificates, CERTIFICATE_PAGES * PAGE_SIZE, private=False)
             if pages:
                 errors, _needed = yield from host.extended_guest_request(
                     self._request, self._response, self._certificates, pages
@@ -114,7 +114,7 @@ class GuestMessages:
             else:
                 errors = yield from host.guest_request(self._request, self._response)
             if not errors:
-                return view.read(self._certificates, pages * PAGE, private=False) if pages else b""
+                return view.read(self._certificates, pages * PAGE_SIZE, private=False) if pages else b""
             if errors >> 32 == VmmError.INVALID_LENGTH and pages:
                 pages = 0  # more certificates than Linux would take: the user has them from elsewhere
             elif errors >> 32 != VmmError.BUSY:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.contexts import DomainTable
 from veil.monitor.ownership import Rows
 from veil.monitor.page_book import Owner, PageBook
@@ -14,8 +15,6 @@ from veil.monitor.services_mailbox import ServiceInfo
 from veil.monitor.svsm_call import CallHandler
 
 __all__ = ["MonitorState"]
-
-_PAGE = 4096
 
 
 @dataclass
@@ -36,7 +35,7 @@ class MonitorState:
     def at_launch(cls, parameters: MonitorParameters) -> MonitorState:
         """When nothing was created yet."""
         ram = parameters.ram_ranges()
-        book = PageBook(max(item.gpa + item.size for item in ram) // _PAGE)
+        book = PageBook(max(item.gpa + item.size for item in ram) // PAGE_SIZE)
         for item in ram:
             book.claim(item.gpa, item.size, Owner.KERNEL)
         book.claim(parameters.monitor.gpa, parameters.monitor.size, Owner.MONITOR)
@@ -47,13 +46,13 @@ class MonitorState:
 
     def register_kernel(self, apic_id: int, vmsa: int, caa: int) -> None:
         """Write down a context of VMPL 3, which becomes the one that runs on its VCPU. The VMSA is in the book."""
-        self.book.move(caa, _PAGE, Owner.CAA)
+        self.book.move(caa, PAGE_SIZE, Owner.CAA)
         self.domains.vcpus[apic_id].kernel.add(vmsa, caa)
 
     def release_caa(self, gpa: int) -> None:
         """One context uses this calling area no more; when none does, it is the kernel's like any other page."""
         if not self.domains.uses_caa(gpa):
-            self.book.move(gpa, _PAGE, Owner.KERNEL)
+            self.book.move(gpa, PAGE_SIZE, Owner.KERNEL)
 
     def dump(self) -> dict[str, Any]:
         """For a snapshot."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from veil.formats.domains import Domain
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.termination import MonitorReason
 from veil.monitor import boot, ghcb
 from veil.monitor.attestation import Attestation
@@ -19,7 +20,7 @@ from veil.monitor.contexts import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
-from veil.monitor.permissions import KERNEL_VMPL, PAGE, SERVICE_VMPL
+from veil.monitor.permissions import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
@@ -84,7 +85,7 @@ class VeilMon:
             vcpu = self.domains.holder(Domain.MON, cpu.vmsa_gpa)
             if vcpu is None:
                 raise MonitorError(MonitorReason.GENERAL, f"the snapshot has no VCPU with a VMSA at {cpu.vmsa_gpa:#x}")
-            gpa = self.state.parameters.ghcb_gpa + vcpu.apic_id * PAGE
+            gpa = self.state.parameters.ghcb_gpa + vcpu.apic_id * PAGE_SIZE
             self._hosts[vcpu.apic_id] = ghcb.Ghcb(cpu, gpa)
             if not self.state.protocols:
                 self._offer_protocols(cpu)

@@ -9,12 +9,12 @@ from typing import Any
 
 from veil.formats.errors import FormatError
 from veil.formats.offsets import check_offsets
+from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = ["SETTINGS_MAX", "ServiceParameters"]
 
 _MAGIC = 0x5652455300564C53  # "SLV\0SERV", little-endian
 _VERSION = 1
-_PAGE = 4096
 SETTINGS_MAX = 3072
 
 
@@ -66,7 +66,7 @@ class ServiceParameters(ctypes.LittleEndianStructure):
         if found.magic != _MAGIC or found.version != _VERSION or found.settings_length > SETTINGS_MAX:
             raise FormatError("the services' parameters are not of this version")
         numbers = (found.mailbox_gpa, found.mailbox_size, found.blocks_gpa, found.memory_gpa, found.memory_size)
-        if any(number % _PAGE for number in numbers) or not 1 <= found.vcpus <= _PAGE // 16:
+        if any(number % PAGE_SIZE for number in numbers) or not 1 <= found.vcpus <= PAGE_SIZE // 16:
             raise FormatError("the services' parameters name ranges that are not whole pages")
         return found
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.errors import FormatError
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.request_block import BlockRequest, take_request, write_answer
 from veil.formats.status import Status
 from veil.services.interface import Refused, Service, ServiceMemory, User
@@ -35,7 +36,6 @@ DESCRIBE = 0
 _MONITOR, _KERNEL = 0, 3
 _AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
 _BLOCK = struct.Struct("<QQ")
-_PAGE = 4096
 #: what begins a request in the mailbox (`request_block`): pending, then at 0x10 the VCPU
 _MAILBOX = struct.Struct("<I12xI")
 
@@ -80,7 +80,7 @@ class ServiceDomain:
         for service in self.services:
             mine: dict[str, Any] = settings.get(service.name, {})
             size = service.memory_size(mine)
-            if size % _PAGE or gpa + size > parameters.memory_gpa + parameters.memory_size:
+            if size % PAGE_SIZE or gpa + size > parameters.memory_gpa + parameters.memory_size:
                 raise FormatError(f"no memory left for the service {service.name}")
             service.memory = ServiceMemory(cpu.view, gpa, size)
             service.now = cpu.tsc

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.formats.errors import FormatError
-from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp._engine import Engine, EngineCounters
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
@@ -72,7 +72,7 @@ class Machine:
         `endorsement` gives the secure processor its keys when they are first needed (made then without it).
         `report_version` is that of attestation reports: 2, 3 or 5.
         """
-        if memory_size <= 0 or memory_size % (2 << 20):
+        if memory_size <= 0 or memory_size % PAGE_SIZE_2M:
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
         memory = Memory(_address_space(memory_size))
         self._build(memory_size, memory, MemoryEncryption(), endorsement, report_version)
@@ -313,7 +313,7 @@ class Machine:
         state = _decode(json.loads(snapshot.sections["machine"]))
         memory_size = _integer(state["memory_size"], "memory size")
         # The engine and its tables are as large as this says: they must not reach past the mapping.
-        if memory_size % (2 << 20) or not memory_size or _address_space(memory_size) != snapshot.memory_size:
+        if memory_size % PAGE_SIZE_2M or not memory_size or _address_space(memory_size) != snapshot.memory_size:
             raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
         encryption = MemoryEncryption.load(snapshot.sections["encryption"])
         tsc = _integer(state["tsc"], "time stamp counter")

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import SnpError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PAGE_SIZE", "PAGE_SIZE_2M", "Memory"]
+__all__ = ["Memory"]
 
-PAGE_SIZE = 4096
-PAGE_SIZE_2M = 512 * PAGE_SIZE
 
 # Linux on x86-64; the mmap module has no name for it before Python 3.13.
 _MAP_NORESERVE = 0x4000

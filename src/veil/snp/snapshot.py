@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.disk import full_disk_words, is_full
-from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.private_files import make_folder, replacing
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import Memory
@@ -36,7 +36,7 @@ __all__ = ["Snapshot", "read_snapshot", "write_snapshot"]
 _MAGIC = b"VEILSNAP"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIQ32s")
-_MEMORY_ALIGNMENT = 2 << 20
+_MEMORY_ALIGNMENT = PAGE_SIZE_2M
 _MAX_INDEX = 1 << 20
 #: what sections may have beside the RMP's eight bytes a page
 _MAX_SECTIONS = 64 << 20

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.guest.linux.images import elf
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import acpi, layout
 from veil.guest.linux.boot import LinuxBoot, RegionKind, e820_map, prepare_linux
 from veil.guest.linux.cmdline import command_line, default_options
-from veil.guest.linux.layout import GIB, MIB, PAGE, Range, address_space
+from veil.guest.linux.layout import GIB, MIB, Range, address_space
 
 KERNEL = parse_kernel(elf([(0x1000000, b"k" * 5000, 5000), (0x3000000, b"d" * 100, 0x1200000)]), "kernel")
 INITRD = b"initrd" * 5000
@@ -27,20 +28,20 @@ def boot(memory: int = 512 * MIB, *, monitor: int = 16 * MIB, vcpus: int = 1, c_
 def memory_of(plan: LinuxBoot) -> dict[int, bytes]:
     pages = {}
     for region in plan.regions:
-        assert region.gpa % PAGE == 0
-        assert len(region.data) % PAGE == 0
+        assert region.gpa % PAGE_SIZE == 0
+        assert len(region.data) % PAGE_SIZE == 0
         assert region.data
-        for at in range(0, len(region.data), PAGE):
+        for at in range(0, len(region.data), PAGE_SIZE):
             assert region.gpa + at not in pages
-            pages[region.gpa + at] = region.data[at : at + PAGE]
+            pages[region.gpa + at] = region.data[at : at + PAGE_SIZE]
     return pages
 
 
 def read(pages: dict[int, bytes], address: int, size: int) -> bytes:
     out = b""
     while len(out) < size:
-        page = pages[(address + len(out)) & -PAGE]
-        out += page[(address + len(out)) % PAGE :][: size - len(out)]
+        page = pages[(address + len(out)) & -PAGE_SIZE]
+        out += page[(address + len(out)) % PAGE_SIZE :][: size - len(out)]
     return out
 
 
@@ -50,7 +51,7 @@ def number(pages: dict[int, bytes], address: int, size: int) -> int:
 
 def translate(pages: dict[int, bytes], root: int, address: int, c_bit: int | None) -> int:
     """Walk as the processor does: tables are private whatever their entries say; the leaf's C-bit counts."""
-    mask = (1 << 51) - 1 & -PAGE
+    mask = (1 << 51) - 1 & -PAGE_SIZE
     table = root
     for level in (39, 30, 21):
         entry = number(pages, table + 8 * (address >> level & 511), 8)
@@ -94,7 +95,7 @@ def test_confidential_computing_blob() -> None:
         "<IHHQIIQII", read(pages, blob, 40)
     )
     assert (magic, version) == (0x45444D41, 1)
-    assert (secrets, secrets_size, cpuid, cpuid_size) == (plan.secrets, PAGE, plan.cpuid, PAGE)
+    assert (secrets, secrets_size, cpuid, cpuid_size) == (plan.secrets, PAGE_SIZE, plan.cpuid, PAGE_SIZE)
     data = number(pages, plan.registers.rsi + 0x250, 8)
     assert struct.unpack("<QIII", read(pages, data, 20)) == (0, 7, 4, blob)
     without = boot(c_bit=None)

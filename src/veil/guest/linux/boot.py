@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import layout as at
 from veil.guest.linux.acpi import acpi_tables
 from veil.guest.linux.cmdline import check_command_line
-from veil.guest.linux.layout import HUGE_PAGE, PAGE, Layout, Range, plan_layout
+from veil.guest.linux.layout import Layout, Range, plan_layout
 
 C_BIT = 51
 MAX_VCPUS = 64
@@ -135,14 +136,14 @@ def prepare_linux(
     if encrypted:
         regions.append(_region(at.SETUP_DATA, _setup_data(), "cc blob"))
         if plan.monitor is None:
-            regions.append(Region(at.SECRETS, bytes(PAGE), RegionKind.SECRETS, "secrets"))
-            regions.append(Region(at.CPUID, bytes(PAGE), RegionKind.CPUID, "cpuid"))
+            regions.append(Region(at.SECRETS, bytes(PAGE_SIZE), RegionKind.SECRETS, "secrets"))
+            regions.append(Region(at.CPUID, bytes(PAGE_SIZE), RegionKind.CPUID, "cpuid"))
     regions.sort(key=lambda region: region.gpa)
     _check_disjoint(regions, plan)
     registers = BootRegisters(
         rip=kernel.entry,
         rsi=at.BOOT_PARAMS,
-        rsp=at.STACK + PAGE,
+        rsp=at.STACK + PAGE_SIZE,
         cr3=at.PAGE_TABLES,
         gdtr=SegmentState(0, 0, len(_gdt()) - 1, at.GDT),
     )
@@ -167,7 +168,7 @@ def e820_map(plan: Layout) -> list[tuple[Range, int]]:
 
 
 def _region(gpa: int, data: bytes, name: str) -> Region:
-    return Region(gpa, data + bytes(-len(data) % PAGE), RegionKind.NORMAL, name)
+    return Region(gpa, data + bytes(-len(data) % PAGE_SIZE), RegionKind.NORMAL, name)
 
 
 def _check_disjoint(regions: Sequence[Region], plan: Layout) -> None:
@@ -191,10 +192,10 @@ def _page_tables(c_bit: int | None, top: int) -> bytes:
     link = _PRESENT | _WRITABLE | _ACCESSED | mask
     leaf = link | _DIRTY | _LARGE
     directories = max(4, -(-top // at.GIB))
-    tables = [[at.PAGE_TABLES + PAGE | link]]
-    tables.append([at.PAGE_TABLES + (2 + number) * PAGE | link for number in range(directories)])
+    tables = [[at.PAGE_TABLES + PAGE_SIZE | link]]
+    tables.append([at.PAGE_TABLES + (2 + number) * PAGE_SIZE | link for number in range(directories)])
     for number in range(directories):
-        tables.append([(number * 512 + entry) * HUGE_PAGE | leaf for entry in range(512)])
+        tables.append([(number * 512 + entry) * PAGE_SIZE_2M | leaf for entry in range(512)])
     return b"".join(struct.pack("<512Q", *table, *[0] * (512 - len(table))) for table in tables)
 
 
@@ -205,13 +206,13 @@ def _setup_data() -> bytes:
     """
     blob_address = at.SETUP_DATA + 32
     entry = struct.pack("<QIII", 0, _SETUP_CC_BLOB, 4, blob_address)
-    blob = struct.pack("<IHHQIIQII", _CC_BLOB_MAGIC, 1, 0, at.SECRETS, PAGE, 0, at.CPUID, PAGE, 0)
+    blob = struct.pack("<IHHQIIQII", _CC_BLOB_MAGIC, 1, 0, at.SECRETS, PAGE_SIZE, 0, at.CPUID, PAGE_SIZE, 0)
     return entry.ljust(32, b"\0") + blob
 
 
 def _boot_params(kernel: ElfKernel, plan: Layout, command_line: int, rsdp: int, encrypted: bool) -> bytes:
     """The 'zero page'. Its setup header is ours: there is no bzImage to take it from."""
-    page = bytearray(PAGE)
+    page = bytearray(PAGE_SIZE)
 
     def put(offset: int, form: str, *values: int | bytes) -> None:
         struct.pack_into("<" + form, page, offset, *values)
@@ -229,7 +230,7 @@ def _boot_params(kernel: ElfKernel, plan: Layout, command_line: int, rsdp: int, 
     put(0x210, "BB", 0xFF, 0x01)  # a loader without a number, LOADED_HIGH
     put(0x218, "II", plan.initrd.start if plan.initrd.size else 0, plan.initrd.size)
     put(0x228, "II", at.COMMAND_LINE, 0x7FFFFFFF)
-    put(0x230, "IBBH", HUGE_PAGE, 0, 21, 0x0001)  # kernel_alignment, not to be relocated, XLF_KERNEL_64
+    put(0x230, "IBBH", PAGE_SIZE_2M, 0, 21, 0x0001)  # kernel_alignment, not to be relocated, XLF_KERNEL_64
     put(0x238, "I", command_line)
     put(0x258, "QI", kernel.start, kernel.end - kernel.start)
     return bytes(page)

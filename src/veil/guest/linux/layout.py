@@ -15,10 +15,9 @@
 
 from dataclasses import dataclass
 
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.errors import GuestImageError
 
-PAGE = 0x1000
-HUGE_PAGE = 0x200000
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -104,12 +103,12 @@ def address_space(memory: int) -> int:
 
 def plan_layout(memory: int, kernel: Range, initrd_size: int, monitor_size: int = 0) -> Layout:
     """Lay out a guest of `memory` bytes; `monitor_size` 0 means that there is no monitor."""
-    if memory % HUGE_PAGE or memory <= 0:
+    if memory % PAGE_SIZE_2M or memory <= 0:
         raise GuestImageError(f"the memory size must be a multiple of 2 MiB, not {memory} bytes")
     if memory > MAX_MEMORY:
         raise GuestImageError(f"too much memory: {_mib(memory)}, at most {_mib(MAX_MEMORY)} are supported")
-    monitor_size = _up(monitor_size, HUGE_PAGE)
-    needed = _up(kernel.end + _up(initrd_size, PAGE) + monitor_size + _WORKING_SET, HUGE_PAGE)
+    monitor_size = _up(monitor_size, PAGE_SIZE_2M)
+    needed = _up(kernel.end + _up(initrd_size, PAGE_SIZE) + monitor_size + _WORKING_SET, PAGE_SIZE_2M)
     if memory < needed:
         with_monitor = f", a monitor of {_mib(monitor_size)}" if monitor_size else ""
         raise GuestImageError(
@@ -119,7 +118,7 @@ def plan_layout(memory: int, kernel: Range, initrd_size: int, monitor_size: int 
     if kernel.start < FIRMWARE_END:
         raise GuestImageError(f"the kernel wants to lie at {kernel.start:#x}, where the boot data is")
     top = min(memory, MMIO_HOLE) - monitor_size
-    initrd_start = (top - initrd_size) & -PAGE
+    initrd_start = (top - initrd_size) & -PAGE_SIZE
     return Layout(
         memory,
         kernel,

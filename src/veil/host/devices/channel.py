@@ -29,6 +29,7 @@ from veil.formats.channel import (
     pack_frame,
 )
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.devices.bus import Window
 from veil.snp.errors import RmpViolation
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ChannelConnection", "ChannelDevice"]
 
-_PAGE = 4096
 _PORT_BYTES = 4
 #: Whose the port is. The kernel could say where rings are, too, and have users' ciphertext carried to it; or say all
 #: the time that they are spoilt, which ends connections.
@@ -223,7 +223,7 @@ class ChannelDevice:
         if value not in (DOORBELL_DATA, DOORBELL_MORE, DOORBELL_SPOILT):
             # Where the rings are is said once: whatever becomes of their pages, they are nowhere else.
             if self._area is None:
-                self._begin(ChannelArea(value * _PAGE), 0, 0)
+                self._begin(ChannelArea(value * PAGE_SIZE), 0, 0)
                 self.flush()
         elif self.ready and value in (DOORBELL_DATA, DOORBELL_MORE):
             self._take()

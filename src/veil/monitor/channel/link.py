@@ -22,6 +22,7 @@ from veil.formats.channel import (
     pack_frame,
 )
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
 from veil.monitor.channel.connection import Connection, Rank
 from veil.monitor.channel.schedule import FRAMES, Budget, Schedule
@@ -42,7 +43,6 @@ MAX_KNOWN = 64
 #: A handshake takes no longer.
 HANDSHAKE_NS = 5_000_000_000
 _MAX_UNSENT = 64 << 10
-_PAGE = 4096
 
 
 class _SharedPages:
@@ -128,7 +128,7 @@ class ChannelLink:
 
     def announce(self, host: Ghcb) -> Generator[None, None, None]:
         """Tell the host where the rings are."""
-        yield from host.out(DOORBELL_PORT, self._area.gpa // _PAGE)
+        yield from host.out(DOORBELL_PORT, self._area.gpa // PAGE_SIZE)
 
     def work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         """Take what came, answer some of it, send what is due. What is left waits until the host comes again."""

@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.services_manifest import NONCE_BYTES
-from veil.monitor.permissions import PAGE
 from veil.monitor.secure_processor import ReportUnavailable
 from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
 from veil.snp.layouts import check_offsets
@@ -121,7 +121,7 @@ class AttestationProtocol:
     def _read(self, gpa: int, *, single: bool) -> _Operation:
         size = ctypes.sizeof(_Operation) if single else _SERVICES_BYTES
         # COCONUT-SVSM and Linux take the structure to lie in one page.
-        if gpa % 8 or gpa % PAGE + size > PAGE:
+        if gpa % 8 or gpa % PAGE_SIZE + size > PAGE_SIZE:
             raise CallError(_INVALID_PARAMETER)
         self._need(gpa, size)
         operation = _Operation.from_buffer_copy(self._view.read(gpa, size).ljust(ctypes.sizeof(_Operation), b"\0"))
@@ -129,7 +129,7 @@ class AttestationProtocol:
         if any(reserved) or any(operation.reserved_1a) or operation.manifest_version:
             raise CallError(_INVALID_PARAMETER)
         # With another length of nonces, a nonce and a manifest could be cut at another place than they were joined at.
-        if operation.nonce_size != NONCE_BYTES or operation.nonce_gpa % PAGE + NONCE_BYTES > PAGE:
+        if operation.nonce_size != NONCE_BYTES or operation.nonce_gpa % PAGE_SIZE + NONCE_BYTES > PAGE_SIZE:
             raise CallError(_INVALID_PARAMETER)
         if operation.certificates_size > _MAX_CERTIFICATES:
             raise CallError(_INVALID_PARAMETER)
@@ -140,7 +140,7 @@ class AttestationProtocol:
             (operation.certificates_gpa, operation.certificates_size),
         )
         for start, length in buffers:
-            if length and start % PAGE:
+            if length and start % PAGE_SIZE:
                 raise CallError(_INVALID_PARAMETER)
             if length:
                 self._need(start, length)
@@ -183,4 +183,4 @@ class AttestationProtocol:
 
 
 def _whole_pages(table: bytes) -> int:
-    return -(-len(table.rstrip(b"\0")) // PAGE) * PAGE
+    return -(-len(table.rstrip(b"\0")) // PAGE_SIZE) * PAGE_SIZE

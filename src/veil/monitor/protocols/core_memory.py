@@ -7,8 +7,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import KERNEL_VMPL, PAGE
+from veil.monitor.permissions import KERNEL_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
@@ -28,11 +29,10 @@ _SIZE_2M = 1
 _VALIDATE = 1 << 2
 _IGNORE_CF = 1 << 3
 _MUST_BE_ZERO = 0xFF0
-_PFN_MASK = ~(PAGE - 1)
+_PFN_MASK = ~(PAGE_SIZE - 1)
 
 _SMALL, _LARGE = PageSize.SIZE_4K, PageSize.SIZE_2M
-_LARGE_BYTES = 512 * PAGE
-_ZERO_PAGE = bytes(PAGE)
+_ZERO_PAGE = bytes(PAGE_SIZE)
 _NONE = Permission.NONE
 
 _SUCCESS = ResultCode.SUCCESS
@@ -47,17 +47,17 @@ _CODES = {
 def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the calling area's new page. The area in use stays valid until the new one is found good."""
     gpa = request.rcx
-    if gpa % PAGE:
+    if gpa % PAGE_SIZE:
         return Result(ResultCode.INVALID_PARAMETER)
     vcpu = state.domains.vcpus[request.vcpu]
     if gpa == vcpu.kernel.caa:
         return Result(_SUCCESS)
     # Not a VMSA, nor another context's area: what one VCPU's kernel writes there must not be another one's call.
-    if not state.book.is_kernel(gpa, PAGE):
+    if not state.book.is_kernel(gpa, PAGE_SIZE):
         return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the page is not validated: the caller gets INVALID_ADDRESS and keeps its area.
     view.write_u64(gpa, 0)
-    state.book.move(gpa, PAGE, Owner.CAA)
+    state.book.move(gpa, PAGE_SIZE, Owner.CAA)
     old = vcpu.kernel.remap(gpa)
     if old is not None:
         state.release_caa(old)
@@ -70,7 +70,7 @@ def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
     The list is in memory that other VCPUs of the kernel can change meanwhile: it is read once, then used.
     """
     gpa = request.rcx
-    room = (PAGE - _HEADER.size - (gpa & PAGE - 1)) // _ENTRY_BYTES
+    room = (PAGE_SIZE - _HEADER.size - (gpa & PAGE_SIZE - 1)) // _ENTRY_BYTES
     if gpa % 8 or room < 1:
         return Result(ResultCode.INVALID_PARAMETER)
     if not state.book.is_kernel_data(gpa):
@@ -99,11 +99,11 @@ def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
         return ResultCode.INVALID_PARAMETER
     large = entry & _SIZE_MASK
     gpa = entry & _PFN_MASK
-    if large and gpa % _LARGE_BYTES:
+    if large and gpa % PAGE_SIZE_2M:
         return ResultCode.INVALID_PARAMETER
     # Never a page of the monitor's or the services', a VMSA or a calling area: once it is invalid, the host may put
     # memory of its own choice in its place, and once it is valid again, the kernel may use it.
-    if not state.book.is_kernel(gpa, _LARGE_BYTES if large else PAGE):
+    if not state.book.is_kernel(gpa, PAGE_SIZE_2M if large else PAGE_SIZE):
         return ResultCode.INVALID_ADDRESS
     size = _LARGE if large else _SMALL
     try:
@@ -121,7 +121,7 @@ def _change(state: MonitorState, view: View, entry: int) -> ResultCode:
     # Zero it before anybody else sees it. The host chose which memory stands behind this address, and had it chosen a
     # page that VMPL 0 used elsewhere, the kernel would read VMPL 0's secrets.
     if large:
-        view.zero(gpa, _LARGE_BYTES)
+        view.zero(gpa, PAGE_SIZE_2M)
     else:
         view.write(gpa, _ZERO_PAGE)
     code = view.rmpadjust(

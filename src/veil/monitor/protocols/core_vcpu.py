@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import KERNEL_VMPL, PAGE
+from veil.monitor.permissions import KERNEL_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Efer, Vmsa
@@ -27,27 +28,27 @@ _EFER = Vmsa.efer.offset
 def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     """RCX: the page that becomes the VMSA, RDX: its calling area, R8: the APIC ID."""
     vmsa, caa = request.rcx, request.rdx
-    if vmsa % PAGE or caa % PAGE or vmsa == caa:
+    if vmsa % PAGE_SIZE or caa % PAGE_SIZE or vmsa == caa:
         return Result(ResultCode.INVALID_ADDRESS)
     target = state.domains.by_apic_id(request.r8)
     if target is None:
         return Result(ResultCode.INVALID_PARAMETER)
-    if not state.book.is_kernel(vmsa, PAGE) or not _may_be_caa(state, target, caa):
+    if not state.book.is_kernel(vmsa, PAGE_SIZE) or not _may_be_caa(state, target, caa):
         return Result(ResultCode.INVALID_ADDRESS)
     # Raises if the area is not validated memory; nothing is done yet.
     view.read_u64(caa)
 
     # The page is out of the kernel's reach before it is looked at, so that what is checked is what will run. From here
     # on PVALIDATE refuses it: else the kernel could have it back, with write permission, while it is being checked.
-    state.book.move(vmsa, PAGE, Owner.VMSA)
+    state.book.move(vmsa, PAGE_SIZE, Owner.VMSA)
     try:
         good = _seal(state, view, vmsa)
     except RmpViolation:
-        state.book.move(vmsa, PAGE, Owner.KERNEL)
+        state.book.move(vmsa, PAGE_SIZE, Owner.KERNEL)
         raise
     if not good:
         view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(Owner.KERNEL, Domain.UNT))
-        state.book.move(vmsa, PAGE, Owner.KERNEL)
+        state.book.move(vmsa, PAGE_SIZE, Owner.KERNEL)
         return Result(ResultCode.INVALID_PARAMETER)
     view.write_u64(caa, 0)
     state.register_kernel(target.apic_id, vmsa, caa)
@@ -56,14 +57,14 @@ def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
 
 def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
     """A free page of the kernel's, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
-    return state.book.is_kernel(gpa, PAGE) or gpa in target.kernel.vmsas.values()
+    return state.book.is_kernel(gpa, PAGE_SIZE) or gpa in target.kernel.vmsas.values()
 
 
 def _seal(state: MonitorState, view: View, gpa: int) -> bool:
     sealed = state.rows.permissions(Owner.VMSA, Domain.UNT)
     if view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=sealed) != RmpResult.SUCCESS:
         return False
-    vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE))
+    vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE_SIZE))
     # With another VMPL in it the kernel would have made itself a context of VMPL 0.
     if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
         return False
@@ -83,7 +84,7 @@ def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
         # Its page would be the kernel's again, perhaps another VMSA, when the answer is written into it.
         return Result(ResultCode.BUSY)
     # The boot VCPU's VMSA is in the monitor's own region.
-    after = Owner.MONITOR if state.parameters.monitor.contains(vmsa, PAGE) else Owner.KERNEL
+    after = Owner.MONITOR if state.parameters.monitor.contains(vmsa, PAGE_SIZE) else Owner.KERNEL
     efer = view.read_u64(vmsa + _EFER)
     # Without SVME no VMRUN enters it any more, whatever the host tries before the attribute is gone.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
@@ -91,7 +92,7 @@ def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     if code != RmpResult.SUCCESS:
         view.write_u64(vmsa + _EFER, efer)
         return Result(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
-    state.book.move(vmsa, PAGE, after)
+    state.book.move(vmsa, PAGE_SIZE, after)
     caa = holder.kernel.drop(vmsa)
     assert caa is not None
     state.release_caa(caa)

@@ -9,8 +9,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import PAGE, SERVICE_VMPL
+from veil.monitor.permissions import SERVICE_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import RmpResult
@@ -47,14 +48,14 @@ class ServicesProtocol:
         if request.call != ServicesCall.REGISTER_BLOCK:
             return Result(ResultCode.UNSUPPORTED_CALL)
         gpa, pages, vcpu = request.rcx, request.rdx, request.vcpu
-        if gpa % PAGE or pages > MAX_BLOCK_PAGES:
+        if gpa % PAGE_SIZE or pages > MAX_BLOCK_PAGES:
             return Result(ResultCode.INVALID_PARAMETER)
-        size = pages * PAGE
+        size = pages * PAGE_SIZE
         # Neither a VMSA nor a calling area nor another VCPU's block, and no memory of VeilMon's or the services': the
         # domain at VMPL 1 would read and write there in the kernel's name.
         if size and not self._state.book.is_kernel(gpa, size):
             return Result(ResultCode.INVALID_ADDRESS)
-        for page in range(gpa, gpa + size, PAGE):
+        for page in range(gpa, gpa + size, PAGE_SIZE):
             self._view.read_u8(page)  # raises if it is not validated
         if not self._give(gpa, size):
             return Result(ResultCode.INVALID_REQUEST)
@@ -73,14 +74,14 @@ class ServicesProtocol:
         end, at = gpa + size, gpa
         try:
             while at < end and self._adjust(at, Owner.BLOCK) == RmpResult.SUCCESS:
-                at += PAGE
+                at += PAGE_SIZE
         finally:
             if at < end:
                 self._take(gpa, at - gpa)
         return at == end
 
     def _take(self, gpa: int, size: int) -> None:
-        for page in range(gpa, gpa + size, PAGE):
+        for page in range(gpa, gpa + size, PAGE_SIZE):
             # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
             with suppress(RmpViolation):
                 self._adjust(page, Owner.KERNEL)

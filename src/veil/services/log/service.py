@@ -24,6 +24,7 @@ from veil.formats.log import (
     Silence,
     UserCall,
 )
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services.interface import Refused, Service, User, UserHandler
@@ -33,9 +34,8 @@ from veil.services.log.store import LogFull, LogStore
 
 __all__ = ["LogService"]
 
-_PAGE = 4096
 _DEFAULT_MEMORY = 16 << 20
-_SMALLEST = 16 * _PAGE
+_SMALLEST = 16 * PAGE_SIZE
 _FETCH_MOST = 224 << 10
 _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
 #: Room that the kernel's calls leave, so that the service can say that there was none for them.
@@ -72,7 +72,7 @@ class LogService(Service):
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
         """As `memory` says, rounded up to whole pages."""
-        return max(_SMALLEST, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // _PAGE) * _PAGE)
+        return max(_SMALLEST, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // PAGE_SIZE) * PAGE_SIZE)
 
     def start(self, settings: dict[str, Any]) -> None:
         """An empty log with a key of its own."""
