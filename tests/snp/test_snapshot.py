@@ -112,6 +112,16 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sections_that_could_not_be_read_again_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_SECTIONS", 100)
+    most = 100 + _PAGES * PAGE_SIZE // 512
+    write_snapshot(tmp_path / "s", memory=_memory({}).buf, sections={"one": bytes(most)})
+    assert len(read_snapshot(tmp_path / "s").sections["one"]) == most
+    with pytest.raises(SnapshotError, match=f"at most {most} can be kept"):
+        write_snapshot(tmp_path / "t", memory=_memory({}).buf, sections={"one": bytes(most), "two": b"x"})
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize(
     "index",
     [

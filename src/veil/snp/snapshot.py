@@ -38,8 +38,8 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sIQ32s")
 _MEMORY_ALIGNMENT = PAGE_SIZE_2M
 _MAX_INDEX = 1 << 20
-#: what sections may have beside the RMP's eight bytes a page
-_MAX_SECTIONS = 64 << 20
+#: what sections may have beside the RMP's eight bytes a page: the files of a CVM's configuration are the largest
+_MAX_SECTIONS = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def _runs(nonzero: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def write_snapshot(path: Path, *, memory: memoryview, sections: dict[str, bytes]) -> None:
     """Write a snapshot whole or not at all; raises SnapshotError."""
+    total, most = sum(map(len, sections.values())), _most_of_sections(len(memory))
+    if total > most:
+        raise SnapshotError(f"the snapshot {path} would have {total} bytes beside memory, at most {most} can be kept")
     try:
         make_folder(path.parent)
         with replacing(path) as stream:
@@ -108,6 +111,10 @@ def _write(stream: BinaryIO, memory: memoryview, sections: dict[str, bytes]) -> 
         stream.seek(base + first * PAGE_SIZE)
         stream.write(memory[first * PAGE_SIZE : end * PAGE_SIZE])
     stream.truncate(base + len(memory))
+
+
+def _most_of_sections(memory_size: int) -> int:
+    return _MAX_SECTIONS + memory_size // (PAGE_SIZE // 8)
 
 
 def _align(length: int) -> int:
@@ -150,7 +157,7 @@ def _read(path: Path, stream: BufferedReader, size: int) -> Snapshot:
     base = _align(start + total)
     if size != base + memory_size:
         raise SnapshotError(f"the snapshot {path} is damaged: it has {size} bytes, not {base + memory_size}")
-    if total > _MAX_SECTIONS + memory_size // (PAGE_SIZE // 8):
+    if total > _most_of_sections(memory_size):
         raise SnapshotError(f"the snapshot {path} is damaged: its sections are longer than any machine's")
     sections: dict[str, bytes] = {}
     position = 0
