@@ -20,7 +20,7 @@ def _boot_under_torture(vcpus: int, seed: int) -> None:
     try:
         vm.launch()
         torture = Torture(vm, seed)
-        exits = vm.hypervisor.exit_counts
+        exits = vm.hypervisor.counts.exits
         # From when the kernel makes its first calls: VeilMon has handed memory over by then.
         vm.hypervisor.run(until=lambda: exits.get(ExitCode.VMGEXIT, 0) > 30, timeout=30)
         torture.start()

@@ -30,10 +30,10 @@ from veil.host.events import (
     PageStateEvent,
     VmplSwitchEvent,
 )
-from veil.host.ghcb.protection import ProtectedRange, Protection
 from veil.host.hypervisor import Hypervisor, RunResult
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
 from veil.host.panic import PanicWatcher
+from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState
 
 __all__ = [

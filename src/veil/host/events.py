@@ -32,8 +32,8 @@ class ExitEvent(Event):
     """A VMRUN came back; the codes are the VMCB's."""
 
     code: int
-    info1: int
-    info2: int
+    exit_info_1: int
+    exit_info_2: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class GhcbEvent(Event):
     """A request in a GHCB page; `result1` and `result2` are SW_EXITINFO1 and 2 of the answer."""
 
     exit_code: int
-    info1: int
-    info2: int
+    exit_info_1: int
+    exit_info_2: int
     result1: int
     result2: int
 

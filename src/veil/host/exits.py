@@ -18,13 +18,13 @@ from veil.snp.rmp import FAULT_ENC, FAULT_RMP, FAULT_SIZEM, FAULT_VMPL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["EXIT_HANDLERS", "unexpected"]
 
 
-def _vmgexit(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _vmgexit(host: Host, vcpu: Vcpu, context: Context) -> None:
     msr: int = context.vmcb.ghcb_gpa
     if msr & MSR_INFO_MASK:
         handle_ghcb_msr(host, vcpu, context)
@@ -38,25 +38,25 @@ def _vmgexit(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
         )
 
 
-def _interrupted(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _interrupted(host: Host, vcpu: Vcpu, context: Context) -> None:
     """The deadline passed or somebody kicked: the run loop looks at the clock and at the inbox."""
     context.keep_event()
 
 
-def _pause(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _pause(host: Host, vcpu: Vcpu, context: Context) -> None:
     """The guest spins: what it waits for may be another VCPU's to do."""
     host.reschedule = True
 
 
-def _halt(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _halt(host: Host, vcpu: Vcpu, context: Context) -> None:
     vcpu.state = RunState.HALTED
 
 
-def _shutdown(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _shutdown(host: Host, vcpu: Vcpu, context: Context) -> None:
     raise TripleFault(vcpu=vcpu.index, vmpl=context.vmpl)
 
 
-def _invalid(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
     raise VmrunRefused(
         f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is no validated VMSA page, EFER.SVME is clear (a "
         "monitor is still serving this context), or SEV_FEATURES lacks SNP",
@@ -65,7 +65,7 @@ def _invalid(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
     )
 
 
-def _nested_page_fault(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
     vmcb = context.vmcb
     info: int = vmcb.exit_info_1
     gpa: int = vmcb.exit_info_2
@@ -94,7 +94,7 @@ def _npf_words(info: int, vmpl: int) -> str:
     return "the access is outside of guest memory"
 
 
-EXIT_HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context], None]] = {
+EXIT_HANDLERS: dict[int, Callable[[Host, Vcpu, Context], None]] = {
     int(ExitCode.VMGEXIT): _vmgexit,
     int(ExitCode.INTR): _interrupted,
     int(ExitCode.VINTR): _interrupted,
@@ -107,7 +107,7 @@ EXIT_HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context], None]] = {
 }
 
 
-def unexpected(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def unexpected(host: Host, vcpu: Vcpu, context: Context) -> None:
     """Nothing that this host intercepts."""
     vmcb = context.vmcb
     raise UnexpectedExit(

@@ -13,26 +13,23 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.ghcb import HypervisorFeatures, MsrRequest, NaeEvent
-from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.ghcb import GhcbField
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.channel_turns import ChannelTurns
-from veil.host.cpuid import CpuidAnswers
 from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
-from veil.host.events import ExitEvent, PageStateEvent, VmplSwitchEvent
+from veil.host.events import ExitEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
 from veil.host.ghcb.msr import ap_reset_hold_answer
-from veil.host.ghcb.protection import ProtectedRange, Protection
+from veil.host.host import Host
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
-from veil.host.page_state import change_page_state
+from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
-from veil.snp.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from veil.host.events import Event
-    from veil.host.interfaces import HostMemory, Platform, SnpMachine
+    from veil.host.interfaces import Platform, SnpMachine
     from veil.host.vcpu import Context
 
 __all__ = ["Hypervisor", "RunResult"]
@@ -54,14 +51,6 @@ _FOREVER = 1 << 63
 _INTERRUPTIBLE = (RunState.RUNNABLE, RunState.HALTED)
 
 
-OFFERED_FEATURES = (
-    HypervisorFeatures.SNP
-    | HypervisorFeatures.AP_CREATION
-    | HypervisorFeatures.APIC_ID_LIST
-    | HypervisorFeatures.MULTI_VMPL
-)
-
-
 class RunResult(enum.Enum):
     """Why `Hypervisor.run` came back."""
 
@@ -70,8 +59,8 @@ class RunResult(enum.Enum):
     STOPPED = "stopped"
 
 
-class Hypervisor:
-    """The host of one guest. All of it runs in one thread but for `post`, `wake` and `stop`."""
+class Hypervisor(Host):
+    """The host of one guest. Only `post`, `post_for_channel`, `wake` and `stop` may be called from other threads."""
 
     def __init__(
         self,
@@ -90,41 +79,18 @@ class Hypervisor:
 
         `certificates` gives the certificate table for extended guest requests. `clock` is that of `vmrun`'s deadlines.
         """
-        if vcpus < 1:
-            raise HostError(f"a guest needs at least one VCPU, not {vcpus}")
-        if apic_ids is not None and len(set(apic_ids)) != vcpus:
-            raise HostError(f"{vcpus} VCPUs need as many different APIC IDs, not {list(apic_ids)}")
-        self.machine = machine
-        self.platform = platform
-        self.view: HostMemory = machine.host_view()
-        self.ram = list(machine.ram_ranges)
-        self.guest_vmpl = guest_vmpl if guest_vmpl is not None else 3 if monitor else 0
-        ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
-        self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
-        self.cpuid = CpuidAnswers(cpuid)
-        self.certificates = certificates
-        #: what each level may not ask about; a test that makes the host hostile puts an empty one here
-        self.protection = Protection()
-        self._clock = clock
-        self.features = int(OFFERED_FEATURES)
-        #: an observer, for those who test SNP software
-        self.on_event: Callable[[Event], None] | None = None
-        #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on
-        self.on_npf: Callable[[int, int, int, int], bool] | None = None
+        super().__init__(
+            machine,
+            platform,
+            vcpus,
+            guest_vmpl=guest_vmpl if guest_vmpl is not None else 3 if monitor else 0,
+            cpuid=cpuid,
+            apic_ids=apic_ids,
+            certificates=certificates,
+        )
         #: levels from which the host goes back to the guest's level when an interrupt is due (VMPL 2 with enclaves)
         self.preemptible_vmpls: frozenset[int] = frozenset()
-        self.ap_jump_table = 0
-
-        self.exit_counts: dict[int, int] = {}
-        self.nae_counts: dict[int, int] = {}
-        self.msr_counts: dict[int, int] = {}
-        self.port_accesses = 0
-        self.page_changes = 0
-        self.unknown_msr_requests = 0
-
-        # Set by handlers: end the slice; timers may have moved.
-        self.reschedule = False
-        self.device_accessed = True
+        self._clock = clock
         self._next: Vcpu | None = None
         self._turn = 0
         self._timer_ns = 0
@@ -215,60 +181,18 @@ class Hypervisor:
     def _reset(self) -> None:
         self.stop(GuestReset("the guest reset its machine; a confidential VM starts anew only by a new launch"))
 
-    # What request handlers use
-
-    def in_ram(self, gpa: int, length: int) -> bool:
-        """Is all of the range guest memory?"""
-        return any(start <= gpa and gpa + length <= start + size for start, size in self.ram)
-
-    def touches_ram(self, gpa: int, length: int) -> bool:
-        """Is any of the range guest memory?"""
-        return any(gpa < start + size and start < gpa + length for start, size in self.ram)
-
-    def may_name(self, context: Context, gpa: int, length: int) -> bool:
-        """Is the range guest memory that a request of this context may be about?"""
-        if not self.in_ram(gpa, length) or not self.protection.allows(context.vmpl, gpa, length):
-            return False
-        # VMSAs, of the launch and of AP creation, wherever they lie.
-        return not any(
-            other.vmpl < context.vmpl and gpa <= other.vmcb.vmsa_pa < gpa + length
-            for vcpu in self.vcpus
-            for other in vcpu.contexts.values()
-        )
-
-    def vcpu_by_apic_id(self, apic_id: int) -> Vcpu | None:
-        """The VCPU with this APIC ID."""
-        for vcpu in self.vcpus:
-            if vcpu.apic_id == apic_id:
-                return vcpu
-        return None
-
-    def change_page(self, vcpu: Vcpu, context: Context, gpa: int, *, private: bool, large: bool) -> bool:
-        """A page state change on the guest's request; the range is guest memory."""
-        if not change_page_state(self.view, gpa, private=private, large=large):
-            return False
-        self.page_changes += 1
-        if self.on_event is not None:
-            size = PAGE_SIZE_2M if large else PAGE_SIZE
-            self.on_event(PageStateEvent(vcpu.index, context.vmpl, gpa, size, private))
-        return True
+    # What becomes of VCPUs
 
     def switch_vmpl(self, vcpu: Vcpu, context: Context, vmpl: int) -> bool:
-        """The VCPU goes on at another of its VMPLs; False if it has no VMSA for that."""
-        target = vcpu.contexts.get(vmpl)
-        if target is None or target.on_init:
+        """As `Host`; keeps the account of whose turn it is."""
+        if not super().switch_vmpl(vcpu, context, vmpl):
             return False
-        vcpu.current = target
-        target.hold = Hold.NONE
-        vcpu.state = RunState.RUNNABLE
         if vmpl == _SERVICE_VMPL:
             self._services_ran = True
             if self._pulse_ns == _FOREVER:
                 self._pulse_ns = self._clock() + PULSE_NS
         if vcpu is self._turns.vcpu and vmpl == self.guest_vmpl:
             self.reschedule = True  # the turn is over
-        if self.on_event is not None:
-            self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True
 
     def init(self, index: int) -> None:
@@ -290,7 +214,7 @@ class Hypervisor:
         if context.hold == Hold.MSR:
             context.vmcb.ghcb_gpa = ap_reset_hold_answer(started=True)
         elif context.hold == Hold.NAE and context.ghcb is not None and self.view.is_shared(context.ghcb, PAGE_SIZE):
-            self.view.write(context.ghcb + 0x3A0, (1).to_bytes(8, "little"))
+            self.view.write(context.ghcb + GhcbField.SW_EXITINFO2, (1).to_bytes(8, "little"))
         vcpu.start(context.vmpl)
         self.reschedule = True
 
@@ -464,7 +388,7 @@ class Hypervisor:
         clock = self._clock
         vmrun = self.machine.vmrun
         platform = self.platform
-        counts = self.exit_counts
+        counts = self.counts.exits
         handlers = EXIT_HANDLERS
         inbox = self._inbox
         index = vcpu.index
@@ -526,17 +450,7 @@ class Hypervisor:
 
     def counters(self) -> dict[str, int]:
         """How often what happened, by name."""
-        result = {f"exit {_name(ExitCode, code)}": count for code, count in self.exit_counts.items()}
-        result |= {f"msr {_name(MsrRequest, code)}": count for code, count in self.msr_counts.items()}
-        result |= {f"nae {_name(NaeEvent, code)}": count for code, count in self.nae_counts.items()}
-        ioio = f"nae {NaeEvent.IOIO.name}"
-        if self.port_accesses:
-            result[ioio] = result.get(ioio, 0) + self.port_accesses
-        if self.unknown_msr_requests:
-            result["msr unknown"] = self.unknown_msr_requests
-        if self.page_changes:
-            result["page state changes"] = self.page_changes
-        return result
+        return self.counts.by_name()
 
     def state(self) -> dict[str, Any]:
         """Everything of the host that a snapshot needs; memory and VMSAs are the machine's."""
@@ -574,10 +488,3 @@ class Hypervisor:
 
 def _look() -> None:
     """Nothing: that it was posted makes the run loop look around."""
-
-
-def _name(kind: type[enum.IntEnum], code: int) -> str:
-    try:
-        return kind(code).name
-    except ValueError:
-        return f"{code:#x}"

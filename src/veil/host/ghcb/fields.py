@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory
 
-__all__ = ["SCRATCH_LIMIT", "GhcbFault", "GhcbPage", "InjectException", "PortAnswer"]
+__all__ = ["SCRATCH_LIMIT", "VERSION_MAX", "VERSION_MIN", "GhcbFault", "GhcbPage", "InjectException"]
+
+#: Versions of the protocol that the host speaks.
+VERSION_MIN = 1
+VERSION_MAX = 2
 
 #: The largest scratch area outside of the GHCB page, KVM's bound.
 SCRATCH_LIMIT = 16 * PAGE_SIZE
@@ -79,13 +83,23 @@ class GhcbPage:
     """
 
     __slots__ = (
-        "_bits", "_outputs", "exit_code", "gpa", "info1", "info2", "may_use", "raw", "result2", "scratch", "view",
+        "_bits",
+        "_outputs",
+        "exit_code",
+        "exit_info_1",
+        "exit_info_2",
+        "gpa",
+        "may_use",
+        "raw",
+        "result2",
+        "scratch",
+        "view",
         "xcr0",
     )  # fmt: skip
 
     exit_code: int
-    info1: int
-    info2: int
+    exit_info_1: int
+    exit_info_2: int
     scratch: int
     xcr0: int
 
@@ -95,9 +109,8 @@ class GhcbPage:
         self.may_use = may_use
         self.gpa = gpa
         self.raw = raw = view.read(gpa, PAGE_SIZE)
-        self.exit_code, self.info1, self.info2, self.scratch, self.xcr0, low, high = _EXIT_FIELDS.unpack_from(
-            raw, _EXIT_CODE
-        )
+        fields = _EXIT_FIELDS.unpack_from(raw, _EXIT_CODE)
+        self.exit_code, self.exit_info_1, self.exit_info_2, self.scratch, self.xcr0, low, high = fields
         self._bits: int = low | high << 64
         self._outputs: list[tuple[int, int]] | None = None
         #: SW_EXITINFO2 of a successful answer
@@ -105,14 +118,14 @@ class GhcbPage:
 
     # Inputs
 
-    def check_header(self, version_min: int, version_max: int) -> None:
+    def check_header(self) -> None:
         """What must hold for every event."""
         version, usage = _TRAILER.unpack_from(self.raw, _VERSION)
         if usage:
             raise GhcbFault(GhcbReason.INVALID_USAGE)
         if self._bits & _BITS_REQUIRED != _BITS_REQUIRED:
             raise GhcbFault(GhcbReason.MISSING_INPUT)
-        if not version_min <= version <= version_max:
+        if not VERSION_MIN <= version <= VERSION_MAX:
             raise GhcbFault(GhcbReason.INVALID_INPUT)
 
     def _register(self, offset: int, bit: int) -> int:
@@ -219,24 +232,3 @@ class GhcbPage:
             gpa + _EXIT_INFO_1,
             _TWO.pack(result1, result2) + raw[_SCRATCH:_VALID_BITMAP] + _TWO.pack(bits & _MASK_64, bits >> 64),
         )
-
-
-class PortAnswer:
-    """What IN and OUT of one element need of the page: by far the most frequent request gets precomputed answers."""
-
-    #: SW_EXITCODE to VALID_BITMAP, at `FIELDS_AT`
-    FIELDS = _EXIT_FIELDS
-    FIELDS_AT = _EXIT_CODE
-    TRAILER = _TRAILER
-    TRAILER_AT = _VERSION
-    RAX = _ONE
-    RAX_AT = _RAX
-    #: of the halves of VALID_BITMAP
-    RAX_VALID = _BIT_RAX
-    REQUIRED = _BITS_REQUIRED >> 64
-    #: the answer starts here: success, the guest's own bytes up to the bitmap, a bitmap
-    ANSWER_AT = _EXIT_INFO_1
-    SUCCESS = bytes(16)
-    KEPT = slice(_SCRATCH, _VALID_BITMAP)
-    OUT_BITMAP = _TWO.pack(_BITS_ANSWER & _MASK_64, _BITS_ANSWER >> 64)
-    IN_BITMAP = _TWO.pack((_BITS_ANSWER | _BIT_RAX) & _MASK_64, _BITS_ANSWER >> 64)

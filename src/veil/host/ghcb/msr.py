@@ -22,14 +22,14 @@ from veil.formats.ghcb import (
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import GuestTerminated
 from veil.host.events import GhcbMsrEvent
-from veil.host.ghcb.page import VERSION_MAX, VERSION_MIN
+from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
 from veil.host.termination import termination_words
 from veil.host.vcpu import Hold, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["ap_reset_hold_answer", "handle_ghcb_msr"]
@@ -48,17 +48,17 @@ _RUN_VMPL_DONE = int(MsrResponse.RUN_VMPL)
 _RUN_VMPL_RESERVED = _MASK_32 & ~MSR_INFO_MASK
 
 
-def _sev_info(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _sev_info(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     return VERSION_MAX << 48 | VERSION_MIN << 32 | C_BIT << 24 | MsrResponse.SEV_INFO
 
 
-def _cpuid(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _cpuid(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     register = value >> 30 & 3
     answer = host.cpuid.answer(value >> 32, 0, vcpu.apic_id)
     return (answer[register] & _MASK_32) << 32 | register << 30 | MsrResponse.CPUID
 
 
-def _ap_reset_hold(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _ap_reset_hold(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     context.hold = Hold.MSR
     vcpu.state = RunState.WAIT_SIPI
     return ap_reset_hold_answer(started=False)
@@ -69,12 +69,12 @@ def ap_reset_hold_answer(*, started: bool) -> int:
     return int(started) << MSR_DATA_SHIFT | MsrResponse.AP_RESET_HOLD
 
 
-def _preferred_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _preferred_gpa(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     # All ones: the host has no preference, the guest chooses.
     return _PFN_MASK | MsrResponse.PREFERRED_GPA
 
 
-def _register_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _register_gpa(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     gpa = value & _PFN_MASK
     # All ones in the answer: refused. The page may still be private, guests register before or after sharing it.
     if not gpa or not host.may_name(context, gpa, PAGE_SIZE):
@@ -83,7 +83,7 @@ def _register_gpa(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) ->
     return gpa | MsrResponse.REGISTER_GPA
 
 
-def _page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _page_state_change(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     operation = value >> MSR_PAGE_OPERATION_SHIFT & 0xF
     gpa = value & (1 << 52) - PAGE_SIZE
     if value >> 56 or operation not in _PAGE_OPERATIONS or not host.may_name(context, gpa, PAGE_SIZE):
@@ -93,23 +93,23 @@ def _page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, value: in
     return MsrResponse.PAGE_STATE_CHANGE
 
 
-def _run_vmpl(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _run_vmpl(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     # Bits 31:12 and 63:40 must be zero; they would make the level a large number or go unnoticed.
     if value & _RUN_VMPL_RESERVED or not host.switch_vmpl(vcpu, context, value >> 32):
         return RUN_VMPL_REFUSED
     return _RUN_VMPL_DONE
 
 
-def _hv_features(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _hv_features(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     return host.features << MSR_DATA_SHIFT | MsrResponse.HV_FEATURES
 
 
-def _terminate(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
+def _terminate(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     reason_set, code = value >> MSR_DATA_SHIFT & 0xF, value >> 16 & 0xFF
     raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
-_HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context, int], int]] = {
+_HANDLERS: dict[int, Callable[[Host, Vcpu, Context, int], int]] = {
     MsrRequest.SEV_INFO: _sev_info,
     MsrRequest.CPUID: _cpuid,
     MsrRequest.AP_RESET_HOLD: _ap_reset_hold,
@@ -122,16 +122,16 @@ _HANDLERS: dict[int, Callable[[Hypervisor, Vcpu, Context, int], int]] = {
 }
 
 
-def handle_ghcb_msr(host: Hypervisor, vcpu: Vcpu, context: Context) -> None:
+def handle_ghcb_msr(host: Host, vcpu: Vcpu, context: Context) -> None:
     """VMGEXIT with a request in the GHCB MSR."""
     vmcb = context.vmcb
     request: int = vmcb.ghcb_gpa
     code = request & MSR_INFO_MASK
     handler = _HANDLERS.get(code)
     if handler is None:
-        host.unknown_msr_requests += 1
+        host.counts.unknown_msr_requests += 1
     else:
-        counts = host.msr_counts
+        counts = host.counts.msr_requests
         counts[code] = counts.get(code, 0) + 1
         vmcb.ghcb_gpa = handler(host, vcpu, context, request)
     if host.on_event is not None:

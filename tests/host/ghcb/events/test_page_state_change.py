@@ -35,7 +35,7 @@ class TestPageStateChange:
         assert guest.view.is_shared(0xA000)
         assert guest.buffer(8) == struct.pack("<HHI", 3, 2, 0)
         assert [entry & 0xFFF for entry in self.entries(guest, 3)] == [1, 1, 1]
-        assert guest.host.page_changes == 3
+        assert guest.host.counts.page_changes == 3
 
     def test_large(self, guest: Guest) -> None:
         guest.view.large.add(512)

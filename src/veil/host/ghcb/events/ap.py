@@ -15,7 +15,7 @@ from veil.snp.layouts import SevFeatures
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["apic_ids", "creation", "jump_table", "reset_hold"]
@@ -25,9 +25,9 @@ def _invalid() -> GhcbFault:
     return GhcbFault(GhcbReason.INVALID_INPUT)
 
 
-def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1: APIC ID 63:32, VMPL 19:16, request 15:0; SW_EXITINFO2: the VMSA; RAX: its SEV_FEATURES."""
-    info = ghcb.info1
+    info = ghcb.exit_info_1
     request, vmpl = info & 0xFFFF, info >> AP_CREATION_VMPL_SHIFT & 0xF
     target = host.vcpu_by_apic_id(info >> AP_CREATION_APIC_ID_SHIFT)
     if target is None or vmpl >= VMPLS or info & 0xFFF00000:
@@ -36,14 +36,14 @@ def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
     # its monitor off and have its requests answered by nobody, or by a VMSA that it prepared.
     if vmpl < context.vmpl:
         raise _invalid()
-    vmsa: int | None = ghcb.info2
+    vmsa: int | None = ghcb.exit_info_2
     if request == ApRequest.DESTROY:
         vmsa = None
         target.drop_vmsa(vmpl)
         host.reschedule = True
     elif request in (ApRequest.CREATE, ApRequest.CREATE_ON_INIT):
         _check_vmsa(host, vcpu, context, target, vmpl, ghcb)
-        created = target.set_vmsa(vmpl, ghcb.info2)
+        created = target.set_vmsa(vmpl, ghcb.exit_info_2)
         if request == ApRequest.CREATE_ON_INIT:
             created.on_init = True
             if target.current is created:
@@ -56,11 +56,11 @@ def creation(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> 
         host.on_event(ApCreationEvent(vcpu.index, context.vmpl, target.index, vmpl, vmsa))
 
 
-def _check_vmsa(host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage) -> None:
+def _check_vmsa(host: Host, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage) -> None:
     # The features themselves are the guest's affair: VMRUN reads them from the VMSA.
     if not ghcb.rax & SevFeatures.SNP:
         raise _invalid()
-    gpa = ghcb.info2
+    gpa = ghcb.exit_info_2
     if gpa % PAGE_SIZE or not host.may_name(context, gpa, PAGE_SIZE) or host.view.is_shared(gpa, PAGE_SIZE):
         raise _invalid()
     # The request's own context would be replaced under its feet.
@@ -68,7 +68,7 @@ def _check_vmsa(host: Hypervisor, vcpu: Vcpu, context: Context, target: Vcpu, vm
         raise _invalid()
 
 
-def _start(host: Hypervisor, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
+def _start(host: Host, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
     """Let the new context run, unless its VCPU is busy at a more privileged level, which will switch to it."""
     busy = target.state in (RunState.RUNNABLE, RunState.HALTED) and target.vmpl is not None and target.vmpl < vmpl
     if target is not vcpu and not busy:
@@ -76,30 +76,30 @@ def _start(host: Hypervisor, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
         host.reschedule = True
 
 
-def reset_hold(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def reset_hold(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """The VCPU waits for a SIPI, which makes SW_EXITINFO2 nonzero."""
     context.hold = Hold.NAE
     vcpu.state = RunState.WAIT_SIPI
 
 
-def jump_table(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def jump_table(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1 0: keep SW_EXITINFO2 as the AP jump table's address; 1: tell it."""
-    if ghcb.info1 == 0:
-        host.ap_jump_table = ghcb.info2
-    elif ghcb.info1 == 1:
+    if ghcb.exit_info_1 == 0:
+        host.ap_jump_table = ghcb.exit_info_2
+    elif ghcb.exit_info_1 == 1:
         ghcb.result2 = host.ap_jump_table
     else:
         raise _invalid()
 
 
-def apic_ids(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def apic_ids(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """The list of APIC IDs into the RAX pages at SW_EXITINFO1; with too few pages, only how many it takes."""
     ids = [each.apic_id for each in host.vcpus]
     data = struct.pack(f"<I{len(ids)}I", len(ids), *ids)
     needed = -(-len(data) // PAGE_SIZE)
     offered = ghcb.rax
     if offered >= needed:
-        gpa = ghcb.info1
+        gpa = ghcb.exit_info_1
         if gpa % PAGE_SIZE or not ghcb.may_use(gpa, needed * PAGE_SIZE):
             raise _invalid()
         ghcb.view.write(gpa, data)

@@ -14,7 +14,7 @@ from veil.host.ghcb.fields import GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["extended_guest_request", "guest_request"]
@@ -26,7 +26,7 @@ _CERTIFICATE_TABLE_END = bytes(24)
 
 
 def _check_pages(ghcb: GhcbPage) -> None:
-    request, response = ghcb.info1, ghcb.info2
+    request, response = ghcb.exit_info_1, ghcb.exit_info_2
     shared = ghcb.may_use
     if request % PAGE_SIZE or response % PAGE_SIZE or request == response:
         raise GhcbFault(GhcbReason.INVALID_INPUT)
@@ -37,24 +37,24 @@ def _check_pages(ghcb: GhcbPage) -> None:
         raise GhcbFault(GhcbReason.INVALID_INPUT)
 
 
-def _forward(host: Hypervisor, ghcb: GhcbPage, request: bytes) -> None:
+def _forward(host: Host, ghcb: GhcbPage, request: bytes) -> None:
     status, response = host.machine.secure_processor.guest_request(request)
     if response:
-        ghcb.view.write(ghcb.info2, response[:PAGE_SIZE])
+        ghcb.view.write(ghcb.exit_info_2, response[:PAGE_SIZE])
     ghcb.result2 = status & 0xFFFFFFFF
 
 
-def guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def guest_request(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1 is the request page, SW_EXITINFO2 the response page."""
     _check_pages(ghcb)
-    _forward(host, ghcb, ghcb.view.read(ghcb.info1, PAGE_SIZE))
+    _forward(host, ghcb, ghcb.view.read(ghcb.exit_info_1, PAGE_SIZE))
 
 
-def extended_guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def extended_guest_request(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """The same; a report request also gets the host's certificates, in the RBX pages at RAX."""
     _check_pages(ghcb)
     data, pages = ghcb.rax, ghcb.rbx
-    request = ghcb.view.read(ghcb.info1, PAGE_SIZE)
+    request = ghcb.view.read(ghcb.exit_info_1, PAGE_SIZE)
     if request[_MESSAGE_TYPE] == _REPORT_REQUEST:
         certificates = host.certificates() or _CERTIFICATE_TABLE_END
         needed = -(-len(certificates) // PAGE_SIZE) if certificates != _CERTIFICATE_TABLE_END else 0
@@ -64,7 +64,7 @@ def extended_guest_request(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb:
             return
         if pages:
             area = max(needed, 1) * PAGE_SIZE
-            reserved = (ghcb.gpa, ghcb.info1, ghcb.info2)
+            reserved = (ghcb.gpa, ghcb.exit_info_1, ghcb.exit_info_2)
             if data % PAGE_SIZE or not ghcb.may_use(data, area) or any(data <= page < data + area for page in reserved):
                 raise GhcbFault(GhcbReason.INVALID_INPUT)
             ghcb.view.write(data, certificates)

@@ -10,7 +10,7 @@ from veil.host.ghcb.fields import SCRATCH_LIMIT, GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["NOT_SINGLE", "SIZES", "SIZE_MASK", "ioio"]
@@ -24,9 +24,9 @@ SIZES = {int(IoioInfo.SIZE_8): 1, int(IoioInfo.SIZE_16): 2, int(IoioInfo.SIZE_32
 SIZE_MASK = sum(SIZES)
 
 
-def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def ioio(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """One element in RAX, or a string of SW_EXITINFO2 elements in the scratch area."""
-    info = ghcb.info1
+    info = ghcb.exit_info_1
     size = SIZES.get(info & SIZE_MASK)
     if size is None:
         raise GhcbFault(GhcbReason.INVALID_INPUT)
@@ -40,14 +40,14 @@ def ioio(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None
         host.platform.io_write(port, size, ghcb.rax & (1 << 8 * size) - 1, context.vmpl)
 
 
-def _string(host: Hypervisor, vmpl: int, ghcb: GhcbPage, port: int, size: int) -> None:
-    count = ghcb.info2
+def _string(host: Host, vmpl: int, ghcb: GhcbPage, port: int, size: int) -> None:
+    count = ghcb.exit_info_2
     # Before the multiplication by `size` decides about anything: the count is 64 bits of the guest's choice.
     if count > SCRATCH_LIMIT:
         raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
     length = count * size
     platform = host.platform
-    if ghcb.info1 & _IN:
+    if ghcb.exit_info_1 & _IN:
         start = ghcb.scratch_area(length)
         mask = (1 << 8 * size) - 1
         data = b"".join((platform.io_read(port, size, vmpl) & mask).to_bytes(size, "little") for _ in range(count))

@@ -10,7 +10,7 @@ from veil.host.ghcb.fields import GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["mmio_read", "mmio_write"]
@@ -20,15 +20,15 @@ _LENGTHS = (1, 2, 4, 8)
 _ADDRESS_END = 1 << 51
 
 
-def _target(host: Hypervisor, ghcb: GhcbPage) -> tuple[int, int]:
+def _target(host: Host, ghcb: GhcbPage) -> tuple[int, int]:
     """The address and length. Guest memory is refused: devices are elsewhere, and what the guest owns is not ours."""
-    gpa, length = ghcb.info1, ghcb.info2
+    gpa, length = ghcb.exit_info_1, ghcb.exit_info_2
     if length not in _LENGTHS or gpa + length > _ADDRESS_END or host.touches_ram(gpa, length):
         raise GhcbFault(GhcbReason.INVALID_INPUT)
     return gpa, length
 
 
-def mmio_read(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def mmio_read(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO2 bytes from the device at SW_EXITINFO1 into the scratch area."""
     gpa, length = _target(host, ghcb)
     start = ghcb.scratch_area(length)
@@ -37,7 +37,7 @@ def mmio_read(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) ->
     ghcb.view.write(start, value.to_bytes(length, "little"))
 
 
-def mmio_write(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def mmio_write(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO2 bytes from the scratch area to the device at SW_EXITINFO1."""
     gpa, length = _target(host, ghcb)
     value = int.from_bytes(ghcb.scratch_read(length), "little")

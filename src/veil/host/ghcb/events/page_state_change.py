@@ -13,7 +13,7 @@ from veil.host.page_state import smash
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["MAX_ENTRIES", "page_state_change"]
@@ -37,7 +37,7 @@ _ERROR_ENTRY = 1 << 32 | 2
 _OPERATIONS = frozenset(PageOperation)
 
 
-def page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def page_state_change(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """Work through the entries from the header's current one to its last.
 
     The header's current entry and each entry's current page tell the guest how far the host came; SW_EXITINFO2 is an
@@ -70,7 +70,7 @@ def page_state_change(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: Ghcb
     ghcb.view.write(start, bytes(area))
 
 
-def _change(host: Hypervisor, vcpu: Vcpu, context: Context, entry: int) -> tuple[int, int]:
+def _change(host: Host, vcpu: Vcpu, context: Context, entry: int) -> tuple[int, int]:
     """One entry: the error (0 for none) and the new current page."""
     reached = entry & _CURRENT_MASK
     gpa = entry & _GPA_MASK

@@ -10,13 +10,13 @@ from veil.host.ghcb.fields import GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["run_vmpl"]
 
 
-def run_vmpl(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def run_vmpl(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1 is the VMPL at which this VCPU shall go on; there must be a VMSA for it."""
-    if not host.switch_vmpl(vcpu, context, ghcb.info1):
+    if not host.switch_vmpl(vcpu, context, ghcb.exit_info_1):
         raise GhcbFault(GhcbReason.INVALID_INPUT)

@@ -10,17 +10,17 @@ from veil.host.termination import termination_words
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
-    from veil.host.hypervisor import Hypervisor
+    from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
 __all__ = [
+    "acknowledge",
     "cpuid",
     "dr7_read",
     "dr7_write",
     "hypervisor_features",
     "monitor",
     "mwait",
-    "nothing",
     "rdpmc",
     "rdtsc",
     "rdtscp",
@@ -36,11 +36,11 @@ _DR7_RESET = 0x400
 _NO_SUCH_HYPERCALL = (1 << 64) - 1000
 
 
-def nothing(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def acknowledge(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """WBINVD and INVD (memory is coherent), NMI complete (no NMI is ever pending)."""
 
 
-def cpuid(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def cpuid(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """CPUID of EAX, ECX."""
     leaf, subleaf = ghcb.rax & _MASK_32, ghcb.rcx & _MASK_32
     if leaf == _LEAF_XSTATE:
@@ -52,72 +52,72 @@ def cpuid(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> Non
     ghcb.set_rdx(edx)
 
 
-def _tsc(host: Hypervisor, ghcb: GhcbPage) -> None:
+def _tsc(host: Host, ghcb: GhcbPage) -> None:
     tsc = host.machine.tsc()
     ghcb.set_rax(tsc & _MASK_32)
     ghcb.set_rdx(tsc >> 32 & _MASK_32)
 
 
-def rdtsc(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def rdtsc(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """The host does not intercept RDTSC, but a guest may ask."""
     _tsc(host, ghcb)
 
 
-def rdtscp(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def rdtscp(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """RDTSCP; TSC_AUX belongs to the guest, the host can only guess the usual value."""
     _tsc(host, ghcb)
     ghcb.set_rcx(vcpu.index)
 
 
-def rdpmc(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def rdpmc(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """Performance counters are not modelled: they stand still."""
     _ = ghcb.rcx
     ghcb.set_rax(0)
     ghcb.set_rdx(0)
 
 
-def dr7_read(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def dr7_read(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """Guests keep DR7 themselves; the host never learns it."""
     ghcb.set_rax(_DR7_RESET)
 
 
-def dr7_write(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def dr7_write(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """Breakpoints of a guest whose registers the host cannot set are no use; accepted and ignored, as KVM does."""
     _ = ghcb.rax
 
 
-def vmmcall(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def vmmcall(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """There are no hypercalls."""
     _ = ghcb.rax, ghcb.cpl
     ghcb.set_rax(_NO_SUCH_HYPERCALL)
 
 
-def monitor(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def monitor(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """MONITOR: nothing is armed."""
     _ = ghcb.rax, ghcb.rcx, ghcb.rdx
 
 
-def mwait(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def mwait(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """MWAIT may return at any time; a good moment for another VCPU."""
     _ = ghcb.rax, ghcb.rcx
     host.reschedule = True
 
 
-def hypervisor_features(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def hypervisor_features(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO2 of the answer is the feature bitmap."""
     ghcb.result2 = host.features
 
 
-def terminate(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def terminate(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1: reason set 3:0, reason code 11:4."""
-    reason_set, code = ghcb.info1 & 0xF, ghcb.info1 >> 4 & 0xFF
+    reason_set, code = ghcb.exit_info_1 & 0xF, ghcb.exit_info_1 >> 4 & 0xFF
     raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
-def unsupported(host: Hypervisor, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
+def unsupported(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """The guest met a #VC that it does not know; SW_EXITINFO1 is its error code."""
     raise UnsupportedEvent(
-        f"the guest cannot handle a #VC with error code {ghcb.info1:#x}; the host intercepts nothing unusual, "
+        f"the guest cannot handle a #VC with error code {ghcb.exit_info_1:#x}; the host intercepts nothing unusual, "
         "so look for a bug in the guest's #VC handler or in the machine",
         vcpu=vcpu.index,
         vmpl=context.vmpl,

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What handlers of a guest's requests see of its host: the machine, the VCPUs, and what may be done with them.
+
+They know nothing of how the host runs the guest: `veil.host.hypervisor`, whose class is a `Host`, knows them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veil.formats.ghcb import HypervisorFeatures
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.host.counters import Counters
+from veil.host.cpuid import CpuidAnswers
+from veil.host.errors import HostError
+from veil.host.events import PageStateEvent, VmplSwitchEvent
+from veil.host.page_state import change_page_state
+from veil.host.protection import Protection
+from veil.host.vcpu import Hold, RunState, Vcpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from veil.host.events import Event
+    from veil.host.interfaces import HostMemory, Platform, SnpMachine
+    from veil.host.vcpu import Context
+
+__all__ = ["Host"]
+
+OFFERED_FEATURES = (
+    HypervisorFeatures.SNP
+    | HypervisorFeatures.AP_CREATION
+    | HypervisorFeatures.APIC_ID_LIST
+    | HypervisorFeatures.MULTI_VMPL
+)
+
+
+class Host:
+    """One guest's machine and VCPUs, as its requests can change them. For one thread."""
+
+    def __init__(
+        self,
+        machine: SnpMachine,
+        platform: Platform,
+        vcpus: int,
+        *,
+        guest_vmpl: int,
+        cpuid: Iterable[tuple[int, int, int, int, int, int]],
+        apic_ids: Sequence[int] | None,
+        certificates: Callable[[], bytes],
+    ) -> None:
+        """As `Hypervisor`. Raises HostError if there are no VCPUs, or not as many APIC IDs."""
+        if vcpus < 1:
+            raise HostError(f"a guest needs at least one VCPU, not {vcpus}")
+        if apic_ids is not None and len(set(apic_ids)) != vcpus:
+            raise HostError(f"{vcpus} VCPUs need as many different APIC IDs, not {list(apic_ids)}")
+        self.machine = machine
+        self.platform = platform
+        self.view: HostMemory = machine.host_view()
+        #: (GPA, length) of each piece
+        self.ram = list(machine.ram_ranges)
+        #: the level that takes the platform's interrupts
+        self.guest_vmpl = guest_vmpl
+        ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
+        self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
+        self.cpuid = CpuidAnswers(cpuid)
+        self.certificates = certificates
+        #: what each level may not ask about; a test that makes the host hostile puts an empty one here
+        self.protection = Protection()
+        self.features = int(OFFERED_FEATURES)
+        self.ap_jump_table = 0
+        self.counts = Counters()
+        #: an observer, for those who test SNP software
+        self.on_event: Callable[[Event], None] | None = None
+        #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on
+        self.on_npf: Callable[[int, int, int, int], bool] | None = None
+        #: set by handlers: the VCPU's slice ends
+        self.reschedule = False
+        #: set by handlers: a device was used, so its timers may have moved
+        self.device_accessed = True
+
+    def in_ram(self, gpa: int, length: int) -> bool:
+        """Is all of the range guest memory?"""
+        return any(start <= gpa and gpa + length <= start + size for start, size in self.ram)
+
+    def touches_ram(self, gpa: int, length: int) -> bool:
+        """Is any of the range guest memory?"""
+        return any(gpa < start + size and start < gpa + length for start, size in self.ram)
+
+    def may_name(self, context: Context, gpa: int, length: int) -> bool:
+        """Is the range guest memory that a request of this context may be about?"""
+        if not self.in_ram(gpa, length) or not self.protection.allows(context.vmpl, gpa, length):
+            return False
+        # VMSAs, of the launch and of AP creation, wherever they lie.
+        return not any(
+            other.vmpl < context.vmpl and gpa <= other.vmcb.vmsa_pa < gpa + length
+            for vcpu in self.vcpus
+            for other in vcpu.contexts.values()
+        )
+
+    def vcpu_by_apic_id(self, apic_id: int) -> Vcpu | None:
+        """The VCPU with this APIC ID."""
+        for vcpu in self.vcpus:
+            if vcpu.apic_id == apic_id:
+                return vcpu
+        return None
+
+    def change_page(self, vcpu: Vcpu, context: Context, gpa: int, *, private: bool, large: bool) -> bool:
+        """A page state change on the guest's request; the range is guest memory."""
+        if not change_page_state(self.view, gpa, private=private, large=large):
+            return False
+        self.counts.page_changes += 1
+        if self.on_event is not None:
+            size = PAGE_SIZE_2M if large else PAGE_SIZE
+            self.on_event(PageStateEvent(vcpu.index, context.vmpl, gpa, size, private))
+        return True
+
+    def switch_vmpl(self, vcpu: Vcpu, context: Context, vmpl: int) -> bool:
+        """The VCPU goes on at another of its VMPLs; False if it has no VMSA for that."""
+        target = vcpu.contexts.get(vmpl)
+        if target is None or target.on_init:
+            return False
+        vcpu.current = target
+        target.hold = Hold.NONE
+        vcpu.state = RunState.RUNNABLE
+        if self.on_event is not None:
+            self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
+        return True
