@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 define pip_install
 mkdir -p $(VENV)/tmp; \
 said=$$(TMPDIR="$(abspath $(VENV))/tmp" LC_ALL=C $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-  -e '.[$(1)]' 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
+  -c constraints.txt -e '.[$(1)]' 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
 case "$$said" in \
 *"No space left on device"*|*"Disk quota exceeded"*) \
   echo "the disk is full: pip cannot install into $(abspath $(VENV)) (make room, or set XDG_CACHE_HOME for its cache)" >&2;; \
@@ -32,7 +32,7 @@ help:
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found (Debian: apt install python3)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed (Debian 12 has it: apt install python3)" >&2; exit 1; }
@@ -52,12 +52,12 @@ run: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files '*.c' '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find src tests bench -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=10
 
 # In parts: .venv/bin/python -m bench --help
 bench: $(STAMP)
