@@ -10,7 +10,6 @@ import pytest
 
 from veil.cvm import ConfidentialVM
 
-
 _HERE = Path(__file__).parent
 
 

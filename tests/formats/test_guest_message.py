@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,10 +66,19 @@ def test_any_page(data: bytes) -> None:
         open_message(KEY, data, sequence_number=1, vmpck=0)
 
 
-@given(st.binary(max_size=100))
-def test_any_report_response(payload: bytes) -> None:
-    try:
-        _, report = parse_report_response(payload)
-        assert len(report) <= len(payload) - 32
-    except FormatError:
-        pass
+@given(st.integers(0, (1 << 32) - 1), st.binary(max_size=60), st.integers(-2, 2), st.binary(max_size=8))
+def test_report_responses(status: int, report: bytes, off: int, behind: bytes) -> None:
+    """One that is as it must be but for its length, and what may stand behind the report."""
+    claimed = len(report) + off
+    payload = struct.pack("<II24x", status, max(claimed, 0)) + report + behind
+    if claimed > len(report) + len(behind):
+        with pytest.raises(FormatError, match="claims a report"):
+            parse_report_response(payload)
+    else:
+        assert parse_report_response(payload) == (status, (report + behind)[: max(claimed, 0)])
+
+
+@given(st.binary(max_size=31))
+def test_report_responses_cut_short(payload: bytes) -> None:
+    with pytest.raises(FormatError, match="cut short"):
+        parse_report_response(payload)

@@ -8,7 +8,7 @@ import hashlib
 import uuid
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates, parse_certificates
@@ -77,14 +77,31 @@ def test_manifest_guids_are_mixed_endian() -> None:
     assert pack_manifest({}) == bytes.fromhex("bb9e8463923d7046a1ff58f9c94b87bb") + b"\x18\0\0\0\0\0\0\0"
 
 
-@given(st.binary(max_size=120))
-@example(SERVICES_MANIFEST.bytes_le + (24).to_bytes(4, "little") + (0xFFFFFFFF).to_bytes(4, "little"))
-def test_one_set_of_services_has_one_encoding(data: bytes) -> None:
-    try:
-        services = parse_manifest(data)
-    except FormatError:
-        return
-    assert pack_manifest(services) == data
+_SERVICES = st.dictionaries(st.uuids(), st.binary(max_size=20), max_size=4)
+#: what may be wrong with a field of 4 bytes: by how much it is off
+_WRONG = st.integers(-24, 24).filter(bool)
+
+
+@given(_SERVICES)
+def test_manifests_are_read_as_they_were_packed(services: dict[uuid.UUID, bytes]) -> None:
+    assert parse_manifest(pack_manifest(services)) == services
+
+
+@given(_SERVICES, st.data(), _WRONG)
+def test_one_set_of_services_has_one_encoding(services: dict[uuid.UUID, bytes], data: st.DataObject, off: int) -> None:
+    """Right but for one number: a length, an offset, a count. Whatever is read, its own encoding is what was given."""
+    packed = bytearray(pack_manifest(services))
+    header = data.draw(st.integers(0, len(services)))
+    at = header * 24 + data.draw(st.sampled_from((16, 20)))
+    number = (int.from_bytes(packed[at : at + 4], "little") + off) % (1 << 32)
+    packed[at : at + 4] = number.to_bytes(4, "little")
+    with pytest.raises(FormatError):
+        parse_manifest(bytes(packed))
+
+
+def test_a_manifest_that_claims_too_many_services() -> None:
+    with pytest.raises(FormatError, match="claims"):
+        parse_manifest(SERVICES_MANIFEST.bytes_le + (24).to_bytes(4, "little") + (0xFFFFFFFF).to_bytes(4, "little"))
 
 
 @given(st.dictionaries(st.uuids(), st.binary(max_size=20), min_size=1, max_size=4), st.data())

@@ -181,14 +181,11 @@ def test_lengths_out_of_range(bench: Bench) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(min_size=BLOCK_HEADER, max_size=200))
 def test_any_block(data: bytes) -> None:
-    bench = _FUZZED
-    gpa = bench.monitor.state.blocks[0][0] if bench.monitor.state.blocks else bench.register()
+    bench = Bench(services=Services).boot()
+    gpa = bench.register()
     bench.kernel.write(gpa, data)
     bench.enter(0, vmpl=1)
     bench.check()
-
-
-_FUZZED = Bench(services=Services).boot()
 
 
 @pytest.mark.parametrize("length", [5, PAGE + 5])

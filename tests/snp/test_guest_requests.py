@@ -177,12 +177,10 @@ def test_unknown_message_types(machine: Machine) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_page(data: bytes) -> None:
-    status, answer = _FUZZED.secure_processor.guest_request(data)
+    with launched() as machine:
+        status, answer = machine.secure_processor.guest_request(data)
     assert status != 0
     assert answer == b""
-
-
-_FUZZED = launched()
 
 
 def test_before_the_launch_is_finished() -> None:

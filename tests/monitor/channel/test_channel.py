@@ -341,7 +341,7 @@ def comes_back(bench: Bench) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, AREA.size - 1), st.binary(min_size=1, max_size=64), st.booleans())
 def test_whatever_is_written_there(offset: int, data: bytes, during: bool) -> None:
-    bench = _FUZZED
+    bench = Bench(services=Services, owners=[OWNER.fingerprint]).boot()
     try:
         client = user(bench)
         spoil_rings(bench, data[: AREA.size - offset], offset)
@@ -351,9 +351,6 @@ def test_whatever_is_written_there(offset: int, data: bytes, during: bool) -> No
         pass
     assert bench.call(0, 6, 1).rax == 0, "the kernel is served on"
     comes_back(bench)
-
-
-_FUZZED = Bench(services=Services, owners=[OWNER.fingerprint]).boot()
 
 
 @pytest.mark.parametrize(

@@ -192,13 +192,10 @@ def test_buffers_that_reach_into_protected_memory(bench: Bench, name: str) -> No
 @settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=0x58, max_size=0x58), st.integers(0, 1))
 def test_any_request(data: bytes, call: int) -> None:
-    bench = _FUZZED
+    bench = Bench(services=Services).boot()
     bench.kernel.write(REQUEST, data)
     assert bench.call(ATTESTATION, call, REQUEST).rax >= 0x80000000
     bench.check()
-
-
-_FUZZED = Bench(services=Services).boot()
 
 
 # While VeilMon waits for the host
