@@ -12,7 +12,7 @@ from typing import cast
 from fuzz.target import Target
 from fuzz.world import GUEST, endorsement, guest_requests, software_machine
 from veil.formats.attestation_report import SIGNED_BYTES
-from veil.formats.launch_digest import LaunchLog, LogEntry, PageType
+from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
 from veil.formats.monitor_calls import AttestedAnswer
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
 from veil.remote.attestation.evidence import ask_for_evidence, check_evidence
@@ -65,9 +65,9 @@ def _evidence_seeds() -> Iterable[bytes]:
 def _expected() -> LaunchLog:
     return LaunchLog(
         (
-            LogEntry.of("kernel", 0x100000, PageType.NORMAL, bytes(range(256)) * 32),
-            LogEntry.of("memory", 0x200000, PageType.ZERO, bytes(4 * _PAGE)),
-            LogEntry.of("vmsa", 0x300000, PageType.VMSA, bytes(_PAGE)),
+            LaunchEntry.of("kernel", 0x100000, PageType.NORMAL, bytes(range(256)) * 32),
+            LaunchEntry.of("memory", 0x200000, PageType.ZERO, bytes(4 * _PAGE)),
+            LaunchEntry.of("vmsa", 0x300000, PageType.VMSA, bytes(_PAGE)),
         )
     )
 
@@ -86,7 +86,7 @@ def _log(data: bytes) -> None:
 def _log_seeds() -> Iterable[bytes]:
     yield _expected().pack()
     yield LaunchLog(()).pack()
-    yield LaunchLog((LogEntry.of("cpuid", 0, PageType.CPUID, bytes(_PAGE)),)).pack()
+    yield LaunchLog((LaunchEntry.of("cpuid", 0, PageType.CPUID, bytes(_PAGE)),)).pack()
 
 
 _LOG_WORDS = (

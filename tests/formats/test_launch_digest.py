@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from veil.formats.errors import FormatError
-from veil.formats.launch_digest import LaunchLog, LogEntry, PageType
+from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
 
-KERNEL = LogEntry.of("kernel", 0x100000, PageType.NORMAL, b"k" * 8192)
-VMSA = LogEntry.of("vmsa", 0x200000, PageType.VMSA, b"v" * 4096)
+KERNEL = LaunchEntry.of("kernel", 0x100000, PageType.NORMAL, b"k" * 8192)
+VMSA = LaunchEntry.of("vmsa", 0x200000, PageType.VMSA, b"v" * 4096)
 EXPECTED = LaunchLog((KERNEL, VMSA))
 
 
@@ -25,7 +25,7 @@ def test_where_a_vmsa_is_said_to_be_makes_no_difference() -> None:
 
 @pytest.mark.parametrize("gpa", [VMSA.gpa, KERNEL.gpa, 0x700000])
 def test_a_vmsa_more_is_told_wherever_it_is_said_to_be(gpa: int) -> None:
-    more = LogEntry.of("vmsa", gpa, PageType.VMSA, b"another".ljust(4096))
+    more = LaunchEntry.of("vmsa", gpa, PageType.VMSA, b"another".ljust(4096))
     assert EXPECTED.differences(LaunchLog((KERNEL, VMSA, more))) == ["1 more pages"]
     assert EXPECTED.differences(LaunchLog((KERNEL, more, VMSA))) == ["vmsa", "1 more pages"]
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import pytest
 
 from tests.host.fakes import MEMORY, PAGE, PAGE_2M, FakeMachine, FakePlatform, FakeView
-from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RegionKind, RunState
+from veil.formats.launch_digest import PageType
+from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RunState
 from veil.host.launch import DEFAULT_POLICY, assign_ram
 from veil.snp.errors import LaunchError
 from veil.snp.rmp import PageSize, RmpResult
 
-VMSA_REGION = LaunchRegion(0x1000, RegionKind.VMSA, b"vmsa")
+VMSA_REGION = LaunchRegion(0x1000, PageType.VMSA, b"vmsa")
 
 
 def host(machine: FakeMachine, vcpus: int = 1) -> Hypervisor:
@@ -21,11 +22,11 @@ def host(machine: FakeMachine, vcpus: int = 1) -> Hypervisor:
 def test_commands_in_the_order_of_the_image() -> None:
     machine = FakeMachine()
     image = [
-        LaunchRegion(0x20_0000, RegionKind.NORMAL, b"x" * 5000, permissions=(0, 0, 15)),
-        LaunchRegion(0x2000, RegionKind.CPUID, b"c" * PAGE),
-        LaunchRegion(0x3000, RegionKind.SECRETS, size=PAGE),
-        LaunchRegion(0x4000, RegionKind.ZERO, size=3 * PAGE),
-        LaunchRegion(0x8000, RegionKind.UNMEASURED, b"u"),
+        LaunchRegion(0x20_0000, PageType.NORMAL, b"x" * 5000, permissions=(0, 0, 15)),
+        LaunchRegion(0x2000, PageType.CPUID, b"c" * PAGE),
+        LaunchRegion(0x3000, PageType.SECRETS, size=PAGE),
+        LaunchRegion(0x4000, PageType.ZERO, size=3 * PAGE),
+        LaunchRegion(0x8000, PageType.UNMEASURED, b"u"),
         VMSA_REGION,
     ]
     guest = host(machine)
@@ -47,7 +48,7 @@ def test_commands_in_the_order_of_the_image() -> None:
 
 def test_large_zero_region_in_pieces() -> None:
     machine = FakeMachine()
-    host(machine).launch([VMSA_REGION, LaunchRegion(0x2000, RegionKind.ZERO, size=MEMORY - 0x2000)])
+    host(machine).launch([VMSA_REGION, LaunchRegion(0x2000, PageType.ZERO, size=MEMORY - 0x2000)])
     updates = [command for command in machine.secure_processor.log if command[0] == "update"]
     assert [gpa for _, gpa, *_ in updates] == [0x2000, 0x20_2000]
     assert sum(size for _, _, size, *_ in updates) == MEMORY - 0x2000
@@ -55,7 +56,7 @@ def test_large_zero_region_in_pieces() -> None:
 
 def test_other_vcpus_wait_for_sipi() -> None:
     guest = host(FakeMachine(), 2)
-    guest.launch([VMSA_REGION, LaunchRegion(0x2000, RegionKind.VMSA, b"v", vcpu=1)])
+    guest.launch([VMSA_REGION, LaunchRegion(0x2000, PageType.VMSA, b"v", vcpu=1)])
     assert guest.vcpus[1].state == RunState.WAIT_SIPI
     guest.sipi(1)
     assert (guest.vcpus[1].vmpl, guest.vcpus[1].state) == (0, RunState.RUNNABLE)
@@ -64,7 +65,7 @@ def test_other_vcpus_wait_for_sipi() -> None:
 def test_entry_sizes() -> None:
     view = FakeView(8 * PAGE_2M)
     ram = [(0, 3 * PAGE_2M), (4 * PAGE_2M, 3 * PAGE_2M + PAGE)]
-    assign_ram(view, ram, [LaunchRegion(PAGE_2M + PAGE, RegionKind.ZERO, size=PAGE)])
+    assign_ram(view, ram, [LaunchRegion(PAGE_2M + PAGE, PageType.ZERO, size=PAGE)])
     large, small = PageSize.SIZE_2M, PageSize.SIZE_4K
     assert view.log == [
         ("rmpupdate", 0, True, large, 1),
@@ -78,7 +79,7 @@ def test_entry_sizes() -> None:
 
 def test_region_over_a_boundary() -> None:
     view = FakeView(3 * PAGE_2M)
-    assign_ram(view, [(0, 3 * PAGE_2M)], [LaunchRegion(PAGE_2M - PAGE, RegionKind.ZERO, size=2 * PAGE)])
+    assign_ram(view, [(0, 3 * PAGE_2M)], [LaunchRegion(PAGE_2M - PAGE, PageType.ZERO, size=2 * PAGE)])
     assert view.large == {1024}
     assert all(view.private)
 
@@ -87,13 +88,13 @@ def test_region_over_a_boundary() -> None:
     ("regions", "words"),
     [
         ([], "no VMSA"),
-        ([LaunchRegion(0x1001, RegionKind.NORMAL, b"x")], "page aligned"),
-        ([LaunchRegion(0x1000, RegionKind.NORMAL)], "length positive"),
-        ([LaunchRegion(MEMORY - PAGE, RegionKind.ZERO, size=2 * PAGE)], "give the guest more"),
-        ([LaunchRegion(0, RegionKind.ZERO, size=2 * PAGE), VMSA_REGION], "overlap at 0x1000"),
-        ([LaunchRegion(0x1000, RegionKind.VMSA, b"v", vcpu=1)], "a VMSA is one page"),
-        ([LaunchRegion(0x1000, RegionKind.VMSA, b"v", vmpl=4)], "a VMSA is one page"),
-        ([LaunchRegion(0x1000, RegionKind.VMSA, bytes(PAGE + 1))], "a VMSA is one page"),
+        ([LaunchRegion(0x1001, PageType.NORMAL, b"x")], "page aligned"),
+        ([LaunchRegion(0x1000, PageType.NORMAL)], "length positive"),
+        ([LaunchRegion(MEMORY - PAGE, PageType.ZERO, size=2 * PAGE)], "give the guest more"),
+        ([LaunchRegion(0, PageType.ZERO, size=2 * PAGE), VMSA_REGION], "overlap at 0x1000"),
+        ([LaunchRegion(0x1000, PageType.VMSA, b"v", vcpu=1)], "a VMSA is one page"),
+        ([LaunchRegion(0x1000, PageType.VMSA, b"v", vmpl=4)], "a VMSA is one page"),
+        ([LaunchRegion(0x1000, PageType.VMSA, bytes(PAGE + 1))], "a VMSA is one page"),
     ],
 )
 def test_refused(regions: list[LaunchRegion], words: str) -> None:

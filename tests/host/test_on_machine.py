@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.host.fakes import PAGE, FakePlatform
+from veil.formats.launch_digest import PageType
 from veil.host import (
     GuestTerminated,
     Hypervisor,
     LaunchRegion,
     NestedPageFault,
-    RegionKind,
     RunResult,
     TripleFault,
 )
@@ -59,7 +59,7 @@ def machine() -> Iterator[Machine]:
 
 def boot(machine: Machine, code: bytes) -> Hypervisor:
     host = Hypervisor(machine, FakePlatform(), monitor=False, cpuid=machine.cpuid_entries())
-    host.launch([LaunchRegion(CODE, RegionKind.NORMAL, code), LaunchRegion(VMSA, RegionKind.VMSA, protected_mode())])
+    host.launch([LaunchRegion(CODE, PageType.NORMAL, code), LaunchRegion(VMSA, PageType.VMSA, protected_mode())])
     return host
 
 

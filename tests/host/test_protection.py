@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.host.fakes import GHCB, MEMORY, PAGE, PAGE_2M, Guest
+from veil.formats.launch_digest import PageType
 from veil.host import (
     HostError,
     LaunchRefused,
@@ -23,7 +24,6 @@ from veil.host import (
     MalformedGhcb,
     ProtectedRange,
     Protection,
-    RegionKind,
 )
 from veil.host.vcpu import Context
 
@@ -184,7 +184,7 @@ def test_port_accesses_carry_their_level() -> None:
 def test_launch_tells_the_host() -> None:
     guest = Guest(monitor=True)
     guest.view.private[:] = [False] * len(guest.view.private)
-    vmsa = LaunchRegion(0x1000, RegionKind.VMSA, b"vmsa")
+    vmsa = LaunchRegion(0x1000, PageType.VMSA, b"vmsa")
     guest.host.launch([vmsa], protected=RANGES)
     allows = guest.host.protection.allows
     assert [allows(vmpl, MONITOR, PAGE) for vmpl in range(4)] == [True, False, False, False]
@@ -202,7 +202,7 @@ def test_launch_tells_the_host() -> None:
 def test_launch_refuses_ranges_that_cannot_be(wrong: ProtectedRange) -> None:
     guest = Guest(monitor=True)
     with pytest.raises(LaunchRefused, match="protected range"):
-        guest.host.launch([LaunchRegion(0x1000, RegionKind.VMSA, b"vmsa")], protected=[wrong])
+        guest.host.launch([LaunchRegion(0x1000, PageType.VMSA, b"vmsa")], protected=[wrong])
 
 
 def test_snapshots_keep_it() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 
-__all__ = ["VMSA_GPA", "LaunchDigest", "LaunchLog", "LogEntry", "PageType", "launch_digest"]
+__all__ = ["VMSA_GPA", "LaunchDigest", "LaunchEntry", "LaunchLog", "PageType", "launch_digest"]
 
 #: Where KVM says that VMSAs are, whatever their real address: it is part of what is measured.
 VMSA_GPA = 0xFFFFFFFFF000
@@ -88,7 +88,7 @@ def launch_digest(pages: Iterable[tuple[int, bytes, int]]) -> bytes:
 
 
 @dataclass(frozen=True)
-class LogEntry:
+class LaunchEntry:
     """A run of pages. `pages` holds 48 bytes for each: SHA-384 of the content, zeros where that is not measured."""
 
     name: str
@@ -97,7 +97,7 @@ class LogEntry:
     pages: bytes
 
     @classmethod
-    def of(cls, name: str, gpa: int, kind: int, content: bytes) -> LogEntry:
+    def of(cls, name: str, gpa: int, kind: int, content: bytes) -> LaunchEntry:
         """From the content, whole pages."""
         view, kind = memoryview(content), PageType(kind)
         if kind in _CONTENT_MEASURED:
@@ -120,7 +120,7 @@ class LogEntry:
 class LaunchLog:
     """Everything that was launched, in order."""
 
-    entries: tuple[LogEntry, ...]
+    entries: tuple[LaunchEntry, ...]
 
     def digest(self) -> bytes:
         """The launch digest, 48 bytes."""
@@ -198,7 +198,7 @@ class LaunchLog:
             raise FormatError(f"this is no launch log ({error})") from error
 
 
-def _entry(item: dict[str, object]) -> LogEntry:
+def _entry(item: dict[str, object]) -> LaunchEntry:
     name, gpa, kind, pages = item["name"], item["gpa"], PageType[str(item["type"])], item["pages"]
     if not isinstance(name, str) or not isinstance(gpa, int) or not 0 <= gpa < 1 << 52 or gpa % PAGE_SIZE:
         raise FormatError(f"launch log entry {name!r} at {gpa!r}")
@@ -213,4 +213,4 @@ def _entry(item: dict[str, object]) -> LogEntry:
         digests = _ZERO_DIGEST * pages
     if not digests or len(digests) % _DIGEST_BYTES:
         raise FormatError(f"launch log entry {name!r} has no whole number of pages")
-    return LogEntry(name, gpa, kind, digests)
+    return LaunchEntry(name, gpa, kind, digests)

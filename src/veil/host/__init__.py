@@ -31,7 +31,7 @@ from veil.host.events import (
     VmplSwitchEvent,
 )
 from veil.host.hypervisor import Hypervisor, RunResult
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion
 from veil.host.panic import PanicWatcher
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState
@@ -62,7 +62,6 @@ __all__ = [
     "PanicWatcher",
     "ProtectedRange",
     "Protection",
-    "RegionKind",
     "RunResult",
     "RunState",
     "TripleFault",

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.ghcb import GhcbField
+from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
@@ -21,7 +22,7 @@ from veil.host.events import ExitEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
 from veil.host.ghcb.msr import ap_reset_hold_answer
 from veil.host.host import Host
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, RegionKind, load_image
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
@@ -139,7 +140,7 @@ class Hypervisor(Host):
         )
         self.protection = protection
         for region in image:
-            if region.kind == RegionKind.VMSA:
+            if region.kind == PageType.VMSA:
                 self.vcpus[region.vcpu].set_vmsa(region.vmpl, region.gpa)
         if not self.vcpus[0].contexts:
             raise LaunchRefused("the image has no VMSA for VCPU 0")

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import enum
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
 from veil.host.vcpu import VMPLS
@@ -22,21 +22,10 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory, SecureProcessor
 
-__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "RegionKind", "assign_ram", "load_image"]
+__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "assign_ram", "load_image"]
 
 #: Reserved bit 17 must be one; SMT allowed.
 DEFAULT_POLICY = 1 << 17 | 1 << 16
-
-
-class RegionKind(enum.IntEnum):
-    """PAGE_TYPE of SNP_LAUNCH_UPDATE (56860, table "PAGE_TYPE")."""
-
-    NORMAL = 1
-    VMSA = 2
-    ZERO = 3
-    UNMEASURED = 4
-    SECRETS = 5
-    CPUID = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +37,7 @@ class LaunchRegion:
     """
 
     gpa: int
-    kind: RegionKind
+    kind: PageType
     data: bytes = b""
     size: int = 0
     permissions: tuple[int, int, int] = (0, 0, 0)
@@ -81,7 +70,7 @@ def _check(regions: Sequence[LaunchRegion], ram: Sequence[tuple[int, int]], vcpu
             raise LaunchRefused(f"{where}: the address must be page aligned and the length positive")
         if not any(start <= region.gpa and end <= start + length for start, length in ram):
             raise LaunchRefused(f"{where}: {region.length:#x} bytes do not lie in guest memory; give the guest more")
-        if region.kind == RegionKind.VMSA and (
+        if region.kind == PageType.VMSA and (
             region.length != PAGE_SIZE or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS
         ):
             raise LaunchRefused(f"{where}: a VMSA is one page for VCPU 0 to {vcpus - 1} and VMPL 0 to {VMPLS - 1}")
@@ -126,7 +115,7 @@ def _load_zeros(processor: SecureProcessor, region: LaunchRegion) -> None:
     end = region.gpa + region.length
     for gpa in range(region.gpa, end, PAGE_SIZE_2M):
         size = min(PAGE_SIZE_2M, end - gpa)
-        processor.launch_update(gpa, bytes(size), RegionKind.ZERO, vmpl_perms=region.permissions)
+        processor.launch_update(gpa, bytes(size), PageType.ZERO, vmpl_perms=region.permissions)
 
 
 def load_image(
@@ -146,11 +135,11 @@ def load_image(
     try:
         processor.launch_start(policy)
         for region in regions:
-            if region.kind == RegionKind.ZERO:
+            if region.kind == PageType.ZERO:
                 _load_zeros(processor, region)
                 continue
             data = region.data.ljust(region.length, b"\0")
-            if region.kind == RegionKind.VMSA:
+            if region.kind == PageType.VMSA:
                 processor.launch_update_vmsa(region.gpa, data)
             else:
                 processor.launch_update(region.gpa, data, region.kind, vmpl_perms=region.permissions)

@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from veil.formats.launch_digest import LaunchLog, LogEntry
+from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
 from veil.guest.linux import layout as guest_layout
 from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
 from veil.guest.linux.boot import Region as GuestRegion
-from veil.guest.linux.boot import RegionKind as GuestKind
 from veil.guest.linux.firmware import accept_memory
-from veil.host import LaunchRegion, ProtectedRange, RegionKind
+from veil.host import LaunchRegion, ProtectedRange
 from veil.monitor import MonitorParameters
 from veil.services.parameters import ServiceParameters
 from veil.snp.cpuid import CpuidEntryValues
@@ -102,7 +101,7 @@ class LaunchImage:
         """Every page of it, by name."""
         return LaunchLog(
             tuple(
-                LogEntry.of(region.name, region.gpa, int(region.kind), region.data.ljust(region.length, b"\0"))
+                LaunchEntry.of(region.name, region.gpa, int(region.kind), region.data.ljust(region.length, b"\0"))
                 for region in self.regions
             )
         )
@@ -134,7 +133,7 @@ def build_image(
         loader = _accept_region(linux, regions)
         regions.append(loader)
         vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
-        regions.append(LaunchRegion(guest_layout.CALLING_AREA, RegionKind.VMSA, vmsa, name="VMSA"))
+        regions.append(LaunchRegion(guest_layout.CALLING_AREA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
     base = linux.layout.monitor.start
     regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
@@ -158,18 +157,15 @@ def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchR
                 at = gpa + size
         if at < piece.end:
             free.append((at, piece.end))
-    return LaunchRegion(own, RegionKind.NORMAL, accept_memory(free, linux.registers.rip), name="memory stub")
+    return LaunchRegion(own, PageType.NORMAL, accept_memory(free, linux.registers.rip), name="memory stub")
 
 
 def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
-    gpa, name = region.gpa, region.name
-    if region.kind == GuestKind.SECRETS:
-        return LaunchRegion(gpa, RegionKind.SECRETS, size=PAGE_SIZE, name=name)
-    if region.kind == GuestKind.CPUID:
-        return LaunchRegion(gpa, RegionKind.CPUID, table, name=name)
-    if region.kind == GuestKind.ZERO:
-        return LaunchRegion(gpa, RegionKind.ZERO, size=len(region.data), name=name)
-    return LaunchRegion(gpa, RegionKind.NORMAL, region.data, name=name)
+    if region.kind == PageType.CPUID:
+        return LaunchRegion(region.gpa, region.kind, table, name=region.name)
+    if region.kind == PageType.NORMAL:
+        return LaunchRegion(region.gpa, region.kind, region.data, name=region.name)
+    return LaunchRegion(region.gpa, region.kind, size=len(region.data), name=region.name)
 
 
 def _monitor_regions(
@@ -187,21 +183,21 @@ def _monitor_regions(
     pieces: list[LaunchRegion] = [
         LaunchRegion(
             base + _HEADER,
-            RegionKind.NORMAL,
+            PageType.NORMAL,
             hosted_header(_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
             name="VeilMon",
         ),
-        LaunchRegion(base + _TEMPLATE, RegionKind.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
-        LaunchRegion(base + _SECRETS, RegionKind.SECRETS, size=PAGE_SIZE, name="secrets"),
-        LaunchRegion(base + _CPUID, RegionKind.CPUID, table, name="CPUID page"),
-        LaunchRegion(base + _ARCHIVE, RegionKind.NORMAL, archive, name="VeilMon"),
+        LaunchRegion(base + _TEMPLATE, PageType.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
+        LaunchRegion(base + _SECRETS, PageType.SECRETS, size=PAGE_SIZE, name="secrets"),
+        LaunchRegion(base + _CPUID, PageType.CPUID, table, name="CPUID page"),
+        LaunchRegion(base + _ARCHIVE, PageType.NORMAL, archive, name="VeilMon"),
     ]
     own, code = base + _MONITOR_SIZE, (0, 0)
     if services is not None:
         added = _service_regions(services, own, vcpus)
         pieces += added
         code = (own + _CODE, added[-1].gpa + added[-1].length - (own + _CODE))
-    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, RegionKind.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
+    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
     launched = _merge(
         [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, PAGE_SIZE)]
     )
@@ -231,7 +227,7 @@ def _monitor_regions(
         kernel_cpuid_gpa=linux.cpuid,
         kernel_caa_gpa=linux.calling_area,
     )
-    pieces.append(LaunchRegion(base + _PARAMETERS, RegionKind.NORMAL, bytes(parameters), name="parameters"))
+    pieces.append(LaunchRegion(base + _PARAMETERS, PageType.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
 
 
@@ -257,9 +253,9 @@ def _service_regions(services: ServicesImage, own: int, vcpus: int) -> list[Laun
         parameters=(own + _SERVICE_PARAMETERS, len(parameters)),
     )
     return [
-        LaunchRegion(own + _SERVICE_PARAMETERS, RegionKind.NORMAL, parameters, name="service settings"),
-        LaunchRegion(own + _CODE, RegionKind.NORMAL, header, name="services"),
-        LaunchRegion(archive_gpa, RegionKind.NORMAL, archive, name="services"),
+        LaunchRegion(own + _SERVICE_PARAMETERS, PageType.NORMAL, parameters, name="service settings"),
+        LaunchRegion(own + _CODE, PageType.NORMAL, header, name="services"),
+        LaunchRegion(archive_gpa, PageType.NORMAL, archive, name="services"),
     ]
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.guest.linux.images import elf
+from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import acpi, layout
-from veil.guest.linux.boot import LinuxBoot, RegionKind, e820_map, prepare_linux
+from veil.guest.linux.boot import LinuxBoot, e820_map, prepare_linux
 from veil.guest.linux.cmdline import command_line, default_options
 from veil.guest.linux.layout import GIB, MIB, Range, address_space
 
@@ -104,9 +105,9 @@ def test_confidential_computing_blob() -> None:
 
 def test_special_pages_are_launched_only_without_a_monitor() -> None:
     kinds = {region.gpa: region.kind for region in boot(monitor=0).regions}
-    assert kinds[layout.SECRETS] is RegionKind.SECRETS
-    assert kinds[layout.CPUID] is RegionKind.CPUID
-    assert all(region.kind is RegionKind.NORMAL for region in boot().regions)
+    assert kinds[layout.SECRETS] is PageType.SECRETS
+    assert kinds[layout.CPUID] is PageType.CPUID
+    assert all(region.kind is PageType.NORMAL for region in boot().regions)
     for plan in (boot(), boot(monitor=0)):
         for page in (plan.secrets, plan.cpuid, plan.calling_area):
             assert kind_at(plan, page) == 2

@@ -9,8 +9,8 @@ import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
+from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
 from veil.guest.errors import GuestImageError
@@ -28,22 +28,13 @@ _SETUP_CC_BLOB = 7
 _E820_RAM, _E820_RESERVED, _E820_ACPI = 1, 2, 3
 
 
-class RegionKind(Enum):
-    """How a region gets into the launch (SNP firmware ABI, SNP_LAUNCH_UPDATE page types)."""
-
-    NORMAL = "normal"
-    SECRETS = "secrets"  # filled by the secure processor
-    CPUID = "cpuid"  # filled by whoever knows the CPUID table, checked by the secure processor
-    ZERO = "zero"
-
-
 @dataclass(frozen=True)
 class Region:
-    """`data`, whole pages, at guest-physical address `gpa`."""
+    """`data`, whole pages, at guest-physical address `gpa`; zeros for a CPUID or secrets page, which others fill in."""
 
     gpa: int
     data: bytes = field(repr=False)
-    kind: RegionKind
+    kind: PageType
     name: str
 
     @property
@@ -136,8 +127,8 @@ def prepare_linux(
     if encrypted:
         regions.append(_region(at.SETUP_DATA, _setup_data(), "cc blob"))
         if plan.monitor is None:
-            regions.append(Region(at.SECRETS, bytes(PAGE_SIZE), RegionKind.SECRETS, "secrets"))
-            regions.append(Region(at.CPUID, bytes(PAGE_SIZE), RegionKind.CPUID, "cpuid"))
+            regions.append(Region(at.SECRETS, bytes(PAGE_SIZE), PageType.SECRETS, "secrets"))
+            regions.append(Region(at.CPUID, bytes(PAGE_SIZE), PageType.CPUID, "cpuid"))
     regions.sort(key=lambda region: region.gpa)
     _check_disjoint(regions, plan)
     registers = BootRegisters(
@@ -168,7 +159,7 @@ def e820_map(plan: Layout) -> list[tuple[Range, int]]:
 
 
 def _region(gpa: int, data: bytes, name: str) -> Region:
-    return Region(gpa, data + bytes(-len(data) % PAGE_SIZE), RegionKind.NORMAL, name)
+    return Region(gpa, data + bytes(-len(data) % PAGE_SIZE), PageType.NORMAL, name)
 
 
 def _check_disjoint(regions: Sequence[Region], plan: Layout) -> None:
