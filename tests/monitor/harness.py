@@ -17,6 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from veil.formats.ghcb import (
+    MSR_ERROR,
+    MSR_INFO_MASK,
+    MSR_PAGE_OPERATION_SHIFT,
+    RUN_VMPL_REFUSED,
+    ApRequest,
+    GhcbField,
+    MsrRequest,
+    MsrResponse,
+    NaeEvent,
+    PageOperation,
+    run_vmpl_request,
+)
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.request_block import BlockRequest, read_answer, write_request
 from veil.formats.status import Status
 from veil.host.devices import ChannelDevice
@@ -30,13 +44,12 @@ from veil.snp.endorsement import Endorsement
 from veil.snp.guest_requests import MODEL_TCB, GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
 from veil.snp.id_block import LaunchIdentity
-from veil.snp.layouts import Vmcb, Vmsa
+from veil.snp.layouts import Efer, SevFeatures, Vmcb, Vmsa
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult
 from veil.snp.view import GuestBus, HostView, View
 
-PAGE = 4096
-LARGE = 512 * PAGE
+PAGE, LARGE = PAGE_SIZE, PAGE_SIZE_2M
 RAM = 4 * LARGE
 
 MONITOR, MONITOR_SIZE = 3 * LARGE, LARGE // 2
@@ -58,9 +71,9 @@ KERNEL_SECRETS, KERNEL_CPUID, KERNEL_CAA = 0x108000, 0x109000, 0x10A000
 #: guest memory that tests use: the last two in RMP entries of 2 MiB
 SMALL, FREE, FREE_2M = 0x20000, LARGE, 2 * LARGE
 
-SVME = 1 << 12
+SVME = int(Efer.SVME)
 VMGEXIT, NPF = 0x403, 0x400
-RUN_KERNEL, RUN_OK, RUN_REFUSED = 3 << 32 | 0x016, 0x017, 1 << 32 | 0x017
+RUN_KERNEL, RUN_OK, RUN_REFUSED = run_vmpl_request(3), MsrResponse.RUN_VMPL, RUN_VMPL_REFUSED
 
 
 class NoCipher:
@@ -87,7 +100,7 @@ class Terminated(Exception):
 
 
 def kernel_vmsa(**fields: int) -> bytes:
-    values = {"vmpl": 3, "efer": SVME | 0xD00, "sev_features": 1, **fields}
+    values = {"vmpl": 3, "efer": SVME | 0xD00, "sev_features": SevFeatures.SNP, **fields}
     return bytes(Vmsa(**values)).ljust(PAGE, b"\0")
 
 
@@ -222,7 +235,7 @@ class Bench:
         )
         secrets = bytes(range(256)) * 16
         self.vmpcks = [secrets[start : start + 32] for start in range(0x20, 0xA0, 32)]
-        monitor_vmsa = bytes(Vmsa(vmpl=0, efer=SVME, sev_features=1, rip=HEADER))
+        monitor_vmsa = bytes(Vmsa(vmpl=0, efer=SVME, sev_features=SevFeatures.SNP, rip=HEADER))
         for gpa, data in (
             (KERNEL, b"kernel"),
             (HEADER, bytes(header)),
@@ -317,43 +330,46 @@ class Bench:
         vcpu.vmcb.ghcb_gpa = answer if answer is not None else self._msr(vcpu, request)
 
     def _msr(self, vcpu: Vcpu, request: int) -> int:
-        code, gpa = request & 0xFFF, request & ((1 << 52) - PAGE)
+        code, gpa = request & MSR_INFO_MASK, request & ((1 << 52) - PAGE)
         if code == 0x000:
             return self._ghcb(gpa)
-        if code == 0x006:
+        if code == MsrRequest.AP_RESET_HOLD:
             vcpu.parked = True
-            return 0x007
-        if code == 0x012:
-            return gpa | 0x013
-        if code == 0x014:
-            assert request >> 52 == 2
-            return (0 if self.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS else 1 << 32) | 0x015
-        if code == 0x016:
+            return MsrResponse.AP_RESET_HOLD
+        if code == MsrRequest.REGISTER_GPA:
+            return gpa | MsrResponse.REGISTER_GPA
+        if code == MsrRequest.PAGE_STATE_CHANGE:
+            assert request >> MSR_PAGE_OPERATION_SHIFT == PageOperation.SHARED
+            done = self.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS
+            return (0 if done else MSR_ERROR) | MsrResponse.PAGE_STATE_CHANGE
+        if code == MsrRequest.RUN_VMPL:
             vmpl = request >> 32
             if vmpl not in vcpu.vmsas:
                 return RUN_REFUSED
             vcpu.vmpl = vmpl
             return RUN_OK
-        if code == 0x080:
-            return self.features << 12 | 0x081
-        if code == 0x100:
+        if code == MsrRequest.HV_FEATURES:
+            return self.features << 12 | MsrResponse.HV_FEATURES
+        if code == MsrRequest.TERMINATE:
             raise Terminated(request >> 12 & 0xF, request >> 16 & 0xFF)
         raise AssertionError(f"MSR request {request:#x}")
 
     def _ghcb(self, gpa: int) -> int:
-        code, info_1, info_2 = struct.unpack("<3Q", self.host.read(gpa + 0x390, 24))
-        rax, rbx = self.host.read_u64(gpa + 0x1F8), self.host.read_u64(gpa + 0x318)
-        self.host.write_u64(gpa + 0x398, 0)
-        self.host.write_u64(gpa + 0x3A0, 0)
-        if code == 0x7B:
+        code, info_1, info_2 = struct.unpack("<3Q", self.host.read(gpa + GhcbField.SW_EXITCODE, 24))
+        rax, rbx = self.host.read_u64(gpa + GhcbField.RAX), self.host.read_u64(gpa + GhcbField.RBX)
+        self.host.write_u64(gpa + GhcbField.SW_EXITINFO1, 0)
+        self.host.write_u64(gpa + GhcbField.SW_EXITINFO2, 0)
+        if code == NaeEvent.IOIO:
             self.channel.port_write(info_1 >> 16, rax)
-        elif code in (0x80000011, 0x80000012):
-            errors, needed = self.on_message(info_1, info_2, (rax, rbx) if code == 0x80000012 else None)
-            self.host.write_u64(gpa + 0x3A0, errors)
-            self.host.write_u64(gpa + 0x318, needed)
+        elif code in (NaeEvent.GUEST_REQUEST, NaeEvent.EXTENDED_GUEST_REQUEST):
+            errors, needed = self.on_message(
+                info_1, info_2, (rax, rbx) if code == NaeEvent.EXTENDED_GUEST_REQUEST else None
+            )
+            self.host.write_u64(gpa + GhcbField.SW_EXITINFO2, errors)
+            self.host.write_u64(gpa + GhcbField.RBX, needed)
         else:
-            assert code == 0x80000013
-            assert info_1 & 0xFFFF == 1
+            assert code == NaeEvent.AP_CREATION
+            assert info_1 & 0xFFFF == ApRequest.CREATE
             self.vcpus[info_1 >> 32].vmsas[info_1 >> 16 & 0xF] = info_2
         return gpa
 
