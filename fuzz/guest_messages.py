@@ -134,16 +134,16 @@ def _requests(data: bytes) -> None:
                 message_type=kind, message_version=1, message_size=len(content), vmpck=vmpck,
             )  # fmt: skip
             page = _sealed(_KEYS[vmpck], counts[vmpck] + 1, bytes(header), content)
-        before = list(requests.state()["counts"])
+        before = list(requests.dump()["counts"])
         status, answer = requests.handle(page, _KEYS, GUEST)
         FirmwareStatus(status)
         if status != FirmwareStatus.SUCCESS:
             assert answer == b""
-            assert requests.state()["counts"] == before
+            assert requests.dump()["counts"] == before
             continue
         assert not what & _RAW, "a message that nobody sealed"
         counts[vmpck] += 2
-        assert requests.state()["counts"] == counts
+        assert requests.dump()["counts"] == counts
         _answer(answer, counts[vmpck], vmpck, kind)
 
 

@@ -56,7 +56,7 @@ def endorsement() -> Endorsement:
 def guest_requests(*, report_version: int = 3) -> GuestRequests:
     """A secure processor's end of the guest's messages, fresh."""
     made = GuestRequests(endorsement, cpuid_signature=_GENOA, report_version=report_version)
-    made.load({**made.state(), "report_id": bytes(range(32))})
+    made.load({**made.dump(), "report_id": bytes(range(32))})
     return made
 
 

@@ -263,7 +263,7 @@ class FakePlatform:
             if self.on_tick is not None:
                 self.on_tick(now_ns)
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         return {"ticks": self.ticks}
 
     def load(self, state: dict[str, Any], /) -> None:

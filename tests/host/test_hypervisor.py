@@ -338,9 +338,9 @@ class TestState:
         guest.host.vcpus[0].contexts[0].inject_exception(13, 0)
         run_script(guest, leave(ExitCode.INTR), leave(ExitCode.HLT), vmsa=VMSA_1)
         guest.host.ap_jump_table = 0x9F000
-        state = guest.host.state()
+        state = guest.host.dump()
         machine, host = self.restored(state)
-        assert host.state() == state
+        assert host.dump() == state
         assert sorted(machine.attached) == [VMSA, VMSA_1]
         vcpu = host.vcpus[0]
         assert (vcpu.vmpl, vcpu.state) == (3, RunState.HALTED)
@@ -367,7 +367,7 @@ class TestState:
         ],
     )
     def test_damaged(self, damage: Callable[[Any], object]) -> None:
-        state = Guest(2).host.state()
+        state = Guest(2).host.dump()
         damage(state)
         with pytest.raises(HostError, match="snapshot"):
             self.restored(state)

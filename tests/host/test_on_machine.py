@@ -105,7 +105,7 @@ def test_state_goes_on_in_a_new_host(machine: Machine) -> None:
     fresh: Any = NoHostedCode(machine)
     again = Hypervisor(machine, FakePlatform(), monitor=False)
     again.machine = fresh
-    again.load(host.state())
+    again.load(host.dump())
     assert again.vcpus[0].contexts[0].ghcb == 0x30_0000
 
 

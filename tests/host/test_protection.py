@@ -206,7 +206,7 @@ def test_launch_refuses_ranges_that_cannot_be(wrong: ProtectedRange) -> None:
 
 
 def test_snapshots_keep_it() -> None:
-    saved = made(3).host.state()
+    saved = made(3).host.dump()
     again = made(3, Protection())
     again.host.load(saved)
     assert not ASKED["share by MSR"](again, MONITOR)

@@ -80,7 +80,7 @@ def test_restrictions_only_take_away() -> None:
     rows.restrict(Owner.MONITOR, Domain.UNT, Permission.ALL)
     assert rows.permissions(Owner.MONITOR, Domain.UNT) == Permission.NONE
     again = Rows()
-    again.load(rows.state())
+    again.load(rows.dump())
     assert [again.permissions(owner, domain) for owner in Owner for domain in Domain] == [
         rows.permissions(owner, domain) for owner in Owner for domain in Domain
     ]

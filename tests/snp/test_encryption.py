@@ -35,6 +35,6 @@ def test_each_launch_has_its_own_key() -> None:
 
 def test_key_survives_a_snapshot() -> None:
     cipher = MemoryEncryption()
-    assert MemoryEncryption.load(cipher.save()).encrypt_page(0, bytes(_PAGE)) == cipher.encrypt_page(0, bytes(_PAGE))
+    assert MemoryEncryption.load(cipher.dump()).encrypt_page(0, bytes(_PAGE)) == cipher.encrypt_page(0, bytes(_PAGE))
     with pytest.raises(SnapshotError):
         MemoryEncryption.load(b"short")

@@ -215,7 +215,7 @@ def test_policies_refused(policy: int) -> None:
 def test_snapshot_keeps_the_count(machine: Machine) -> None:
     guest = Guest(machine.secure_processor)
     before = guest.report()[1]
-    state = machine.secure_processor.state()
+    state = machine.secure_processor.dump()
     with Machine(2 << 20, endorsement=chip) as other:
         other.secure_processor.load(state, new_keys=False)
         assert other.secure_processor.guest_request(request(machine, 1))[0] == FirmwareStatus.INVALID_PARAM
@@ -230,7 +230,7 @@ def test_two_machines_from_one_snapshot_share_no_key_above_the_kernels(machine: 
     processor = machine.secure_processor
     for vmpck in (0, 3):
         Guest(processor, vmpck).report()
-    state = processor.state()
+    state = processor.dump()
     with launched() as one, launched() as two:
         for restored in (one, two):
             restored.secure_processor.load(state, new_keys=True)
@@ -251,7 +251,7 @@ def test_new_keys_are_in_the_secrets_page() -> None:
         processor.launch_update(0, bytes(4096), PageType.SECRETS)
         processor.launch_finish()
         old = list(processor.vmpcks)
-        processor.load(processor.state(), new_keys=True)
+        processor.load(processor.dump(), new_keys=True)
         page = bytes(machine.memory.mapping[:4096])
         assert [page[0x20 + n * 32 : 0x40 + n * 32] for n in range(4)] == processor.vmpcks
         assert old[:3] != processor.vmpcks[:3]

@@ -191,7 +191,7 @@ def test_state_goes_into_a_snapshot_and_back() -> None:
     processor.launch_update(0, bytes(PAGE_SIZE), PageType.SECRETS)
     processor.launch_finish(host_data=b"h" * 32)
     other = SecureProcessor(memory, rmp)
-    other.load(processor.state(), new_keys=False)
+    other.load(processor.dump(), new_keys=False)
     assert (other.measurement, other.vmpcks, other.policy, other.host_data) == (
         processor.measurement,
         processor.vmpcks,

@@ -42,7 +42,7 @@ class SavedCvm:
 
 def write_cvm(path: Path, machine: Machine, hypervisor: Hypervisor, configuration: Configuration) -> None:
     """Write a CVM to a file, whole or not at all; raises VeilError."""
-    sections = {_HOST: json.dumps(to_plain(hypervisor.state())).encode(), _CONFIGURATION: configuration.pack()}
+    sections = {_HOST: json.dumps(to_plain(hypervisor.dump())).encode(), _CONFIGURATION: configuration.pack()}
     try:
         machine.save(path, sections)
     except SnpError as error:

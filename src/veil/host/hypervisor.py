@@ -453,20 +453,20 @@ class Hypervisor(Host):
         """How often what happened, by name."""
         return self.counts.by_name()
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """Everything of the host that a snapshot needs; memory and VMSAs are the machine's."""
         return {
             "guest_vmpl": self.guest_vmpl,
             "vcpus": [vcpu.dump() for vcpu in self.vcpus],
             "turn": self._turn,
             "ap_jump_table": self.ap_jump_table,
-            "protected": self.protection.state(),
-            "platform": self.platform.state(),
+            "protected": self.protection.dump(),
+            "platform": self.platform.dump(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a snapshot; the machine must be restored already. Raises HostError, whatever the state is."""
-        require_like(state, self.state())
+        require_like(state, self.dump())
         try:
             vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
             guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]

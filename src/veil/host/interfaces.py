@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from veil.host.saved_state import Dumpable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -81,7 +83,7 @@ class SnpMachine(Protocol):
     def tsc(self) -> int: ...
 
 
-class Platform(Protocol):
+class Platform(Dumpable, Protocol):
     """`veil.host.devices.Platform`: everything behind ports, MMIO and MSRs, and the interrupt controllers."""
 
     #: INIT and start-up IPIs, called with the VCPU's index
@@ -120,7 +122,3 @@ class Platform(Protocol):
     def next_deadline_ns(self, vcpu: int, /) -> int | None: ...
 
     def tick(self, now_ns: int, /) -> None: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def load(self, state: dict[str, Any], /) -> None: ...

@@ -59,7 +59,7 @@ class Protection:
         """May this level ask for something to be done to all of the range?"""
         return all(end <= gpa or gpa + length <= start for start, end in self._closed[vmpl])
 
-    def state(self) -> list[list[int]]:
+    def dump(self) -> list[list[int]]:
         """For a snapshot."""
         return [[item.gpa, item.size, item.vmpl] for item in self._ranges]
 

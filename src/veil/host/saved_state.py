@@ -1,16 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's part of a snapshot comes from a file that anybody may have written: its values have the types of ours."""
+"""What of the host is in a snapshot, and a check of what comes back: anybody may have written the file.
+
+One pair of words for one act: state is dumped and loaded; files, and programs that the machine hosts, are saved and
+restored.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from veil.host.errors import HostError
 
-__all__ = ["require_like"]
+__all__ = ["Dumpable", "require_like"]
 
 _BITS = 64
 _DEPTH = 16
+
+
+class Dumpable(Protocol):
+    """A part of the host that a snapshot has. Both only while no VCPU runs."""
+
+    def dump(self) -> dict[str, Any]:
+        """All that `load` needs, of plain values (None, bool, int, str, bytes, list, dict); nothing changes."""
+
+    def load(self, state: dict[str, Any], /) -> None:
+        """Be as the one that was dumped; on a new object, before it is used. The values may be anybody's."""
 
 
 def require_like(value: Any, template: Any, where: str = "host") -> None:

@@ -116,7 +116,7 @@ class Context:
         """RFLAGS.IF at the last exit."""
         return bool(self.vmcb.interrupt_shadow & _GUEST_INTERRUPT_MASK)
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         vmcb = self.vmcb
         return {
@@ -205,7 +205,7 @@ class Vcpu:
             "apic_id": self.apic_id,
             "state": int(self.state),
             "current": -1 if self.current is None else self.current.vmpl,
-            "contexts": [context.state() for context in self.contexts.values()],
+            "contexts": [context.dump() for context in self.contexts.values()],
         }
 
     def load(self, state: dict[str, Any]) -> None:

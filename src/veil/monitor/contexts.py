@@ -86,7 +86,7 @@ class DomainTable:
         """Is the page a calling area?"""
         return any(gpa in vcpu.kernel.vmsas.values() for vcpu in self.vcpus)
 
-    def state(self) -> list[dict[str, Any]]:
+    def dump(self) -> list[dict[str, Any]]:
         """For a snapshot."""
         return [
             {

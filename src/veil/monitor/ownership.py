@@ -120,7 +120,7 @@ class Rows:
         self._table[domain.vmpl][owner] &= keep
         self._restrictions[owner, domain] = self._restrictions.get((owner, domain), _ALL) & keep
 
-    def state(self) -> list[list[int]]:
+    def dump(self) -> list[list[int]]:
         """For a snapshot: owner, VMPL, permissions kept."""
         return [[owner, domain.vmpl, keep] for (owner, domain), keep in self._restrictions.items()]
 

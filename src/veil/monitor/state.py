@@ -59,8 +59,8 @@ class MonitorState:
         return {
             "parameters": bytes(self.parameters).hex(),
             "book": [[owner, gpa, size] for owner, gpa, size in self.book.runs()],
-            "restrictions": self.rows.state(),
-            "domains": self.domains.state(),
+            "restrictions": self.rows.dump(),
+            "domains": self.domains.dump(),
             "sev_features": self.sev_features,
             "blocks": [[vcpu, gpa, size] for vcpu, (gpa, size) in sorted(self.blocks.items())],
             "services": [service.dump() for service in self.services],

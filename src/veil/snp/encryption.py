@@ -35,7 +35,7 @@ class MemoryEncryption:
         """The inverse of `encrypt_page`."""
         return self._cipher(gpa).decryptor().update(data)
 
-    def save(self) -> bytes:
+    def dump(self) -> bytes:
         """The key, for a snapshot."""
         return self._key
 

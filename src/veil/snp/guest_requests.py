@@ -108,7 +108,7 @@ class GuestRequests:
         self.report_id = os.urandom(32)
         self._counts = [0] * _VMPCKS
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return {"report_id": self.report_id, "counts": list(self._counts), "report_version": self.report_version}
 

@@ -273,11 +273,11 @@ class Machine:
             "tsc": self.tsc(),
             "machine_code": sorted(self._machine_code),
             "hosted": {str(gpa): context.header_gpa for gpa, context in self._hosted.items() if context.steps},
-            "secure_processor": _encode(self.secure_processor.state()),
+            "secure_processor": _encode(self.secure_processor.dump()),
         }
         own = {
             "machine": json.dumps(state).encode(),
-            "encryption": self.encryption.save(),
+            "encryption": self.encryption.dump(),
             "rmp": self.rmp.dump(),
             **{f"program:{gpa}": data for gpa, data in programs.items()},
         }

@@ -168,7 +168,7 @@ class SecureProcessor:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot. The chip's keys are not in it: they are the machine's that runs it."""
         return {
             "state": self._state,
@@ -177,7 +177,7 @@ class SecureProcessor:
             "host_data": self.host_data,
             "vmpcks": list(self.vmpcks),
             "identity": asdict(self._identity),
-            "requests": self._requests.state(),
+            "requests": self._requests.dump(),
             "secrets_pages": list(self._secrets_pages),
         }
 

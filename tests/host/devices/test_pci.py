@@ -187,5 +187,5 @@ def test_no_configuration_breaks_the_board(accesses: list[tuple[int, int, int, b
         assert board.platform.io_read(0x3FD, 1) == 0x60
         assert board.read(1, 0) == 0x10431AF4
     other = Board()
-    other.platform.load(board.platform.state())
-    assert other.platform.state() == board.platform.state()
+    other.platform.load(board.platform.dump())
+    assert other.platform.dump() == board.platform.dump()

@@ -172,11 +172,11 @@ def test_any_guest_leaves_a_board_that_can_be_saved(steps: list[tuple[str, int, 
         for number in range(2):
             deadline = platform.next_deadline_ns(number)
             assert deadline is None or deadline > clock.time - 1 or kind != "time"
-    state = platform.state()
+    state = platform.dump()
     copy, later, _ = make()
     later.time, later.wall = clock.time, clock.wall
     copy.load(plain(state))
-    assert copy.state() == state
+    assert copy.dump() == state
     assert [copy.pending_vector(v) for v in (0, 1)] == [platform.pending_vector(v) for v in (0, 1)]
 
 
@@ -192,7 +192,7 @@ def refusal(state: dict[str, Any]) -> str:
 @pytest.mark.parametrize("device", ["pci", "console", "serial", "pit", "rtc", "power", "pic", "apic 0"])
 def test_a_damaged_snapshot_is_one_clear_line(device: str) -> None:
     platform, _, _ = make()
-    state = platform.state()
+    state = platform.dump()
     damaged: list[dict[str, Any]] = [{key: value for key, value in state.items() if key != device}]
     for key in state[device]:
         for wrong in (None, "x", [1], 1.5, -1):

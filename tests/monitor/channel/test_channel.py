@@ -187,7 +187,7 @@ def test_strangers_do_not_keep_owners_out(bench: Bench) -> None:
 def test_snapshot_ends_connections_and_has_a_new_key(bench: Bench) -> None:
     """Several machines may come from one snapshot: none of them can speak for another."""
     client = user(bench)
-    saved, device = bench.monitor.save(), bench.channel.device.state()
+    saved, device = bench.monitor.save(), bench.channel.device.dump()
     monitor = VeilMon()
     monitor.restore(saved)
     bench.resume(monitor)

@@ -160,9 +160,9 @@ def test_unknown_calls(bench: Bench, call: int) -> None:
     ],
 )  # fmt: skip
 def test_malformed_requests(bench: Bench, changes: dict[str, int]) -> None:
-    before = bench.processor.state()
+    before = bench.processor.dump()
     assert ask(bench, **changes).rax == ResultCode.INVALID_PARAMETER
-    assert bench.processor.state() == before, "the secure processor was asked"
+    assert bench.processor.dump() == before, "the secure processor was asked"
 
 
 PROTECTED = [SECRETS, MONITOR, SERVICES, SHARED, KERNEL_VMSA, CPUID, RAM, RAM - PAGE, (1 << 64) - PAGE]

@@ -285,7 +285,7 @@ class ChannelDevice:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot. Connections do not outlive it."""
         if self._area is None:
             return {"gpa": 0}

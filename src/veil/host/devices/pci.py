@@ -204,7 +204,7 @@ class PciBus:
 
         return write
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return {
             "address": self._address,

@@ -24,6 +24,7 @@ from veil.host.devices.legacy.serial8250 import COM1_IRQ, Serial8250
 from veil.host.devices.pci import PciBus
 from veil.host.devices.virtio.console import VirtioConsole
 from veil.host.errors import HostError
+from veil.host.saved_state import Dumpable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -253,9 +254,9 @@ class Platform:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """Everything that a snapshot needs, of plain values."""
-        return {name: device.state() for name, device in self._devices().items()}
+        return {name: device.dump() for name, device in self._devices().items()}
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot; the machine's TSC must be restored before."""
@@ -265,8 +266,8 @@ class Platform:
             except (LookupError, TypeError, ValueError, OverflowError, AttributeError, AssertionError) as error:
                 raise HostError(f"snapshot: the state of device {name} is damaged ({error!r})") from error
 
-    def _devices(self) -> dict[str, Any]:
-        devices: dict[str, Any] = {
+    def _devices(self) -> dict[str, Dumpable]:
+        devices: dict[str, Dumpable] = {
             "pci": self.pci,
             "console": self.console,
             "serial": self.serial,

@@ -289,10 +289,10 @@ class TestTimer:
         other, later, _ = make()
         later.time, offset = 99_000_000_000, clock.tsc() - 2 * 99_000_000_000
         later.tsc = lambda: later.time * 2 + offset  # type: ignore[method-assign]
-        other.load(apic.state())
+        other.load(apic.dump())
         assert other.timer.deadline_ns == later.time + 1_000_000
         assert (other.irr, other.isr, other.pending) == (apic.irr, apic.isr, apic.pending)
-        assert other.state() == apic.state()
+        assert other.dump() == apic.dump()
 
 
 class PriorityMachine(RuleBasedStateMachine):
@@ -341,7 +341,7 @@ class PriorityMachine(RuleBasedStateMachine):
     @rule()
     def snapshot(self) -> None:
         other, _, _ = make()
-        other.load(self.apic.state())
+        other.load(self.apic.dump())
         self.apic = other
 
     def expected(self) -> int | None:
@@ -379,5 +379,5 @@ def test_no_access_breaks_it(accesses: list[tuple[bool, int, int]]) -> None:
         if value & 1:
             apic.acknowledge()
         other, _, _ = make()
-        other.load(apic.state())
+        other.load(apic.dump())
         assert other.pending == apic.pending

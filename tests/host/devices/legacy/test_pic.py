@@ -174,5 +174,5 @@ def test_any_programming_keeps_its_word(steps: list[tuple[int, int]]) -> None:
             vector = b.pic.acknowledge()
             assert expected in (None, vector)
         copy = Pic()
-        copy.load(b.pic.state())
+        copy.load(b.pic.dump())
         assert copy.vector == b.pic.vector

@@ -145,7 +145,7 @@ def test_state_survives_in_another_process(board: Board) -> None:
     board.run(5_000_000)
     other = Board()
     other.clock.time = 77_000_000_000
-    other.pit.load(board.pit.state())
+    other.pit.load(board.pit.dump())
     assert board.pit.deadline_ns is not None
     assert other.pit.deadline_ns is not None
     left = board.pit.deadline_ns - board.clock.time

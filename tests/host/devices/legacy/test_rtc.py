@@ -128,7 +128,7 @@ def test_state_survives_and_time_goes_on(board: Board) -> None:
     board.put(11, 0x02)
     board.put(0x50, 9)
     other = Board()
-    other.rtc.load(board.rtc.state())
+    other.rtc.load(board.rtc.dump())
     other.clock.advance(3600 * 10**9)
     assert other.get(9) == 0x40
     assert other.get(0x50) == 9

@@ -76,10 +76,10 @@ class TestNegotiation:
     def test_queues_are_fixed_once_enabled(self, board: Board) -> None:
         board.driver.start()
         board.driver.write(0x16, 2, 4)
-        before = board.device.queues[4].state()
+        before = board.device.queues[4].dump()
         for offset, size in ((0x18, 2), (0x1C, 2), (0x20, 4), (0x2C, 4), (0x34, 4)):
             board.driver.write(offset, size, 0)
-        assert board.device.queues[4].state() == before
+        assert board.device.queues[4].dump() == before
 
     def test_registers_read_back(self, board: Board) -> None:
         driver = board.driver
@@ -394,8 +394,8 @@ class TestSnapshots:
         opened.driver.send(5, b"left in the guest")
         other = Board()
         other.memory.bytes[:] = opened.memory.bytes
-        other.platform.load(opened.platform.state())
-        assert other.platform.state() == opened.platform.state()
+        other.platform.load(opened.platform.dump())
+        assert other.platform.dump() == opened.platform.dump()
         assert other.events == []
         assert other.agent.waiting == 10
         driver = other.driver
@@ -439,5 +439,5 @@ def test_no_driver_breaks_the_host(steps: list[tuple[str, int, int, int]], opene
         else:
             board.agent.write(bytes(place))
     other = Board()
-    other.platform.load(board.platform.state())
-    assert other.platform.state() == board.platform.state()
+    other.platform.load(board.platform.dump())
+    assert other.platform.dump() == board.platform.dump()

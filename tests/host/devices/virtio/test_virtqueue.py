@@ -83,18 +83,18 @@ class TestCorrectDriver:
         queue.push(chain, 0)
         driver.send(BUFFER + 16, b"two")
         other = Virtqueue(memory, 128)
-        other.load(queue.state())
+        other.load(queue.dump())
         chain = other.pop()
         assert chain is not None
         assert other.read_chain(chain) == b"two"
         with pytest.raises(ValueError, match="queue of 3"):
-            other.load(queue.state() | {"size": 3})
+            other.load(queue.dump() | {"size": 3})
 
     def test_state_of_a_queue_that_is_not_set_up_survives(self) -> None:
         memory, _, _ = make()
         queue, other = Virtqueue(memory, 128), Virtqueue(memory, 128)
         queue.size, queue.desc = 0, 0x1001
-        other.load(queue.state())
+        other.load(queue.dump())
         assert (other.size, other.desc, other.enabled) == (0, 0x1001, False)
 
 
@@ -305,7 +305,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def snapshot(self) -> None:
         other = Virtqueue(self.memory, 128)
-        other.load(self.queue.state())
+        other.load(self.queue.dump())
         self.queue = other
 
     @invariant()

@@ -388,12 +388,12 @@ class LocalApic:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot; what is 256 bits wide is bytes."""
         state = save_integers(self, self._SAVED)
         for name in ("irr", "isr", "tmr"):
             state[name] = state[name].to_bytes(32, "little")
-        return state | {"lvt": [[index, value] for index, value in self._lvt.items()], "timer": self.timer.state()}
+        return state | {"lvt": [[index, value] for index, value in self._lvt.items()], "timer": self.timer.dump()}
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot; the TSC has been restored before."""

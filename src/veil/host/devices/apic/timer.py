@@ -126,7 +126,7 @@ class ApicTimer:
             self.deadline_tsc = 0
         return True
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot: how long to go, or the TSC that is waited for."""
         left = -1 if self.deadline_ns is None else max(0, self.deadline_ns - self._clock.now_ns())
         return save_integers(self, self._SAVED) | {"left_ns": left}

@@ -245,7 +245,7 @@ class Pic:
         self._update()
         return vector
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return {
             "master": save_integers(self._master, _Chip.SAVED),

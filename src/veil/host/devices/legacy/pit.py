@@ -258,7 +258,7 @@ class Pit:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot; times as how long ago they were."""
         now = self._now()
         return {

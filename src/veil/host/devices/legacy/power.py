@@ -80,7 +80,7 @@ class PowerControl:
         if self.on_reset is not None:
             self.on_reset()
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return save_integers(self, self._SAVED)
 

@@ -217,7 +217,7 @@ class Rtc:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return {
             "index": self._index,

@@ -237,7 +237,7 @@ class Serial8250:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return save_integers(self, self._SAVED) | {"received": bytes(self._received), "line": self._line}
 

@@ -344,7 +344,7 @@ class VirtioConsole(VirtioPci):
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot; what waits for the guest is part of it."""
         ports = [
             {
@@ -356,7 +356,7 @@ class VirtioConsole(VirtioPci):
             }
             for port in self.ports
         ]
-        return super().state() | {"ports": ports, "control": list(self._control), "size": list(self.size)}
+        return super().dump() | {"ports": ports, "control": list(self._control), "size": list(self.size)}
 
     def load(self, state: dict[str, Any]) -> None:
         """From a snapshot; no callback is told."""

@@ -93,7 +93,7 @@ class Msix:
         if self._pending:
             self._deliver_pending()
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot."""
         return {"table": bytes(self._table), "pending": self._pending}
 

@@ -440,13 +440,13 @@ class VirtioPci(PciFunction):
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot; the configuration space is saved with the bus."""
         return {
             "registers": save_integers(self, self._SAVED),
             "vectors": list(self._vectors),
-            "queues": [queue.state() for queue in self.queues],
-            "msix": self.msix.state(),
+            "queues": [queue.dump() for queue in self.queues],
+            "msix": self.msix.dump(),
             "fault": self.fault,
         }
 

@@ -196,7 +196,7 @@ class Virtqueue:
 
     # Snapshots
 
-    def state(self) -> dict[str, Any]:
+    def dump(self) -> dict[str, Any]:
         """For a snapshot; the rings are in guest memory."""
         return save_integers(self, self._SAVED)
 
