@@ -16,7 +16,7 @@ from veil.guest.errors import GuestImageError
 from veil.guest.linux import acpi, layout
 from veil.guest.linux.boot import LinuxBoot, e820_map, prepare_linux
 from veil.guest.linux.cmdline import command_line, default_options
-from veil.guest.linux.layout import GIB, MIB, Range, address_space
+from veil.guest.linux.layout import GIB, MIB, AddressRange, address_space
 
 KERNEL = parse_kernel(elf([(0x1000000, b"k" * 5000, 5000), (0x3000000, b"d" * 100, 0x1200000)]), "kernel")
 INITRD = b"initrd" * 5000
@@ -161,7 +161,7 @@ def test_everything_fits_or_is_refused(megabytes: int, monitor: int, initrd: int
 
 def test_four_gibibytes_leave_the_hole_free() -> None:
     plan = boot(4 * GIB).layout
-    assert plan.ram == (Range(0, 3 * GIB), Range(4 * GIB, 5 * GIB))
+    assert plan.ram == (AddressRange(0, 3 * GIB), AddressRange(4 * GIB, 5 * GIB))
     assert plan.monitor is not None
     assert plan.monitor.end == 3 * GIB
     assert plan.top == address_space(4 * GIB) == 5 * GIB

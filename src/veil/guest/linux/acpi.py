@@ -8,7 +8,7 @@ kernel is built without CONFIG_X86_MPPARSE, so it drops its local APIC if told t
 
 import struct
 
-from veil.guest.linux.layout import ACPI_SIZE, ACPI_TABLES, LOCAL_APIC, MMIO_HOLE, Range
+from veil.guest.linux.layout import ACPI_SIZE, ACPI_TABLES, LOCAL_APIC, MMIO_HOLE, AddressRange
 
 # Ports that the host's power management device answers: status and enable (4 bytes), control (2 bytes).
 PM1_EVENT_PORT = 0x600
@@ -22,8 +22,8 @@ RESET_PORT = 0xCF9
 RESET_VALUE = 0x06
 
 # What the PCI host bridge decodes.
-PCI_IO = Range(0x1000, 0x10000)
-PCI_MEMORY = Range(MMIO_HOLE, 0xFE000000)
+PCI_IO = AddressRange(0x1000, 0x10000)
+PCI_MEMORY = AddressRange(MMIO_HOLE, 0xFE000000)
 
 # Address space descriptors (6.4.3.5): types, and 'produced by the bridge, both ends fixed'.
 _MEMORY, _IO, _BUS = 0, 1, 2
@@ -95,7 +95,7 @@ def _dsdt_aml() -> bytes:
     return sleep + _package(b"\x10", b"\\_SB_" + _package(b"\x5b\x82", bridge))
 
 
-def _span(window: Range) -> tuple[int, int, int, int]:
+def _span(window: AddressRange) -> tuple[int, int, int, int]:
     """Minimum, maximum, translation and length of an address space descriptor (6.4.3.5)."""
     return window.start, window.end - 1, 0, window.size
 

@@ -17,7 +17,7 @@ from veil.guest.errors import GuestImageError
 from veil.guest.linux import layout as at
 from veil.guest.linux.acpi import acpi_tables
 from veil.guest.linux.cmdline import check_command_line
-from veil.guest.linux.layout import Layout, Range, plan_layout
+from veil.guest.linux.layout import AddressRange, Layout, plan_layout
 
 C_BIT = 51
 MAX_VCPUS = 64
@@ -38,9 +38,9 @@ class Region:
     name: str
 
     @property
-    def range(self) -> Range:
+    def range(self) -> AddressRange:
         """The addresses that it covers."""
-        return Range(self.gpa, self.gpa + len(self.data))
+        return AddressRange(self.gpa, self.gpa + len(self.data))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def prepare_linux(
     that there is no monitor. `c_bit` None gives the same guest without memory encryption, for tests elsewhere."""
     if not 1 <= vcpus <= MAX_VCPUS:
         raise GuestImageError(f"a guest has 1 to {MAX_VCPUS} VCPUs, not {vcpus}")
-    plan = plan_layout(memory, Range(kernel.start, kernel.end), len(initrd), monitor_size)
+    plan = plan_layout(memory, AddressRange(kernel.start, kernel.end), len(initrd), monitor_size)
     encrypted = c_bit is not None
     acpi, rsdp = acpi_tables(vcpus)
     regions = [
@@ -141,20 +141,20 @@ def prepare_linux(
     return LinuxBoot(plan, tuple(regions), registers, command_line)
 
 
-def e820_map(plan: Layout) -> list[tuple[Range, int]]:
+def e820_map(plan: Layout) -> list[tuple[AddressRange, int]]:
     """The memory map for the kernel: (addresses, e820 type)."""
     low, *high = plan.ram
     entries = [
-        (Range(0, at.LOW_END), _E820_RAM),
-        (Range(at.LOW_END, at.ONE_MIB), _E820_RESERVED),
-        (Range(at.ACPI_TABLES, at.ACPI_TABLES + at.ACPI_SIZE), _E820_ACPI),
-        (Range(at.SECRETS, at.FIRMWARE_END), _E820_RESERVED),
-        (Range(at.FIRMWARE_END, plan.monitor.start if plan.monitor else low.end), _E820_RAM),
+        (AddressRange(0, at.LOW_END), _E820_RAM),
+        (AddressRange(at.LOW_END, at.ONE_MIB), _E820_RESERVED),
+        (AddressRange(at.ACPI_TABLES, at.ACPI_TABLES + at.ACPI_SIZE), _E820_ACPI),
+        (AddressRange(at.SECRETS, at.FIRMWARE_END), _E820_RESERVED),
+        (AddressRange(at.FIRMWARE_END, plan.monitor.start if plan.monitor else low.end), _E820_RAM),
     ]
     if plan.monitor:
         entries.append((plan.monitor, _E820_RESERVED))
         if plan.monitor.end < low.end:
-            entries.append((Range(plan.monitor.end, low.end), _E820_RAM))
+            entries.append((AddressRange(plan.monitor.end, low.end), _E820_RAM))
     return entries + [(piece, _E820_RAM) for piece in high]
 
 

@@ -12,40 +12,48 @@ _HZ = 250  # of Debian's kernels; with another HZ the delay loops only last long
 
 
 @dataclass(frozen=True)
-class Option:
+class KernelOption:
     """An option, and why it is there."""
 
     text: str
     reason: str
 
 
-def default_options(tsc_khz: int = TSC_KHZ) -> tuple[Option, ...]:
+def default_options(tsc_khz: int = TSC_KHZ) -> tuple[KernelOption, ...]:
     """The options that the machine asks for. Those for loudness and consoles beyond ttyS0 are the caller's."""
     return (
-        Option("console=ttyS0", "the host's 8250 shows the boot and every panic"),
-        Option("rdinit=/init", "process 1 is the one in the initramfs, whatever else is there"),
-        Option("panic=-1", "a panic ends the machine at once by a reset, which the host reports, instead of hanging"),
-        Option("reboot=p", "a reset is one write to port CF9; other ways poll a keyboard controller that is not there"),
-        Option("noapic", "there is no I/O APIC: devices use MSI-X, the serial port and the PIT the two 8259s"),
-        Option("pci=conf1", "PCI is configured by ports CF8/CFC: no test of whether that works, no ECAM"),
-        Option(
+        KernelOption("console=ttyS0", "the host's 8250 shows the boot and every panic"),
+        KernelOption("rdinit=/init", "process 1 is the one in the initramfs, whatever else is there"),
+        KernelOption(
+            "panic=-1", "a panic ends the machine at once by a reset, which the host reports, instead of hanging"
+        ),
+        KernelOption(
+            "reboot=p", "a reset is one write to port CF9; other ways poll a keyboard controller that is not there"
+        ),
+        KernelOption("noapic", "there is no I/O APIC: devices use MSI-X, the serial port and the PIT the two 8259s"),
+        KernelOption("pci=conf1", "PCI is configured by ports CF8/CFC: no test of whether that works, no ECAM"),
+        KernelOption(
             "tsc=reliable",
             "the TSC is the only good clock: no watchdog over it, no synchronisation loops between VCPUs that never run"
             " at the same moment",
         ),
-        Option(f"tsc_early_khz={tsc_khz}", "the TSC's rate is known: nothing to calibrate against the PIT"),
-        Option(f"lpj={tsc_khz * 1000 // _HZ}", "delay loops count the TSC; further VCPUs would measure them anew"),
-        Option("mitigations=off", "the software CPU does not speculate: flushes and thunks cost time, protect nothing"),
-        Option(
+        KernelOption(f"tsc_early_khz={tsc_khz}", "the TSC's rate is known: nothing to calibrate against the PIT"),
+        KernelOption(
+            f"lpj={tsc_khz * 1000 // _HZ}", "delay loops count the TSC; further VCPUs would measure them anew"
+        ),
+        KernelOption(
+            "mitigations=off", "the software CPU does not speculate: flushes and thunks cost time, protect nothing"
+        ),
+        KernelOption(
             "swiotlb=4096",
             "8 MiB of bounce buffers, in slabs of 2 KiB; without a number an SEV guest takes 64 MiB or 6% of memory."
             " Two virtio-console ports have at most 4 MiB in flight",
         ),
-        Option(
+        KernelOption(
             "nowatchdog",
             "the host may stop the guest for any time (a debugger, a snapshot, a slow computer): that is no lockup",
         ),
-        Option("rcupdate.rcu_cpu_stall_suppress=1", "for the same reason a long pause is no RCU stall"),
+        KernelOption("rcupdate.rcu_cpu_stall_suppress=1", "for the same reason a long pause is no RCU stall"),
     )
 
 

@@ -46,7 +46,7 @@ _WORKING_SET = 40 * MIB
 
 
 @dataclass(frozen=True)
-class Range:
+class AddressRange:
     """Guest-physical addresses from `start` up to, not including, `end`."""
 
     start: int
@@ -57,7 +57,7 @@ class Range:
         """Its length in bytes."""
         return self.end - self.start
 
-    def overlaps(self, other: "Range") -> bool:
+    def overlaps(self, other: "AddressRange") -> bool:
         """Whether an address lies in both."""
         return self.start < other.end and other.start < self.end
 
@@ -70,24 +70,24 @@ class Layout:
     """The places that depend on what is booted; the others are this module's constants."""
 
     memory: int
-    kernel: Range
-    initrd: Range
-    monitor: Range | None
+    kernel: AddressRange
+    initrd: AddressRange
+    monitor: AddressRange | None
 
     @property
-    def ram(self) -> tuple[Range, ...]:
+    def ram(self) -> tuple[AddressRange, ...]:
         """All memory of the machine, with the MMIO hole left out."""
         if self.memory <= MMIO_HOLE:
-            return (Range(0, self.memory),)
-        return (Range(0, MMIO_HOLE), Range(MMIO_HOLE_END, MMIO_HOLE_END + self.memory - MMIO_HOLE))
+            return (AddressRange(0, self.memory),)
+        return (AddressRange(0, MMIO_HOLE), AddressRange(MMIO_HOLE_END, MMIO_HOLE_END + self.memory - MMIO_HOLE))
 
     @property
-    def guest_ram(self) -> tuple[Range, ...]:
+    def guest_ram(self) -> tuple[AddressRange, ...]:
         """The memory without the monitor's region: what the kernel must find validated and open to its VMPL."""
         if self.monitor is None:
             return self.ram
         low, *high = self.ram
-        pieces = (Range(low.start, self.monitor.start), Range(self.monitor.end, low.end))
+        pieces = (AddressRange(low.start, self.monitor.start), AddressRange(self.monitor.end, low.end))
         return (*(piece for piece in pieces if piece.size), *high)
 
     @property
@@ -101,7 +101,7 @@ def address_space(memory: int) -> int:
     return memory if memory <= MMIO_HOLE else memory + MMIO_HOLE_END - MMIO_HOLE
 
 
-def plan_layout(memory: int, kernel: Range, initrd_size: int, monitor_size: int = 0) -> Layout:
+def plan_layout(memory: int, kernel: AddressRange, initrd_size: int, monitor_size: int = 0) -> Layout:
     """Lay out a guest of `memory` bytes; `monitor_size` 0 means that there is no monitor."""
     if memory % PAGE_SIZE_2M or memory <= 0:
         raise GuestImageError(f"the memory size must be a multiple of 2 MiB, not {memory} bytes")
@@ -122,8 +122,8 @@ def plan_layout(memory: int, kernel: Range, initrd_size: int, monitor_size: int 
     return Layout(
         memory,
         kernel,
-        Range(initrd_start, initrd_start + initrd_size),
-        Range(top, top + monitor_size) if monitor_size else None,
+        AddressRange(initrd_start, initrd_start + initrd_size),
+        AddressRange(top, top + monitor_size) if monitor_size else None,
     )
 
 
