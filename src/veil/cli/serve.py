@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from veil.cli.common import CvmOptions, Progress, cvm_options, parse_address
-from veil.cli.output import say
+from veil.cli.output import say, tell
 from veil.errors import VeilError, describe
 from veil.private_files import write_private
 
@@ -19,16 +19,22 @@ __all__ = ["serve"]
 @cvm_options(services=True, users=True)
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
 @click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option(
+    "--end-with-kernel", is_flag=True, help="End the CVM when its kernel ends, with all that nobody has fetched."
+)
 @click.option("--port-file", metavar="FILE", help="Write HOST:PORT there as soon as users can come.")
 def serve(
     cvm: CvmOptions,
     listen: str,
     fresh: bool,
+    end_with_kernel: bool,
     port_file: str | None,
 ) -> int:
     """Run a CVM and carry remote users' connections to its VeilMon, until Ctrl-C.
 
     This is the untrusted host's part: it sees ciphertext only. Users run `veil attest --connect HOST:PORT`.
+
+    When the CVM's kernel ends (a panic, power off, reset), users are still carried to VeilMon and can fetch the log.
     """
     from veil.cvm import ConfidentialVM
 
@@ -40,10 +46,14 @@ def serve(
             say(f"users are carried to VeilMon from {address}")
             if port_file is not None:
                 _write(Path(port_file), address + "\n")
-            vm.serve()
+            vm.serve(end_with_kernel=end_with_kernel, on_kernel_end=_tell_kernel_end)
         finally:
             listener.close()
     return 0
+
+
+def _tell_kernel_end(error: VeilError) -> None:
+    tell(f"veil: the CVM's kernel ended ({error}); what its log holds can still be fetched; Ctrl-C ends the CVM")
 
 
 def _write(place: Path, text: str) -> None:

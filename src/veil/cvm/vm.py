@@ -286,10 +286,24 @@ class ConfidentialVM:
         listener.start()
         return listener
 
-    def serve(self) -> None:
-        """Run the guest until somebody calls `hypervisor.stop`; how a guest ends is an exception."""
+    def serve(self, *, end_with_kernel: bool = False, on_kernel_end: Callable[[VeilError], None] | None = None) -> None:
+        """Run the guest until somebody calls `hypervisor.stop`; how a guest ends is an exception.
+
+        A kernel's end is told to `on_kernel_end`, and VeilMon and the services run on for their users; it is raised
+        when serving ends, by a signal too. `end_with_kernel`: it ends the machine at once.
+        """
+        kernel_end = self.hypervisor.kernel_end
+        kernel_end.is_outlived = not end_with_kernel
+        if on_kernel_end is not None:
+            kernel_end.on_end = lambda error: on_kernel_end(self._explain_panic(error))
         with self._explained():
-            self.hypervisor.run()
+            try:
+                self.hypervisor.run()
+            except (KeyboardInterrupt, SystemExit):
+                if kernel_end.error is None:
+                    raise
+            if kernel_end.error is not None:
+                raise kernel_end.error
 
     def wait(self, seconds: float) -> None:
         """Let the guest run for so long."""

@@ -17,11 +17,12 @@ from veil.formats.ghcb import GhcbField
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.channel_turns import ChannelTurns
-from veil.host.errors import GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
+from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
 from veil.host.ghcb.msr import ap_reset_hold_answer
 from veil.host.host import Host
+from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
@@ -47,9 +48,6 @@ PULSE_NS = 1_000_000_000
 _SERVICE_VMPL = 1
 
 _FOREVER = 1 << 63
-
-#: States in which a VCPU's kernel may be left for VeilMon.
-_INTERRUPTIBLE = (RunState.RUNNABLE, RunState.HALTED)
 
 
 class RunResult(enum.Enum):
@@ -89,6 +87,7 @@ class Hypervisor(Host):
             apic_ids=apic_ids,
             certificates=certificates,
         )
+        self.kernel_end = KernelEnd(self)
         #: levels from which the host goes back to the guest's level when an interrupt is due (VMPL 2 with enclaves)
         self.preemptible_vmpls: frozenset[int] = frozenset()
         self._clock = clock
@@ -224,6 +223,7 @@ class Hypervisor(Host):
     def run(self, until: Callable[[], bool] | None = None, timeout: float | None = None) -> RunResult:
         """Run the guest until `until()` holds, `timeout` seconds passed, or `stop`; how a guest ends is an exception.
 
+        A kernel's end is none if `kernel_end.is_outlived`: then VMPL 0 and 1 run on.
         `until` is asked after every exit, so it should be cheap.
         """
         clock = self._clock
@@ -233,9 +233,9 @@ class Hypervisor(Host):
             self._drain()
             if self._stopped:
                 error, self._stop, self._stopped = self._stop, None, False
-                if error is not None:
-                    raise error
-                return RunResult.STOPPED
+                if error is None:
+                    return RunResult.STOPPED
+                self.kernel_end.outlive(error)
             if until is not None and until():
                 return RunResult.DONE
             now = clock()
@@ -251,11 +251,15 @@ class Hypervisor(Host):
             vcpu = self._choose()
             if vcpu is None:
                 self._sleep(end_ns)
-            elif self._turns.vcpu is None:
-                self._slice(vcpu, until, end_ns)
-            else:
-                with self._turns.charged():
+                continue
+            try:
+                if self._turns.vcpu is None:
                     self._slice(vcpu, until, end_ns)
+                else:
+                    with self._turns.charged():
+                        self._slice(vcpu, until, end_ns)
+            except GuestError as error:
+                self.kernel_end.outlive(error)
 
     @property
     def idle(self) -> bool:
@@ -286,7 +290,7 @@ class Hypervisor(Host):
         turns.begin(self._channel.gathering())
         if self._channel.pending and self.guest_vmpl:
             for vcpu in self.vcpus:
-                if vcpu.vmpl == self.guest_vmpl and 0 in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
+                if self.kernel_end.may_enter(vcpu, 0):
                     self._channel.entered()
                     vcpu.start(0)
                     self._next = turns.vcpu = vcpu
@@ -298,7 +302,7 @@ class Hypervisor(Host):
         self._pulse_ns = now + PULSE_NS
         if not self._services_ran and self.guest_vmpl > _SERVICE_VMPL:
             for vcpu in self.vcpus:
-                if vcpu.vmpl == self.guest_vmpl and _SERVICE_VMPL in vcpu.contexts and vcpu.state in _INTERRUPTIBLE:
+                if self.kernel_end.may_enter(vcpu, _SERVICE_VMPL):
                     vcpu.start(_SERVICE_VMPL)
                     self._next = vcpu
                     break
@@ -316,13 +320,16 @@ class Hypervisor(Host):
 
     def _refresh_timer(self) -> None:
         deadline = _FOREVER
+        self.device_accessed = False
+        if self.kernel_end.error is not None:
+            self._timer_ns = deadline  # nobody takes their interrupts any more
+            return
         next_deadline = self.platform.next_deadline_ns
         for vcpu in self.vcpus:
             when = next_deadline(vcpu.index)
             if when is not None and when < deadline:
                 deadline = when
         self._timer_ns = deadline
-        self.device_accessed = False
 
     def _can_run(self, vcpu: Vcpu) -> bool:
         state = vcpu.state
@@ -368,11 +375,13 @@ class Hypervisor(Host):
 
     def _sleep(self, end_ns: int) -> None:
         """Nobody can run: wait for the next timer, for input, or for the end."""
-        if all(self._is_dead(vcpu) for vcpu in self.vcpus):
-            raise GuestHung(
+        if self.kernel_end.error is None and all(self._is_dead(vcpu) for vcpu in self.vcpus):
+            hung = GuestHung(
                 "no VCPU can ever run again: each is halted with interrupts off, parked, or was never started; "
                 "the guest's last console output tells why"
             )
+            self.kernel_end.outlive(hung)
+            return
         until_ns = min(self._timer_ns, self._pulse_ns, end_ns)
         timeout = None if until_ns == _FOREVER else max(0, until_ns - self._clock()) / 1e9
         self._wakeup.wait(timeout)
