@@ -3,7 +3,7 @@
  * Time: the guest's TSC, and the thread that brings the core out of chained
  * blocks when a deadline passes.
  */
-#include "engine.h"
+#include "clock.h"
 
 #include <pthread.h>
 #include <time.h>

@@ -3,7 +3,7 @@
  * A VMSA page and the CPU state of QEMU's core, both ways. Everything that a
  * context is, is in its VMSA between two runs: a snapshot needs no more.
  */
-#include "engine.h"
+#include "context.h"
 
 #include "fpu/softfloat.h"
 
@@ -80,6 +80,11 @@ static void load_registers(CPUX86State *env, const struct veil_vmsa *v)
                                    v->r8,  v->r9,  v->r10, v->r11, v->r12, v->r13, v->r14, v->r15};
 
     memcpy(env->regs, in_order, sizeof(in_order));
+    env->eip = v->rip;
+    env->cc_src = v->rflags & CC_FLAGS;
+    env->cc_op = CC_OP_EFLAGS;
+    env->df = v->rflags & DF_MASK ? -1 : 1;
+    env->eflags = (v->rflags & ~(uint64_t)(CC_FLAGS | DF_MASK)) | 2;
 }
 
 static void save_registers(const CPUX86State *env, struct veil_vmsa *v)
@@ -104,21 +109,8 @@ static void save_registers(const CPUX86State *env, struct veil_vmsa *v)
     v->r15 = r[15];
 }
 
-void veil_context_load(struct veil_engine *e)
+static void load_segments(CPUX86State *env, const struct veil_vmsa *v)
 {
-    CPUX86State *env = e->env;
-    const struct veil_vmsa *v = e->vmsa;
-    const uint64_t efer = v->efer & ~(uint64_t)MSR_EFER_SVME; /* the guest has no SVM, QEMU would think so */
-    const bool same_space = e->loaded_vmsa == e->vmcb->vmsa_pa && e->loaded_vmpl == e->vmpl && env->cr[0] == v->cr0 &&
-                            env->cr[3] == v->cr3 && env->cr[4] == v->cr4 && env->efer == efer;
-
-    load_registers(env, v);
-    env->eip = v->rip;
-    env->cc_src = v->rflags & CC_FLAGS;
-    env->cc_op = CC_OP_EFLAGS;
-    env->df = v->rflags & DF_MASK ? -1 : 1;
-    env->eflags = (v->rflags & ~(uint64_t)(CC_FLAGS | DF_MASK)) | 2;
-
     load_segment(&env->segs[R_ES], &v->es);
     load_segment(&env->segs[R_CS], &v->cs);
     load_segment(&env->segs[R_SS], &v->ss);
@@ -129,12 +121,45 @@ void veil_context_load(struct veil_engine *e)
     load_segment(&env->tr, &v->tr);
     load_segment(&env->gdt, &v->gdtr);
     load_segment(&env->idt, &v->idtr);
+}
 
+static void save_segments(const CPUX86State *env, struct veil_vmsa *v)
+{
+    save_segment(&v->es, &env->segs[R_ES]);
+    save_segment(&v->cs, &env->segs[R_CS]);
+    save_segment(&v->ss, &env->segs[R_SS]);
+    save_segment(&v->ds, &env->segs[R_DS]);
+    save_segment(&v->fs, &env->segs[R_FS]);
+    save_segment(&v->gs, &env->segs[R_GS]);
+    save_segment(&v->ldtr, &env->ldt);
+    save_segment(&v->tr, &env->tr);
+    save_segment(&v->gdtr, &env->gdt);
+    save_segment(&v->idtr, &env->idt);
+}
+
+/* The guest has no SVM; with the bit that SNP demands in its VMSA, QEMU would think so. */
+static uint64_t guest_efer(const struct veil_vmsa *v)
+{
+    return v->efer & ~(uint64_t)MSR_EFER_SVME;
+}
+
+/* Does the TLB describe this context's address space, with its permissions? */
+static bool is_loaded_space(const struct veil_engine *e, const struct veil_vmsa *v)
+{
+    const CPUX86State *env = e->env;
+
+    return e->loaded_vmsa == e->vmcb->vmsa_pa && e->loaded_vmpl == e->vmpl && env->cr[0] == v->cr0 &&
+           env->cr[3] == v->cr3 && env->cr[4] == v->cr4 && env->efer == guest_efer(v);
+}
+
+/* Control, debug and model-specific registers. */
+static void load_system_registers(CPUX86State *env, const struct veil_vmsa *v)
+{
     env->cr[0] = v->cr0;
     env->cr[2] = v->cr2;
     env->cr[3] = v->cr3;
     env->cr[4] = v->cr4;
-    env->efer = efer;
+    env->efer = guest_efer(v);
     env->dr[6] = v->dr6;
     env->dr[7] = v->dr7;
     env->star = v->star;
@@ -151,55 +176,10 @@ void veil_context_load(struct veil_engine *e)
     env->xcr0 = v->xcr0;
     env->xss = v->xss;
     env->spec_ctrl = v->spec_ctrl;
-    load_fpu(env, v);
-
-    env->hflags = HF_GUEST_MASK;
-    if (env->cr[4] & CR4_SMAP_MASK) {
-        env->hflags |= HF_SMAP_MASK;
-    }
-    if (e->vmcb->interrupt_shadow & 1) {
-        env->hflags |= HF_INHIBIT_IRQ_MASK;
-    }
-    x86_update_hflags(env);
-    /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
-    env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
-    env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
-    env->v_tpr = e->vmcb->v_intr & 0xf;
-    env->old_exception = -1;
-    env->exception_is_int = 0;
-    e->delivering.pending = false;
-    e->cs->exception_index = -1;
-    e->cs->interrupt_request = 0;
-    e->cs->exit_request = 0;
-    e->cs->halted = 0;
-    if (!same_space) {
-        e->loaded_vmsa = e->vmcb->vmsa_pa;
-        e->loaded_vmpl = e->vmpl;
-        e->rmp_generation = e->rmp->generation;
-        e->counters.flushes++;
-        tlb_flush(e->cs);
-    }
 }
 
-void veil_context_save(struct veil_engine *e)
+static void save_system_registers(const CPUX86State *env, struct veil_vmsa *v)
 {
-    CPUX86State *env = e->env;
-    struct veil_vmsa *v = e->vmsa;
-
-    save_registers(env, v);
-    v->rip = env->eip;
-    v->rflags = cpu_compute_eflags(env) | 2;
-    save_segment(&v->es, &env->segs[R_ES]);
-    save_segment(&v->cs, &env->segs[R_CS]);
-    save_segment(&v->ss, &env->segs[R_SS]);
-    save_segment(&v->ds, &env->segs[R_DS]);
-    save_segment(&v->fs, &env->segs[R_FS]);
-    save_segment(&v->gs, &env->segs[R_GS]);
-    save_segment(&v->ldtr, &env->ldt);
-    save_segment(&v->tr, &env->tr);
-    save_segment(&v->gdtr, &env->gdt);
-    save_segment(&v->idtr, &env->idt);
-    v->cpl = env->hflags & HF_CPL_MASK;
     v->cr0 = env->cr[0];
     v->cr2 = env->cr[2];
     v->cr3 = env->cr[3];
@@ -221,6 +201,65 @@ void veil_context_save(struct veil_engine *e)
     v->xcr0 = env->xcr0;
     v->xss = env->xss;
     v->spec_ctrl = env->spec_ctrl;
+}
+
+/* What QEMU derives from registers, and the VMCB's part. */
+static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
+{
+    CPUX86State *env = e->env;
+
+    env->hflags = HF_GUEST_MASK;
+    if (env->cr[4] & CR4_SMAP_MASK) {
+        env->hflags |= HF_SMAP_MASK;
+    }
+    if (e->vmcb->interrupt_shadow & 1) {
+        env->hflags |= HF_INHIBIT_IRQ_MASK;
+    }
+    x86_update_hflags(env);
+    /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
+    env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
+    env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
+    env->v_tpr = e->vmcb->v_intr & 0xf;
+    env->old_exception = -1;
+    env->exception_is_int = 0;
+    e->delivering.pending = false;
+    e->cs->exception_index = -1;
+    e->cs->interrupt_request = 0;
+    e->cs->exit_request = 0;
+    e->cs->halted = 0;
+}
+
+void veil_context_load(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    const struct veil_vmsa *v = e->vmsa;
+    const bool same_space = is_loaded_space(e, v);
+
+    load_registers(env, v);
+    load_segments(env, v);
+    load_system_registers(env, v);
+    load_fpu(env, v);
+    load_hidden_state(e, v);
+    if (!same_space) {
+        e->loaded_vmsa = e->vmcb->vmsa_pa;
+        e->loaded_vmpl = e->vmpl;
+        e->rmp_generation = e->rmp->generation;
+        e->counters.flushes++;
+        tlb_flush(e->cs);
+    }
+}
+
+void veil_context_save(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    struct veil_vmsa *v = e->vmsa;
+
+    save_registers(env, v);
+    v->rip = env->eip;
+    v->rflags = cpu_compute_eflags(env) | 2;
+    save_segments(env, v);
+    v->cpl = env->hflags & HF_CPL_MASK;
+    save_system_registers(env, v);
     save_fpu(env, v);
     e->vmcb->v_intr = (e->vmcb->v_intr & ~0xffULL) | env->v_tpr;
     v->exit_info_1 = e->exit_info_1;

@@ -4,13 +4,11 @@
  * RMPQUERY, VMGEXIT, and VMMCALL, which an SEV-ES guest gets as #VC. They reach
  * us as invalid opcodes with a precise RIP.
  */
-#include "engine.h"
+#include "instructions.h"
+#include "exits.h"
+#include "mmu.h"
 
 enum { PREFIX_NONE = 0, PREFIX_REPNE = 0xf2, PREFIX_REP = 0xf3 };
-
-#define NPF_PRESENT (1ULL << 0)
-#define NPF_USER (1ULL << 2)
-#define NPF_FINAL (1ULL << 32)
 
 struct operand {
     uint64_t gpa;

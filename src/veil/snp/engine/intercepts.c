@@ -8,7 +8,9 @@
  * Each __wrap_ function stands for QEMU's helper of that name; the linker sends
  * generated code here.
  */
-#include "engine.h"
+#include "clock.h"
+#include "core.h"
+#include "exits.h"
 
 #include "exec/helper-proto.h"
 

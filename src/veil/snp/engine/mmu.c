@@ -5,18 +5,12 @@
  * only what both allow, so generated code needs no check of its own; whatever
  * reduces an RMP permission bumps the RMP's generation, which flushes the TLB.
  */
-#include "engine.h"
+#include "mmu.h"
+#include "exits.h"
+#include "tlb.h"
 
 #define ADDRESS_MASK 0x0007fffffffff000ULL  /* bits 50:12, the C-bit taken out */
 #define RESERVED_HIGH 0x0007000000000000ULL /* MAXPHYADDR is 48 */
-
-/* Bits of EXITINFO1 of a nested page fault (APM vol. 2, table 15-40). */
-#define NPF_PRESENT (1ULL << 0)
-#define NPF_WRITE (1ULL << 1)
-#define NPF_USER (1ULL << 2)
-#define NPF_FETCH (1ULL << 4)
-#define NPF_FINAL (1ULL << 32)
-#define NPF_TABLE (1ULL << 33)
 
 enum outcome { TRANSLATED, GUEST_PAGE_FAULT, NESTED_FAULT, NOT_VALIDATED, OUTSIDE_RAM };
 
@@ -26,8 +20,18 @@ struct walk {
     bool global; /* the same in every address space, says the guest */
     int prot;
     uint64_t page_size;
+    uint64_t entry, entry_gpa; /* the entry that maps the page */
+    uint64_t rights;           /* what all levels allow; NX inverted: set = executable */
     uint32_t page_fault_error;
     uint64_t npf_info;
+};
+
+/* The tables of a paging mode. */
+struct tables {
+    bool long_mode, pae;
+    int levels;
+    uint64_t root;
+    uint64_t address_mask; /* of an entry */
 };
 
 /* One access of the page walk itself: always private, a supervisor read or write. */
@@ -77,19 +81,128 @@ static enum outcome page_fault(struct walk *w, CPUX86State *env, uint32_t error,
     return GUEST_PAGE_FAULT;
 }
 
-/* The guest's own page tables. mark: set accessed and dirty bits, as an access does and a probe does not. */
-static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t addr, MMUAccessType access, int mmu_idx,
-                                bool mark)
+static inline struct tables find_root(const CPUX86State *env)
+{
+    uint64_t cr3 = env->cr[3];
+
+    if (env->hflags & HF_LMA_MASK) {
+        return (struct tables){true, true, 4, cr3 & ADDRESS_MASK, ADDRESS_MASK};
+    }
+    if (env->cr[4] & CR4_PAE_MASK) {
+        return (struct tables){false, true, 3, cr3 & 0xffffffe0, ADDRESS_MASK};
+    }
+    return (struct tables){false, false, 2, cr3 & 0xfffff000, 0xfffff000};
+}
+
+static inline uint64_t reserved_bits(const CPUX86State *env, const struct tables *t, int level)
+{
+    uint64_t reserved;
+
+    if (!t->pae) {
+        return 0;
+    }
+    reserved = t->long_mode ? RESERVED_HIGH : RESERVED_HIGH | VEIL_C_BIT;
+    if (!(env->efer & MSR_EFER_NXE)) {
+        reserved |= PG_NX_MASK;
+    }
+    return level == 4 ? reserved | PG_PSE_MASK : reserved;
+}
+
+/* Sets accessed and dirty bits that are not set yet. */
+static inline enum outcome mark(struct veil_engine *e, struct walk *w, uint64_t entry, uint64_t entry_gpa,
+                                unsigned bits)
+{
+    enum outcome o;
+
+    if ((entry & bits) == bits) {
+        return TRANSLATED;
+    }
+    o = table_access(e, w, entry_gpa, VEIL_RMP_W);
+    if (o == TRANSLATED) {
+        mark_entry(e, entry_gpa, bits);
+    }
+    return o;
+}
+
+/* From the root to the entry that maps the page. */
+static inline enum outcome descend(struct veil_engine *e, struct walk *w, const struct tables *t, uint64_t addr,
+                                   MMUAccessType access, bool user, bool marking)
+{
+    CPUX86State *env = e->env;
+    unsigned index_bits = t->pae ? 9 : 10, entry_size = t->pae ? 8 : 4;
+    uint64_t table = t->root, entry, entry_gpa;
+    enum outcome o;
+
+    w->rights = PG_NX_MASK | PG_USER_MASK | PG_RW_MASK;
+    for (int level = t->levels;; level--) {
+        int shift = 12 + index_bits * (level - 1);
+
+        entry_gpa = table + ((addr >> shift) & ((1u << index_bits) - 1)) * entry_size;
+        o = table_access(e, w, entry_gpa, VEIL_RMP_R);
+        if (o != TRANSLATED) {
+            return o;
+        }
+        entry = t->pae ? ldq_le_p(e->ram + entry_gpa) : (uint32_t)ldl_le_p(e->ram + entry_gpa);
+        if (!(entry & PG_PRESENT_MASK)) {
+            return page_fault(w, env, 0, access, user);
+        }
+        if (level == 3 && !t->long_mode) { /* PDPTEs of legacy PAE carry no rights */
+            table = entry & ADDRESS_MASK;
+            continue;
+        }
+        if (entry & reserved_bits(env, t, level)) {
+            return page_fault(w, env, PG_ERROR_RSVD_MASK | PG_ERROR_P_MASK, access, user);
+        }
+        w->rights &= entry ^ PG_NX_MASK;
+        if (level == 1 || (entry & PG_PSE_MASK && (t->pae || env->cr[4] & CR4_PSE_MASK))) {
+            w->page_size = 1ULL << shift;
+            if (level > 1 && t->pae && entry & (w->page_size - 1) & ADDRESS_MASK & ~PG_PSE_PAT_MASK) {
+                return page_fault(w, env, PG_ERROR_RSVD_MASK | PG_ERROR_P_MASK, access, user);
+            }
+            w->entry = entry;
+            w->entry_gpa = entry_gpa;
+            return TRANSLATED;
+        }
+        if (marking) {
+            o = mark(e, w, entry, entry_gpa, PG_ACCESSED_MASK);
+            if (o != TRANSLATED) {
+                return o;
+            }
+        }
+        table = entry & t->address_mask;
+    }
+}
+
+/* w->prot: what the rights found allow in this mode. */
+static inline enum outcome check_rights(struct veil_engine *e, struct walk *w, MMUAccessType access, int mmu_idx)
 {
     CPUX86State *env = e->env;
     bool user = mmu_idx == MMU_USER_IDX;
-    bool long_mode = env->hflags & HF_LMA_MASK;
-    bool pae = env->cr[4] & CR4_PAE_MASK;
-    bool no_execute = pae && (env->efer & MSR_EFER_NXE);
-    uint64_t rights = PG_NX_MASK | PG_USER_MASK | PG_RW_MASK; /* NX inverted: set = executable */
-    uint64_t entry = 0, entry_gpa = 0, table, physical_mask = pae ? ADDRESS_MASK : 0xfffff000;
-    unsigned entry_size = pae ? 8 : 4;
-    int level, shift;
+
+    if (user && !(w->rights & PG_USER_MASK)) {
+        return page_fault(w, env, PG_ERROR_P_MASK, access, user);
+    }
+    w->prot = 0;
+    if (mmu_idx != MMU_KSMAP_IDX || !(w->rights & PG_USER_MASK)) {
+        w->prot |= PAGE_READ;
+        if ((w->rights & PG_RW_MASK) || (!user && !(env->cr[0] & CR0_WP_MASK))) {
+            w->prot |= PAGE_WRITE;
+        }
+    }
+    if ((w->rights & PG_NX_MASK) && (user || !((env->cr[4] & CR4_SMEP_MASK) && (w->rights & PG_USER_MASK)))) {
+        w->prot |= PAGE_EXEC;
+    }
+    return w->prot & (1 << access) ? TRANSLATED : page_fault(w, env, PG_ERROR_P_MASK, access, user);
+}
+
+/* The guest's own page tables. marking: set accessed and dirty bits, as an access does and a probe does not. */
+static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t addr, MMUAccessType access, int mmu_idx,
+                                bool marking)
+{
+    CPUX86State *env = e->env;
+    struct tables t = find_root(env);
+    bool user = mmu_idx == MMU_USER_IDX;
+    unsigned wanted = PG_ACCESSED_MASK | (access == MMU_DATA_STORE ? PG_DIRTY_MASK : 0);
     enum outcome o;
 
     if (!(env->cr[0] & CR0_PG_MASK)) {
@@ -99,106 +212,28 @@ static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t 
         w->page_size = TARGET_PAGE_SIZE;
         return TRANSLATED;
     }
-    if (long_mode) {
-        int64_t sign = (int64_t)addr >> 47;
-
-        if (sign != 0 && sign != -1) { /* only wrap-around gets here: instructions check before */
-            return page_fault(w, env, 0, access, user);
-        }
-        level = 4;
-        table = env->cr[3] & ADDRESS_MASK;
-    } else if (pae) {
+    if (!t.long_mode) {
         addr &= 0xffffffff;
-        level = 3;
-        table = env->cr[3] & 0xffffffe0;
-    } else {
-        addr &= 0xffffffff;
-        level = 2;
-        table = env->cr[3] & 0xfffff000;
+    } else if ((uint64_t)((int64_t)addr >> 47) + 1 > 1) { /* only wrap-around gets here: instructions check before */
+        return page_fault(w, env, 0, access, user);
     }
-    for (;; level--) {
-        uint64_t reserved = 0;
-        unsigned index_bits = pae ? 9 : 10;
-
-        shift = 12 + index_bits * (level - 1);
-        entry_gpa = table + ((addr >> shift) & ((1u << index_bits) - 1)) * entry_size;
-        o = table_access(e, w, entry_gpa, VEIL_RMP_R);
-        if (o != TRANSLATED) {
-            return o;
-        }
-        entry = pae ? ldq_le_p(e->ram + entry_gpa) : (uint32_t)ldl_le_p(e->ram + entry_gpa);
-        if (!(entry & PG_PRESENT_MASK)) {
-            return page_fault(w, env, 0, access, user);
-        }
-        if (pae) {
-            reserved = long_mode ? RESERVED_HIGH : RESERVED_HIGH | VEIL_C_BIT;
-            if (!no_execute) {
-                reserved |= PG_NX_MASK;
-            }
-            if (!long_mode && level == 3) { /* PDPTEs of legacy PAE carry no rights */
-                table = entry & ADDRESS_MASK;
-                continue;
-            }
-            if (level == 4) {
-                reserved |= PG_PSE_MASK;
-            }
-        }
-        if (entry & reserved) {
-            return page_fault(w, env, PG_ERROR_RSVD_MASK | PG_ERROR_P_MASK, access, user);
-        }
-        rights &= entry ^ PG_NX_MASK;
-        if (level == 1 || (entry & PG_PSE_MASK && (pae || env->cr[4] & CR4_PSE_MASK))) {
-            w->page_size = 1ULL << shift;
-            if (level > 1 && pae && entry & (w->page_size - 1) & ADDRESS_MASK & ~PG_PSE_PAT_MASK) {
-                return page_fault(w, env, PG_ERROR_RSVD_MASK | PG_ERROR_P_MASK, access, user);
-            }
-            break;
-        }
-        if (mark && !(entry & PG_ACCESSED_MASK)) {
-            o = table_access(e, w, entry_gpa, VEIL_RMP_W);
-            if (o != TRANSLATED) {
-                return o;
-            }
-            mark_entry(e, entry_gpa, PG_ACCESSED_MASK);
-        }
-        table = entry & physical_mask;
+    o = descend(e, w, &t, addr, access, user, marking);
+    if (o == TRANSLATED) {
+        o = check_rights(e, w, access, mmu_idx);
     }
-
-    if (user && !(rights & PG_USER_MASK)) {
-        return page_fault(w, env, PG_ERROR_P_MASK, access, user);
+    if (o == TRANSLATED && marking) {
+        o = mark(e, w, w->entry, w->entry_gpa, wanted);
     }
-    w->prot = 0;
-    if (mmu_idx != MMU_KSMAP_IDX || !(rights & PG_USER_MASK)) {
-        w->prot |= PAGE_READ;
-        if ((rights & PG_RW_MASK) || (!user && !(env->cr[0] & CR0_WP_MASK))) {
-            w->prot |= PAGE_WRITE;
-        }
+    if (o != TRANSLATED) {
+        return o;
     }
-    if ((rights & PG_NX_MASK) && (user || !((env->cr[4] & CR4_SMEP_MASK) && (rights & PG_USER_MASK)))) {
-        w->prot |= PAGE_EXEC;
+    if (marking && !((w->entry | wanted) & PG_DIRTY_MASK)) {
+        w->prot &= ~PAGE_WRITE; /* the first store comes back to set the bit */
     }
-    if (!(w->prot & (1 << access))) {
-        return page_fault(w, env, PG_ERROR_P_MASK, access, user);
-    }
-    if (mark) {
-        unsigned wanted = PG_ACCESSED_MASK | (access == MMU_DATA_STORE ? PG_DIRTY_MASK : 0);
-
-        if ((entry & wanted) != wanted) {
-            o = table_access(e, w, entry_gpa, VEIL_RMP_W);
-            if (o != TRANSLATED) {
-                return o;
-            }
-            entry |= wanted;
-            mark_entry(e, entry_gpa, wanted);
-        }
-        if (!(entry & PG_DIRTY_MASK)) {
-            w->prot &= ~PAGE_WRITE; /* the first store comes back to set the bit */
-        }
-    }
-    w->gpa = (entry & physical_mask & ~(w->page_size - 1)) | (addr & (w->page_size - 1));
-    w->global = (env->cr[4] & CR4_PGE_MASK) && (entry & PG_GLOBAL_MASK);
+    w->gpa = (w->entry & t.address_mask & ~(w->page_size - 1)) | (addr & (w->page_size - 1));
+    w->global = (env->cr[4] & CR4_PGE_MASK) && (w->entry & PG_GLOBAL_MASK);
     /* Memory encryption is a property of long mode's entries; in the legacy modes all is private. */
-    w->private_page = !long_mode || (entry & VEIL_C_BIT);
+    w->private_page = !t.long_mode || (w->entry & VEIL_C_BIT);
     return TRANSLATED;
 }
 
@@ -294,8 +329,6 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
     refuse(e, o, &w, addr, retaddr);
 }
 
-/* The walk alone, for instructions that name a page by its address; the page itself is theirs to check. May not return.
- */
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page)
 {
     struct walk w = {0};

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The execution loop of one VMRUN: translated blocks, event delivery, exits.
+ * The execution loop of one VMRUN: translated blocks, and the delivery of events.
  */
-#include "engine.h"
+#include "run.h"
+#include "clock.h"
+#include "exits.h"
+#include "instructions.h"
+#include "tlb.h"
 
 #include "exec/tb-hash.h"
 #include "exec/tb-lookup.h"
@@ -13,55 +17,6 @@ TranslationBlock *__real_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, 
                                                  uint32_t cf_mask);
 TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
                                                  uint32_t cf_mask);
-
-void veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t info2, uintptr_t retaddr)
-{
-    if (retaddr) {
-        cpu_restore_state(e->cs, retaddr, true);
-    }
-    e->exit_code = code;
-    e->exit_info_1 = info1;
-    e->exit_info_2 = info2;
-    e->cs->exception_index = VEIL_EXCP_EXIT;
-    cpu_loop_exit(e->cs);
-}
-
-static bool is_contributory(int vector)
-{
-    return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF) || vector == VEIL_VECTOR_VC;
-}
-
-static bool is_delivering_exception(const struct veil_engine *e)
-{
-    return e->delivering.pending && e->delivering.type == SVM_EVTINJ_TYPE_EXEPT >> 8;
-}
-
-/*
- * #VC is taken as a contributory fault: met in the delivery of another one it is a double fault. From memory, not
- * checked against the text of APM vol. 2 (docs/fidelity.md).
- */
-void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr)
-{
-    int first = is_delivering_exception(e) ? e->delivering.vector : -1;
-
-    if (retaddr) {
-        cpu_restore_state(e->cs, retaddr, true);
-    }
-    e->env->exception_is_int = 0;
-    if (first == EXCP08_DBLE) {
-        e->delivering.pending = false;
-        veil_exit(e, VEIL_EXIT_SHUTDOWN, 0, 0, 0);
-    }
-    if (first == EXCP0E_PAGE || (first >= 0 && is_contributory(first))) {
-        e->env->error_code = 0;
-        e->cs->exception_index = EXCP08_DBLE;
-    } else {
-        e->counters.vc++;
-        e->env->error_code = error_code;
-        e->cs->exception_index = VEIL_VECTOR_VC;
-    }
-    cpu_loop_exit(e->cs);
-}
 
 /*
  * QEMU's tables do not know that #VC has an error code: push it below the frame
@@ -89,8 +44,8 @@ static void deliver(struct veil_engine *e)
     e->counters.events++;
     env->hflags &= ~HF_GUEST_MASK;
     env->old_exception = -1;
-    if (is_delivering_exception(e) &&
-        (is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
+    if (veil_is_delivering_exception(e) &&
+        (veil_is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
         /* QEMU does not know #VC as contributory: let it think of #GP. */
         env->old_exception = event->vector == VEIL_VECTOR_VC ? EXCP0D_GPF : event->vector;
     }

@@ -2,7 +2,7 @@
 /*
  * The soft TLB: the translations that generated code uses, and what a change of the address space leaves of them.
  */
-#include "engine.h"
+#include "tlb.h"
 
 #include "exec/ram_addr.h"
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The CPU engine: one x86-64 core that runs the guest context of one VMSA at a
- * time. Private to the engine's translation units; Python sees api.h.
+ * time. This is its state, which all of the engine's files work on; Python sees
+ * api.h.
  */
-#ifndef VEIL_ENGINE_H
-#define VEIL_ENGINE_H
+#ifndef VEIL_CORE_H
+#define VEIL_CORE_H
 
 #include "qemu/osdep.h"
 #include "cpu.h"
@@ -104,40 +105,5 @@ static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 {
     return gpa < e->low_end || (gpa >= VEIL_HIGH_MEMORY && gpa < e->ram_size);
 }
-
-/* mmu.c */
-bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int mmu_idx, bool probe,
-                   uintptr_t retaddr);
-bool veil_read_virtual(struct veil_engine *e, uint64_t addr, void *to, unsigned length);
-uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page);
-
-/* tlb.c */
-struct veil_translation {
-    uint64_t vaddr, gpa, page_size;
-    int prot;
-    bool global;
-};
-void veil_jump_cached(struct veil_engine *e, uint64_t pc);
-void veil_tlb_relieve(struct veil_engine *e);
-void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t);
-
-/* context.c: VMSA page <-> CPU state */
-void veil_context_load(struct veil_engine *e);
-void veil_context_save(struct veil_engine *e);
-
-/* run.c */
-void veil_run(struct veil_engine *e);
-void QEMU_NORETURN veil_exit(struct veil_engine *e, uint64_t code, uint64_t info1, uint64_t info2, uintptr_t retaddr);
-void QEMU_NORETURN veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr);
-
-/* instructions.c: PVALIDATE, RMPADJUST, RMPQUERY, VMGEXIT, VMMCALL */
-bool veil_snp_instruction(struct veil_engine *e);
-
-/* clock.c */
-uint64_t veil_monotonic_ns(void);
-uint64_t veil_engine_tsc(struct veil_engine *e);
-int veil_ticker_start(struct veil_engine *e);
-void veil_ticker_finish(struct veil_engine *e);
-void veil_ticker_resume(struct veil_engine *e);
 
 #endif
