@@ -156,15 +156,17 @@ def copy_file(source: Path, target: Path) -> None:
 def open_own(path: Path, flags: int) -> int:
     """A descriptor of a file that is written in place (a log that grows, a lock), made with 0600 if O_CREAT says so.
 
-    Links are not followed. Raises PermissionError for what is no plain file, has a second name, or belongs to somebody
-    else: what we write would be elsewhere, too. A file that an earlier version made wider is tightened.
+    Links are not followed. Raises PermissionError for what is not a plain file, has a second name, or belongs to
+    somebody else: what we write would be elsewhere, too. A file that an earlier version made wider is tightened.
     """
     # O_NONBLOCK: opening a planted pipe must not wait for a reader. It says nothing for plain files.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
-            raise PermissionError(errno.EPERM, "it is no plain file of yours under one name", str(path))
+            raise PermissionError(
+                errno.EPERM, "it is not a plain file that belongs to you and has a single name", str(path)
+            )
         if stat.S_IMODE(status.st_mode) != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)
     except BaseException:

@@ -204,10 +204,10 @@ def test_a_report_of_the_host_names_no_vmpl(files: _Files) -> None:
         (("page", *_GOOD[1:]), "page: an attestation report has 1184 bytes, not"),
         (("report", "--vcek", "page"), "page: no certificate in 22 bytes: a web page"),
         (("report", "--vcek", "vcek", "--chain", "root"), "which issued the leaf, is missing"),
-        ((*_GOOD, "--policy", "bad"), "bad is no TOML"),
+        ((*_GOOD, "--policy", "bad"), "bad is not valid TOML"),
         ((*_GOOD, "--measurement", "12"), "--measurement must be 96"),
         ((*_GOOD, "--report-data", "zz" * 64), "--report-data must be 128"),
-        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon' is no time: write 2026-06-01"),
+        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon' is not a time: write 2026-06-01"),
         ((*_GOOD[:-2], "--at", "0001-01-01T00:00+05:00"), "no name in UTC"),
     ],
 )

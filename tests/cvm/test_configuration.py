@@ -162,5 +162,5 @@ def test_sizes(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "M", "-5M", "1T", "1.5G", "9" * 16])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(VeilError, match="is no size"):
+    with pytest.raises(VeilError, match="is not a size"):
         parse_size(text)

@@ -103,8 +103,11 @@ def _change(old: Path, new: Path, name: str, change: Callable[[bytes], bytes]) -
         ({"report_version": 5}, "another report version than"),
         ({"vcpus": 9}, "1 to 4 VCPUs"),
         ({"vcpus": 2}, "snapshot: host.platform lacks apic 1"),
-        ({"services": replace(PROTECTED_SERVICES, entry="os:system")}, "wants to run 'os:system', which is no program"),
-        ({"services": replace(PROTECTED_SERVICES, packages=("os",))}, "which is no program that may be resumed here"),
+        (
+            {"services": replace(PROTECTED_SERVICES, entry="os:system")},
+            "wants to run 'os:system', which may not be resumed",
+        ),
+        ({"services": replace(PROTECTED_SERVICES, packages=("os",))}, "which may not be resumed here"),
         ({"services": {"entry": "os:system"}}, "configuration.services lacks"),
         ({"later": 1}, "'later', which this version does not know"),
     ],

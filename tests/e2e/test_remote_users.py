@@ -137,7 +137,7 @@ def test_attest_fails_in_words(served: Served) -> None:
     assert "expired" in late.output
     nothing = veil(*connect, "--software")
     assert "give --measurement or --launch-log" in str(nothing.exception)
-    assert "is no address" in str(veil("attest", "--connect", "nowhere", "--measurement", "00" * 48).exception)
+    assert "is not an address" in str(veil("attest", "--connect", "nowhere", "--measurement", "00" * 48).exception)
     assert "cannot connect" in str(veil("attest", "--connect", "127.0.0.1:1", "--measurement", "00" * 48).exception)
     assert "--at" in str(veil(*connect, "--software", "--measurement", "00" * 48, "--at", "soon").exception)
     assert "96 hexadecimal" in str(veil(*connect, "--measurement", "xyz").exception)

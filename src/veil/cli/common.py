@@ -57,7 +57,7 @@ class _Seconds(click.FloatRange):
         """As a float."""
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -194,7 +194,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT; raises VeilError."""
     host, _, port = text.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 0xFFFF:
-        raise VeilError(f"{text!r} is no address: write HOST:PORT")
+        raise VeilError(f"{text!r} is not an address: write HOST:PORT")
     return host.strip("[]"), int(port)
 
 

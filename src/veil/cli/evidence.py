@@ -123,7 +123,7 @@ def parse_time(text: str | None) -> datetime.datetime | None:
     try:
         when = datetime.datetime.fromisoformat(text)
     except ValueError as error:
-        raise VeilError(f"--at {text!r} is no time: write 2026-06-01, or 2026-06-01T12:00:00+00:00") from error
+        raise VeilError(f"--at {text!r} is not a time: write 2026-06-01, or 2026-06-01T12:00:00+00:00") from error
     return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
 
 

@@ -59,8 +59,8 @@ def run(
       veil run --file prog:/root/prog -- /root/prog arg
       echo hello | veil run -- sha256sum
 
-    Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is no program;
-    125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
+    Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is not a
+    program; 125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
     """
     from veil.cvm import ConfidentialVM
 

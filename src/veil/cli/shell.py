@@ -20,7 +20,7 @@ _SHELL = ("/bin/sh", "-l")
 def shell(cvm: CvmOptions, fresh: bool) -> int:
     """An interactive shell in a confidential VM. What you change in it is gone when you leave.
 
-    Keys typed while it starts are kept for it. If stdin is no terminal, the shell runs the commands that come from
+    Keys typed while it starts are kept for it. If stdin is not a terminal, the shell runs the commands that come from
     there, and ends with them.
 
     \b

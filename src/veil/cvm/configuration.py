@@ -154,5 +154,5 @@ def parse_size(text: str | int) -> int:
         return text
     match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise VeilError(f"{text!r} is no size: write a number and K, M or G, as in 512M")
+        raise VeilError(f"{text!r} is not a size: write a number and K, M or G, as in 512M")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]

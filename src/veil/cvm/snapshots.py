@@ -65,10 +65,10 @@ def read_cvm(path: Path, services: ServicesImage | None) -> SavedCvm:
         host = from_plain(json.loads(sections[_HOST]))
     except VeilError as error:
         machine.close()
-        raise VeilError(f"{path} is no snapshot of a CVM: {error}") from error
+        raise VeilError(f"{path} is not a snapshot of a CVM: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         machine.close()
-        raise VeilError(f"{path} is no snapshot of a CVM: {error!r:.100}") from error
+        raise VeilError(f"{path} is not a snapshot of a CVM: {error!r:.100}") from error
     except BaseException:
         machine.close()
         raise
@@ -79,7 +79,7 @@ def _require_program(saved: ServicesImage | None, allowed: ServicesImage | None)
     """A file does not choose which of the installed programs runs: only who restores it does."""
     if saved is None or (allowed is not None and (saved.entry, saved.packages) == (allowed.entry, allowed.packages)):
         return
-    raise VeilError(f"it wants to run {saved.entry!r:.100}, which is no program that may be resumed here")
+    raise VeilError(f"it wants to run {saved.entry!r:.100}, which may not be resumed here")
 
 
 def _require_consistent(configuration: Configuration, machine: Machine) -> None:

@@ -31,7 +31,9 @@ def from_text(data: bytes) -> bytes:
     if _BASE64.fullmatch(text):
         plain = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
         if len(plain) % 4 == 1 or (text.endswith(b"=") and len(text) % 4):
-            raise FormatError(f"{len(text)} characters of base64, which is no length of base64: it is cut short")
+            raise FormatError(
+                f"{len(text)} characters of base64, which is not a length that base64 can have: it is cut short"
+            )
         try:
             return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
         except binascii.Error as error:

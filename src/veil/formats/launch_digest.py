@@ -195,7 +195,7 @@ class LaunchLog:
                 entries.append(entry)
             return cls(tuple(entries))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FormatError(f"this is no launch log ({error})") from error
+            raise FormatError(f"this is not a launch log ({error})") from error
 
 
 def _entry(item: dict[str, object]) -> LaunchEntry:

@@ -27,5 +27,5 @@ class CommandNotStarted(GuestCommandError):
 
     @property
     def exit_status(self) -> int:
-        """127 for a command that was not found, 126 for one that is no program."""
+        """127 for a command that was not found, 126 for one that is not a program."""
         return 127 if self.errno == errno.ENOENT else 126

@@ -32,7 +32,7 @@ def _vmgexit(host: Host, vcpu: Vcpu, context: Context) -> None:
         handle_ghcb_page(host, vcpu, context)
     else:
         raise MalformedGhcb(
-            f"VMGEXIT with a GHCB MSR of {msr:#x}, which is no page of guest memory; register a GHCB first",
+            f"VMGEXIT with a GHCB MSR of {msr:#x}, which is not a page of guest memory; register a GHCB first",
             vcpu=vcpu.index,
             vmpl=context.vmpl,
         )
@@ -58,7 +58,7 @@ def _shutdown(host: Host, vcpu: Vcpu, context: Context) -> None:
 
 def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
     raise VmrunRefused(
-        f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is no validated VMSA page, EFER.SVME is clear (a "
+        f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is not a validated VMSA page, EFER.SVME is clear (a "
         "monitor is still serving this context), or SEV_FEATURES lacks SNP",
         vcpu=vcpu.index,
         vmpl=context.vmpl,

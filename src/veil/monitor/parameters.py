@@ -238,7 +238,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         for name, size in [*((name, PAGE_SIZE) for name in _OWN_PAGES), *several]:
             gpa = getattr(self, name)
             if gpa % PAGE_SIZE or not self.monitor.contains(gpa, size):
-                raise _bad(f"{name} {gpa:#x} is no page of the monitor's region")
+                raise _bad(f"{name} {gpa:#x} is not a page of the monitor's region")
         if not self.monitor.contains(self.shared.gpa, self.shared.size) or self.shared.size < MIN_SHARED:
             raise _bad(f"the shared area {self.shared.gpa:#x}+{self.shared.size:#x} is not in the monitor's region")
         if self.service_code.size:
@@ -249,7 +249,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
             raise _bad("two of the kernel's pages are the same")
         for gpa in pages:
             if gpa % PAGE_SIZE or not _inside(self.ram_ranges(), gpa, PAGE_SIZE):
-                raise _bad(f"the kernel's page {gpa:#x} is no page of RAM")
+                raise _bad(f"the kernel's page {gpa:#x} is not a page of RAM")
             mine = self.monitor.contains(gpa, PAGE_SIZE) and gpa != self.kernel_vmsa_gpa
             if mine or self.services.contains(gpa, PAGE_SIZE):
                 raise _bad(f"the kernel's page {gpa:#x} is in a protected region")

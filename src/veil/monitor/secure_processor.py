@@ -119,4 +119,4 @@ class GuestMessages:
                 pages = 0  # more certificates than Linux would take: the user has them from elsewhere
             elif errors >> 32 != VmmError.BUSY:
                 raise ReportUnavailable(f"the host or the secure processor answered {errors:#x}")
-        raise ReportUnavailable("the host is busy for ever")
+        raise ReportUnavailable(f"the host still reports busy after {_BUSY_TRIES} tries")

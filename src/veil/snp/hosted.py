@@ -174,7 +174,7 @@ def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[s
     that differs in one module, or has one too many or too few, is refused with a SnapshotError that names it.
     """
     if entry not in programs:
-        raise SnapshotError(f"the snapshot wants to run {entry!r}, which is no program that may be resumed here")
+        raise SnapshotError(f"the snapshot wants to run {entry!r}, which may not be resumed here")
     try:
         sources = _read_sources(archive)
         installed = _read_sources(pack_sources(programs[entry]))

@@ -380,7 +380,7 @@ _UNUSABLE = (
 
 def _integer(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 64:
-        raise SnapshotError(f"the {what} is no unsigned 64-bit number: {value!r:.40}")
+        raise SnapshotError(f"the {what} is not an unsigned 64-bit number: {value!r:.40}")
     return value
 
 

@@ -160,7 +160,7 @@ class SecureProcessor:
         if not self.policy & _POLICY_DEBUG:
             raise SnpError("POLICY_FAILURE: the guest's policy does not allow debugging")
         if gpa % PAGE_SIZE or not 0 <= gpa < self._memory.size:
-            raise SnpError(f"INVALID_ADDRESS: {gpa:#x} is no page of the guest's")
+            raise SnpError(f"INVALID_ADDRESS: {gpa:#x} is not a page of the guest")
         return bytes(self._memory.mapping[gpa : gpa + PAGE_SIZE])
 
     def _guest(self) -> LaunchedGuest:

@@ -138,13 +138,13 @@ def read_snapshot(path: Path) -> Snapshot:
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot {path}: {error.strerror}") from error
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        raise SnapshotError(f"the snapshot {path} is damaged: its index is none ({error!r:.80})") from error
+        raise SnapshotError(f"the snapshot {path} is damaged: its index is not valid ({error!r:.80})") from error
 
 
 def _read(path: Path, stream: BufferedReader, size: int) -> Snapshot:
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-        raise SnapshotError(f"{path} is no snapshot")
+        raise SnapshotError(f"{path} is not a snapshot")
     _, version, length, digest = _HEADER.unpack(header)
     if version != _VERSION:
         raise SnapshotError(f"{path} is a snapshot of version {version}, this is {_VERSION}")
@@ -176,5 +176,5 @@ def _read(path: Path, stream: BufferedReader, size: int) -> Snapshot:
 
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r:.40} is no number of bytes")
+        raise ValueError(f"{value!r:.40} is not a number of bytes")
     return value

@@ -86,7 +86,7 @@ OTHERS = {
     DERS[0] + b"and more": "there is something else after it",
     b"\x30\x80" + DERS[0]: "a length in it is not one of DER",
     b"\x30\x03\x02\x01\x05": "no certificate that can be read",
-    base64.b64encode(DERS[0]).rstrip(b"=")[:-4].ljust(1001, b"A")[:1001]: "no length of base64",
+    base64.b64encode(DERS[0]).rstrip(b"=")[:-4].ljust(1001, b"A")[:1001]: "not a length that base64",
     DERS[0].hex().encode()[:-1]: "an odd number",
     PKCS7[:40]: "cut short",
     pkcs7.serialize_certificates(CHAIN, Encoding.DER).replace(b"\xa0\x82", b"\xa1\x82"): "the PKCS#7 structure has no",

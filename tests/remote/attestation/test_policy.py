@@ -107,9 +107,9 @@ def test_empty(tmp_path: Path) -> None:
         ("allow_host_requested = 1", "allow_host_requested: must be true or false"),
         *((f"{key} = []", f"{key}: must not be empty")
           for key in ("measurement", "chip_ids", "id_key_digests", "author_key_digests", "products")),
-        ("= broken", "is no TOML at line 1, column 1: see the example in docs/attestation.md"),
-        ("vmpl = 0\n vmpl 1", "is no TOML at line 2, column"),
-        ("vmpl = [", "is no TOML at end"),
+        ("= broken", "is not valid TOML at line 1, column 1: see the example in docs/attestation.md"),
+        ("vmpl = 0\n vmpl 1", "is not valid TOML at line 2, column"),
+        ("vmpl = [", "is not valid TOML at end"),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path: Path, text: str, words: str) -> None:

@@ -99,9 +99,9 @@ def test_broken_revocation_lists_fail(old: bytes, new: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("vmpl = " + "[" * 5000, "is no TOML"),
-        ("vmpl = " + "{ a = " * 2000, "is no TOML"),
-        ("vmpl = " + "9" * 5000, "is no TOML"),
+        ("vmpl = " + "[" * 5000, "is not valid TOML"),
+        ("vmpl = " + "{ a = " * 2000, "is not valid TOML"),
+        ("vmpl = " + "9" * 5000, "is not valid TOML"),
         ("vmpl" + ".a" * 10000 + " = 1", "has more than 16384 bytes"),
     ],
     ids=["brackets", "braces", "digits", "long key"],

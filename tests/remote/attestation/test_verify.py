@@ -113,7 +113,7 @@ def test_advice_about_a_root_is_said_and_believed_no_more_than_before() -> None:
     result = verify_report(MODEL.report(), MODEL.chain, at=NOW, roots=roots)
     assert {"root", "processor"} == failed(result)
     words = next(check.words for check in result.failures if check.name == "root")
-    assert words.endswith("is no trusted root: one option believes it")
+    assert words.endswith("is not a trusted root: one option believes it")
     believed = verify_report(MODEL.report(), MODEL.chain, at=NOW, roots=roots.with_software_root(root))
     assert believed.machine == "software"
 

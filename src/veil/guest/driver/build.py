@@ -110,7 +110,9 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
     """The folder with the unpacked headers of exactly this kernel."""
     match = _DEBIAN_RELEASE.fullmatch(kernel.release)
     if match is None:
-        raise GuestImageError(f"Linux {kernel.release} is no cloud kernel of Debian's: there are no headers for it")
+        raise GuestImageError(
+            f"Linux {kernel.release} is not one of Debian's cloud kernels: there are no headers for it"
+        )
     version = match["version"]
     # The last is what one of the headers' own tools (objtool) stands on; a small system may not have it.
     packages = (

@@ -26,5 +26,5 @@ def load_integers(device: object, names: Iterable[str], state: dict[str, Any]) -
 def checked_int(value: object) -> int:
     """An integer out of a snapshot."""
     if not isinstance(value, int):
-        raise TypeError(f"{value!r} is no integer")
+        raise TypeError(f"{value!r} is not an integer")
     return int(value)

@@ -195,18 +195,18 @@ def _integer(values: dict[str, bytes], suffix: str) -> int:
     value = int.from_bytes(data[2:], "big")
     # DER INTEGER of 0 to 255; a value from 128 on has a zero before it.
     if value > 255 or data != bytes((2, value // 128 + 1)) + value.to_bytes(value // 128 + 1, "big"):
-        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is no number from 0 to 255")
+        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is not a number from 0 to 255")
     return value
 
 
 def _string(values: dict[str, bytes], suffix: str) -> str:
     data = values.get(suffix, b"")
     if len(data) < 2 or data[0] not in (0x16, 0x0C) or data[1] != len(data) - 2 or data[1] > 127:
-        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is no string")
+        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is not a string")
     try:
         return data[2:].decode("ascii")
     except ValueError as error:
-        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is no ASCII string") from error
+        raise FormatError(f"the endorsement certificate's extension {_OID}{suffix} is not an ASCII string") from error
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _root(checks: Checklist, chain: CertificateChain, roots: TrustedRoots) -> st
         "root",
         machine is not None,
         f"{name!r} is a trusted root, for machines of kind: {machine}",
-        f"{name!r} is no trusted root: {advice or _UNKNOWN_ROOT}",
+        f"{name!r} is not a trusted root: {advice or _UNKNOWN_ROOT}",
     )
     return machine
 
@@ -132,7 +132,7 @@ def _load_crl(blob: bytes) -> x509.CertificateRevocationList:
             crl = x509.load_der_x509_crl(der)
             _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions
         except Exception as error:  # of many kinds, as with certificates
-            raise FormatError("the revocation list is unreadable: it is no revocation list of X.509") from error
+            raise FormatError("the revocation list is unreadable: it is not an X.509 revocation list") from error
     return crl
 
 

@@ -133,7 +133,7 @@ def check_evidence(
     if bound:
         services = _channel_key(checks, evidence, server_key)
     else:
-        checks.skip("channel key", "the report binds no manifest of now")
+        checks.skip("channel key", "the report does not bind this manifest")
     if policy.measurement and verification.report.measurement not in policy.measurement and expected is not None:
         _explain(checks, verification.report.measurement, expected, host_log)
     attested = Attested((*checks.done(), *verification.checks), verification, services, server_key)

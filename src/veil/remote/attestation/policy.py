@@ -101,7 +101,9 @@ class Policy:
             # TOMLDecodeError, a number with more digits than Python reads; brackets in brackets.
             place = re.search(r"\(at (line \d{1,9}, column \d{1,9}|end of document)\)$", str(error))
             where = f" at {place[1].removesuffix(' of document')}" if place else ""
-            raise RemoteError(f"the policy {path} is no TOML{where}: see the example in docs/attestation.md") from error
+            raise RemoteError(
+                f"the policy {path} is not valid TOML{where}: see the example in docs/attestation.md"
+            ) from error
         fields = {}
         for key, value in content.items():
             reader = _READERS.get(key)

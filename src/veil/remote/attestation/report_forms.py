@@ -31,7 +31,7 @@ class ReportFile:
 
     @property
     def signing_key(self) -> SigningKey | None:
-        """What the report says of the key that signed it. Raises FormatError if it is no report."""
+        """What the report says of the key that signed it. Raises FormatError if it is not an attestation report."""
         return AttestationReport.parse(self.report).signing_key
 
 

@@ -47,7 +47,7 @@ class UserKey:
         except (OSError, ValueError, TypeError) as error:
             raise RemoteError(f"cannot use the user key {path}: {describe(error)}") from error
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-            raise RemoteError(f"cannot use the user key {path}: it is no elliptic curve key")
+            raise RemoteError(f"cannot use the user key {path}: it is not an elliptic curve key")
         return cls._around(loaded)
 
     @classmethod

@@ -128,7 +128,7 @@ class LogAnalysis:
             try:
                 heartbeat = Heartbeat.parse(entry.body)
             except FormatError as error:
-                words = f"the kernel handed over what is no heartbeat: {error}"
+                words = f"the kernel handed over a heartbeat that cannot be read: {error}"
                 self._kernel(FindingKind.UNREADABLE, entry, words, True)
         self._silence.sign(entry, self._claimed_ms)
         self._silence.beat(entry, heartbeat)
@@ -179,7 +179,9 @@ class LogAnalysis:
         try:
             records = parse_records(entry.body)
         except FormatError as error:
-            self._kernel(FindingKind.UNREADABLE, entry, f"the kernel handed over what is no records: {error}", True)
+            self._kernel(
+                FindingKind.UNREADABLE, entry, f"the kernel handed over records that cannot be read: {error}", True
+            )
             return -1
         # Mostly all records of an entry, or of entries in a row, are of one event.
         stamp = self._stamp if entry.kind == EntryKind.RECORDS else b""

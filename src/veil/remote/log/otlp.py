@@ -90,7 +90,7 @@ class OtlpSink:
         """`url`: http or https, host and port; the path is /v1/logs unless it says another. Raises RemoteError."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise RemoteError(f"{url!r} is no address of a collector: write http://HOST:PORT")
+            raise RemoteError(f"{url!r} is not a collector's address: write http://HOST:PORT")
         self._url = url if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}{_LOGS_PATH}"
         self._place = folder.path / f"otlp-{hashlib.sha256(self._url.encode()).hexdigest()[:16]}.json"
         self._session = _Session()
