@@ -231,14 +231,14 @@ def test_parse_size() -> None:
     assert veil.cvm.parse_size("2GiB") == 2 << 30
     assert veil.cvm.parse_size("4096") == 4096
     for text in ("many", "9" * 5000 + "M", "\u0665M"):
-        with pytest.raises(VeilError, match="no size"):
+        with pytest.raises(VeilError, match="not a size"):
             veil.cvm.parse_size(text)
 
 
 def test_parse_address() -> None:
     assert parse_address("[::1]:7700") == ("::1", 7700)
     for text in ("host", ":1", "host:\u00b2", "host:65536", "host:" + "9" * 5000):
-        with pytest.raises(VeilError, match="no address"):
+        with pytest.raises(VeilError, match="not an address"):
             parse_address(text)
 
 

@@ -370,7 +370,7 @@ def test_chain_to_a_wrong_root(expected: LaunchLog, roots: TrustedRoots, monkeyp
     with machine_of(Endorsement.generate(MODEL_TCB), monkeypatch) as host:
         found = failures(check(host, expected, roots))
         assert set(found) == {"root", "processor"}
-        assert "no trusted root" in found["root"]
+        assert "not a trusted root" in found["root"]
         # The right root's certificates on top of it do not help.
         ours = installation.endorsement()
         chain = [item.public_bytes(Encoding.DER) for item in (ours.vcek, ours.ask, ours.ark)]

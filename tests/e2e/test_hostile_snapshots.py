@@ -56,7 +56,7 @@ def test_another_entry_does_not_run(booted: Path, tmp_path: Path) -> None:
         at = bytes(memory).index(b"veil.monitor:VeilMon\0")
         memory[at : at + 20] = b"veil.cli:main".ljust(20, b"\0")
 
-    _refused(_change(booted, tmp_path / "changed", change), "no program that may be resumed here")
+    _refused(_change(booted, tmp_path / "changed", change), "may not be resumed here")
 
 
 def test_a_copy_with_nothing_changed_goes_on(booted: Path, tmp_path: Path) -> None:

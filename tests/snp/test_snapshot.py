@@ -80,7 +80,7 @@ def test_damaged_memory_is_noticed_by_verify(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "s"
     path.write_bytes(data)
-    with pytest.raises(SnapshotError, match="no snapshot"):
+    with pytest.raises(SnapshotError, match="not a snapshot"):
         read_snapshot(path)
 
 

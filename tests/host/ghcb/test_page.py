@@ -57,7 +57,7 @@ class TestHeader:
 
     @pytest.mark.parametrize("gpa", [0, MEMORY, 1 << 51])
     def test_no_page(self, guest: Guest, gpa: int) -> None:
-        with pytest.raises(MalformedGhcb, match="no page of guest memory"):
+        with pytest.raises(MalformedGhcb, match="not a page of guest memory"):
             guest.call_msr(gpa)
 
 

@@ -159,7 +159,7 @@ def test_revocation_lists(form: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("blob", "words"),
     [
-        (b"", "there is nothing"), (DERS[0], "no revocation list of X.509"),
+        (b"", "there is nothing"), (DERS[0], "not an X.509 revocation list"),
         (PEM, "PEM of another kind: 'CERTIFICATE'"), (MODEL.crl() * 2, "there are several revocation lists"),
         (b"<html>", "a web page"),
     ],

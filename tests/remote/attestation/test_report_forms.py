@@ -106,11 +106,11 @@ def test_text_of_any_bytes(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not 0"), (bytes(REPORT_BYTES - 1), "not 1183"), (b"hello", "no length of base64"),
+        (b"", "not 0"), (bytes(REPORT_BYTES - 1), "not 1183"), (b"hello", "not a length that base64"),
         (REPORT.hex().encode()[:-1], "2367 hexadecimal digits, an odd number"),
-        (REPORT.hex().encode()[:-2], "not 1183"), (base64.b64encode(REPORT)[:-7], "no length of base64"),
+        (REPORT.hex().encode()[:-2], "not 1183"), (base64.b64encode(REPORT)[:-7], "not a length that base64"),
         (b"abc=" * 5, "not 20"), (b"-----BEGIN ", "not 7"), (REPORT + b"x" * 20, "not 1204"), (b"0x", "not 1"),
-        (b"YWJj=", "no length of base64"),
+        (b"YWJj=", "not a length that base64"),
     ],
 )  # fmt: skip
 def test_what_is_no_report(data: bytes, words: str) -> None:

@@ -104,7 +104,7 @@ def test_software_is_not_believed_unless_one_says_so() -> None:
     result = verify_report(MODEL.report(), MODEL.chain, at=NOW)
     assert {"root", "processor"} == failed(result)
     assert result.machine == "unknown"
-    assert "no trusted root" in next(check.words for check in result.failures if check.name == "root")
+    assert "not a trusted root" in next(check.words for check in result.failures if check.name == "root")
 
 
 def test_advice_about_a_root_is_said_and_believed_no_more_than_before() -> None:

@@ -332,7 +332,7 @@ def test_nobody_listens(desk: Desk, folder: LogFolder, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("url", ["localhost:4318", "ftp://x", "http://", ""])
 def test_no_address(folder: LogFolder, url: str) -> None:
-    with pytest.raises(RemoteError, match="no address"):
+    with pytest.raises(RemoteError, match="not a collector's address"):
         OtlpSink(folder, url)
 
 
