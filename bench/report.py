@@ -211,7 +211,7 @@ def _microseconds(value: float) -> str:
 
 
 def machine_name() -> str:
-    """The computer, for who reads the figures."""
+    """The computer that the figures are of."""
     try:
         model = next(
             line.partition(":")[2].strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who could have written valid inputs: a software machine with its own root, and AMD's if their reports are there.
+"""The authors of valid inputs: a software machine with its own root, and AMD's if their reports are there.
 
 The software machine's keys are kept in the cache and all that it says is the same each time, so that a finding means
 the same when it is run again.

@@ -53,7 +53,7 @@ def endorsement() -> Endorsement:
 
 
 def software_root() -> bytes:
-    """The root certificate (DER) of this installation's machines, for who wants to believe in them."""
+    """The root certificate (DER) of this installation's machines, for anyone who wants to trust them."""
     from cryptography.hazmat.primitives.serialization import Encoding
 
     return endorsement().ark.public_bytes(Encoding.DER)

@@ -115,7 +115,7 @@ def test_level_0_through_the_monitor(vm: ConfidentialVM, tmp_path: Path) -> None
 
 
 def test_more_privileged_levels_are_refused(vm: ConfidentialVM, tmp_path: Path) -> None:
-    """By the kernel's interface, and by the secure processor for who goes past it."""
+    """By the kernel's interface, and by the secure processor for anyone who goes past it."""
     assert vm.run(["sh", "-c", f"mkdir {TSM}/r && echo 0 > {TSM}/r/privlevel"]).exit_status != 0
     (tmp_path / "ioctl.c").write_text(IOCTL)
     build = ["cc", "-static", "-O1", "-o", str(tmp_path / "ioctl"), str(tmp_path / "ioctl.c")]

@@ -89,7 +89,7 @@ class AgentSession:
             self._greet()
 
     def _greet(self) -> None:
-        """Say hello with the time of now: a guest that still boots would set its clock to when its boot began."""
+        """Send HELLO with the current time: one queued earlier would set a booting guest's clock to the past."""
         assert self._greeting is not None
         nonce, entropy = self._greeting
         self._connection.hello(nonce, realtime_ns=time.time_ns(), entropy=entropy)

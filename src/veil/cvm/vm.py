@@ -364,7 +364,7 @@ class ConfidentialVM:
     # Boot and resume
 
     def build_image(self) -> LaunchImage:
-        """What a launch would measure, without launching: for who wants to know the digest beforehand."""
+        """What a launch would measure, without launching: for anyone who wants to know the digest beforehand."""
         build_engine(self._say)
         try:
             with Machine(PAGE_SIZE_2M) as machine:

@@ -291,7 +291,7 @@ class AttestationReport(ctypes.LittleEndianStructure):
         return self._bytes("_chip_id")
 
     def set_bytes(self, **fields: bytes) -> None:
-        """Fill byte fields by name, each with exactly its length; for who makes reports."""
+        """Fill byte fields by name, each with exactly its length; for the makers of reports."""
         for name, value in fields.items():
             target = getattr(self, f"_{name}")
             if len(value) != len(target):

@@ -75,7 +75,7 @@ def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt")
     )
 
 
-#: The same, as they are if nobody chooses otherwise.
+#: `protected_services()` with the default settings.
 PROTECTED_SERVICES = protected_services()
 
 

@@ -184,7 +184,7 @@ class VeilMon:
         return self._channel
 
     def describe(self) -> dict[str, Any]:
-        """What a remote user is told who asks."""
+        """The answer to STATUS."""
         parameters = self.state.parameters
         return {
             "vcpus": parameters.vcpus,

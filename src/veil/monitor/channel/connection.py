@@ -34,7 +34,7 @@ _HANDSHAKE_STEP = 512
 #: Ciphertext that is decrypted in one step. Records may be tiny: a stranger's piece has less than a hundred of them.
 _PIECE = 16 << 10
 _STRANGER_PIECE = 2 << 10
-#: Requests are left lying while so much of earlier answers waits to be taken.
+#: While more than this many bytes of answers are queued, no further request is read.
 _BACKLOG = 256 << 10
 _STRANGER_BACKLOG = 16 << 10
 

@@ -133,7 +133,7 @@ class ChannelLink:
     def work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         """Take what came, answer some of it, send what is due. What is left waits until the host comes again."""
         if self._working:
-            # Another VCPU does, which waits for the host just now: the host must come once more.
+            # Another VCPU is at work and waits for the host just now. Tell the host to enter once more afterwards.
             self._again = True
             return
         self._working = True

@@ -19,7 +19,8 @@ TOPICS = (
     "channel key", "what was launched",
 )  # fmt: skip
 _DOCUMENT = "docs/attestation.md"
-#: Names in certificates are the host's. So much has the words of any honest check, and the list of what is expected.
+#: The host chooses the names in certificates: text is cut at this many characters. Any honest check, with the list of
+#: what is expected, fits.
 _WORDS_MOST = 10_000
 
 

@@ -32,11 +32,11 @@ _NS = 1_000_000_000
 #: The clock is set to the second at boot, and to less than that later.
 _TOLERANCE = 2 * _NS
 _DRIFT = 2000  # one part in so many
-#: A clock that was set back shows in that many records, over that time, which agree about it.
+#: A clock set back is reported only when `_ENOUGH` records within `_WINDOW` agree on the new offset, to `_AGREE`.
 _WINDOW = 10 * _NS
 _ENOUGH = 16
 _AGREE = _NS // 2
-#: So long after a reason for it a step needs no other one.
+#: For this long after a restore or a reported clock change, a step is expected.
 _EXCUSED = 60 * _NS
 #: No reason excuses a step back by more: a restored machine's clock goes forward, and time zones are of hours.
 _MOST_BACK = 86_400 * _NS

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Verified entries for other systems: each at least once, with the log's name and the entry's number.
 
-Where to go on is remembered once what came before is safe. Who is interrupted sends some entries again; by log and
-number (and record, where each goes by itself) they are recognised.
+Where to go on is remembered once what came before is safe. An interrupted export sends some entries again; receivers
+recognise them by log and number (and by record, where each record goes by itself).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class DirectorySink:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """For who exports. Raises RemoteError."""
+        """For those who export. Raises RemoteError."""
         with locked(self.path / _LOCK, f"somebody else is exporting into {self.path}"):
             yield
 

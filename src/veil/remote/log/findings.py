@@ -66,7 +66,7 @@ class Finding:
     trouble: bool
     """asks for somebody's attention; others only help to read the log"""
     distrust: bool
-    """a reason to take nothing that the kernel says from here on on trust"""
+    """the kernel's word is not trusted from here on"""
 
     @property
     def distrusted_from(self) -> int:

@@ -132,15 +132,15 @@ def write_all(file: int, data: bytes | bytearray) -> None:
 class LogFolder:
     """One folder for one log. Everything in it was verified before it was written.
 
-    Who is interrupted between any two steps leaves entries behind the state, never a state ahead of its entries: the
-    next one cuts them off and fetches them again. Reading needs no lock, for what the state covers does not change.
+    An interrupted run can leave entries that the state does not cover, never a state that covers missing entries. The
+    next run truncates those entries and fetches them again. Reading needs no lock: what the state covers stays.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """For who fetches: two that append would tear each other's entries apart. Raises RemoteError."""
+        """For those who fetch: two that append would tear each other's entries apart. Raises RemoteError."""
         return locked(self.path / _LOCK, f"somebody else is fetching into {self.path}")
 
     def _kept(self) -> dict[str, Any] | None:

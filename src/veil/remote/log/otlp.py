@@ -99,7 +99,7 @@ class OtlpSink:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """For who exports. Raises RemoteError."""
+        """For those who export. Raises RemoteError."""
         with locked(self._place.with_suffix(".lock"), f"somebody else is exporting to {self._url}"):
             yield
 

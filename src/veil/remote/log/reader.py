@@ -55,7 +55,7 @@ class LogState:
     key: bytes
     tree: CompactRange
     begin: CompactRange = field(default_factory=CompactRange)
-    """the entries that had been acknowledged before this user came, whom nobody can show them"""
+    """compact range of the entries acknowledged before this user's first fetch; they can no longer be fetched"""
     seen: Sighting | None = None
     """the head that `tree` was compared with last"""
 

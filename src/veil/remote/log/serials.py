@@ -13,8 +13,9 @@ time. So the numbers that come are without gaps, except for those
   to a minute by default, with the records of its event that were made before;
 - that found no room under the policy `drop`: the service counts those calls.
 A number that is missing otherwise is a record that was made and did not arrive: the driver's hook was off (ftrace can
-be switched off by root), the driver failed to hand it over, or the kernel did it on purpose. No gap proves nothing for
-a compromised kernel, which can count as it likes: it only cannot make undone what it counted before.
+be switched off by root), the driver failed to hand it over, or the kernel did it on purpose. The absence of
+gaps proves nothing about a compromised kernel, which can number as it likes. It only cannot take back the numbers it
+used before.
 
 The driver gives its intents numbers in the same way, of a counter of its own.
 """

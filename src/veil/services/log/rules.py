@@ -34,7 +34,7 @@ class Rules:
             raise Refused(Status.BAD_REQUEST, "audit rules are printable ASCII, a line each")
 
     def want(self, text: bytes) -> bytes:
-        """An owner's, checked; returns the generation."""
+        """Record the rules that an owner wants (already checked); returns their generation (u32)."""
         old = self._state
         self._state = RulesState(old.wanted + 1, old.loaded, old.status, old.words, text)
         return self.wanted()

@@ -96,7 +96,7 @@ class LogService(Service):
     # The kernel
 
     def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
-        """Append. Who reads a record decides what it is worth: nothing in it is looked at here."""
+        """Append. Records are not inspected here; their reader judges them."""
         kind = _KINDS.get(call)
         if kind is None:
             if call == KernelCall.RULES:

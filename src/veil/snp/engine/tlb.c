@@ -286,8 +286,8 @@ void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
     }
 }
 
-/* After a flush by QEMU's code (the edit of cputlb.c); one that is not of all has no change of translations behind it.
- */
+/* Called after every flush by QEMU's code (patched in cputlb.c). A partial flush never follows a change of
+ * translations, so only a full one is handled. */
 void veil_tlb_flushed(CPUState *cs, bool all)
 {
     struct veil_engine *e = veil_of(cs->env_ptr);
