@@ -52,7 +52,7 @@ def _hello() -> bytes:
 
 
 class Flooder:
-    """A connection that sends the same requests for ever. `reads`: it takes the answers."""
+    """A connection that sends the same requests without end. `reads`: it takes the answers."""
 
     def __init__(self, plain: bytes, *, reads: bool = True) -> None:
         self._plain, self._reads = plain, reads
@@ -184,7 +184,7 @@ class _Crowd:
         self._selector.register(sock, selectors.EVENT_WRITE, self._make())
 
     def run(self) -> None:
-        """For ever: whoever is thrown out comes again."""
+        """Without end: a connection that is closed is opened again."""
         while True:
             for key, events in self._selector.select():
                 sock, attacker = key.fileobj, key.data

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fresh boots in pairs: what a guest costs with VeilMon and services, against one without, side by side.
 
-Both guests of a pair are booted anew, each in a process of its own, and run each workload in turn, so what slows the
+Both guests of a pair are booted afresh, each in a process of its own, and run each workload in turn, so what slows the
 computer for a while slows both. Of each pair one ratio counts. The order within a turn is random.
 """
 

@@ -83,7 +83,7 @@ class Hijack:
             vcpu.state = RunState.RUNNABLE
 
     def run(self, code: str, *, vmpl: int = 3) -> ExitCode:
-        """Run code to its first exit, without a host that mends anything; `vmpl` 0 is the counter-test."""
+        """Run code to its first exit, without a host that resolves anything; `vmpl` 0 is the counter-test."""
         self.start(code)
         self.monitor.write_u8(self.vmsa_gpa + Vmsa.vmpl.offset, vmpl)
         self.vm.machine.vmrun(self.vmcb)

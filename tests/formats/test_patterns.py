@@ -17,7 +17,7 @@ SOURCES = Path(next(iter(veil.__path__)))
 PLACES = ("remote", "formats", "cli", "host")
 ANCHORED = {"match", "fullmatch"}
 UNBOUNDED = 1000
-"""so many repetitions, or more"""
+"""this many repetitions, or more"""
 
 
 def _patterns() -> Iterator[tuple[str, bool, ast.expr]]:

@@ -283,7 +283,7 @@ class TestHostView:
         ciphertext = host.read(PAGE, PAGE_SIZE)
         assert host.rmpupdate(PAGE, assigned=False) is RmpResult.SUCCESS
         assert host.read(PAGE, PAGE_SIZE) == ciphertext
-        # Back again unchanged, the guest gets its plaintext (until then it had to accept the page anew).
+        # Back again unchanged, the guest gets its plaintext (until then it had to accept the page again).
         host.rmpupdate(PAGE, assigned=True)
         view.pvalidate(PAGE)
         assert view.read(PAGE, 6) == b"secret"

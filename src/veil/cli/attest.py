@@ -39,7 +39,7 @@ __all__ = ["attest"]
 @click.command()
 @cvm_options(users=True)
 @click.option("--connect", metavar="HOST:PORT", help="Attest a CVM that runs elsewhere (veil serve); boot none here.")
-@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option("--software", is_flag=True, help="Believe this installation's own software machine.")
 @click.option("--launch-log", metavar="FILE", help="What a CVM elsewhere is expected to be: of veil measure --log.")
 @trust_options

@@ -39,7 +39,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 @cvm_options()
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
-@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Kill the command after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with outputs, status and times.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

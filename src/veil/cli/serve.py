@@ -18,7 +18,7 @@ __all__ = ["serve"]
 @click.command()
 @cvm_options(services=True, users=True)
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
-@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option(
     "--end-with-kernel", is_flag=True, help="End the CVM when its kernel ends, with all that nobody has fetched."
 )

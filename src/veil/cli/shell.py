@@ -16,7 +16,7 @@ _SHELL = ("/bin/sh", "-l")
 
 @click.command()
 @cvm_options()
-@click.option("--fresh", is_flag=True, help="Boot anew: neither use nor keep a snapshot.")
+@click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 def shell(cvm: CvmOptions, fresh: bool) -> int:
     """An interactive shell in a confidential VM. What you change in it is gone when you leave.
 

@@ -227,7 +227,7 @@ class AgentSession:
         raise VeilError("the guest's agent ended a job without a word")
 
     def _supply(self, job: int, source: Iterable[bytes], done: threading.Event) -> None:
-        """Another thread's part: read input, which may block for ever, and hand it to the run loop's thread."""
+        """Another thread's part: read input, which may block forever, and hand it to the run loop's thread."""
         in_flight = 0
 
         def deliver(data: bytes) -> None:

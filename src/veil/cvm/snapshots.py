@@ -27,7 +27,7 @@ __all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "write_cvm"]
 _CONFIGURATION, _HOST = "configuration", "host"
 _FOLDER = "snapshots"
 _KEPT = 8
-#: Neither makes or runs a guest: a change there is no reason to boot anew.
+#: Neither makes or runs a guest: a change there is no reason to boot again.
 _NOT_IN_SNAPSHOTS = ("cli", "remote", "testing.py")
 
 

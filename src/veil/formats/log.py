@@ -68,7 +68,7 @@ class UserCall(enum.IntEnum):
     HEAD = 0
     """-> `Head`"""
     FETCH = 1
-    """u64 sequence number, u32 bytes -> whole entries from there on, at most so many bytes, at least one entry"""
+    """u64 sequence number, u32 bytes -> whole entries from there on, at most that many bytes, at least one entry"""
     RANGE = 2
     """-> u64 size, then the hashes of the compact range up to the first entry that is still there"""
     ACKNOWLEDGE = 3
@@ -192,7 +192,7 @@ class EntryKind(enum.IntEnum):
     RESUMED = 17
     """The service: the machine was restored from a snapshot."""
     DROPPED = 18
-    """The service: so many calls (u64) of the kernel's found no room before this entry."""
+    """The service: this many calls (u64) of the kernel found no room before this entry."""
     RULES = 19
     """The service: an owner wants these audit rules. SHA-256 of the owner's public key, then the text."""
     SILENCE = 20

@@ -12,7 +12,7 @@ import unicodedata
 
 __all__ = ["TEXT_MOST", "one_line", "printable"]
 
-#: So much of what somebody else says is enough to know what it is about.
+#: Characters of what somebody else says: enough to know what it is about.
 TEXT_MOST = 500
 #: Letters of these directions turn what stands around them; "ET" and others are neutral.
 _TURNING = frozenset({"R", "AL", "AN"})
@@ -26,7 +26,7 @@ def printable(text: str | bytes, limit: int | None = TEXT_MOST) -> str:
     For what somebody else says: it cannot look like another name either.
     """
     size = len(text)
-    # So much gives enough, whatever it is made of: nobody makes us escape megabytes that are then thrown away.
+    # This much input always gives enough output: nobody makes us escape megabytes that are then thrown away.
     text = text[:limit] if limit is not None else text
     if isinstance(text, bytes):
         text = text.decode("latin-1")

@@ -29,7 +29,7 @@ class Apt:
     def names(self, pattern: str, wanted: re.Pattern[str]) -> list[str]:
         """The packages whose names match the regular expression `pattern`.
 
-        Lists in which none matches `wanted` whole may be older than the package: they are fetched anew, once.
+        Lists in which none matches `wanted` whole may be older than the package: they are fetched again, once.
         """
         found = self._search(pattern)
         if not any(map(wanted.fullmatch, found)) and not self._own_lists:

@@ -84,7 +84,7 @@ def compiler_version(command: str) -> str:
 
 
 def built(cache: Cache, kind: str, key: str, build: Callable[[Path], Iterable[Path]]) -> Path:
-    """A cache entry whose `build` returns the files it read; made anew if one of these is another by now."""
+    """A cache entry whose `build` returns the files it read; made again if one of these has changed."""
     found = cache.lookup(kind, key)
     if found is not None and not _unchanged(found / _INPUTS):
         cache.remove(kind, key)

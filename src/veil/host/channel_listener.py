@@ -63,7 +63,7 @@ class _User:
         self.alive = now
         #: VeilMon knows of him
         self.known = False
-        #: he was sent so much that VeilMon was not told of
+        #: bytes sent to him that VeilMon was not told of
         self.sent = 0
 
 

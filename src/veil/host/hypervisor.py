@@ -179,7 +179,7 @@ class Hypervisor(Host):
         self.stop(GuestPowerOff("the guest switched its machine off"))
 
     def _reset(self) -> None:
-        self.stop(GuestReset("the guest reset its machine; a confidential VM starts anew only by a new launch"))
+        self.stop(GuestReset("the guest reset its machine; a confidential VM starts again only by a new launch"))
 
     # What becomes of VCPUs
 
@@ -263,7 +263,7 @@ class Hypervisor(Host):
 
     @property
     def idle(self) -> bool:
-        """Does every VCPU wait for something to come? As of now; a timer's tick is enough to change it."""
+        """Does every VCPU wait for something to come? At this moment; a timer's tick is enough to change it."""
         return not any(self._can_run(vcpu) for vcpu in self.vcpus)
 
     @property

@@ -73,6 +73,6 @@ class CallHandler(Protocol):
 
         A generator is an answer that needs the host: each `yield` is a VMGEXIT of the caller's VCPU.
 
-        An RmpViolation becomes INVALID_ADDRESS; but one that the host can mend (a 2 MiB RMP entry to split) makes the
-        monitor wait and call again with the same request: a handler must be idempotent up to where it raised.
+        An RmpViolation becomes INVALID_ADDRESS; but one that the host can resolve (a 2 MiB RMP entry to split) makes
+        the monitor wait and call again with the same request: a handler must be idempotent up to where it raised.
         """

@@ -65,7 +65,7 @@ class Unfinished:
 def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfinished | RmpViolation:
     """Serve the call of this VCPU's kernel context, if it made one.
 
-    Returns a refusal that the host must mend (a 2 MiB RMP entry to split) before the call can go on: the call is
+    Returns a refusal that the host must resolve (a 2 MiB RMP entry to split) before the call can go on: the call is
     pending again then, and serving it starts over.
     """
     vmsa, caa = vcpu.kernel.vmsa, vcpu.kernel.caa

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VeilMon: boots first, hands the machine to the kernel at VMPL 3, and serves its calls for ever after."""
+"""VeilMon: boots first, hands the machine to the kernel at VMPL 3, and serves its calls from then on."""
 
 from __future__ import annotations
 

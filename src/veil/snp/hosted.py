@@ -99,7 +99,7 @@ class HostedCpu:
     def nested_fault(self, violation: RmpViolation) -> None:
         """Make the next `yield` a nested page fault instead of a VMGEXIT.
 
-        For a refusal that the host can mend, such as a 4 KiB instruction on a 2 MiB RMP entry: machine code would be
+        For a refusal that the host can resolve, such as a 4 KiB instruction on a 2 MiB RMP entry: machine code would be
         restarted after the host's PSMASH, hosted code repeats the operation after the `yield`.
         """
         self.fault = violation

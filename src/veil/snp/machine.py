@@ -236,7 +236,7 @@ class Machine:
             context.steps = None
             code = int(ExitCode.SHUTDOWN)
         except RmpViolation as violation:
-            # What machine code would have met: a nested page fault that nobody can mend from outside.
+            # What machine code would have met: a nested page fault that nobody can resolve from outside.
             context.steps = None
             code, info_1, info_2 = _nested_fault(violation)
         except Exception as error:
@@ -391,7 +391,7 @@ def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:
 
 
 def _address_space(memory_size: int) -> int:
-    """Guest-physical bytes for so much RAM, the device hole included."""
+    """Guest-physical bytes for this much RAM, the device hole included."""
     return memory_size if memory_size <= LOW_MEMORY_END else memory_size + (HIGH_MEMORY - LOW_MEMORY_END)
 
 

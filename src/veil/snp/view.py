@@ -338,7 +338,7 @@ class View:
     def rmpadjust_range(self, gpa: int, count: int, *, vmpl: int, permissions: int) -> tuple[RmpResult, int]:
         """RMPADJUST of `count` 4 KiB pages in a row, until the first that fails; also tells how many were done.
 
-        A refusal that the host must mend is raised for the page that met it; repeating all of the range is harmless.
+        A refusal that the host must resolve is raised for the page that met it; repeating all of the range is harmless.
         """
         return self._rmp.rmpadjust_range(gpa, count, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions)
 

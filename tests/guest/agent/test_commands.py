@@ -124,7 +124,7 @@ def test_a_program_that_never_reads_its_input(agent: AgentProcess) -> None:
 
 
 def test_reader_that_reads_nothing_for_a_while(agent_path: Path) -> None:
-    """Both directions full, small socket buffers: nothing is lost and nobody waits for ever."""
+    """Both directions full, small socket buffers: nothing is lost and nobody waits forever."""
     with AgentProcess(agent_path, buffer_size=4096) as agent:
         data = os.urandom(2 * MIB)
         job = agent.start("cat")

@@ -18,7 +18,7 @@ from veil.remote.log.findings import FindingKind as Kind
 from veil.remote.log.findings import Findings, claimed_text
 from veil.remote.log.serials import SETTLE_NS
 
-assert SETTLE_NS < 80 * NS, "tests let so many seconds pass"
+assert SETTLE_NS < 80 * NS, "tests let 80 seconds pass"
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ HOUR_MS = 3_600_000
 
 
 def intent(log: Log, number: int, *, ms: int, after: float = 0.01) -> None:
-    """An intent, stamped by a clock that is so much ahead of the right one."""
+    """An intent, stamped by a clock that is `ms` milliseconds ahead of the right one."""
     log.now += int(after * NS)
     stamp = log.stamp(1 << 31 | number, BOOT_MS + log.now // 1_000_000 + ms)
     log.add(EntryKind.INTENT, pack_records([AuditRecord(1121, stamp + b"pid=1 msg='veil-intent op=exec comm=\"sh\"'")]))

@@ -263,7 +263,7 @@ def test_the_same_without_tls(bench: Bench) -> None:
 
 
 def _fill(bench: Bench) -> None:
-    """Until the log is full: one that never is would let this go on for ever."""
+    """Until the log is full: one that never is would let this go on forever."""
     smallest = ENTRY_HEADER.size
     for _ in range(1 + (1 << 20) // smallest):
         status = bench.ask(LOG_NUMBER, KernelCall.HEARTBEAT)[0]

@@ -45,7 +45,7 @@ class Store(RuleBasedStateMachine):
         super().__init__()
         self.memory = Memory()
         self.store = LogStore(self.memory)  # type: ignore[arg-type]
-        self.entries: list[bytes] = []  # all, for ever
+        self.entries: list[bytes] = []  # all, kept
         self.roots: dict[int, bytes] = {}
 
     @property

@@ -90,7 +90,7 @@ def _line(item: Finding) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @failures_are_1
 def verify(folder: str, silence: float, untrusted_from: int | None, as_json: bool) -> int:
-    """Hash the folder's entries anew, compare them with the signed head, and say what looks wrong in them.
+    """Hash the folder's entries again, compare them with the signed head, and say what looks wrong in them.
 
     That the entries are those that were made, at these times and in this order, is proved. What they say is the
     kernel's word. Findings tell where it contradicts itself, is silent, or counts what it did not hand over; times are

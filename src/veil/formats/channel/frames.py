@@ -38,7 +38,7 @@ class FrameKind(enum.IntEnum):
     DATA = 2
     CLOSE = 3
     CREDIT = 4
-    """u32: so many bytes more may be sent."""
+    """u32: the number of further bytes that may be sent."""
     PROVEN = 5
     """From VeilMon: this user has proved to be somebody whom the launch names, so others should make room for him."""
 

@@ -58,7 +58,7 @@ def pack_response(response: Response) -> bytes:
 
 
 class MessageReader:
-    """Cuts the plain text of a connection into requests or responses, with bodies of at most so many bytes."""
+    """Cuts the plain text of a connection into requests or responses, with bodies of at most `most` bytes."""
 
     def __init__(self, most: int = MESSAGE_MAX) -> None:
         self.most = most

@@ -32,12 +32,12 @@ DOORBELL_PORT = 0x0CE0
 DOORBELL_DATA = 0
 #: the same, and VeilMon has left work lying, so that the kernel can run: enter it again
 DOORBELL_MORE = 0xFFFFFFFE
-#: the rings are spoilt: begin anew
+#: the rings are spoilt: start again with the next generation
 DOORBELL_SPOILT = 0xFFFFFFFF
 #: the first page of the area; the rings follow, first the one to VeilMon
 AREA_HEADER = PAGE_SIZE
 _TO_MONITOR_HEAD, _TO_MONITOR_TAIL, _TO_HOST_HEAD, _TO_HOST_TAIL = 0x00, 0x40, 0x80, 0xC0
-#: u32 each: the host counts one up to begin anew with empty rings and no connections, VeilMon follows. Whoever can
+#: u32 each: the host counts one up to start again with empty rings and no connections, VeilMon follows. Whoever can
 #: write shared pages, the kernel at VMPL 3 too, can spoil the rings; this is how they come back.
 _GENERATION_WANTED, _GENERATION_SEEN = 0x100, 0x140
 _COUNTER = struct.Struct("<I")
@@ -126,7 +126,7 @@ class RingWriter(_Ring):
         self.position = position
 
     def reset(self) -> None:
-        """Begin anew: each end clears the counter that it writes."""
+        """Start again empty: each end clears the counter that it writes."""
         self._set(self._head, 0)
         self.position = 0
 
@@ -156,7 +156,7 @@ class RingReader(_Ring):
         self.position = position
 
     def reset(self) -> None:
-        """Begin anew: each end clears the counter that it writes."""
+        """Start again empty: each end clears the counter that it writes."""
         self._set(self._tail, 0)
         self.position = 0
 

@@ -351,7 +351,7 @@ class AgentConnection:
         if kind is AgentFrame.HELLO:
             if len(payload) == 24 and payload[16:] == self._nonce.to_bytes(8, "little"):
                 return []
-            # An agent says it at its start and when asked: both are over, so it has died and been started anew.
+            # An agent says it at its start and when asked: both are over, so it has died and been started again.
             raise AgentError("the guest's agent was restarted")
         if kind is AgentFrame.GARBAGE:
             _check(len(payload) >= 4, kind)

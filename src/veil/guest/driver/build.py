@@ -129,7 +129,7 @@ def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
 
 
 def _make(headers: Path, work: Path, release: str, name: str) -> None:
-    """The headers' Makefiles name each other by absolute paths below /usr/src: a copy with links mends that."""
+    """The headers' Makefiles name each other by absolute paths below /usr/src, so a copy with links is used."""
     if any(character in f"{headers}{work}" for character in " \t:#$%"):
         raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
                               "(set XDG_CACHE_HOME)")  # fmt: skip

@@ -39,7 +39,7 @@ def default_options(tsc_khz: int = TSC_KHZ) -> tuple[KernelOption, ...]:
         ),
         KernelOption(f"tsc_early_khz={tsc_khz}", "the TSC's rate is known: nothing to calibrate against the PIT"),
         KernelOption(
-            f"lpj={tsc_khz * 1000 // _HZ}", "delay loops count the TSC; further VCPUs would measure them anew"
+            f"lpj={tsc_khz * 1000 // _HZ}", "delay loops count the TSC; further VCPUs would measure them again"
         ),
         KernelOption(
             "mitigations=off", "the software CPU does not speculate: flushes and thunks cost time, protect nothing"

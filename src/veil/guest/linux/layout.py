@@ -97,7 +97,7 @@ class Layout:
 
 
 def address_space(memory: int) -> int:
-    """The end of the guest-physical addresses of a machine with so much memory (RMP and memory maps are that long)."""
+    """The end of the guest-physical addresses of a machine with `memory` bytes (RMP and memory maps are that long)."""
     return memory if memory <= MMIO_HOLE else memory + MMIO_HOLE_END - MMIO_HOLE
 
 

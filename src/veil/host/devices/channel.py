@@ -79,7 +79,7 @@ class ChannelConnection:
         self._push()
 
     def consumed(self, count: int) -> None:
-        """So many bytes went on to the user."""
+        """`count` bytes went on to the user."""
         self._consumed += count
         if self._consumed >= WINDOW // 4 and self.is_open:
             grant, self._consumed = self._consumed, 0
@@ -266,7 +266,7 @@ class ChannelDevice:
         raise FormatError("the channel's generation was changed by somebody else")
 
     def _reset(self) -> None:
-        """The rings are spoilt: begin anew."""
+        """The rings are spoilt: start again with the next generation."""
         assert self._area is not None
         lost, self._connections = self._connections, {}
         self._waiting.clear()

@@ -29,7 +29,7 @@ __all__ = ["HANDSHAKE_BYTES", "Connection", "Rank"]
 
 #: Input of a handshake: room for a ClientHello with post-quantum key shares, and a certificate with RSA of 8192 bits.
 HANDSHAKE_BYTES = 8 << 10
-#: A step in a handshake counts as so many bytes at least, so that there are few.
+#: A step in a handshake counts as at least this many bytes, so that there are few.
 _HANDSHAKE_STEP = 512
 #: Ciphertext that is decrypted in one step. Records may be tiny: a stranger's piece has less than a hundred of them.
 _PIECE = 16 << 10

@@ -153,7 +153,7 @@ class ChannelLink:
             if more or self._out.position != sent:
                 yield from host.out(DOORBELL_PORT, DOORBELL_MORE if more else DOORBELL_DATA)
         except (FormatError, RmpViolation):
-            # Spoilt rings, or pages that the host took away. Nothing can be said on them until it begins anew.
+            # Spoilt rings, or pages that the host took away. Nothing can be said on them until the next generation.
             self._forget()
             self._broken = True
             yield from host.out(DOORBELL_PORT, DOORBELL_SPOILT)

@@ -69,7 +69,7 @@ class ServicesProtocol:
     def _give(self, gpa: int, size: int) -> bool:
         """VMPL 1 gets all of these pages or, if one is refused, none: what it has stands in the book.
 
-        A refusal that the host must mend is raised, and the call starts over.
+        A refusal that the host must resolve is raised, and the call starts over.
         """
         end, at = gpa + size, gpa
         try:

@@ -68,7 +68,7 @@ def _load_table(table: bytes) -> list[x509.Certificate]:
 def _load_der(der: bytes) -> x509.Certificate:
     with warnings.catch_warnings():
         # What cryptography only warns of, such as names of a forbidden length, is nonsense to us. But AMD gives every
-        # VCEK the serial number 0, which RFC 5280 does not allow: that is AMD's to mend.
+        # VCEK the serial number 0, which RFC 5280 does not allow: only AMD can fix that.
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("ignore", CryptographyDeprecationWarning)
         try:

@@ -50,7 +50,7 @@ class TrustedRoots:
         return TrustedRoots({**self._keys, fingerprint: SOFTWARE}, self._advice)
 
     def with_advice(self, certificate: bytes, words: str) -> TrustedRoots:
-        """Should this root be met, its failed check says so much more; it is not believed. Raises RemoteError."""
+        """If a chain ends in this root, the failed check adds `words`; it is still not trusted. Raises RemoteError."""
         found = {hashlib.sha256(public_bytes(item)).hexdigest(): words for item in load_certificates(certificate)}
         return TrustedRoots(self._keys, {**self._advice, **found})
 

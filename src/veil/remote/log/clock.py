@@ -31,7 +31,7 @@ _MS = 1_000_000
 _NS = 1_000_000_000
 #: The clock is set to the second at boot, and to less than that later.
 _TOLERANCE = 2 * _NS
-_DRIFT = 2000  # one part in so many
+_DRIFT = 2000  # one part in 2000
 #: A clock set back is reported only when `_ENOUGH` records within `_WINDOW` agree on the new offset, to `_AGREE`.
 _WINDOW = 10 * _NS
 _ENOUGH = 16

@@ -60,7 +60,7 @@ class Sink(Protocol):
 
 
 def log_name(key: bytes) -> str:
-    """A name for a log, for ever: the SHA-256 of the key that signs its heads, which attestation bound to the CVM."""
+    """A permanent name for a log: the SHA-256 of the key that signs its heads, which attestation bound to the CVM."""
     return hashlib.sha256(key).hexdigest()
 
 
@@ -121,7 +121,7 @@ def export(folder: LogFolder, sink: Sink) -> int:
 
 
 def _begins_there(folder: LogFolder, position: Position) -> bool:
-    """Not if the folder was fetched anew, later than it was the first time."""
+    """Not if the folder was fetched again, later than it was the first time."""
     try:
         first = next(folder.entries(position.offset), None)
     except FormatError:

@@ -79,7 +79,7 @@ class Finding:
 
 
 class Findings:
-    """A list that a hostile kernel cannot make long: of each kind so many are kept, the rest is counted."""
+    """A list that a hostile kernel cannot make long: of each kind a given number is kept, the rest is counted."""
 
     def __init__(self, untrusted_from: int | None = None) -> None:
         """`untrusted_from`: from this entry on the user believes nothing anyway, and what is found is no trouble."""

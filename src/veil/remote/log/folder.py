@@ -222,7 +222,7 @@ class LogFolder:
             raise RemoteError(f"cannot read {self.path / _ENTRIES}: {describe(error)}") from error
 
     def verified(self) -> Iterator[LogEntry]:
-        """The entries, hashed anew on the way; at the end they are compared with the signed head.
+        """The entries, hashed again on the way; at the end they are compared with the signed head.
 
         So whoever looks at one before the end has not verified it yet. Raises VerificationFailed, RemoteError.
         """
@@ -249,7 +249,7 @@ class LogFolder:
             raise VerificationFailed(f"the entries in {self.path} were changed: they are not those that were verified")
 
     def verify(self) -> LogSummary:
-        """Hash everything anew and compare with the state. Raises VerificationFailed."""
+        """Hash everything again and compare with the state. Raises VerificationFailed."""
         summary = LogSummary()
         for entry in self.verified():
             summary.count(entry)

@@ -26,7 +26,7 @@ def follow_log(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[Head, list[LogEntry]]]:
-    """Look for ever, `interval` seconds apart; yields each head with the entries that are new in it.
+    """Look without end, `interval` seconds apart; yields each head with the entries that are new in it.
 
     When they are yielded they are verified and on the disk. Hold the folder's lock. Raises VerificationFailed,
     RemoteError.

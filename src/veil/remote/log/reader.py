@@ -35,7 +35,7 @@ _U32, _U64, _FETCH = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<Q
 class Sighting:
     """A head, and when it came: nanoseconds since 1970 by the user's own clock, before asking and after the answer.
 
-    A head is made anew for each request, and the channel lets nobody keep an answer for later: the machine's time in it
+    A new head is made for each request, and the channel lets nobody keep an answer for later: the machine's time in it
     is a time between the two.
     """
 
@@ -114,7 +114,7 @@ class LogReader:
         self.manifest = LogManifest.parse(manifest)
         if known is not None and known.key != self.manifest.key:
             raise VerificationFailed(
-                "this is another log than the one known from last time: the CVM was launched anew, or is another one"
+                "this is another log than the one known from last time: the CVM was launched again, or is another one"
             )
         self._key = _load_key(self.manifest.key)
         self.state = known or LogState(self.manifest.key, CompactRange())
@@ -144,7 +144,7 @@ class LogReader:
     def fetch(self, head: Head | None = None) -> Iterator[LogEntry]:
         """The entries that are not known yet, up to a head; each yielded only when it is part of that head.
 
-        So many are held at a time as there are up to the head: what is not verified is shown to nobody. Raises
+        All entries up to the head are held at a time: what is not verified is shown to nobody. Raises
         VerificationFailed.
         """
         head = head or self.head()

@@ -67,11 +67,11 @@ class Drops:
         self._told: deque[_Drop] = deque(maxlen=_MOST_GAPS)
 
     def add(self, entry: LogEntry, count: int) -> None:
-        """The service says that it had no room for so many calls."""
+        """The service says that it had no room for `count` calls."""
         self._told.append(_Drop(entry.time_ns, count))
 
     def explain(self, count: int, time_ns: int) -> bool:
-        """Do dropped calls explain so many numbers, which were missing at that time?"""
+        """Do dropped calls explain `count` numbers, which were missing at that time?"""
         # They are told with the first call that finds room again: that of the gap, or shortly before.
         near = [item for item in self._told if 0 <= time_ns - item.time_ns <= SETTLE_NS]
         if sum(item.left for item in near) < count:

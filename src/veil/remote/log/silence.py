@@ -100,7 +100,7 @@ class SilenceCheck:
         if old is not None and old.ticks is not None and account.ticks < old.ticks and self._before is not None:
             words = (
                 f"the kernel's count of timer interrupts went back from {old.ticks} to {account.ticks} with entry "
-                f"{entry.sequence}: its driver was taken out and loaded anew, and was not there meanwhile"
+                f"{entry.sequence}: its driver was removed and loaded again, and was not there meanwhile"
             )
             self._report(FindingKind.SILENCE, *self._before, words, True)
         self._account = account

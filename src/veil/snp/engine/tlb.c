@@ -153,7 +153,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     int i;
 
     /* The soft TLB grows only when it is flushed: a program that touches more pages than it has entries would miss
-     * for ever. */
+     * forever. */
     if (++e->fills[mmu_idx] > 2 * entries && desc->n_used_entries * 10 > entries * 7 &&
         entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
         e->fills[mmu_idx] = 0;

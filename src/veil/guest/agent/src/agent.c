@@ -65,7 +65,7 @@ static void say_hello(uint64_t nonce)
 /*
  * A guest that was resumed from a snapshot has the clock and the random state of the moment it was taken, as has every
  * other guest resumed from it. RDRAND is mixed in by the kernel itself; this adds what the host sends, credited with
- * nothing, since the host is not trusted, and makes the kernel draw anew at once.
+ * nothing, since the host is not trusted, and makes the kernel reseed at once.
  */
 static void catch_up(const struct hello *hello)
 {

@@ -291,7 +291,7 @@ void command_pump(struct job *job, bool out_ready, bool err_ready)
 	if (!gone)
 		return;
 	/*
-	 * What the program wrote is in the pipes by now. Its children may hold them open for ever: read what is there,
+	 * What the program wrote is in the pipes by now. Its children may hold them open forever: read what is there,
 	 * then stop. With no credit left, what is there has to wait for the host.
 	 */
 	while (pump_output(job, &job->out, 1, &job->credit_out))

@@ -25,7 +25,7 @@
 #include "veil.h"
 
 #define COLLECTIONS (1 << 6)
-/* A task's collection is one of so many; if others have them all, its records are handed over one by one. */
+/* A task's collection is one of a fixed number; if others have them all, its records are handed over one by one. */
 #define PLACES 8
 #define COLLECTION_SIZE 12288
 
@@ -75,7 +75,7 @@ static void hand_over(u16 call, const void *head, u32 head_length, const void *d
 			return;
 		}
 		if (status != VEIL_FULL && status != VEIL_NO_ANSWER) {
-			/* Nothing that waiting would mend: a mistake, and it is counted. */
+			/* Waiting would not help: a mistake, and it is counted. */
 			atomic64_inc(&dropped_alone);
 			return;
 		}

@@ -29,7 +29,7 @@ _F_SIZE, _F_MULTIPORT = 1, 2
 _CONTROL = struct.Struct("<IHH")
 _SIZE = struct.Struct("<HH")
 _RECEIVE, _TRANSMIT, _CONTROL_RECEIVE, _CONTROL_TRANSMIT = 0, 1, 2, 3
-#: Answers that the driver has asked for and not fetched; one that asks for ever is stopped here.
+#: Answers that the driver has asked for and not fetched; one that asks without end is stopped here.
 _CONTROL_BACKLOG = 256
 
 
@@ -174,7 +174,7 @@ class VirtioConsole(VirtioPci):
         self.size = (columns, rows)
         if not self.live:
             return
-        # Columns, then rows (5.3.6.2). Linux read them the other way round until 2025; Debian's kernels are mended.
+        # Columns, then rows (5.3.6.2). Linux read them the other way round until 2025; Debian's kernels are fixed.
         for port in self.ports:
             if port.name is None and port.ready:
                 message = _SIZE.pack(columns, rows)
