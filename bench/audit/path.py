@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.audit.guests import LogGuest
 from veil.formats.merkle import MerkleTree, leaf_hash
+from veil.services import KernelRequest
 from veil.services.log import LogService
 from veil.services.protected import ProtectedServices
 
@@ -98,10 +99,10 @@ class _Watch:
             self.times["answer"].append(self._left - self._kept)
         self._last = vmpl
 
-    def _watched_request(self, vcpu: int, call: int, body: bytes) -> bytes:
+    def _watched_request(self, request: KernelRequest) -> bytes:
         start = time.perf_counter_ns()
         self.times["take"].append(start - self._entered)
-        answer = self._request(vcpu, call, body)
+        answer = self._request(request)
         self._kept = time.perf_counter_ns()
         self.times["keep"].append(self._kept - start)
         return answer

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tests.monitor.harness import PAGE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
-from veil.services import Refused, Service, ServiceDomain, UserHandler
+from veil.services import KernelRequest, Refused, Service, ServiceDomain, UserHandler
 
 
 class Echo(Service):
@@ -25,12 +25,12 @@ class Echo(Service):
     def memory_size(cls, settings: dict[str, Any]) -> int:
         return int(settings.get("pages", 1)) * PAGE
 
-    def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
-        if call == 1:
+    def kernel_request(self, request: KernelRequest) -> bytes:
+        if request.call == 1:
             raise Refused(Status.FULL, "no room")
         (count,) = struct.unpack("<Q", self.memory.read(0, 8))
         self.memory.write(0, struct.pack("<Q", count + 1))
-        return bytes((vcpu,)) + body
+        return bytes((request.vcpu,)) + request.body
 
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
         0: Call(Role.ANYONE, lambda self, user, body: body),

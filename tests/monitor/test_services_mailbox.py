@@ -44,6 +44,7 @@ from veil.formats.request_block import (
     write_request,
 )
 from veil.formats.roles import Role
+from veil.formats.service_domain import OUTBOX_SIZE
 from veil.formats.status import Status
 from veil.formats.termination import MonitorReason
 from veil.monitor import MonitorError, Option, Owner, VeilMon
@@ -330,6 +331,7 @@ def test_snapshot(bench: Bench) -> None:
     "changes",
     [
         {"service_code": (SERVICES - PAGE, PAGE)}, {"mailbox_gpa": MONITOR}, {"mailbox_size": 0}, {"mailbox_size": 8},
+        {"mailbox_size": OUTBOX_SIZE},
         {"blocks_gpa": MAILBOX}, {"blocks_gpa": RAM}, {"service_vmsas_gpa": SERVICES},
         {"service_vmsas_gpa": MONITOR + 8}, {"service_code": (MAILBOX, PAGE)},
     ],

@@ -23,19 +23,21 @@ __all__ = [
     "BlockRequest",
     "read_answer",
     "take_request",
+    "waiting_ticket",
     "write_answer",
     "write_request",
 ]
 
 #: u32 pending, u32 status (of the answer), u16 service, u16 call, u32 length of the body; then, in the mailbox only,
-#: u32 VCPU, u16 whether the user who asks has a key, u16 `Role` of that user, 32 bytes fingerprint of his key. The body
-#: follows at BLOCK_HEADER.
-_REQUEST = struct.Struct("<IIHHIIHH32s")
+#: u32 VCPU, u16 whether the user who asks has a key, u16 `Role` of that user, 32 bytes fingerprint of his key; then
+#: u32 number of pages by reference, u32 ticket. At BLOCK_HEADER follow a u64 GPA for each page, then the body; the
+#: length is that of both.
+_REQUEST = struct.Struct("<IIHHIIHH32sII")
 _ANSWER = struct.Struct("<IIHHI")
 BLOCK_HEADER = 0x40
 #: what is copied with the header: most requests are no longer than the rest of their first page
 _FIRST = PAGE_SIZE
-assert _REQUEST.size <= BLOCK_HEADER
+assert _REQUEST.size == BLOCK_HEADER
 
 _ROLES = {role.value: role for role in Role}
 
@@ -57,16 +59,21 @@ class BlockRequest(NamedTuple):
     vcpu: int = 0
     user_key: bytes | None = None
     role: Role = Role.ANYONE
+    pages: tuple[int, ...] = ()
+    """GPAs of pages that the request is about, as its writer names them."""
+    ticket: int = 0
+    """By which its writer tells it from an earlier one that was not answered in time."""
 
 
 def write_request(memory: BlockMemory, gpa: int, size: int, request: BlockRequest) -> None:
     """Put a request in, pending. Raises FormatError if it is too long for a block of `size` bytes."""
-    if len(request.body) > size - BLOCK_HEADER:
-        raise FormatError(f"a request of {len(request.body)} bytes does not fit into a block of {size}")
-    memory.write(gpa + BLOCK_HEADER, request.body)
+    body = struct.pack(f"<{len(request.pages)}Q", *request.pages) + request.body
+    if len(body) > size - BLOCK_HEADER:
+        raise FormatError(f"a request of {len(body)} bytes does not fit into a block of {size}")
+    memory.write(gpa + BLOCK_HEADER, body)
     header = _REQUEST.pack(
-        1, 0, request.service, request.call, len(request.body), request.vcpu,
-        request.user_key is not None, request.role, request.user_key or bytes(32),
+        1, 0, request.service, request.call, len(body), request.vcpu,
+        request.user_key is not None, request.role, request.user_key or bytes(32), len(request.pages), request.ticket,
     )  # fmt: skip
     memory.write(gpa, header)
 
@@ -77,17 +84,27 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
     Raises FormatError for one that cannot be: its writer may be anybody, and may change it while it is copied.
     """
     first = memory.read(gpa, _FIRST if size > _FIRST else size)
-    pending, _, service, call, length, vcpu, has_key, role, key = _REQUEST.unpack_from(first)
+    pending, _, service, call, length, vcpu, has_key, role, key, count, ticket = _REQUEST.unpack_from(first)
     if not pending:
         return None
     end = BLOCK_HEADER + length
     if end > size:
         raise FormatError(f"a request of {length} bytes in a block of {size}")
+    if count * 8 > length:
+        raise FormatError(f"a request of {length} bytes names {count} pages")
     body = first[BLOCK_HEADER:end]
     if end > _FIRST:
         body += memory.read(gpa + _FIRST, end - _FIRST)
     # In a kernel's block these may be anything, and say nothing.
-    return BlockRequest(service, call, body, vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
+    asker = (vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
+    pages = struct.unpack_from(f"<{count}Q", body)
+    return BlockRequest(service, call, body[count * 8 :], *asker, pages, ticket)
+
+
+def waiting_ticket(memory: BlockMemory, gpa: int) -> tuple[int, int] | None:
+    """(VCPU, ticket) of the request that waits, as its writer says; None if none does."""
+    pending, _, _, _, _, vcpu, _, _, _, _, ticket = _REQUEST.unpack(memory.read(gpa, _REQUEST.size))
+    return (vcpu, ticket) if pending else None
 
 
 def write_answer(memory: BlockMemory, gpa: int, size: int, status: Status, body: bytes = b"") -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.service_domain import OUTBOX_SIZE
 from veil.guest.elf import ElfKernel
 from veil.guest.linux import layout as guest_layout
 from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
@@ -39,7 +40,7 @@ _VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0
 _SHARED_SIZE = _ARCHIVE - _SHARED
 # Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
 _SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, PAGE_SIZE, 2 * PAGE_SIZE
-_MAILBOX_SIZE = 0x40000
+_MAILBOX_SIZE = 0x40000 + OUTBOX_SIZE
 _CODE = _MAILBOX + _MAILBOX_SIZE
 
 

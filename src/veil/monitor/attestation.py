@@ -16,8 +16,8 @@ from veil.formats.services_manifest import (
 from veil.monitor.secure_processor import Evidence, GuestMessages
 
 if TYPE_CHECKING:
+    from veil.formats.service_domain import ServiceInfo
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.services_mailbox import ServiceInfo
 
 __all__ = ["Attestation"]
 

@@ -91,7 +91,7 @@ class Ghcb:
     """A VCPU's shared page for requests with parameters."""
 
     def __init__(self, cpu: HostedCpu, gpa: int) -> None:
-        self._cpu = cpu
+        self.cpu = cpu
         self._gpa = gpa
 
     def create_vcpu(self, apic_id: int, vmpl: int, vmsa: int, sev_features: int) -> Generator[None, None, None]:
@@ -105,9 +105,9 @@ class Ghcb:
 
     def run_vmpl(self, vmpl: int) -> Generator[None, None, bool]:
         """Have the host run this VCPU's VMSA of another level; False if it refuses. It is back for whatever reason."""
-        self._cpu.ghcb_msr = run_vmpl_request(vmpl)
+        self.cpu.ghcb_msr = run_vmpl_request(vmpl)
         yield
-        return self._cpu.ghcb_msr != RUN_VMPL_REFUSED
+        return self.cpu.ghcb_msr != RUN_VMPL_REFUSED
 
     def guest_request(self, request: int, response: int) -> Generator[None, None, int]:
         """Have the host carry a message to the secure processor; returns the errors of firmware 31:0 and host 63:32."""
@@ -119,10 +119,10 @@ class Ghcb:
     ) -> Generator[None, None, tuple[int, int]]:
         """The same with the host's certificates; returns (errors, pages that would be needed)."""
         yield from self._request(NaeEvent.EXTENDED_GUEST_REQUEST, request, response, rax=data, rbx=pages)
-        return self._result(), self._cpu.view.read_u64(self._gpa + _RBX, private=False)
+        return self._result(), self.cpu.view.read_u64(self._gpa + _RBX, private=False)
 
     def _result(self) -> int:
-        return self._cpu.view.read_u64(self._gpa + _EXIT_INFO_2, private=False)
+        return self.cpu.view.read_u64(self._gpa + _EXIT_INFO_2, private=False)
 
     def _must(self, code: int, info_1: int, info_2: int, *, rax: int) -> Generator[None, None, None]:
         if (yield from self._request(code, info_1, info_2, rax=rax)):
@@ -132,13 +132,13 @@ class Ghcb:
         self, code: int, info_1: int, info_2: int, *, rax: int = 0, rbx: int = 0
     ) -> Generator[None, None, int]:
         """Returns the low half of SW_EXITINFO1: 0 if the host says that it was done."""
-        view, gpa = self._cpu.view, self._gpa
+        view, gpa = self.cpu.view, self._gpa
         view.zero(gpa, PAGE_SIZE, private=False)
         view.write(gpa + _EXIT_CODE, struct.pack("<3Q", code, info_1, info_2), private=False)
         view.write_u64(gpa + _RAX, rax, private=False)
         view.write_u64(gpa + _RBX, rbx, private=False)
         view.write(gpa + _VALID_BITMAP, _VALID.to_bytes(16, "little"), private=False)
         view.write(gpa + _VERSION, struct.pack("<HI", 2, 0), private=False)
-        self._cpu.ghcb_msr = gpa
+        self.cpu.ghcb_msr = gpa
         yield
         return view.read_u64(gpa + _EXIT_INFO_1, private=False) & 0xFFFFFFFF

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from veil.formats.channel import ChannelArea
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
+from veil.formats.service_domain import OUTBOX_SIZE
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
 from veil.snp.layouts import check_offsets
@@ -270,8 +271,8 @@ class MonitorParameters(ctypes.LittleEndianStructure):
                 raise _bad(f"the services' range {part.gpa:#x}+{part.size:#x} is not in their region")
             if any(part.overlaps(other) for other in parts[:number]):
                 raise _bad("the services' ranges overlap")
-        if not self.mailbox_size:
-            raise _bad("the services have no mailbox")
+        if self.mailbox_size <= OUTBOX_SIZE:
+            raise _bad("the services have no mailbox and outbox")
 
     @property
     def channel(self) -> ChannelArea:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import ServiceInfo
 from veil.monitor.contexts import DomainTable
 from veil.monitor.ownership import Rows
 from veil.monitor.page_book import Owner, PageBook
 from veil.monitor.parameters import MonitorParameters, Option
-from veil.monitor.services_mailbox import ServiceInfo
 from veil.monitor.svsm_call import CallHandler
 
 __all__ = ["MonitorState"]

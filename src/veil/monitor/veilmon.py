@@ -18,6 +18,7 @@ from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.channel.user_requests import Requests
 from veil.monitor.contexts import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError
+from veil.monitor.grants import Grants
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.permissions import KERNEL_VMPL, SERVICE_VMPL
@@ -34,6 +35,7 @@ from veil.snp.hosted import HostedCpu
 __all__ = ["VeilMon"]
 
 _RUN_KERNEL = run_vmpl_request(KERNEL_VMPL)
+_RUN_SERVICES = run_vmpl_request(SERVICE_VMPL)
 _AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
 
 
@@ -50,6 +52,7 @@ class VeilMon:
         self._key: ChannelKey | None = None
         self._messages: GuestMessages | None = None
         self._channel: ChannelLink | None = None
+        self._grants: Grants | None = None
 
     @property
     def state(self) -> MonitorState:
@@ -102,7 +105,8 @@ class VeilMon:
         if self._key is None or self._messages is None or self._channel is None:
             raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
         unfinished = any(vcpu.unfinished is not None for vcpu in self.domains.vcpus)
-        if self._messages.busy or self._channel.working or unfinished:
+        granting = self._grants is not None and self._grants.busy
+        if self._messages.busy or self._channel.working or unfinished or granting:
             raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
             **state.dump(),
@@ -147,8 +151,8 @@ class VeilMon:
             vcpu.contexts[Domain.SER].add(vmsa)
             yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vmsa, state.sev_features)
         try:
-            state.services = yield from ServiceDomain(cpu.view, state.parameters).describe(host)
-        except (ServicesUnavailable, ValueError, KeyError, TypeError) as error:
+            state.services = yield from self._service_domain(cpu).describe(host)
+        except ServicesUnavailable as error:
             raise MonitorError(MonitorReason.BAD_SERVICES, f"the services did not start: {error}") from error
 
     def _join(self, cpu: HostedCpu) -> Generator[None, None, VcpuContexts]:
@@ -176,12 +180,17 @@ class VeilMon:
         state.protocols[AttestationProtocol.number] = AttestationProtocol(
             attestation, state.book, cpu.view, self._hosts
         )
-        domain = ServiceDomain(cpu.view, parameters)
+        domain = self._service_domain(cpu)
         requests = Requests(attestation, domain, state.services, self.describe)
         self._channel = ChannelLink(
             cpu.view, parameters.channel, requests, key.accept, parameters.roles(), cpu.tsc, saved.get("channel")
         )
         return self._channel
+
+    def _service_domain(self, cpu: HostedCpu) -> ServiceDomain:
+        if self._grants is None:
+            self._grants = Grants(self.state)
+        return ServiceDomain(cpu.view, self.state.parameters, self._grants)
 
     def describe(self) -> dict[str, Any]:
         """The answer to STATUS."""
@@ -201,15 +210,19 @@ class VeilMon:
         `waiting`: after a snapshot the host is on its way back already when this starts.
         """
         state, view = self.state, cpu.view
-        can_run = True
+        can_run, for_services = True, False
         while True:
             if not waiting:
                 # A VCPU whose kernel context was not created, or is not known to the host yet, waits for the host.
                 can_run = can_run and vcpu.kernel.vmsa is not None
                 cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
+                # The services' domain asked for something, and waits.
+                for_services = self._grants is not None and (yield from self._grants.serve(cpu))
+                if for_services:
+                    cpu.ghcb_msr = _RUN_SERVICES
                 yield
             waiting = False
-            can_run = cpu.ghcb_msr != RUN_VMPL_REFUSED
+            can_run = for_services or cpu.ghcb_msr != RUN_VMPL_REFUSED
             while isinstance(outcome := answer(state, view, vcpu), RmpViolation):
                 cpu.nested_fault(outcome)
                 yield

@@ -7,19 +7,16 @@ docs/writing-a-service.md shows one from end to end.
 from __future__ import annotations
 
 import abc
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias, final
+from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.status import Status
+from veil.services.context import Asking, ServiceContext, ServiceMemory
 
-if TYPE_CHECKING:
-    from veil.snp.view import View
-
-__all__ = ["Refused", "Service", "ServiceMemory", "User", "UserHandler"]
+__all__ = ["KernelRequest", "Refused", "Service", "User", "UserHandler"]
 
 
 class Refused(Exception):
@@ -38,33 +35,18 @@ class User:
     role: Role
 
 
-#: A method: service, user, body -> answer.
-UserHandler: TypeAlias = Callable[[Any, User, bytes], bytes]
+#: A method: service, user, body -> answer, or a generator if VeilMon is needed for it.
+UserHandler: TypeAlias = Callable[[Any, User, bytes], bytes | Asking[bytes]]
 
 
-class ServiceMemory:
-    """A service's own memory, by offset: VMPL 3 can neither read nor write it."""
+class KernelRequest(NamedTuple):
+    """A request of the kernel's, which is not trusted: every byte is its choice. It is a copy."""
 
-    def __init__(self, view: View, gpa: int, size: int) -> None:
-        self.size = size
-        self._view = view
-        self._gpa = gpa
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Bytes at an offset."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            self._refuse(offset, length)
-        return self._view.read(self._gpa + offset, length)
-
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Put bytes at an offset."""
-        if offset < 0 or offset + len(data) > self.size:
-            self._refuse(offset, len(data))
-        self._view.write(self._gpa + offset, data)
-
-    def _refuse(self, offset: int, length: int) -> NoReturn:
-        # A service has no business in another one's memory, which its level could reach.
-        raise ValueError(f"{offset:#x}+{length:#x} is outside of the service's {self.size:#x} bytes")
+    vcpu: int
+    call: int
+    body: bytes
+    pages: tuple[int, ...] = ()
+    """Pages that it names by reference, unchecked: good for `context.monitor.copy_in`, in which VeilMon checks them."""
 
 
 class Service(abc.ABC):
@@ -80,15 +62,21 @@ class Service(abc.ABC):
     """The calls of remote users: who may make each, and the method that answers it or raises Refused. What is not here
     nobody may ask."""
 
-    memory: ServiceMemory
-    """Set before `start` and before `restore`. Zero at first."""
-    now: Callable[[], int]
-    """The machine's time stamp counter in nanoseconds. Set like `memory`."""
+    context: ServiceContext
+    """What the service has at hand. Set before `start` and before `restore`."""
 
-    @staticmethod
-    def nonce() -> bytes:
+    @property
+    def memory(self) -> ServiceMemory:
+        """The service's own memory, zero at first."""
+        return self.context.memory
+
+    def now(self) -> int:
+        """The machine's time stamp counter in nanoseconds."""
+        return self.context.now()
+
+    def nonce(self) -> bytes:
         """32 random bytes."""
-        return os.urandom(32)
+        return self.context.nonce()
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
@@ -98,12 +86,12 @@ class Service(abc.ABC):
     def start(self, settings: dict[str, Any]) -> None:  # noqa: B027
         """Called once at boot, before the kernel runs; `settings` are measured."""
 
-    def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
-        """Answer the kernel, which is not trusted, or raise Refused. `body` is a copy."""
-        raise Refused(Status.UNKNOWN_CALL, f"the service {self.name} has no call {call} for the kernel")
+    def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
+        """Answer the kernel, or raise Refused. A generator is an answer that VeilMon is needed for."""
+        raise Refused(Status.UNKNOWN_CALL, f"the service {self.name} has no call {request.call} for the kernel")
 
     @final
-    def answer_user(self, user: User, call: int, body: bytes) -> bytes:
+    def answer_user(self, user: User, call: int, body: bytes) -> bytes | Asking[bytes]:
         """Answer a request that came over the secure channel, by `user_calls`, or raise Refused."""
         try:
             handler = admit(self.user_calls, call, user.role, f"the service {self.name}")

@@ -3,41 +3,74 @@
 
 Each VCPU has a VMSA for it. The kernel has the host run it with a request in its block; VeilMon has the host run it
 with a request in the mailbox, from itself or from a remote user. Then it has the host run who asked.
+
+One request is served at a time. While its handler waits for VeilMon (the outbox), the domain takes no other one; any
+VCPU on which it runs takes the one that waits further.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.request_block import BlockRequest, take_request, write_answer
+from veil.formats.request_block import (
+    BLOCK_HEADER,
+    BlockRequest,
+    read_answer,
+    take_request,
+    waiting_ticket,
+    write_answer,
+    write_request,
+)
+from veil.formats.service_domain import (
+    BLOCK_ENTRY,
+    SERVICES_DOMAIN,
+    DomainCall,
+    ServiceInfo,
+    mailbox_and_outbox,
+    pack_description,
+)
 from veil.formats.status import Status
-from veil.services.interface import Refused, Service, ServiceMemory, User
+from veil.services.context import Ask, Asking, GuestMemory, MonitorClient, ServiceContext, ServiceMemory
+from veil.services.interface import KernelRequest, Refused, Service, User
 from veil.services.parameters import ServiceParameters
-from veil.snp.errors import RmpViolation
+from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
 
 if TYPE_CHECKING:
     from veil.snp.view import View
 
-__all__ = ["DESCRIBE", "MONITOR_SERVICE", "ServiceDomain"]
+__all__ = ["MOST_ASKS", "ServiceDomain"]
 
-#: The service number under which VeilMon asks the domain itself, in the mailbox only.
-MONITOR_SERVICE = 0
-#: Its only call: JSON list of {name, number, guid, manifest (hexadecimal)}.
-DESCRIBE = 0
+_MONITOR, _KERNEL = Domain.MON.vmpl, Domain.UNT.vmpl
+#: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
+MOST_ASKS = 1024
+_MISTAKES_KEPT = 16
+#: in place of an answer: there is none, the request stays pending
+_GONE = b"the host took the services' memory away"
 
-_MONITOR, _KERNEL = 0, 3
-_AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
-_BLOCK = struct.Struct("<QQ")
-#: what begins a request in the mailbox (`request_block`): pending, then at 0x10 the VCPU
-_MAILBOX = struct.Struct("<I12xI")
+
+@dataclass(slots=True)
+class _Request:
+    """A request from the moment it is taken until it is answered."""
+
+    asker: int
+    """VMPL."""
+    vcpu: int
+    gpa: int
+    size: int
+    asked: BlockRequest
+    handler: Asking[bytes] | None = None
+    """If it waits for VeilMon."""
+    asks: int = 0
 
 
 class ServiceDomain:
@@ -47,9 +80,13 @@ class ServiceDomain:
 
     def __init__(self) -> None:
         self.services = [kind() for kind in self.service_types]
+        #: the newest mistakes of services (service, what), for tests and debuggers; neither kernel nor host sees them
+        self.mistakes: deque[tuple[str, str]] = deque(maxlen=_MISTAKES_KEPT)
         self._by_number = {service.number: service for service in self.services}
         self._parameters: ServiceParameters | None = None
         self._saved: dict[str, str] | None = None
+        self._mailbox = self._outbox = (0, 0)
+        self._waiting: _Request | None = None
 
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
         """Start on a VCPU; the first one starts the services."""
@@ -63,6 +100,10 @@ class ServiceDomain:
 
     def save(self) -> bytes:
         """What the services keep outside of their memory."""
+        if self._waiting is not None:
+            raise SnapshotError(
+                "a service waits for VeilMon in the middle of a request: run the machine on, then save it"
+            )
         if self._saved is not None and self._parameters is None:
             # Restored, and not run since: there is nothing newer.
             return json.dumps(self._saved).encode()
@@ -76,14 +117,15 @@ class ServiceDomain:
         if self._parameters is not None:
             return
         parameters = self._parameters = ServiceParameters.parse(cpu.parameters)
+        self._mailbox, self._outbox = mailbox_and_outbox(parameters.mailbox_gpa, parameters.mailbox_size)
         settings, gpa = parameters.settings, parameters.memory_gpa
         for service in self.services:
             mine: dict[str, Any] = settings.get(service.name, {})
             size = service.memory_size(mine)
             if size % PAGE_SIZE or gpa + size > parameters.memory_gpa + parameters.memory_size:
                 raise FormatError(f"no memory left for the service {service.name}")
-            service.memory = ServiceMemory(cpu.view, gpa, size)
-            service.now = cpu.tsc
+            memory = ServiceMemory(cpu.view, gpa, size)
+            service.context = ServiceContext(memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory))
             gpa += size
             if self._saved is None:
                 service.start(mine)
@@ -91,86 +133,182 @@ class ServiceDomain:
                 service.restore(mine, bytes.fromhex(self._saved.get(service.name, "")))
 
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        asked_monitor = False
         while True:
-            asked = self._answer(cpu)
-            if asked is None:
+            target = self._step(cpu.view, cpu.start_argument, asked_monitor)
+            asked_monitor = self._waiting is not None and target == _MONITOR
+            if target is None:
                 self._tell_services()
             # A refusal may be an old one, and somebody may have come with a request since.
-            if asked is None and cpu.ghcb_msr == RUN_VMPL_REFUSED:
-                cpu.ghcb_msr = _AP_RESET_HOLD
+            if target is None and cpu.ghcb_msr == RUN_VMPL_REFUSED:
+                cpu.ghcb_msr = MsrRequest.AP_RESET_HOLD
             else:
-                cpu.ghcb_msr = run_vmpl_request(_KERNEL if asked is None else asked)
+                cpu.ghcb_msr = run_vmpl_request(_KERNEL if target is None else target)
             yield
 
     def _tell_services(self) -> None:
         for service in self.services:
-            # The host took a service's memory away: it will be told so when it is asked.
-            with suppress(RmpViolation):
+            try:
                 service.ran()
+            except Exception as error:
+                # The host took a service's memory away: it will be told so when it is asked. Or it is a mistake.
+                self.mistakes.append((service.name, repr(error)))
 
-    def _answer(self, cpu: HostedCpu) -> int | None:
-        """Serve what waits on this VCPU; returns the VMPL that asked, None if nobody did."""
+    # One step: what is to run next
+
+    def _step(self, view: View, vcpu: int, asked_monitor: bool) -> int | None:
+        """Serve what waits on this VCPU; returns the VMPL to run next, None if nobody asked."""
+        asker = None
+        if self._waiting is not None:
+            answer = read_answer(view, *self._outbox)
+            if answer is None:
+                # The host has not run VeilMon, or VeilMon waits on another VCPU for something that the host must do.
+                # VeilMon, if it waits here for the mailbox, is in no hurry; the kernel must not wait for ever.
+                return _KERNEL if asked_monitor and self._mail(view, vcpu) is None else _MONITOR
+            asker = self._go_on(view, vcpu, answer)
+            if self._waiting is not None:
+                return _MONITOR
+        # VeilMon first: a kernel whose block is always pending must not keep users from their answers.
+        if self._mail(view, vcpu) is not None:
+            asked = take_request(view, *self._mailbox)
+            assert asked is not None
+            self._tell_services()
+            return self._begin(view, _Request(_MONITOR, vcpu, *self._mailbox, asked))
+        try:
+            gpa, size = self._block(view, vcpu)
+            if not gpa:
+                return asker
+            try:
+                asked = take_request(view, gpa, size)
+            except FormatError:
+                write_answer(view, gpa, size, Status.BAD_REQUEST)
+                return _KERNEL
+        except RmpViolation:
+            # The host took the block away, which it can at any time: other VCPUs run meanwhile.
+            return _KERNEL
+        if asked is None:
+            return asker
+        return self._begin(view, _Request(_KERNEL, vcpu, gpa, size, asked))
+
+    def _mail(self, view: View, vcpu: int) -> int | None:
+        """The ticket of the request in the mailbox that VeilMon waits for on this VCPU."""
+        waiting = waiting_ticket(view, self._mailbox[0])
+        return waiting[1] if waiting is not None and waiting[0] == vcpu else None
+
+    def _block(self, view: View, vcpu: int) -> tuple[int, int]:
+        assert self._parameters is not None
+        gpa, size = BLOCK_ENTRY.unpack(
+            view.read(self._parameters.blocks_gpa + vcpu * BLOCK_ENTRY.size, BLOCK_ENTRY.size)
+        )
+        return gpa, size
+
+    def _begin(self, view: View, request: _Request) -> int:
+        """Call the service; returns the VMPL to run next."""
+        outcome = self._outcome(view, request, lambda: self._call(request))
+        if outcome is None:
+            return _MONITOR
+        self._finish(view, request, *outcome)
+        return request.asker
+
+    def _go_on(self, view: View, vcpu: int, answer: tuple[Status, bytes]) -> int | None:
+        """Give the handler VeilMon's answer. Returns the VMPL that asked, if it waits on this VCPU for the end."""
+        request, self._waiting = self._waiting, None
+        assert request is not None
+        handler = request.handler
+        assert handler is not None
+        outcome = self._outcome(view, request, lambda: self._advance(view, request, handler, answer))
+        if outcome is None:
+            return None
+        self._finish(view, request, *outcome)
+        return request.asker if request.vcpu == vcpu else None
+
+    def _outcome(self, view: View, request: _Request, work: Callable[[], object]) -> tuple[Status, bytes] | None:
+        """What a service says; None while it waits for VeilMon.
+
+        A service's mistake is its own: it must not look like the asker's, nor stop the domain, and with it all others.
+        """
+        service = self._by_number.get(request.asked.service)
+        name = service.name if service is not None else "domain"
+        try:
+            body = work()
+            if isinstance(body, Generator):
+                body = self._advance(view, request, body, None)
+            if body is None and request is self._waiting:
+                return None
+            if not isinstance(body, bytes):
+                raise TypeError(f"an answer is bytes, not {type(body).__name__}")
+            if len(body) > request.size - BLOCK_HEADER:
+                raise ValueError(f"an answer of {len(body)} bytes does not fit into a block of {request.size}")
+            return Status.OK, body
+        except Refused as refusal:
+            return refusal.status, str(refusal).encode()[: request.size - BLOCK_HEADER]
+        except RmpViolation as violation:
+            if request.asker == _KERNEL and self._owns(violation.gpa):
+                # The host took the service's memory away: no mistake. The kernel's request stays pending.
+                return Status.UNAVAILABLE, _GONE
+            error: Exception = violation
+        except Exception as mistake:
+            error = mistake
+        self.mistakes.append((name, repr(error)))
+        # What went wrong inside of a service is not for the kernel to read.
+        detail = f": {error!r}" if request.asker == _MONITOR else ""
+        return Status.UNAVAILABLE, f"the service {name} failed{detail}".encode()[: request.size - BLOCK_HEADER]
+
+    def _owns(self, gpa: int) -> bool:
         parameters = self._parameters
         assert parameters is not None
-        view, vcpu = cpu.view, cpu.start_argument
-        # VeilMon first: a kernel whose block is always pending must not keep users from their answers.
-        mailbox = parameters.mailbox_gpa
-        pending, asking = _MAILBOX.unpack(view.read(mailbox, _MAILBOX.size))
-        if pending and asking == vcpu:
-            size = parameters.mailbox_size
-            request = take_request(view, mailbox, size)
-            assert request is not None
-            self._tell_services()
-            write_answer(view, mailbox, size, *self._ask_for_monitor(request))
-            return _MONITOR
-        gpa, size = _BLOCK.unpack(view.read(parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.size))
-        try:
-            return _KERNEL if gpa and self._serve_block(view, vcpu, gpa, size) else None
-        except RmpViolation:
-            # The host took pages away, the block's (at any time: other VCPUs run meanwhile) or the service's own. The
-            # kernel gets no answer, its request is pending still, and the domain lives on.
-            return _KERNEL
+        return parameters.memory_gpa <= gpa < parameters.memory_gpa + parameters.memory_size
 
-    def _serve_block(self, view: View, vcpu: int, gpa: int, size: int) -> bool:
+    def _advance(
+        self, view: View, request: _Request, handler: Asking[bytes], answer: tuple[Status, bytes] | None
+    ) -> bytes | None:
+        """The handler's answer; None if it asks VeilMon, which is in the outbox then."""
         try:
-            request = take_request(view, gpa, size)
-            if request is None:
-                return False
-            service = self._by_number.get(request.service)
+            ask = next(handler) if answer is None else handler.send(answer)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        request.asks += 1
+        if request.asks > MOST_ASKS:
+            handler.close()
+            raise RuntimeError(f"a request asked VeilMon more than {MOST_ASKS} times")
+        if not isinstance(ask, Ask):
+            raise TypeError(f"a handler yields requests to VeilMon, not {type(ask).__name__}")
+        write_request(view, *self._outbox, BlockRequest(SERVICES_DOMAIN, ask.call, ask.body, request.vcpu))
+        request.handler, self._waiting = handler, request
+        return None
+
+    def _finish(self, view: View, request: _Request, status: Status, body: bytes) -> None:
+        """Write the answer, if its asker still waits for it: it may have given up and asked something else since."""
+        if body is _GONE:
+            return
+        with suppress(RmpViolation):
+            if request.handler is not None:
+                block = self._mailbox if request.asker == _MONITOR else self._block(view, request.vcpu)
+                waiting = waiting_ticket(view, request.gpa) if block == (request.gpa, request.size) else None
+                if waiting is None or waiting[1] != request.asked.ticket:
+                    return
+            # The kernel's driver looks at the status alone, and finds its own body again if it is not OK.
+            kept = status == Status.OK or request.asker == _MONITOR
+            write_answer(view, request.gpa, request.size, status, body if kept else b"")
+
+    # Whom it concerns
+
+    def _call(self, request: _Request) -> object:
+        asked = request.asked
+        service = self._by_number.get(asked.service)
+        if request.asker == _KERNEL:
             if service is None:
-                write_answer(view, gpa, size, Status.UNKNOWN_SERVICE)
-            else:
-                write_answer(view, gpa, size, Status.OK, service.kernel_request(vcpu, request.call, request.body))
-        except FormatError:
-            write_answer(view, gpa, size, Status.BAD_REQUEST)
-        except Refused as refusal:
-            write_answer(view, gpa, size, refusal.status)
-        return True
-
-    def _ask_for_monitor(self, request: BlockRequest) -> tuple[Status, bytes]:
-        if request.service == MONITOR_SERVICE:
-            return Status.OK, self._describe()
-        service = self._by_number.get(request.service)
+                raise Refused(Status.UNKNOWN_SERVICE, f"there is no service {asked.service}")
+            return service.kernel_request(KernelRequest(request.vcpu, asked.call, asked.body, asked.pages))
+        if asked.service == SERVICES_DOMAIN:
+            return self._answer_monitor(asked)
         if service is None:
-            return Status.UNKNOWN_SERVICE, b""
-        user = User(request.user_key, request.role)
-        try:
-            return Status.OK, service.answer_user(user, request.call, request.body)
-        except Refused as refusal:
-            return refusal.status, str(refusal).encode()
-        except Exception as error:
-            # A mistake brought out by what a user sent must not stop the domain, and with it the kernel's calls.
-            return Status.UNAVAILABLE, f"the service {service.name} failed: {error!r}".encode()
+            raise Refused(Status.UNKNOWN_SERVICE, f"there is no service {asked.service}")
+        return service.answer_user(User(asked.user_key, asked.role), asked.call, asked.body)
 
-    def _describe(self) -> bytes:
-        return json.dumps(
-            [
-                {
-                    "name": service.name,
-                    "number": service.number,
-                    "guid": str(service.guid),
-                    "manifest": service.manifest().hex(),
-                }
-                for service in self.services
-            ]
-        ).encode()
+    def _answer_monitor(self, asked: BlockRequest) -> bytes:
+        if asked.call != DomainCall.DESCRIBE:
+            raise Refused(Status.UNKNOWN_CALL, f"the services' domain has no call {asked.call}")
+        return pack_description(
+            ServiceInfo(service.name, service.number, service.guid, service.manifest()) for service in self.services
+        )

@@ -11,7 +11,7 @@ from veil.formats.roles import Role
 from veil.formats.status import Status
 from veil.remote.channel.client import RequestFailed
 from veil.remote.log.reader import LogReader, LogState
-from veil.services.interface import Refused, User
+from veil.services import KernelRequest, Refused, ServiceContext, User
 from veil.services.log import LogService
 
 __all__ = ["Client", "Desk", "event"]
@@ -47,15 +47,16 @@ class Desk:
 
     def _new(self) -> LogService:
         service = LogService()
-        service.memory = Memory(LogService.memory_size(self.settings))  # type: ignore[assignment]
-        service.now = lambda: self.now
+        memory: Any = Memory(LogService.memory_size(self.settings))
+        unused: Any = None
+        service.context = ServiceContext(memory, lambda: self.now, unused, unused)
         return service
 
     def kernel(self, call: KernelCall, body: bytes, *, after: int = 1_000_000) -> Status:
         """As the driver does."""
         self.now += after
         try:
-            self.service.kernel_request(0, call, body)
+            self.service.kernel_request(KernelRequest(0, call, body))
         except Refused as refused:
             return refused.status
         return Status.OK
@@ -91,7 +92,9 @@ class Client:
     def request(self, service: Any, call: int, body: bytes = b"") -> bytes:
         """As `ChannelClient.request`."""
         try:
-            return self._desk.service.answer_user(self._user, call, body)
+            answer = self._desk.service.answer_user(self._user, call, body)
+            assert isinstance(answer, bytes)
+            return answer
         except Refused as refused:
             raise RequestFailed(refused.status, str(refused)) from None
 

@@ -19,9 +19,10 @@ from veil.monitor.secure_processor import ReportUnavailable
 from veil.monitor.services_mailbox import ServicesUnavailable
 
 if TYPE_CHECKING:
+    from veil.formats.service_domain import ServiceInfo
     from veil.monitor.attestation import Attestation
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.services_mailbox import ServiceDomain, ServiceInfo
+    from veil.monitor.services_mailbox import ServiceDomain
 
 __all__ = ["RequestRefused", "Requests", "User"]
 

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import enum
-import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import BLOCK_ENTRY
 from veil.monitor.page_book import Owner
 from veil.monitor.permissions import SERVICE_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BLOCK_PAGES", "ServicesCall", "ServicesProtocol"]
 
 MAX_BLOCK_PAGES = 16
-_BLOCK = struct.Struct("<QQ")
 
 
 class ServicesCall(enum.IntEnum):
@@ -101,4 +100,4 @@ class ServicesProtocol:
         self._state.book.move(gpa, size, Owner.KERNEL)
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:
-        self._view.write(self._state.parameters.blocks_gpa + vcpu * _BLOCK.size, _BLOCK.pack(gpa, size))
+        self._view.write(self._state.parameters.blocks_gpa + vcpu * BLOCK_ENTRY.size, BLOCK_ENTRY.pack(gpa, size))

@@ -27,7 +27,7 @@ from veil.formats.log import (
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
-from veil.services.interface import Refused, Service, User, UserHandler
+from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
 from veil.services.log.rules import Rules
 from veil.services.log.silence import Ear
 from veil.services.log.store import LogFull, LogStore
@@ -95,8 +95,9 @@ class LogService(Service):
 
     # The kernel
 
-    def kernel_request(self, vcpu: int, call: int, body: bytes) -> bytes:
+    def kernel_request(self, request: KernelRequest) -> bytes:
         """Append. Records are not inspected here; their reader judges them."""
+        call, body = request.call, request.body
         kind = _KINDS.get(call)
         if kind is None:
             if call == KernelCall.RULES:

@@ -10,7 +10,7 @@ from veil.formats.log import ENTRY_HEADER, EntryKind
 from veil.formats.merkle import CompactRange, MerkleTree, leaf_hash
 
 if TYPE_CHECKING:
-    from veil.services.interface import ServiceMemory
+    from veil.services.context import ServiceMemory
 
 __all__ = ["LogFull", "LogStore"]
 

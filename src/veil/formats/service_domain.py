@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What VeilMon and the services' domain say to each other, once for both sides.
+
+All of it lies in the services' region, which neither VMPL 3 nor the host can reach:
+
+1. the mailbox, in which VeilMon asks the domain, for itself or for a remote user (`request_block`);
+2. the outbox, in which the domain asks VeilMon: the last OUTBOX_SIZE bytes of the mailbox's range;
+3. the block table, in which VeilMon says where each VCPU's request block is.
+
+Only VeilMon changes what levels may do with pages; what a service may ask it for is a `GrantCall`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from veil.formats.errors import FormatError
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+
+__all__ = [
+    "BLOCK_ENTRY",
+    "COPY_PAGES",
+    "MOVE_RANGES",
+    "OUTBOX_SIZE",
+    "SERVICES_DOMAIN",
+    "CopyIn",
+    "DomainCall",
+    "GrantCall",
+    "Move",
+    "Restrict",
+    "ServiceInfo",
+    "mailbox_and_outbox",
+    "pack_description",
+    "parse_description",
+]
+
+
+#: The service number under which VeilMon asks the domain itself, in the mailbox only.
+SERVICES_DOMAIN = 0
+#: The block table's entry for a VCPU: u64 GPA, u64 size in bytes; 0, 0 without a block.
+BLOCK_ENTRY = struct.Struct("<QQ")
+
+OUTBOX_SIZE = 4 * PAGE_SIZE
+#: The most that one request may name, so that its work is bounded while every VCPU waits: 4 MiB; ranges of a move.
+COPY_PAGES = 1024
+MOVE_RANGES = 512
+#: The most pages that one request may move: 16 MiB.
+_MOVE_PAGES = 4096
+
+_MOVE = struct.Struct("<HHI")
+_RANGE = struct.Struct("<QQ")
+_COPY = struct.Struct("<QII")
+_RESTRICT = struct.Struct("<HHI")
+
+
+class DomainCall(enum.IntEnum):
+    """VeilMon's calls of the domain itself."""
+
+    DESCRIBE = 0
+    """-> who there is (`pack_description`)."""
+
+
+class GrantCall(enum.IntEnum):
+    """The domain's calls of VeilMon, in the outbox."""
+
+    MOVE = 0
+    """`Move`: pages get another owner, and with it other rights."""
+    COPY_IN = 1
+    """`CopyIn`: what the kernel's pages hold, into the services' memory."""
+    RESTRICT = 2
+    """`Restrict`: rights that a level loses for good."""
+
+
+def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(GPA, size) of both, from the range that the parameters name."""
+    return (gpa, size - OUTBOX_SIZE), (gpa + size - OUTBOX_SIZE, OUTBOX_SIZE)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Ranges (GPA, size; whole pages) that `source` has and `target` gets. All of it is done, or nothing."""
+
+    source: Owner
+    target: Owner
+    ranges: Sequence[tuple[int, int]]
+
+    def pack(self) -> bytes:
+        """As it stands in the outbox."""
+        head = _MOVE.pack(self.source, self.target, len(self.ranges))
+        return head + b"".join(_RANGE.pack(*item) for item in self.ranges)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Move:
+        """Raises FormatError for anything but distinct whole pages, MOVE_RANGES and 16 MiB at most."""
+        source, target, count = _unpack(_MOVE, body)
+        if not 0 < count <= MOVE_RANGES or len(body) != _MOVE.size + count * _RANGE.size:
+            raise FormatError(f"a move names 1 to {MOVE_RANGES} ranges, not {count}")
+        ranges = sorted(_RANGE.iter_unpack(body[_MOVE.size :]))
+        end = 0
+        for gpa, size in ranges:
+            if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa < end:
+                raise FormatError(f"the range {gpa:#x}+{size:#x} of a move is not one of whole pages, named once")
+            end = gpa + size
+        if sum(size for _, size in ranges) > _MOVE_PAGES * PAGE_SIZE:
+            raise FormatError(f"a move is of {_MOVE_PAGES} pages at most")
+        return cls(_owner(source), _owner(target), ranges)
+
+
+@dataclass(frozen=True)
+class CopyIn:
+    """The first `length` bytes of these pages of the kernel's, to `target` in the services' memory."""
+
+    target: int
+    length: int
+    pages: Sequence[int]
+
+    def pack(self) -> bytes:
+        """As it stands in the outbox."""
+        return _COPY.pack(self.target, self.length, len(self.pages)) + struct.pack(f"<{len(self.pages)}Q", *self.pages)
+
+    @classmethod
+    def parse(cls, body: bytes) -> CopyIn:
+        """Raises FormatError for anything but whole pages, COPY_PAGES at most, that hold `length` bytes."""
+        target, length, count = _unpack(_COPY, body)
+        if not 0 < count <= COPY_PAGES or len(body) != _COPY.size + count * 8:
+            raise FormatError(f"a copy names 1 to {COPY_PAGES} pages, not {count}")
+        pages = struct.unpack_from(f"<{count}Q", body, _COPY.size)
+        if any(gpa % PAGE_SIZE for gpa in pages) or not (count - 1) * PAGE_SIZE < length <= count * PAGE_SIZE:
+            raise FormatError(f"{count} pages of a copy do not hold {length} bytes")
+        return cls(target, length, pages)
+
+
+@dataclass(frozen=True)
+class Restrict:
+    """`vmpl` keeps, of what it may do with pages of `owner`, at most `keep` (RMPADJUST's bits), for good."""
+
+    owner: Owner
+    vmpl: int
+    keep: int
+
+    def pack(self) -> bytes:
+        """As it stands in the outbox."""
+        return _RESTRICT.pack(self.owner, self.vmpl, self.keep)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Restrict:
+        """Raises FormatError for what is no VMPL below the services', or no permissions."""
+        owner, vmpl, keep = _unpack(_RESTRICT, body)
+        if len(body) != _RESTRICT.size or vmpl not in (2, 3) or keep > 0xF:
+            raise FormatError("a restriction names an owner, VMPL 2 or 3, and permissions")
+        return cls(_owner(owner), vmpl, keep)
+
+
+def _unpack(shape: struct.Struct, body: bytes) -> tuple[int, ...]:
+    if len(body) < shape.size:
+        raise FormatError(f"a request in the outbox is cut short: {len(body)} bytes")
+    return shape.unpack_from(body)
+
+
+def _owner(number: int) -> Owner:
+    try:
+        return Owner(number)
+    except ValueError:
+        raise FormatError(f"there is no owner {number}") from None
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """A service as it describes itself at boot."""
+
+    name: str
+    number: int
+    guid: uuid.UUID
+    manifest: bytes
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON: the description, a snapshot."""
+        return {"name": self.name, "number": self.number, "guid": str(self.guid), "manifest": self.manifest.hex()}
+
+    @classmethod
+    def load(cls, state: dict[str, Any]) -> ServiceInfo:
+        """Take back what `dump` gave; raises ValueError, KeyError or TypeError."""
+        return cls(state["name"], state["number"], uuid.UUID(state["guid"]), bytes.fromhex(state["manifest"]))
+
+
+def pack_description(services: Iterable[ServiceInfo]) -> bytes:
+    """The answer to DESCRIBE: JSON."""
+    return json.dumps([service.dump() for service in services]).encode()
+
+
+def parse_description(body: bytes) -> list[ServiceInfo]:
+    """Raises ValueError, KeyError or TypeError for what is no description."""
+    return [ServiceInfo.load(item) for item in json.loads(body)]

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The grants broker: what the services' domain asks VeilMon to change, in the outbox (`formats.service_domain`).
+
+VeilMon alone executes RMPADJUST and PVALIDATE. A request is decoded whole, checked whole, then done; one that cannot be
+done to its end is taken back. The host decides when VeilMon runs and on which VCPU, and nothing else: the outbox is
+memory of VMPL 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from veil.formats.domains import Domain
+from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.request_block import BlockRequest, take_request, write_answer
+from veil.formats.service_domain import CopyIn, GrantCall, Move, Restrict, mailbox_and_outbox
+from veil.formats.status import Status
+from veil.monitor.ownership import ROWS, TRANSITIONS
+from veil.monitor.page_book import Owner
+from veil.monitor.permissions import retry
+from veil.snp.errors import RmpViolation
+from veil.snp.rmp import PageSize, Permission, RmpResult
+
+if TYPE_CHECKING:
+    from veil.monitor.state import MonitorState
+    from veil.snp.hosted import HostedCpu
+
+__all__ = ["Grants"]
+
+_LEVELS = (Domain.UNT, Domain.ENC, Domain.SER)
+
+_SIZE_MISMATCH = int(RmpResult.FAIL_SIZEMISMATCH)
+
+
+class _Refused(Exception):
+    """Nothing was done."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Grants:
+    """Serves the outbox, from whichever VCPU VeilMon runs on."""
+
+    def __init__(self, state: MonitorState) -> None:
+        self._state = state
+        parameters = state.parameters
+        _, (self._outbox, self._size) = mailbox_and_outbox(parameters.mailbox_gpa, parameters.mailbox_size)
+        self._offered = parameters.service_code.size > 0
+        #: a request is being served: its steps wait for the host on some VCPU
+        self.busy = False
+
+    def serve(self, cpu: HostedCpu) -> Generator[None, None, bool]:
+        """Do what the domain asks for, if it asks; was there anything?"""
+        if not self._offered or self.busy or not cpu.view.read_u32(self._outbox):
+            return False
+        self.busy = True
+        try:
+            status, body = yield from self._answer(cpu)
+        finally:
+            self.busy = False
+        write_answer(cpu.view, self._outbox, self._size, status, body)
+        return True
+
+    def _answer(self, cpu: HostedCpu) -> Generator[None, None, tuple[Status, bytes]]:
+        try:
+            request = take_request(cpu.view, self._outbox, self._size)
+            assert request is not None
+            yield from self._do(cpu, request)
+        except FormatError as error:
+            return Status.BAD_REQUEST, str(error).encode()
+        except _Refused as refusal:
+            return refusal.status, str(refusal).encode()
+        return Status.OK, b""
+
+    def _do(self, cpu: HostedCpu, request: BlockRequest) -> Generator[None, None, None]:
+        if request.call == GrantCall.MOVE:
+            yield from self._move(cpu, Move.parse(request.body))
+        elif request.call == GrantCall.COPY_IN:
+            self._copy_in(cpu, CopyIn.parse(request.body))
+        elif request.call == GrantCall.RESTRICT:
+            yield from self._restrict(cpu, Restrict.parse(request.body))
+        else:
+            raise _Refused(Status.UNKNOWN_CALL, f"VeilMon has no call {request.call} for services")
+
+    # MOVE
+
+    def _move(self, cpu: HostedCpu, move: Move) -> Generator[None, None, None]:
+        book, rows = self._state.book, self._state.rows
+        source, target = move.source, move.target
+        transition = TRANSITIONS.get((source, target))
+        if transition is None or not transition.services_may_ask:
+            raise _Refused(Status.NOT_ALLOWED, f"no service may make a page of {target.name} of one of {source.name}")
+        pages = [page for gpa, size in move.ranges for page in range(gpa, gpa + size, PAGE_SIZE)]
+        for page in pages:
+            if book.owner(page) is not source:
+                raise _Refused(Status.NOT_ALLOWED, f"the page {page:#x} is not one of {source.name}")
+            if not cpu.view.allows(page, Permission.RW, PAGE_SIZE):
+                raise _Refused(Status.UNAVAILABLE, f"the page {page:#x} is not validated memory")
+        # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
+        for gpa, size in move.ranges:
+            book.move(gpa, size, target)
+        before = {domain: rows.permissions(source, domain) for domain in _LEVELS}
+        after = {domain: rows.permissions(target, domain) for domain in _LEVELS}
+        try:
+            # First nobody has more than both owners' rows give him; then the page is what it is to be; then the rest.
+            yield from self._adjust(cpu, pages, {domain: before[domain] & after[domain] for domain in _LEVELS})
+            if transition.zero:
+                for page in pages:
+                    cpu.view.zero(page, PAGE_SIZE)
+            yield from self._adjust(cpu, pages, after)
+        except (_Refused, RmpViolation) as error:
+            yield from self._take_back(cpu, pages, before)
+            for gpa, size in move.ranges:
+                book.claim(gpa, size, source)
+            raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+
+    def _adjust(
+        self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission]
+    ) -> Generator[None, None, None]:
+        for page in pages:
+            for domain, allowed in permissions.items():
+                code = yield from retry(cpu, _rmpadjust(cpu, page, PageSize.SIZE_4K, domain, allowed))
+                if code != RmpResult.SUCCESS:
+                    raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
+
+    def _take_back(
+        self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission]
+    ) -> Generator[None, None, None]:
+        """Page by page: what the host took away has lost its permissions with that, and cannot be adjusted."""
+        for page in pages:
+            try:
+                yield from self._adjust(cpu, [page], permissions)
+            except (_Refused, RmpViolation):
+                continue
+
+    # COPY_IN
+
+    def _copy_in(self, cpu: HostedCpu, copy: CopyIn) -> None:
+        book = self._state.book
+        if any(owner is not Owner.SERVICE for owner in self._owners(copy.target, copy.length)):
+            raise _Refused(Status.NOT_ALLOWED, "a copy goes into the services' memory only")
+        for page in copy.pages:
+            # Not a context, not protected memory, not what another VCPU passes arguments in: the kernel's own pages.
+            if not book.is_kernel(page, PAGE_SIZE):
+                raise _Refused(Status.BAD_REQUEST, f"the page {page:#x} is not the kernel's")
+        try:
+            content = b"".join(cpu.view.read(page, PAGE_SIZE) for page in copy.pages)
+        except RmpViolation as violation:
+            raise _Refused(Status.BAD_REQUEST, f"a page is not validated memory: {violation}") from violation
+        try:
+            cpu.view.write(copy.target, content[: copy.length])
+        except RmpViolation as violation:
+            raise _Refused(Status.UNAVAILABLE, f"the host took the services' memory away: {violation}") from violation
+
+    def _owners(self, gpa: int, length: int) -> Iterator[Owner]:
+        return (self._state.book.owner(page) for page in range(gpa & -PAGE_SIZE, gpa + length, PAGE_SIZE))
+
+    # RESTRICT
+
+    def _restrict(self, cpu: HostedCpu, restrict: Restrict) -> Generator[None, None, None]:
+        owner, domain = restrict.owner, list(Domain)[restrict.vmpl]
+        if not any(owner in pair and transition.services_may_ask for pair, transition in TRANSITIONS.items()):
+            raise _Refused(Status.NOT_ALLOWED, f"no service may restrict pages of {owner.name}")
+        # What the kernel may change it may turn into what it passes arguments in, and back: one restriction for all.
+        owners = [other for other in Owner if other is owner or (owner is Owner.KERNEL and ROWS[other].kernel_data)]
+        for other in owners:
+            # Before the pages: whatever is granted meanwhile is granted by the new row.
+            self._state.rows.restrict(other, domain, Permission(restrict.keep))
+        for other in owners:
+            for gpa, size in list(self._state.book.ranges(other)):
+                yield from self._apply(cpu, gpa, gpa + size, other, domain)
+
+    def _apply(self, cpu: HostedCpu, gpa: int, end: int, owner: Owner, domain: Domain) -> Generator[None, None, None]:
+        permissions = self._state.rows.permissions(owner, domain)
+        while gpa < end:
+            if gpa % PAGE_SIZE_2M == 0 and end - gpa >= PAGE_SIZE_2M:
+                code = yield from self._apply_to(cpu, gpa, PageSize.SIZE_2M, owner, domain, permissions)
+                if code == RmpResult.SUCCESS:
+                    gpa += PAGE_SIZE_2M
+                    continue
+            stop = min(end, (gpa // PAGE_SIZE_2M + 1) * PAGE_SIZE_2M)
+            for page in range(gpa, stop, PAGE_SIZE):
+                code = yield from self._apply_to(cpu, page, PageSize.SIZE_4K, owner, domain, permissions)
+                if code != RmpResult.SUCCESS:
+                    raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
+            gpa = stop
+
+    def _apply_to(
+        self, cpu: HostedCpu, gpa: int, size: PageSize, owner: Owner, domain: Domain, permissions: Permission
+    ) -> Generator[None, None, int]:
+        """RMPADJUST of pages that are the owner's still: others may have got them while the host was asked."""
+        adjust = _rmpadjust(cpu, gpa, size, domain, permissions)
+
+        def operation() -> int:
+            if any(found is not owner for found in self._owners(gpa, size.pages * PAGE_SIZE)):
+                return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
+            return adjust()
+
+        try:
+            return (yield from retry(cpu, operation))
+        except RmpViolation:
+            # A page that is not validated is used by nobody: it gets its row's rights when it is validated.
+            return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
+
+
+def _rmpadjust(cpu: HostedCpu, gpa: int, size: PageSize, domain: Domain, permissions: Permission) -> Callable[[], int]:
+    return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a service has at hand: its memory, time, randomness, the guest's memory as granted, and VeilMon to ask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, TypeVar
+
+from veil.formats.domains import Domain
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import COPY_PAGES, CopyIn, GrantCall, Move, Restrict
+from veil.formats.status import Status
+
+if TYPE_CHECKING:
+    from veil.snp.rmp import Permission
+    from veil.snp.view import View
+
+__all__ = ["Ask", "Asking", "GuestMemory", "MonitorClient", "MonitorRefused", "ServiceContext", "ServiceMemory"]
+
+_T = TypeVar("_T")
+
+
+class Ask(NamedTuple):
+    """A request to VeilMon, which a handler yields; it goes on with VeilMon's answer."""
+
+    call: GrantCall
+    body: bytes
+
+
+#: What waits for VeilMon on its way to an X: called with `yield from`.
+Asking: TypeAlias = Generator[Ask, tuple[Status, bytes], _T]
+
+
+class MonitorRefused(Exception):
+    """VeilMon did nothing of what it was asked; one line why."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class ServiceMemory:
+    """A service's own memory, by offset: VMPL 3 can neither read nor write it."""
+
+    def __init__(self, view: View, gpa: int, size: int) -> None:
+        self.size = size
+        self._view = view
+        self._gpa = gpa
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes at an offset."""
+        return self._view.read(self.gpa(offset, length), length)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put bytes at an offset."""
+        self._view.write(self.gpa(offset, len(data)), data)
+
+    def gpa(self, offset: int, length: int) -> int:
+        """Where a part of it is; raises ValueError if it is not all inside."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            self._refuse(offset, length)
+        return self._gpa + offset
+
+    def _refuse(self, offset: int, length: int) -> NoReturn:
+        # A service has no business in another one's memory, which its level could reach.
+        raise ValueError(f"{offset:#x}+{length:#x} is outside of the service's {self.size:#x} bytes")
+
+
+class GuestMemory:
+    """Memory outside of the services' region, as far as the page's owner lets VMPL 1 reach it.
+
+    The RMP checks each access: what is not granted is an RmpViolation. What the kernel can write it can change at any
+    time.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Bytes at a guest-physical address."""
+        return self._view.read(gpa, length)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Put bytes at a guest-physical address."""
+        self._view.write(gpa, data)
+
+
+class MonitorClient:
+    """VeilMon, as a service asks it: each call is used with `yield from` in a handler, and raises MonitorRefused.
+
+    The handler stops until VeilMon has answered. The kernel may run meanwhile; other requests to services wait.
+    """
+
+    def __init__(self, memory: ServiceMemory) -> None:
+        self._memory = memory
+
+    def move(self, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+        """Pages (GPA, size) of one owner become another's: all of them, or none. 512 ranges and 16 MiB at most."""
+        yield from _ask(GrantCall.MOVE, Move(source, target, ranges).pack())
+
+    def copy_in(self, pages: Sequence[int], length: int, offset: int) -> Asking[None]:
+        """Copy the first `length` bytes of pages of the kernel's into the service's memory, each page once.
+
+        What was copied is what counts: the kernel can change its pages at any time.
+        """
+        for first in range(0, -(-length // PAGE_SIZE), COPY_PAGES):
+            at = first * PAGE_SIZE
+            part = min(length - at, COPY_PAGES * PAGE_SIZE)
+            some = pages[first : first + COPY_PAGES][: -(-part // PAGE_SIZE)]
+            yield from _ask(GrantCall.COPY_IN, CopyIn(self._memory.gpa(offset + at, part), part, some).pack())
+
+    def restrict(self, owner: Owner, domain: Domain, keep: Permission) -> Asking[None]:
+        """From now on a domain has on an owner's pages, those to come as well, no more than `keep` of its rights."""
+        yield from _ask(GrantCall.RESTRICT, Restrict(owner, domain.vmpl, keep).pack())
+
+
+def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:
+    status, answer = yield Ask(call, body)
+    if status != Status.OK:
+        raise MonitorRefused(status, answer.decode(errors="replace"))
+    return answer
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    """A service's surroundings."""
+
+    memory: ServiceMemory
+    now: Callable[[], int]
+    """The machine's time stamp counter in nanoseconds."""
+    guest: GuestMemory
+    monitor: MonitorClient
+
+    @staticmethod
+    def nonce() -> bytes:
+        """32 random bytes."""
+        return os.urandom(32)

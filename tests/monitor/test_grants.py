@@ -1,0 +1,537 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What services ask VeilMon for: pages that change owner, copies, restrictions; hostile kernels, hosts and services."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.monitor.wire import Wire
+from veil.formats.domains import Domain
+from veil.formats.errors import FormatError
+from veil.formats.request_block import BlockRequest, read_answer, write_request
+from veil.formats.roles import Call, Role
+from veil.formats.service_domain import COPY_PAGES, OUTBOX_SIZE, CopyIn, Move, Restrict
+from veil.formats.status import Status
+from veil.monitor import Option, Owner, VeilMon
+from veil.monitor.svsm_call import ResultCode
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.services import Asking, KernelRequest, MonitorRefused, Service, ServiceDomain, UserHandler
+from veil.services.program import MOST_ASKS
+from veil.snp import RmpViolation, SnapshotError
+from veil.snp.rmp import Permission, RmpResult
+
+from .harness import (
+    FREE,
+    FREE_2M,
+    KERNEL_CAA,
+    KERNEL_VMSA,
+    LARGE,
+    MAILBOX,
+    MAILBOX_SIZE,
+    MONITOR,
+    PAGE,
+    RAM,
+    SERVICE_MEMORY,
+    SERVICES,
+    SMALL,
+    Bench,
+    kernel_vmsa,
+)
+
+MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
+TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH = range(10, 17)
+NUMBER = 9
+OK = ResultCode.SUCCESS
+OUTBOX = MAILBOX + MAILBOX_SIZE - OUTBOX_SIZE
+RUN_MONITOR, RUN_SERVICES = 0x016, 1 << 32 | 0x016
+PAGES = 8
+
+
+class Keeper(Service):
+    """Does whatever it is asked: for tests only."""
+
+    name = "keeper"
+    number = NUMBER
+    guid = uuid.UUID("eeeeeeee-0000-4000-8000-000000000009")
+
+    @classmethod
+    def memory_size(cls, settings: dict[str, Any]) -> int:
+        return PAGES * PAGE
+
+    def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
+        return self._serve(request.call, request.body, request.pages)
+
+    def _serve(self, call: int, body: bytes, pages: tuple[int, ...] = ()) -> bytes | Asking[bytes]:
+        if call == TOO_LONG:
+            return bytes(MAILBOX_SIZE)
+        if call == RAISE:
+            raise KeyError("a secret")
+        if call == NOT_BYTES:
+            return None  # type: ignore[return-value]
+        if call == REACH:
+            return self.context.guest.read(MONITOR, 8)
+        if call == POKE:
+            self.context.guest.write(struct.unpack("<Q", body)[0], b"patched")
+            return b""
+        if call == PEEK:
+            return self.context.guest.read(struct.unpack("<Q", body)[0], 8)
+        return self._wait(call, body, pages)
+
+    def _wait(self, call: int, body: bytes, pages: tuple[int, ...]) -> Asking[bytes]:
+        monitor = self.context.monitor
+        try:
+            if call == MOVE:
+                source, target, *numbers = struct.unpack(f"<HH{(len(body) - 4) // 8}Q", body)
+                yield from monitor.move([(gpa, PAGE) for gpa in numbers], Owner(source), Owner(target))
+            elif call == COPY:
+                (length,) = struct.unpack("<I", body)
+                yield from monitor.copy_in(pages, length, 0)
+                return self.memory.read(0, length)
+            elif call == RESTRICT:
+                owner, keep = body
+                yield from monitor.restrict(Owner(owner), Domain.UNT, Permission(keep))
+            elif call == NOT_AN_ASK:
+                yield 5  # type: ignore[misc]
+            elif call == ENDLESS:
+                while True:
+                    yield from monitor.restrict(Owner.KERNEL, Domain.UNT, Permission.ALL)
+            elif call == LATE:
+                yield from monitor.restrict(Owner.KERNEL, Domain.UNT, Permission.ALL)
+                raise KeyError("a secret")
+        except MonitorRefused as refused:
+            return b"refused " + refused.status.name.encode()
+        return b"done"
+
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        call: Call(Role.ANYONE, lambda self, user, body, call=call: self._serve(call, body))  # type: ignore[misc]
+        for call in (RESTRICT, TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH)
+    }
+
+
+class Services(ServiceDomain):
+    service_types = (Keeper,)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(vcpus=2, services=Services).boot()
+
+
+def moved(*pages: int, source: Owner = Owner.KERNEL, target: Owner = Owner.KERNEL_CODE) -> bytes:
+    """The body of MOVE."""
+    return struct.pack(f"<HH{len(pages)}Q", source, target, *pages)
+
+
+def ask_for_pages(bench: Bench, pages: list[int], length: int, *, vcpu: int = 0) -> tuple[Status, bytes]:
+    known = bench.monitor.state.blocks.get(vcpu)
+    gpa, size = known if known is not None else (bench.register(vcpu), 0)
+    size = bench.monitor.state.blocks[vcpu][1]
+    write_request(bench.kernel, gpa, size, BlockRequest(NUMBER, COPY, struct.pack("<I", length), pages=tuple(pages)))
+    bench.enter(vcpu, vmpl=1)
+    answer = read_answer(bench.kernel, gpa, size)
+    assert answer is not None
+    return answer
+
+
+# A service's mistakes are its own
+
+
+@pytest.mark.parametrize("call", [TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH])
+def test_a_mistake_is_not_the_kernels_and_ends_nothing(bench: Bench, call: int) -> None:
+    assert bench.ask(NUMBER, call) == (Status.UNAVAILABLE, b""), "and no word of what went wrong inside"
+    assert bench.services is not None
+    assert [name for name, _ in bench.services.mistakes] == ["keeper"]
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
+
+
+@pytest.mark.parametrize("call", [TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH])
+def test_a_mistake_is_not_the_users_and_ends_nothing(bench: Bench, call: int) -> None:
+    with ChannelClient(Wire(bench)) as client:
+        with pytest.raises(RequestFailed, match="the service keeper failed") as caught:
+            client.request(Keeper.guid, call)
+        assert caught.value.status == Status.UNAVAILABLE
+        assert client.request(Keeper.guid, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == b"done"
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
+
+
+def test_a_request_asks_no_more_than_so_often(bench: Bench) -> None:
+    bench.register()
+    bench.log.clear()
+    bench.ask(NUMBER, ENDLESS)
+    assert bench.log.count(RUN_MONITOR) == MOST_ASKS
+
+
+# Pages that change their owner
+
+
+def test_a_page_of_the_kernels_becomes_code(bench: Bench) -> None:
+    bench.kernel.write(SMALL, b"code")
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, SMALL + PAGE)) == (Status.OK, b"done")
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+    bench.kernel.check_execute(SMALL, 4)
+    assert bench.kernel.read(SMALL, 4) == b"code"
+    with pytest.raises(RmpViolation):
+        bench.kernel.write(SMALL, b"evil")
+    # Nor by another way: not given back, no context, no calling area, no block, no list of PVALIDATE's.
+    assert bench.pvalidate(SMALL)[0] == ResultCode.INVALID_ADDRESS
+    assert bench.pvalidate(SMALL | 4)[0] == ResultCode.INVALID_ADDRESS
+    assert bench.call(0, 0, SMALL).rax == ResultCode.INVALID_ADDRESS
+    assert bench.call(0, 2, SMALL, FREE, 1).rax == ResultCode.INVALID_ADDRESS
+    assert bench.call(16, 0, SMALL, 1).rax == ResultCode.INVALID_ADDRESS
+    assert bench.call(0, 1, SMALL).rax == ResultCode.INVALID_ADDRESS
+    # The service patches it in the kernel's place, and gives it back.
+    assert bench.ask(NUMBER, POKE, struct.pack("<Q", SMALL)) == (Status.OK, b"")
+    assert bench.kernel.read(SMALL, 7) == b"patched"
+    back = moved(SMALL, SMALL + PAGE, source=Owner.KERNEL_CODE, target=Owner.KERNEL)
+    assert bench.ask(NUMBER, MOVE, back) == (Status.OK, b"done")
+    bench.kernel.write(SMALL, b"mine")
+    assert not bench.view(1).allows(SMALL, Permission.R)
+    bench.check()
+
+
+def test_unprotected_the_kernel_writes_code() -> None:
+    bench = Bench(services=Services, options=Option.UNPROTECTED).boot()
+    assert bench.ask(NUMBER, MOVE, moved(SMALL)) == (Status.OK, b"done")
+    bench.kernel.write(SMALL, b"evil")
+
+
+def test_pages_of_a_large_rmp_entry(bench: Bench) -> None:
+    """The host has to split it first: VeilMon asks for that and goes on."""
+    assert bench.ask(NUMBER, MOVE, moved(FREE + PAGE)) == (Status.OK, b"done")
+    assert bench.splits == 1
+    with pytest.raises(RmpViolation):
+        bench.kernel.write(FREE + PAGE, b"evil")
+    bench.kernel.write(FREE, b"mine")
+    bench.kernel.write(FREE + 2 * PAGE, b"mine")
+
+
+def test_what_an_enclave_held_nobody_finds(bench: Bench) -> None:
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, target=Owner.ENCLAVE)) == (Status.OK, b"done")
+    with pytest.raises(RmpViolation):
+        bench.kernel.read(SMALL, 1)
+    view = bench.view(2)
+    view.write(SMALL, b"secret")
+    back = moved(SMALL, source=Owner.ENCLAVE, target=Owner.KERNEL)
+    assert bench.ask(NUMBER, MOVE, back) == (Status.OK, b"done")
+    assert bench.kernel.read(SMALL, PAGE) == bytes(PAGE)
+    assert not view.allows(SMALL, Permission.R)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (moved(MONITOR), "NOT_ALLOWED"),
+        (moved(SERVICES), "NOT_ALLOWED"),
+        (moved(KERNEL_VMSA), "NOT_ALLOWED"),
+        (moved(KERNEL_CAA), "NOT_ALLOWED"),
+        (moved(RAM), "NOT_ALLOWED"),
+        (moved(1 << 60), "NOT_ALLOWED"),
+        (moved(SMALL, MONITOR), "NOT_ALLOWED"),
+        (moved(MONITOR, source=Owner.MONITOR, target=Owner.KERNEL), "NOT_ALLOWED"),
+        (moved(SERVICE_MEMORY, source=Owner.SERVICE, target=Owner.KERNEL), "NOT_ALLOWED"),
+        (moved(KERNEL_VMSA, source=Owner.BOOT_VMSA, target=Owner.KERNEL), "NOT_ALLOWED"),
+        (moved(SMALL, target=Owner.SERVICE), "NOT_ALLOWED"),
+        (moved(SMALL, target=Owner.VMSA), "NOT_ALLOWED"),
+        (moved(SMALL, source=Owner.KERNEL_CODE, target=Owner.KERNEL), "NOT_ALLOWED"),
+        (moved(SMALL, SMALL), "BAD_REQUEST"),
+        (moved(SMALL + 8), "BAD_REQUEST"),
+        (moved(), "BAD_REQUEST"),
+    ],
+)
+def test_moves_that_must_not_be(bench: Bench, body: bytes, status: str) -> None:
+    bench.register()
+    before = bench.rmp.dump(), list(bench.monitor.book.runs())
+    assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"refused " + status.encode())
+    assert (bench.rmp.dump(), list(bench.monitor.book.runs())) == before
+    bench.check()
+
+
+def test_a_page_that_is_shared_stays_what_it_is(bench: Bench) -> None:
+    assert bench.pvalidate(SMALL)[0] == OK
+    assert bench.ask(NUMBER, MOVE, moved(SMALL - PAGE, SMALL)) == (Status.OK, b"refused UNAVAILABLE")
+    assert bench.monitor.book.owner(SMALL - PAGE) == bench.monitor.book.owner(SMALL) == Owner.KERNEL
+    bench.kernel.write(SMALL - PAGE, b"mine")
+
+
+@pytest.mark.parametrize("how", ["page taken", "RMPADJUST refused"])
+@pytest.mark.parametrize("at", range(12))
+def test_a_host_that_stops_a_move_in_the_middle(at: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of its RMPADJUSTs fails, all pages are the kernel's again, with the kernel's rights."""
+    bench = Bench(services=Services).boot()
+    bench.register()
+    pages = [SMALL, SMALL + PAGE]
+    view_type = type(bench.view(0))
+    honest, seen = view_type.rmpadjust, 0
+
+    def rmpadjust(self: Any, gpa: int, **more: Any) -> RmpResult:
+        nonlocal seen
+        seen += 1
+        if seen == at + 1:
+            if how == "RMPADJUST refused":
+                return RmpResult.FAIL_INUSE
+            assert bench.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS
+        return honest(self, gpa, **more)
+
+    monkeypatch.setattr(view_type, "rmpadjust", rmpadjust)
+    assert bench.ask(NUMBER, MOVE, moved(*pages)) == (Status.OK, b"refused UNAVAILABLE")
+    monkeypatch.undo()
+    assert {bench.monitor.book.owner(page) for page in pages} == {Owner.KERNEL}
+    for page in pages:
+        perms = bench.rmp.effective()[page // PAGE]["perms"]
+        assert not perms[1]
+        assert not perms[2]
+        assert bench.kernel.allows(page, Permission.ALL) or how == "page taken"
+    bench.check()
+
+
+# Copies
+
+
+def test_content_by_reference(bench: Bench) -> None:
+    pages = [SMALL + PAGE, FREE, SMALL]
+    for number, page in enumerate(pages):
+        bench.kernel.write(page, bytes((number + 1,)) * PAGE)
+    length = 2 * PAGE + 5
+    wanted = b"\1" * PAGE + b"\2" * PAGE + b"\3" * 5
+    assert ask_for_pages(bench, pages, length) == (Status.OK, wanted)
+    bench.kernel.write(FREE, bytes(PAGE))
+    assert bench.view(1).read(SERVICE_MEMORY, length) == wanted, "what was copied counts"
+    bench.check()
+
+
+@pytest.mark.parametrize(
+    "page", [MONITOR, SERVICES, MAILBOX, KERNEL_VMSA, KERNEL_CAA, RAM, (1 << 64) - PAGE, SMALL + 1]
+)
+def test_pages_that_are_not_the_kernels_to_name(bench: Bench, page: int) -> None:
+    bench.view(1).write(SERVICE_MEMORY, b"before")
+    assert ask_for_pages(bench, [SMALL, page], 2 * PAGE) == (Status.OK, b"refused BAD_REQUEST")
+    assert bench.view(1).read(SERVICE_MEMORY, 6) == b"before"
+
+
+def test_neither_shared_pages_nor_blocks_are_copied(bench: Bench) -> None:
+    block = bench.register()
+    assert ask_for_pages(bench, [block], 5) == (Status.OK, b"refused BAD_REQUEST")
+    assert bench.pvalidate(SMALL)[0] == OK
+    assert ask_for_pages(bench, [SMALL], 5) == (Status.OK, b"refused BAD_REQUEST")
+
+
+def test_pages_and_lengths_that_do_not_fit(bench: Bench) -> None:
+    assert ask_for_pages(bench, [SMALL], PAGE + 1) == (Status.OK, b"refused BAD_REQUEST")
+    assert ask_for_pages(bench, [], 5) == (Status.OK, b"refused BAD_REQUEST")
+    # More than the service has room for is the service's mistake: it has not looked.
+    assert ask_for_pages(bench, [SMALL] * (PAGES + 1), (PAGES + 1) * PAGE)[0] == Status.UNAVAILABLE
+
+
+def test_more_pages_than_the_body_has(bench: Bench) -> None:
+    gpa = bench.register()
+    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, COPY, b"1234"))
+    for count in (1, 0xFFFFFFFF):
+        bench.kernel.write(gpa, struct.pack("<I", 1))
+        bench.kernel.write(gpa + 0x38, struct.pack("<I", count))
+        bench.enter(0, vmpl=1)
+        assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.BAD_REQUEST, b"")
+
+
+# Restrictions
+
+
+def test_memory_that_is_no_code_any_more(bench: Bench) -> None:
+    keep = Permission.RW | Permission.UX
+    assert bench.pvalidate(FREE_2M | 1)[0] == OK
+    assert bench.ask(NUMBER, MOVE, moved(SMALL)) == (Status.OK, b"done")
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, keep))) == (Status.OK, b"done")
+    kernel = bench.kernel
+    for page in (SMALL + PAGE, FREE, FREE + LARGE - PAGE, KERNEL_CAA, bench.monitor.state.blocks[0][0]):
+        kernel.write(page, b"code")
+        with pytest.raises(RmpViolation):
+            kernel.check_execute(page)
+    kernel.check_execute(SMALL)
+    # Nor what is validated later, in both sizes, or comes back from another use.
+    assert bench.pvalidate(FREE_2M | 1 | 4, SMALL + PAGE, SMALL + PAGE | 4)[0] == OK
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, source=Owner.KERNEL_CODE, target=Owner.KERNEL)) == (Status.OK, b"done")
+    kernel.write(SMALL + 2 * PAGE, bytes(PAGE))  # no VMSA: given back
+    assert bench.call(0, 2, SMALL + 2 * PAGE, FREE, 1).rax == ResultCode.INVALID_PARAMETER
+    for page in (FREE_2M, SMALL, SMALL + PAGE, SMALL + 2 * PAGE):
+        kernel.write(page, b"code")
+        with pytest.raises(RmpViolation):
+            kernel.check_execute(page)
+    # Nothing gives it back.
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
+    with pytest.raises(RmpViolation):
+        kernel.check_execute(SMALL)
+    bench.check()
+
+
+def test_without_a_restriction_data_is_code(bench: Bench) -> None:
+    bench.kernel.write(SMALL, b"code")
+    bench.kernel.check_execute(SMALL)
+
+
+@pytest.mark.parametrize("owner", [Owner.MONITOR, Owner.SERVICE, Owner.SERVICE_CODE, Owner.VMSA, Owner.NOBODY])
+def test_rows_that_are_not_a_services_to_restrict(bench: Bench, owner: Owner) -> None:
+    assert bench.ask(NUMBER, RESTRICT, bytes((owner, 0))) == (Status.OK, b"refused NOT_ALLOWED")
+
+
+# A host that runs them as it likes
+
+
+def _second_kernel(bench: Bench) -> None:
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+
+
+def _leave_waiting(bench: Bench, body: bytes) -> int:
+    """VCPU 0's request asks VeilMon, which the host does not run; returns the block."""
+    gpa = bench.register()
+    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, MOVE, body))
+    vcpu = bench.vcpus[0]
+    vcpu.vmpl = 1
+    next(bench._service_steps(vcpu))
+    assert vcpu.service_vmcb.ghcb_gpa == RUN_MONITOR
+    vcpu.service_vmcb.ghcb_gpa = 0x017
+    vcpu.vmpl = 3
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
+    return gpa
+
+
+def test_a_host_that_does_not_run_veilmon(bench: Bench) -> None:
+    """The kernel goes on and asks again; nothing is served twice."""
+    bench.register()
+    bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_MONITOR else None
+    gpa = bench.monitor.state.blocks[0][0]
+    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, MOVE, moved(SMALL)))
+    for _ in range(3):
+        bench.enter(0, vmpl=1)
+        assert bench.vcpus[0].vmpl == 3
+        assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
+    bench.on_request = lambda request: None
+    bench.enter(0, vmpl=1)
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+
+
+def test_another_vcpu_takes_it_further(bench: Bench) -> None:
+    _second_kernel(bench)
+    gpa = _leave_waiting(bench, moved(SMALL))
+    assert bench.ask(NUMBER, MOVE, moved(SMALL + PAGE), vcpu=1) == (Status.OK, b"done")
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
+    assert bench.monitor.book.owner(SMALL) == bench.monitor.book.owner(SMALL + PAGE) == Owner.KERNEL_CODE
+
+
+def test_users_are_answered_while_a_handler_waits(bench: Bench) -> None:
+    gpa = _leave_waiting(bench, moved(SMALL))
+    with ChannelClient(Wire(bench)) as client:
+        assert client.request(Keeper.guid, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == b"done"
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
+
+
+def test_an_answer_does_not_go_to_another_request(bench: Bench) -> None:
+    """The kernel gave up and asked something else: what VeilMon then answers to the first is not for the second."""
+    gpa = _leave_waiting(bench, moved(SMALL))
+    bench.kernel.write(SMALL + PAGE, b"8 bytes!")
+    body = struct.pack("<Q", SMALL + PAGE)
+    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, PEEK, body, ticket=1))
+    # VMPL 1 asked VeilMon in vain, so it lets the kernel run; then it asks again.
+    bench.enter(0, vmpl=1)
+    bench.enter(0, vmpl=1)
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.UNAVAILABLE, b""), "VMPL 1 has no rights there"
+
+
+def test_a_block_that_goes_while_its_request_waits(bench: Bench) -> None:
+    gpa = _leave_waiting(bench, moved(SMALL))
+    assert bench.call(16, 0, 0, 0).rax == OK
+    bench.enter(0, vmpl=1)
+    assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
+    assert bench.ask(NUMBER, MOVE, moved(SMALL + PAGE)) == (Status.OK, b"done")
+
+
+def test_a_kernels_call_while_veilmon_is_asked(bench: Bench) -> None:
+    """VeilMon serves the outbox, has the services run, and still hears the kernel that comes in between."""
+    _leave_waiting(bench, moved(SMALL))
+    assert bench.call(0, 6, 0 << 32 | 1).rax == OK
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+
+
+def test_the_outbox_is_out_of_the_kernels_reach(bench: Bench) -> None:
+    with pytest.raises(RmpViolation):
+        write_request(
+            bench.kernel, OUTBOX, OUTBOX_SIZE, BlockRequest(0, 0, Move(Owner.KERNEL, Owner.ENCLAVE, []).pack())
+        )
+    open_to_all = Bench(services=Services, options=Option.UNPROTECTED).boot()
+    forged = Move(Owner.KERNEL, Owner.ENCLAVE, [(SMALL, PAGE)]).pack()
+    write_request(open_to_all.kernel, OUTBOX, OUTBOX_SIZE, BlockRequest(0, 0, forged))
+    open_to_all.enter(0)
+    assert open_to_all.monitor.book.owner(SMALL) == Owner.ENCLAVE
+
+
+# Snapshots and formats
+
+
+def test_snapshot(bench: Bench) -> None:
+    assert bench.ask(NUMBER, MOVE, moved(SMALL)) == (Status.OK, b"done")
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.RW))) == (Status.OK, b"done")
+    monitor, services = VeilMon(), Services()
+    monitor.restore(bench.monitor.save())
+    assert bench.services is not None
+    services.restore(bench.services.save())
+    bench.resume(monitor, services)
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+    assert bench.pvalidate(SMALL + PAGE, SMALL + PAGE | 4)[0] == OK
+    with pytest.raises(RmpViolation):
+        bench.kernel.check_execute(SMALL + PAGE)
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, source=Owner.KERNEL_CODE, target=Owner.KERNEL)) == (Status.OK, b"done")
+
+
+def test_no_snapshot_while_a_handler_waits(bench: Bench) -> None:
+    _leave_waiting(bench, moved(SMALL))
+    assert bench.services is not None
+    with pytest.raises(SnapshotError):
+        bench.services.save()
+    bench.enter(0, vmpl=1)
+    bench.enter(0, vmpl=1)
+    bench.services.save()
+
+
+_OWNERS = st.sampled_from(Owner)
+_GPAS = st.integers(0, (1 << 52) - 1).map(lambda page: page * PAGE)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
+    for kind in (Move, CopyIn, Restrict):
+        try:
+            found = kind.parse(data)
+        except FormatError:
+            continue
+        assert kind.parse(found.pack()) == found
+
+
+@given(_OWNERS, _OWNERS, st.lists(_GPAS, min_size=1, max_size=20, unique=True), st.integers(1, PAGE))
+def test_requests_carry_what_was_put_in(source: Owner, target: Owner, pages: list[int], last: int) -> None:
+    move = Move.parse(Move(source, target, [(gpa, PAGE) for gpa in pages]).pack())
+    assert (move.source, move.target, move.ranges) == (source, target, [(gpa, PAGE) for gpa in sorted(pages)])
+    copy = CopyIn.parse(CopyIn(SERVICE_MEMORY, (len(pages) - 1) * PAGE + last, pages).pack())
+    assert list(copy.pages) == pages
+    with pytest.raises(FormatError):
+        CopyIn.parse(CopyIn(0, (COPY_PAGES + 1) * PAGE, [0] * (COPY_PAGES + 1)).pack())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 5), st.binary(max_size=64))
+def test_any_outbox(call: int, body: bytes) -> None:
+    """Whatever a faulty service asks for, no level gets what its rows do not give it."""
+    bench = _FUZZED
+    write_request(bench.view(1), OUTBOX, OUTBOX_SIZE, BlockRequest(0, call, body))
+    bench.enter(0)
+    assert read_answer(bench.view(1), OUTBOX, OUTBOX_SIZE) is not None
+
+
+_FUZZED = Bench(services=Services).boot()
