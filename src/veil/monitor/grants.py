@@ -198,12 +198,14 @@ class Grants:
         def operation() -> int:
             if any(found is not owner for found in self._owners(gpa, size.pages * PAGE_SIZE)):
                 return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
-            return adjust()
+            # A page that is not validated is used by nobody: it gets its row's rights when it is validated. To ask for
+            # them now would have the host split an entry of 2 MiB.
+            return adjust() if size or cpu.view.allows(gpa, Permission.R, PAGE) else int(RmpResult.SUCCESS)
 
         try:
             return (yield from retry(cpu, operation))
         except RmpViolation:
-            # A page that is not validated is used by nobody: it gets its row's rights when it is validated.
+            # Not validated, or taken away by the host, which takes all permissions.
             return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
 
 
