@@ -200,7 +200,7 @@ class Grants:
                 return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
             # A page that is not validated is used by nobody: it gets its row's rights when it is validated. To ask for
             # them now would have the host split an entry of 2 MiB.
-            return adjust() if size or cpu.view.allows(gpa, Permission.R, PAGE) else int(RmpResult.SUCCESS)
+            return adjust() if size or cpu.view.allows(gpa, Permission.R, PAGE_SIZE) else int(RmpResult.SUCCESS)
 
         try:
             return (yield from retry(cpu, operation))
