@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a remote user gets from whoever says that he is a CVM's monitor, and from its host: evidence, launch log."""
+"""What a remote user gets from one who claims to be a CVM's monitor, and from its host: evidence, launch log."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Messages between guest and secure processor, as the guest reads them and as the secure processor does.
 
-Random bytes are never authentic, so an input can also ask for its bytes to be sealed: whoever holds a key is hostile
+Random bytes are never authentic, so an input can also ask for its bytes to be sealed: the holder of a key is hostile
 too.
 """
 

@@ -27,7 +27,7 @@ VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9"
 SHARED = 1 << 30
 
 PAGE = 4096
-# Free memory of the kernel's, whose content it will not miss any more.
+# Free memory of the kernel, whose content it will not miss any more.
 TABLES, CODE, _STACK, RESULT, _ARGUMENTS = 0x8000000, 0x8010000, 0x8020000, 0x8030000, 0x8031000
 _C_BIT = 1 << 51
 # 56421, section 3

@@ -130,7 +130,7 @@ def test_nonsense_in_its_place(booted: Path, tmp_path: Path, name: str, data: by
 
 
 def test_a_snapshot_of_another_configuration_is_not_used(tmp_path: Path) -> None:
-    """Whoever puts one in the cache's place does not get his CVM taken for ours."""
+    """A snapshot that somebody put into the cache is not taken for ours."""
     said: list[str] = []
     with ConfidentialVM() as vm:
         place = vm._snapshot_path()

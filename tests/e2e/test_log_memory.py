@@ -31,7 +31,7 @@ PAGE = 4096
 C_BIT = 1 << 51
 WRITE, IN_PAGE_WALK, FETCH = 1 << 1, 1 << 33, 1 << 4
 RMP, ENC, VMPL = 1 << 31, 1 << 34, 1 << 36
-#: Free memory of the kernel's that Hijack has split into small RMP entries.
+#: Free memory of the kernel that Hijack has split into small RMP entries.
 OWN = CODE + 0x9000
 
 KINDS = [
@@ -206,7 +206,7 @@ def attestation(kernel: Hijack, call: int, **places: int) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_to_veilmon(kernel: Hijack, kind: str) -> None:
-    """Everything that VeilMon does for a page it is told, told of a page of the log's."""
+    """Everything that VeilMon does for a page it is told, told of a page of the log."""
     gpa = protected_pages(kernel)[kind]
     kernel.split(gpa)
     own = OWN + 4 * PAGE
@@ -275,7 +275,7 @@ def taken(kernel: Hijack, gpa: int) -> bool:
 
 
 def ask_to_take(kernel: Hijack, how: str, gpa: int) -> bool:
-    """Code of the kernel's that asks the host for a page of ours; does the host do it?"""
+    """Code of the kernel that asks the host for a page of ours; does the host do it?"""
     if how == "MSR protocol":
         return kernel.ask_host_by_msr(gpa | SHARE | MSR_PAGE_STATE) == 0x015
     entry = gpa | SHARE if how == "GHCB page" else gpa & -(2 << 20) | SHARE | 1 << 56
@@ -344,7 +344,7 @@ def test_kernel_names_veilmons_shared_pages(kernel: Hijack) -> None:
 
 
 def _forge(kernel: Hijack, queue: int, address: int, *, write: bool) -> None:
-    """Code of the kernel's that puts one descriptor with this address into a queue of the console's."""
+    """Code of the kernel that puts one descriptor with this address into a queue of the console."""
     found = kernel.vm.platform.console.queues[queue]
     index = found._next_avail
     slot = found.avail + 4 + 2 * (index & found.size - 1)
@@ -362,7 +362,7 @@ def _forge(kernel: Hijack, queue: int, address: int, *, write: bool) -> None:
 
 
 def _own_shared_page(kernel: Hijack) -> int:
-    """A page of the kernel's that it has shared with the host."""
+    """A page of the kernel that it has shared with the host."""
     kernel.monitor.pvalidate(OWN, validate=False)
     kernel.vm.machine.host_view().rmpupdate(OWN, assigned=False)
     return OWN

@@ -62,7 +62,7 @@ def test_an_old_snapshot(start: Callable[[], ConfidentialVM]) -> None:
     make_records(old, 30)
     with pytest.raises(VerificationFailed, match=r"older state|forked after it was verified last"):
         remember(old, known)
-    # Who remembers nothing cannot tell the time, but the log says what was done.
+    # A user who remembers nothing cannot tell the time, but the log says what was done.
     entries = list(log_reader(old).fetch())
     assert EntryKind.RESUMED in [entry.kind for entry in entries]
     assert len([item for item in records_of(entries) if b"made" in item.text]) == 30

@@ -225,7 +225,7 @@ def test_not_everybody_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_more_than_veilmon_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes while many wait for VeilMon waits in the kernel, and need not make room unheard."""
+    """A client that comes while many wait for VeilMon waits in the kernel; none is dropped unheard."""
     monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
     connections = [desk.say(desk.connect()) for _ in range(GREETED)]
     newest = desk.connect()

@@ -185,7 +185,7 @@ def test_without_a_monitor_there_is_nothing_to_run_on() -> None:
 
 
 def test_no_vcpu_runs_the_kernel_any_more() -> None:
-    """A context of the kernel's on another VCPU goes, too, even one with an interrupt to take."""
+    """A context of the kernel on another VCPU goes, too, even one with an interrupt to take."""
     guest = Monitored(2)
     guest.machine.script(KERNEL, lambda vmcb: ExitCode.SHUTDOWN)
     guest.host.run(lambda: bool(guest.ended), timeout=1)

@@ -30,7 +30,7 @@ from veil.host.vcpu import Context
 MONITOR, SERVICES, END = 0x300000, 0x310000, 0x320000
 RANGES = [ProtectedRange(MONITOR, SERVICES - MONITOR, 0), ProtectedRange(SERVICES, END - SERVICES, 1)]
 PRIVATE_PAGE, SHARED_PAGE = 0x3000, 0x4000  # offsets in a range
-MESSAGES = 0x8000  # a shared page of the kernel's
+MESSAGES = 0x8000  # a shared page of the kernel
 OWN_VMSAS = {0: 0x10000, 1: 0x11000, 3: 0x12000}
 
 PSC, IOIO, MMIO_READ, MMIO_WRITE = 0x80000010, 0x7B, 0x80000001, 0x80000002

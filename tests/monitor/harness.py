@@ -412,7 +412,7 @@ class Bench:
     def call(
         self, protocol: int, call: int, rcx: int = 0, rdx: int = 0, r8: int = 0, r9: int = 0, *, vcpu: int = 0
     ) -> Answer:
-        """An SVSM call of the kernel's on a VCPU."""
+        """An SVSM call of the kernel on a VCPU."""
         gpa = self.vcpus[vcpu].vmsas[3]
         caa = self.caa(vcpu)
         self.kernel.write_u8(caa, 1)
@@ -481,7 +481,7 @@ class Bench:
                 assert self.vmsa(vmsa).vmpl == 3
                 assert caa is not None
                 assert self.kernel.allows(caa, 3, 8), "a calling area is gone"
-        # All protected pages but the shared ones stay validated memory of the guest's: the host cannot exchange them.
+        # All protected pages but the shared ones stay validated memory of the guest: the host cannot exchange them.
         protected[GHCB // PAGE : GHCB // PAGE + len(self.vcpus)] = False
         protected[SHARED // PAGE : (SHARED + MIN_SHARED) // PAGE] = False
         assert ((flags[protected] & 3) == 3).all()

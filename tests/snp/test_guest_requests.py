@@ -201,7 +201,7 @@ def test_debugging_needs_the_guests_policy(machine: Machine) -> None:
         for gpa in (1, 2 << 20, -4096):
             with pytest.raises(SnpError, match="INVALID_ADDRESS"):
                 open_book.secure_processor.dbg_decrypt(gpa)
-        # Whoever gets a report sees it.
+        # Everyone who gets a report sees it.
         report = AttestationReport.parse(Guest(open_book.secure_processor).report()[1])
         assert report.policy & DEBUG
 

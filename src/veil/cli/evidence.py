@@ -49,7 +49,7 @@ trust_options = options(
         help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
     ),
     click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates: ASK, ARK, VCEK."),
-    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root's."),
+    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root."),
     click.option("--at", metavar="TIME", help="When certificates must be valid (ISO 8601, UTC); by default now."),
     click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
     click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),

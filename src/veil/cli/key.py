@@ -12,7 +12,7 @@ __all__ = ["key"]
 
 @click.command()
 def key() -> int:
-    """Print the fingerprint of this installation's user key, for `--reader` and `--owner` of whoever launches a CVM.
+    """Print the fingerprint of this installation's user key, for the `--reader` and `--owner` of a CVM's launcher.
 
     It is SHA-256 of the public key, in hexadecimal, and no secret.
     """

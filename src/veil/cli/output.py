@@ -109,7 +109,7 @@ def raw(descriptor: int, data: bytes) -> None:
             try:
                 view = view[os.write(descriptor, view) :]
             except BlockingIOError:
-                # Whoever shares the terminal or pipe with us made it so.
+                # Another process that shares the terminal or pipe with us made it so.
                 select.select((), (descriptor,), ())
 
 

@@ -20,6 +20,6 @@ def end_cleanly() -> None:
 
 
 def _end(number: int, _: types.FrameType | None) -> None:
-    # Whoever sends a second one does not want to wait.
+    # A second signal means that the user does not want to wait.
     signal.signal(number, signal.SIG_DFL)
     raise SystemExit(128 + number)

@@ -59,7 +59,7 @@ class Configuration:
     """Bytes."""
     vcpus: int = 1
     kernel: str = DEFAULT_SERIES
-    """A series of Debian's ("6.1"), or a file's path."""
+    """A Debian kernel series ("6.1"), or a file's path."""
     monitor: bool = True
     """Without VeilMon the kernel runs at VMPL 0; then there are no services and no users."""
     kernel_options: tuple[str, ...] = QUIET

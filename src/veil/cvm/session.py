@@ -269,7 +269,7 @@ class AgentSession:
     # Files
 
     def copy_in(self, source: Path, target: str) -> None:
-        """A file of the host's to the guest; it appears when it is complete."""
+        """A file of the host to the guest; it appears when it is complete."""
         try:
             with open(source, "rb") as stream:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -286,7 +286,7 @@ class AgentSession:
             raise VeilError(f"cannot read {source}: {describe(error)}") from error
 
     def copy_out(self, source: str, target: Path) -> None:
-        """A file of the guest's to the host; it appears when it is complete.
+        """A file of the guest to the host; it appears when it is complete.
 
         Of the guest's mode bits only the owner's count: whom to share it with is not the guest's to say.
         """

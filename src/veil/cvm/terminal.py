@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An interactive program of the guest's on the user's terminal."""
+"""An interactive program of the guest on the user's terminal."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def interactive(
     environment: Mapping[str, str],
     output: Callable[[bytes], None] | None = None,
 ) -> int:
-    """Run `argv` on a terminal of the guest's, joined to ours, which is stdin; returns its exit status.
+    """Run `argv` on a terminal of the guest, joined to ours, which is stdin; returns its exit status.
 
     `output` gets what it prints, by default stdout. A terminal that hangs up hangs up the guest's. Raises
     CommandNotStarted.

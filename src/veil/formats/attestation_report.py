@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ATTESTATION_REPORT (SNP firmware ABI, 56860, table "ATTESTATION_REPORT Structure"), versions 2 to 5.
 
-Who makes a report and who reads one share this layout; what a report is worth is `veil.remote`'s business.
+The makers and the readers of reports share this layout; what a report is worth is `veil.remote`'s business.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The launch digest (56860, "Launch Digest"), and the list of what went into it.
 
-The secure processor computes the digest; so does, offline, whoever wants to know what it should be. A launch log names
+The secure processor computes the digest; users compute it offline to know what it should be. A launch log names
 every page that was launched. A host may show one: it is believed if it leads to the digest in the report, and then
 tells what differs from what was expected, which the digest alone does not.
 """

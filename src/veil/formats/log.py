@@ -182,7 +182,7 @@ class Silence(NamedTuple):
 
 
 class EntryKind(enum.IntEnum):
-    """Who speaks, and of what."""
+    """The author of an entry and its subject."""
 
     RECORDS = 0
     INTENT = 1

@@ -34,7 +34,7 @@ class AttestedAnswer(NamedTuple):
     manifest: bytes
     """Services manifest (`veil.formats.services_manifest`)."""
     certificates: bytes
-    """Certificate table of the host's, empty if it gave none (`veil.formats.certificate_table`)."""
+    """Certificate table of the host, empty if it gave none (`veil.formats.certificate_table`)."""
 
     def pack(self) -> bytes:
         """For the wire."""

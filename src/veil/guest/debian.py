@@ -106,7 +106,7 @@ class Apt:
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
 
     def _options(self) -> list[str]:
-        # No sandbox user: the cache belongs to whoever runs us. One retry: mirrors hiccup.
+        # No sandbox user: the cache belongs to the user who runs us. One retry: mirrors hiccup.
         options = ["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "-o", "Acquire::Languages=none"]
         if self._own_lists:
             place = self._cache.directory("apt")

@@ -18,7 +18,7 @@ __all__ = ["ingredients_at_hand", "still_to_make"]
 
 
 def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str, str] | None:
-    """Name -> checksum of each, for a kernel as users name it (a series of Debian's or a file) and, if wanted, the
+    """Name -> checksum of each, for a kernel as users name it (a Debian series or a file) and, if wanted, the
     driver with its tools. None if one must be fetched or built first.
 
     The checksums are of the very files, not of what they were made from: after a change of compiler, headers or
@@ -52,7 +52,7 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str,
 
 
 def still_to_make(cache: Cache, series: str) -> set[str]:
-    """Of the image with a kernel of Debian's: "agent" and "driver" if they are still to be built, "packages" if some
+    """Of the image with a Debian kernel: "agent" and "driver" if they are still to be built, "packages" if some
     are still to be fetched."""
     missing = set() if agent_at_hand(cache) is not None else {"agent"}
     key = kept_kernel(cache, series)

@@ -38,7 +38,7 @@ ACCEPTS, BURST = 1000, 64
 #: How many may wait until VeilMon looks at them for the first time (those who waited `STAY_S` do not count): more would
 #: only wait there until they must make room.
 GREETED = 32
-#: Who has said nothing for so long, or has not read what waits for him, is dropped,
+#: A client that has said nothing for this long, or has not read what waits for it, is dropped,
 SILENT_S = 10.0
 #: and after VeilMon's end of the connection already after this.
 DRAIN_S = 2.0
@@ -217,7 +217,7 @@ class ChannelListener:
                 self._drop(user)
                 return
             if not user.known:
-                # Who connects and says nothing is no work for VeilMon.
+                # A client that connects and says nothing makes no work for VeilMon.
                 user.known = True
                 self._greeted[user.socket] = self._clock()
                 if len(self._greeted) > GREETED:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """When users of the channel get the machine: in turns, each followed by as much time for the guest.
 
-Whoever reaches the host's address can give VeilMon work without end. Its work is part of a turn: what the users'
+Anyone who can connect to the host can give VeilMon work without end. Its work is part of a turn: what the users'
 connections had for the hypervisor's thread, then VeilMon, until it has the guest run again. Both do a bounded amount
 and leave the rest for the next turn. After one the guest runs at least `GUEST_SHARE` times as long, unless it sleeps.
 """

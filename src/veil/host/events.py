@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Who: the VCPU and the VMPL that it ran at."""
+    """The VCPU, and the VMPL that it ran at."""
 
     vcpu: int
     vmpl: int

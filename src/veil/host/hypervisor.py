@@ -357,7 +357,7 @@ class Hypervisor(Host):
         return False
 
     def _choose(self) -> Vcpu | None:
-        """Who runs next: whom an interrupt was just sent to, else the next in turn."""
+        """The VCPU that runs next: one that an interrupt was just sent to, else the next in turn."""
         preferred, self._next = self._next, None
         if preferred is not None and self._can_run(preferred):
             chosen = preferred

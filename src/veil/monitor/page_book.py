@@ -31,7 +31,7 @@ class PageBook:
         self._owners = bytearray(pages)
 
     def claim(self, gpa: int, size: int, owner: Owner) -> None:
-        """Write down the owner of a range (bytes, page aligned), whoever had it before."""
+        """Write down the owner of a range (bytes, page aligned), whatever it was before."""
         first, count = gpa // PAGE_SIZE, size // PAGE_SIZE
         if gpa < 0 or size < 0 or first + count > len(self._owners):
             raise ValueError(f"range {gpa:#x}+{size:#x} is outside the book")

@@ -280,7 +280,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         return ChannelArea(self.shared.gpa + _CHANNEL_AT)
 
     def roles(self) -> dict[bytes, Role]:
-        """Who is more than anyone, by SHA-256 of the public key. A reader who is an owner too is an owner."""
+        """Users with a role beyond ANYONE, by SHA-256 of the public key. A reader who is an owner too is an owner."""
         readers = {bytes(item): Role.READER for item in self.readers[: self.reader_count]}
         return readers | {bytes(item): Role.OWNER for item in self.owners[: self.owner_count]}
 

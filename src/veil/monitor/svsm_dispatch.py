@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One call of the kernel's: from its VMSA and calling area to the answer (58019, section 5, "Calling Convention")."""
+"""One call of the kernel: from its VMSA and calling area to the answer (58019, section 5, "Calling Convention")."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
         if violation.fault & FAULT_SIZEM:
             view.exchange_u8(caa, 1)
             return violation
-        # An address of the caller's that is not its validated memory.
+        # An address of the caller that is not its validated memory.
         result = _INVALID_ADDRESS
     _write_back(view, vmsa, efer, result)
     return Served.DONE

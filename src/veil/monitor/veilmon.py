@@ -63,7 +63,7 @@ class VeilMon:
 
     @property
     def book(self) -> PageBook:
-        """Who owns which page."""
+        """The owner of each page."""
         return self.state.book
 
     @property

@@ -20,7 +20,7 @@ from veil.monitor.svsm_call import ResultCode
 
 DRIVER = Declarations.of(data.decode() for data in driver_sources().values())
 
-#: an enumeration of the driver's: what its members' names begin with, the definition, and members of the driver's own
+#: an enumeration of the driver: what its members' names begin with, the definition, and members of the driver's own
 ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
     "veil_status": ("VEIL_", Status, {"VEIL_NO_ANSWER"}),
     "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),

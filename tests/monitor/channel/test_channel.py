@@ -263,8 +263,8 @@ def test_carrier_sees_no_plain_text(bench: Bench) -> None:
     seen: list[bytes] = []
     wire.up = wire.down = lambda data: seen.append(data) or data  # type: ignore[func-returns-value]
     client = ChannelClient(wire, identity=OWNER)
-    client.request(Diary.guid, 1, b"a secret of the user's")
-    assert client.request(Diary.guid, 0) == b"a secret of the user's"
+    client.request(Diary.guid, 1, b"a secret of the user")
+    assert client.request(Diary.guid, 0) == b"a secret of the user"
     assert b"secret" not in b"".join(seen)
     assert b"secret" not in bytes(bench.memory.buf[SHARED : SHARED + MIN_SHARED])
 
@@ -397,7 +397,7 @@ def test_only_veilmon_rings(bench: Bench, value: int) -> None:
 
 
 def kernel_announces(bench: Bench, vmpl: int) -> bytes:
-    """Rings of the kernel's, announced from a level; what lies in them after a user came."""
+    """Rings of the kernel, announced from a level; what lies in them after a user came."""
     fake = ChannelArea(0x200000)
     bench.host.psmash(fake.gpa)
     for gpa in range(fake.gpa, fake.gpa + fake.size, PAGE):

@@ -209,7 +209,7 @@ def test_the_caller_cannot_run_or_be_deleted_meanwhile(bench: Bench) -> None:
 
     def meanwhile(request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
         assert not bench.vmsa(KERNEL_VMSA).efer & SVME
-        # Another VCPU of the kernel's wants the VMSA, into which an answer will be written, back as memory.
+        # Another VCPU of the kernel wants the VMSA, into which an answer will be written, back as memory.
         seen.append(bench.call(0, 3, KERNEL_VMSA, vcpu=1).rax)
         seen.append(bench.call(ATTESTATION, ALL, REQUEST, vcpu=1).rax)
         with pytest.raises(SnapshotError):

@@ -120,8 +120,8 @@ def test_dropped_and_not_told_yet(log: Log) -> None:
     analysis.finish(Head(len(log.entries), 0, log.now, log.now, 5, bytes(32), b""))
     said = [item.words for item in analysis.findings.items if item.kind == Kind.DROPPED]
     assert said == [
-        "3 calls of the kernel's found no room before this entry",
-        "2 calls of the kernel's found no room after the last entry",
+        "3 calls of the kernel found no room before this entry",
+        "2 calls of the kernel found no room after the last entry",
     ]
 
 

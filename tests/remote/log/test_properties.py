@@ -144,7 +144,7 @@ class Log(RuleBasedStateMachine):
 
     @rule()
     def fill(self) -> None:
-        """Until there is no room for a word of the service's either."""
+        """Until there is no room for a word of the service either."""
         store, before = self.desk.service.store, -1
         # The service may have something to say first, and no room for it.
         while (room := store.free - 2 * ENTRY_HEADER.size - 8) >= 0 and store.free != before:

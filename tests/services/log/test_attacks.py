@@ -135,7 +135,7 @@ def test_a_released_block_for_another_vcpu() -> None:
 
 
 class Turncoat:
-    """Another VCPU of the kernel's, which changes a block after each read of VMPL 1's."""
+    """Another VCPU of the kernel, which changes a block after each read of VMPL 1's."""
 
     def __init__(self, bench: Bench, gpa: int, monkeypatch: pytest.MonkeyPatch, writes: dict[int, bytes]) -> None:
         self.reads: list[tuple[int, int]] = []

@@ -117,7 +117,7 @@ def test_an_older_head(bench: Bench) -> None:
     known = LogState.load(json.loads(reading.state.pack()))
     with pytest.raises(VerificationFailed, match="3 were verified before: the machine was taken back"):
         lying(bench, on(UserCall.HEAD, lambda data: old), known).head()
-    # Who remembers nothing believes it: what the head says was true once.
+    # A user who remembers nothing believes it: what the head says was true once.
     assert records(list(lying(bench, on(UserCall.HEAD, lambda data: old)).fetch())) == [record(1)]
 
 
@@ -159,7 +159,7 @@ def test_entries_that_are_not_the_heads(bench: Bench, change: Callable[[bytes], 
 
 
 def test_forged_beginning(bench: Bench) -> None:
-    """Who reads for the first time after an acknowledgement gets the tree of what is gone from the log itself."""
+    """A user who reads for the first time after an acknowledgement gets the tree of the rest from the log."""
     for number in range(5):
         log(bench, number)
     first = reader(bench)

@@ -230,7 +230,7 @@ def test_acknowledged_by_somebody_else(bench: Bench) -> None:
     other.acknowledge()
     with pytest.raises(VerificationFailed, match="acknowledged by somebody else"):
         list(mine.fetch())
-    # Who has never read it begins where it begins now.
+    # A user who has never read it begins where it begins now.
     assert records(list(reader(bench).fetch())) == [record(3)]
 
 

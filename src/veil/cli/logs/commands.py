@@ -121,7 +121,7 @@ def _reader(
         if error.status != Status.NOT_ALLOWED:
             raise
         raise VeilError(
-            "this CVM was launched for others: it does not allow this to your key. Whoever launches it names your key "
+            "this CVM was launched for others: it does not allow this to your key. Its launcher names your key "
             f"then: veil serve {needs} {owner_fingerprint().hex()} (the launch digest covers it, and becomes another)"
         ) from error
     except FormatError as error:
@@ -156,7 +156,7 @@ def fetch(folder: str, as_json: bool, **connection: Any) -> int:
     else:
         say(f"{count} new entries verified, {head.size} in all; {folder}/audit.log")
         if head.dropped:
-            say(f"{head.dropped} calls of the kernel's found no room in the log")
+            say(f"{head.dropped} calls of the kernel found no room in the log")
         say_findings(analysis, only_trouble=True)
     return 0
 

@@ -168,7 +168,7 @@ def _say_verified(analysis: LogAnalysis, state: LogState | None) -> None:
         f"{machine_text(quiet)} before the head was signed"
     )
     if seen.head.dropped:
-        say(f"{seen.head.dropped} calls of the kernel's found no room and are missing")
+        say(f"{seen.head.dropped} calls of the kernel found no room and are missing")
 
 
 def _say_moment(number: int, first: Finding | None, told: int | None) -> None:

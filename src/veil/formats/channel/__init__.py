@@ -8,7 +8,7 @@
    ends. All that follows is for these two alone.
 4. Messages (`messages`) in TLS: requests to VeilMon or to a service, and their responses.
 
-Whoever reads any of this reads what somebody hostile may have written: everything is checked, FormatError otherwise.
+Anything here may have been written by somebody hostile: everything is checked, FormatError otherwise.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def build_initramfs(
 
 
 def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
-    """A folder with the files of a package of Debian's; once fetched it is used until its cache entry is removed."""
+    """A folder with the files of a Debian package; once fetched it is used until its cache entry is removed."""
     key = kept_package(cache, package) or Apt(cache).archive_name(package).removesuffix(".deb")
 
     def build(directory: Path) -> None:

@@ -55,7 +55,7 @@ class Kernel:
 
 
 def is_series(name: str) -> bool:
-    """Does a user who names this kernel mean a series of Debian's ("6.1"), and not a file?"""
+    """Does a user who names this kernel mean a Debian series ("6.1"), and not a file?"""
     return _SERIES.fullmatch(name) is not None
 
 

@@ -18,7 +18,7 @@ __all__ = ["ConfinedMemory"]
 class ConfinedMemory:
     """The host's view, as far as `allows(gpa, length)` lets whoever writes the descriptors name it.
 
-    Pages that VeilMon shares with the host are the host's to write: a descriptor of the kernel's that points there
+    Pages that VeilMon shares with the host are the host's to write: a descriptor of the kernel that points there
     would have a device write over them.
     """
 

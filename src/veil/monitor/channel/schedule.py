@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAMES", "HANDSHAKES", "REQUESTS", "STEPS", "TIME_NS", "Budget", "Schedule"]
 
-#: At most, each time that VeilMon is entered: frames of the host's that are taken,
+#: At most, each time that VeilMon is entered: frames of the host that are taken,
 FRAMES = 128
 #: steps on all connections (a request answered, or a piece of input decrypted),
 STEPS = 64
@@ -83,7 +83,7 @@ class Schedule:
             queue.pop(connection.number, None)
 
     def take(self, budget: Budget) -> Connection | None:
-        """Who is next; takes a step off the budget."""
+        """The connection that is served next; takes a step off the budget."""
         if budget.over:
             return None
         for rank in self._order():

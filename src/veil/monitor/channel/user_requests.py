@@ -29,7 +29,7 @@ __all__ = ["RequestRefused", "Requests", "User"]
 
 @dataclass(frozen=True)
 class User:
-    """Who asks. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
+    """The one who asks. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
 
     fingerprint: bytes | None
     role: Role

@@ -56,7 +56,7 @@ def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
 
 
 def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
-    """A free page of the kernel's, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
+    """A free page of the kernel, or the area that this VCPU has already: Linux keeps it when a CPU comes back."""
     return state.book.is_kernel(gpa, PAGE_SIZE) or gpa in target.kernel.vmsas.values()
 
 

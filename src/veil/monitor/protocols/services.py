@@ -90,7 +90,7 @@ class ServicesProtocol:
         return self._view.rmpadjust(page, vmpl=SERVICE_VMPL, permissions=permissions)
 
     def release(self, vcpu: int) -> None:
-        """The VCPU's block becomes ordinary memory of the kernel's."""
+        """The VCPU's block becomes ordinary memory of the kernel."""
         found = self._state.blocks.pop(vcpu, None)
         if found is None:
             return

@@ -139,7 +139,7 @@ def _chip_id(value: Any) -> bytes:
 def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def read_all(value: Any) -> tuple[Any, ...]:
         if value == []:
-            # Whoever writes an empty list of what is good means that nothing is; an empty tuple means anything.
+            # An empty list in a policy means that nothing is good; an empty tuple means anything.
             raise ValueError("must not be empty; without the key anything is accepted")
         return tuple(read(item) for item in (value if isinstance(value, list) else [value]))
 

@@ -170,7 +170,7 @@ def _processor(
         checks.skip("processor", "the chain proves nothing")
         return
     if machine == SOFTWARE:
-        checks.add("processor", True, f"a software machine ({product}): whoever runs it can do anything", "")
+        checks.add("processor", True, f"a software machine ({product}): its operator can do anything", "")
         return
     line = machine.removeprefix("AMD ")
     family, models, products = _LINES[line]

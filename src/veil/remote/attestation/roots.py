@@ -38,7 +38,7 @@ class TrustedRoots:
     def with_software_root(self, certificate: bytes) -> TrustedRoots:
         """Believe also machines of this root, which are reported as `software` whatever they say of themselves.
 
-        A software machine protects nobody from whoever runs it. Raises RemoteError.
+        A software machine protects nobody from its operator. Raises RemoteError.
         """
         found = load_certificates(certificate)
         if len(found) != 1:

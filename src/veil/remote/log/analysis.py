@@ -113,7 +113,7 @@ class LogAnalysis:
         self._intents.finish(now)
         untold = 0 if head is None else head.dropped - self.summary.dropped
         if self._whole and self._last is not None and untold > 0:
-            words = f"{untold} calls of the kernel's found no room after the last entry"
+            words = f"{untold} calls of the kernel found no room after the last entry"
             self._report(FindingKind.DROPPED, self._last, words, trouble=True)
         if self._last is not None and not self._silence.beats:
             words = "there is no sign of life of the driver in the log: a kernel that is silent looks like an idle one"
@@ -159,7 +159,7 @@ class LogAnalysis:
         elif entry.kind == EntryKind.DROPPED:
             count = entry.dropped
             self._drops.add(entry, count)
-            words = f"{count} calls of the kernel's found no room before this entry"
+            words = f"{count} calls of the kernel found no room before this entry"
             self._report(FindingKind.DROPPED, entry, words, trouble=True)
         elif entry.kind == EntryKind.RULES:
             self._recording.rules(entry, entry.body[32:])

@@ -27,7 +27,7 @@ from veil.remote.log.folder import LogFolder, locked, opened, replace_file, writ
 __all__ = ["DirectorySink", "Position", "Sink", "entry_value", "export", "log_name", "read_position"]
 
 _PROGRESS, _LOCK = "export.json", ".lock"
-#: None yet, or the directory's own: whoever made the directory does not choose what is written to elsewhere.
+#: None yet, or the directory's own: the maker of the directory does not choose what is written to elsewhere.
 _NAME = re.compile(r"(veil-log-[0-9]{20}\.jsonl)?")
 _BATCH_ENTRIES, _BATCH_BYTES = 500, 1 << 20
 _FILE_BYTES = 64 << 20

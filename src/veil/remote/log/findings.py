@@ -20,7 +20,7 @@ class FindingKind(enum.Enum):
     """What was found."""
 
     MISSING = "missing"
-    """serial numbers of the kernel's that never came"""
+    """serial numbers of the kernel that never came"""
     IN_FLIGHT = "in-flight"
     """the same at the end of the log: they may still come"""
     LATE = "late"

@@ -35,7 +35,7 @@ _WITH_RECORDS = (EntryKind.RECORDS, EntryKind.INTENT)
 def audit_lines(entry: LogEntry) -> Iterator[bytes]:
     """An entry's records as auditd would have written them; nothing for heartbeats and the service's own words.
 
-    Records are the kernel's, and so whoever took it over may choose their bytes: line ends in them are made visible,
+    Records come from the kernel, and an attacker in it may choose their bytes: line ends in them are made visible,
     and what no tool would read in one piece is cut, so that no record has a line of its own making. A sound kernel
     writes names with line ends in hexadecimal, backslashes as they are, and no record that long.
     """
@@ -224,7 +224,7 @@ class LogFolder:
     def verified(self) -> Iterator[LogEntry]:
         """The entries, hashed again on the way; at the end they are compared with the signed head.
 
-        So whoever looks at one before the end has not verified it yet. Raises VerificationFailed, RemoteError.
+        An entry that is used before the end has not been verified yet. Raises VerificationFailed, RemoteError.
         """
         state = self.known()
         if state is None:

@@ -44,7 +44,7 @@ class Sighting:
     answered_ns: int
 
     def wall_ns(self, time_ns: int) -> int:
-        """A time of the machine's by the user's clock; good for times that no snapshot was restored after."""
+        """A time of the machine by the user's clock; good for times that no snapshot was restored after."""
         return self.answered_ns - (self.head.time_ns - time_ns)
 
 

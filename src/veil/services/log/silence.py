@@ -20,7 +20,7 @@ _FIRST_NS = 5 * _NS
 
 
 class Ear:
-    """`heard` for each call of the kernel's, `ran` for each other run of the services; both say what is worth telling.
+    """`heard` for each call of the kernel, `ran` for each other run of the services; both say what is worth telling.
 
     Nothing is told before the kernel's first sign of life: a driver may be configured to give none.
     """

@@ -35,7 +35,7 @@ enum veil_status {
 
 #define VEIL_MAX_HOOKS 8
 
-/* A function of ours that runs before a function of the kernel's. */
+/* A function of ours that runs before a function of the kernel. */
 struct veil_hook {
 	const char *function;
 	bool wanted;

@@ -63,7 +63,7 @@ class InterruptRouter:
         self._deliver(targets, mode, vector)
 
     def send_message(self, address: int, data: int) -> None:
-        """A device writes to the message area; anything else is no interrupt, and no memory of the guest's either."""
+        """A device writes to the message area; anything else is not an interrupt, and not guest memory either."""
         if address & _MESSAGES != APIC_BASE or address >> 32:
             return
         destination = address >> 12 & 0xFF

@@ -168,7 +168,7 @@ class _Chip:
             self.base = value & 0xF8
             self.step = 3 if not self.single else 4 if self.needs_icw4 else 0
         elif self.step == 3:
-            # Who is whose slave is wired on a PC.
+            # Which controller is the slave is wired on a PC.
             self.step = 4 if self.needs_icw4 else 0
         else:
             self.auto_eoi = bool(value & _ICW4_AEOI)
