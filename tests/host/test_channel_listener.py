@@ -129,7 +129,8 @@ def test_who_says_nothing_is_no_work_for_veilmon(desk: Desk) -> None:
 
 def test_the_oldest_makes_room_for_the_newest(desk: Desk) -> None:
     first, *others = [desk.connect() for _ in range(PLACES)]
-    desk.say(first)
+    looked_at = desk.say(first)
+    looked_at.handle(Frame(looked_at.number, FrameKind.CREDIT, bytes(4)))
     desk.later(STAY_S)
     newest = desk.connect()
     desk.say(newest)
@@ -272,3 +273,37 @@ def test_no_descriptors_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Non
     listener._listening = real
     desk.later(1)
     desk.say(newest)
+
+
+def test_a_stay_begins_with_veilmons_answer(desk: Desk) -> None:
+    """However late VeilMon comes to a handshake in a full house: its user has time to go on with it."""
+    owner = desk.connect()
+    connection = desk.say(owner)
+    others = [desk.connect() for _ in range(PLACES - 1)]
+    for sock in others:
+        looked_at = desk.say(sock)
+        looked_at.handle(Frame(looked_at.number, FrameKind.CREDIT, bytes(4)))
+    desk.later(STAY_S * 0.9)
+    assert connection.on_data is not None
+    connection.on_data(b"ServerHello")
+    connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
+    desk.look()
+    for _ in range(PLACES - 1):
+        desk.connect()
+    desk.later(STAY_S * 0.9)
+    assert is_open(owner)
+    assert len([sock for sock in others if is_open(sock)]) < PLACES - 1
+
+
+def test_nobody_makes_room_before_veilmon_looked_at_him(desk: Desk) -> None:
+    waiting, done = desk.connect(), desk.connect()
+    desk.say(waiting)
+    connection = desk.say(done)
+    connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
+    desk.look()
+    for _ in range(PLACES - 2):
+        desk.say(desk.connect())
+    desk.connect()
+    desk.later(STAY_S)
+    assert is_open(waiting)
+    assert not is_open(done)

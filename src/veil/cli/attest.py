@@ -116,9 +116,9 @@ def attest(
 @contextlib.contextmanager
 def _elsewhere(address: str) -> Iterator[tuple[ChannelClient, ConfidentialVM | None]]:
     from veil.installation import user_key
-    from veil.remote import ChannelClient, SocketTransport
+    from veil.remote import ChannelClient
 
-    with ChannelClient(SocketTransport.connect(*parse_address(address)), identity=user_key()) as client:
+    with ChannelClient.connect(*parse_address(address), identity=user_key()) as client:
         yield client, None
 
 

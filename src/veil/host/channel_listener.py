@@ -4,7 +4,8 @@
 A thread of its own waits on the sockets; whatever touches the device is done in the hypervisor's thread, in the
 channel's turns. Anybody may come, so everything here is bounded: strangers' connections, how fast new ones are taken
 in, and how long one may hold a place and neither speak nor read. When all places are taken the oldest stranger makes
-room for the newest, but each has `STAY_S`. Whom the launch names (VeilMon says so) is in nobody's way.
+room for the newest, but each has `STAY_S`, and that from VeilMon's first answer on: nobody makes room because VeilMon
+has not come to him yet. Whom the launch names (VeilMon says so) is in nobody's way.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class _User:
         self.alive = now
         #: VeilMon knows of him
         self.known = False
-        #: bytes sent to him that VeilMon was not told of
+        #: VeilMon has answered
+        self.answered = False
+        #: he was sent so much that VeilMon was not told of
         self.sent = 0
 
 
@@ -172,7 +175,7 @@ class ChannelListener:
             return
         self._next_accept = max(self._next_accept, now) + 1 / ACCEPTS
         if len(self._strangers) >= STRANGERS:
-            self._drop(next(iter(self._strangers.values())))
+            self._drop(self._oldest())
         sock.setblocking(False)
         self._users[sock] = self._strangers[sock] = _User(sock, now)
         self._selector.register(sock, selectors.EVENT_READ)
@@ -183,8 +186,13 @@ class ChannelListener:
             return next(iter(self._greeted.values())) + STAY_S
         when = self._next_accept - BURST / ACCEPTS
         if len(self._strangers) >= STRANGERS:
-            when = max(when, next(iter(self._strangers.values())).since + STAY_S)
+            when = max(when, self._oldest().since + STAY_S)
         return when
+
+    def _oldest(self) -> _User:
+        """The stranger who makes room first: not one whom VeilMon has yet to look at, unless that are all."""
+        looked_at = (user for sock, user in self._strangers.items() if sock not in self._greeted)
+        return next(looked_at, next(iter(self._strangers.values())))
 
     def _sweep(self) -> None:
         now = self._clock()
@@ -283,6 +291,9 @@ class ChannelListener:
             return
         if not user.out:
             user.alive = self._clock()
+        if not user.answered and user.socket in self._strangers:
+            user.answered, user.since = True, self._clock()
+            self._strangers[user.socket] = self._strangers.pop(user.socket)
         user.out.append(data)
         self._write(user)
 

@@ -4,7 +4,7 @@
 chain = CertificateChain.parse(vcek, ask_and_ark)
 verify_report(report, chain, policy=Policy(measurement=(digest,))).raise_for_failure()
 
-with ChannelClient(SocketTransport.connect(host, port)) as client:
+with ChannelClient.connect(host, port) as client:
     attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
 """
 

@@ -88,7 +88,7 @@ def _reader(
     from veil.formats.log import LOG_GUID
     from veil.formats.status import Status
     from veil.installation import owner_fingerprint, user_key
-    from veil.remote import ChannelClient, Policy, RequestFailed, SocketTransport, attest
+    from veil.remote import ChannelClient, Policy, RequestFailed, attest
     from veil.remote.log.reader import LogReader
 
     policy = make_policy(policy_file, ()) if policy_file else Policy()
@@ -101,7 +101,7 @@ def _reader(
         expected = read_launch_log(launch_log) if launch_log is not None else None
         if expected is None and not policy.measurement:
             raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
-        with ChannelClient(SocketTransport.connect(*parse_address(connect)), identity=user_key()) as client:
+        with ChannelClient.connect(*parse_address(connect), identity=user_key()) as client:
             attested = attest(
                 client,
                 policy=policy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import time
 import uuid
 from types import TracebackType
 from typing import Protocol
@@ -24,10 +25,18 @@ from veil.remote.errors import RemoteError
 __all__ = ["ChannelClient", "ChannelClosed", "RequestFailed", "SocketTransport", "Transport"]
 
 _PIECE = 16 << 10
+#: How long the first try of a handshake may take, in seconds; each further one may take twice as long. A host whose
+#: places are taken by strangers drops whom it does not know yet: who comes again at once has a new chance.
+_FIRST_TRY_S = 1.0
+_PAUSE_S = 0.05
 
 
 class ChannelClosed(RemoteError):
     """The channel is no more: its other end, or somebody in between, ended or spoilt it."""
+
+
+class _NoHandshake(ChannelClosed):
+    """The other end answered, and not as TLS has it: asking again would not help."""
 
 
 class RequestFailed(RemoteError):
@@ -65,6 +74,10 @@ class SocketTransport:
             return cls(socket.create_connection((host, port), timeout), timeout=timeout)
         except OSError as error:
             raise RemoteError(f"cannot connect to {host}:{port}: {describe(error)}") from error
+
+    def wait_for(self, timeout: float | None) -> None:
+        """From now on each send and receive takes no more than so many seconds."""
+        self._socket.settimeout(timeout)
 
     def send(self, data: bytes, /) -> None:
         """Send all of it."""
@@ -108,6 +121,32 @@ class ChannelClient:
         self._next = 1
         self._closed = False
         self._handshake()
+
+    @classmethod
+    def connect(cls, host: str, port: int, *, timeout: float = 30.0, identity: UserKey | None = None) -> ChannelClient:
+        """Over TCP. Tries again, within `timeout` seconds, while the handshake is dropped or not answered.
+
+        `timeout` is also that of each later send and receive. Raises RemoteError.
+        """
+        end = time.monotonic() + timeout
+        patience = _FIRST_TRY_S
+        while True:
+            left = end - time.monotonic()
+            transport = SocketTransport.connect(host, port, timeout=max(_PAUSE_S, left))
+            transport.wait_for(max(_PAUSE_S, min(patience, left)))
+            try:
+                client = cls(transport, identity=identity)
+            except _NoHandshake:
+                raise
+            except ChannelClosed:
+                transport.close()
+                if time.monotonic() + _PAUSE_S >= end:
+                    raise
+                time.sleep(_PAUSE_S)
+                patience *= 2
+                continue
+            transport.wait_for(timeout)
+            return client
 
     def __enter__(self) -> ChannelClient:
         return self
@@ -195,7 +234,7 @@ class ChannelClient:
                 self._fill()
             except SSL.Error as error:
                 self._transport.close()
-                raise ChannelClosed(f"no secure channel: the TLS handshake failed ({_words(error)})") from error
+                raise _NoHandshake(f"no secure channel: the TLS handshake failed ({_words(error)})") from error
 
     def _plain(self) -> bytes:
         while True:
