@@ -124,9 +124,11 @@ def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
     while len(heartbeats(vm)) < size + 2:
         vm.wait(0.5)
     analysis = analyse(vm)
-    (finding,) = (item for item in analysis.findings.items if item.kind == FindingKind.SILENCE)
-    assert "the machine was not run, or hardly" in finding.words
-    assert (finding.trouble, analysis.findings.first_distrusted) == (False, None)
+    # A busy computer may have made it stand still before, too.
+    found = [item for item in analysis.findings.items if item.kind == FindingKind.SILENCE]
+    assert found
+    assert all("the machine was not run, or hardly" in item.words and not item.trouble for item in found)
+    assert analysis.findings.first_distrusted is None
 
 
 @pytest.mark.parametrize("lies", [False, True])
