@@ -13,20 +13,18 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.ghcb import GhcbField
 from veil.formats.launch_digest import PageType
-from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent
 from veil.host.exits import EXIT_HANDLERS, unexpected
-from veil.host.ghcb.msr import ap_reset_hold_answer
+from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
 from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
-from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
+from veil.host.vcpu import NO_IRQ, RunState, Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -211,10 +209,7 @@ class Hypervisor(Host):
         context = vcpu.current
         if vcpu.state != RunState.WAIT_SIPI or context is None or context.on_init:
             return
-        if context.hold == Hold.MSR:
-            context.vmcb.ghcb_gpa = ap_reset_hold_answer(started=True)
-        elif context.hold == Hold.NAE and context.ghcb is not None and self.view.is_shared(context.ghcb, PAGE_SIZE):
-            self.view.write(context.ghcb + GhcbField.SW_EXITINFO2, (1).to_bytes(8, "little"))
+        answer_reset_hold(self.view, context)
         vcpu.start(context.vmpl)
         self.reschedule = True
 

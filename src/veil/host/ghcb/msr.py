@@ -23,6 +23,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import GuestTerminated
 from veil.host.events import GhcbMsrEvent
 from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
+from veil.host.ghcb.reset_hold import ap_reset_hold_answer
 from veil.host.termination import termination_words
 from veil.host.vcpu import Hold, RunState
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
-__all__ = ["ap_reset_hold_answer", "handle_ghcb_msr"]
+__all__ = ["handle_ghcb_msr"]
 
 C_BIT = 51
 
@@ -62,11 +63,6 @@ def _ap_reset_hold(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     context.hold = Hold.MSR
     vcpu.state = RunState.WAIT_SIPI
     return ap_reset_hold_answer(started=False)
-
-
-def ap_reset_hold_answer(*, started: bool) -> int:
-    """Bits 63:12 are nonzero when a SIPI ended the hold."""
-    return int(started) << MSR_DATA_SHIFT | MsrResponse.AP_RESET_HOLD
 
 
 def _preferred_gpa(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
