@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the documents name exists: files, and modules with what is in them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACES = ("src", "tests", "bench", "docs", "fuzz", ".ci")
+
+_FILE = re.compile(r"`([\w./-]+\.(?:py|c|h|S|rules|md))`")
+_BELOW = re.compile(r"(?<![\w./-])((?:src|docs|tests|bench|fuzz)/[\w./-]*\w)")
+_MODULE = re.compile(r"`(veil(?:\.\w+)+)`")
+#: Files of QEMU's.
+_ELSEWHERE = {"accel/tcg/cputlb.c"}
+#: The driver, the agent's port, and attributes of exported records: dots, but no modules.
+_OTHER_NAMES = {"veil.ko", "veil.agent", "veil.log", "veil.log.sequence", "veil.log.record"}
+
+
+def _lines() -> Iterator[tuple[str, str]]:
+    for document in DOCUMENTS:
+        for number, line in enumerate(document.read_text().splitlines(), 1):
+            yield f"{document.name}:{number}", line
+
+
+def _exists(name: str) -> bool:
+    """A path from the root, or the end of one: `monitor/boot.py`."""
+    parts = Path(name).parts
+    if (ROOT / name).exists():
+        return True
+    return any(found.parts[-len(parts) :] == parts for place in PLACES for found in (ROOT / place).rglob(parts[-1]))
+
+
+def _resolves(name: str) -> bool:
+    """A module, or a module's attribute."""
+    parts = name.split(".")
+    for length in range(len(parts), 1, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        rest = parts[length:]
+        return not rest or (len(rest) == 1 and hasattr(found, rest[0]))
+    return False
+
+
+@pytest.mark.parametrize("name", ["monitor/launch.py", "veil/monitor", "docs/none.md", "boot.pyc"])
+def test_what_does_not_exist_would_be_seen(name: str) -> None:
+    assert _exists(name) == (name == "veil/monitor")
+
+
+def test_files_exist() -> None:
+    named = [(place, name) for place, line in _lines() for name in _FILE.findall(line) + _BELOW.findall(line)]
+    assert len(named) > 100
+    assert [(place, name) for place, name in named if name not in _ELSEWHERE and not _exists(name)] == []
+
+
+def test_modules_exist() -> None:
+    named = [(place, name) for place, line in _lines() for name in _MODULE.findall(line)]
+    assert len(named) > 10
+    assert not any(map(_resolves, ("veil.monitor.nothing", "veil.formats.roles.nothing")))
+    assert [(place, name) for place, name in named if name not in _OTHER_NAMES and not _resolves(name)] == []
