@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from fuzz.target import Target
 from veil.formats.channel import (
-    FRAME_DATA_MAX,
+    MAX_FRAME_DATA,
     ChannelArea,
     Frame,
     FrameKind,
@@ -53,7 +53,7 @@ def _read_frames(pieces: list[bytes]) -> tuple[list[Frame], bytes, bool]:
             frames += reader.feed(piece)
         except FormatError:
             return frames, b"", True
-        assert len(reader.held) < _FRAME_HEADER + FRAME_DATA_MAX
+        assert len(reader.held) < _FRAME_HEADER + MAX_FRAME_DATA
     return frames, reader.held, False
 
 

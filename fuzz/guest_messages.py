@@ -112,14 +112,14 @@ def _response(data: bytes) -> None:
 
 _MESSAGE = struct.Struct("<BBH")
 _RAW = 4
-_MESSAGES_MAX = 8
+_MAX_MESSAGES = 8
 
 
 def _requests(data: bytes) -> None:
     requests = guest_requests()
     counts = [0] * len(_KEYS)
     at = 0
-    for _ in range(_MESSAGES_MAX):
+    for _ in range(_MAX_MESSAGES):
         if at + _MESSAGE.size > len(data):
             return
         what, kind, length = _MESSAGE.unpack_from(data, at)
@@ -173,7 +173,7 @@ def _request_seeds() -> Iterable[bytes]:
     ]
     messages = [_MESSAGE.pack(vmpck, kind, len(content)) + content for vmpck, kind, content in asked]
     yield from messages
-    yield b"".join(messages[:_MESSAGES_MAX])
+    yield b"".join(messages[:_MAX_MESSAGES])
     page = seal_message(_KEYS[0], 1, 0, MessageType.REPORT_REQ, bytes(ReportRequest()))
     yield _MESSAGE.pack(_RAW, 0, _HEADER) + page[:_HEADER]
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from veil.formats.channel import (
-    FRAME_DATA_MAX,
-    MESSAGE_MAX,
+    MAX_FRAME_DATA,
+    MAX_MESSAGE,
     ChannelArea,
     Frame,
     FrameKind,
@@ -130,7 +130,7 @@ def test_frames_arrive_however_they_are_cut(sent: list[Frame], cuts: list[int]) 
         pack_frame(1, FrameKind.CREDIT, b"x"),
         pack_frame(1, FrameKind.CLOSE, b"xxxx"),
         pack_frame(1, FrameKind.PROVEN, b"x"),
-        pack_frame(1, FrameKind.DATA, bytes(FRAME_DATA_MAX + 1)),
+        pack_frame(1, FrameKind.DATA, bytes(MAX_FRAME_DATA + 1)),
         b"\0\0\0\0\x06\0\0\0\0\0\0\0",
         b"\0\0\0\0\x02\0\x01\0\0\0\0\0",
     ],
@@ -167,7 +167,7 @@ def test_responses(number: int, status: Status, body: bytes) -> None:
 
 
 def test_bad_messages() -> None:
-    for data in ((MESSAGE_MAX + 1).to_bytes(4, "little") + bytes(24), bytes(26) + b"\x01\0"):
+    for data in ((MAX_MESSAGE + 1).to_bytes(4, "little") + bytes(24), bytes(26) + b"\x01\0"):
         reader = MessageReader()
         reader.feed(data)
         with pytest.raises(FormatError):

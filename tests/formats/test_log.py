@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from veil.formats.errors import FormatError
 from veil.formats.log import (
     ENTRY_HEADER,
+    MAX_RULES_MESSAGE,
     TICK_NS,
-    WORDS_MOST,
     AuditRecord,
     AuditState,
     EntryKind,
@@ -113,7 +113,7 @@ def test_silences(found: Silence, data: bytes) -> None:
 def test_states_of_rules() -> None:
     state = RulesState(2, 1, -2, b"words", b"-D")
     assert RulesState.parse(state.pack()) == state
-    long = struct.pack("<IIiI", 1, 1, 1, WORDS_MOST + 1) + bytes(2000)
+    long = struct.pack("<IIiI", 1, 1, 1, MAX_RULES_MESSAGE + 1) + bytes(2000)
     for data in (b"", state.pack()[:15], struct.pack("<IIiI", 1, 1, 1, 9) + b"short", long):
         with pytest.raises(FormatError, match="audit rules"):
             RulesState.parse(data)
@@ -124,7 +124,7 @@ def test_the_driver_says_the_same() -> None:
     header = driver_sources()["veil.h"].decode()
     defined = {name: int(value) for name, value in re.findall(r"#define (VEIL_\w+) (\d+)$", header, re.MULTILINE)}
     assert defined["VEIL_TICK_MS"] * 1_000_000 == TICK_NS
-    assert defined["VEIL_WORDS_MOST"] == WORDS_MOST
+    assert defined["VEIL_WORDS_MOST"] == MAX_RULES_MESSAGE
     (fields,) = re.findall(r"struct veil_heartbeat \{(.*?)\};", header, re.DOTALL)
     widths = {"u16": "H", "u32": "I", "u64": "Q"}
     layout = "".join(widths[kind] for kind, _ in re.findall(r"(u\d+) (\w+);", fields))

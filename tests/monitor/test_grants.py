@@ -23,7 +23,7 @@ from veil.monitor import Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.services import Asking, KernelRequest, MonitorRefused, Service, ServiceDomain, UserHandler
-from veil.services.program import MOST_ASKS
+from veil.services.program import MAX_ASKS
 from veil.snp import RmpViolation, SnapshotError
 from veil.snp.rmp import Permission, RmpResult
 
@@ -165,7 +165,7 @@ def test_a_request_asks_no_more_than_so_often(bench: Bench) -> None:
     bench.register()
     bench.log.clear()
     bench.ask(NUMBER, ENDLESS)
-    assert bench.log.count(RUN_MONITOR) == MOST_ASKS
+    assert bench.log.count(RUN_MONITOR) == MAX_ASKS
 
 
 # Pages that change their owner

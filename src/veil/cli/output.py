@@ -45,7 +45,7 @@ EXIT_FAILURE = 125
 EXIT_PIPE = 141
 _CONSOLE_LINE = 1000
 #: Nobody reads more, and somebody else may have made it that long.
-_LINE_MOST = 10_000
+_MAX_LINE = 10_000
 
 
 class Mark(enum.Enum):
@@ -66,7 +66,7 @@ class OutputError(Exception):
 
 def say(text: str = "", *, mark: Mark | None = None) -> None:
     """One line on stdout. Raises OutputError."""
-    line = one_line(text, _LINE_MOST)
+    line = one_line(text, _MAX_LINE)
     if mark is not None:
         word, style = mark.value
         line = f"{click.style(word, **style) if sys.stdout.isatty() else word}  {line}"
@@ -79,14 +79,14 @@ def say_all(lines: Iterable[str]) -> None:
     """Many lines on stdout, which go together. Raises OutputError."""
     with _failing():
         for text in lines:
-            _put(sys.stdout, one_line(text, _LINE_MOST))
+            _put(sys.stdout, one_line(text, _MAX_LINE))
         sys.stdout.flush()
 
 
 def tell(text: str) -> None:
     """One line on stderr: progress, findings, errors. That nobody can read it changes nothing."""
     try:
-        _put(sys.stderr, one_line(text, _LINE_MOST))
+        _put(sys.stderr, one_line(text, _MAX_LINE))
         sys.stderr.flush()
     except (OSError, ValueError):
         _give_up(sys.stderr)

@@ -24,8 +24,8 @@ __all__ = ["QUIET", "Configuration", "Settings", "parse_size"]
 
 #: the kernel options of a CVM that is not watched
 QUIET = ("quiet", "loglevel=4")
-_MOST_VCPUS = 4
-_MOST_USERS = 8
+_MAX_VCPUS = 4
+_MAX_USERS = 8
 _DIGEST = 32
 
 
@@ -86,8 +86,8 @@ class Configuration:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
-        if not 1 <= self.vcpus <= _MOST_VCPUS:
-            raise VeilError(f"a CVM has 1 to {_MOST_VCPUS} VCPUs, not {self.vcpus}")
+        if not 1 <= self.vcpus <= _MAX_VCPUS:
+            raise VeilError(f"a CVM has 1 to {_MAX_VCPUS} VCPUs, not {self.vcpus}")
         if self.memory <= 0:
             raise VeilError("a CVM has memory: give it more than 0 bytes")
         if not 0 <= self.policy < 1 << 64:
@@ -97,9 +97,9 @@ class Configuration:
         if not self.monitor and (self.services is not None or self.owners or self.readers):
             raise VeilError("without a monitor a CVM has no services, owners or readers")
         for users in (self.owners, self.readers):
-            if len(users) > _MOST_USERS:
+            if len(users) > _MAX_USERS:
                 raise VeilError(
-                    f"{len(users)} keys are too many: a CVM has at most {_MOST_USERS} owners and as many readers"
+                    f"{len(users)} keys are too many: a CVM has at most {_MAX_USERS} owners and as many readers"
                 )
             if any(len(item) != _DIGEST for item in users):
                 raise VeilError(f"owners and readers are named by the {_DIGEST} bytes of a key's SHA-256")

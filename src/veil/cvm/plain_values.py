@@ -16,8 +16,8 @@ from typing import Any
 __all__ = ["PlainValueError", "from_plain", "to_plain", "typed"]
 
 _BITS = 64
-_MOST_ITEMS = 1 << 16
-_MOST_CHARACTERS = 1 << 16
+_MAX_ITEMS = 1 << 16
+_MAX_CHARACTERS = 1 << 16
 #: of values whose type only their owner knows
 _DEPTH = 8
 
@@ -108,8 +108,8 @@ def _tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...
 def _require(value: Any, kind: Any, where: str) -> None:
     if type(value) is not kind:
         raise PlainValueError(f"{where} is of the type {type(value).__name__}, not {kind.__name__}")
-    if kind in (list, dict) and len(value) > _MOST_ITEMS:
-        raise PlainValueError(f"{where} has {len(value)} items, at most {_MOST_ITEMS} are allowed")
+    if kind in (list, dict) and len(value) > _MAX_ITEMS:
+        raise PlainValueError(f"{where} has {len(value)} items, at most {_MAX_ITEMS} are allowed")
 
 
 def _require_simple(value: Any, where: str, depth: int) -> None:
@@ -117,8 +117,8 @@ def _require_simple(value: Any, where: str, depth: int) -> None:
         if value.bit_length() > _BITS:
             raise PlainValueError(f"{where} is a number of {value.bit_length()} bits")
     elif type(value) is str:
-        if len(value) > _MOST_CHARACTERS:
-            raise PlainValueError(f"{where} has {len(value)} characters, at most {_MOST_CHARACTERS} are allowed")
+        if len(value) > _MAX_CHARACTERS:
+            raise PlainValueError(f"{where} has {len(value)} characters, at most {_MAX_CHARACTERS} are allowed")
     elif type(value) in (list, dict) and depth < _DEPTH:
         _require(value, type(value), where)
         for item in [*value, *value.values()] if isinstance(value, dict) else value:

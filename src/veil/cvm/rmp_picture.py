@@ -24,11 +24,11 @@ __all__ = ["Scale", "write_picture"]
 _MIB = 1 << 20
 _COLUMNS = 512
 #: More rows than this, and a cell is more pages.
-_MOST_ROWS = 1024
+_MAX_ROWS = 1024
 _WIDTH, _HEIGHT = 2 * _COLUMNS, 512
 _LEFT, _TOP, _BOTTOM, _LEGEND = 110, 96, 16, 360
 _LINE = 26
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 _TICK = 6
 _LABEL_EVERY = 32  # pixels
 
@@ -66,7 +66,7 @@ class Scale:
         self.ranges = ranges
         #: pages of a cell
         self.cell = 1
-        while -(-pages // (self.cell * _COLUMNS)) > _MOST_ROWS:
+        while -(-pages // (self.cell * _COLUMNS)) > _MAX_ROWS:
             self.cell *= 2
         self.rows = -(-pages // (self.cell * _COLUMNS))
         #: pixels of a row
@@ -105,7 +105,7 @@ def write_picture(vm: ConfidentialVM, path: Path) -> None:
     scale = Scale(len(classes), list(vm.machine.ram_ranges))
     palette = np.array(list(_COLOURS.values()), dtype=np.uint8)
     pixels = palette[scale.cells(classes)].repeat(scale.height, axis=0).repeat(2, axis=1)
-    height = _TOP + max(pixels.shape[0], _LINE * (len(_COLOURS) + 3 + _MOST_NAMED)) + _BOTTOM
+    height = _TOP + max(pixels.shape[0], _LINE * (len(_COLOURS) + 3 + _MAX_NAMED)) + _BOTTOM
     picture = Image.new("RGB", (_LEFT + _WIDTH + _LEGEND, height), "white")
     picture.paste(Image.fromarray(pixels), (_LEFT, _TOP))
     draw = ImageDraw.Draw(picture)
@@ -185,6 +185,6 @@ def _legend(draw: ImageDraw.ImageDraw, vm: ConfidentialVM, classes: NDArray[np.u
         draw.text((x, y), "a cell has the first of these colours", fill="black")
         draw.text((x, y + 16), "that one of its pages has", fill="black")
         y += 2 * _LINE
-    for item in inspect_cvm(vm).vmsas[:_MOST_NAMED]:
+    for item in inspect_cvm(vm).vmsas[:_MAX_NAMED]:
         draw.text((x, y), f"VMSA {item.gpa:#x}: VCPU {item.vcpu}, VMPL {item.vmpl}, {item.domain}", fill="black")
         y += 18

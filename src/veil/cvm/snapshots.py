@@ -26,7 +26,7 @@ __all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "write_cvm"]
 
 _CONFIGURATION, _HOST = "configuration", "host"
 _FOLDER = "snapshots"
-_KEPT = 8
+_MAX_SNAPSHOTS = 8
 #: Neither makes or runs a guest: a change there is no reason to boot again.
 _NOT_IN_SNAPSHOTS = ("cli", "remote", "testing.py")
 
@@ -128,7 +128,7 @@ class KeptSnapshots:
         """Only the most recently used stay."""
         found = self._cache.directory(_FOLDER).glob("*.snapshot")
         kept = sorted(found, key=lambda item: item.stat().st_mtime, reverse=True)
-        for old in kept[_KEPT:]:
+        for old in kept[_MAX_SNAPSHOTS:]:
             old.unlink(missing_ok=True)
 
 

@@ -35,7 +35,7 @@ from veil.snp import Machine, SnpError, build_engine
 __all__ = ["ConfidentialVM", "Result"]
 
 _BOOT_TIMEOUT = 180.0
-_CONSOLE_KEPT = 64 * 1024
+_MAX_CONSOLE = 64 * 1024
 _HOSTED_VMPLS = (0, 1)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
@@ -432,7 +432,7 @@ class ConfidentialVM:
     def _console_bytes(self, data: bytes) -> None:
         self._console_tail.append(data)
         self._console_held += len(data)
-        while self._console_held > _CONSOLE_KEPT:
+        while self._console_held > _MAX_CONSOLE:
             self._console_held -= len(self._console_tail.popleft())
         if self._running is not None:
             self._running.panic.feed(data)

@@ -31,7 +31,7 @@ _ZERO_DIGEST = bytes(_DIGEST_BYTES)
 _PAGE_INFO_BYTES = 0x70
 _PAGE_INFO_TAIL = struct.Struct("<HBB4BQ")
 _LOG_FORMAT = "veil launch log 1"
-_LOG_MAX = 64 << 20
+_MAX_LOG = 64 << 20
 #: of a parsed log, 1 GiB: a few bytes of JSON can claim any number of zero pages, and all are hashed
 _LOG_MAX_PAGES = 1 << 18
 
@@ -180,7 +180,7 @@ class LaunchLog:
     @classmethod
     def parse(cls, data: bytes) -> LaunchLog:
         """From `pack`; a host made it. Raises FormatError."""
-        if len(data) > _LOG_MAX:
+        if len(data) > _MAX_LOG:
             raise FormatError(f"a launch log of {len(data)} bytes is too long")
         try:
             content = json.loads(data)

@@ -23,10 +23,10 @@ __all__ = [
     "ENTRY_HEADER",
     "LOG_GUID",
     "LOG_NUMBER",
-    "RULES_MOST",
+    "MAX_RULES",
+    "MAX_RULES_MESSAGE",
     "SILENCE_TOLD_NS",
     "TICK_NS",
-    "WORDS_MOST",
     "AuditRecord",
     "AuditState",
     "EntryKind",
@@ -58,7 +58,7 @@ class KernelCall(enum.IntEnum):
     HEARTBEAT = 2
     """`Heartbeat`: the driver lives. -> u32 generation of the rules that are wanted, 0 for none"""
     RULES = 3
-    """u32 generation that is loaded, i32 how loading ended, auditctl's words (at most `WORDS_MOST` bytes) -> u32
+    """u32 generation that is loaded, i32 how loading ended, auditctl's words (at most `MAX_RULES_MESSAGE` bytes) -> u32
     generation that is wanted, its text (auditctl's)"""
 
 
@@ -219,7 +219,7 @@ class LogEntry(NamedTuple):
 
 
 _KIND = {kind.value: kind for kind in EntryKind}
-_LARGEST = 16 << 20
+_MAX_ENTRY = 16 << 20
 _CHUNK = 1 << 20
 
 
@@ -259,7 +259,7 @@ def _entry_at(data: bytes, at: int) -> LogEntry | None:
         return None
     sequence, time_ns, number, length = ENTRY_HEADER.unpack_from(data, at)
     kind = _KIND.get(number)
-    if kind is None or length > _LARGEST:
+    if kind is None or length > _MAX_ENTRY:
         raise FormatError(f"log entry {sequence} of kind {number} claims {length} bytes")
     body = at + ENTRY_HEADER.size
     end = body + length
@@ -268,8 +268,8 @@ def _entry_at(data: bytes, at: int) -> LogEntry | None:
 
 # Rules
 
-RULES_MOST = 16 << 10
-WORDS_MOST = 1024
+MAX_RULES = 16 << 10
+MAX_RULES_MESSAGE = 1024
 _RULES = struct.Struct("<IIiI")
 
 
@@ -284,7 +284,7 @@ class RulesState:
     status: int
     """how that ended: the exit status of auditctl, or an error number of Linux below 0"""
     words: bytes
-    """what auditctl said if it refused them, as the kernel says: at most `WORDS_MOST` bytes of anything"""
+    """what auditctl said if it refused them, as the kernel says: at most `MAX_RULES_MESSAGE` bytes of anything"""
     text: bytes
 
     def pack(self) -> bytes:
@@ -299,7 +299,7 @@ class RulesState:
             raise FormatError(f"a state of the audit rules of {len(data)} bytes")
         wanted, loaded, status, length = _RULES.unpack_from(data)
         at = _RULES.size + length
-        if length > WORDS_MOST or at > len(data):
+        if length > MAX_RULES_MESSAGE or at > len(data):
             raise FormatError(f"a state of the audit rules with {length} bytes of auditctl's words")
         return cls(wanted, loaded, status, data[_RULES.size : at], data[at:])
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["TEXT_MOST", "one_line", "printable"]
+__all__ = ["MAX_TEXT", "one_line", "printable"]
 
 #: Characters of what somebody else says: enough to know what it is about.
-TEXT_MOST = 500
+MAX_TEXT = 500
 #: Letters of these directions turn what stands around them; "ET" and others are neutral.
 _TURNING = frozenset({"R", "AL", "AN"})
 #: Letters and symbols that look like nothing at all.
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
-def printable(text: str | bytes, limit: int | None = TEXT_MOST) -> str:
+def printable(text: str | bytes, limit: int | None = MAX_TEXT) -> str:
     """In printable ASCII, anything else escaped; no longer than `limit` characters and a word on how much was cut.
 
     For what somebody else says: it cannot look like another name either.

@@ -26,7 +26,7 @@ ACTIONS = 64
 #: guest more than its time: what it had in the computer's caches, and what the listener's thread needs meanwhile.
 GUEST_SHARE = 1.5
 #: A turn that took longer (a computer that slept) counts as this.
-_LONGEST_NS = 250_000_000
+_MAX_SINGLE_NS = 250_000_000
 
 
 class ChannelTurns:
@@ -78,4 +78,4 @@ class ChannelTurns:
     def end(self) -> None:
         """The guest runs again."""
         self.vcpu = None
-        self.not_before = self._clock() + int(min(self._took, _LONGEST_NS) * GUEST_SHARE)
+        self.not_before = self._clock() + int(min(self._took, _MAX_SINGLE_NS) * GUEST_SHARE)

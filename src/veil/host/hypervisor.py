@@ -39,7 +39,7 @@ SLICE_NS = 1_000_000
 #: How long a VCPU runs without the host looking around.
 LONG_SLICE_NS = 50_000_000
 #: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
-PAUSE_LIMIT = 16
+MAX_PAUSES = 16
 
 #: The services are run at least every other one of these: they tell a kernel that is silent from one that is not run.
 PULSE_NS = 1_000_000_000
@@ -105,7 +105,7 @@ class Hypervisor(Host):
         platform.on_power_off = self._power_off
         # Devices move data for the kernel: its descriptors reach no further than its requests.
         platform.confine(lambda gpa, length: self.protection.allows(self.guest_vmpl, gpa, length))
-        machine.set_pause_limit(PAUSE_LIMIT if vcpus > 1 else 0)
+        machine.set_pause_limit(MAX_PAUSES if vcpus > 1 else 0)
 
     # Launch
 

@@ -16,7 +16,7 @@ __all__ = ["PanicWatcher"]
 _START = b"Kernel panic - not syncing: "
 _END = b"---[ end Kernel panic"
 #: Longer lines are cut: the console is the guest's to fill.
-_LINE_LIMIT = 512
+_MAX_LINE = 512
 
 
 class PanicWatcher:
@@ -45,7 +45,7 @@ class PanicWatcher:
         return self._panic()
 
     def _extend(self, part: bytes) -> None:
-        self._line += part[: _LINE_LIMIT - len(self._line)]
+        self._line += part[: _MAX_LINE - len(self._line)]
 
     def _look(self, line: bytes) -> None:
         if _END in line:

@@ -61,13 +61,13 @@ class ServicesImage:
 
 
 _LOG_MEMORY = 16 * _MIB
-_LOG_SMALLEST = 64 << 10
+_MIN_LOG_MEMORY = 64 << 10
 
 
 def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt") -> ServicesImage:
     """Veil's own services. `log_memory`: bytes, rounded up to whole pages, at least 64 KiB; `log_full`:
     "halt" or "drop" (docs/log.md)."""
-    log_memory = max(_LOG_SMALLEST, -(-log_memory // PAGE_SIZE) * PAGE_SIZE)
+    log_memory = max(_MIN_LOG_MEMORY, -(-log_memory // PAGE_SIZE) * PAGE_SIZE)
     return ServicesImage(
         "veil.services.protected:ProtectedServices",
         ("veil.formats", "veil.services"),

@@ -11,11 +11,11 @@ from veil.formats.errors import FormatError
 from veil.formats.offsets import check_offsets
 from veil.formats.page_sizes import PAGE_SIZE
 
-__all__ = ["SETTINGS_MAX", "ServiceParameters"]
+__all__ = ["MAX_SETTINGS", "ServiceParameters"]
 
 _MAGIC = 0x5652455300564C53  # "SLV\0SERV", little-endian
 _VERSION = 1
-SETTINGS_MAX = 3072
+MAX_SETTINGS = 3072
 
 
 class ServiceParameters(ctypes.LittleEndianStructure):
@@ -34,7 +34,7 @@ class ServiceParameters(ctypes.LittleEndianStructure):
         ("memory_gpa", ctypes.c_uint64),
         ("memory_size", ctypes.c_uint64),
         ("settings_length", ctypes.c_uint64),
-        ("_settings", ctypes.c_uint8 * SETTINGS_MAX),
+        ("_settings", ctypes.c_uint8 * MAX_SETTINGS),
     ]
 
     magic: int
@@ -51,8 +51,8 @@ class ServiceParameters(ctypes.LittleEndianStructure):
     def make(cls, settings: dict[str, dict[str, Any]], **fields: int) -> ServiceParameters:
         """Parameters from addresses and settings; raises FormatError."""
         text = json.dumps(settings, sort_keys=True).encode()
-        if len(text) > SETTINGS_MAX:
-            raise FormatError(f"the services' settings have {len(text)} bytes, at most {SETTINGS_MAX} fit")
+        if len(text) > MAX_SETTINGS:
+            raise FormatError(f"the services' settings have {len(text)} bytes, at most {MAX_SETTINGS} fit")
         made = cls(magic=_MAGIC, version=_VERSION, settings_length=len(text), **fields)
         made._settings[: len(text)] = list(text)
         return made
@@ -63,7 +63,7 @@ class ServiceParameters(ctypes.LittleEndianStructure):
         if len(data) < ctypes.sizeof(cls):
             raise FormatError(f"the services' parameters are cut short: {len(data)} bytes")
         found = cls.from_buffer_copy(data)
-        if found.magic != _MAGIC or found.version != _VERSION or found.settings_length > SETTINGS_MAX:
+        if found.magic != _MAGIC or found.version != _VERSION or found.settings_length > MAX_SETTINGS:
             raise FormatError("the services' parameters are not of this version")
         numbers = (found.mailbox_gpa, found.mailbox_size, found.blocks_gpa, found.memory_gpa, found.memory_size)
         if any(number % PAGE_SIZE for number in numbers) or not 1 <= found.vcpus <= PAGE_SIZE // 16:

@@ -48,12 +48,12 @@ from veil.snp.hosted import HostedCpu
 if TYPE_CHECKING:
     from veil.snp.view import View
 
-__all__ = ["MOST_ASKS", "ServiceDomain"]
+__all__ = ["MAX_ASKS", "ServiceDomain"]
 
 _MONITOR, _KERNEL = Domain.MON.vmpl, Domain.UNT.vmpl
 #: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
-MOST_ASKS = 1024
-_MISTAKES_KEPT = 16
+MAX_ASKS = 1024
+_MAX_MISTAKES = 16
 #: in place of an answer: there is none, the request stays pending
 _GONE = b"the host took the services' memory away"
 
@@ -81,7 +81,7 @@ class ServiceDomain:
     def __init__(self) -> None:
         self.services = [kind() for kind in self.service_types]
         #: the newest mistakes of services (service, what), for tests and debuggers; neither kernel nor host sees them
-        self.mistakes: deque[tuple[str, str]] = deque(maxlen=_MISTAKES_KEPT)
+        self.mistakes: deque[tuple[str, str]] = deque(maxlen=_MAX_MISTAKES)
         self._by_number = {service.number: service for service in self.services}
         self._parameters: ServiceParameters | None = None
         self._saved: dict[str, str] | None = None
@@ -268,9 +268,9 @@ class ServiceDomain:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         request.asks += 1
-        if request.asks > MOST_ASKS:
+        if request.asks > MAX_ASKS:
             handler.close()
-            raise RuntimeError(f"a request asked VeilMon more than {MOST_ASKS} times")
+            raise RuntimeError(f"a request asked VeilMon more than {MAX_ASKS} times")
         if not isinstance(ask, Ask):
             raise TypeError(f"a handler yields requests to VeilMon, not {type(ask).__name__}")
         write_request(view, *self._outbox, BlockRequest(SERVICES_DOMAIN, ask.call, ask.body, request.vcpu))

@@ -17,7 +17,7 @@ from OpenSSL import SSL
 from tests.monitor.channel.harness import OWNER, Services, user
 from tests.monitor.harness import Bench
 from tests.monitor.wire import Wire, ping
-from veil.formats.channel import MESSAGE_MAX, STRANGER_MESSAGE_MAX, STRANGER_WINDOW, Request, Response, pack_request
+from veil.formats.channel import MAX_MESSAGE, MAX_STRANGER_MESSAGE, STRANGER_WINDOW, Request, Response, pack_request
 from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.monitor.channel.connection import HANDSHAKE_BYTES, Rank
@@ -298,11 +298,11 @@ def test_the_newest_handshake_is_not_the_last(bench: Bench, link: ChannelLink, c
 
 def test_strangers_have_little_to_say(bench: Bench, link: ChannelLink, clock: Clock) -> None:
     with user(bench, OWNER) as owner:
-        ping(owner, bytes(MESSAGE_MAX))
+        ping(owner, bytes(MAX_MESSAGE))
     stranger = user(bench, UserKey.generate())
-    ping(stranger, bytes(STRANGER_MESSAGE_MAX))
+    ping(stranger, bytes(MAX_STRANGER_MESSAGE))
     with pytest.raises(ChannelClosed):
-        ping(stranger, bytes(STRANGER_MESSAGE_MAX + 1))
+        ping(stranger, bytes(MAX_STRANGER_MESSAGE + 1))
 
 
 def test_a_host_that_gives_more_than_the_window(bench: Bench, link: ChannelLink, clock: Clock) -> None:

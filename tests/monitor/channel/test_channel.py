@@ -25,9 +25,9 @@ from veil.formats.channel import (
     DOORBELL_DATA,
     DOORBELL_PORT,
     DOORBELL_SPOILT,
-    FRAME_DATA_MAX,
-    MESSAGE_MAX,
-    STRANGER_MESSAGE_MAX,
+    MAX_FRAME_DATA,
+    MAX_MESSAGE,
+    MAX_STRANGER_MESSAGE,
     WINDOW,
     ChannelArea,
     FrameKind,
@@ -56,13 +56,13 @@ def bench() -> Bench:
 
 def test_requests(bench: Bench) -> None:
     with user(bench, OWNER) as client:
-        for size in (0, 1, 1000, FRAME_DATA_MAX, WINDOW + 1, MESSAGE_MAX):
+        for size in (0, 1, 1000, MAX_FRAME_DATA, WINDOW + 1, MAX_MESSAGE):
             ping(client, os.urandom(size))
     with user(bench) as client:
-        for size in (0, 1, STRANGER_MESSAGE_MAX):
+        for size in (0, 1, MAX_STRANGER_MESSAGE):
             ping(client, os.urandom(size))
         with pytest.raises(ChannelClosed):
-            ping(client, bytes(STRANGER_MESSAGE_MAX + 1))
+            ping(client, bytes(MAX_STRANGER_MESSAGE + 1))
     with user(bench, OWNER) as client:
         status = json.loads(client.request(CHANNEL_SERVICE, MonitorCall.STATUS))
         assert status["protected"] is True
@@ -150,18 +150,18 @@ def test_many_at_once_and_one_that_never_reads(bench: Bench) -> None:
     clients = [user(bench, OWNER) for _ in range(20)]
     lazy = user(bench, OWNER)
     for _ in range(8):
-        lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(MESSAGE_MAX // 2))
+        lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(MAX_MESSAGE // 2))
     bench.channel.run()
     for client in clients:
         ping(client, bytes(3 * WINDOW))
     for _ in range(8):
-        assert len(lazy.receive().body) == MESSAGE_MAX // 2
+        assert len(lazy.receive().body) == MAX_MESSAGE // 2
 
 
 def test_memory_for_one_that_never_reads_is_bounded(bench: Bench) -> None:
     link = bench.monitor._channel
     assert link is not None
-    for identity, size, most in ((OWNER, MESSAGE_MAX, 3 * MESSAGE_MAX), (None, STRANGER_MESSAGE_MAX, 64 << 10)):
+    for identity, size, most in ((OWNER, MAX_MESSAGE, 3 * MAX_MESSAGE), (None, MAX_STRANGER_MESSAGE, 64 << 10)):
         lazy = user(bench, identity)
         for _ in range(40):
             lazy.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(size))
@@ -359,7 +359,7 @@ def test_whatever_is_written_there(offset: int, data: bytes, during: bool) -> No
         pack_frame(1, FrameKind.OPEN) * 2,
         pack_frame(9, FrameKind.DATA, b"to nobody"),
         pack_frame(1, FrameKind.OPEN) + pack_frame(1, FrameKind.CREDIT, b"\xff\xff\xff\xff"),
-        pack_frame(1, FrameKind.OPEN) + pack_frame(1, FrameKind.DATA, bytes(FRAME_DATA_MAX)) * 3,
+        pack_frame(1, FrameKind.OPEN) + pack_frame(1, FrameKind.DATA, bytes(MAX_FRAME_DATA)) * 3,
         b"\xff" * 40,
     ],
 )

@@ -14,7 +14,7 @@ Anything here may have been written by somebody hostile: everything is checked, 
 from __future__ import annotations
 
 from veil.formats.channel.frames import (
-    FRAME_DATA_MAX,
+    MAX_FRAME_DATA,
     STRANGER_WINDOW,
     WINDOW,
     Frame,
@@ -23,8 +23,8 @@ from veil.formats.channel.frames import (
     pack_frame,
 )
 from veil.formats.channel.messages import (
-    MESSAGE_MAX,
-    STRANGER_MESSAGE_MAX,
+    MAX_MESSAGE,
+    MAX_STRANGER_MESSAGE,
     MessageReader,
     Request,
     Response,
@@ -50,9 +50,9 @@ __all__ = [
     "DOORBELL_MORE",
     "DOORBELL_PORT",
     "DOORBELL_SPOILT",
-    "FRAME_DATA_MAX",
-    "MESSAGE_MAX",
-    "STRANGER_MESSAGE_MAX",
+    "MAX_FRAME_DATA",
+    "MAX_MESSAGE",
+    "MAX_STRANGER_MESSAGE",
     "STRANGER_WINDOW",
     "WINDOW",
     "ChannelArea",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from veil.formats.errors import FormatError
 
 __all__ = [
-    "FRAME_DATA_MAX",
+    "MAX_FRAME_DATA",
     "STRANGER_WINDOW",
     "WINDOW",
     "Frame",
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _FRAME = struct.Struct("<IHHI")
-FRAME_DATA_MAX = 16 << 10
+MAX_FRAME_DATA = 16 << 10
 #: What a side may send on a connection before the other one has granted more by a CREDIT frame.
 WINDOW = 64 << 10
 #: The same, from the host to VeilMon: it grants the rest when the user has proved to be somebody whom the launch names.
@@ -78,7 +78,7 @@ class FrameReader:
         at = 0
         while len(held) - at >= _FRAME.size:
             connection, kind, reserved, length = _FRAME.unpack_from(held, at)
-            if kind not in _KINDS or reserved or length > FRAME_DATA_MAX:
+            if kind not in _KINDS or reserved or length > MAX_FRAME_DATA:
                 raise FormatError(f"channel frame of kind {kind} with {length} bytes")
             if kind != FrameKind.DATA and length != (4 if kind == FrameKind.CREDIT else 0):
                 raise FormatError(f"channel frame {FrameKind(kind).name} with {length} bytes")

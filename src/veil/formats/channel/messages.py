@@ -12,8 +12,8 @@ from veil.formats.errors import FormatError
 from veil.formats.status import Status
 
 __all__ = [
-    "MESSAGE_MAX",
-    "STRANGER_MESSAGE_MAX",
+    "MAX_MESSAGE",
+    "MAX_STRANGER_MESSAGE",
     "MessageReader",
     "Request",
     "Response",
@@ -23,9 +23,9 @@ __all__ = [
 
 _REQUEST = struct.Struct("<II16sHH")
 _RESPONSE = struct.Struct("<IIHH")
-MESSAGE_MAX = 1 << 20
+MAX_MESSAGE = 1 << 20
 #: The body of a request by somebody whom the launch does not name.
-STRANGER_MESSAGE_MAX = 4 << 10
+MAX_STRANGER_MESSAGE = 4 << 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pack_response(response: Response) -> bytes:
 class MessageReader:
     """Cuts the plain text of a connection into requests or responses, with bodies of at most `most` bytes."""
 
-    def __init__(self, most: int = MESSAGE_MAX) -> None:
+    def __init__(self, most: int = MAX_MESSAGE) -> None:
         self.most = most
         self._held = bytearray()
 

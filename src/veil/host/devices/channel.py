@@ -15,7 +15,7 @@ from veil.formats.channel import (
     DOORBELL_MORE,
     DOORBELL_PORT,
     DOORBELL_SPOILT,
-    FRAME_DATA_MAX,
+    MAX_FRAME_DATA,
     STRANGER_WINDOW,
     WINDOW,
     ChannelArea,
@@ -72,8 +72,8 @@ class ChannelConnection:
         """Bytes from the user."""
         if not self.is_open:
             return
-        for at in range(0, len(data), FRAME_DATA_MAX):
-            piece = data[at : at + FRAME_DATA_MAX]
+        for at in range(0, len(data), MAX_FRAME_DATA):
+            piece = data[at : at + MAX_FRAME_DATA]
             self._waiting.append(piece)
             self.unsent += len(piece)
         self._push()

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory
 
-__all__ = ["SCRATCH_LIMIT", "VERSION_MAX", "VERSION_MIN", "GhcbFault", "GhcbPage", "InjectException"]
+__all__ = ["MAX_SCRATCH", "VERSION_MAX", "VERSION_MIN", "GhcbFault", "GhcbPage", "InjectException"]
 
 #: Versions of the protocol that the host speaks.
 VERSION_MIN = 1
 VERSION_MAX = 2
 
 #: The largest scratch area outside of the GHCB page, KVM's bound.
-SCRATCH_LIMIT = 16 * PAGE_SIZE
+MAX_SCRATCH = 16 * PAGE_SIZE
 
 # Plain numbers: looking a name up in an enumeration takes longer than what is done with it here.
 _CPL = int(GhcbField.CPL)
@@ -182,7 +182,7 @@ class GhcbPage:
             offset = start - self.gpa
             if offset < SHARED_BUFFER or offset + length > SHARED_BUFFER_END:
                 raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
-        elif not start or length > SCRATCH_LIMIT or not self.may_use(start, length):
+        elif not start or length > MAX_SCRATCH or not self.may_use(start, length):
             raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
         return start
 

@@ -7,9 +7,9 @@ import enum
 from collections.abc import Callable, Mapping
 
 from veil.formats.channel import (
-    FRAME_DATA_MAX,
-    MESSAGE_MAX,
-    STRANGER_MESSAGE_MAX,
+    MAX_FRAME_DATA,
+    MAX_MESSAGE,
+    MAX_STRANGER_MESSAGE,
     STRANGER_WINDOW,
     WINDOW,
     Frame,
@@ -66,7 +66,7 @@ class Connection:
         self._roles = roles
         self._handshake_left = HANDSHAKE_BYTES
         self._input = bytearray()
-        self._reader = MessageReader(STRANGER_MESSAGE_MAX)
+        self._reader = MessageReader(MAX_STRANGER_MESSAGE)
         self._asked = False  # the reader may have a complete request
         self._may_send = WINDOW
         self._may_receive = STRANGER_WINDOW
@@ -145,7 +145,7 @@ class Connection:
         self.rank = Rank.KNOWN
         self._to_tell = True
         self._to_grant += WINDOW - STRANGER_WINDOW
-        self._reader.most = MESSAGE_MAX
+        self._reader.most = MAX_MESSAGE
 
     def respond(self, response: Response) -> None:
         """Queue a response."""
@@ -172,7 +172,7 @@ class Connection:
             grant, self._to_grant = self._to_grant, 0
             self._may_receive += grant
             return pack_frame(self.number, FrameKind.CREDIT, grant.to_bytes(4, "little"))
-        count = min(len(self._out), self._may_send, FRAME_DATA_MAX)
+        count = min(len(self._out), self._may_send, MAX_FRAME_DATA)
         if not count:
             return None
         data = bytes(self._out[:count])

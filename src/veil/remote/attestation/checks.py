@@ -21,7 +21,7 @@ TOPICS = (
 _DOCUMENT = "docs/attestation.md"
 #: The host chooses the names in certificates: text is cut at this many characters. Any honest check, with the list of
 #: what is expected, fits.
-_WORDS_MOST = 10_000
+_MAX_TEXT = 10_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Checklist:
         topic = topic or name
         if topic not in TOPICS:
             raise AssertionError(f"nobody has explained the check {topic!r}")
-        words = printable(good if ok else bad, _WORDS_MOST)
+        words = printable(good if ok else bad, _MAX_TEXT)
         self._checks.append(Check(printable(name), ok, words, topic, note=ok and note))
         return ok
 

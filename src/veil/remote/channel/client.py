@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
 from veil.errors import describe
-from veil.formats.channel import MESSAGE_MAX, MessageReader, Request, Response, pack_request
+from veil.formats.channel import MAX_MESSAGE, MessageReader, Request, Response, pack_request
 from veil.formats.errors import FormatError
 from veil.formats.printable import printable
 from veil.formats.status import Status
@@ -186,8 +186,8 @@ class ChannelClient:
 
     def send(self, service: uuid.UUID, call: int, body: bytes = b"") -> int:
         """Ask without waiting; returns the number that the answer will have."""
-        if len(body) > MESSAGE_MAX:
-            raise RemoteError(f"a request of {len(body)} bytes is too long: at most {MESSAGE_MAX}")
+        if len(body) > MAX_MESSAGE:
+            raise RemoteError(f"a request of {len(body)} bytes is too long: at most {MAX_MESSAGE}")
         number = self._next
         self._next = self._next % 0xFFFFFFFF + 1
         view = memoryview(pack_request(Request(number, service, call, body)))

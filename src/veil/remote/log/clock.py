@@ -32,14 +32,14 @@ _NS = 1_000_000_000
 #: The clock is set to the second at boot, and to less than that later.
 _TOLERANCE = 2 * _NS
 _DRIFT = 2000  # one part in 2000
-#: A clock set back is reported only when `_ENOUGH` records within `_WINDOW` agree on the new offset, to `_AGREE`.
+#: A clock set back is reported only when `_MIN_AGREEING` records within `_WINDOW` agree on the new offset, to `_AGREE`.
 _WINDOW = 10 * _NS
-_ENOUGH = 16
+_MIN_AGREEING = 16
 _AGREE = _NS // 2
 #: For this long after a restore or a reported clock change, a step is expected.
 _EXCUSED = 60 * _NS
 #: No reason excuses a step back by more: a restored machine's clock goes forward, and time zones are of hours.
-_MOST_BACK = 86_400 * _NS
+_MAX_BACK = 86_400 * _NS
 #: Nor did a call begin so long before the launch: in another life, of which a snapshot was restored since.
 _OLDEST_CALL = 366 * 86_400 * _NS
 #: A record that was stamped when it was made comes within that time, of the machine's when it runs.
@@ -113,11 +113,11 @@ class ClockCheck:
             self._agreeing += 1
             self._highest = max(self._highest, offset)
         self._count += 1
-        if self._agreeing >= _ENOUGH and entry.time_ns - self._began.time_ns >= _WINDOW:
+        if self._agreeing >= _MIN_AGREEING and entry.time_ns - self._began.time_ns >= _WINDOW:
             if self._highest < lowest:
                 self._step(self._highest, self._began)
             self._began = None
-        elif self._count >= 2 * _ENOUGH:
+        elif self._count >= 2 * _MIN_AGREEING:
             # They do not agree: calls that took long, or some from before it was set back.
             self._began = None
 
@@ -127,7 +127,7 @@ class ClockCheck:
         seconds = abs(step) / _NS
         way = "forward" if step > 0 else "back"
         words = f"the kernel's clock went {way} by {seconds:.1f} s against the machine's"
-        if entry.time_ns <= self._excused_ns and step >= -_MOST_BACK:
+        if entry.time_ns <= self._excused_ns and step >= -_MAX_BACK:
             self._report(FindingKind.CLOCK, entry, f"{words}, about when it was restored or set", False)
         else:
             self._report(FindingKind.CLOCK, entry, f"{words}: it was set, or the times are made up", True)

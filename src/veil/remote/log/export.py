@@ -32,7 +32,7 @@ _NAME = re.compile(r"(veil-log-[0-9]{20}\.jsonl)?")
 _BATCH_ENTRIES, _BATCH_BYTES = 500, 1 << 20
 _FILE_BYTES = 64 << 20
 #: no file of Linux's is longer
-_FILE_MOST = (1 << 63) - 1
+_MAX_FILE = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def read_position(place: Path) -> Position:
         position = Position(**value)
         if any(type(value[name]) is not type(due) for name, due in asdict(Position()).items()):
             raise ValueError("a value is of another type")
-        if any(not 0 <= number <= _FILE_MOST for number in (position.next, position.offset, position.size)):
+        if any(not 0 <= number <= _MAX_FILE for number in (position.next, position.offset, position.size)):
             raise ValueError("a number is out of range")
         if not _NAME.fullmatch(position.file):
             raise ValueError("a file of another name")

@@ -27,7 +27,7 @@ __all__ = ["LogFolder", "LogSummary", "audit_lines", "locked", "opened", "replac
 _ENTRIES, _STATE, _AUDIT, _LOCK = "entries.bin", "state.json", "audit.log", ".lock"
 _FLUSH = 1 << 20
 #: ausearch and aureport take what goes beyond MAX_AUDIT_MESSAGE_LENGTH (8970, with a zero) for the next line.
-_LINE_MOST = 8968
+_MAX_LINE = 8968
 _CUT = b" (cut)"
 _WITH_RECORDS = (EntryKind.RECORDS, EntryKind.INTENT)
 
@@ -50,8 +50,8 @@ def audit_lines(entry: LogEntry) -> Iterator[bytes]:
         if b"\n" in text or b"\0" in text:
             text = text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\0", b"\\0")
         line = f"type={type_name(record.type)} msg=".encode() + text
-        if len(line) > _LINE_MOST:
-            line = line[: _LINE_MOST - len(_CUT)] + _CUT
+        if len(line) > _MAX_LINE:
+            line = line[: _MAX_LINE - len(_CUT)] + _CUT
         yield line + b"\n"
 
 

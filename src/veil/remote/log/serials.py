@@ -39,7 +39,7 @@ _LATE_NS = 5_000_000_000
 _WRAP = 1 << 32
 _HALF = 1 << 31
 _RECENT = 1 << 14
-_MOST_GAPS = 1 << 10
+_MAX_GAPS = 1 << 10
 
 #: (kind, entry, words, distrust)
 Report = Callable[[FindingKind, LogEntry, str, bool], None]
@@ -64,7 +64,7 @@ class Drops:
     """Calls that found no room, as the service told. Each explains one number that is missing, and only once."""
 
     def __init__(self) -> None:
-        self._told: deque[_Drop] = deque(maxlen=_MOST_GAPS)
+        self._told: deque[_Drop] = deque(maxlen=_MAX_GAPS)
 
     def add(self, entry: LogEntry, count: int) -> None:
         """The service says that it had no room for `count` calls."""
@@ -135,7 +135,7 @@ class SerialCheck:
             return
         if self._fill(number, entry):
             self._remember(number, value)
-        elif 0 < self._first - number <= _MOST_GAPS and entry.time_ns - self._first_ns <= SETTLE_NS:
+        elif 0 < self._first - number <= _MAX_GAPS and entry.time_ns - self._first_ns <= SETTLE_NS:
             # In flight when the log's first event came.
             self._remember(number, value)
         else:
@@ -176,7 +176,7 @@ class SerialCheck:
         return True
 
     def _bound(self) -> None:
-        if len(self._gaps) > _MOST_GAPS:
+        if len(self._gaps) > _MAX_GAPS:
             self._give_up(self._gaps.pop(0))
 
     def settle(self, now_ns: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from veil.formats.log import RULES_MOST, WORDS_MOST, RulesState
+from veil.formats.log import MAX_RULES, MAX_RULES_MESSAGE, RulesState
 from veil.formats.status import Status
 from veil.services.interface import Refused
 
@@ -28,8 +28,8 @@ class Rules:
     @staticmethod
     def check(text: bytes) -> None:
         """Raises Refused for what cannot be rules."""
-        if not text or len(text) > RULES_MOST:
-            raise Refused(Status.BAD_REQUEST, f"audit rules have 1 to {RULES_MOST} bytes, not {len(text)}")
+        if not text or len(text) > MAX_RULES:
+            raise Refused(Status.BAD_REQUEST, f"audit rules have 1 to {MAX_RULES} bytes, not {len(text)}")
         if any((byte < 0x20 and byte not in b"\t\n") or byte > 0x7E for byte in text):
             raise Refused(Status.BAD_REQUEST, "audit rules are printable ASCII, a line each")
 
@@ -50,8 +50,10 @@ class Rules:
         except struct.error:
             raise Refused(Status.BAD_REQUEST, "the log's call RULES has other arguments") from None
         state, words = self._state, body[_LOADED.size :]
-        if len(words) > WORDS_MOST:
-            raise Refused(Status.BAD_REQUEST, f"auditctl's words have at most {WORDS_MOST} bytes, not {len(words)}")
+        if len(words) > MAX_RULES_MESSAGE:
+            raise Refused(
+                Status.BAD_REQUEST, f"auditctl's message has at most {MAX_RULES_MESSAGE} bytes, not {len(words)}"
+            )
         if loaded > state.wanted:
             raise Refused(Status.BAD_REQUEST, f"there are {state.wanted} generations of rules, not {loaded}")
         self._state = RulesState(state.wanted, loaded, status, words, state.text)

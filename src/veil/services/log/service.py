@@ -35,8 +35,8 @@ from veil.services.log.store import LogFull, LogStore
 __all__ = ["LogService"]
 
 _DEFAULT_MEMORY = 16 << 20
-_SMALLEST = 16 * PAGE_SIZE
-_FETCH_MOST = 224 << 10
+_MIN_MEMORY = 16 * PAGE_SIZE
+_MAX_FETCH = 224 << 10
 _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
 #: Room that the kernel's calls leave, so that the service can say that there was none for them.
 _RESERVE = ENTRY_HEADER.size + _U64.size
@@ -72,7 +72,7 @@ class LogService(Service):
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
         """As `memory` says, rounded up to whole pages."""
-        return max(_SMALLEST, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // PAGE_SIZE) * PAGE_SIZE)
+        return max(_MIN_MEMORY, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // PAGE_SIZE) * PAGE_SIZE)
 
     def start(self, settings: dict[str, Any]) -> None:
         """An empty log with a key of its own."""
@@ -147,7 +147,7 @@ class LogService(Service):
 
     def _fetch(self, user: User, body: bytes) -> bytes:
         sequence, most = _arguments(_FETCH, body)
-        return self.store.read(sequence, min(most, _FETCH_MOST))
+        return self.store.read(sequence, min(most, _MAX_FETCH))
 
     def _range(self, user: User, body: bytes) -> bytes:
         found = self.store.range_at_first()

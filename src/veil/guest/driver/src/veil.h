@@ -79,7 +79,7 @@ struct veil_heartbeat {
 #define VEIL_HEARTBEAT_VERSION 1
 #define VEIL_TICK_MS 250
 
-/* veil/formats/log.py: WORDS_MOST. */
+/* veil/formats/log.py: MAX_RULES_MESSAGE. */
 #define VEIL_WORDS_MOST 1024
 
 int veil_log_init(void);

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.formats.ghcb import GhcbReason, IoioInfo
-from veil.host.ghcb.fields import SCRATCH_LIMIT, GhcbFault
+from veil.host.ghcb.fields import MAX_SCRATCH, GhcbFault
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
@@ -43,7 +43,7 @@ def ioio(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
 def _string(host: Host, vmpl: int, ghcb: GhcbPage, port: int, size: int) -> None:
     count = ghcb.exit_info_2
     # Before the multiplication by `size` decides about anything: the count is 64 bits of the guest's choice.
-    if count > SCRATCH_LIMIT:
+    if count > MAX_SCRATCH:
         raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
     length = count * size
     platform = host.platform
