@@ -37,6 +37,10 @@ class ReportFile:
 
 def read_report(data: bytes) -> ReportFile:
     """A report in any form. Raises FormatError, which says what the data is not; nothing is verified here."""
+    # An editor's mark before text, a line's end after bytes: no report begins or ends so.
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if data[REPORT_BYTES:] in (b"\n", b"\r\n"):
+        data = data[:REPORT_BYTES]
     if len(data) != REPORT_BYTES and not data.startswith(HCL_SIGNATURE):
         try:
             data = from_text(data)
@@ -52,5 +56,9 @@ def read_report(data: bytes) -> ReportFile:
     if len(data) > REPORT_BYTES and is_certificate_table(data[REPORT_BYTES:]):
         return ReportFile(data[:REPORT_BYTES], data[REPORT_BYTES:])
     if len(data) != REPORT_BYTES:
-        raise FormatError(f"an attestation report has {REPORT_BYTES} bytes, not {len(data)}")
+        raise FormatError(
+            f"an attestation report has {REPORT_BYTES} bytes, not {len(data)}; "
+            "it is read as bytes, base64, hexadecimal, an SNP_GET_REPORT answer, with a certificate table behind it, "
+            "or in an Azure vTPM blob"
+        )
     return ReportFile(data)

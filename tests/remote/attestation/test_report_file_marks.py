@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What editors and shells put before and after a report."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from veil.formats.errors import FormatError
+from veil.remote import read_report
+
+REPORT = bytes([3, 0, 0, 0]) + bytes(range(1, 256)) * 4 + bytes(160)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_line_end_after_the_bytes(end: bytes) -> None:
+    assert read_report(REPORT + end).report == REPORT
+
+
+def test_a_byte_order_mark_before_text() -> None:
+    assert read_report(b"\xef\xbb\xbf" + base64.b64encode(REPORT)).report == REPORT
+
+
+def test_what_is_read_is_named() -> None:
+    with pytest.raises(FormatError, match="base64, hexadecimal"):
+        read_report(base64.b64encode(REPORT[:-8]))
