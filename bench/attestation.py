@@ -13,7 +13,7 @@ from bench.report import Latency, Rate
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.remote import CertificateChain, ChannelClient, Policy, TrustedRoots, attest, verify_report
+from veil.remote import CertificateChain, ChannelClient, Policy, Trust, TrustedRoots, attest, verify_report
 from veil.remote.attestation.evidence import ask_for_evidence
 
 __all__ = ["measure_attestation", "measure_cold"]
@@ -52,7 +52,7 @@ def measure_attestation(vm: ConfidentialVM) -> Iterator[Rate]:
         yield Rate("reports verified, chain and all", _rate(verify), "/s")
         yield Rate(
             "reports asked for and verified over the channel",
-            _rate(lambda: attest(client, policy=policy, roots=roots).raise_for_failure()),
+            _rate(lambda: attest(client, Trust(policy=policy, roots=roots)).raise_for_failure()),
             "/s",
         )
         body = os.urandom(_BODY)
@@ -73,7 +73,7 @@ def measure_cold() -> Iterator[Latency]:
             vm.launch()
             assert vm.image is not None
             with ChannelClient(vm.user_transport()) as client:
-                attest(client, policy=Policy(), roots=roots, expected=vm.image.log()).raise_for_failure()
+                attest(client, Trust(policy=Policy(), roots=roots, expected=vm.image.log())).raise_for_failure()
         finally:
             vm.close()
         times.append(time.perf_counter() - start)

@@ -13,7 +13,7 @@ from bench.report import Latency
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID
-from veil.remote import ChannelClient, Policy, SocketTransport, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, SocketTransport, Trust, TrustedRoots, attest
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.follow import follow_log
 from veil.remote.log.reader import LogReader
@@ -59,7 +59,7 @@ def _follow(
         place.lock(),
         ChannelClient(SocketTransport.connect(*address), identity=installation.user_key()) as client,
     ):
-        attested = attest(client, policy=policy, roots=roots)
+        attested = attest(client, Trust(policy=policy, roots=roots))
         attested.raise_for_failure()
         reader = LogReader(client, attested.services[LOG_GUID])
         end = time.monotonic() + _SECONDS

@@ -15,7 +15,8 @@ from pathlib import Path
 from bench.hostile import KINDS
 from bench.report import Strangers
 from veil.cvm import ConfidentialVM
-from veil.image.launch_image import protected_services
+from veil.formats.log_settings import LogSettings
+from veil.image.services_image import protected_services
 
 __all__ = ["measure_strangers"]
 
@@ -74,7 +75,7 @@ def _measure(
 def measure_strangers(say: Callable[[str], None]) -> list[Strangers]:
     """Each kind in turn, on one guest; the guest alone first and last."""
     found = []
-    with ConfidentialVM("256M", 1, services=protected_services(log_full="drop")) as vm:
+    with ConfidentialVM("256M", 1, services=protected_services(LogSettings(full="drop"))) as vm:
         listener = vm.listen()
         try:
             vm.run(_WORK)

@@ -17,6 +17,7 @@ from veil.formats.monitor_calls import AttestedAnswer
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
 from veil.remote.attestation.evidence import ask_for_evidence, check_evidence
 from veil.remote.attestation.policy import Policy
+from veil.remote.attestation.trust import Trust
 from veil.remote.channel.client import ChannelClient
 
 __all__ = ["TARGETS"]
@@ -40,7 +41,7 @@ class _Answer:
 def _evidence(data: bytes) -> None:
     found = ask_for_evidence(cast(ChannelClient, _Answer(data)), _NONCE)
     policy = Policy(measurement=(GUEST.measurement,))
-    result = check_evidence(found, _NONCE, _SERVER_KEY, policy=policy, roots=software_machine().roots)
+    result = check_evidence(found, _NONCE, _SERVER_KEY, Trust(policy=policy, roots=software_machine().roots))
     genuine = _genuine()
     if result.ok:
         assert found.report[:SIGNED_BYTES] == genuine.report[:SIGNED_BYTES]

@@ -13,8 +13,9 @@ from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
-from veil.image.launch_image import protected_services
-from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+from veil.formats.log_settings import LogSettings
+from veil.image.services_image import protected_services
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
 from veil.remote.log.reader import LogReader, LogState
 
 __all__ = ["BARE", "IDLE", "LogGuest", "Setup", "Totals", "boot_once"]
@@ -49,7 +50,7 @@ class Totals:
 
 def boot_once(path: Path) -> None:
     """Boot a guest with the programs, prepare it, and write its snapshot."""
-    services = protected_services(log_memory=_LOG_MEMORY, log_full="halt")
+    services = protected_services(LogSettings(memory=_LOG_MEMORY, full="halt"))
     with ConfidentialVM(MEMORY, files=program_files(Cache()), services=services, fresh=True) as vm:
         _check(vm.run(["sh", "-c", PREPARE], env=_ENVIRONMENT).exit_status, "preparing the guest")
         vm.snapshot(path)
@@ -97,7 +98,7 @@ class LogGuest:
         roots = TrustedRoots.amd().with_software_root(installation.software_root())
         policy = Policy(measurement=(self.vm.machine.secure_processor.measurement,))
         with ChannelClient(self.vm.user_transport(), identity=installation.user_key()) as client:
-            attested = attest(client, policy=policy, roots=roots)
+            attested = attest(client, Trust(policy=policy, roots=roots))
             attested.raise_for_failure()
             reader = LogReader(client, attested.services[LOG_GUID], known=self._known)
             kinds = (EntryKind.RECORDS,)

@@ -14,7 +14,8 @@ from veil.cli import main
 from veil.cli.common import parse_address
 from veil.cvm import Configuration
 from veil.errors import VeilError
-from veil.image.launch_image import protected_services
+from veil.formats.log_settings import LogSettings
+from veil.image.services_image import protected_services
 
 
 class _PlayedCvm:
@@ -255,6 +256,6 @@ def test_each_option_is_in_the_configuration(monkeypatch: pytest.MonkeyPatch, pl
         kernel="6.1",
         owners=(b"\xaa" * 32,),
         readers=(b"\xbb" * 32, b"\xcc" * 32),
-        services=protected_services(log_memory=1 << 20, log_full="drop"),
+        services=protected_services(LogSettings(memory=1 << 20, full="drop")),
         driver_options="log_intent=exec",
     )

@@ -34,6 +34,7 @@ _FAILURES = (
     "run --file :x -- true", "run --get x: -- true",
     "boot --memory 3M", "boot --kernel {e}", "inspect --memory 3M", "shell --memory many",
     "measure --memory many", "measure --kernel {0}", "measure --owner 12", "measure --log-memory lots",
+    "measure --service log", "measure --service disk:size=1",
     "measure --reader zz",
     "serve --listen nowhere", "serve --listen 127.0.0.1:99999", "serve --listen 127.0.0.1:http", "serve --owner xy",
     "serve --memory 3M",

@@ -6,9 +6,10 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from veil.cvm import Configuration
+from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import LaunchIdentityBlock
-from veil.image.launch_image import ServicesImage, protected_services
+from veil.image.services_image import ServicesImage, protected_services
 
 __all__ = ["configurations"]
 
@@ -17,7 +18,10 @@ _KEYS = st.lists(st.binary(min_size=32, max_size=32), max_size=8).map(tuple)
 _WORDS = st.lists(st.text(max_size=9), max_size=3).map(tuple)
 _NODES = st.builds(Node, st.integers(0, 0o177777), st.binary(max_size=99), st.tuples(_NUMBERS, _NUMBERS))
 _SERVICES = st.one_of(
-    st.builds(protected_services, log_memory=st.integers(1, 1 << 40), log_full=st.sampled_from(["halt", "drop"])),
+    st.builds(
+        protected_services,
+        st.builds(LogSettings, memory=st.integers(1, 1 << 40), full=st.sampled_from(["halt", "drop"])),
+    ),
     st.builds(
         ServicesImage,
         st.text(max_size=9),

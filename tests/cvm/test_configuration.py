@@ -17,8 +17,9 @@ from veil.cvm import ConfidentialVM, Configuration, parse_size
 from veil.cvm.configuration import Settings
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
+from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
-from veil.image.launch_image import protected_services
+from veil.image.services_image import protected_services
 from veil.installation import owner_fingerprint
 
 _KEY = bytes(range(32))
@@ -35,7 +36,7 @@ OTHERS: dict[str, Any] = {
     "host_data": _KEY,
     "identity": None,
     "report_version": 2,
-    "services": protected_services(log_full="drop"),
+    "services": protected_services(LogSettings(full="drop")),
     "driver_options": "log_heartbeat=500",
     "files": {"etc/word": Node.file(b"one")},
 }

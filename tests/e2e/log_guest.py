@@ -9,7 +9,7 @@ from tests.e2e.hijack import Hijack
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, LogEntry, parse_records
-from veil.remote import ChannelClient, Policy, Transport, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, Transport, Trust, TrustedRoots, attest
 from veil.remote.log.reader import LogReader, LogState
 from veil.services import ServiceDomain
 from veil.services.log import LogService
@@ -26,7 +26,7 @@ def log_reader(
     """An owner of the CVM: attests it, then reads its log."""
     client = ChannelClient(transport or vm.user_transport(timeout=timeout), identity=installation.user_key())
     policy = Policy(measurement=(vm.machine.secure_processor.measurement,))
-    attested = attest(client, policy=policy, roots=_roots())
+    attested = attest(client, Trust(policy=policy, roots=_roots()))
     attested.raise_for_failure()
     return LogReader(client, attested.services[LOG_GUID], known=known)
 

@@ -31,7 +31,7 @@ from veil.formats.status import Status
 from veil.host import DEFAULT_POLICY, GuestTerminated, LaunchRegion
 from veil.image.launch_image import LaunchImage
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
-from veil.remote import Attested, ChannelClient, Policy, RequestFailed, TrustedRoots, VerificationFailed, attest
+from veil.remote import Attested, ChannelClient, Policy, RequestFailed, Trust, TrustedRoots, VerificationFailed, attest
 from veil.remote.attestation.evidence import ask_for_evidence
 from veil.remote.channel.identity import UserKey
 from veil.snp import MODEL_TCB, SnpError
@@ -92,7 +92,7 @@ def launched(change: Callable[[LaunchRegion], LaunchRegion] | None = None, **opt
 
 def check(host: Host, expected: LaunchLog, roots: TrustedRoots, **more: object) -> Attested:
     with host.client() as client:
-        return attest(client, policy=Policy(), roots=roots, expected=expected, host_log=host.log, **more)  # type: ignore[arg-type]
+        return attest(client, Trust(policy=Policy(), roots=roots, expected=expected, host_log=host.log, **more))  # type: ignore[arg-type]
 
 
 def failures(result: Attested) -> dict[str, str]:
@@ -104,18 +104,18 @@ def failures(result: Attested) -> dict[str, str]:
 def test_fresh_boot(expected: LaunchLog, roots: TrustedRoots) -> None:
     """The whole way, with a kernel that is up."""
     with ConfidentialVM(MEMORY, fresh=True) as vm, ChannelClient(vm.user_transport()) as client:
-        result = attest(client, policy=Policy(), roots=roots, expected=expected)
+        result = attest(client, Trust(policy=Policy(), roots=roots, expected=expected))
         result.raise_for_failure()
         assert result.machine == "software"
         assert vm.run(["true"]).exit_status == 0
-        again = attest(client, policy=Policy(measurement=(expected.digest(),)), roots=roots)
+        again = attest(client, Trust(policy=Policy(measurement=(expected.digest(),)), roots=roots))
         again.raise_for_failure()
 
 
 def test_resumed_guest(expected: LaunchLog, roots: TrustedRoots) -> None:
     for _ in range(2):
         with ConfidentialVM(MEMORY) as vm, ChannelClient(vm.user_transport()) as client:
-            attest(client, policy=Policy(), roots=roots, expected=expected).raise_for_failure()
+            attest(client, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
 
 
 # Another image
@@ -194,9 +194,9 @@ def test_another_cpuid_page(expected: LaunchLog, roots: TrustedRoots) -> None:
 
 def test_host_that_lies_about_what_it_launched(expected: LaunchLog, roots: TrustedRoots) -> None:
     with launched(changed("kernel", 0x100000)) as host, host.client() as client:
-        result = attest(client, policy=Policy(), roots=roots, expected=expected, host_log=expected)
+        result = attest(client, Trust(policy=Policy(), roots=roots, expected=expected, host_log=expected))
         assert "not that of the launch in the report" in failures(result)["what was launched"]
-        result = attest(client, policy=Policy(), roots=roots, expected=expected)
+        result = attest(client, Trust(policy=Policy(), roots=roots, expected=expected))
         assert "no launch log" in failures(result)["what was launched"]
 
 
@@ -220,8 +220,8 @@ def test_debug_policy(expected: LaunchLog, roots: TrustedRoots) -> None:
 def test_host_data(expected: LaunchLog, roots: TrustedRoots) -> None:
     with launched(host_data=b"h" * 32) as host, host.client() as client:
         good = Policy(host_data=b"h" * 32)
-        attest(client, policy=good, roots=roots, expected=expected).raise_for_failure()
-        bad = attest(client, policy=Policy(host_data=bytes(32)), roots=roots, expected=expected)
+        attest(client, Trust(policy=good, roots=roots, expected=expected)).raise_for_failure()
+        bad = attest(client, Trust(policy=Policy(host_data=bytes(32)), roots=roots, expected=expected))
         assert set(failures(bad)) == {"host data"}
 
 
@@ -280,10 +280,10 @@ def forward(client: ChannelClient) -> Callable[[Request], Response]:
 def test_relay_with_a_key_of_its_own(expected: LaunchLog, roots: TrustedRoots) -> None:
     with launched() as host, host.client() as real:
         with ChannelClient(Impostor(forward(real))) as client:
-            found = failures(attest(client, policy=Policy(), roots=roots, expected=expected))
+            found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
             assert set(found) == {"channel key"}
             assert "somebody sits in between" in found["channel key"]
-        attest(real, policy=Policy(), roots=roots, expected=expected).raise_for_failure()
+        attest(real, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
 
 
 def test_replayed_report(expected: LaunchLog, roots: TrustedRoots) -> None:
@@ -292,7 +292,7 @@ def test_replayed_report(expected: LaunchLog, roots: TrustedRoots) -> None:
         recorded = real.request(CHANNEL_SERVICE, ATTEST, bytes(64))
         replay = Impostor(lambda request: Response(request.number, Status.OK, recorded))
         with ChannelClient(replay) as client:
-            found = failures(attest(client, policy=Policy(), roots=roots, expected=expected))
+            found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
         assert set(found) == {"freshness", "channel key"}
         assert "an old one" in found["freshness"]
 
@@ -304,7 +304,7 @@ def test_old_nonce(expected: LaunchLog, roots: TrustedRoots) -> None:
         stolen: ChannelKey = program._key  # type: ignore[union-attr]
         body = real.request(CHANNEL_SERVICE, ATTEST, b"old nonce".ljust(64))
         with ChannelClient(Impostor(lambda request: Response(request.number, Status.OK, body), stolen)) as client:
-            found = failures(attest(client, policy=Policy(), roots=roots, expected=expected))
+            found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
         assert "does not bind our nonce" in found["freshness"]
 
 
@@ -322,7 +322,7 @@ def test_report_of_another_cvm(expected: LaunchLog, roots: TrustedRoots) -> None
         program = bad.vm.machine.hosted_program(bad.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
         with ChannelClient(Impostor(answer, program._key)) as client:  # type: ignore[union-attr]
             assert client.server_key == inside.server_key
-            found = failures(attest(client, policy=Policy(), roots=roots, expected=expected))
+            found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
         assert set(found) == {"channel key"}
 
 
@@ -352,7 +352,7 @@ def test_guest_kernel_cannot_speak_for_the_monitor(expected: LaunchLog, roots: T
             return Response(request.number, Status.OK, lengths + report + manifest + certificates)
 
         with ChannelClient(Impostor(answer, mine)) as client:
-            found = failures(attest(client, policy=Policy(), roots=roots, expected=expected))
+            found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
         assert set(found) == {"VMPL"}
 
 
@@ -410,7 +410,7 @@ def test_guests_of_one_snapshot_are_told_apart(expected: LaunchLog, roots: Trust
     with ConfidentialVM(MEMORY) as one, ConfidentialVM(MEMORY) as two:
         with ChannelClient(one.user_transport()) as first, ChannelClient(two.user_transport()) as second:
             for client in (first, second):
-                attest(client, policy=Policy(), roots=roots, expected=expected).raise_for_failure()
+                attest(client, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
             assert first.server_key != second.server_key
         keys = [vm.machine.secure_processor.vmpcks for vm in (one, two)]
         assert all(keys[0][vmpl] != keys[1][vmpl] for vmpl in range(3))

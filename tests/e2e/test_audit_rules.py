@@ -11,7 +11,7 @@ from tests.e2e.log_guest import log_reader
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, EntryKind, parse_records
-from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
 from veil.remote.channel.identity import UserKey
 from veil.remote.errors import RemoteError
 from veil.remote.log.audit_rules import default_rules, load_rules
@@ -22,7 +22,7 @@ from veil.remote.log.reader import LogReader
 def reader(vm: ConfidentialVM) -> Iterator[LogReader]:
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
     with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-        attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
+        attested = attest(client, Trust(policy=Policy(), roots=roots, expected=vm.build_image().log()))
         attested.raise_for_failure()
         yield LogReader(client, attested.services[LOG_GUID])
 
@@ -129,6 +129,6 @@ def test_only_owners_and_only_rules(vm: ConfidentialVM, reader: LogReader) -> No
             reader.set_rules(text)
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
     with ChannelClient(vm.user_transport(), identity=UserKey.generate()) as client:
-        attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
+        attested = attest(client, Trust(policy=Policy(), roots=roots, expected=vm.build_image().log()))
         with pytest.raises(RemoteError, match="only an owner"):
             LogReader(client, attested.services[LOG_GUID]).set_rules(default_rules())

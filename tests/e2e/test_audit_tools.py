@@ -16,7 +16,7 @@ from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, parse_records
 from veil.guest.initramfs.userland import debian_programs
-from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.reader import LogReader
 
@@ -82,7 +82,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         assert vm.run(["auditctl", "-D"]).exit_status == 0
         roots = TrustedRoots.amd().with_software_root(installation.software_root())
         with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-            attested = attest(client, policy=Policy(), roots=roots, expected=vm.build_image().log())
+            attested = attest(client, Trust(policy=Policy(), roots=roots, expected=vm.build_image().log()))
             attested.raise_for_failure()
             reader = LogReader(client, attested.services[LOG_GUID])
             folder.add(list(reader.fetch()), reader.state)

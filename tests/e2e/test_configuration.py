@@ -17,10 +17,11 @@ from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.formats.log import LOG_GUID
+from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import DEFAULT_POLICY
-from veil.image.launch_image import PROTECTED_SERVICES, protected_services
-from veil.remote import ChannelClient, Policy, RequestFailed, TrustedRoots, UserKey, attest
+from veil.image.services_image import PROTECTED_SERVICES, protected_services
+from veil.remote import ChannelClient, Policy, RequestFailed, Trust, TrustedRoots, UserKey, attest
 from veil.remote.log.reader import LogReader
 from veil.snp.snapshot import read_snapshot, write_snapshot
 
@@ -40,7 +41,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         policy=_POLICY,
         host_data=_HOST_DATA,
         report_version=2,
-        services=protected_services(log_memory=1 << 20, log_full="drop"),
+        services=protected_services(LogSettings(memory=1 << 20, full="drop")),
         driver_options="log_heartbeat=700",
         files={"etc/word": Node.file(b"unusual\n")},
     )
@@ -69,7 +70,7 @@ def _behaves(vm: ConfidentialVM, configuration: Configuration, owner: UserKey, r
     installation_user = installation.user_key()
     for key in (owner, reader, installation_user):
         with ChannelClient(vm.user_transport(), identity=key) as client:
-            outcome = attest(client, policy=demanded, roots=roots)
+            outcome = attest(client, Trust(policy=demanded, roots=roots))
             outcome.raise_for_failure()
             report = outcome.verification.report
             assert (report.policy, report.host_data, report.version) == (_POLICY, _HOST_DATA, 2)

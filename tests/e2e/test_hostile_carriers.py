@@ -15,7 +15,7 @@ from veil.cvm import ConfidentialVM
 from veil.formats.channel import DOORBELL_PORT, DOORBELL_SPOILT
 from veil.formats.ghcb import NaeEvent
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.remote import ChannelClient, ChannelClosed, Policy, TrustedRoots, attest
+from veil.remote import ChannelClient, ChannelClosed, Policy, Trust, TrustedRoots, attest
 from veil.snp import ExitCode
 
 Resume = Callable[[], ConfidentialVM]
@@ -45,7 +45,7 @@ def comes_back(vm: ConfidentialVM) -> None:
     for _ in range(4):
         try:
             with ChannelClient(vm.user_transport(timeout=2.0)) as client:
-                attest(client, policy=policy, roots=roots).raise_for_failure()
+                attest(client, Trust(policy=policy, roots=roots)).raise_for_failure()
             return
         except ChannelClosed:
             continue

@@ -75,7 +75,7 @@ def test_kernel_that_takes_the_hook_away(kernel: HostileKernel, how: str) -> Non
 def test_silence(kernel: HostileKernel, how: str) -> None:
     kernel.do("records", text="before", count=3)
     if how == "stop_heart":
-        kernel.do("stop_heart", heart=kernel.symbol("heart"))
+        kernel.do("stop_heart", heart=kernel.symbol("heartbeat_work"))
     elif how == "rmmod":
         kernel.sh("rmmod veil")
         kernel.do("records", text="after", count=3)

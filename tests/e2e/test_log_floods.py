@@ -17,7 +17,7 @@ from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, Log
 from veil.formats.request_block import BLOCK_HEADER
 from veil.formats.status import Status
 from veil.host import RunResult
-from veil.image.launch_image import PROTECTED_SERVICES, ServicesImage
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote.log.reader import LogReader
 
 _KIB = 1 << 10

@@ -17,7 +17,7 @@ from veil.cvm import ConfidentialVM
 from veil.formats.attestation_report import AttestationReport
 from veil.formats.log import LOG_GUID
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
-from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
 
 #: The kernel's own level; without it, level 0 is asked for, which is refused.
 _OWN = "echo 3 > privlevel"
@@ -174,7 +174,7 @@ def test_hostile_carrier_of_the_kernels_messages(
     assert b"Disabling VMPCK" in sh(vm, "dmesg") or b"isabling vmpck" in sh(vm, "dmesg")
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
     with ChannelClient(vm.user_transport()) as client:
-        attest(client, policy=Policy(measurement=(processor.measurement,)), roots=roots).raise_for_failure()
+        attest(client, Trust(policy=Policy(measurement=(processor.measurement,)), roots=roots)).raise_for_failure()
 
 
 def _flip(page: bytes) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import (
     GuestHung,
     GuestPanic,
@@ -24,8 +25,6 @@ from veil.host import (
 )
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
-
-from .fakes import GHCB, VMSA, Guest, Step
 
 MONITOR, KERNEL, SERVICES = VMSA, 0x2000, 0x3000
 KERNEL_1, MONITOR_1 = 0x6000, 0x7000

@@ -12,22 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.monitor.wire import Wire
-from veil.formats.domains import Domain
-from veil.formats.errors import FormatError
-from veil.formats.request_block import BlockRequest, read_answer, write_request
-from veil.formats.roles import Call, Role
-from veil.formats.service_domain import COPY_PAGES, OUTBOX_SIZE, CopyIn, Move, Restrict
-from veil.formats.status import Status
-from veil.monitor import Option, Owner, VeilMon
-from veil.monitor.svsm_call import ResultCode
-from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services import Asking, KernelRequest, MonitorRefused, Service, ServiceDomain, UserHandler
-from veil.services.program import MAX_ASKS
-from veil.snp import RmpViolation, SnapshotError
-from veil.snp.rmp import Permission, RmpResult
-
-from .harness import (
+from tests.monitor.harness import (
     FREE,
     FREE_2M,
     KERNEL_CAA,
@@ -44,6 +29,20 @@ from .harness import (
     Bench,
     kernel_vmsa,
 )
+from tests.monitor.wire import Wire
+from veil.formats.domains import Domain
+from veil.formats.errors import FormatError
+from veil.formats.request_block import BlockRequest, read_answer, write_request
+from veil.formats.roles import Call, Role
+from veil.formats.service_domain import COPY_PAGES, OUTBOX_SIZE, CopyIn, Move, Restrict
+from veil.formats.status import Status
+from veil.monitor import Option, Owner, VeilMon
+from veil.monitor.svsm_call import ResultCode
+from veil.remote.channel.client import ChannelClient, RequestFailed
+from veil.services import Asking, KernelRequest, MonitorRefused, Service, ServiceDomain, UserHandler
+from veil.services.program import MAX_ASKS
+from veil.snp import RmpViolation, SnapshotError
+from veil.snp.rmp import Permission, RmpResult
 
 MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
 TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH = range(10, 17)

@@ -15,7 +15,7 @@ import pytest
 from tests.monitor.harness import SERVICE_MEMORY, Bench
 from tests.monitor.wire import Wire
 from veil.formats.status import Status
-from veil.image.launch_image import ServicesImage
+from veil.image.services_image import ServicesImage
 from veil.monitor import Option, VeilMon
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.channel.identity import UserKey

@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veil.cli.common import CvmOptions, Progress, cvm_options, parse_address
-from veil.cli.evidence import (
-    EXIT_NOT_VERIFIED,
-    checks_as_json,
-    demands,
-    make_policy,
-    make_roots,
-    parse_time,
-    print_checks,
-    read_certificates,
-    read_file,
-    read_launch_log,
-    trust_options,
-)
+from veil.cli.evidence import EXIT_NOT_VERIFIED, TrustOptions, checks_as_json, print_checks, trust_options
 from veil.cli.output import emit_json
 from veil.errors import VeilError
 from veil.formats.printable import printable
@@ -48,14 +36,7 @@ def attest(
     cvm: CvmOptions,
     connect: str | None,
     fresh: bool,
-    software: bool,
-    launch_log: str | None,
-    software_root: str | None,
-    chains: tuple[str, ...],
-    crls: tuple[str, ...],
-    at: str | None,
-    policy_file: str | None,
-    measurements: tuple[str, ...],
+    trust: TrustOptions,
     as_json: bool,
 ) -> int:
     """Verify that a secure channel ends in VeilMon inside the CVM that one means, and say what was verified.
@@ -71,45 +52,26 @@ def attest(
     Exit status: 0 verified; 1 not verified; 125 there was nothing that could be verified.
     """
     from veil.formats.errors import FormatError
-    from veil.remote import Policy, attest
+    from veil.remote import attest
 
     if cvm.no_monitor:
         raise VeilError("without a monitor there is no secure channel to attest; the guest can ask for reports itself")
-    policy = make_policy(policy_file, ()) if policy_file else Policy()
-    policy = demands(policy, measurements)
-    roots = make_roots(software_root, software=software)
     progress = Progress(quiet=as_json)
-    certificates = [read_certificates(name) for name in chains]
-    revocations = [read_file(name) for name in crls]
-    when = parse_time(at)
     try:
-        expected = read_launch_log(launch_log) if launch_log is not None else None
         if connect is not None:
-            if expected is None and not policy.measurement:
-                raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
-            opened = _elsewhere(connect)
+            believed, opened = trust.of_a_cvm_elsewhere(), _elsewhere(connect)
         else:
-            opened = _here(cvm.configuration(), fresh, progress)
+            believed, opened = trust.trust(), _here(cvm.configuration(), fresh, progress)
         start = time.monotonic()
         with opened as (client, vm):
-            host_log: LaunchLog | None = None
             if vm is not None:
-                if expected is None and not policy.measurement:
-                    expected = vm.build_image().log()
-                host_log = vm.image.log() if vm.image is not None else None
-            result = attest(
-                client,
-                policy=policy,
-                roots=roots,
-                certificates=certificates,
-                at=when,
-                crls=revocations,
-                expected=expected,
-                host_log=host_log,
-            )
+                if believed.expected is None and not believed.policy.measurement:
+                    believed = believed.replace(expected=vm.build_image().log())
+                believed = believed.replace(host_log=vm.image.log() if vm.image is not None else None)
+            result = attest(client, believed)
     except FormatError as error:
         raise VeilError(f"the evidence is unusable: {error}") from error
-    _show(result, expected, time.monotonic() - start, as_json=as_json)
+    _show(result, believed.expected, time.monotonic() - start, as_json=as_json)
     return 0 if result.ok else EXIT_NOT_VERIFIED
 
 

@@ -15,10 +15,12 @@ import click
 
 from veil.cli.output import EXIT_FAILURE, tell
 from veil.errors import VeilError
+from veil.formats.log_settings import DROP, HALT
 
 if TYPE_CHECKING:
     from veil.cvm import Configuration
     from veil.cvm.configuration import Settings
+    from veil.image.services_image import ServicesImage
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -34,8 +36,6 @@ __all__ = [
 ]
 
 EXIT_INTERRUPTED = 130
-
-_LOG_MEMORY, _LOG_FULL = "16M", "halt"
 
 
 def status_of(error: VeilError) -> int:
@@ -90,13 +90,20 @@ _CVM_OPTIONS = (
 
 
 _SERVICES_OPTIONS = (
-    click.option("--log-memory", default=_LOG_MEMORY, show_default=True, metavar="SIZE", help="VeilS-LOG's memory."),
+    click.option(
+        "--service",
+        multiple=True,
+        metavar="NAME:KEY=VALUE,...",
+        help="Settings of a protected service, as in log:memory=64M,full=drop.",
+    ),
+    click.option(
+        "--log-memory", metavar="SIZE", help="VeilS-LOG's memory (--service log:memory=SIZE).  [default: 16M]"
+    ),
     click.option(
         "--log-full",
-        type=click.Choice(["halt", "drop"]),
-        default=_LOG_FULL,
-        show_default=True,
-        help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted.",
+        type=click.Choice([HALT, DROP]),
+        help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted (--service "
+        f"log:full=...).  [default: {HALT}]",
     ),
     click.option(
         "--driver-options",
@@ -126,30 +133,41 @@ _USER_OPTIONS = (
 
 @dataclass(frozen=True)
 class CvmOptions:
-    """What the command line says of the CVM that is meant. `log_memory` to `reader`: of commands that have them."""
+    """What the command line says of the CVM that is meant. `service` to `reader`: of commands that have them."""
 
     memory: str
     vcpus: int
     kernel: str | None
     no_monitor: bool
-    log_memory: str = _LOG_MEMORY
-    log_full: str = _LOG_FULL
+    service: tuple[str, ...] = ()
+    log_memory: str | None = None
+    log_full: str | None = None
     driver_options: str = ""
     owner: tuple[str, ...] = ()
     reader: tuple[str, ...] = ()
 
     def configuration(self, **more: Unpack[Settings]) -> Configuration:
         """The CVM's configuration; raises VeilError. It makes this installation's user, if nobody else is the owner."""
-        from veil.cvm import Configuration, parse_size
-        from veil.image.launch_image import protected_services
+        from veil.cvm import Configuration
 
         more.setdefault("kernel", self.kernel)
         more.setdefault("monitor", not self.no_monitor)
-        more.setdefault("services", protected_services(log_memory=parse_size(self.log_memory), log_full=self.log_full))
+        more.setdefault("services", self._services())
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))
         more.setdefault("readers", _fingerprints(self.reader, "--reader must be 64 hexadecimal digits (`veil key`)"))
         return Configuration.make(self.memory, self.vcpus, **more)
+
+    def _services(self) -> ServicesImage:
+        from veil.formats.errors import FormatError
+        from veil.image.services_image import services_from_text
+
+        short = {"memory": self.log_memory, "full": self.log_full}
+        texts = [f"log:{key}={value}" for key, value in short.items() if value is not None]
+        try:
+            return services_from_text([*texts, *self.service])
+        except FormatError as error:
+            raise VeilError(str(error)) from error
 
 
 def cvm_options(*, services: bool = False, users: bool = False) -> Callable[[Function], Function]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
     from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LogEntry
-    from veil.remote import ChannelClient
     from veil.remote.attestation.evidence import Attested
     from veil.remote.log.folder import LogFolder
     from veil.remote.log.reader import LogReader
@@ -66,9 +65,8 @@ def demo() -> int:
     with vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
         say(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
         _in_guest(vm, _SCRIPT)
-        with _attested(vm, expected) as (client, outcome):
-            _show_attestation(outcome)
-            _show_log(vm, _reader(client, outcome), intruder, Path(directory))
+        with _open_log(vm, expected) as reader:
+            _show_log(vm, reader, intruder, Path(directory))
     return 0
 
 
@@ -79,16 +77,15 @@ def _in_guest(vm: ConfidentialVM, script: str) -> None:
 
 
 @contextmanager
-def _attested(vm: ConfidentialVM, expected: LaunchLog) -> Iterator[tuple[ChannelClient, Attested]]:
+def _open_log(vm: ConfidentialVM, expected: LaunchLog) -> Iterator[LogReader]:
     """As `veil attest --software` does: raises VerificationFailed if anything does not hold."""
     from veil import installation
-    from veil.remote import ChannelClient, Policy, TrustedRoots, attest
+    from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
+    from veil.remote.log.connect import open_log
 
     roots = TrustedRoots.amd().with_software_root(installation.software_root())
     with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-        outcome = attest(client, policy=Policy(), roots=roots, expected=expected)
-        outcome.raise_for_failure()
-        yield client, outcome
+        yield open_log(client, Trust(Policy(), roots=roots, expected=expected), on_attested=_show_attestation)
 
 
 def _show_attestation(outcome: Attested) -> None:
@@ -97,13 +94,6 @@ def _show_attestation(outcome: Attested) -> None:
         words = next(check.words for check in outcome.checks if check.name == name)
         say(f"ok    {name:<16}  {words}")
     say(f"verified ({len(outcome.checks)} checks); machine: {outcome.machine}")
-
-
-def _reader(client: ChannelClient, outcome: Attested) -> LogReader:
-    from veil.formats.log import LOG_GUID
-    from veil.remote.log.reader import LogReader
-
-    return LogReader(client, outcome.services[LOG_GUID])
 
 
 def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory: Path) -> None:

@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import options
+from veil.cli.common import Function, options
 from veil.cli.output import Mark, say, say_all
 from veil.errors import VeilError, describe
 
 if TYPE_CHECKING:
     from veil.formats.launch_digest import LaunchLog
-    from veil.remote import Check, Policy, TrustedRoots
+    from veil.remote import Check, Policy, Trust, TrustedRoots
 
 __all__ = [
     "EXIT_NOT_VERIFIED",
+    "TrustOptions",
     "checks_as_json",
     "demands",
     "hex_bytes",
@@ -41,19 +44,6 @@ __all__ = [
 EXIT_NOT_VERIFIED = 1
 
 _MAX_BYTES = 64 << 20
-
-#: The options that say whom to believe and what to demand.
-trust_options = options(
-    click.option(
-        "--software-root", metavar="FILE",
-        help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
-    ),
-    click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates: ASK, ARK, VCEK."),
-    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root."),
-    click.option("--at", metavar="TIME", help="When certificates must be valid (ISO 8601, UTC); by default now."),
-    click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
-    click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),
-)  # fmt: skip
 
 
 def read_file(name: str) -> bytes:
@@ -161,6 +151,66 @@ def demands(policy: Policy, measurements: Iterable[str]) -> Policy:
     """With more launch digests."""
     more = tuple(hex_bytes(text, 48, "--measurement") for text in measurements)
     return policy.replace(measurement=(*policy.measurement, *more)) if more else policy
+
+
+_TRUST_OPTIONS = (
+    click.option(
+        "--software-root", metavar="FILE",
+        help="Believe machines of this root, too: software machines, which protect nobody from who runs them.",
+    ),
+    click.option("--chain", "chains", multiple=True, metavar="FILE", help="Certificates: ASK, ARK, VCEK."),
+    click.option("--crl", "crls", multiple=True, metavar="FILE", help="A revocation list of the root."),
+    click.option("--at", metavar="TIME", help="When certificates must be valid (ISO 8601, UTC); by default now."),
+    click.option("--policy", "policy_file", metavar="FILE", help="What to demand, a TOML file (docs/attestation.md)."),
+    click.option("--measurement", "measurements", multiple=True, metavar="HEX", help="A launch digest that is good."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """What the command line says of whom to believe and what to demand. `software`, `launch_log`: of commands that have
+    them."""
+
+    software: bool | None = None
+    launch_log: str | None = None
+    software_root: str | None = None
+    chains: tuple[str, ...] = ()
+    crls: tuple[str, ...] = ()
+    at: str | None = None
+    policy_file: str | None = None
+    measurements: tuple[str, ...] = ()
+
+    def trust(self) -> Trust:
+        """All of it read; raises VeilError."""
+        from veil.remote import Trust
+
+        return Trust(
+            make_policy(self.policy_file, self.measurements),
+            roots=make_roots(self.software_root, software=self.software),
+            certificates=tuple(read_certificates(name) for name in self.chains),
+            crls=tuple(read_file(name) for name in self.crls),
+            at=parse_time(self.at),
+            expected=read_launch_log(self.launch_log) if self.launch_log is not None else None,
+        )
+
+    def of_a_cvm_elsewhere(self) -> Trust:
+        """The same for a CVM of which nothing else says what it should be; raises VeilError."""
+        trust = self.trust()
+        if trust.expected is None and not trust.policy.measurement:
+            raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
+        return trust
+
+
+def trust_options(function: Function) -> Function:
+    """The options that say whom to believe and what to demand; the command gets them as `trust`, a `TrustOptions`."""
+    names = [item.name for item in fields(TrustOptions)]
+
+    @functools.wraps(function)
+    def command(*args: Any, **values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in names if name in values}
+        return function(*args, trust=TrustOptions(**chosen), **values)
+
+    return options(*_TRUST_OPTIONS)(command)  # type: ignore[return-value]
 
 
 def print_checks(checks: Iterable[Check], *, verdict: Iterable[str]) -> None:

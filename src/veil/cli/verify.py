@@ -7,11 +7,9 @@ import click
 
 from veil.cli.evidence import (
     EXIT_NOT_VERIFIED,
+    TrustOptions,
     checks_as_json,
     hex_bytes,
-    make_policy,
-    make_roots,
-    parse_time,
     print_checks,
     read_certificate_table,
     read_certificates,
@@ -38,12 +36,7 @@ def verify(
     vcek: str | None,
     certificates: str | None,
     report_data: str | None,
-    software_root: str | None,
-    chains: tuple[str, ...],
-    crls: tuple[str, ...],
-    at: str | None,
-    policy_file: str | None,
-    measurements: tuple[str, ...],
+    trust: TrustOptions,
     as_json: bool,
 ) -> int:
     """Verify the attestation REPORT of an SEV-SNP guest down to AMD's root; "-" is stdin.
@@ -68,8 +61,9 @@ def verify(
     from veil.formats.errors import FormatError
     from veil.remote import CertificateChain, read_report, verify_report
 
-    blobs = [read_certificates(name) for name in (*((vcek,) if vcek else ()), *chains)]
-    policy = make_policy(policy_file, measurements)
+    own = [read_certificates(vcek)] if vcek else []
+    believed = trust.trust()
+    blobs, policy = [*own, *believed.certificates], believed.policy
     if report_data is not None:
         policy = policy.replace(report_data=hex_bytes(report_data, 64, "--report-data"))
     try:
@@ -90,9 +84,9 @@ def verify(
             file,
             chain,
             policy=policy,
-            roots=make_roots(software_root),
-            at=parse_time(at),
-            crls=[read_file(name) for name in crls],
+            roots=believed.roots,
+            at=believed.at,
+            crls=believed.crls,
         )
     except FormatError as error:
         raise VeilError(f"{report}: {error}") from error

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,10 +13,12 @@ from typing import Any, TypedDict, Unpack
 
 from veil.cvm.plain_values import PlainValueError, from_plain, to_plain, typed
 from veil.errors import VeilError
+from veil.formats import sizes
+from veil.formats.errors import FormatError
 from veil.guest.initramfs.archive import Node
 from veil.guest.linux.kernel import DEFAULT_SERIES, is_series
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock
-from veil.image.launch_image import PROTECTED_SERVICES, ServicesImage
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import owner_fingerprint
 
 __all__ = ["QUIET", "Configuration", "Settings", "parse_size"]
@@ -152,7 +153,7 @@ def parse_size(text: str | int) -> int:
     """Bytes from "512M", "4G", "1048576"; raises VeilError."""
     if isinstance(text, int):
         return text
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise VeilError(f"{text!r} is not a size: write a number and K, M or G, as in 512M")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
+    try:
+        return sizes.parse_size(text)
+    except FormatError as error:
+        raise VeilError(str(error)) from error

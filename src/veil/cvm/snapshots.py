@@ -17,7 +17,8 @@ from veil.cvm.configuration import Configuration
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor
-from veil.image.launch_image import ServicesImage, hosted_programs
+from veil.image.launch_image import hosted_programs
+from veil.image.services_image import ServicesImage
 from veil.installation import endorsement
 from veil.private_files import require_private
 from veil.snp import Machine, SnpError

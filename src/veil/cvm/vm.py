@@ -28,7 +28,8 @@ from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher, RunResult, RunState
 from veil.host.devices import Platform
-from veil.image.launch_image import PROTECTED_SERVICES, LaunchImage, ServicesImage
+from veil.image.launch_image import LaunchImage
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import Machine, SnpError, build_engine
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
-from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
-from veil.formats.service_domain import OUTBOX_SIZE
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import ElfKernel
 from veil.guest.linux import layout as guest_layout
 from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
 from veil.guest.linux.boot import Region as GuestRegion
 from veil.guest.linux.firmware import accept_memory
 from veil.host import LaunchRegion, ProtectedRange
+from veil.image.services_image import BLOCKS, CODE, MAILBOX, MAILBOX_SIZE, ServicesImage, service_regions
 from veil.monitor import MonitorParameters
-from veil.services.parameters import ServiceParameters
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, VmsaSegment
 
-__all__ = ["PROTECTED_SERVICES", "LaunchImage", "ServicesImage", "build_image", "hosted_programs"]
+__all__ = ["LaunchImage", "build_image", "hosted_programs"]
 
 _MIB = 1 << 20
 _MONITOR_SIZE = 2 * _MIB
@@ -38,46 +36,6 @@ _HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (
 )
 _VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
 _SHARED_SIZE = _ARCHIVE - _SHARED
-# Offsets in the services' region; then come their memory and, from _CODE on, header and archive.
-_SERVICE_PARAMETERS, _BLOCKS, _MAILBOX = 0, PAGE_SIZE, 2 * PAGE_SIZE
-_MAILBOX_SIZE = 0x40000 + OUTBOX_SIZE
-_CODE = _MAILBOX + _MAILBOX_SIZE
-
-
-@dataclass(frozen=True)
-class ServicesImage:
-    """The program of the services' domain: its class, "package.module:Class", the packages that are measured, settings
-    for each service by name, and how much memory the services have together (whole pages)."""
-
-    entry: str
-    packages: tuple[str, ...]
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    memory: int = 0
-
-    def region_size(self) -> int:
-        """Bytes, a multiple of 2 MiB."""
-        archive = -(-len(pack_sources(self.packages)) // PAGE_SIZE) * PAGE_SIZE
-        return -(-(_CODE + PAGE_SIZE + archive + self.memory) // PAGE_SIZE_2M) * PAGE_SIZE_2M
-
-
-_LOG_MEMORY = 16 * _MIB
-_MIN_LOG_MEMORY = 64 << 10
-
-
-def protected_services(*, log_memory: int = _LOG_MEMORY, log_full: str = "halt") -> ServicesImage:
-    """Veil's own services. `log_memory`: bytes, rounded up to whole pages, at least 64 KiB; `log_full`:
-    "halt" or "drop" (docs/log.md)."""
-    log_memory = max(_MIN_LOG_MEMORY, -(-log_memory // PAGE_SIZE) * PAGE_SIZE)
-    return ServicesImage(
-        "veil.services.protected:ProtectedServices",
-        ("veil.formats", "veil.services"),
-        {"log": {"memory": log_memory, "full": log_full}},
-        memory=log_memory,
-    )
-
-
-#: `protected_services()` with the default settings.
-PROTECTED_SERVICES = protected_services()
 
 
 def hosted_programs(services: ServicesImage | None) -> dict[str, tuple[str, ...]]:
@@ -195,9 +153,9 @@ def _monitor_regions(
     ]
     own, code = base + _MONITOR_SIZE, (0, 0)
     if services is not None:
-        added = _service_regions(services, own, vcpus)
+        added = service_regions(services, own, vcpus)
         pieces += added
-        code = (own + _CODE, added[-1].gpa + added[-1].length - (own + _CODE))
+        code = (own + CODE, added[-1].gpa + added[-1].length - (own + CODE))
     boot_vmsa = LaunchRegion(base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
     launched = _merge(
         [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, PAGE_SIZE)]
@@ -210,9 +168,9 @@ def _monitor_regions(
         services=(own, services.region_size()) if services is not None else (0, 0),
         service_code=code,
         service_vmsas_gpa=base + _SERVICE_VMSAS,
-        mailbox_gpa=own + _MAILBOX,
-        mailbox_size=_MAILBOX_SIZE,
-        blocks_gpa=own + _BLOCKS,
+        mailbox_gpa=own + MAILBOX,
+        mailbox_size=MAILBOX_SIZE,
+        blocks_gpa=own + BLOCKS,
         header_gpa=base + _HEADER,
         secrets_gpa=base + _SECRETS,
         cpuid_gpa=base + _CPUID,
@@ -230,34 +188,6 @@ def _monitor_regions(
     )
     pieces.append(LaunchRegion(base + _PARAMETERS, PageType.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
-
-
-def _service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
-    """Parameters, then the program: header and archive. Their memory follows."""
-    archive = pack_sources(services.packages)
-    archive_gpa = own + _CODE + PAGE_SIZE
-    memory = archive_gpa + -(-len(archive) // PAGE_SIZE) * PAGE_SIZE
-    parameters = bytes(
-        ServiceParameters.make(
-            {name: dict(settings) for name, settings in services.settings.items()},
-            vcpus=vcpus,
-            mailbox_gpa=own + _MAILBOX,
-            mailbox_size=_MAILBOX_SIZE,
-            blocks_gpa=own + _BLOCKS,
-            memory_gpa=memory,
-            memory_size=own + services.region_size() - memory,
-        )
-    )
-    header = hosted_header(
-        services.entry,
-        archive=(archive_gpa, len(archive)),
-        parameters=(own + _SERVICE_PARAMETERS, len(parameters)),
-    )
-    return [
-        LaunchRegion(own + _SERVICE_PARAMETERS, PageType.NORMAL, parameters, name="service settings"),
-        LaunchRegion(own + _CODE, PageType.NORMAL, header, name="services"),
-        LaunchRegion(archive_gpa, PageType.NORMAL, archive, name="services"),
-    ]
 
 
 def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

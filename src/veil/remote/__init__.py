@@ -5,7 +5,7 @@ chain = CertificateChain.parse(vcek, ask_and_ark)
 verify_report(report, chain, policy=Policy(measurement=(digest,))).raise_for_failure()
 
 with ChannelClient.connect(host, port) as client:
-    attest(client, policy=Policy(measurement=(digest,))).raise_for_failure()
+    attest(client, Trust(Policy(measurement=(digest,)))).raise_for_failure()
 """
 
 from veil.remote.attestation.certificates import CertificateChain
@@ -14,6 +14,7 @@ from veil.remote.attestation.evidence import Attested, attest
 from veil.remote.attestation.policy import Demand, Policy
 from veil.remote.attestation.report_forms import ReportFile, read_report
 from veil.remote.attestation.roots import TrustedRoots
+from veil.remote.attestation.trust import Trust
 from veil.remote.attestation.verify import Verification, verify_report
 from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed, SocketTransport, Transport
 from veil.remote.channel.identity import UserKey
@@ -32,6 +33,7 @@ __all__ = [
     "RequestFailed",
     "SocketTransport",
     "Transport",
+    "Trust",
     "TrustedRoots",
     "UserKey",
     "Verification",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.service_settings import ServiceSettings
 from veil.formats.status import Status
 from veil.services.context import Asking, ServiceContext, ServiceMemory
 
@@ -58,6 +59,9 @@ class Service(abc.ABC):
     guid: ClassVar[uuid.UUID]
     """By which remote users call it, and under which its manifest stands in attestation."""
 
+    settings_type: ClassVar[type[ServiceSettings]] = ServiceSettings
+    """What a launch decides about it."""
+
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {}
     """The calls of remote users: who may make each, and the method that answers it or raises Refused. What is not here
     nobody may ask."""
@@ -80,8 +84,8 @@ class Service(abc.ABC):
 
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
-        """Bytes of memory that it needs with these (measured) settings, whole pages."""
-        return 0
+        """Bytes of memory that it needs with these (measured) settings, whole pages. Raises FormatError."""
+        return cls.settings_type.of(settings).memory_size
 
     def start(self, settings: dict[str, Any]) -> None:  # noqa: B027
         """Called once at boot, before the kernel runs; `settings` are measured."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from veil.formats.errors import FormatError
 from veil.formats.offsets import check_offsets
 from veil.formats.page_sizes import PAGE_SIZE
 
-__all__ = ["MAX_SETTINGS", "ServiceParameters"]
+__all__ = ["MAX_SETTINGS", "ServiceParameters", "pack_settings"]
 
 _MAGIC = 0x5652455300564C53  # "SLV\0SERV", little-endian
 _VERSION = 1
+#: bytes, for all services together
 MAX_SETTINGS = 3072
 
 
@@ -50,9 +52,7 @@ class ServiceParameters(ctypes.LittleEndianStructure):
     @classmethod
     def make(cls, settings: dict[str, dict[str, Any]], **fields: int) -> ServiceParameters:
         """Parameters from addresses and settings; raises FormatError."""
-        text = json.dumps(settings, sort_keys=True).encode()
-        if len(text) > MAX_SETTINGS:
-            raise FormatError(f"the services' settings have {len(text)} bytes, at most {MAX_SETTINGS} fit")
+        text = pack_settings(settings)
         made = cls(magic=_MAGIC, version=_VERSION, settings_length=len(text), **fields)
         made._settings[: len(text)] = list(text)
         return made
@@ -75,6 +75,17 @@ class ServiceParameters(ctypes.LittleEndianStructure):
         """By service."""
         found: dict[str, dict[str, Any]] = json.loads(bytes(self._settings[: self.settings_length]))
         return found
+
+
+def pack_settings(settings: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The settings of all services together, as JSON; raises FormatError if they do not fit into the page."""
+    text = json.dumps({name: dict(own) for name, own in settings.items()}, sort_keys=True).encode()
+    if len(text) > MAX_SETTINGS:
+        sizes = ", ".join(f"{name} {len(json.dumps(dict(own)))}" for name, own in sorted(settings.items()))
+        raise FormatError(
+            f"the services' settings have {len(text)} bytes together, at most {MAX_SETTINGS} fit: {sizes}"
+        )
+    return text
 
 
 check_offsets(

@@ -14,6 +14,7 @@ from veil.formats.monitor_calls import AttestedAnswer
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, attested_report_data, pack_manifest
 from veil.remote import Policy
 from veil.remote.attestation.evidence import check_evidence
+from veil.remote.attestation.trust import Trust
 
 _NONCE = bytes(range(NONCE_BYTES))
 _SERVICE = uuid.UUID(int=1)
@@ -37,6 +38,6 @@ def test_claims(signer: str | None, key: bytes, failures: set[str]) -> None:
     table = pack_certificates({guid: item.public_bytes(Encoding.DER) for guid, item in chain.items()})
     report = MODEL.report(signer, report_data=attested_report_data(_NONCE, _MANIFEST))
     evidence = AttestedAnswer(report, _MANIFEST, table)
-    result = check_evidence(evidence, _NONCE, key, policy=Policy(), roots=MODEL.roots, at=NOW)
+    result = check_evidence(evidence, _NONCE, key, Trust(policy=Policy(), roots=MODEL.roots, at=NOW))
     assert {check.name for check in result.failures} == failures
     assert result.services == ({} if failures else {_SERVICE: b"claims"})

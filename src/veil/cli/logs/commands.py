@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from veil.cli.common import SECONDS, SOME_SECONDS, options, parse_address
-from veil.cli.evidence import (
-    demands,
-    make_policy,
-    make_roots,
-    parse_time,
-    read_certificates,
-    read_file,
-    read_launch_log,
-    trust_options,
-)
+from veil.cli.evidence import TrustOptions, read_file, trust_options
 from veil.cli.logs.export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs.verify import count_findings, failures_are_1, say_findings, verify
 from veil.cli.output import emit_json, say, say_all, tell
@@ -74,49 +65,19 @@ def _reader(
     needs: str = "--reader",
     on_attested: Callable[[Attested], None] = lambda _: None,
     connect: str,
-    software: bool,
-    launch_log: str | None,
-    software_root: str | None,
-    chains: tuple[str, ...],
-    crls: tuple[str, ...],
-    at: str | None,
-    policy_file: str | None,
-    measurements: tuple[str, ...],
+    trust: TrustOptions,
 ) -> Iterator[LogReader]:
     """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
     from veil.formats.errors import FormatError
-    from veil.formats.log import LOG_GUID
     from veil.formats.status import Status
     from veil.installation import owner_fingerprint, user_key
-    from veil.remote import ChannelClient, Policy, RequestFailed, attest
-    from veil.remote.log.reader import LogReader
+    from veil.remote import ChannelClient, RequestFailed
+    from veil.remote.log.connect import open_log
 
-    policy = make_policy(policy_file, ()) if policy_file else Policy()
-    policy = demands(policy, measurements)
-    roots = make_roots(software_root, software=software)
-    certificates = [read_certificates(name) for name in chains]
-    revocations = [read_file(name) for name in crls]
-    when = parse_time(at)
     try:
-        expected = read_launch_log(launch_log) if launch_log is not None else None
-        if expected is None and not policy.measurement:
-            raise VeilError("what is the CVM expected to be? give --measurement or --launch-log (veil measure)")
+        believed = trust.of_a_cvm_elsewhere()
         with ChannelClient.connect(*parse_address(connect), identity=user_key()) as client:
-            attested = attest(
-                client,
-                policy=policy,
-                roots=roots,
-                certificates=certificates,
-                at=when,
-                crls=revocations,
-                expected=expected,
-            )
-            attested.raise_for_failure()
-            on_attested(attested)
-            manifest = attested.services.get(LOG_GUID)
-            if manifest is None:
-                raise VeilError("this CVM has no VeilS-LOG")
-            yield LogReader(client, manifest, known=known)
+            yield open_log(client, believed, known=known, on_attested=on_attested)
     except RequestFailed as error:
         if error.status != Status.NOT_ALLOWED:
             raise

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from veil.cache import Cache, cache_key
@@ -40,13 +41,18 @@ _FLAGS = (
 
 
 def driver_sources() -> dict[str, bytes]:
-    """The driver's files by name."""
-    return _sources("driver/src")
+    """The driver's files by path in its folder: each service has a folder of its own."""
+    return _sources(files("veil.guest").joinpath("driver/src"))
 
 
-def _sources(folder: str) -> dict[str, bytes]:
-    place = files("veil.guest").joinpath(folder)
-    return {item.name: item.read_bytes() for item in place.iterdir() if item.name.endswith((".c", ".h", "Kbuild"))}
+def _sources(place: Traversable, prefix: str = "") -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for item in place.iterdir():
+        if item.is_dir():
+            found |= _sources(item, f"{prefix}{item.name}/")
+        elif item.name.endswith((".c", ".h", "Kbuild")):
+            found[prefix + item.name] = item.read_bytes()
+    return found
 
 
 def has_headers(release: str) -> bool:
@@ -67,7 +73,7 @@ def driver_at_hand(cache: Cache, release: str) -> Path | None:
 
 def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
     """intruder.ko: what the demonstration compromises the guest's kernel with. Raises GuestImageError."""
-    return build_module(cache, kernel, "intruder", _sources("intruder"), progress)
+    return build_module(cache, kernel, "intruder", _sources(files("veil.guest").joinpath("intruder")), progress)
 
 
 def build_module(
@@ -77,7 +83,7 @@ def build_module(
     sources: Mapping[str, bytes],
     progress: Callable[[str], None] | None = None,
 ) -> bytes:
-    """`name`.ko for this kernel from its files by name, of which one is Kbuild. Raises GuestImageError."""
+    """`name`.ko for this kernel from its files by path, of which one is Kbuild. Raises GuestImageError."""
     say = progress or (lambda _: None)
 
     def build(directory: Path) -> Iterable[Path]:
@@ -86,6 +92,7 @@ def build_module(
         work = directory / "source"
         make_folder(work)
         for file, data in sources.items():
+            make_folder((work / file).parent)
             write_new(work / file, data)
         _make(headers, work, kernel.release, name)
         copy_file(work / f"{name}.ko", directory / f"{name}.ko")

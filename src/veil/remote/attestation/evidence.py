@@ -9,10 +9,9 @@ none of yesterday, and nobody sits in between.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from veil.formats.attestation_report import AttestationReport
@@ -23,8 +22,7 @@ from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES, atteste
 from veil.formats.status import Status
 from veil.remote.attestation.certificates import CertificateChain
 from veil.remote.attestation.checks import Checklist, Outcome
-from veil.remote.attestation.policy import Policy
-from veil.remote.attestation.roots import TrustedRoots
+from veil.remote.attestation.trust import Trust
 from veil.remote.attestation.verify import Verification, verify_report
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.errors import RemoteError
@@ -49,38 +47,18 @@ class Attested(Outcome):
         """As `Verification.machine`."""
         return self.verification.machine
 
+    def service(self, guid: uuid.UUID, name: str) -> bytes:
+        """A protected service's claims; raises RemoteError, which names it, if the CVM has none of this GUID."""
+        try:
+            return self.services[guid]
+        except KeyError:
+            raise RemoteError(f"this CVM has no {name}") from None
 
-def attest(
-    client: ChannelClient,
-    *,
-    policy: Policy,
-    roots: TrustedRoots | None = None,
-    certificates: Sequence[bytes] = (),
-    at: datetime.datetime | None = None,
-    crls: Sequence[bytes] = (),
-    expected: LaunchLog | None = None,
-    host_log: LaunchLog | None = None,
-) -> Attested:
-    """Ask for evidence with a fresh nonce, and check all of it.
 
-    `policy` should name the launch digests that are good; one is added from `expected` if that is given. `certificates`
-    (DER or PEM) stand in for those that the host gives. `host_log` is what the host says it launched: see
-    `check_evidence`. Raises RemoteError if there is nothing to check.
-    """
+def attest(client: ChannelClient, trust: Trust) -> Attested:
+    """Ask for evidence with a fresh nonce, and check all of it. Raises RemoteError if there is nothing to check."""
     nonce = os.urandom(NONCE_BYTES)
-    evidence = ask_for_evidence(client, nonce)
-    return check_evidence(
-        evidence,
-        nonce,
-        client.server_key,
-        policy=policy,
-        roots=roots,
-        certificates=certificates,
-        at=at,
-        crls=crls,
-        expected=expected,
-        host_log=host_log,
-    )
+    return check_evidence(ask_for_evidence(client, nonce), nonce, client.server_key, trust)
 
 
 def ask_for_evidence(client: ChannelClient, nonce: bytes) -> AttestedAnswer:
@@ -94,33 +72,17 @@ def ask_for_evidence(client: ChannelClient, nonce: bytes) -> AttestedAnswer:
     return AttestedAnswer.parse(body)
 
 
-def check_evidence(
-    evidence: AttestedAnswer,
-    nonce: bytes,
-    server_key: bytes,
-    *,
-    policy: Policy,
-    roots: TrustedRoots | None = None,
-    certificates: Sequence[bytes] = (),
-    at: datetime.datetime | None = None,
-    crls: Sequence[bytes] = (),
-    expected: LaunchLog | None = None,
-    host_log: LaunchLog | None = None,
-) -> Attested:
-    """Check evidence that somebody brought for a nonce of ours and the key `server_key` (DER SubjectPublicKeyInfo).
-
-    A launch digest that is not the expected one does not tell what was changed. `host_log` does, if it leads to the
-    digest in the report; otherwise the host lies about it.
-    """
+def check_evidence(evidence: AttestedAnswer, nonce: bytes, server_key: bytes, trust: Trust) -> Attested:
+    """Check evidence that somebody brought for a nonce of ours and the key `server_key` (DER SubjectPublicKeyInfo)."""
     kind = AttestationReport.parse(evidence.report).signing_key
-    if certificates:
-        chain = CertificateChain.parse(*certificates, kind=kind)
+    if trust.certificates:
+        chain = CertificateChain.parse(*trust.certificates, kind=kind)
     else:
         chain = CertificateChain.from_certificate_table(evidence.certificates, kind=kind)
-    policy = policy.replace(vmpl=_MONITOR_VMPL)
-    if expected is not None:
-        policy = policy.replace(measurement=(*policy.measurement, expected.digest()))
-    verification = verify_report(evidence.report, chain, policy=policy, roots=roots, at=at, crls=crls)
+    policy = trust.policy.replace(vmpl=_MONITOR_VMPL)
+    if trust.expected is not None:
+        policy = policy.replace(measurement=(*policy.measurement, trust.expected.digest()))
+    verification = verify_report(evidence.report, chain, policy=policy, roots=trust.roots, at=trust.at, crls=trust.crls)
     checks = Checklist()
     bound = verification.report.report_data == attested_report_data(nonce, evidence.manifest)
     checks.add(
@@ -134,8 +96,9 @@ def check_evidence(
         services = _channel_key(checks, evidence, server_key)
     else:
         checks.skip("channel key", "the report does not bind this manifest")
-    if policy.measurement and verification.report.measurement not in policy.measurement and expected is not None:
-        _explain(checks, verification.report.measurement, expected, host_log)
+    measured = verification.report.measurement
+    if trust.expected is not None and measured not in policy.measurement:
+        _explain(checks, measured, trust.expected, trust.host_log)
     attested = Attested((*checks.done(), *verification.checks), verification, services, server_key)
     return attested if attested.ok else dataclasses.replace(attested, services={})
 

@@ -32,7 +32,7 @@ _FROM_PROGRAMS = frozenset((*range(1100, 1200), *range(2100, 3000)))
 _SHOWN = 120
 _STAMP = re.compile(rb"audit\((\d{1,20})\.(\d{3}):(\d{1,10})\): ?")
 # Matched where they must stand, with a bound on each repetition: a record of any length costs no more than its length.
-#: As the driver writes it (src/veil/guest/driver/intent.c).
+#: As the driver writes it (src/veil/guest/driver/src/log/intent.c).
 _CODE = re.compile(rb"[^']{0,200}msg='veil-intent op=module comm=[^ ]{1,64} ([^']{0,200})")
 #: As Linux writes it (6.12: kernel/audit.c, `audit_log_config_change`).
 _SET = re.compile(rb"op=set (audit_\w{1,40})=(\d{1,10}) old=(\d{1,10}) ")

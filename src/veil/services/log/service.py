@@ -24,7 +24,7 @@ from veil.formats.log import (
     Silence,
     UserCall,
 )
-from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.log_settings import HALT, LogSettings
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
@@ -34,8 +34,6 @@ from veil.services.log.store import LogFull, LogStore
 
 __all__ = ["LogService"]
 
-_DEFAULT_MEMORY = 16 << 20
-_MIN_MEMORY = 16 * PAGE_SIZE
 _MAX_FETCH = 224 << 10
 _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
 #: Room that the kernel's calls leave, so that the service can say that there was none for them.
@@ -47,16 +45,15 @@ _KINDS: dict[int, EntryKind] = {
     KernelCall.INTENT: EntryKind.INTENT,
     KernelCall.HEARTBEAT: EntryKind.HEARTBEAT,
 }
-HALT, DROP = "halt", "drop"
 
 
 class LogService(Service):
-    """Settings: `memory` (bytes), `full` ("halt": the kernel gets FULL until somebody acknowledges; "drop": calls that
-    find no room are counted, and the count is logged as soon as there is room)."""
+    """A ring of entries that only grows until an owner acknowledges; see `LogSettings`."""
 
     name = "log"
     number = LOG_NUMBER
     guid: ClassVar[uuid.UUID] = LOG_GUID
+    settings_type = LogSettings
 
     def __init__(self) -> None:
         self._store: LogStore | None = None
@@ -69,11 +66,6 @@ class LogService(Service):
         self._ear = Ear(0)
         self._quiet: Silence | None = None  # not in the log yet
 
-    @classmethod
-    def memory_size(cls, settings: dict[str, Any]) -> int:
-        """As `memory` says, rounded up to whole pages."""
-        return max(_MIN_MEMORY, -(-int(settings.get("memory", _DEFAULT_MEMORY)) // PAGE_SIZE) * PAGE_SIZE)
-
     def start(self, settings: dict[str, Any]) -> None:
         """An empty log with a key of its own."""
         self._configure(settings)
@@ -82,9 +74,7 @@ class LogService(Service):
         self.store.append(EntryKind.STARTED, self.now(), b"")
 
     def _configure(self, settings: dict[str, Any]) -> None:
-        self._full = settings.get("full", HALT)
-        if self._full not in (HALT, DROP):
-            raise ValueError(f"the log's setting 'full' must be halt or drop, not {self._full!r}")
+        self._full = LogSettings.of(settings).full
         self._store = LogStore(self.memory)
 
     @property

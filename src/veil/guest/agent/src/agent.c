@@ -24,7 +24,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "command.h"
+#include "file.h"
 #include "jobs.h"
+#include "port.h"
+#include "process1.h"
 
 enum {
 	POLL_PORT,
@@ -137,7 +141,7 @@ static void job_frame(struct job *job, const struct header *frame, const uint8_t
 	case FROM_HOST_SIGNAL:
 		/* For a file on its way any signal means: drop it. */
 		if (job->kind == JOB_COMMAND)
-			command_signal(job, (int)number);
+			signal_job(job, (int)number);
 		else
 			job_failed(job, ECANCELED, job->path);
 		break;
@@ -272,7 +276,7 @@ static void serve_jobs(const struct pollfd *polls)
 	}
 }
 
-void serve(int port, bool in_guest)
+static _Noreturn void serve(int port, bool in_guest)
 {
 	static struct pollfd polls[POLL_JOBS + MAX_JOBS * POLLS_PER_JOB];
 	const struct sched_param no_priority = { 0 };
@@ -319,7 +323,7 @@ int main(int count, char **arguments)
 	bool in_guest = false;
 
 	if (getpid() == 1)
-		run_as_init();
+		run_as_process1();
 	if (count == 3 && !strcmp(arguments[1], "--fd")) {
 		port = atoi(arguments[2]);
 		fcntl(port, F_SETFL, fcntl(port, F_GETFL) | O_NONBLOCK);

@@ -13,7 +13,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "jobs.h"
+#include "command.h"
 
 struct exec_request {
 	uint32_t flags; /* bit 0: on a pty */
@@ -304,15 +304,6 @@ void command_pump(struct job *job, bool out_ready, bool err_ready)
 		close_fd(&job->err);
 	if (job->out < 0 && job->err < 0)
 		finish(job);
-}
-
-void command_signal(const struct job *job, int number)
-{
-	if (job->pid <= 0 || number <= 0 || number >= NSIG)
-		return;
-	/* The whole session; only the one process while it has not made its session yet. */
-	if (kill(-job->pid, number) < 0)
-		kill(job->pid, number);
 }
 
 void command_resize(const struct job *job, uint16_t rows, uint16_t columns)

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "jobs.h"
+#include "file.h"
 
 struct file_info {
 	uint32_t mode, reserved;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#define _GNU_SOURCE
 #include "jobs.h"
 
 #include <errno.h>
@@ -46,10 +47,19 @@ void close_fd(int *fd)
 	*fd = -1;
 }
 
+void signal_job(const struct job *job, int number)
+{
+	if (job->pid <= 0 || number <= 0 || number >= NSIG)
+		return;
+	/* The whole session; only the one process while it has not made its session yet. */
+	if (kill(-job->pid, number) < 0)
+		kill(job->pid, number);
+}
+
 void free_job(struct job *job)
 {
 	if (job->kind == JOB_COMMAND)
-		command_signal(job, SIGKILL);
+		signal_job(job, SIGKILL);
 	close_fd(&job->exec_fd);
 	close_fd(&job->in);
 	close_fd(&job->out);

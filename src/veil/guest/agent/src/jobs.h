@@ -34,35 +34,14 @@ extern struct job jobs[MAX_JOBS];
 
 struct job *find_job(uint32_t number);
 struct job *new_job(uint32_t number, enum job_kind kind);
+/* A command that still runs is killed. */
 void free_job(struct job *job);
+/* To the whole session of a command; nothing if it has ended. */
+void signal_job(const struct job *job, int number);
 void close_fd(int *fd);
 void job_failed(struct job *job, int error, const char *what);
 void credit_input(struct job *job, size_t size);
 /* Read from *fd once and send it; false when nothing more comes from it for now. At its end, *fd is closed. */
 bool pump_output(struct job *job, int *fd, unsigned int stream, uint32_t *credit);
-
-/* command.c */
-void command_start(uint32_t number, const uint8_t *payload, size_t size);
-void command_input(struct job *job, const uint8_t *data, size_t size);
-void command_flush_input(struct job *job);
-void command_check_exec(struct job *job);
-void command_pump(struct job *job, bool out_ready, bool err_ready);
-void command_signal(const struct job *job, int number);
-void command_resize(const struct job *job, uint16_t rows, uint16_t columns);
-void command_reap(void);
-
-/* file.c */
-void put_start(uint32_t number, const uint8_t *payload, size_t size);
-void put_data(struct job *job, const uint8_t *data, size_t size);
-void put_end(struct job *job);
-void get_start(uint32_t number, const uint8_t *payload, size_t size);
-void get_pump(struct job *job);
-
-/* init.c */
-_Noreturn void run_as_init(void);
-int find_port(const char *name);
-
-/* agent.c */
-_Noreturn void serve(int port, bool in_guest);
 
 #endif

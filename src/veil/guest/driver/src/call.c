@@ -10,13 +10,14 @@
 #include <linux/gfp.h>
 #include <linux/irqflags.h>
 #include <linux/mm.h>
+#include <linux/nmi.h>
 #include <linux/percpu.h>
 #include <linux/pfn.h>
 #include <linux/smp.h>
 
 #include <asm/msr.h>
 
-#include "veil.h"
+#include "call.h"
 
 #define MSR_GHCB 0xc0010130
 #define MSR_SVSM_CAA 0xc001f000
@@ -31,6 +32,10 @@
 /* Veil's own protocol: register this CPU's request block. */
 #define SERVICES_PROTOCOL 16
 #define REGISTER_BLOCK 0
+
+/* The host may refuse to run a level, or run it and say that it did not: so often, then the caller hears of it. */
+#define MONITOR_TRIES 1000
+#define SERVICE_TRIES 100
 
 /* The start of the calling area (58019, table 2). */
 struct svsm_caa {
@@ -64,7 +69,7 @@ static u32 monitor_call(u32 protocol, u32 call, u64 rcx, u64 rdx)
 	u64 rax;
 	int tries;
 
-	for (tries = 0; tries < 1000; tries++) {
+	for (tries = 0; tries < MONITOR_TRIES; tries++) {
 		u64 c = rcx, d = rdx;
 
 		rax = (u64)protocol << 32 | call;
@@ -116,30 +121,15 @@ static int release_block(unsigned int cpu)
 	return 0;
 }
 
-/* This CPU's block, for one request; interrupts are off until veil_block_put(). NULL before it is registered. */
-struct veil_block *veil_block_get(unsigned long *flags)
-{
-	local_irq_save(*flags);
-	return this_cpu_read(blocks);
-}
-
-void veil_block_put(unsigned long flags)
-{
-	local_irq_restore(flags);
-}
-
-/* Ask a service what is in the body of this CPU's block. */
-enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 length)
+/* The host runs the services, until the request in this CPU's block is served; interrupts are off. */
+static enum veil_status serve(struct veil_block *block)
 {
 	int tries;
 
 	/* Until somebody answers: a request that was taken and not served must not look like one that ended well. */
 	block->status = VEIL_NO_ANSWER;
-	block->service = service;
-	block->call = call;
-	block->length = length;
 	smp_store_release(&block->pending, 1);
-	for (tries = 0; tries < 100; tries++) {
+	for (tries = 0; tries < SERVICE_TRIES; tries++) {
 		/* Whatever the host says: what was served is not asked again, or it would be kept twice, and so on. */
 		switch_to(SERVICE_VMPL, NULL, NULL, NULL);
 		if (!smp_load_acquire(&block->pending))
@@ -149,13 +139,51 @@ enum veil_status veil_ask(struct veil_block *block, u16 service, u16 call, u32 l
 	return VEIL_NO_ANSWER;
 }
 
-int veil_call_init(void)
+enum veil_status veil_ask(struct veil_request *request)
+{
+	enum veil_status status = VEIL_NO_ANSWER;
+	struct veil_block *block;
+	unsigned long flags;
+
+	/* The block is the CPU's: one request at a time, and no other CPU in the middle of it. */
+	local_irq_save(flags);
+	block = this_cpu_read(blocks);
+	if (block) {
+		block->service = request->service;
+		block->call = request->call;
+		block->length = request->head_length + request->data_length;
+		memcpy(block->body, request->head, request->head_length);
+		memcpy(block->body + request->head_length, request->data, request->data_length);
+		status = serve(block);
+	}
+	if (status == VEIL_OK) {
+		request->answer_length = block->length;
+		if (request->answer_length <= request->room)
+			memcpy(request->answer, block->body, request->answer_length);
+	}
+	local_irq_restore(flags);
+	return status;
+}
+
+enum veil_status veil_ask_or_wait(struct veil_request *request, bool (*wait)(enum veil_status status))
+{
+	for (;;) {
+		enum veil_status status = veil_ask(request);
+
+		if (status == VEIL_OK || !wait(status))
+			return status;
+		touch_softlockup_watchdog();
+		cpu_relax();
+	}
+}
+
+int veil_call_begin(void)
 {
 	hotplug_state = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "veil:online", register_block, release_block);
 	return hotplug_state < 0 ? hotplug_state : 0;
 }
 
-void veil_call_exit(void)
+void veil_call_end(void)
 {
 	cpuhp_remove_state(hotplug_state);
 }

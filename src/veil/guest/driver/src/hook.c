@@ -7,8 +7,9 @@
  */
 #include <linux/ftrace.h>
 #include <linux/kprobes.h>
+#include <linux/slab.h>
 
-#include "veil.h"
+#include "hook.h"
 
 static int hook(struct veil_hook *what, const struct kprobe *found)
 {
@@ -24,36 +25,43 @@ static int hook(struct veil_hook *what, const struct kprobe *found)
 	return 0;
 }
 
-/* Those of the hooks that are wanted; all or none. */
-int veil_hook(struct veil_hook *hooks, int count)
+/* Finds the wanted functions all at once: to give a kprobe up takes a grace period, whether it is one or many. */
+static int find(const struct veil_hook *hooks, int count, struct kprobe *places, struct kprobe **found)
 {
-	struct kprobe places[VEIL_MAX_HOOKS] = {}, *found[VEIL_MAX_HOOKS];
-	const char *function = "";
 	int number = 0, error = 0, i;
 
-	if (WARN_ON(count > VEIL_MAX_HOOKS))
-		return -EINVAL;
 	for (i = 0; i < count && !error; i++) {
 		if (!hooks[i].wanted)
 			continue;
-		function = hooks[i].function;
-		places[i].symbol_name = function;
+		places[i].symbol_name = hooks[i].function;
 		places[i].flags = KPROBE_FLAG_DISABLED;
 		error = register_kprobe(&places[i]);
-		if (!error)
+		if (error)
+			pr_err("veil: cannot find %s (%d)\n", hooks[i].function, error);
+		else
 			found[number++] = &places[i];
 	}
 	unregister_kprobes(found, number);
+	return error;
+}
+
+int veil_hook(struct veil_hook *hooks, int count)
+{
+	struct kprobe *places = kcalloc(count, sizeof(*places), GFP_KERNEL);
+	struct kprobe **found = kcalloc(count, sizeof(*found), GFP_KERNEL);
+	int error = places && found ? find(hooks, count, places, found) : -ENOMEM, i;
+
 	for (i = 0; i < count && !error; i++) {
 		if (!hooks[i].wanted)
 			continue;
-		function = hooks[i].function;
 		error = hook(&hooks[i], &places[i]);
+		if (error)
+			pr_err("veil: cannot hook %s (%d)\n", hooks[i].function, error);
 	}
-	if (error) {
-		pr_err("veil: cannot hook %s (%d)\n", function, error);
+	if (error)
 		veil_unhook(hooks, count);
-	}
+	kfree(found);
+	kfree(places);
 	return error;
 }
 

@@ -10,54 +10,53 @@
 #include <linux/umh.h>
 #include <linux/workqueue.h>
 
-#include "veil.h"
+#include "../call.h"
+#include "log.h"
 
 #define HELPER "/usr/lib/veil/load-rules"
 
-/* veil/formats/log.py, KernelCall.RULES */
+/* veil/formats/log.py: MAX_RULES_MESSAGE. */
+#define VEIL_WORDS_MOST 1024
+
+/* veil/formats/log.py, KernelCall.RULES; auditctl's words follow. */
 struct rules_call {
 	u32 loaded;
 	s32 status;
-	char words[];
 };
 
-struct rules_answer {
+static struct rules_answer {
 	u32 wanted;
-	char text[];
-};
+	char text[VEIL_BODY_SIZE - sizeof(u32)];
+} rules;
 
 static DEFINE_MUTEX(lock);
-static char text[VEIL_BODY_SIZE];
 static size_t text_length;
 static char words[VEIL_WORDS_MOST];
 static size_t words_length;
 static u32 loaded;
 static s32 loaded_status;
 
-/* Says which rules are loaded, and how loading them ended; gets the ones that are wanted. */
+/* Says which rules are loaded, and how loading them ended; gets the ones that are wanted. The lock is held. */
 static bool exchange(u32 *now_wanted)
 {
-	unsigned long flags;
-	struct veil_block *block = veil_block_get(&flags);
-	bool done = false;
+	struct rules_call call = { loaded, loaded_status };
+	struct veil_request request = {
+		.service = VEIL_LOG_SERVICE,
+		.call = VEIL_LOG_RULES,
+		.head = &call,
+		.head_length = sizeof(call),
+		.data = words,
+		.data_length = words_length,
+		.answer = &rules,
+		.room = sizeof(rules),
+	};
 
-	if (block) {
-		struct rules_answer *answer = (void *)block->body;
-		struct rules_call *call = (void *)block->body;
-
-		call->loaded = loaded;
-		call->status = loaded_status;
-		memcpy(call->words, words, words_length);
-		done = veil_ask(block, VEIL_LOG_SERVICE, VEIL_LOG_RULES, sizeof(*call) + words_length) == VEIL_OK &&
-		       block->length >= sizeof(*answer) && block->length <= VEIL_BODY_SIZE;
-		if (done) {
-			*now_wanted = answer->wanted;
-			text_length = block->length - sizeof(*answer);
-			memcpy(text, answer->text, text_length);
-		}
-	}
-	veil_block_put(flags);
-	return done;
+	if (veil_ask(&request) != VEIL_OK || request.answer_length < sizeof(rules.wanted) ||
+	    request.answer_length > sizeof(rules))
+		return false;
+	*now_wanted = rules.wanted;
+	text_length = request.answer_length - sizeof(rules.wanted);
+	return true;
 }
 
 static void load(struct work_struct *work)
@@ -85,7 +84,7 @@ static void load(struct work_struct *work)
 }
 static DECLARE_WORK(loader, load);
 
-void veil_rules_wanted(u32 generation)
+void veil_log_rules_wanted(u32 generation)
 {
 	if (generation != READ_ONCE(loaded))
 		schedule_work(&loader);
@@ -96,12 +95,12 @@ static ssize_t rules_read(struct file *file, char __user *to, size_t size, loff_
 	ssize_t result;
 
 	mutex_lock(&lock);
-	result = simple_read_from_buffer(to, size, at, text, text_length);
+	result = simple_read_from_buffer(to, size, at, rules.text, text_length);
 	mutex_unlock(&lock);
 	return result;
 }
 
-u32 veil_rules_loaded(void)
+u32 veil_log_rules_loaded(void)
 {
 	return READ_ONCE(loaded);
 }
@@ -131,12 +130,12 @@ static struct miscdevice rules_device = {
 	.mode = 0600,
 };
 
-int veil_rules_init(void)
+int veil_log_rules_begin(void)
 {
 	return misc_register(&rules_device);
 }
 
-void veil_rules_exit(void)
+void veil_log_rules_end(void)
 {
 	cancel_work_sync(&loader);
 	misc_deregister(&rules_device);

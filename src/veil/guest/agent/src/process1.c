@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Process 1: mounts, modules, the agent; and the end of the machine when the agent ends. */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -15,16 +14,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "jobs.h"
+#include "process1.h"
 
-#define PORTS "/sys/class/virtio-ports"
 #define MODULE_LIST "/lib/veil/modules"
 #define PORT_NAME "veil.agent"
-
-enum { PORT_WAIT_MS = 20000 };
 
 static volatile sig_atomic_t asked_to_stop;
 
@@ -122,58 +117,6 @@ static void mount_configfs(void)
 		mount_one("configfs", "/sys/kernel/config", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
 }
 
-static bool names_port(const char *device, const char *wanted)
-{
-	char path[320], name[64] = "";
-	ssize_t got;
-	int file;
-
-	snprintf(path, sizeof(path), PORTS "/%s/name", device);
-	file = open(path, O_RDONLY | O_CLOEXEC);
-	if (file < 0)
-		return false;
-	got = read(file, name, sizeof(name) - 1);
-	close(file);
-	name[got > 0 ? got : 0] = 0;
-	name[strcspn(name, "\n")] = 0;
-	return !strcmp(name, wanted);
-}
-
-static int open_named_port(const char *wanted)
-{
-	DIR *ports = opendir(PORTS);
-	struct dirent *entry;
-	int port = -1;
-
-	while (ports && port < 0 && (entry = readdir(ports))) {
-		char path[320];
-
-		if (!names_port(entry->d_name, wanted))
-			continue;
-		snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
-		port = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	}
-	if (ports)
-		closedir(ports);
-	return port;
-}
-
-int find_port(const char *name)
-{
-	const struct timespec pause = { .tv_nsec = 1000000 };
-
-	/* The device tells its ports' names by messages that may still be on their way. */
-	for (int i = 0; i < PORT_WAIT_MS; i++) {
-		int port = open_named_port(name);
-
-		if (port >= 0)
-			return port;
-		nanosleep(&pause, NULL);
-	}
-	errno = ENODEV;
-	return -1;
-}
-
 static pid_t start_agent(void)
 {
 	pid_t pid = fork();
@@ -185,7 +128,7 @@ static pid_t start_agent(void)
 	_exit(127);
 }
 
-void run_as_init(void)
+void run_as_process1(void)
 {
 	const struct sigaction stop = { .sa_handler = on_stop }; /* without SA_RESTART: it ends the wait below */
 	char why[96] = "asked to stop";

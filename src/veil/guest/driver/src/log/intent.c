@@ -10,7 +10,6 @@
 #include <linux/binfmts.h>
 #include <linux/cred.h>
 #include <linux/fs.h>
-#include <linux/ftrace.h>
 #include <linux/in6.h>
 #include <linux/kernel_read_file.h>
 #include <linux/moduleparam.h>
@@ -22,7 +21,9 @@
 #include <linux/timekeeping.h>
 #include <net/ipv6.h>
 
-#include "veil.h"
+#include "../call.h"
+#include "../hook.h"
+#include "log.h"
 
 /* AUDIT_TRUSTED_APP: free text that ausearch knows how to read. What the kernel says here is an entry of kind INTENT. */
 #define INTENT_TYPE 1121
@@ -65,9 +66,15 @@ struct scratch {
 static DEFINE_PER_CPU(struct scratch, scratches);
 
 /* `format` is for the event's own part. */
-static __printf(2, 3) void intend(const char *word, const char *format, ...)
+static __printf(2, 3) void record_intent(const char *event, const char *format, ...)
 {
 	struct scratch *record = this_cpu_ptr(&scratches);
+	struct veil_request request = {
+		.call = VEIL_LOG_INTENT,
+		.head = &record->head,
+		.head_length = sizeof(record->head),
+		.data = record->text,
+	};
 	char comm[2 * TASK_COMM_LEN + 3];
 	struct timespec64 now;
 	va_list arguments;
@@ -80,14 +87,15 @@ static __printf(2, 3) void intend(const char *word, const char *format, ...)
 			   (unsigned long long)now.tv_sec, now.tv_nsec / NSEC_PER_MSEC,
 			   FIRST_SERIAL + (u32)atomic64_inc_return(&intents), task_tgid_nr(current),
 			   from_kuid(&init_user_ns, current_uid()),
-			   from_kuid(&init_user_ns, audit_get_loginuid(current)), audit_get_sessionid(current), word,
+			   from_kuid(&init_user_ns, audit_get_loginuid(current)), audit_get_sessionid(current), event,
 			   comm);
 	va_start(arguments, format);
 	length += vscnprintf(record->text + length, TEXT_SIZE - length - 1, format, arguments);
 	va_end(arguments);
 	record->text[length++] = '\'';
 	record->head = (struct veil_record){ .type = INTENT_TYPE, .length = length };
-	veil_log_keep(VEIL_LOG_INTENT, &record->head, sizeof(record->head) + length);
+	request.data_length = length;
+	veil_log_hand_over(&request);
 }
 
 static const char *name_of(struct file *file)
@@ -109,7 +117,7 @@ HOOK(on_exec)
 	struct linux_binprm *bprm = (void *)ARGUMENT(0);
 
 	if (audit_enabled)
-		intend("exec", "file=%s", name_of(bprm->file));
+		record_intent("exec", "file=%s", name_of(bprm->file));
 }
 
 /* security_kernel_read_file(file, id, contents): finit_module, kexec_file_load */
@@ -118,8 +126,8 @@ HOOK(on_read_file)
 	enum kernel_read_file_id id = ARGUMENT(1);
 
 	if (audit_enabled && (id == READING_MODULE || id == READING_KEXEC_IMAGE))
-		intend("module", "source=%s file=%s", id == READING_MODULE ? "file" : "kexec",
-		       name_of((void *)ARGUMENT(0)));
+		record_intent("module", "source=%s file=%s", id == READING_MODULE ? "file" : "kexec",
+			      name_of((void *)ARGUMENT(0)));
 }
 
 /* security_kernel_load_data(id, contents): init_module, kexec_load */
@@ -128,7 +136,7 @@ HOOK(on_load_data)
 	enum kernel_load_data_id id = ARGUMENT(0);
 
 	if (audit_enabled && (id == LOADING_MODULE || id == LOADING_KEXEC_IMAGE))
-		intend("module", "source=%s", id == LOADING_MODULE ? "memory" : "kexec");
+		record_intent("module", "source=%s", id == LOADING_MODULE ? "memory" : "kexec");
 }
 
 /* security_task_fix_setuid(new, old, flags) */
@@ -137,9 +145,9 @@ HOOK(on_setuid)
 	const struct cred *new = (void *)ARGUMENT(0), *old = (void *)ARGUMENT(1);
 
 	if (audit_enabled && !(uid_eq(new->uid, old->uid) && uid_eq(new->euid, old->euid)))
-		intend("privilege", "call=setuid new-uid=%u new-euid=%u old-euid=%u",
-		       from_kuid(&init_user_ns, new->uid), from_kuid(&init_user_ns, new->euid),
-		       from_kuid(&init_user_ns, old->euid));
+		record_intent("privilege", "call=setuid new-uid=%u new-euid=%u old-euid=%u",
+			      from_kuid(&init_user_ns, new->uid), from_kuid(&init_user_ns, new->euid),
+			      from_kuid(&init_user_ns, old->euid));
 }
 
 /* security_capset(new, old, effective, inheritable, permitted) */
@@ -148,7 +156,8 @@ HOOK(on_capset)
 	const kernel_cap_t *effective = (void *)ARGUMENT(2), *permitted = (void *)ARGUMENT(4);
 
 	if (audit_enabled)
-		intend("privilege", "call=capset effective=%016llx permitted=%016llx", effective->val, permitted->val);
+		record_intent("privilege", "call=capset effective=%016llx permitted=%016llx", effective->val,
+			      permitted->val);
 }
 
 /* security_socket_bind(sock, address, addrlen): the address is the kernel's copy */
@@ -162,11 +171,11 @@ HOOK(on_bind)
 	if (length >= (int)sizeof(struct sockaddr_in) && address->ss_family == AF_INET) {
 		const struct sockaddr_in *in = (void *)address;
 
-		intend("bind", "laddr=%pI4 lport=%u", &in->sin_addr, ntohs(in->sin_port));
+		record_intent("bind", "laddr=%pI4 lport=%u", &in->sin_addr, ntohs(in->sin_port));
 	} else if (length >= SIN6_LEN_RFC2133 && address->ss_family == AF_INET6) {
 		const struct sockaddr_in6 *in = (void *)address;
 
-		intend("bind", "laddr=%pI6c lport=%u", &in->sin6_addr, ntohs(in->sin6_port));
+		record_intent("bind", "laddr=%pI6c lport=%u", &in->sin6_addr, ntohs(in->sin6_port));
 	}
 }
 
@@ -176,20 +185,18 @@ HOOK(on_ptrace)
 	struct task_struct *child = (void *)ARGUMENT(0);
 
 	if (audit_enabled && ARGUMENT(1) & PTRACE_MODE_ATTACH)
-		intend("ptrace", "target=%d", task_tgid_nr(child));
+		record_intent("ptrace", "target=%d", task_tgid_nr(child));
 }
 
 static struct veil_hook hooks[] = {
-	{ "security_bprm_check", .ops.func = on_exec },
-	{ "security_kernel_read_file", .ops.func = on_read_file },
-	{ "security_kernel_load_data", .ops.func = on_load_data },
-	{ "security_task_fix_setuid", .ops.func = on_setuid },
-	{ "security_capset", .ops.func = on_capset },
-	{ "security_socket_bind", .ops.func = on_bind },
-	{ "security_ptrace_access_check", .ops.func = on_ptrace },
+	{ "security_bprm_check", "exec", .ops.func = on_exec },
+	{ "security_kernel_read_file", "module", .ops.func = on_read_file },
+	{ "security_kernel_load_data", "module", .ops.func = on_load_data },
+	{ "security_task_fix_setuid", "privilege", .ops.func = on_setuid },
+	{ "security_capset", "privilege", .ops.func = on_capset },
+	{ "security_socket_bind", "bind", .ops.func = on_bind },
+	{ "security_ptrace_access_check", "ptrace", .ops.func = on_ptrace },
 };
-static const char *const events[] = { "exec", "module", "module", "privilege", "privilege", "bind", "ptrace" };
-static_assert(ARRAY_SIZE(events) == ARRAY_SIZE(hooks));
 
 static bool wanted(const char *event)
 {
@@ -203,21 +210,21 @@ static bool wanted(const char *event)
 	return false;
 }
 
-void veil_intent_exit(void)
+void veil_log_intent_end(void)
 {
 	veil_unhook(hooks, ARRAY_SIZE(hooks));
 }
 
-int veil_intent_init(void)
+int veil_log_intent_begin(void)
 {
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(hooks); i++)
-		hooks[i].wanted = wanted(events[i]);
+		hooks[i].wanted = wanted(hooks[i].event);
 	return veil_hook(hooks, ARRAY_SIZE(hooks));
 }
 
-u64 veil_intent_count(void)
+int veil_log_intent_state(char *text, size_t size)
 {
-	return atomic64_read(&intents);
+	return scnprintf(text, size, " intents %lld", atomic64_read(&intents));
 }

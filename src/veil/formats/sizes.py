@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Numbers of bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from veil.formats.errors import FormatError
+
+__all__ = ["parse_size"]
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "512M", "4G", "1048576"; raises FormatError."""
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise FormatError(f"{text!r} is not a size: write a number and K, M or G, as in 512M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Requests to the protected services. */
+#ifndef VEIL_CALL_H
+#define VEIL_CALL_H
+
+#include <linux/types.h>
+
+/* veil/formats/request_block.py: the request block of a CPU. */
+struct veil_block {
+	u32 pending;
+	u32 status;
+	u16 service;
+	u16 call;
+	u32 length;
+	u8 reserved[0x30];
+	u8 body[];
+};
+
+#define VEIL_BLOCK_PAGES 8
+#define VEIL_BODY_SIZE (VEIL_BLOCK_PAGES * 4096 - sizeof(struct veil_block))
+
+/* veil/formats/status.py, Status. */
+enum veil_status {
+	VEIL_OK = 0,
+	VEIL_UNKNOWN_SERVICE = 1,
+	VEIL_UNKNOWN_CALL = 2,
+	VEIL_BAD_REQUEST = 3,
+	VEIL_NOT_ALLOWED = 4,
+	VEIL_UNAVAILABLE = 5,
+	VEIL_FULL = 6,
+	/* of the driver's own: the host did not run the services */
+	VEIL_NO_ANSWER = 0x100,
+};
+
+/* The body is `head` and `data` together, at most VEIL_BODY_SIZE bytes. */
+struct veil_request {
+	u16 service;
+	u16 call;
+	const void *head;
+	u32 head_length;
+	const void *data;
+	u32 data_length;
+	/* Where the answer goes, if it fits into `room` bytes. */
+	void *answer;
+	u32 room;
+	/* How long the answer was, if the status is VEIL_OK. */
+	u32 answer_length;
+};
+
+int veil_call_begin(void);
+void veil_call_end(void);
+
+/* Once. */
+enum veil_status veil_ask(struct veil_request *request);
+
+/*
+ * Until it is answered with VEIL_OK, or `wait` (the service's policy) says that waiting would change nothing. Whoever
+ * asks waits here, and does not sleep.
+ */
+enum veil_status veil_ask_or_wait(struct veil_request *request, bool (*wait)(enum veil_status status));
+
+#endif

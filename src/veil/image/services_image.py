@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The services' part of the launch image: their program, their settings, and where in their region is what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from veil.formats.errors import FormatError
+from veil.formats.launch_digest import PageType
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.service_domain import OUTBOX_SIZE
+from veil.formats.service_settings import ServiceSettings, split_settings
+from veil.host import LaunchRegion
+from veil.services.parameters import ServiceParameters, pack_settings
+from veil.services.protected import ProtectedServices
+from veil.snp.hosted import hosted_header, pack_sources
+
+__all__ = [
+    "BLOCKS",
+    "CODE",
+    "MAILBOX",
+    "MAILBOX_SIZE",
+    "PROTECTED_SERVICES",
+    "ServicesImage",
+    "protected_services",
+    "service_regions",
+    "services_from_text",
+]
+
+# Offsets in the services' region; header and archive of the program are at CODE, their memory follows.
+_SERVICE_PARAMETERS, BLOCKS, MAILBOX = 0, PAGE_SIZE, 2 * PAGE_SIZE
+MAILBOX_SIZE = 0x40000 + OUTBOX_SIZE
+CODE = MAILBOX + MAILBOX_SIZE
+
+
+@dataclass(frozen=True)
+class ServicesImage:
+    """The program of the services' domain: its class, "package.module:Class", the packages that are measured, settings
+    for each service by name, and how much memory the services have together (whole pages). Raises FormatError if the
+    settings are too long."""
+
+    entry: str
+    packages: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        pack_settings(self.settings)
+
+    def region_size(self) -> int:
+        """Bytes, a multiple of 2 MiB."""
+        archive = -(-len(pack_sources(self.packages)) // PAGE_SIZE) * PAGE_SIZE
+        return -(-(CODE + PAGE_SIZE + archive + self.memory) // PAGE_SIZE_2M) * PAGE_SIZE_2M
+
+
+def protected_services(*chosen: ServiceSettings) -> ServicesImage:
+    """Veil's own services, with the settings that are given and the defaults of all others. Raises FormatError."""
+    given = {type(settings): settings for settings in chosen}
+    settings = {
+        service.name: given.pop(service.settings_type, service.settings_type())
+        for service in ProtectedServices.service_types
+    }
+    if given:
+        raise FormatError(f"no service has settings of this kind: {next(iter(given)).__name__}")
+    return ServicesImage(
+        "veil.services.protected:ProtectedServices",
+        ("veil.formats", "veil.services"),
+        {name: own.measured() for name, own in settings.items()},
+        memory=sum(own.memory_size for own in settings.values()),
+    )
+
+
+def services_from_text(texts: Iterable[str]) -> ServicesImage:
+    """Veil's own services with settings as people write them, each "NAME:KEY=VALUE,KEY=VALUE"; of a key that comes
+    again the last value counts. Raises FormatError."""
+    types = {service.name: service.settings_type for service in ProtectedServices.service_types}
+    said: dict[str, list[str]] = {}
+    for name, text in map(split_settings, texts):
+        if name not in types:
+            raise FormatError(f"there is no service {name!r}: the services are {', '.join(types)}")
+        said.setdefault(name, []).append(text)
+    return protected_services(*(types[name].parse(",".join(parts)) for name, parts in said.items()))
+
+
+#: `protected_services()` with the default settings.
+PROTECTED_SERVICES = protected_services()
+
+
+def service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
+    """Parameters, then the program: header and archive. `own`: where the services' region begins."""
+    archive = pack_sources(services.packages)
+    archive_gpa = own + CODE + PAGE_SIZE
+    memory = archive_gpa + -(-len(archive) // PAGE_SIZE) * PAGE_SIZE
+    parameters = bytes(
+        ServiceParameters.make(
+            {name: dict(settings) for name, settings in services.settings.items()},
+            vcpus=vcpus,
+            mailbox_gpa=own + MAILBOX,
+            mailbox_size=MAILBOX_SIZE,
+            blocks_gpa=own + BLOCKS,
+            memory_gpa=memory,
+            memory_size=own + services.region_size() - memory,
+        )
+    )
+    header = hosted_header(
+        services.entry,
+        archive=(archive_gpa, len(archive)),
+        parameters=(own + _SERVICE_PARAMETERS, len(parameters)),
+    )
+    return [
+        LaunchRegion(own + _SERVICE_PARAMETERS, PageType.NORMAL, parameters, name="service settings"),
+        LaunchRegion(own + CODE, PageType.NORMAL, header, name="services"),
+        LaunchRegion(archive_gpa, PageType.NORMAL, archive, name="services"),
+    ]
