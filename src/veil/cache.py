@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from veil.disk import full_disk_words, is_full
+from veil.disk import describe_full_disk, is_full
 from veil.errors import VeilError, describe
 from veil.private_files import make_folder, open_own, own_folder, tighten, write_new
 
@@ -187,7 +187,7 @@ class Cache:
 def cache_error(error: OSError, root: Path, what: str) -> CacheError:
     """One line for an operating system error met while `what` was put into the cache at `root`."""
     if is_full(error):
-        return CacheError(full_disk_words(what, root))
+        return CacheError(describe_full_disk(what, root))
     if error.errno == errno.EPERM and error.filename == str(root):
         return CacheError(f"the cache {root} cannot be used: {error.strerror} (set XDG_CACHE_HOME)")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

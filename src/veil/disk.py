@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["full_disk_words", "is_full", "refuse_full_disk", "tool_environment"]
+__all__ = ["describe_full_disk", "is_full", "refuse_full_disk", "tool_environment"]
 
 _SAID = ("No space left on device", "Disk quota exceeded", "write error", "File too large")
 # Tools that hide why they failed leave this little, or less.
@@ -31,7 +31,7 @@ def refuse_full_disk(output: str, directory: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def full_disk_words(what: str, place: Path) -> str:
+def describe_full_disk(what: str, place: Path) -> str:
     """The line for a cache that cannot take `what`: the place, and what to do."""
     return (
         f"the disk is full: cannot store {what} in {place} "

@@ -116,7 +116,7 @@ def write_picture(vm: ConfidentialVM, path: Path) -> None:
         x, y = _LEFT + column * 2, _TOP + row * scale.height
         draw.rectangle((x - 3, y - 3, x + 4, y + scale.height + 2), outline="white")
         draw.rectangle((x - 4, y - 4, x + 5, y + scale.height + 3), outline="black")
-    title, *lines = _words(vm, scale)
+    title, *lines = _caption(vm, scale)
     draw.text((_LEFT, 8), title, fill="black", font=ImageFont.load_default(18))
     for number, line in enumerate(lines):
         draw.text((_LEFT, 36 + 18 * number), line, fill="black")
@@ -136,7 +136,7 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _words(vm: ConfidentialVM, scale: Scale) -> list[str]:
+def _caption(vm: ConfidentialVM, scale: Scale) -> list[str]:
     """The title, and what stands below it."""
     machine = vm.machine
     monitor = "under VeilMon" if vm.has_monitor else "without a monitor"

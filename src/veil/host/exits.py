@@ -76,10 +76,10 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
         return
     if info & FAULT_SIZEM and smash(host.view, gpa):
         return
-    raise NestedPageFault(gpa, info, _npf_words(info, context.vmpl), vcpu=vcpu.index, vmpl=context.vmpl)
+    raise NestedPageFault(gpa, info, _describe_fault(info, context.vmpl), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
-def _npf_words(info: int, vmpl: int) -> str:
+def _describe_fault(info: int, vmpl: int) -> str:
     if info & FAULT_VMPL:
         return f"VMPL {vmpl} has no permission for this access; look at what VMPL 0 granted with RMPADJUST"
     if info & FAULT_SIZEM:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from veil.formats.termination import GeneralReason, MonitorReason, ReasonSet
 
-__all__ = ["termination_words"]
+__all__ = ["describe_termination"]
 
 _GENERAL: Mapping[int, str] = {
     GeneralReason.GENERAL: (
@@ -73,7 +73,7 @@ _SETS: dict[int, Mapping[int, str]] = {
 }
 
 
-def termination_words(reason_set: int, code: int) -> str:
+def describe_termination(reason_set: int, code: int) -> str:
     """A reason set and code as a sentence."""
     reasons = _SETS.get(reason_set)
     if reasons is None:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from veil.disk import full_disk_words, is_full
+from veil.disk import describe_full_disk, is_full
 from veil.private_files import FOLDER_MODE, make_folder, open_own, own_folder, write_new
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
 from veil.snp.errors import EngineBuildError
@@ -66,7 +66,7 @@ def _publish(built: Path, directory: Path) -> None:
 def _failure(what: str, error: OSError) -> EngineBuildError:
     root = cache_dir()
     if is_full(error):
-        return EngineBuildError(full_disk_words(what, root))
+        return EngineBuildError(describe_full_disk(what, root))
     place = error.filename or root
     return EngineBuildError(f"cannot build {what}: {place}: {error.strerror or error} (XDG_CACHE_HOME moves the cache)")
 

@@ -30,7 +30,7 @@ _BLOCK = 512
 _PRESENT_OR_SWAPPED = 3 << 62
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -46,7 +46,7 @@ class Memory:
         try:
             mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, OverflowError, ValueError) as error:
-            raise SnpError(f"cannot reserve {size} bytes of guest memory: {_words(error)}") from error
+            raise SnpError(f"cannot reserve {size} bytes of guest memory: {_describe(error)}") from error
         self._set(mapping, anonymous=True)
 
     @classmethod
@@ -59,7 +59,7 @@ class Memory:
                 fileno, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
             )
         except (OSError, OverflowError, ValueError) as error:
-            raise SnpError(f"cannot map {size} bytes of guest memory from a file: {_words(error)}") from error
+            raise SnpError(f"cannot map {size} bytes of guest memory from a file: {_describe(error)}") from error
         self._set(mapping, anonymous=False)
         return self
 

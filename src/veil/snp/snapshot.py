@@ -25,7 +25,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.disk import full_disk_words, is_full
+from veil.disk import describe_full_disk, is_full
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.private_files import make_folder, replacing
 from veil.snp.errors import SnapshotError
@@ -85,7 +85,7 @@ def write_snapshot(path: Path, *, memory: memoryview, sections: dict[str, bytes]
             _write(stream, memory, sections)
     except OSError as error:
         if is_full(error):
-            raise SnapshotError(full_disk_words("a snapshot", path.parent)) from error
+            raise SnapshotError(describe_full_disk("a snapshot", path.parent)) from error
         raise SnapshotError(f"cannot write the snapshot {path}: {error.strerror}") from error
 
 

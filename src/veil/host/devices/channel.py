@@ -76,7 +76,7 @@ class ChannelConnection:
             piece = data[at : at + MAX_FRAME_DATA]
             self._waiting.append(piece)
             self.unsent += len(piece)
-        self._push()
+        self._flush()
 
     def consumed(self, count: int) -> None:
         """`count` bytes went on to the user."""
@@ -93,7 +93,7 @@ class ChannelConnection:
             self._device.forget(self)
             self._device.put(pack_frame(self.number, FrameKind.CLOSE))
 
-    def _push(self) -> None:
+    def _flush(self) -> None:
         while self._waiting and self._may_send:
             piece = self._waiting.popleft()
             if len(piece) > self._may_send:
@@ -114,7 +114,7 @@ class ChannelConnection:
         elif frame.kind == FrameKind.CREDIT:
             self._may_send += int.from_bytes(frame.data, "little")
             waited = self.unsent
-            self._push()
+            self._flush()
             if waited and not self.unsent and self.on_room is not None:
                 self.on_room()
             if self.on_taken is not None:
@@ -226,7 +226,7 @@ class ChannelDevice:
                 self._begin(ChannelArea(value * PAGE_SIZE), 0, 0)
                 self.flush()
         elif self.ready and value in (DOORBELL_DATA, DOORBELL_MORE):
-            self._take()
+            self._receive()
             if value == DOORBELL_MORE:
                 self._now_pending()
         elif self.ready and value == DOORBELL_SPOILT:
@@ -239,7 +239,7 @@ class ChannelDevice:
         self._frames = FrameReader(held)
         self._generations = Generations(self._memory, area)
 
-    def _take(self) -> None:
+    def _receive(self) -> None:
         assert self._area is not None
         try:
             if not self._in_step():

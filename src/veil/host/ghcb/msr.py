@@ -24,7 +24,7 @@ from veil.host.errors import GuestTerminated
 from veil.host.events import GhcbMsrEvent
 from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
 from veil.host.ghcb.reset_hold import ap_reset_hold_answer
-from veil.host.termination import termination_words
+from veil.host.termination import describe_termination
 from veil.host.vcpu import Hold, RunState
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _hv_features(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
 
 def _terminate(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     reason_set, code = value >> MSR_DATA_SHIFT & 0xF, value >> 16 & 0xFF
-    raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
+    raise GuestTerminated(reason_set, code, describe_termination(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
 _HANDLERS: dict[int, Callable[[Host, Vcpu, Context, int], int]] = {

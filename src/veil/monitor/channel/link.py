@@ -91,7 +91,7 @@ class ChannelLink:
         self._known: dict[int, Connection] = {}
         #: those that may have something to send, in turn
         self._touched: dict[int, Connection] = {}
-        self._taken: deque[Frame] = deque()
+        self._received: deque[Frame] = deque()
         self._generations = Generations(self._memory, area)
         self._working = self._again = False
         self._begin(saved or {})
@@ -108,7 +108,7 @@ class ChannelLink:
     def _forget(self) -> None:
         for those in (self._connections, self._greeted, self._known, self._touched):
             those.clear()
-        self._taken.clear()
+        self._received.clear()
         self._schedule = Schedule()
 
     def dump(self) -> dict[str, Any]:
@@ -146,10 +146,10 @@ class ChannelLink:
     def _work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         try:
             sent = self._out.position
-            self._take()
+            self._receive_frames()
             yield from self._serve(host, vcpu)
-            self._give()
-            more = self._again or bool(self._taken) or self._schedule.busy
+            self._send_frames()
+            more = self._again or bool(self._received) or self._schedule.busy
             if more or self._out.position != sent:
                 yield from host.out(DOORBELL_PORT, DOORBELL_MORE if more else DOORBELL_DATA)
         except (FormatError, RmpViolation):
@@ -158,7 +158,7 @@ class ChannelLink:
             self._broken = True
             yield from host.out(DOORBELL_PORT, DOORBELL_SPOILT)
 
-    def _take(self) -> None:
+    def _receive_frames(self) -> None:
         wanted = self._generations.wanted
         if wanted != self._generation:
             self._begin({"generation": wanted})
@@ -170,10 +170,10 @@ class ChannelLink:
         # A host that opens connections and never reads what becomes of them is not listened to for a while.
         if self._broken or len(self._unsent) > _MAX_UNSENT:
             return
-        if not self._taken:
-            self._taken.extend(self._frames.feed(self._in.read()))
-        for _ in range(min(FRAMES, len(self._taken))):
-            frame = self._taken.popleft()
+        if not self._received:
+            self._received.extend(self._frames.feed(self._in.read()))
+        for _ in range(min(FRAMES, len(self._received))):
+            frame = self._received.popleft()
             if frame.kind == FrameKind.OPEN:
                 self._open(frame)
                 continue
@@ -214,18 +214,18 @@ class ChannelLink:
         budget = Budget(self._clock)
         for touched in self._touched.values():
             self._schedule.put(touched)
-        while (connection := self._schedule.take(budget)) is not None:
+        while (connection := self._schedule.next(budget)) is not None:
             rank = connection.rank
             request = connection.step()
             if request is not None:
                 response = yield from self._requests.answer(host, vcpu, connection.user, request)
                 connection.respond(response)
             if rank == Rank.HANDSHAKE and connection.rank == Rank.KNOWN:
-                self._welcome(connection)
+                self._admit(connection)
             self._touched[connection.number] = connection
             self._schedule.put(connection)
 
-    def _welcome(self, connection: Connection) -> None:
+    def _admit(self, connection: Connection) -> None:
         """A user whom the launch names. One more than there may be: the one who was silent the longest goes."""
         if len(self._known) >= MAX_KNOWN:
             self._close(next(iter(self._known.values())))
@@ -240,9 +240,9 @@ class ChannelLink:
             those.pop(connection.number, None)
         self._schedule.drop(connection)
 
-    def _give(self) -> None:
+    def _send_frames(self) -> None:
         """Frames of the connections that have some, in turn, as long as the ring takes them whole."""
-        while self._touched and not self._broken and self._push():
+        while self._touched and not self._broken and self._flush():
             connection = self._touched.pop(next(iter(self._touched)))
             frame = connection.next_frame()
             if frame is not None:
@@ -253,9 +253,9 @@ class ChannelLink:
             else:
                 # There is room for its answers again.
                 self._schedule.put(connection)
-        self._push()
+        self._flush()
 
-    def _push(self) -> bool:
+    def _flush(self) -> bool:
         """Write what is left of earlier frames; False if the ring is full."""
         if self._unsent:
             del self._unsent[: self._out.write(bytes(self._unsent))]

@@ -82,7 +82,7 @@ class Schedule:
         for queue in self._ready.values():
             queue.pop(connection.number, None)
 
-    def take(self, budget: Budget) -> Connection | None:
+    def next(self, budget: Budget) -> Connection | None:
         """The connection that is served next; takes a step off the budget."""
         if budget.over:
             return None

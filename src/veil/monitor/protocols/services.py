@@ -56,7 +56,7 @@ class ServicesProtocol:
             return Result(ResultCode.INVALID_ADDRESS)
         for page in range(gpa, gpa + size, PAGE_SIZE):
             self._view.read_u8(page)  # raises if it is not validated
-        if not self._give(gpa, size):
+        if not self._grant(gpa, size):
             return Result(ResultCode.INVALID_REQUEST)
         self.release(vcpu)
         if size:
@@ -65,7 +65,7 @@ class ServicesProtocol:
         self._publish(vcpu, gpa if size else 0, size)
         return Result(ResultCode.SUCCESS)
 
-    def _give(self, gpa: int, size: int) -> bool:
+    def _grant(self, gpa: int, size: int) -> bool:
         """VMPL 1 gets all of these pages or, if one is refused, none: what it has stands in the book.
 
         A refusal that the host must resolve is raised, and the call starts over.
@@ -76,10 +76,10 @@ class ServicesProtocol:
                 at += PAGE_SIZE
         finally:
             if at < end:
-                self._take(gpa, at - gpa)
+                self._revoke(gpa, at - gpa)
         return at == end
 
-    def _take(self, gpa: int, size: int) -> None:
+    def _revoke(self, gpa: int, size: int) -> None:
         for page in range(gpa, gpa + size, PAGE_SIZE):
             # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
             with suppress(RmpViolation):
@@ -96,7 +96,7 @@ class ServicesProtocol:
             return
         gpa, size = found
         self._publish(vcpu, 0, 0)
-        self._take(gpa, size)
+        self._revoke(gpa, size)
         self._state.book.move(gpa, size, Owner.KERNEL)
 
     def _publish(self, vcpu: int, gpa: int, size: int) -> None:

@@ -234,7 +234,7 @@ class ChannelClient:
                 self._fill()
             except SSL.Error as error:
                 self._transport.close()
-                raise _NoHandshake(f"no secure channel: the TLS handshake failed ({_words(error)})") from error
+                raise _NoHandshake(f"no secure channel: the TLS handshake failed ({_describe(error)})") from error
 
     def _plain(self) -> bytes:
         while True:
@@ -251,7 +251,7 @@ class ChannelClient:
     def _spoilt(self, error: SSL.Error) -> ChannelClosed:
         self._closed = True
         self._transport.close()
-        return ChannelClosed(f"the channel was spoilt on its way ({_words(error)})")
+        return ChannelClosed(f"the channel was spoilt on its way ({_describe(error)})")
 
     def _fill(self) -> None:
         data = self._transport.receive()
@@ -267,6 +267,6 @@ class ChannelClient:
             return
 
 
-def _words(error: SSL.Error) -> str:
+def _describe(error: SSL.Error) -> str:
     reasons = [str(item[2]) for item in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     return printable(", ".join(reasons) or repr(error))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.host.errors import GuestTerminated, UnsupportedEvent
-from veil.host.termination import termination_words
+from veil.host.termination import describe_termination
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
@@ -111,7 +111,7 @@ def hypervisor_features(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage
 def terminate(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO1: reason set 3:0, reason code 11:4."""
     reason_set, code = ghcb.exit_info_1 & 0xF, ghcb.exit_info_1 >> 4 & 0xFF
-    raise GuestTerminated(reason_set, code, termination_words(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
+    raise GuestTerminated(reason_set, code, describe_termination(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
 def unsupported(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
