@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from veil.cache import Cache
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.userland import debian_programs
+from veil.guest.initramfs.debian_programs import debian_programs
 from veil.remote.log.audit_rules import default_rules
 
 __all__ = ["PREPARE", "PROGRAMS", "RULES", "Program", "program_files"]

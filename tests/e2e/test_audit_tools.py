@@ -15,7 +15,7 @@ from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, parse_records
-from veil.guest.initramfs.userland import debian_programs
+from veil.guest.initramfs.debian_programs import debian_programs
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.reader import LogReader

@@ -6,7 +6,7 @@ from __future__ import annotations
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.userland import debian_programs
+from veil.guest.initramfs.debian_programs import debian_programs
 
 
 def test_auditctl_runs() -> None:

@@ -83,7 +83,7 @@ class Configuration:
     driver_options: str = ""
     """The driver's module parameters."""
     files: Mapping[str, Node] = field(default_factory=dict, repr=False)
-    """More members of the initramfs by path, measured with it (`veil.guest.initramfs.userland`)."""
+    """More members of the initramfs by path, measured with it (`veil.guest.initramfs.debian_programs`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", MappingProxyType(dict(self.files)))

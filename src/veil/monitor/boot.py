@@ -15,7 +15,7 @@ from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
 from veil.monitor.parameters import MonitorParameters
-from veil.monitor.permissions import KERNEL_VMPL, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
+from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
 from veil.snp.layouts import SVSM_MAX_VERSION, Efer, SecretsPage, SevFeatures, Vmsa

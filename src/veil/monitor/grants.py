@@ -19,7 +19,7 @@ from veil.formats.service_domain import CopyIn, GrantCall, Move, Restrict, mailb
 from veil.formats.status import Status
 from veil.monitor.ownership import ROWS, TRANSITIONS
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import retry
+from veil.monitor.rmp_changes import retry
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import PageSize, Permission, RmpResult
 

@@ -21,10 +21,10 @@ from veil.monitor.errors import MonitorError
 from veil.monitor.grants import Grants
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
-from veil.monitor.permissions import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
+from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.secure_processor import GuestMessages
 from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable
 from veil.monitor.state import MonitorState

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from veil.cache import Cache
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.userland import debian_programs
+from veil.guest.initramfs.debian_programs import debian_programs
 
 __all__ = ["AUDIT_PACKAGES", "audit_tools"]
 

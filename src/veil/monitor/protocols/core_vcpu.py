@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import KERNEL_VMPL
+from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Efer, Vmsa

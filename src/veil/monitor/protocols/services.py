@@ -11,7 +11,7 @@ from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import BLOCK_ENTRY
 from veil.monitor.page_book import Owner
-from veil.monitor.permissions import SERVICE_VMPL
+from veil.monitor.rmp_changes import SERVICE_VMPL
 from veil.monitor.svsm_call import Request, Result, ResultCode
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import RmpResult

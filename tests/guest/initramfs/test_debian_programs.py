@@ -13,9 +13,9 @@ from veil.cache import Cache
 from veil.guest.debian import Apt
 from veil.guest.elf import parse_linking
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs import userland
+from veil.guest.initramfs import debian_programs as module
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.userland import debian_programs
+from veil.guest.initramfs.debian_programs import debian_programs
 
 
 def test_linking_is_what_readelf_says() -> None:
@@ -55,13 +55,13 @@ def test_every_cut_of_a_program_is_refused_or_read() -> None:
     ],
 )  # fmt: skip
 def test_likely_package(library: str, package: str) -> None:
-    assert package.startswith(userland._package_of(library))
+    assert package.startswith(module._package_of(library))
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Unpacked packages that apt is not asked for."""
-    monkeypatch.setattr(userland, "unpacked_package", lambda _cache, name, _say=None: tmp_path / name)
+    monkeypatch.setattr(module, "unpacked_package", lambda _cache, name, _say=None: tmp_path / name)
     monkeypatch.setattr(Apt, "dependencies", lambda _self, name: [name, "libother1"])
     return tmp_path
 
