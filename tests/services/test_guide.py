@@ -14,6 +14,7 @@ import pytest
 
 from tests.monitor.harness import SERVICE_MEMORY, Bench
 from tests.monitor.wire import Wire
+from veil.formats.errors import FormatError
 from veil.formats.status import Status
 from veil.image.services_image import ServicesImage
 from veil.monitor import Option, VeilMon
@@ -86,7 +87,7 @@ def test_who_may_ask_what(notary: Any, bench: Bench) -> None:
 def test_the_other_examples(notary: Any) -> None:
     names = {**vars(notary), "Bench": Bench, "ServicesImage": ServicesImage}
     for source in _sources()[1:]:
-        exec(compile(source, str(_GUIDE), "exec"), names)
+        exec(compile(source, str(_GUIDE), "exec", dont_inherit=True), names)
     assert names["services"].entry == "notary:Services"
 
 
@@ -134,3 +135,30 @@ def test_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [service.name for service in program.services] == ["notary"]  # type: ignore[attr-defined]
     finally:
         sys.modules.pop("notary", None)
+
+
+def test_settings() -> None:
+    names: dict[str, Any] = {"__name__": "notary_settings"}
+    (source,) = (text for text in _sources() if "class NotarySettings" in text)
+    exec(compile(source, str(_GUIDE), "exec", dont_inherit=True), names)
+    settings = names["NotarySettings"]
+    assert settings.parse("longest=4K").measured() == {"longest": 4096}
+    assert settings.of({}) == settings()
+    with pytest.raises(FormatError, match="longest message"):
+        settings.parse("longest=1M")
+
+
+def test_the_lists_that_name_a_service() -> None:
+    """The log is in each list that the guide names, in the way that the guide says, and has each folder."""
+    root = _GUIDE.parents[1]
+    guide = _GUIDE.read_text()
+    for file, line in (
+        ("src/veil/services/protected.py", "service_types = (LogService,)"),
+        ("src/veil/guest/driver/src/main.c", '{ "log", veil_log_begin, veil_log_end, veil_log_state },'),
+        ("src/veil/cli/main.py", "logs"),
+    ):
+        assert f"`{file}`" in guide
+        assert line in (root / file).read_text()
+    for folder in ("services", "guest/driver/src", "remote"):
+        assert f"`src/veil/{folder}/NAME`" in guide
+        assert (root / "src/veil" / folder / "log").is_dir()
