@@ -20,9 +20,18 @@ from tests.monitor.wire import Wire, ping
 from veil.formats.channel import MAX_MESSAGE, MAX_STRANGER_MESSAGE, STRANGER_WINDOW, Request, Response, pack_request
 from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.monitor.channel.connection import HANDSHAKE_BYTES, Rank
-from veil.monitor.channel.link import HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, ChannelLink
-from veil.monitor.channel.schedule import FRAMES, HANDSHAKES, REQUESTS, TIME_NS
+from veil.monitor.channel.bounds import (
+    MAX_ENTRY_NS,
+    MAX_FRAMES,
+    MAX_HANDSHAKE_BYTES,
+    MAX_HANDSHAKE_NS,
+    MAX_HANDSHAKES,
+    MAX_KNOWN,
+    MAX_STRANGER_STEPS,
+    MAX_STRANGERS,
+)
+from veil.monitor.channel.connection import Rank
+from veil.monitor.channel.link import ChannelLink
 from veil.remote.channel.client import ChannelClient, ChannelClosed
 from veil.remote.channel.identity import UserKey
 
@@ -121,8 +130,8 @@ def test_one_connections_backlog(bench: Bench, clock: Clock, answered: list[Requ
         more = enter(bench)
         counts.append(len(answered) - before)
     assert sum(counts) == 200
-    assert max(counts) <= REQUESTS
-    assert len(counts) >= 200 / REQUESTS
+    assert max(counts) <= MAX_STRANGER_STEPS
+    assert len(counts) >= 200 / MAX_STRANGER_STEPS
     for _ in range(200):
         client.receive()
 
@@ -135,7 +144,7 @@ def test_requests_of_many_connections(bench: Bench, clock: Clock, answered: list
     seen = []
     while enter(bench):
         seen.append(len(answered))
-    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) <= REQUESTS
+    assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) <= MAX_STRANGER_STEPS
     assert len(answered) == 200
     for client in clients:
         for _ in range(5):
@@ -146,7 +155,7 @@ def test_no_step_begins_when_the_time_is_over(bench: Bench, clock: Clock, answer
     client = user(bench)
     bench.channel.run()
     flood(client, 50)
-    clock.step = TIME_NS // 2
+    clock.step = MAX_ENTRY_NS // 2
     counts = []
     while True:
         before = len(answered)
@@ -163,7 +172,7 @@ def test_handshakes_of_an_entry(bench: Bench, link: ChannelLink, clock: Clock) -
     entries = 1
     while enter(bench):
         entries += 1
-    assert entries >= 40 / HANDSHAKES
+    assert entries >= 40 / MAX_HANDSHAKES
     assert all(hello.wire.received for hello in hellos), "each got an answer"
 
 
@@ -210,7 +219,7 @@ def test_an_owner_gets_in_whatever_strangers_do(bench: Bench, clock: Clock, answ
     with ChannelClient(Counting(bench), identity=OWNER) as owner:
         ping(owner)
     # What came before his own frames is taken first, and handshakes before his, in their turn with strangers' requests.
-    assert entries <= frames / FRAMES + (MAX_STRANGERS // 2) / HANDSHAKES + 4
+    assert entries <= frames / MAX_FRAMES + (MAX_STRANGERS // 2) / MAX_HANDSHAKES + 4
 
 
 def test_owners_are_never_put_out(bench: Bench, link: ChannelLink, clock: Clock) -> None:
@@ -254,7 +263,7 @@ def test_handshakes_end_in_time(bench: Bench, link: ChannelLink, clock: Clock) -
     slow = Hello(bench)
     silent = Wire(bench)
     bench.channel.run()
-    clock.now += HANDSHAKE_NS - 1
+    clock.now += MAX_HANDSHAKE_NS - 1
     with user(bench) as client:
         ping(client)
         assert slow.wire.connection.is_open
@@ -262,14 +271,14 @@ def test_handshakes_end_in_time(bench: Bench, link: ChannelLink, clock: Clock) -
         ping(client)
         assert not slow.wire.connection.is_open
         assert not silent.connection.is_open
-        clock.now += 10 * HANDSHAKE_NS
+        clock.now += 10 * MAX_HANDSHAKE_NS
         ping(client)
 
 
 def test_handshakes_have_few_bytes(bench: Bench, link: ChannelLink, clock: Clock) -> None:
     """One that is cut into records of a byte, and never done."""
     wire = Wire(bench)
-    hello = b"\x01\x00\x3f\xff" + bytes(HANDSHAKE_BYTES)
+    hello = b"\x01\x00\x3f\xff" + bytes(MAX_HANDSHAKE_BYTES)
     wire.send(b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in hello))
     bench.channel.run()
     assert not wire.connection.is_open
@@ -292,7 +301,7 @@ def test_the_newest_handshake_is_not_the_last(bench: Bench, link: ChannelLink, c
     hellos = [Hello(bench) for _ in range(40)]  # what the ring holds
     enter(bench)
     answered = [number for number, hello in enumerate(hellos) if hello.wire.received]
-    half = HANDSHAKES // 2
+    half = MAX_HANDSHAKES // 2
     assert answered == [*range(half), *range(len(hellos) - half, len(hellos))]
 
 

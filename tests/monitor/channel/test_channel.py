@@ -37,7 +37,7 @@ from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.formats.status import Status
 from veil.monitor import VeilMon
-from veil.monitor.channel.link import MAX_STRANGERS
+from veil.monitor.channel.bounds import MAX_STRANGERS
 from veil.monitor.parameters import MIN_SHARED
 from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.channel.identity import UserKey

@@ -22,21 +22,18 @@ from veil.formats.channel import (
 )
 from veil.formats.errors import FormatError
 from veil.formats.roles import Role
+from veil.monitor.channel.bounds import (
+    MAX_BACKLOG,
+    MAX_HANDSHAKE_BYTES,
+    MAX_PIECE,
+    MAX_STRANGER_BACKLOG,
+    MAX_STRANGER_PIECE,
+    MIN_HANDSHAKE_STEP,
+)
 from veil.monitor.channel.tls import TlsEnd, TlsFailed
 from veil.monitor.channel.user_requests import User
 
-__all__ = ["HANDSHAKE_BYTES", "Connection", "Rank"]
-
-#: Input of a handshake: room for a ClientHello with post-quantum key shares, and a certificate with RSA of 8192 bits.
-HANDSHAKE_BYTES = 8 << 10
-#: A step in a handshake counts as at least this many bytes, so that there are few.
-_HANDSHAKE_STEP = 512
-#: Ciphertext that is decrypted in one step. Records may be tiny: a stranger's piece has less than a hundred of them.
-_PIECE = 16 << 10
-_STRANGER_PIECE = 2 << 10
-#: While more than this many bytes of answers are queued, no further request is read.
-_BACKLOG = 256 << 10
-_STRANGER_BACKLOG = 16 << 10
+__all__ = ["Connection", "Rank"]
 
 
 class Rank(enum.IntEnum):
@@ -64,7 +61,7 @@ class Connection:
         self._accept = accept
         self._tls: TlsEnd | None = None
         self._roles = roles
-        self._handshake_left = HANDSHAKE_BYTES
+        self._handshake_left = MAX_HANDSHAKE_BYTES
         self._input = bytearray()
         self._reader = MessageReader(MAX_STRANGER_MESSAGE)
         self._asked = False  # the reader may have a complete request
@@ -79,7 +76,7 @@ class Connection:
         """Is there a `step` to do now?"""
         if self.closing or not (self._input or self._asked):
             return False
-        return len(self._out) <= (_BACKLOG if self.rank == Rank.KNOWN else _STRANGER_BACKLOG)
+        return len(self._out) <= (MAX_BACKLOG if self.rank == Rank.KNOWN else MAX_STRANGER_BACKLOG)
 
     def handle(self, frame: Frame) -> None:
         """A frame that is not OPEN or CLOSE: it is kept, no more. Nothing in it harms more than this connection."""
@@ -113,7 +110,7 @@ class Connection:
 
     def _decrypt(self) -> None:
         known = self.rank == Rank.KNOWN
-        piece = bytes(self._input[: _PIECE if known else _STRANGER_PIECE])
+        piece = bytes(self._input[: MAX_PIECE if known else MAX_STRANGER_PIECE])
         if not piece:
             return
         del self._input[: len(piece)]
@@ -126,7 +123,7 @@ class Connection:
         finally:
             self._out += tls.take()
         if self.rank == Rank.HANDSHAKE:
-            self._handshake_left -= max(len(piece), _HANDSHAKE_STEP)
+            self._handshake_left -= max(len(piece), MIN_HANDSHAKE_STEP)
             if tls.established:
                 self._meet(tls)
             elif self._handshake_left < 0:

@@ -24,8 +24,9 @@ from veil.formats.channel import (
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
+from veil.monitor.channel.bounds import MAX_FRAMES, MAX_HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, MAX_UNSENT
 from veil.monitor.channel.connection import Connection, Rank
-from veil.monitor.channel.schedule import FRAMES, Budget, Schedule
+from veil.monitor.channel.schedule import Budget, Schedule
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
@@ -34,15 +35,7 @@ if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.snp.view import View
 
-__all__ = ["HANDSHAKE_NS", "MAX_KNOWN", "MAX_STRANGERS", "ChannelLink"]
-
-#: Connections of users whom the launch does not name, or whose handshakes are not done.
-MAX_STRANGERS = 256
-#: Connections of users whom it names.
-MAX_KNOWN = 64
-#: A handshake takes no longer.
-HANDSHAKE_NS = 5_000_000_000
-_MAX_UNSENT = 64 << 10
+__all__ = ["ChannelLink"]
 
 
 class _SharedPages:
@@ -168,11 +161,11 @@ class ChannelLink:
             self._generations.follow(self._generation)
         self._close_late_ones()
         # A host that opens connections and never reads what becomes of them is not listened to for a while.
-        if self._broken or len(self._unsent) > _MAX_UNSENT:
+        if self._broken or len(self._unsent) > MAX_UNSENT:
             return
         if not self._received:
             self._received.extend(self._frames.feed(self._in.read()))
-        for _ in range(min(FRAMES, len(self._received))):
+        for _ in range(min(MAX_FRAMES, len(self._received))):
             frame = self._received.popleft()
             if frame.kind == FrameKind.OPEN:
                 self._open(frame)
@@ -203,7 +196,7 @@ class ChannelLink:
         now = self._clock()
         while self._greeted:
             first = next(iter(self._greeted.values()))
-            if first.rank == Rank.HANDSHAKE and now - first.opened_ns < HANDSHAKE_NS:
+            if first.rank == Rank.HANDSHAKE and now - first.opened_ns < MAX_HANDSHAKE_NS:
                 return
             del self._greeted[first.number]
             if first.rank == Rank.HANDSHAKE:

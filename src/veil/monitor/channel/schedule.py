@@ -10,23 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from veil.monitor.channel.bounds import MAX_ENTRY_NS, MAX_HANDSHAKES, MAX_STEPS, MAX_STRANGER_STEPS
 from veil.monitor.channel.connection import Connection, Rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FRAMES", "HANDSHAKES", "REQUESTS", "STEPS", "TIME_NS", "Budget", "Schedule"]
-
-#: At most, each time that VeilMon is entered: frames of the host that are taken,
-FRAMES = 128
-#: steps on all connections (a request answered, or a piece of input decrypted),
-STEPS = 64
-#: of them steps in handshakes, which take the longest,
-HANDSHAKES = 8
-#: of them steps for strangers,
-REQUESTS = 16
-#: and time: no step begins after this.
-TIME_NS = 2_000_000
+__all__ = ["Budget", "Schedule"]
 
 
 class Budget:
@@ -35,14 +25,14 @@ class Budget:
     def __init__(self, clock: Callable[[], int]) -> None:
         """`clock` counts nanoseconds."""
         self._clock = clock
-        self._until = clock() + TIME_NS
-        self._steps = STEPS
-        self._of = {Rank.KNOWN: STEPS, Rank.HANDSHAKE: HANDSHAKES, Rank.STRANGER: REQUESTS}
+        self._until = clock() + MAX_ENTRY_NS
+        self._steps = MAX_STEPS
+        self._of = {Rank.KNOWN: MAX_STEPS, Rank.HANDSHAKE: MAX_HANDSHAKES, Rank.STRANGER: MAX_STRANGER_STEPS}
 
     @property
     def over(self) -> bool:
         """Has the kernel waited long enough? Never before the first step: each entry gets on."""
-        return self._steps <= 0 or (self._steps < STEPS and self._clock() >= self._until)
+        return self._steps <= 0 or (self._steps < MAX_STEPS and self._clock() >= self._until)
 
     def allows(self, rank: Rank) -> bool:
         """Another step for a user of this rank?"""
