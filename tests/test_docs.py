@@ -30,7 +30,8 @@ def _lines() -> Iterator[tuple[str, str]]:
 
 
 def _exists(name: str) -> bool:
-    """A path from the root, or the end of one: `monitor/boot.py`."""
+    """A path from the root, or the end of one: `monitor/boot.py`. NAME stands for any: what is above it must exist."""
+    name = name.partition("/NAME")[0]
     parts = Path(name).parts
     if (ROOT / name).exists():
         return True
