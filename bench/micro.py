@@ -44,9 +44,7 @@ _TRAPS = {
 
 def run_calls(directory: Path, count: int) -> list[float]:
     """Launch the small kernel under VeilMon; nanoseconds for each of its transitions."""
-    code = build_raw(
-        "calls", directory, address=_KERNEL, COUNT=count, RESULTS=_RESULTS, CALLING_AREA=layout.CALLING_AREA
-    )
+    code = build_raw("calls", directory, address=_KERNEL, COUNT=count, RESULTS=_RESULTS, CAA=layout.CAA)
     kernel = ElfKernel(
         _KERNEL,
         (Segment(_KERNEL, _KERNEL, code, len(code)), Segment(_RESULTS, _RESULTS, bytes(4096), 4096)),

@@ -53,7 +53,7 @@ def examine(target: Target, data: bytes) -> Finding | None:
         pass
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of cryptography's Rust code is no Exception
+    except BaseException as error:  # a panic of cryptography's Rust code is not an Exception
         return Finding(_one_line(error), _place(error))
     seconds = time.process_time() - start
     if seconds > _SECONDS:

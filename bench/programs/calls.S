@@ -61,19 +61,19 @@ _start:
 	// Slot 2: to VMPL 0 and back, without a call pending.
 	start
 1:	set_ghcb_msr 0x016
-	movb $0, CALLING_AREA
+	movb $0, CAA
 	vmgexit
 	stop 2
 
 	// Slot 3: the shortest call, SVSM_CORE_QUERY_PROTOCOL of the core protocol itself, as Linux makes calls.
 	start
 1:	set_ghcb_msr 0x016
-	movb $1, CALLING_AREA
+	movb $1, CAA
 	movl $6, %eax
 	movl $1, %ecx
 	vmgexit
 	movb $0, %bl
-	xchgb %bl, CALLING_AREA
+	xchgb %bl, CAA
 	stop 3
 
 	set_ghcb_msr 0x100

@@ -97,7 +97,7 @@ class Cache:
         return [name for _, name in sorted(found, reverse=True)]
 
     def remove(self, kind: str, key: str) -> None:
-        """Drop an entry; dropping what is not there is no error."""
+        """Drop an entry; dropping what is not there is not an error."""
         place = self._place(kind, key)
         with self._explained(f"{kind}/{key}"), self._locked(f"{kind}.{key}"):
             self._discard(place)

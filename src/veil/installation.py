@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What belongs to this installation and is no cache: the software machine's chip, the user's own key."""
+"""What belongs to this installation and is not a cache: the software machine's chip, the user's own key."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def test_access(kernel: Hijack, kind: str) -> None:
     assert kernel.monitor.read_u64(gpa + 16) == 0x666
     kernel.monitor.write(gpa, b"\xf4")
     assert kernel.run(f"mov rax, {gpa}\njmp rax") == ExitCode.HLT
-    # Only the host can make a page shared; then it is no memory of VMPL 1's any more.
+    # Only the host can make a page shared; then it is not VMPL 1's memory any more.
     host = kernel.vm.machine.host_view()
     host.rmpupdate(gpa, assigned=False)
     assert kernel.run(shared_write) == ExitCode.HLT

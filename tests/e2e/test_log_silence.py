@@ -118,7 +118,7 @@ def test_what_heartbeats_say(vm: ConfidentialVM) -> None:
 
 
 def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
-    """Its time stamp counter goes on, and nobody is run: that is no silence of the kernel."""
+    """Its time stamp counter goes on, and nobody is run: the kernel is not silent then."""
     size = len(heartbeats(vm))
     vm.machine._engine.set_tsc(vm.machine.tsc() + 60_000_000_000)
     while len(heartbeats(vm)) < size + 2:

@@ -124,7 +124,7 @@ def test_the_driver_says_the_same() -> None:
     header = b"\n".join(driver_sources().values()).decode()
     defined = {name: int(value) for name, value in re.findall(r"#define (VEIL_\w+) (\d+)$", header, re.MULTILINE)}
     assert defined["VEIL_TICK_MS"] * 1_000_000 == TICK_NS
-    assert defined["VEIL_WORDS_MOST"] == MAX_RULES_MESSAGE
+    assert defined["VEIL_MAX_RULES_MESSAGE"] == MAX_RULES_MESSAGE
     (fields,) = re.findall(r"struct veil_heartbeat \{(.*?)\};", header, re.DOTALL)
     widths = {"u16": "H", "u32": "I", "u64": "Q"}
     layout = "".join(widths[kind] for kind, _ in re.findall(r"(u\d+) (\w+);", fields))

@@ -61,7 +61,7 @@ def _psc(guest: Guest, entry: int) -> bool:
 
 def _scratch(guest: Guest, base: int, code: int, info1: int, info2: int) -> bool:
     answer = guest.call(code, info1, info2, scratch=base + SHARED_PAGE)
-    # What lies there is no list of page state changes; that it was read is all that counts here.
+    # What lies there is not a list of page state changes; that it was read is all that counts here.
     assert answer["info1"] == 0 or answer == {"info1": 2, "info2": 3}
     return answer["info1"] == 0
 

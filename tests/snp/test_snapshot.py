@@ -134,7 +134,7 @@ def test_sections_that_could_not_be_read_again_are_not_written(tmp_path: Path, m
     ids=lambda index: repr(index[:40]),
 )  # fmt: skip
 def test_an_index_of_somebody_elses_making(tmp_path: Path, index: bytes) -> None:
-    """Its checksum holds: the one who makes the index makes that too."""
+    """Its checksum is right: the author of the index makes that too."""
     header = module._HEADER.pack(module._MAGIC, module._VERSION, len(index), hashlib.sha256(index).digest())
     (tmp_path / "s").write_bytes(header + index)
     with pytest.raises(SnapshotError, match="snapshot"):

@@ -133,7 +133,7 @@ def make_roots(software_root: str | None, *, software: bool | None = None) -> Tr
         return roots
     option = f"--software-root {own}" if software is None else "--software"
     words = f"it is that of this installation's own software machine, which is believed only with {option}"
-    # A damaged file of ours is no reason not to verify what others have signed.
+    # What others have signed can be verified even if a file of ours is damaged.
     with contextlib.suppress(VeilError):
         roots = roots.with_advice(read_file(str(own)), words)
     return roots

@@ -4,7 +4,7 @@
 Two things are seen to in this one place. What is printed is one line of visible characters, whoever its words are from
 (`veil.formats.printable`); only `raw` is not, which joins a guest's streams to ours because the user asked for that.
 And a stdout that takes nothing (a full disk, a pipe whose reader has gone) ends the command with a status of its own,
-which is none of a verdict's.
+which no verdict has.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Mark(enum.Enum):
 
 
 class OutputError(Exception):
-    """Stdout does not take what the command has to say. It is no OSError, so that nobody takes it for another one."""
+    """Stdout does not take what the command has to say. Not an OSError, so that nobody takes it for another one."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"cannot write the output: {cause.strerror or cause}")

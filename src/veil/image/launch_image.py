@@ -92,7 +92,7 @@ def build_image(
         loader = _accept_region(linux, regions)
         regions.append(loader)
         vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
-        regions.append(LaunchRegion(guest_layout.CALLING_AREA, PageType.VMSA, vmsa, name="VMSA"))
+        regions.append(LaunchRegion(guest_layout.CAA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
     base = linux.layout.monitor.start
     regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
@@ -104,8 +104,8 @@ def build_image(
 
 def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
     """The kernel expects all memory validated; without a monitor a few instructions before it see to that."""
-    own = guest_layout.CALLING_AREA + PAGE_SIZE
-    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CALLING_AREA, 2 * PAGE_SIZE)])
+    own = guest_layout.CAA + PAGE_SIZE
+    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CAA, 2 * PAGE_SIZE)])
     free: list[tuple[int, int]] = []
     for piece in linux.layout.ram:
         at = piece.start
@@ -184,7 +184,7 @@ def _monitor_regions(
         kernel_vmsa_gpa=base + _KERNEL_VMSA,
         kernel_secrets_gpa=linux.secrets,
         kernel_cpuid_gpa=linux.cpuid,
-        kernel_caa_gpa=linux.calling_area,
+        kernel_caa_gpa=linux.caa,
     )
     pieces.append(LaunchRegion(base + _PARAMETERS, PageType.NORMAL, bytes(parameters), name="parameters"))
     return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]

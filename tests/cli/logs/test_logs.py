@@ -80,7 +80,7 @@ def test_verified_with_trouble(desk: Desk, veil: Veil) -> None:
     assert [item["kind"] for item in value["findings"]] == ["audit-off", "silence"]
     assert value["head"]["time_ns"] == desk.now
     status, out, _ = veil("verify", "--silence", "100", "--untrusted-from", "5")
-    # What the user knows is no news.
+    # What the user knows is not news.
     assert status == 0
     assert "TROUBLE" not in out
     assert "from entry 5 (--untrusted-from) on, treat the kernel's words as untrusted: you say so" in out

@@ -109,7 +109,7 @@ def test_special_pages_are_launched_only_without_a_monitor() -> None:
     assert kinds[layout.CPUID] is PageType.CPUID
     assert all(region.kind is PageType.NORMAL for region in boot().regions)
     for plan in (boot(), boot(monitor=0)):
-        for page in (plan.secrets, plan.cpuid, plan.calling_area):
+        for page in (plan.secrets, plan.cpuid, plan.caa):
             assert kind_at(plan, page) == 2
 
 

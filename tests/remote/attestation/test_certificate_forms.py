@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Certificates in every form that people have, and what is said of what is none."""
+"""Certificates in every form that people have, and what is said of anything else."""
 
 from __future__ import annotations
 

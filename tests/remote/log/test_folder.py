@@ -150,7 +150,7 @@ def test_states_that_cannot_be(desk: Desk, folder: LogFolder) -> None:
     fetch(desk, folder)
     place = folder.path / "state.json"
     state = json.loads(place.read_text())
-    # JSON of Python's has numbers that are none.
+    # Python's JSON has "numbers" that are not numbers (NaN).
     for name in ("size", "asked_ns", "entries_bytes", "audit_bytes"):
         for value in (float("inf"), float("nan"), None, "many", "3", -1, 1 << 64, 10**4299, True, 1.5):
             place.write_text(json.dumps({**state, name: value}))

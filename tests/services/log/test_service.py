@@ -99,7 +99,7 @@ def test_users_with_other_words(bench: Bench, call: int, body: bytes) -> None:
 
 def test_kernel_with_other_words(bench: Bench) -> None:
     assert bench.ask(LOG_NUMBER, 77, b"x") == (Status.UNKNOWN_CALL, b"")
-    # What is no record is kept as it is: its reader says so.
+    # What is not a record is kept as it is: its reader says so.
     assert bench.ask(LOG_NUMBER, KernelCall.RECORDS, b"nonsense") == OK
     (entry,) = list(reader(bench).fetch())[1:]
     with pytest.raises(FormatError):

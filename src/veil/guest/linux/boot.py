@@ -94,7 +94,7 @@ class LinuxBoot:
     # the monitor fills them, and the third, before it enters the kernel.
     secrets: int = at.SECRETS
     cpuid: int = at.CPUID
-    calling_area: int = at.CALLING_AREA
+    caa: int = at.CAA
 
 
 def prepare_linux(

@@ -51,9 +51,9 @@ def default_options(tsc_khz: int = TSC_KHZ) -> tuple[KernelOption, ...]:
         ),
         KernelOption(
             "nowatchdog",
-            "the host may stop the guest for any time (a debugger, a snapshot, a slow computer): that is no lockup",
+            "the host may stop the guest for any time (a debugger, a snapshot, a slow computer): that is not a lockup",
         ),
-        KernelOption("rcupdate.rcu_cpu_stall_suppress=1", "for the same reason a long pause is no RCU stall"),
+        KernelOption("rcupdate.rcu_cpu_stall_suppress=1", "for the same reason a long pause is not an RCU stall"),
     )
 
 

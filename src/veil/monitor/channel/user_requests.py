@@ -95,7 +95,7 @@ class Requests:
     calls: ClassVar[Mapping[int, Call[Callable[[Requests, Ghcb, bytes], Generator[None, None, bytes]]]]] = {
         MonitorCall.PING: Call(Role.ANYONE, _ping),
         MonitorCall.ATTEST: Call(Role.ANYONE, _attest),
-        # How many VCPUs the kernel has started is no part of attestation, so strangers do not learn it.
+        # How many VCPUs the kernel has started is not part of attestation, so strangers do not learn it.
         MonitorCall.STATUS: Call(Role.READER, _tell_status),
     }
     """VeilMon's own calls. What is not here nobody may ask."""

@@ -82,7 +82,7 @@ class Findings:
     """A list that a hostile kernel cannot make long: of each kind a given number is kept, the rest is counted."""
 
     def __init__(self, untrusted_from: int | None = None) -> None:
-        """`untrusted_from`: from this entry on the user believes nothing anyway, and what is found is no trouble."""
+        """`untrusted_from`: from this entry on the user trusts nothing anyway, and findings are not trouble."""
         self._untrusted_from = untrusted_from
         self.items: list[Finding] = []
         self.counts: dict[FindingKind, int] = {}

@@ -62,7 +62,7 @@ class LogSummary:
     entries: int = 0
     records: int = 0
     unreadable: int = 0
-    """entries whose body is no records: the kernel sent nonsense"""
+    """entries whose body cannot be read as records: the kernel sent nonsense"""
     resumed: int = 0
     dropped: int = 0
     first_ns: int = 0

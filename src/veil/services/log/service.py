@@ -36,7 +36,7 @@ __all__ = ["LogService"]
 
 _MAX_FETCH = 224 << 10
 _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
-#: Room that the kernel's calls leave, so that the service can say that there was none for them.
+#: Room that the kernel's calls leave free, so that the service can still record that they found no room.
 _RESERVE = ENTRY_HEADER.size + _U64.size
 
 #: what a call of the kernel's appends

@@ -120,7 +120,7 @@ bool veil_snp_instruction(struct veil_engine *e)
     }
     length += 3;
 
-    env->old_exception = -1; /* the invalid opcode was none */
+    env->old_exception = -1; /* it was not an invalid opcode after all */
     e->cs->exception_index = -1;
     if (code[2] == 0xd9 && prefix != PREFIX_NONE) {
         env->eip += length;

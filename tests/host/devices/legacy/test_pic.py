@@ -62,7 +62,7 @@ def test_edge_acknowledge_and_eoi() -> None:
     assert b.isr(0x20) == 0x10
     b.pic.set_irq(4, True)
     b.out(0x20, 0x64)
-    assert b.pic.vector is None, "a level that stays is no new edge"
+    assert b.pic.vector is None, "a level that stays is not a new edge"
     b.pic.set_irq(4, False)
     b.pic.set_irq(4, True)
     assert b.pic.vector == 0x34

@@ -179,7 +179,7 @@ HOOK(on_bind)
 	}
 }
 
-/* security_ptrace_access_check(child, mode): reading in /proc asks too, and is no attack */
+/* security_ptrace_access_check(child, mode): reading in /proc asks too, and is not an attack */
 HOOK(on_ptrace)
 {
 	struct task_struct *child = (void *)ARGUMENT(0);

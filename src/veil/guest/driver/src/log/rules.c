@@ -16,7 +16,7 @@
 #define HELPER "/usr/lib/veil/load-rules"
 
 /* veil/formats/log.py: MAX_RULES_MESSAGE. */
-#define VEIL_WORDS_MOST 1024
+#define VEIL_MAX_RULES_MESSAGE 1024
 
 /* veil/formats/log.py, KernelCall.RULES; auditctl's words follow. */
 struct rules_call {
@@ -31,7 +31,7 @@ static struct rules_answer {
 
 static DEFINE_MUTEX(lock);
 static size_t text_length;
-static char words[VEIL_WORDS_MOST];
+static char words[VEIL_MAX_RULES_MESSAGE];
 static size_t words_length;
 static u32 loaded;
 static s32 loaded_status;
