@@ -66,7 +66,7 @@ ENDS: dict[str, tuple[Callable[[ConfidentialVM], None], str]] = {
     "ACPI: power off": (_in_the_guest("poweroff -f"), "switched its machine off"),
     "TERMINATE, MSR protocol": (_take_over(_by_msr(0x100)), "terminated itself"),
     "TERMINATE, GHCB page": (_terminate_by_page, "terminated itself"),
-    "VMGEXIT without a GHCB": (_take_over(_by_msr(1 << 45)), "no page of guest memory"),
+    "VMGEXIT without a GHCB": (_take_over(_by_msr(1 << 45)), "not a page of guest memory"),
     "AP reset hold": (_take_over(_by_msr(0x006)), "no VCPU can ever run again"),
     "halt for good": (_take_over("1: hlt\njmp 1b"), "no VCPU can ever run again"),
     "triple fault": (_take_over("ud2"), "triple fault"),

@@ -470,7 +470,7 @@ class Bench:
         services[SERVICES // PAGE : RAM // PAGE] = True
         for gpa, size in self.monitor.state.blocks.values():
             services[gpa // PAGE : (gpa + size) // PAGE] = True
-        assert not perms[~services, 1].any(), "VMPL 1 has memory that is no service's"
+        assert not perms[~services, 1].any(), "VMPL 1 has memory that belongs to no service"
         assert not (perms[vmsas, 3] & ~np.uint8(1)).any(), "VMPL 3 writes or executes a VMSA"
         # Every VMSA is one that the monitor made or checked.
         domains = self.monitor.domains

@@ -151,7 +151,7 @@ class Restrict:
 
     @classmethod
     def parse(cls, body: bytes) -> Restrict:
-        """Raises FormatError for what is no VMPL below the services', or no permissions."""
+        """Raises FormatError for what is not a VMPL below the services', or not permissions."""
         owner, vmpl, keep = _unpack(_RESTRICT, body)
         if len(body) != _RESTRICT.size or vmpl not in (2, 3) or keep > 0xF:
             raise FormatError("a restriction names an owner, VMPL 2 or 3, and permissions")
@@ -196,5 +196,5 @@ def pack_description(services: Iterable[ServiceInfo]) -> bytes:
 
 
 def parse_description(body: bytes) -> list[ServiceInfo]:
-    """Raises ValueError, KeyError or TypeError for what is no description."""
+    """Raises ValueError, KeyError or TypeError for what is not a description."""
     return [ServiceInfo.load(item) for item in json.loads(body)]

@@ -163,7 +163,7 @@ class ServiceDomain:
             answer = read_answer(view, *self._outbox)
             if answer is None:
                 # The host has not run VeilMon, or VeilMon waits on another VCPU for something that the host must do.
-                # VeilMon, if it waits here for the mailbox, is in no hurry; the kernel must not wait for ever.
+                # VeilMon, if it waits here for the mailbox, is in no hurry; the kernel must not wait forever.
                 return _KERNEL if asked_monitor and self._mail(view, vcpu) is None else _MONITOR
             asker = self._go_on(view, vcpu, answer)
             if self._waiting is not None:

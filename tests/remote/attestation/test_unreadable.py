@@ -49,7 +49,7 @@ _VERSION = b"\xa0\x03\x02\x01"
 _OID = b"\x2b\x06\x01\x04\x01\x9c\x78\x01\x03"
 #: what is wrong -> bytes of a good certificate and what takes their place
 _BROKEN = {
-    "a name that is no UTF-8": (_NAME, _NAME[:-1] + b"\xff"),
+    "a name that is not UTF-8": (_NAME, _NAME[:-1] + b"\xff"),
     "a name of a type that is none": (_NAME, b"\x21" + _NAME[1:]),
     "a name that is a BIT STRING": (_NAME, b"\x03" + _NAME[1:2] + b"\0" + _NAME[3:]),
     "an unknown version": (_VERSION + b"\x02", _VERSION + b"\x0b"),
@@ -86,7 +86,7 @@ def _revocation_list() -> bytes:
         (b"\x02\x01\x01\x30", b"\x02\x01\x03\x30"),
         (b"260101000000Z", b"269901000000Z"),
     ],
-    ids=["a name of a type that is none", "a name that is no UTF-8", "an unknown version", "a time that is none"],
+    ids=["a name of a type that is none", "a name that is not UTF-8", "an unknown version", "a time that is none"],
 )
 def test_broken_revocation_lists_fail(old: bytes, new: bytes) -> None:
     blob = _changed(_revocation_list(), old, new)

@@ -60,7 +60,7 @@ static void hand_over(const void *head, u32 head_length, const void *data, u32 d
 	veil_log_hand_over(&request);
 }
 
-/* Hands over what is collected, and begins anew. */
+/* Hands over what is collected, and starts again. */
 static void flush(struct collection *mine)
 {
 	if (mine->length)
