@@ -30,6 +30,7 @@ from veil.formats.request_block import (
     write_answer,
     write_request,
 )
+from veil.formats.roles import Role
 from veil.formats.service_domain import (
     BLOCK_ENTRY,
     SERVICES_DOMAIN,
@@ -250,8 +251,9 @@ class ServiceDomain:
         except Exception as mistake:
             error = mistake
         self.mistakes.append((name, repr(error)))
-        # What went wrong inside of a service is not for the kernel to read.
-        detail = f": {error!r}" if request.asker == _MONITOR else ""
+        # What went wrong inside of a service is for the CVM's owners, and for VeilMon at boot, to read.
+        told = request.asker == _MONITOR and (service is None or request.asked.role == Role.OWNER)
+        detail = f": {error!r}" if told else ""
         return Status.UNAVAILABLE, f"the service {name} failed{detail}".encode()[: request.size - BLOCK_HEADER]
 
     def _owns(self, gpa: int) -> bool:
