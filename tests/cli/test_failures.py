@@ -81,9 +81,13 @@ def _fill(command: str, places: dict[str, str]) -> list[str]:
     return [re.sub(r"\{(\w)\}", lambda match: places[match[1]], word) for word in command.split()]
 
 
+_PROGRESS = ("veil: building ", "veil: fetching ", "veil: extracting ")
+
+
 def _check_line(err: str) -> None:
     assert "Traceback" not in err
-    lines = err.splitlines()
+    # With an empty cache the first of these commands says what it makes before it fails.
+    lines = [line for line in err.splitlines() if not line.startswith(_PROGRESS)]
     assert len(lines) == 1, err
     assert lines[0].startswith("veil: ")
     words = lines[0].removeprefix("veil: ")
