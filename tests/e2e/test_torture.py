@@ -40,8 +40,9 @@ def _boot_under_torture(vcpus: int, seed: int) -> None:
         vm.close()
 
 
-def test_boot_under_torture() -> None:
-    _boot_under_torture(2, seed=20231)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_boot_under_torture(vcpus: int) -> None:
+    _boot_under_torture(vcpus, seed=20231)
 
 
 @pytest.mark.soak
