@@ -101,7 +101,7 @@ def main() -> int:
         "--only",
         action="append",
         metavar="WORD",
-        help="only workloads with WORD in their name; 'boot': none, boots alone",
+        help="only workloads (or kinds of strangers) with WORD in their name; 'boot': none, boots alone",
     )
     parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
     part = parser.add_mutually_exclusive_group()
@@ -129,7 +129,7 @@ def main() -> int:
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if options.strangers:
-                report.strangers += measure_strangers(_say)
+                report.strangers += measure_strangers(_say, options.only)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if not (options.latencies or options.log):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "MAX_BACKLOG",
+    "MAX_CREDIT_NS",
     "MAX_ENTRY_NS",
     "MAX_FRAMES",
     "MAX_HANDSHAKES",
@@ -53,3 +54,5 @@ MAX_HANDSHAKES = 8
 MAX_STRANGER_STEPS = 16
 #: and time: no step begins after this.
 MAX_ENTRY_NS = 2_000_000
+#: Of handshakes and strangers' requests, those that had less time come first; more than this they do not make up for.
+MAX_CREDIT_NS = 20_000_000

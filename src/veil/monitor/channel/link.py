@@ -208,11 +208,12 @@ class ChannelLink:
         for touched in self._touched.values():
             self._schedule.put(touched)
         while (connection := self._schedule.next(budget)) is not None:
-            rank = connection.rank
+            rank, begin = connection.rank, self._clock()
             request = connection.step()
             if request is not None:
                 response = yield from self._requests.answer(host, vcpu, connection.user, request)
                 connection.respond(response)
+            self._schedule.charge(rank, self._clock() - begin)
             if rank == Rank.HANDSHAKE and connection.rank == Rank.KNOWN:
                 self._admit(connection)
             self._touched[connection.number] = connection

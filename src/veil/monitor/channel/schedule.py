@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from veil.monitor.channel.bounds import MAX_ENTRY_NS, MAX_HANDSHAKES, MAX_STEPS, MAX_STRANGER_STEPS
+from veil.monitor.channel.bounds import MAX_CREDIT_NS, MAX_ENTRY_NS, MAX_HANDSHAKES, MAX_STEPS, MAX_STRANGER_STEPS
 from veil.monitor.channel.connection import Connection, Rank
 
 if TYPE_CHECKING:
@@ -47,14 +47,15 @@ class Budget:
 class Schedule:
     """Connections that have something to do, by rank, in turn.
 
-    Users whom the launch names come first. Handshakes (one may be an owner's) and strangers alternate. Of handshakes
+    Users whom the launch names come first. Handshakes (one may be an owner's) and strangers' requests have the same
+    time, not the same number of steps: a stranger's report takes as long as several steps of a handshake. Of handshakes
     the newest and the oldest alternate: who comes now is mostly answered at once, however many were begun before, and
     nobody waits for more than twice the queue.
     """
 
     def __init__(self) -> None:
         self._ready: dict[Rank, dict[int, Connection]] = {rank: {} for rank in Rank}
-        self._last = Rank.STRANGER
+        self._took_ns = {Rank.HANDSHAKE: 0, Rank.STRANGER: 0}
         self._newest = False
 
     @property
@@ -82,8 +83,6 @@ class Schedule:
                 connection = self._pop(rank, queue)
                 if not connection.has_work:
                     continue
-                if rank != Rank.KNOWN:
-                    self._last = rank
                 budget.spend(rank)
                 return connection
         return None
@@ -95,7 +94,15 @@ class Schedule:
                 return queue.popitem()[1]
         return queue.pop(next(iter(queue)))
 
+    def charge(self, rank: Rank, nanoseconds: int) -> None:
+        """A step for a user of this rank took so long."""
+        if rank != Rank.KNOWN:
+            self._took_ns[rank] += nanoseconds
+
     def _order(self) -> Iterable[Rank]:
-        if self._last == Rank.STRANGER:
-            return Rank.KNOWN, Rank.HANDSHAKE, Rank.STRANGER
-        return Rank.KNOWN, Rank.STRANGER, Rank.HANDSHAKE
+        took = self._took_ns
+        # A rank that had nothing to do for long does not make up for all of it.
+        least = max(took.values()) - MAX_CREDIT_NS
+        for rank in took:
+            took[rank] = max(took[rank], least)
+        return Rank.KNOWN, *sorted(took, key=lambda rank: (took[rank], rank))
