@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm.vm
+from tests.snp.chip import chip
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.channel import MessageReader, Request, Response, pack_response
@@ -367,7 +368,7 @@ def machine_of(endorsement: Endorsement, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_chain_to_a_wrong_root(expected: LaunchLog, roots: TrustedRoots, monkeypatch: pytest.MonkeyPatch) -> None:
-    with machine_of(Endorsement.generate(MODEL_TCB), monkeypatch) as host:
+    with machine_of(chip(), monkeypatch) as host:
         found = failures(check(host, expected, roots))
         assert set(found) == {"root", "processor"}
         assert "not a trusted root" in found["root"]
@@ -385,7 +386,8 @@ def test_software_machine_without_a_word(expected: LaunchLog) -> None:
 def test_expired_and_revoked_certificates(
     expected: LaunchLog, roots: TrustedRoots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = Endorsement.generate(MODEL_TCB, born=datetime.datetime(2018, 1, 1, tzinfo=datetime.UTC))
+    born = datetime.datetime(2018, 1, 1, tzinfo=datetime.UTC)
+    old = Endorsement.certified(chip().ark_key, chip().ask_key, MODEL_TCB, born=born)
     with machine_of(old, monkeypatch) as host:
         trusting = TrustedRoots.amd().with_software_root(old.ark.public_bytes(Encoding.DER))
         found = failures(check(host, expected, trusting))

@@ -8,7 +8,6 @@ the monitor's requests, and runs each VCPU's contexts.
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import struct
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.snp.chip import chip
 from veil.formats.ghcb import (
     MSR_ERROR,
     MSR_INFO_MASK,
@@ -40,8 +40,7 @@ from veil.monitor.parameters import MIN_SHARED
 from veil.monitor.svsm_call import ResultCode
 from veil.services import ServiceDomain
 from veil.services.parameters import ServiceParameters
-from veil.snp.endorsement import Endorsement
-from veil.snp.guest_requests import MODEL_TCB, GuestRequests, LaunchedGuest
+from veil.snp.guest_requests import GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
 from veil.snp.id_block import LaunchIdentity
 from veil.snp.layouts import Efer, SevFeatures, Vmcb, Vmsa
@@ -151,12 +150,6 @@ class Vcpu:
         self.service_steps: Generator[None, None, None] | None = None
         self.vmpl = 0
         self.parked = False
-
-
-@functools.cache
-def chip() -> Endorsement:
-    """One for all tests."""
-    return Endorsement.generate(MODEL_TCB)
 
 
 class Channel:

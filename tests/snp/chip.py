@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A chip for tests, made once: RSA keys take a second."""
+"""A chip for tests, made once for each process: its RSA keys take seconds."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.snp.chip import chip
 from veil.formats.attestation_report import TcbVersion
 from veil.formats.certificate_table import ARK, ASK, VCEK, parse_certificates
-from veil.snp import MODEL_TCB, SnpError
+from veil.snp import MODEL_TCB, SnpError, endorsement
 from veil.snp.endorsement import CHIP_ID_MARK, Endorsement
 
 PEM = serialization.Encoding.PEM
@@ -22,10 +22,10 @@ OPENSSL = shutil.which("openssl")
 
 
 def test_says_that_it_is_software() -> None:
-    endorsement = chip()
-    assert endorsement.chip_id.startswith(CHIP_ID_MARK)
-    assert len(endorsement.chip_id) == 64
-    for certificate in (endorsement.ark, endorsement.ask, endorsement.vcek):
+    made = chip()
+    assert made.chip_id.startswith(CHIP_ID_MARK)
+    assert len(made.chip_id) == 64
+    for certificate in (made.ark, made.ask, made.vcek):
         assert "Software machine" in certificate.subject.rfc4514_string()
 
 
@@ -38,9 +38,9 @@ def test_certificate_table() -> None:
 @pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed (Debian: apt install openssl)")
 def test_openssl_verifies_the_chain(tmp_path: Path) -> None:
     assert OPENSSL is not None
-    endorsement = chip()
+    made = chip()
     for name in ("ark", "ask", "vcek"):
-        (tmp_path / f"{name}.pem").write_bytes(getattr(endorsement, name).public_bytes(PEM))
+        (tmp_path / f"{name}.pem").write_bytes(getattr(made, name).public_bytes(PEM))
     command = [OPENSSL, "verify", "-CAfile", "ark.pem", "-untrusted", "ask.pem", "vcek.pem"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "vcek.pem: OK\n", done.stderr
@@ -51,12 +51,13 @@ def test_openssl_verifies_the_chain(tmp_path: Path) -> None:
     for oid in ("1.3.6.1.4.1.3704.1.2", "1.3.6.1.4.1.3704.1.3.8", "1.3.6.1.4.1.3704.1.4"):
         assert oid in text
     # The counter-test: another root's certificate is not good enough.
-    other = Endorsement.generate(MODEL_TCB)
+    other = Endorsement.certified(chip().ask_key, chip().ark_key, MODEL_TCB)
     (tmp_path / "ark.pem").write_bytes(other.ark.public_bytes(PEM))
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode != 0
 
 
-def test_one_chip_for_an_installation(tmp_path: Path) -> None:
+def test_one_chip_for_an_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endorsement, "_RSA_BITS", 2048)  # sooner made
     directory = tmp_path / "data" / "machine"
     made: list[Endorsement] = []
     threads = [threading.Thread(target=lambda: made.append(Endorsement.load(directory, MODEL_TCB))) for _ in range(2)]
@@ -73,6 +74,7 @@ def test_one_chip_for_an_installation(tmp_path: Path) -> None:
 
 
 def test_another_tcb_has_another_vcek(tmp_path: Path) -> None:
+    chip()._save(tmp_path / "machine")
     first = Endorsement.load(tmp_path / "machine", MODEL_TCB)
     newer = Endorsement.load(tmp_path / "machine", TcbVersion.of(boot_loader=2, snp=200, microcode=255))
     assert (first.chip_id, first.ark) == (newer.chip_id, newer.ark)

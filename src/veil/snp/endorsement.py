@@ -18,6 +18,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
 from veil.disk import is_full
@@ -61,6 +62,18 @@ class Endorsement:
         """A new chip under a new root, made now or at another time. RSA keys take a second or two."""
         ark_key = rsa.generate_private_key(65537, _RSA_BITS)
         ask_key = rsa.generate_private_key(65537, _RSA_BITS)
+        return cls.certified(ark_key, ask_key, tcb, born=born)
+
+    @classmethod
+    def certified(
+        cls,
+        ark_key: rsa.RSAPrivateKey,
+        ask_key: rsa.RSAPrivateKey,
+        tcb: TcbVersion,
+        *,
+        born: datetime.datetime | None = None,
+    ) -> Endorsement:
+        """A new chip, with certificates of these authorities' keys made now or at another time."""
         ark_name, ask_name = _name("ARK-Veil"), _name("SEV-Veil")
         born = born or datetime.datetime.now(datetime.UTC)
         ark = _authority(ark_name, ark_name, ark_key, ark_key, path_length=1, born=born)
@@ -99,7 +112,7 @@ class Endorsement:
         try:
             content = {name: (directory / name).read_bytes() for name in _FILES}
             ark, ask = (x509.load_pem_x509_certificate(content[name]) for name in ("ark.pem", "ask.pem"))
-            ark_key, ask_key = (serialization.load_pem_private_key(content[name], None) for name in _FILES[:2])
+            ark_key, ask_key = (_own_key(content[name]) for name in _FILES[:2])
             if not isinstance(ark_key, rsa.RSAPrivateKey) or not isinstance(ask_key, rsa.RSAPrivateKey):
                 raise ValueError("not RSA keys")
             if not vcek_file.exists():
@@ -108,7 +121,7 @@ class Endorsement:
                 certificate = _vcek(made, ask.subject, ask_key, content["chip.id"], tcb, now)
                 write_private(vcek_key_file, _private(made))
                 write_private(vcek_file, _pem(certificate))
-            vcek_key = serialization.load_pem_private_key(vcek_key_file.read_bytes(), None)
+            vcek_key = _own_key(vcek_key_file.read_bytes())
             vcek = x509.load_pem_x509_certificate(vcek_file.read_bytes())
             if not isinstance(vcek_key, ec.EllipticCurvePrivateKey) or vcek_key.public_key() != vcek.public_key():
                 raise ValueError("the VCEK is of another key")
@@ -244,6 +257,15 @@ def _der_integer(value: int) -> bytes:
 
 def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _own_key(pem: bytes) -> PrivateKeyTypes:
+    """A key that `_private` wrote, to a file that is closed to others; raises ValueError.
+
+    Whether an RSA key's primes are primes is not asked again: it takes 0.4 s a key, of every machine that makes a
+    report.
+    """
+    return serialization.load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
 
 
 def _private(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
