@@ -348,22 +348,22 @@ class Bench:
         raise AssertionError(f"MSR request {request:#x}")
 
     def _ghcb(self, gpa: int) -> int:
-        code, info_1, info_2 = struct.unpack("<3Q", self.host.read(gpa + GhcbField.SW_EXITCODE, 24))
+        code, exit_info_1, exit_info_2 = struct.unpack("<3Q", self.host.read(gpa + GhcbField.SW_EXITCODE, 24))
         rax, rbx = self.host.read_u64(gpa + GhcbField.RAX), self.host.read_u64(gpa + GhcbField.RBX)
         self.host.write_u64(gpa + GhcbField.SW_EXITINFO1, 0)
         self.host.write_u64(gpa + GhcbField.SW_EXITINFO2, 0)
         if code == NaeEvent.IOIO:
-            self.channel.port_write(info_1 >> 16, rax)
+            self.channel.port_write(exit_info_1 >> 16, rax)
         elif code in (NaeEvent.GUEST_REQUEST, NaeEvent.EXTENDED_GUEST_REQUEST):
             errors, needed = self.on_message(
-                info_1, info_2, (rax, rbx) if code == NaeEvent.EXTENDED_GUEST_REQUEST else None
+                exit_info_1, exit_info_2, (rax, rbx) if code == NaeEvent.EXTENDED_GUEST_REQUEST else None
             )
             self.host.write_u64(gpa + GhcbField.SW_EXITINFO2, errors)
             self.host.write_u64(gpa + GhcbField.RBX, needed)
         else:
             assert code == NaeEvent.AP_CREATION
-            assert info_1 & 0xFFFF == ApRequest.CREATE
-            self.vcpus[info_1 >> 32].vmsas[info_1 >> 16 & 0xF] = info_2
+            assert exit_info_1 & 0xFFFF == ApRequest.CREATE
+            self.vcpus[exit_info_1 >> 32].vmsas[exit_info_1 >> 16 & 0xF] = exit_info_2
         return gpa
 
     def carry(self, request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:

@@ -305,9 +305,7 @@ def test_content_by_reference(bench: Bench) -> None:
     bench.check()
 
 
-@pytest.mark.parametrize(
-    "page", [MONITOR, SERVICES, MAILBOX, KERNEL_VMSA, KERNEL_CAA, RAM, (1 << 64) - PAGE, SMALL + 1]
-)
+@pytest.mark.parametrize("page", [MONITOR, SERVICES, MAILBOX, KERNEL_VMSA, KERNEL_CAA, RAM, (1 << 64) - PAGE])
 def test_pages_that_are_not_the_kernels_to_name(bench: Bench, page: int) -> None:
     bench.view(1).write(SERVICE_MEMORY, b"before")
     assert ask_for_pages(bench, [SMALL, page], 2 * PAGE) == (Status.OK, b"refused BAD_REQUEST")
@@ -325,7 +323,14 @@ def test_pages_and_lengths_that_do_not_fit(bench: Bench) -> None:
     assert ask_for_pages(bench, [SMALL], PAGE + 1) == (Status.OK, b"refused BAD_REQUEST")
     assert ask_for_pages(bench, [], 5) == (Status.OK, b"refused BAD_REQUEST")
     # More than the service has room for is the service's mistake: it has not looked.
-    assert ask_for_pages(bench, [SMALL] * (PAGES + 1), (PAGES + 1) * PAGE)[0] == Status.UNAVAILABLE
+    many = [SMALL + number * PAGE for number in range(PAGES + 1)]
+    assert ask_for_pages(bench, many, len(many) * PAGE)[0] == Status.UNAVAILABLE
+
+
+@pytest.mark.parametrize("pages", [[SMALL, SMALL + 1], [SMALL, FREE, SMALL]], ids=["not a page", "a page twice"])
+def test_lists_of_pages_that_cannot_be(bench: Bench, pages: list[int]) -> None:
+    assert ask_for_pages(bench, pages, len(pages) * PAGE) == (Status.BAD_REQUEST, b""), "no service was asked"
+    assert ask_for_pages(bench, [SMALL, FREE], 2 * PAGE)[0] == Status.OK
 
 
 def test_more_pages_than_the_body_has(bench: Bench) -> None:

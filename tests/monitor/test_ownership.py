@@ -99,3 +99,17 @@ def test_only_what_may_follow_follows() -> None:
     assert list(book.ranges(Owner.ENCLAVE)) == [(PAGE, PAGE)]
     assert book.is_kernel(2 * PAGE, 2 * PAGE)
     assert not book.is_kernel(0, 2 * PAGE)
+
+
+def test_whose_a_range_is() -> None:
+    book = PageBook(4)
+    book.claim(PAGE, 2 * PAGE, Owner.KERNEL)
+    book.claim(3 * PAGE, PAGE, Owner.SERVICE)
+    assert book.is_all(Owner.KERNEL, PAGE, 2 * PAGE)
+    assert book.is_all(Owner.KERNEL, PAGE + 5, 2 * PAGE - 5)
+    assert book.is_all(Owner.SERVICE, 4 * PAGE - 1, 1)
+    for owner, gpa, size in (
+        (Owner.KERNEL, PAGE, 2 * PAGE + 1), (Owner.SERVICE, PAGE, 2 * PAGE), (Owner.SERVICE, 3 * PAGE, PAGE + 1),
+        (Owner.KERNEL, 2 * PAGE, 0), (Owner.NOBODY, 4 * PAGE, PAGE), (Owner.NOBODY, -PAGE, PAGE),
+    ):  # fmt: skip
+        assert not book.is_all(owner, gpa, size)

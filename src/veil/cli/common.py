@@ -15,7 +15,8 @@ import click
 
 from veil.cli.output import EXIT_FAILURE, tell
 from veil.errors import VeilError
-from veil.formats.log_settings import DROP, HALT
+from veil.formats.log_settings import DROP, HALT, LogSettings
+from veil.formats.sizes import format_size
 
 if TYPE_CHECKING:
     from veil.cvm import Configuration
@@ -97,13 +98,15 @@ _SERVICES_OPTIONS = (
         help="Settings of a protected service, as in log:memory=64M,full=drop.",
     ),
     click.option(
-        "--log-memory", metavar="SIZE", help="VeilS-LOG's memory (--service log:memory=SIZE).  [default: 16M]"
+        "--log-memory",
+        metavar="SIZE",
+        help=f"VeilS-LOG's memory (--service log:memory=SIZE).  [default: {format_size(LogSettings.memory)}]",
     ),
     click.option(
         "--log-full",
         type=click.Choice([HALT, DROP]),
         help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted (--service "
-        f"log:full=...).  [default: {HALT}]",
+        f"log:full=...).  [default: {LogSettings.full}]",
     ),
     click.option(
         "--driver-options",

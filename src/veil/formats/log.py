@@ -25,6 +25,8 @@ __all__ = [
     "LOG_NUMBER",
     "MAX_RULES",
     "MAX_RULES_MESSAGE",
+    "RULES_ANSWER",
+    "RULES_CALL",
     "SILENCE_TOLD_NS",
     "TICK_NS",
     "AuditRecord",
@@ -58,8 +60,8 @@ class KernelCall(enum.IntEnum):
     HEARTBEAT = 2
     """`Heartbeat`: the driver lives. -> u32 generation of the rules that are wanted, 0 for none"""
     RULES = 3
-    """u32 generation that is loaded, i32 how loading ended, auditctl's words (at most `MAX_RULES_MESSAGE` bytes) -> u32
-    generation that is wanted, its text (auditctl's)"""
+    """`RULES_CALL`, auditctl's words (at most `MAX_RULES_MESSAGE` bytes) -> `RULES_ANSWER`, the rules' text for
+    auditctl (at most `MAX_RULES` bytes)"""
 
 
 class UserCall(enum.IntEnum):
@@ -270,6 +272,10 @@ def _entry_at(data: bytes, at: int) -> LogEntry | None:
 
 MAX_RULES = 16 << 10
 MAX_RULES_MESSAGE = 1024
+#: The kernel's call RULES: u32 generation that is loaded, i32 how loading ended.
+RULES_CALL = struct.Struct("<Ii")
+#: The answer: u32 generation that is wanted.
+RULES_ANSWER = struct.Struct("<I")
 _RULES = struct.Struct("<IIiI")
 
 

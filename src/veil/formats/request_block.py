@@ -60,7 +60,7 @@ class BlockRequest(NamedTuple):
     user_key: bytes | None = None
     role: Role = Role.ANYONE
     pages: tuple[int, ...] = ()
-    """GPAs of pages that the request is about, as its writer names them."""
+    """GPAs of pages that the request is about, as its writer names them: page aligned, none twice."""
     ticket: int = 0
     """By which its writer tells it from an earlier one that was not answered in time."""
 
@@ -98,6 +98,8 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
     # In a kernel's block these may be anything, and say nothing.
     asker = (vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
     pages = struct.unpack_from(f"<{count}Q", body)
+    if any(page % PAGE_SIZE for page in pages) or len(set(pages)) < count:
+        raise FormatError("pages by reference are whole pages, each named once")
     return BlockRequest(service, call, body[count * 8 :], *asker, pages, ticket)
 
 

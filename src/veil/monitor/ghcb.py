@@ -124,17 +124,17 @@ class Ghcb:
     def _result(self) -> int:
         return self.cpu.view.read_u64(self._gpa + _EXIT_INFO_2, private=False)
 
-    def _must(self, code: int, info_1: int, info_2: int, *, rax: int) -> Generator[None, None, None]:
-        if (yield from self._request(code, info_1, info_2, rax=rax)):
+    def _must(self, code: int, exit_info_1: int, exit_info_2: int, *, rax: int) -> Generator[None, None, None]:
+        if (yield from self._request(code, exit_info_1, exit_info_2, rax=rax)):
             raise MonitorError(MonitorReason.HOST_REFUSED, f"the host refused GHCB request {code:#x}")
 
     def _request(
-        self, code: int, info_1: int, info_2: int, *, rax: int = 0, rbx: int = 0
+        self, code: int, exit_info_1: int, exit_info_2: int, *, rax: int = 0, rbx: int = 0
     ) -> Generator[None, None, int]:
         """Returns the low half of SW_EXITINFO1: 0 if the host says that it was done."""
         view, gpa = self.cpu.view, self._gpa
         view.zero(gpa, PAGE_SIZE, private=False)
-        view.write(gpa + _EXIT_CODE, struct.pack("<3Q", code, info_1, info_2), private=False)
+        view.write(gpa + _EXIT_CODE, struct.pack("<3Q", code, exit_info_1, exit_info_2), private=False)
         view.write_u64(gpa + _RAX, rax, private=False)
         view.write_u64(gpa + _RBX, rbx, private=False)
         view.write(gpa + _VALID_BITMAP, _VALID.to_bytes(16, "little"), private=False)

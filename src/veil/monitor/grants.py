@@ -8,7 +8,7 @@ memory of VMPL 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
@@ -141,7 +141,7 @@ class Grants:
 
     def _copy_in(self, cpu: HostedCpu, copy: CopyIn) -> None:
         book = self._state.book
-        if any(owner is not Owner.SERVICE for owner in self._owners(copy.target, copy.length)):
+        if not book.is_all(Owner.SERVICE, copy.target, copy.length):
             raise _Refused(Status.NOT_ALLOWED, "a copy goes into the services' memory only")
         for page in copy.pages:
             # Not a context, not protected memory, not what another VCPU passes arguments in: the kernel's own pages.
@@ -155,9 +155,6 @@ class Grants:
             cpu.view.write(copy.target, content[: copy.length])
         except RmpViolation as violation:
             raise _Refused(Status.UNAVAILABLE, f"the host took the services' memory away: {violation}") from violation
-
-    def _owners(self, gpa: int, length: int) -> Iterator[Owner]:
-        return (self._state.book.owner(page) for page in range(gpa & -PAGE_SIZE, gpa + length, PAGE_SIZE))
 
     # RESTRICT
 
@@ -196,7 +193,7 @@ class Grants:
         adjust = _rmpadjust(cpu, gpa, size, domain, permissions)
 
         def operation() -> int:
-            if any(found is not owner for found in self._owners(gpa, size.pages * PAGE_SIZE)):
+            if not self._state.book.is_all(owner, gpa, size.pages * PAGE_SIZE):
                 return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
             # A page that is not validated is used by nobody: it gets its row's rights when it is validated. To ask for
             # them now would have the host split an entry of 2 MiB.

@@ -50,6 +50,13 @@ class PageBook:
         page = gpa // PAGE_SIZE
         return Owner(self._owners[page]) if 0 <= page < len(self._owners) else Owner.NOBODY
 
+    def is_all(self, owner: Owner, gpa: int, size: int) -> bool:
+        """Is every page of the range this owner's? False outside RAM."""
+        if gpa < 0 or size <= 0:
+            return False
+        first, end = gpa // PAGE_SIZE, (gpa + size - 1) // PAGE_SIZE + 1
+        return end <= len(self._owners) and self._owners.count(int(owner), first, end) == end - first
+
     def is_kernel(self, gpa: int, size: int = 1) -> bool:
         """Is every page of the range the kernel's to do with what it likes?"""
         return self._all(gpa, size, _CHANGEABLE)

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Generator
 from typing import NamedTuple, Protocol
 
-__all__ = ["CallError", "CallHandler", "Request", "Result", "ResultCode"]
+__all__ = ["CallError", "CallHandler", "ResultCode", "SvsmRequest", "SvsmResult"]
 
 
 class ResultCode(enum.IntEnum):
@@ -30,7 +30,7 @@ class ResultCode(enum.IntEnum):
     FAIL_UNCHANGED = 0x80001010
 
 
-class Request(NamedTuple):
+class SvsmRequest(NamedTuple):
     """A call, its registers copied once from the caller's VMSA."""
 
     vcpu: int
@@ -43,7 +43,7 @@ class Request(NamedTuple):
     r9: int
 
 
-class Result(NamedTuple):
+class SvsmResult(NamedTuple):
     """What goes back; None leaves a register as the caller had it."""
 
     code: int
@@ -68,7 +68,7 @@ class CallHandler(Protocol):
     def versions(self) -> tuple[int, int]:
         """Lowest and highest version of the protocol."""
 
-    def call(self, request: Request) -> Result | Generator[None, None, Result]:
+    def call(self, request: SvsmRequest) -> SvsmResult | Generator[None, None, SvsmResult]:
         """Answer a call, or raise CallError.
 
         A generator is an answer that needs the host: each `yield` is a VMGEXIT of the caller's VCPU.

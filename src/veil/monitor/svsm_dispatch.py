@@ -9,7 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
+from veil.monitor.svsm_call import CallError, ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Efer, Vmsa
@@ -42,8 +42,8 @@ _TWO = struct.Struct("<2Q").unpack_from
 assert _RDX == _RCX + 8
 assert _R9 == _R8 + 8
 
-_UNSUPPORTED_PROTOCOL = Result(ResultCode.UNSUPPORTED_PROTOCOL)
-_INVALID_ADDRESS = Result(ResultCode.INVALID_ADDRESS)
+_UNSUPPORTED_PROTOCOL = SvsmResult(ResultCode.UNSUPPORTED_PROTOCOL)
+_INVALID_ADDRESS = SvsmResult(ResultCode.INVALID_ADDRESS)
 
 
 class Served(enum.Enum):
@@ -59,7 +59,7 @@ class Unfinished:
 
     vmsa: int
     efer: int
-    steps: Generator[None, None, Result]
+    steps: Generator[None, None, SvsmResult]
 
 
 def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfinished | RmpViolation:
@@ -84,13 +84,13 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
     result = _UNSUPPORTED_PROTOCOL
     try:
         if handler is not None:
-            request = Request(vcpu.apic_id, protocol, rax & 0xFFFFFFFF, *_TWO(part, _RCX_AT), *_TWO(part, _R8_AT))
+            request = SvsmRequest(vcpu.apic_id, protocol, rax & 0xFFFFFFFF, *_TWO(part, _RCX_AT), *_TWO(part, _R8_AT))
             answered = handler.call(request)
-            if not isinstance(answered, Result):
+            if not isinstance(answered, SvsmResult):
                 return Unfinished(vmsa, efer, answered)
             result = answered
     except CallError as error:
-        result = Result(error.code)
+        result = SvsmResult(error.code)
     except RmpViolation as violation:
         if violation.fault & FAULT_SIZEM:
             view.exchange_u8(caa, 1)
@@ -106,13 +106,13 @@ def finish(view: View, call: Unfinished) -> Generator[None, None, None]:
     try:
         result = yield from call.steps
     except CallError as error:
-        result = Result(error.code)
+        result = SvsmResult(error.code)
     except RmpViolation:
         result = _INVALID_ADDRESS
     _write_back(view, call.vmsa, call.efer, result)
 
 
-def _write_back(view: View, vmsa: int, efer: int, result: Result) -> None:
+def _write_back(view: View, vmsa: int, efer: int, result: SvsmResult) -> None:
     code, rcx, rdx, r8, r9 = result
     view.write_u64(vmsa + _RAX, code)
     if rcx is not None:

@@ -47,7 +47,8 @@ class KernelRequest(NamedTuple):
     call: int
     body: bytes
     pages: tuple[int, ...] = ()
-    """Pages that it names by reference, unchecked: good for `context.monitor.copy_in`, in which VeilMon checks them."""
+    """GPAs of pages that it names by reference: page aligned, none twice. Nobody has looked up whose they are; VeilMon
+    does that in `context.monitor.copy_in`."""
 
 
 class Service(abc.ABC):

@@ -224,13 +224,13 @@ class Machine:
             vmcb.exit_code = ExitCode.INVALID
             return
         state = self.rmp.state
-        info_1 = info_2 = 0
+        exit_info_1 = exit_info_2 = 0
         state[VMSA_WORD] = gpa
         try:
             next(steps)
             code = _VMGEXIT
             if context.cpu.fault is not None:
-                code, info_1, info_2 = _nested_fault(context.cpu.fault)
+                code, exit_info_1, exit_info_2 = _nested_fault(context.cpu.fault)
                 context.cpu.fault = None
         except StopIteration:
             context.steps = None
@@ -238,7 +238,7 @@ class Machine:
         except RmpViolation as violation:
             # What machine code would have met: a nested page fault that nobody can resolve from outside.
             context.steps = None
-            code, info_1, info_2 = _nested_fault(violation)
+            code, exit_info_1, exit_info_2 = _nested_fault(violation)
         except Exception as error:
             context.steps = None
             if not context.resumed:
@@ -248,7 +248,7 @@ class Machine:
             raise SnapshotError(f"{what} cannot go on from its state: {error!r}") from error
         finally:
             state[VMSA_WORD] = NO_VMSA
-        _EXIT.pack_into(vmcb, _EXIT_AT, code, info_1, info_2, 0)
+        _EXIT.pack_into(vmcb, _EXIT_AT, code, exit_info_1, exit_info_2, 0)
         _U64.pack_into(self.memory.mapping, gpa + _EXIT_CODE, code)
 
     def _read_u64(self, gpa: int) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import struct
 
 import pytest
@@ -39,6 +40,7 @@ NUMBERS = {
     "VEIL_HEARTBEAT_VERSION": log._HEARTBEAT_VERSION,
     "VEIL_LOG_SERVICE": log.LOG_NUMBER,
     "VEIL_TICK_MS": log.TICK_NS // 1_000_000,
+    "VEIL_MAX_RULES": log.MAX_RULES,
     "VEIL_MAX_RULES_MESSAGE": log.MAX_RULES_MESSAGE,
 }
 
@@ -62,27 +64,45 @@ def test_numbers(name: str) -> None:
 
 
 def offsets(layout: struct.Struct) -> list[int]:
-    """Where each field of a `struct` format is; formats of single letters without counts."""
-    return [struct.calcsize(layout.format[:end]) for end in range(1, len(layout.format))]
+    """Where each field of a `struct` format is."""
+    fields = re.findall(r"\d*[a-zA-Z]", layout.format)
+    return [struct.calcsize("<" + "".join(fields[:end])) for end in range(len(fields))]
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("veil_record", log._RECORD), ("veil_heartbeat", log._HEARTBEAT)], ids=["record", "heartbeat"]
+    ("name", "layout"),
+    [("veil_record", log._RECORD), ("veil_heartbeat", log._HEARTBEAT), ("veil_rules_call", log.RULES_CALL)],
+    ids=["record", "heartbeat", "rules"],
 )
 def test_structures(name: str, layout: struct.Struct) -> None:
     assert DRIVER.sizes[name] == layout.size
     assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
 
 
+def test_answer_with_rules() -> None:
+    answer = DRIVER.structs["veil_rules_answer"]
+    assert (answer["wanted"].offset, answer["wanted"].size) == (0, log.RULES_ANSWER.size)
+    assert (answer["text"].offset, answer["text"].size) == (log.RULES_ANSWER.size, log.MAX_RULES)
+
+
 def test_request_block() -> None:
     block = DRIVER.structs["veil_block"]
-    assert [block[name].offset for name in ("pending", "status", "service", "call", "length")] == offsets(
-        request_block._ANSWER
-    )
+    asked = offsets(request_block._REQUEST)
+    names = ["pending", "status", "service", "call", "length", "user", "page_count", "ticket"]
+    # "user" is what VeilMon alone writes, four fields.
+    assert [block[name].offset for name in names] == asked[:6] + asked[9:]
+    assert block["user"].offset + block["user"].size == block["page_count"].offset
+    assert offsets(request_block._ANSWER) == asked[:5]
     assert block["length"].offset + block["length"].size == request_block._ANSWER.size
     assert block["body"].offset == DRIVER.sizes["veil_block"] == request_block.BLOCK_HEADER
     assert 1 <= DRIVER.numbers["VEIL_BLOCK_PAGES"] <= services.MAX_BLOCK_PAGES
     assert DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE > request_block.BLOCK_HEADER
+
+
+def test_pages_by_reference() -> None:
+    """As many as the driver lists fit into its block, with the small body that it promises room for."""
+    room = DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE - request_block.BLOCK_HEADER
+    assert DRIVER.numbers["VEIL_MAX_PAGES"] * 8 + 64 == room
 
 
 def test_calling_area() -> None:

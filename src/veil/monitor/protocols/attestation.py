@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.services_manifest import NONCE_BYTES
 from veil.monitor.secure_processor import ReportUnavailable
-from veil.monitor.svsm_call import CallError, Request, Result, ResultCode
+from veil.monitor.svsm_call import CallError, ResultCode, SvsmRequest, SvsmResult
 from veil.snp.layouts import check_offsets
 
 if TYPE_CHECKING:
@@ -101,18 +101,18 @@ class AttestationProtocol:
         self._view = view
         self._hosts = hosts
 
-    def call(self, request: Request) -> Result | Generator[None, None, Result]:
+    def call(self, request: SvsmRequest) -> SvsmResult | Generator[None, None, SvsmResult]:
         """Answer a call; one that needs a report goes on over several VMGEXITs."""
         if request.call not in set(AttestationCall):
-            return Result(ResultCode.UNSUPPORTED_CALL)
+            return SvsmResult(ResultCode.UNSUPPORTED_CALL)
         if self._attestation.busy:
-            return Result(ResultCode.BUSY)
+            return SvsmResult(ResultCode.BUSY)
         single = request.call == AttestationCall.SINGLE_SERVICE
         operation = self._read(request.rcx, single=single)
         if single:
             manifest = self._attestation.service_manifest(uuid.UUID(bytes_le=bytes(operation.service_guid)))
             if manifest is None:
-                return Result(ResultCode.UNSUPPORTED_PROTOCOL)
+                return SvsmResult(ResultCode.UNSUPPORTED_PROTOCOL)
         else:
             manifest = self._attestation.services_manifest()
         nonce = self._view.read(operation.nonce_gpa, NONCE_BYTES)
@@ -153,11 +153,11 @@ class AttestationProtocol:
 
     def _attest(
         self, host: Ghcb, operation: _Operation, nonce: bytes, manifest: bytes
-    ) -> Generator[None, None, Result]:
+    ) -> Generator[None, None, SvsmResult]:
         try:
             evidence = yield from self._attestation.attest(host, nonce, manifest)
         except ReportUnavailable:
-            return Result(ResultCode.BUSY if self._attestation.busy else ResultCode.INVALID_REQUEST)
+            return SvsmResult(ResultCode.BUSY if self._attestation.busy else ResultCode.INVALID_REQUEST)
         certificates = evidence.certificates if operation.certificates_size else b""
         if certificates.startswith(_NO_CERTIFICATES):
             certificates = b""
@@ -169,7 +169,7 @@ class AttestationProtocol:
             or len(evidence.report) > operation.report_size
             or len(certificates) > operation.certificates_size
         ):
-            return Result(_INVALID_PARAMETER, **lengths)
+            return SvsmResult(_INVALID_PARAMETER, **lengths)
         for gpa, data in (
             (operation.report_gpa, evidence.report),
             (operation.manifest_gpa, manifest),
@@ -179,7 +179,7 @@ class AttestationProtocol:
                 # The kernel ran on other VCPUs meanwhile and may have given the pages away.
                 self._need(gpa, len(data))
                 self._view.write(gpa, data)
-        return Result(ResultCode.SUCCESS, **lengths)
+        return SvsmResult(ResultCode.SUCCESS, **lengths)
 
 
 def _whole_pages(table: bytes) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from veil.monitor.protocols import core_memory, core_vcpu
-from veil.monitor.svsm_call import Request, Result, ResultCode
+from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 
 if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CoreCall", "CoreProtocol"]
 
-_Handler = Callable[["MonitorState", "View", Request], Result]
+_Handler = Callable[["MonitorState", "View", SvsmRequest], SvsmResult]
 
 
 class CoreCall(enum.IntEnum):
@@ -42,30 +42,30 @@ class CoreProtocol:
         self._state = state
         self._view = view
 
-    def call(self, request: Request) -> Result:
+    def call(self, request: SvsmRequest) -> SvsmResult:
         """Answer a call."""
         handler = _HANDLERS.get(request.call)
         return handler(self._state, self._view, request) if handler else _UNSUPPORTED_CALL
 
 
-def _query_protocol(state: MonitorState, view: View, request: Request) -> Result:
+def _query_protocol(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """RCX: protocol 63:32, version 31:0; RCX out: highest 63:32 and lowest 31:0 version, or 0."""
     protocol = state.protocols.get(request.rcx >> 32)
     if protocol is None:
-        return Result(ResultCode.SUCCESS, rcx=0)
+        return SvsmResult(ResultCode.SUCCESS, rcx=0)
     lowest, highest = protocol.versions
     offered = lowest <= request.rcx & 0xFFFFFFFF <= highest
-    return Result(ResultCode.SUCCESS, rcx=highest << 32 | lowest if offered else 0)
+    return SvsmResult(ResultCode.SUCCESS, rcx=highest << 32 | lowest if offered else 0)
 
 
-def _configure_vtom(state: MonitorState, view: View, request: Request) -> Result:
+def _configure_vtom(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """Virtual TOM is not offered: a query says so, a request to use it is invalid."""
     if request.rcx & 1:
-        return Result(ResultCode.SUCCESS, rcx=0)
-    return Result(ResultCode.INVALID_REQUEST)
+        return SvsmResult(ResultCode.SUCCESS, rcx=0)
+    return SvsmResult(ResultCode.INVALID_REQUEST)
 
 
-_UNSUPPORTED_CALL = Result(ResultCode.UNSUPPORTED_CALL)
+_UNSUPPORTED_CALL = SvsmResult(ResultCode.UNSUPPORTED_CALL)
 _HANDLERS: dict[int, _Handler] = {
     CoreCall.REMAP_CA: core_memory.remap_ca,
     CoreCall.PVALIDATE: core_memory.pvalidate,

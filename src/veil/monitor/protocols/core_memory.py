@@ -10,7 +10,7 @@ from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
-from veil.monitor.svsm_call import Request, Result, ResultCode
+from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
 
@@ -44,27 +44,27 @@ _CODES = {
 }
 
 
-def remap_ca(state: MonitorState, view: View, request: Request) -> Result:
+def remap_ca(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """RCX: the calling area's new page. The area in use stays valid until the new one is found good."""
     gpa = request.rcx
     if gpa % PAGE_SIZE:
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     vcpu = state.domains.vcpus[request.vcpu]
     if gpa == vcpu.kernel.caa:
-        return Result(_SUCCESS)
+        return SvsmResult(_SUCCESS)
     # Not a VMSA, nor another context's area: what one VCPU's kernel writes there must not be another one's call.
     if not state.book.is_kernel(gpa, PAGE_SIZE):
-        return Result(ResultCode.INVALID_ADDRESS)
+        return SvsmResult(ResultCode.INVALID_ADDRESS)
     # Raises if the page is not validated: the caller gets INVALID_ADDRESS and keeps its area.
     view.write_u64(gpa, 0)
     state.book.move(gpa, PAGE_SIZE, Owner.CAA)
     old = vcpu.kernel.remap(gpa)
     if old is not None:
         state.release_caa(old)
-    return Result(_SUCCESS)
+    return SvsmResult(_SUCCESS)
 
 
-def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
+def pvalidate(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """RCX: the list's address. `next` counts the entries done, so that a call can go on where another one stopped.
 
     The list is in memory that other VCPUs of the kernel can change meanwhile: it is read once, then used.
@@ -72,12 +72,12 @@ def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
     gpa = request.rcx
     room = (PAGE_SIZE - _HEADER.size - (gpa & PAGE_SIZE - 1)) // _ENTRY_BYTES
     if gpa % 8 or room < 1:
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     if not state.book.is_kernel_data(gpa):
-        return Result(ResultCode.INVALID_ADDRESS)
+        return SvsmResult(ResultCode.INVALID_ADDRESS)
     entries, first, reserved = _HEADER.unpack(view.read(gpa, _HEADER.size))
     if not first < entries <= room or reserved:
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     count = entries - first
     start = gpa + _HEADER.size + first * _ENTRY_BYTES
     done = first
@@ -91,7 +91,7 @@ def pvalidate(state: MonitorState, view: View, request: Request) -> Result:
     finally:
         if done != first:
             view.write_u16(gpa + _NEXT_OFFSET, done)
-    return Result(code)
+    return SvsmResult(code)
 
 
 def _change(state: MonitorState, view: View, entry: int) -> ResultCode:

@@ -9,7 +9,7 @@ from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
-from veil.monitor.svsm_call import Request, Result, ResultCode
+from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import RmpResult
@@ -25,16 +25,16 @@ _SVME = int(Efer.SVME)
 _EFER = Vmsa.efer.offset
 
 
-def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
+def create_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """RCX: the page that becomes the VMSA, RDX: its calling area, R8: the APIC ID."""
     vmsa, caa = request.rcx, request.rdx
     if vmsa % PAGE_SIZE or caa % PAGE_SIZE or vmsa == caa:
-        return Result(ResultCode.INVALID_ADDRESS)
+        return SvsmResult(ResultCode.INVALID_ADDRESS)
     target = state.domains.by_apic_id(request.r8)
     if target is None:
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     if not state.book.is_kernel(vmsa, PAGE_SIZE) or not _may_be_caa(state, target, caa):
-        return Result(ResultCode.INVALID_ADDRESS)
+        return SvsmResult(ResultCode.INVALID_ADDRESS)
     # Raises if the area is not validated memory; nothing is done yet.
     view.read_u64(caa)
 
@@ -49,10 +49,10 @@ def create_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     if not good:
         view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(Owner.KERNEL, Domain.UNT))
         state.book.move(vmsa, PAGE_SIZE, Owner.KERNEL)
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     view.write_u64(caa, 0)
     state.register_kernel(target.apic_id, vmsa, caa)
-    return Result(ResultCode.SUCCESS)
+    return SvsmResult(ResultCode.SUCCESS)
 
 
 def _may_be_caa(state: MonitorState, target: VcpuContexts, gpa: int) -> bool:
@@ -71,18 +71,18 @@ def _seal(state: MonitorState, view: View, gpa: int) -> bool:
     return view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=sealed, vmsa=True) == RmpResult.SUCCESS
 
 
-def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
+def delete_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResult:
     """RCX: the VMSA, which becomes ordinary memory again."""
     vmsa = request.rcx
     holder = state.domains.holder(Domain.UNT, vmsa)
     if holder is None:
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     if holder.apic_id == request.vcpu and holder.kernel.vmsa == vmsa:
         # The caller itself: it is to get this answer, in this VMSA.
-        return Result(ResultCode.INVALID_PARAMETER)
+        return SvsmResult(ResultCode.INVALID_PARAMETER)
     if holder.unfinished == vmsa:
         # Its page would be the kernel's again, perhaps another VMSA, when the answer is written into it.
-        return Result(ResultCode.BUSY)
+        return SvsmResult(ResultCode.BUSY)
     # The boot VCPU's VMSA is in the monitor's own region.
     after = Owner.MONITOR if state.parameters.monitor.contains(vmsa, PAGE_SIZE) else Owner.KERNEL
     efer = view.read_u64(vmsa + _EFER)
@@ -91,9 +91,9 @@ def delete_vcpu(state: MonitorState, view: View, request: Request) -> Result:
     code = view.rmpadjust(vmsa, vmpl=KERNEL_VMPL, permissions=state.rows.permissions(after, Domain.UNT))
     if code != RmpResult.SUCCESS:
         view.write_u64(vmsa + _EFER, efer)
-        return Result(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
+        return SvsmResult(ResultCode.FAIL_INUSE if code == RmpResult.FAIL_INUSE else ResultCode.INVALID_REQUEST)
     state.book.move(vmsa, PAGE_SIZE, after)
     caa = holder.kernel.drop(vmsa)
     assert caa is not None
     state.release_caa(caa)
-    return Result(ResultCode.SUCCESS)
+    return SvsmResult(ResultCode.SUCCESS)

@@ -12,7 +12,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import BLOCK_ENTRY
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import SERVICE_VMPL
-from veil.monitor.svsm_call import Request, Result, ResultCode
+from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import RmpResult
 
@@ -42,28 +42,28 @@ class ServicesProtocol:
         self._state = state
         self._view = view
 
-    def call(self, request: Request) -> Result:
+    def call(self, request: SvsmRequest) -> SvsmResult:
         """Answer a call."""
         if request.call != ServicesCall.REGISTER_BLOCK:
-            return Result(ResultCode.UNSUPPORTED_CALL)
+            return SvsmResult(ResultCode.UNSUPPORTED_CALL)
         gpa, pages, vcpu = request.rcx, request.rdx, request.vcpu
         if gpa % PAGE_SIZE or pages > MAX_BLOCK_PAGES:
-            return Result(ResultCode.INVALID_PARAMETER)
+            return SvsmResult(ResultCode.INVALID_PARAMETER)
         size = pages * PAGE_SIZE
         # Neither a VMSA nor a calling area nor another VCPU's block, and no memory of VeilMon's or the services': the
         # domain at VMPL 1 would read and write there in the kernel's name.
         if size and not self._state.book.is_kernel(gpa, size):
-            return Result(ResultCode.INVALID_ADDRESS)
+            return SvsmResult(ResultCode.INVALID_ADDRESS)
         for page in range(gpa, gpa + size, PAGE_SIZE):
             self._view.read_u8(page)  # raises if it is not validated
         if not self._grant(gpa, size):
-            return Result(ResultCode.INVALID_REQUEST)
+            return SvsmResult(ResultCode.INVALID_REQUEST)
         self.release(vcpu)
         if size:
             self._state.book.move(gpa, size, Owner.BLOCK)
             self._state.blocks[vcpu] = (gpa, size)
         self._publish(vcpu, gpa if size else 0, size)
-        return Result(ResultCode.SUCCESS)
+        return SvsmResult(ResultCode.SUCCESS)
 
     def _grant(self, gpa: int, size: int) -> bool:
         """VMPL 1 gets all of these pages or, if one is refused, none: what it has stands in the book.

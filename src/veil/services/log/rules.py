@@ -10,13 +10,11 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from veil.formats.log import MAX_RULES, MAX_RULES_MESSAGE, RulesState
+from veil.formats.log import MAX_RULES, MAX_RULES_MESSAGE, RULES_ANSWER, RULES_CALL, RulesState
 from veil.formats.status import Status
 from veil.services.interface import Refused
 
 __all__ = ["Rules"]
-
-_LOADED, _WANTED = struct.Struct("<Ii"), struct.Struct("<I")
 
 
 class Rules:
@@ -41,15 +39,15 @@ class Rules:
 
     def wanted(self) -> bytes:
         """The generation that is wanted, for the kernel."""
-        return _WANTED.pack(self._state.wanted)
+        return RULES_ANSWER.pack(self._state.wanted)
 
     def exchange(self, body: bytes) -> bytes:
         """The kernel says what it has loaded, and gets what is wanted."""
         try:
-            loaded, status = _LOADED.unpack_from(body)
+            loaded, status = RULES_CALL.unpack_from(body)
         except struct.error:
             raise Refused(Status.BAD_REQUEST, "the log's call RULES has other arguments") from None
-        state, words = self._state, body[_LOADED.size :]
+        state, words = self._state, body[RULES_CALL.size :]
         if len(words) > MAX_RULES_MESSAGE:
             raise Refused(
                 Status.BAD_REQUEST, f"auditctl's message has at most {MAX_RULES_MESSAGE} bytes, not {len(words)}"

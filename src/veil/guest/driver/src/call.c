@@ -141,19 +141,27 @@ static enum veil_status serve(struct veil_block *block)
 
 enum veil_status veil_ask(struct veil_request *request)
 {
+	size_t listed = request->pages ? request->pages->count * sizeof(u64) : 0;
+	size_t length = listed + request->head_length + request->data_length;
 	enum veil_status status = VEIL_NO_ANSWER;
 	struct veil_block *block;
 	unsigned long flags;
 
+	if (length > VEIL_BODY_SIZE)
+		return VEIL_BAD_REQUEST;
 	/* The block is the CPU's: one request at a time, and no other CPU in the middle of it. */
 	local_irq_save(flags);
 	block = this_cpu_read(blocks);
 	if (block) {
 		block->service = request->service;
 		block->call = request->call;
-		block->length = request->head_length + request->data_length;
-		memcpy(block->body, request->head, request->head_length);
-		memcpy(block->body + request->head_length, request->data, request->data_length);
+		block->length = length;
+		block->page_count = listed / sizeof(u64);
+		block->ticket++;
+		if (listed)
+			memcpy(block->body, request->pages->gpas, listed);
+		memcpy(block->body + listed, request->head, request->head_length);
+		memcpy(block->body + listed + request->head_length, request->data, request->data_length);
 		status = serve(block);
 	}
 	if (status == VEIL_OK) {

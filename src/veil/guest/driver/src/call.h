@@ -5,18 +5,25 @@
 
 #include <linux/types.h>
 
+#include "pages.h"
+
 /* veil/formats/request_block.py: the request block of a CPU. */
 struct veil_block {
 	u32 pending;
 	u32 status;
 	u16 service;
 	u16 call;
+	/* of pages by reference and body together */
 	u32 length;
-	u8 reserved[0x30];
+	/* means something in VeilMon's mailbox alone */
+	u8 user[0x28];
+	u32 page_count;
+	/* tells a request from an earlier one that was not answered in time */
+	u32 ticket;
 	u8 body[];
 };
 
-#define VEIL_BLOCK_PAGES 8
+#define VEIL_BLOCK_PAGES 16
 #define VEIL_BODY_SIZE (VEIL_BLOCK_PAGES * 4096 - sizeof(struct veil_block))
 
 /* veil/formats/status.py, Status. */
@@ -32,10 +39,15 @@ enum veil_status {
 	VEIL_NO_ANSWER = 0x100,
 };
 
-/* The body is `head` and `data` together, at most VEIL_BODY_SIZE bytes. */
+/*
+ * The body is `head` and `data` together. With the pages (8 bytes each) it is at most VEIL_BODY_SIZE bytes: a longer one is
+ * VEIL_BAD_REQUEST, and nobody is asked.
+ */
 struct veil_request {
 	u16 service;
 	u16 call;
+	/* What the request is about, if that does not fit into a body; may be NULL. */
+	const struct veil_pages *pages;
 	const void *head;
 	u32 head_length;
 	const void *data;

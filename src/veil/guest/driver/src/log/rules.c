@@ -15,19 +15,23 @@
 
 #define HELPER "/usr/lib/veil/load-rules"
 
-/* veil/formats/log.py: MAX_RULES_MESSAGE. */
+/* veil/formats/log.py: MAX_RULES, MAX_RULES_MESSAGE. */
+#define VEIL_MAX_RULES (16 << 10)
 #define VEIL_MAX_RULES_MESSAGE 1024
 
-/* veil/formats/log.py, KernelCall.RULES; auditctl's words follow. */
-struct rules_call {
+/* veil/formats/log.py, RULES_CALL; auditctl's words follow. */
+struct veil_rules_call {
 	u32 loaded;
 	s32 status;
 };
 
-static struct rules_answer {
+/* veil/formats/log.py, RULES_ANSWER, and the text that follows. */
+struct veil_rules_answer {
 	u32 wanted;
-	char text[VEIL_BODY_SIZE - sizeof(u32)];
-} rules;
+	u8 text[VEIL_MAX_RULES];
+};
+
+static struct veil_rules_answer rules;
 
 static DEFINE_MUTEX(lock);
 static size_t text_length;
@@ -39,7 +43,7 @@ static s32 loaded_status;
 /* Says which rules are loaded, and how loading them ended; gets the ones that are wanted. The lock is held. */
 static bool exchange(u32 *now_wanted)
 {
-	struct rules_call call = { loaded, loaded_status };
+	struct veil_rules_call call = { loaded, loaded_status };
 	struct veil_request request = {
 		.service = VEIL_LOG_SERVICE,
 		.call = VEIL_LOG_RULES,
