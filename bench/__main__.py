@@ -104,16 +104,19 @@ def main() -> int:
         help="only workloads (or kinds of strangers) with WORD in their name; 'boot': none, boots alone",
     )
     parser.add_argument("--no-qemu", action="store_true", help="leave QEMU out")
+    parser.add_argument(
+        "--connections", type=int, default=256, metavar="N", help="how many hostile connections (default 256)"
+    )
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--compare", action="store_true", help="only the comparison in pairs")
     part.add_argument("--counts", action="store_true", help="only what engine and host count, with and without VeilMon")
     part.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
     part.add_argument("--log", action="store_true", help="only how fast a log is verified")
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
-    part.add_argument("--strangers", action="store_true", help="only what 256 hostile connections do to a guest")
+    part.add_argument("--strangers", action="store_true", help="only what hostile connections do to a guest")
     options = parser.parse_args()
-    if options.pairs < 1 or options.turns < 1:
-        parser.error("--pairs and --turns are 1 or more")
+    if options.pairs < 1 or options.turns < 1 or options.connections < 1:
+        parser.error("--pairs, --turns and --connections are 1 or more")
     report = Report()
     try:
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as name:
@@ -129,7 +132,7 @@ def main() -> int:
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if options.strangers:
-                report.strangers += measure_strangers(_say, options.only)
+                report.strangers += measure_strangers(_say, options.only, options.connections)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if not (options.latencies or options.log):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import socket
 import sys
@@ -220,6 +221,8 @@ def main() -> None:
     kind, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     # The guest's loss shall be VeilMon's work, not the attackers' share of this computer's processors.
     os.nice(19)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _Crowd(KINDS[kind], port, count).run()
 
 

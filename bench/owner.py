@@ -11,7 +11,7 @@ import time
 
 from veil import installation
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.remote import ChannelClient, RemoteError, SocketTransport
+from veil.remote import ChannelClient, RemoteError
 
 _PING = 0
 _PAUSE = 0.1
@@ -23,8 +23,7 @@ def main() -> None:
     while True:
         begin = time.monotonic()
         try:
-            transport = SocketTransport.connect("127.0.0.1", port, timeout=10)
-            with ChannelClient(transport, identity=identity) as client:
+            with ChannelClient.connect("127.0.0.1", port, timeout=10, identity=identity) as client:
                 client.request(CHANNEL_SERVICE, _PING, b"here I am")
             print(f"{time.monotonic() - begin:.4f}", flush=True)
         except RemoteError as error:

@@ -85,7 +85,9 @@ class Rate:
 
 @dataclass
 class Strangers:
-    """256 hostile connections of one kind. Speeds are those of a program in the guest; without them it has 1."""
+    """Hostile connections of one kind. Speeds are those of a program in the guest; without them it has 1."""
+
+    connections: int
 
     kind: str
     speed: float
@@ -151,10 +153,10 @@ class Report:
         if self.rates:
             lines += ["", *_columns([(item.name, f"{item.value:,.0f} {item.unit}") for item in self.rates])]
         if self.strangers:
-            titles = ("256 connections", "guest's speed", "by CPU time", "an owner is in after", "at most", "times")
+            titles = ("connections", "guest's speed", "by CPU time", "an owner is in after", "at most", "times")
             table = [
                 (
-                    item.kind,
+                    f"{item.connections} {item.kind}" if item.connections else item.kind,
                     *(f"{speed:.2f}" for speed in (item.speed, item.processor_speed)),
                     *(f"{seconds:.3f} s" for seconds in (item.owner_median, item.owner_worst)),
                     f"{item.owners}" + (f", failed {len(item.failures)}: {item.failures[0]}" if item.failures else ""),

@@ -20,7 +20,6 @@ from veil.image.services_image import protected_services
 
 __all__ = ["measure_strangers"]
 
-_CONNECTIONS = 256
 _ALONE = "alone"
 _LOOPS = 60_000
 _WORK = ["sh", "-c", f"i=0; while [ $i -lt {_LOOPS} ]; do i=$((i+1)); done"]
@@ -48,13 +47,13 @@ def _work(vm: ConfidentialVM) -> tuple[float, float]:
 
 
 def _measure(
-    vm: ConfidentialVM, port: int, kind: str, alone: tuple[float, float] | None
+    vm: ConfidentialVM, port: int, kind: str, connections: int, alone: tuple[float, float] | None
 ) -> tuple[Strangers, tuple[float, float]]:
     """`alone`: what the guest's program takes when nobody else is there."""
     with contextlib.ExitStack() as stack:
         answers = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="veil-bench-"))) / "owner"
         if kind != _ALONE:
-            stack.enter_context(_process("bench.hostile", kind, str(port), str(_CONNECTIONS)))
+            stack.enter_context(_process("bench.hostile", kind, str(port), str(connections)))
         vm.hypervisor.run(timeout=_SETTLE_S)
         with _process("bench.owner", str(port), output=answers):
             vm.hypervisor.run(timeout=_SETTLE_S)
@@ -65,14 +64,14 @@ def _measure(
     entries = [float(line) for line in lines if line.replace(".", "", 1).isdigit()]
     failures = [line for line in lines if not line.replace(".", "", 1).isdigit()]
     found = Strangers(
-        kind, base[0] / took[0], base[1] / took[1],
+        0 if kind == _ALONE else connections, kind, base[0] / took[0], base[1] / took[1],
         statistics.median(entries) if entries else float("nan"), max(entries, default=float("nan")),
         len(entries), failures,
     )  # fmt: skip
     return found, took
 
 
-def measure_strangers(say: Callable[[str], None], only: list[str] | None = None) -> list[Strangers]:
+def measure_strangers(say: Callable[[str], None], only: list[str] | None, connections: int) -> list[Strangers]:
     """Each kind in turn (of them those with one of the words `only`), on one guest; the guest alone first and last."""
     kinds = [kind for kind in KINDS if only is None or any(word in kind for word in only)]
     found = []
@@ -83,7 +82,7 @@ def measure_strangers(say: Callable[[str], None], only: list[str] | None = None)
             alone: tuple[float, float] | None = None
             for kind in (_ALONE, *kinds, _ALONE):
                 say(f"strangers: {kind}")
-                one, took = _measure(vm, listener.address[1], kind, alone)
+                one, took = _measure(vm, listener.address[1], kind, connections, alone)
                 alone = alone or took
                 found.append(one)
         finally:

@@ -14,7 +14,15 @@ import pytest
 
 from veil.formats.channel import Frame, FrameKind
 from veil.host import channel_listener
-from veil.host.channel_listener import BURST, DRAIN_S, GREETED, SILENT_S, STAY_S, ChannelListener
+from veil.host.channel_listener import (
+    DRAIN_S,
+    GREETED,
+    LOBBY,
+    SILENT_S,
+    STAY_S,
+    STRANGERS,
+    ChannelListener,
+)
 from veil.host.devices import ChannelConnection, ChannelDevice
 
 PLACES = 4
@@ -52,8 +60,13 @@ class Desk:
     def __init__(self) -> None:
         self.now = 1000.0
         self.host, self.device = Host(), Device()
-        self.listener = ChannelListener(self.host, self.device, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.listener = ChannelListener(self.host, self.device, clock=self.clock)  # type: ignore[arg-type]
         self.users: list[socket.socket] = []
+
+    def clock(self) -> float:
+        """Time passes with each look at it, as it does."""
+        self.now += 1e-9
+        return self.now
 
     def connect(self) -> socket.socket:
         """Somebody comes; the listener has looked."""
@@ -75,21 +88,18 @@ class Desk:
         listener: Any = self.listener
         quiet = 0
         while quiet < 2:
-            events = listener._selector.select(0.002)
-            for key, mask in events:
-                if key.fileobj is listener._listening:
-                    listener._accept()
-                elif key.fileobj is listener._wake_read:
-                    listener._wake_read.recv(4096)
-                    listener._woken = False
-                elif key.fileobj in listener._users:
-                    listener._serve(listener._users[key.fileobj], mask)
-            self.host.run()
-            while listener._todo:
-                listener._todo.popleft()()
-            listener._sweep()
+            events = listener._look(0.002)
             self.host.run()
             quiet = 0 if events else quiet + 1
+
+    def answered(self, sock: socket.socket) -> ChannelConnection:
+        """He says something, and VeilMon has answered."""
+        connection = self.say(sock)
+        connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
+        assert connection.on_data is not None
+        connection.on_data(b"ServerHello")
+        self.look()
+        return connection
 
     def later(self, seconds: float) -> None:
         """Time passes."""
@@ -129,36 +139,97 @@ def test_who_says_nothing_is_no_work_for_veilmon(desk: Desk) -> None:
 
 def test_the_oldest_makes_room_for_the_newest(desk: Desk) -> None:
     first, *others = [desk.connect() for _ in range(PLACES)]
-    looked_at = desk.say(first)
-    looked_at.handle(Frame(looked_at.number, FrameKind.CREDIT, bytes(4)))
+    for sock in (first, *others):
+        desk.answered(sock)
     desk.later(STAY_S)
-    newest = desk.connect()
-    desk.say(newest)
-    assert not is_open(first)
-    assert all(map(is_open, others))
+    desk.say(desk.connect())
     assert not desk.device.opened[0].is_open
-    assert desk.device.opened[1].is_open
+    assert all(connection.is_open for connection in desk.device.opened[1:])
 
 
 def test_each_may_stay_a_while(desk: Desk) -> None:
-    """Newcomers wait in the kernel until the oldest has had his time."""
-    held = [desk.connect() for _ in range(PLACES)]
+    """Newcomers wait in the lobby until the oldest has had his time."""
+    held = [desk.answered(desk.connect()) for _ in range(PLACES)]
     newest = desk.connect()
+    newest.sendall(b"hello")
     desk.later(STAY_S - 0.01)
-    assert all(map(is_open, held))
-    assert len(desk.listener._users) == PLACES
+    assert all(connection.is_open for connection in held)
+    assert len(desk.device.opened) == PLACES
     desk.later(0.01)
-    assert [is_open(sock) for sock in held] == [False, *[True] * (PLACES - 1)]
-    desk.say(newest)
+    assert [connection.is_open for connection in held] == [False, *[True] * (PLACES - 1)]
+    assert len(desk.device.opened) == PLACES + 1
 
 
 def test_a_place_that_is_given_back_is_had_at_once(desk: Desk) -> None:
     held = [desk.connect() for _ in range(PLACES)]
-    newest = desk.connect()
+    connections = [desk.answered(sock) for sock in held]
     held[2].close()
     desk.look()
-    desk.say(newest)
-    assert is_open(held[0])
+    desk.say(desk.connect())
+    assert connections[0].is_open
+
+
+def test_who_says_nothing_takes_no_place(desk: Desk) -> None:
+    silent = [desk.connect() for _ in range(3 * PLACES)]
+    desk.say(desk.connect())
+    assert all(map(is_open, silent))
+
+
+def test_who_waits_in_the_lobby_is_in_nobodys_way(desk: Desk) -> None:
+    """Many more than there are places, who come again as soon as they are put out: the next place is the newest's."""
+    for _ in range(PLACES):
+        desk.answered(desk.connect())
+    for _ in range(10 * PLACES):
+        desk.connect().sendall(b"hello")
+    desk.look()
+    assert len(desk.device.opened) == PLACES
+    owner = desk.connect()
+    owner.sendall(b"owner")
+    desk.look()
+    desk.later(STAY_S)
+    assert len(desk.device.opened) > PLACES
+    (his,) = [user for sock, user in desk.listener._strangers.items() if sock.getpeername() == owner.getsockname()]
+    assert his.connection is desk.device.opened[PLACES]
+
+
+def test_the_lobby_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its oldest goes for one more, whether he said something or not."""
+    desk.listener._lobby_size = 5
+    for _ in range(PLACES):
+        desk.answered(desk.connect())
+    first, *others = [desk.connect() for _ in range(5)]
+    first.sendall(b"hello")
+    desk.connect()
+    assert not is_open(first)
+    assert all(map(is_open, others))
+    assert len(desk.listener._lobby) == 5
+
+
+def test_who_left_the_lobby_is_no_work_for_veilmon(desk: Desk) -> None:
+    for _ in range(PLACES):
+        desk.answered(desk.connect())
+    leaver = desk.connect()
+    leaver.sendall(b"hello")
+    desk.look()
+    leaver.close()
+    desk.later(STAY_S)
+    assert len(desk.device.opened) == PLACES
+    assert not desk.listener._lobby
+
+
+def test_the_lobby_has_as_many_places_as_the_process_has_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limits(soft: int, hard: int) -> int:
+        monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
+        return channel_listener._lobby_size()
+
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.setrlimit", lambda _, both: raised.append(both))
+    assert limits(1 << 20, 1 << 20) == LOBBY
+    assert raised == []
+    assert limits(1024, 1 << 20) == LOBBY
+    assert raised == [(LOBBY + STRANGERS + 512, 1 << 20)]
+    assert limits(1024, 1024) == 1024 - STRANGERS - 512
+    assert limits(64, 64) == 1
 
 
 def test_whom_the_launch_names_stays(desk: Desk) -> None:
@@ -168,7 +239,7 @@ def test_whom_the_launch_names_stays(desk: Desk) -> None:
     connection.on_proven()
     desk.look()
     for _ in range(3 * PLACES):
-        desk.connect()
+        desk.connect().sendall(b"hello")
         desk.later(STAY_S)
     desk.later(10 * SILENT_S)
     assert is_open(owner)
@@ -188,7 +259,7 @@ def test_who_does_not_read_is_dropped(desk: Desk) -> None:
     desk.look()
     assert desk.listener._users
     connection.lost()
-    desk.later(DRAIN_S)
+    desk.later(DRAIN_S / 2)
     assert desk.listener._users
     desk.later(DRAIN_S)
     assert not desk.listener._users
@@ -208,7 +279,7 @@ def test_strangers_who_never_read_are_dropped_while_veilmon_waits(desk: Desk) ->
 
 def test_silent_ones_are_dropped(desk: Desk) -> None:
     silent, speaker = desk.connect(), desk.connect()
-    desk.say(speaker)
+    desk.answered(speaker)
     desk.later(SILENT_S + 1)
     assert not is_open(silent)
     assert is_open(speaker)
@@ -216,25 +287,26 @@ def test_silent_ones_are_dropped(desk: Desk) -> None:
 
 def test_not_everybody_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Taking connections in costs the host's time, too."""
-    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
-    for _ in range(BURST + 50):
+    burst = 8
+    monkeypatch.setattr(channel_listener, "BURST", burst)
+    for _ in range(2 * burst):
         desk.connect()
     taken = len(desk.listener._users)
-    assert BURST <= taken < BURST + 5
+    assert burst <= taken <= burst + 1
     desk.later(1)
-    assert len(desk.listener._users) == BURST + 50
+    assert len(desk.listener._users) == 2 * burst
 
 
 def test_no_more_than_veilmon_answers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that comes while many wait for VeilMon waits in the kernel; none is dropped unheard."""
+    """A client that comes while many wait for VeilMon waits in the lobby; none is dropped unheard."""
     monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
     connections = [desk.say(desk.connect()) for _ in range(GREETED)]
-    newest = desk.connect()
+    desk.connect().sendall(b"hello")
     desk.later(STAY_S / 2)
-    assert len(desk.listener._users) == GREETED
+    assert len(desk.device.opened) == GREETED
     connections[3].handle(Frame(connections[3].number, FrameKind.CREDIT, bytes(4)))
     desk.look()
-    desk.say(newest)
+    assert len(desk.device.opened) == GREETED + 1
 
 
 def test_a_veilmon_that_looks_at_nobody_stops_nobody_from_coming(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,31 +351,25 @@ def test_a_stay_begins_with_veilmons_answer(desk: Desk) -> None:
     """However late VeilMon comes to a handshake in a full house: its user has time to go on with it."""
     owner = desk.connect()
     connection = desk.say(owner)
-    others = [desk.connect() for _ in range(PLACES - 1)]
-    for sock in others:
-        looked_at = desk.say(sock)
-        looked_at.handle(Frame(looked_at.number, FrameKind.CREDIT, bytes(4)))
+    others = [desk.answered(desk.connect()) for _ in range(PLACES - 1)]
     desk.later(STAY_S * 0.9)
     assert connection.on_data is not None
     connection.on_data(b"ServerHello")
     connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
     desk.look()
     for _ in range(PLACES - 1):
-        desk.connect()
+        desk.connect().sendall(b"hello")
     desk.later(STAY_S * 0.9)
-    assert is_open(owner)
-    assert len([sock for sock in others if is_open(sock)]) < PLACES - 1
+    assert connection.is_open
+    assert not any(other.is_open for other in others)
 
 
 def test_nobody_makes_room_before_veilmon_looked_at_him(desk: Desk) -> None:
-    waiting, done = desk.connect(), desk.connect()
-    desk.say(waiting)
-    connection = desk.say(done)
-    connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
-    desk.look()
+    waiting = desk.say(desk.connect())
+    done = desk.answered(desk.connect())
     for _ in range(PLACES - 2):
         desk.say(desk.connect())
-    desk.connect()
+    desk.connect().sendall(b"hello")
     desk.later(STAY_S)
-    assert is_open(waiting)
-    assert not is_open(done)
+    assert waiting.is_open
+    assert not done.is_open

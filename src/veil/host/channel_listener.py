@@ -3,15 +3,21 @@
 
 A thread of its own waits on the sockets; whatever touches the device is done in the hypervisor's thread, in the
 channel's turns. Anybody may come, so everything here is bounded: strangers' connections, how fast new ones are taken
-in, and how long one may hold a place and neither speak nor read. When all places are taken the oldest stranger makes
-room for the newest, but each has `STAY_S`, and that from VeilMon's first answer on: nobody makes room because VeilMon
-has not come to him yet. Whom the launch names (VeilMon says so) is in nobody's way.
+in, and how long one may hold a place and neither speak nor read.
+
+Whoever comes is first in the lobby, which costs a descriptor and nothing else. Who has said something there is let in
+when there is a place with VeilMon for him, the newest first: connections that wait already are in nobody's way, and one
+that was put out and comes again waits behind nobody but takes only the place that it gave up. When the lobby is full
+its oldest goes. When all places are taken the oldest stranger makes room for the newest, but each has `STAY_S`, and
+that from VeilMon's first answer on: nobody makes room because VeilMon has not come to him yet. Whom the launch names
+(VeilMon says so) is in nobody's way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import resource
 import selectors
 import socket
 import threading
@@ -28,14 +34,16 @@ if TYPE_CHECKING:
     from veil.host.devices.channel import ChannelConnection, ChannelDevice
     from veil.host.hypervisor import Hypervisor
 
-__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "GREETED", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
+__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "GREETED", "LOBBY", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
 
 #: Connections of users of whom VeilMon has not said that they are somebody. It has as many places for them.
 STRANGERS = 256
 #: What a stranger has at least before he must make room, in seconds: enough for a handshake and an attestation.
 STAY_S = 1.0
+#: Connections in the lobby, if the process may have so many descriptors.
+LOBBY = 2048
 #: New connections a second, and how many may come at once.
-ACCEPTS, BURST = 1000, 64
+ACCEPTS, BURST = 2000, 128
 #: How many may wait until VeilMon looks at them for the first time (those who waited `STAY_S` do not count): more would
 #: only wait there until they must make room.
 GREETED = 32
@@ -45,9 +53,25 @@ SILENT_S = 10.0
 DRAIN_S = 2.0
 
 _PIECE = 16 << 10
-#: Connections that wait in the kernel. Enough for all strangers to come at once and a user to come behind them.
+#: Connections that wait in the kernel: no more than are taken in within half a second.
 _BACKLOG = 1024
 _SWEEP_S = 0.5
+#: Connections that are taken in between two looks at the others.
+_ACCEPTS_AT_ONCE = 16
+#: Descriptors that the process needs for other things.
+_OTHER_FILES = 512
+
+
+def _lobby_size() -> int:
+    """As many as this process may have; the soft limit is raised, if the hard one allows."""
+    wanted = LOBBY + STRANGERS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return LOBBY
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(LOBBY, soft - STRANGERS - _OTHER_FILES))
 
 
 class _User:
@@ -62,7 +86,7 @@ class _User:
         self.since = now
         #: when he last spoke, or read, or there was nothing for him to read
         self.alive = now
-        #: VeilMon knows of him
+        #: he has a place: VeilMon knows of him
         self.known = False
         #: VeilMon has answered
         self.answered = False
@@ -98,7 +122,12 @@ class ChannelListener:
             self._selector.register(sock, selectors.EVENT_READ)
         self._todo: deque[Callable[[], None]] = deque()
         self._users: dict[socket.socket, _User] = {}
-        #: of them those that VeilMon has not named, the oldest first
+        self._lobby_size = _lobby_size()
+        #: of them those that are not let in, the oldest first,
+        self._lobby: dict[socket.socket, _User] = {}
+        #: and of these those that have said something; the first to do so come first
+        self._waiting: dict[socket.socket, _User] = {}
+        #: those that have a place and that VeilMon has not named, the oldest first
         self._strangers: dict[socket.socket, _User] = {}
         #: those that VeilMon has not looked at yet, and since when
         self._greeted: dict[socket.socket, float] = {}
@@ -135,59 +164,125 @@ class ChannelListener:
 
     def _run(self) -> None:
         while not self._stopping:
-            for key, events in self._selector.select(self._timeout()):
-                sock = key.fileobj
-                if sock is self._listening:
-                    self._accept()
-                elif sock is self._wake_read:
-                    with contextlib.suppress(OSError):
-                        self._wake_read.recv(4096)
-                    self._woken = False
-                elif isinstance(sock, socket.socket) and sock in self._users:
-                    self._serve(self._users[sock], events)
-            while self._todo:
-                self._todo.popleft()()
-            self._sweep()
+            self._look(self._timeout())
+
+    def _look(self, timeout: float | None) -> int:
+        """Wait so long, and do what there is to do; how many sockets had something."""
+        events = self._selector.select(timeout)
+        for key, mask in events:
+            sock = key.fileobj
+            if sock is self._listening:
+                for _ in range(_ACCEPTS_AT_ONCE):
+                    if not self._accept():
+                        break
+            elif sock is self._wake_read:
+                with contextlib.suppress(OSError):
+                    self._wake_read.recv(4096)
+                self._woken = False
+            elif isinstance(sock, socket.socket) and sock in self._users:
+                self._serve(self._users[sock], mask)
+        while self._todo:
+            self._todo.popleft()()
+        self._let_in()
+        self._sweep()
+        return len(events)
 
     def _timeout(self) -> float | None:
         """Seconds until there is something to look after."""
         waits = [self._next_sweep] if self._users else []
         if not self._accepting:
             waits.append(self._may_accept())
+        if self._waiting:
+            waits.append(self._may_let_in())
         return max(0.0, min(waits) - self._clock()) if waits else None
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take a connection in; False if there is none, or it may not be now."""
         now = self._clock()
         if self._may_accept() > now:
             # Those who come meanwhile wait in the kernel.
             self._accepting = False
             self._selector.unregister(self._listening)
-            return
+            return False
         try:
             sock, _ = self._listening.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError:
-            # No descriptors left, mostly: the oldest stranger gives his back.
-            if self._strangers:
-                self._drop(next(iter(self._strangers.values())))
+            # No descriptors left, mostly: the oldest gives his back.
+            for those in (self._lobby, self._strangers):
+                if those:
+                    self._drop(next(iter(those.values())))
+                    break
             self._next_accept = now + _SWEEP_S + BURST / ACCEPTS
-            return
+            return False
         self._next_accept = max(self._next_accept, now) + 1 / ACCEPTS
-        if len(self._strangers) >= STRANGERS:
-            self._drop(self._oldest())
+        if len(self._lobby) >= self._lobby_size:
+            self._drop(next(iter(self._lobby.values())))
         sock.setblocking(False)
-        self._users[sock] = self._strangers[sock] = _User(sock, now)
+        self._users[sock] = self._lobby[sock] = _User(sock, now)
         self._selector.register(sock, selectors.EVENT_READ)
+        return True
 
     def _may_accept(self) -> float:
         """When the next connection can be taken in."""
+        return self._next_accept - BURST / ACCEPTS
+
+    def _hear(self, user: _User) -> None:
+        """Somebody in the lobby has said something, or is gone. What he said is read when he is let in."""
+        try:
+            spoke = bool(user.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return
+        except OSError:
+            spoke = False
+        if not spoke:
+            self._drop(user)
+            return
+        self._waiting[user.socket] = user
+        user.reading = False
+        self._watch(user)
+
+    def _let_in(self) -> None:
+        """Those for whom there is a place, the newest first."""
+        while self._waiting:
+            now = self._clock()
+            if self._may_let_in() > now:
+                return
+            user = self._waiting[next(reversed(self._waiting))]
+            data = self._first_words(user)
+            if not data:
+                self._drop(user)
+                continue
+            if len(self._strangers) >= STRANGERS:
+                self._drop(self._oldest())
+            del self._lobby[user.socket], self._waiting[user.socket]
+            self._strangers[user.socket] = user
+            user.known, user.since, user.alive = True, now, now
+            self._greeted[user.socket] = now
+            if len(self._greeted) > GREETED:
+                del self._greeted[next(iter(self._greeted))]
+            self._hypervisor.post_for_channel(functools.partial(self._open, user))
+            self._hypervisor.post_for_channel(functools.partial(self._deliver, user, data))
+
+    def _first_words(self, user: _User) -> bytes:
+        """What he said in the lobby; nothing if he has gone since: no work for VeilMon."""
+        try:
+            data = user.socket.recv(_PIECE)
+            gone = len(data) < _PIECE and not user.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return data
+        except OSError:
+            return b""
+        return b"" if gone else data
+
+    def _may_let_in(self) -> float:
+        """When the next in the lobby can be let in."""
         if len(self._greeted) >= GREETED:
             return next(iter(self._greeted.values())) + STAY_S
-        when = self._next_accept - BURST / ACCEPTS
         if len(self._strangers) >= STRANGERS:
-            when = max(when, self._oldest().since + STAY_S)
-        return when
+            return self._oldest().since + STAY_S
+        return 0.0
 
     def _oldest(self) -> _User:
         """The stranger who makes room first: not one whom VeilMon has yet to look at, unless that are all."""
@@ -205,13 +300,16 @@ class ChannelListener:
         for user in list(self._users.values()):
             # Nobody waits for a stranger without end; who is somebody may let his connection lie, but not keep it
             # when VeilMon has ended it.
-            stranger = user.socket in self._strangers
+            stranger = not user.known or user.socket in self._strangers
             owes = bool(user.out) or not user.known
             patience = DRAIN_S if user.ending else SILENT_S
             if owes and (stranger or user.ending) and now - user.alive > patience:
                 self._drop(user)
 
     def _serve(self, user: _User, events: int) -> None:
+        if not user.known:
+            self._hear(user)
+            return
         if events & selectors.EVENT_WRITE:
             self._write(user)
         if events & selectors.EVENT_READ and user.reading and user.socket in self._users:
@@ -224,13 +322,6 @@ class ChannelListener:
             if not data:
                 self._drop(user)
                 return
-            if not user.known:
-                # A client that connects and says nothing makes no work for VeilMon.
-                user.known = True
-                self._greeted[user.socket] = self._clock()
-                if len(self._greeted) > GREETED:
-                    del self._greeted[next(iter(self._greeted))]
-                self._hypervisor.post_for_channel(functools.partial(self._open, user))
             # No more until VeilMon has taken this: a user who sends without end fills no memory.
             user.reading = False
             self._watch(user)
@@ -278,8 +369,8 @@ class ChannelListener:
     def _drop(self, user: _User) -> None:
         if self._users.pop(user.socket, None) is None:
             return
-        self._strangers.pop(user.socket, None)
-        self._greeted.pop(user.socket, None)
+        for those in (self._lobby, self._waiting, self._strangers, self._greeted):
+            those.pop(user.socket, None)
         if user.socket in self._selector.get_map():
             self._selector.unregister(user.socket)
         user.socket.close()
