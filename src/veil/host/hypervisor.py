@@ -94,6 +94,7 @@ class Hypervisor(Host):
         self._timer_ns = 0
         self._pulse_ns = _FOREVER  # from the first time on that the services run
         self._services_ran = False
+        self._pulsed: Vcpu | None = None  # where the services run without having been called
         self._inbox: deque[Callable[[], None]] = deque()
         self._stop: HostError | None = None
         self._stopped = False
@@ -189,6 +190,10 @@ class Hypervisor(Host):
             self._services_ran = True
             if self._pulse_ns == _FOREVER:
                 self._pulse_ns = self._clock() + PULSE_NS
+        if vcpu is self._pulsed and vmpl == self.guest_vmpl:
+            # The kernel's second begins when it runs again: however long a pulse takes, another one does not follow it.
+            self._pulsed = None
+            self._pulse_ns = self._clock() + PULSE_NS
         if vcpu is self._turns.vcpu and vmpl == self.guest_vmpl:
             self.reschedule = True  # the turn is over
         return True
@@ -299,7 +304,7 @@ class Hypervisor(Host):
             for vcpu in self.vcpus:
                 if self.kernel_end.may_enter(vcpu, _SERVICE_VMPL):
                     vcpu.start(_SERVICE_VMPL)
-                    self._next = vcpu
+                    self._next = self._pulsed = vcpu
                     break
         self._services_ran = False
 
