@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from fuzz.target import Target
 from fuzz.world import endorsement, genuine_machines, software_machine
 from veil.formats.certificate_table import ARK, ASK, CRL, VCEK, VLEK, pack_certificates, parse_certificates
-from veil.remote.attestation.certificate_forms import revocation_list_der
+from veil.remote.attestation.certificate_encodings import revocation_list_der
 from veil.remote.attestation.certificates import CertificateChain, EndorsementExtensions, load_certificates
 from veil.remote.attestation.verify import verify_report
 

@@ -68,7 +68,7 @@ def own_folder(path: Path) -> None:
     """Make a folder if need be, and see to it that it is ours and closed to others.
 
     A folder that an earlier version made wider is tightened, and so is all that is in it. Raises PermissionError for a
-    folder, or a link to one, that belongs to somebody else: he could put there what we would then believe or run.
+    folder, or a link to one, that belongs to somebody else, who could put there what we would then believe or run.
     """
     make_folder(path)
     for status in (os.lstat(path), os.stat(path)):

@@ -75,7 +75,7 @@ def main() -> None:
         finish()
     except OutputError as error:
         give_up()
-        # The reader of a pipe closed it: he has enough, and knows.
+        # The reader of a pipe closed it: it has enough, and knows.
         if error.status != EXIT_PIPE:
             tell(f"veil: {error}")
         status = error.status

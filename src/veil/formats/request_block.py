@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: u32 pending, u32 status (of the answer), u16 service, u16 call, u32 length of the body; then, in the mailbox only,
-#: u32 VCPU, u16 whether the user who asks has a key, u16 `Role` of that user, 32 bytes fingerprint of his key; then
+#: u32 VCPU, u16 whether the user who asks has a key, u16 `Role` of that user, 32 bytes fingerprint of that key; then
 #: u32 number of pages by reference, u32 ticket. At BLOCK_HEADER follow a u64 GPA for each page, then the body; the
 #: length is that of both.
 _REQUEST = struct.Struct("<IIHHIIHH32sII")

@@ -15,14 +15,14 @@ _Handler = TypeVar("_Handler")
 
 
 class Role(enum.IntEnum):
-    """What a user proved to be, by the key of his handshake. Each may do what those before it may."""
+    """What a user proved to be, by the key of their handshake. Each may do what those before it may."""
 
     ANYONE = 0
-    """He proved nothing that the launch knows of: he may learn what attestation says."""
+    """They proved nothing that the launch knows of: they may learn what attestation says."""
     READER = 1
-    """The CVM was launched with his key as a reader's."""
+    """The CVM was launched with their key as a reader's."""
     OWNER = 2
-    """The CVM was launched with his key as an owner's."""
+    """The CVM was launched with their key as an owner's."""
 
 
 class Call(NamedTuple, Generic[_Handler]):

@@ -6,10 +6,10 @@ channel's turns. Anybody may come, so everything here is bounded: strangers' con
 in, and how long one may hold a place and neither speak nor read.
 
 Whoever comes is first in the lobby, which costs a descriptor and nothing else. Who has said something there is let in
-when there is a place with VeilMon for him, the newest first: connections that wait already are in nobody's way, and one
+when there is a place with VeilMon, the newest first: connections that wait already are in nobody's way, and one
 that was put out and comes again waits behind nobody but takes only the place that it gave up. When the lobby is full
 its oldest goes. When all places are taken the oldest stranger makes room for the newest, but each has `STAY_S`, and
-that from VeilMon's first answer on: nobody makes room because VeilMon has not come to him yet. Whom the launch names
+that from VeilMon's first answer on: nobody makes room because VeilMon has not come to them yet. Whom the launch names
 (VeilMon says so) is in nobody's way.
 """
 
@@ -38,7 +38,7 @@ __all__ = ["ACCEPTS", "BURST", "DRAIN_S", "GREETED", "LOBBY", "SILENT_S", "STAY_
 
 #: Connections of users of whom VeilMon has not said that they are somebody. It has as many places for them.
 STRANGERS = 256
-#: What a stranger has at least before he must make room, in seconds: enough for a handshake and an attestation.
+#: What a stranger has at least before making room, in seconds: enough for a handshake and an attestation.
 STAY_S = 1.0
 #: Connections in the lobby, if the process may have so many descriptors.
 LOBBY = 2048
@@ -84,13 +84,13 @@ class _User:
         self.reading = True
         self.ending = False
         self.since = now
-        #: when he last spoke, or read, or there was nothing for him to read
+        #: when they last spoke, or read, or there was nothing for them to read
         self.alive = now
-        #: he has a place: VeilMon knows of him
+        #: there is a place: VeilMon knows of them
         self.known = False
         #: VeilMon has answered
         self.answered = False
-        #: he was sent so much that VeilMon was not told of
+        #: they were sent this many bytes that VeilMon was not told of
         self.sent = 0
 
 
@@ -209,7 +209,7 @@ class ChannelListener:
         except BlockingIOError:
             return False
         except OSError:
-            # No descriptors left, mostly: the oldest gives his back.
+            # No descriptors left, mostly: the oldest gives one back.
             for those in (self._lobby, self._strangers):
                 if those:
                     self._drop(next(iter(those.values())))
@@ -298,7 +298,7 @@ class ChannelListener:
             return
         self._next_sweep = now + _SWEEP_S
         for user in list(self._users.values()):
-            # Nobody waits for a stranger without end; who is somebody may let his connection lie, but not keep it
+            # Nobody waits for a stranger without end; a known user may let a connection lie, but not keep it
             # when VeilMon has ended it.
             stranger = not user.known or user.socket in self._strangers
             owes = bool(user.out) or not user.known

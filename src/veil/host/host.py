@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from veil.formats.ghcb import HypervisorFeatures
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.counters import Counters
-from veil.host.cpuid import CpuidAnswers
+from veil.host.cpuid_answers import CpuidAnswers
 from veil.host.errors import HostError
 from veil.host.events import PageStateEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state

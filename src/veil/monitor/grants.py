@@ -106,7 +106,7 @@ class Grants:
         before = {domain: rows.permissions(source, domain) for domain in _LEVELS}
         after = {domain: rows.permissions(target, domain) for domain in _LEVELS}
         try:
-            # First nobody has more than both owners' rows give him; then the page is what it is to be; then the rest.
+            # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
             yield from self._adjust(cpu, pages, {domain: before[domain] & after[domain] for domain in _LEVELS})
             if transition.zero:
                 for page in pages:

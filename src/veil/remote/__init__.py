@@ -12,7 +12,7 @@ from veil.remote.attestation.certificates import CertificateChain
 from veil.remote.attestation.checks import Check
 from veil.remote.attestation.evidence import Attested, attest
 from veil.remote.attestation.policy import Demand, Policy
-from veil.remote.attestation.report_forms import ReportFile, read_report
+from veil.remote.attestation.report_encodings import ReportFile, read_report
 from veil.remote.attestation.roots import TrustedRoots
 from veil.remote.attestation.trust import Trust
 from veil.remote.attestation.verify import Verification, verify_report

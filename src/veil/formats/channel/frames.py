@@ -40,7 +40,7 @@ class FrameKind(enum.IntEnum):
     CREDIT = 4
     """u32: the number of further bytes that may be sent."""
     PROVEN = 5
-    """From VeilMon: this user has proved to be somebody whom the launch names, so others should make room for him."""
+    """From VeilMon: this user has proved to be somebody whom the launch names, so others should make room for them."""
 
 
 _KINDS = frozenset(FrameKind)

@@ -40,11 +40,11 @@ class Rank(enum.IntEnum):
     """What is known of the user at the other end."""
 
     KNOWN = 0
-    """He proved a key that the launch names."""
+    """They proved a key that the launch names."""
     HANDSHAKE = 1
     """Nothing yet: TLS is not established."""
     STRANGER = 2
-    """He has no such key."""
+    """They have no such key."""
 
 
 class Connection:

@@ -60,14 +60,14 @@ class ChannelKey:
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         # One group, which every TLS 1.3 has (RFC 8446, 9.1), and a cheap one: a stranger who replays a hello for
-        # ffdhe3072 costs himself nothing, and us seven times as much.
+        # ffdhe3072 spends nothing, while our part is seven times the work.
         context.set_tmp_ecdh(ec.SECP256R1())
         # Nothing outlives its connection: no tickets, no resumption, no early data (which a host could replay).
         context.set_options(SSL.OP_NO_TICKET)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         # Any certificate will do: what counts is the key that its holder proves to have, see `peer_fingerprint`.
         context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
-        # One certificate is enough: checking a chain, by keys of a stranger's choice, takes as long as he likes.
+        # One certificate is enough: checking a chain, by keys of a stranger's choice, takes as long as they like.
         context.set_verify_depth(0)
         # Many connections are silent at any time: they need no buffers.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from veil.formats.attestation_report import SigningKey, TcbLayout, TcbVersion
 from veil.formats.certificate_table import parse_certificates
 from veil.formats.errors import FormatError
-from veil.remote.attestation.certificate_forms import certificate_ders, is_certificate_table, without_text
+from veil.remote.attestation.certificate_encodings import certificate_ders, is_certificate_table, without_text
 from veil.remote.errors import RemoteError
 
 __all__ = [
@@ -41,7 +41,7 @@ _NO_PARTS = ("3.4", "3.5", "3.6", "3.7")
 
 
 def load_certificates(blob: bytes) -> list[x509.Certificate]:
-    """The certificates in a blob of any form that people have (`certificate_forms`). Raises FormatError."""
+    """The certificates in a blob of any form that people have (`certificate_encodings`). Raises FormatError."""
     try:
         plain = without_text(blob)
         if is_certificate_table(plain):

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.errors import FormatError
-from veil.remote.attestation.certificate_forms import revocation_list_der
+from veil.remote.attestation.certificate_encodings import revocation_list_der
 from veil.remote.attestation.certificates import CertificateChain, common_name, public_bytes, serial_number, signed_by
 from veil.remote.attestation.checks import Checklist
 from veil.remote.attestation.roots import TrustedRoots

@@ -114,7 +114,7 @@ def _channel_key(checks: Checklist, evidence: AttestedAnswer, server_key: bytes)
         "channel key",
         key == server_key,
         "the channel ends in VeilMon: its key is the one that the report binds",
-        "the channel ends elsewhere than in the CVM that was attested: somebody sits in between with a key of his own",
+        "the channel ends elsewhere than in the CVM that was attested: somebody sits in between, with another key",
     )
     return services
 

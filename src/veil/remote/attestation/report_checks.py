@@ -23,7 +23,7 @@ from veil.formats.hcl_report import RuntimeData
 from veil.remote.attestation.certificates import CertificateChain, EndorsementExtensions
 from veil.remote.attestation.checks import Checklist
 from veil.remote.attestation.policy import Policy
-from veil.remote.attestation.report_forms import ReportFile
+from veil.remote.attestation.report_encodings import ReportFile
 from veil.remote.attestation.roots import SOFTWARE
 
 __all__ = ["ReportedMachine", "check_report"]

@@ -18,7 +18,7 @@ from veil.remote.attestation.checks import Checklist, Outcome
 from veil.remote.attestation.policy import Policy
 from veil.remote.attestation.policy_checks import check_policy
 from veil.remote.attestation.report_checks import check_report
-from veil.remote.attestation.report_forms import ReportFile
+from veil.remote.attestation.report_encodings import ReportFile
 from veil.remote.attestation.roots import TrustedRoots
 from veil.remote.errors import RemoteError
 

@@ -37,7 +37,7 @@ class RecordingCheck:
         """an owner's rules say that audit is to be off"""
 
     def rules(self, entry: LogEntry, text: bytes) -> None:
-        """An owner sent rules. With -e 0 he does not want records."""
+        """An owner sent rules. With -e 0 among them no records are wanted."""
         lines = [line.split() for line in text.splitlines()]
         self.wants_off = any(map(_switches_off, lines))
         self._sent = entry if any(line[:1] and line[0] in _RULES for line in lines) and not self.wants_off else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The forms in which people have certificates: PEM, DER, several DERs in a row, PKCS#7, base64 or hexadecimal of these,
+"""Certificates as people have them: PEM, DER, several DERs in a row, PKCS#7, base64 or hexadecimal of these,
 and the certificate table of GHCB. All of them come down to DER, one structure each."""
 
 from __future__ import annotations

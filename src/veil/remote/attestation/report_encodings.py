@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The forms in which people have reports: bare, as text, before a certificate table, in an Azure CVM's vTPM blob."""
+"""Reports as people have them: bare, as text, before a certificate table, in an Azure CVM's vTPM blob."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from veil.formats.attestation_report import REPORT_BYTES, AttestationReport, Sig
 from veil.formats.binary_text import from_text
 from veil.formats.errors import FormatError
 from veil.formats.hcl_report import HCL_SIGNATURE, HclReport, RuntimeData
-from veil.remote.attestation.certificate_forms import is_certificate_table
+from veil.remote.attestation.certificate_encodings import is_certificate_table
 
 __all__ = ["ReportFile", "read_report"]
 
