@@ -25,6 +25,7 @@ from veil.guest.agent.protocol import AgentConnection, Event, Exited, Failed, Ou
 from veil.guest.initramfs.archive import build_initramfs
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
+from veil.snp import TSC_KHZ
 
 __all__ = [
     "QEMU",
@@ -178,7 +179,7 @@ class QemuImage:
         self.kernel = kernel.vmlinux
         self.initramfs = directory / "initramfs"
         self.initramfs.write_bytes(build_initramfs(cache, module_tree=kernel.modules))
-        words = command_line(["quiet", "loglevel=4"]).split()
+        words = command_line(["quiet", "loglevel=4"], tsc_khz=TSC_KHZ).split()
         rate = int(subprocess.check_output([build_program("tsc", directory)]))
         self.options = " ".join(
             [word for word in words if not word.startswith(_TSC_OPTIONS)]

@@ -15,6 +15,7 @@ from veil.guest.initramfs.archive import build_initramfs
 from veil.guest.linux.boot import prepare_linux
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
+from veil.snp import TSC_KHZ
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils are needed")
 
@@ -41,7 +42,7 @@ def _boots(directory: Path, series: str, memory: int, vcpus: int) -> None:
     kernel = debian_kernel(cache, series)
     initrd = build_initramfs(cache, module_tree=kernel.modules, modules=MODULES if series != "6.1" else [])
     # QEMU's clock runs at another rate than ours: what says so is overridden.
-    text = command_line("loglevel=7")
+    text = command_line("loglevel=7", tsc_khz=TSC_KHZ)
     words = [word for word in text.split() if not word.startswith(("tsc", "lpj"))]
     boot = prepare_linux(
         kernel.load(), initrd, " ".join(words), memory=memory << 20, vcpus=vcpus, monitor_size=16 << 20, c_bit=None

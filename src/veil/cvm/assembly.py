@@ -15,7 +15,7 @@ from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
 from veil.image.launch_image import LaunchImage, build_image
-from veil.snp import Machine
+from veil.snp import TSC_KHZ, Machine
 
 __all__ = ["Assembly"]
 
@@ -62,7 +62,7 @@ class Assembly:
         return build_image(
             kernel.load(),
             initramfs,
-            command_line(chosen.kernel_options),
+            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ),
             memory=chosen.memory,
             vcpus=chosen.vcpus,
             monitor=chosen.monitor,

@@ -31,7 +31,7 @@ from veil.host.devices import Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
-from veil.snp import Machine, SnpError, build_engine
+from veil.snp import TSC_KHZ, Machine, SnpError, build_engine
 
 __all__ = ["ConfidentialVM", "Result"]
 
@@ -410,6 +410,7 @@ class ConfidentialVM:
             vcpus=self.vcpus,
             now_ns=time.monotonic_ns,
             tsc=machine.tsc,
+            tsc_khz=TSC_KHZ,
             console=self._console_bytes,
         )
         table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]

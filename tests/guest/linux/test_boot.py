@@ -205,11 +205,11 @@ def test_command_line() -> None:
     text = command_line(["quiet", "console=hvc0"], tsc_khz=2_000_000)
     assert text.endswith(" quiet console=hvc0")
     assert "tsc_early_khz=2000000 lpj=8000000" in text
-    assert len({option.text for option in default_options()}) == len(default_options())
-    assert all(option.reason for option in default_options())
+    assert len({option.text for option in default_options(1_000_000)}) == len(default_options(1_000_000))
+    assert all(option.reason for option in default_options(1_000_000))
     for bad in ("x" * 3000, "a\0b", "a\nb"):
         with pytest.raises(GuestImageError, match="command line"):
-            command_line(bad)
+            command_line(bad, tsc_khz=1_000_000)
 
 
 def tables(vcpus: int) -> tuple[dict[bytes, bytes], bytes]:

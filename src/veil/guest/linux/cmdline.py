@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from veil.guest.errors import GuestImageError
 
 MAX_LENGTH = 2047  # COMMAND_LINE_SIZE of x86, less the NUL
-TSC_KHZ = 1_000_000
 _HZ = 250  # of Debian's kernels; with another HZ the delay loops only last longer
 
 
@@ -19,8 +18,11 @@ class KernelOption:
     reason: str
 
 
-def default_options(tsc_khz: int = TSC_KHZ) -> tuple[KernelOption, ...]:
-    """The options that the machine asks for. Those for loudness and consoles beyond ttyS0 are the caller's."""
+def default_options(tsc_khz: int) -> tuple[KernelOption, ...]:
+    """The options that the machine, whose TSC has this rate, asks for.
+
+    Those for loudness and consoles beyond ttyS0 are the caller's.
+    """
     return (
         KernelOption("console=ttyS0", "the host's 8250 shows the boot and every panic"),
         KernelOption("rdinit=/init", "process 1 is the one in the initramfs, whatever else is there"),
@@ -57,7 +59,7 @@ def default_options(tsc_khz: int = TSC_KHZ) -> tuple[KernelOption, ...]:
     )
 
 
-def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int = TSC_KHZ) -> str:
+def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int) -> str:
     """The default options and then `extra`: where the kernel takes the last of two, the caller's wins."""
     words = [option.text for option in default_options(tsc_khz)]
     words += [extra] if isinstance(extra, str) else list(extra)

@@ -61,8 +61,8 @@ class _Clock:
 class Platform:
     """All devices of a guest. Everything runs in the hypervisor's thread.
 
-    `now_ns` is the host's monotonic clock, `tsc` the guest's time stamp counter, which counts `tsc_khz` (without one,
-    the host's clock is taken). `console` gets what the serial port and hvc0 print.
+    `now_ns` is the host's monotonic clock, `tsc` the guest's time stamp counter, which counts at `tsc_khz`. Without
+    one `now_ns` is taken, which counts at the default rate. `console` gets what the serial port and hvc0 print.
     """
 
     def __init__(
