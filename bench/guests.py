@@ -25,7 +25,6 @@ from veil.guest.agent.protocol import AgentConnection, Event, Exited, Failed, Ou
 from veil.guest.initramfs.archive import build_initramfs
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
-from veil.snp import TSC_KHZ
 
 __all__ = [
     "QEMU",
@@ -45,8 +44,6 @@ QEMU = "qemu-system-x86_64"
 _BOOT_SECONDS = 120.0
 _COMMAND_SECONDS = 300.0
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-# What tells the kernel the rate of Veil's TSC; QEMU's runs at the rate of the computer's.
-_TSC_OPTIONS = ("tsc_early_khz=", "lpj=")
 
 
 class QemuFailed(Exception):
@@ -179,12 +176,9 @@ class QemuImage:
         self.kernel = kernel.vmlinux
         self.initramfs = directory / "initramfs"
         self.initramfs.write_bytes(build_initramfs(cache, module_tree=kernel.modules))
-        words = command_line(["quiet", "loglevel=4"], tsc_khz=TSC_KHZ).split()
+        # QEMU's TSC runs at the rate of the computer's.
         rate = int(subprocess.check_output([build_program("tsc", directory)]))
-        self.options = " ".join(
-            [word for word in words if not word.startswith(_TSC_OPTIONS)]
-            + [f"tsc_early_khz={rate}", f"lpj={rate * 1000 // 250}"]
-        )
+        self.options = command_line(["quiet", "loglevel=4"], tsc_khz=rate)
 
 
 class QemuGuest:
