@@ -229,7 +229,7 @@ class ChannelListener:
         return self._next_accept - BURST / ACCEPTS
 
     def _hear(self, user: _User) -> None:
-        """Somebody in the lobby has said something, or is gone. What he said is read when he is let in."""
+        """Somebody in the lobby has said something, or is gone. What it said is read when it is let in."""
         try:
             spoke = bool(user.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
@@ -266,7 +266,7 @@ class ChannelListener:
             self._hypervisor.post_for_channel(functools.partial(self._deliver, user, data))
 
     def _first_words(self, user: _User) -> bytes:
-        """What he said in the lobby; nothing if he has gone since: no work for VeilMon."""
+        """What was said in the lobby; nothing if they have gone since: no work for VeilMon."""
         try:
             data = user.socket.recv(_PIECE)
             gone = len(data) < _PIECE and not user.socket.recv(1, socket.MSG_PEEK)
