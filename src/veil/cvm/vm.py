@@ -360,7 +360,13 @@ class ConfidentialVM:
         """Go on with a saved CVM, until its agent answers."""
         self._attach(saved.machine)
         self.hypervisor.load(saved.host)
+        self._tell_host()
         self.connect()
+
+    def _tell_host(self) -> None:
+        """What an honest host knows of the image beside its regions."""
+        services = self.configuration.services
+        self.hypervisor.hands_on_refusals = services is not None and services.decides_refusals()
 
     # Boot and resume
 
@@ -389,6 +395,7 @@ class ConfidentialVM:
         machine = Machine(chosen.memory, endorsement=endorsement, report_version=chosen.report_version)
         self._attach(machine)
         self.image = self._build_image(machine)
+        self._tell_host()
         self.hypervisor.launch(
             self.image.regions,
             protected=self.image.protected,

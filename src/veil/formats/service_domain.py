@@ -23,17 +23,20 @@ from typing import Any
 from veil.formats.errors import FormatError
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_events import Event
 
 __all__ = [
     "BLOCK_ENTRY",
     "COPY_PAGES",
     "MOVE_RANGES",
     "OUTBOX_SIZE",
+    "READ_BYTES",
     "SERVICES_DOMAIN",
     "CopyIn",
     "DomainCall",
     "GrantCall",
     "Move",
+    "ReadVirtual",
     "Restrict",
     "ServiceInfo",
     "mailbox_and_outbox",
@@ -51,6 +54,8 @@ OUTBOX_SIZE = 4 * PAGE_SIZE
 #: The most that one request may name, so that its work is bounded while every VCPU waits: 4 MiB; ranges of a move.
 COPY_PAGES = 1024
 MOVE_RANGES = 512
+#: The most that one request may read of the kernel's virtual memory.
+READ_BYTES = PAGE_SIZE
 #: The most pages that one request may move: 16 MiB.
 _MOVE_PAGES = 4096
 
@@ -58,6 +63,7 @@ _MOVE = struct.Struct("<HHI")
 _RANGE = struct.Struct("<QQ")
 _COPY = struct.Struct("<QII")
 _RESTRICT = struct.Struct("<HHI")
+_READ_VIRTUAL = struct.Struct("<IIQ")
 
 
 class DomainCall(enum.IntEnum):
@@ -65,6 +71,10 @@ class DomainCall(enum.IntEnum):
 
     DESCRIBE = 0
     """-> who there is (`pack_description`)."""
+    HEAR = 1
+    """`service_events.Report`: what VeilMon did for the kernel. No answer."""
+    ACCESS_REFUSED = 2
+    """`service_events.RefusedAccess` -> `service_events.Verdict`."""
 
 
 class GrantCall(enum.IntEnum):
@@ -76,6 +86,8 @@ class GrantCall(enum.IntEnum):
     """`CopyIn`: what the kernel's pages hold, into the services' memory."""
     RESTRICT = 2
     """`Restrict`: rights that a level loses for good."""
+    READ_VIRTUAL = 3
+    """`ReadVirtual` -> what the kernel finds there, while its refused access is decided."""
 
 
 def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -158,6 +170,27 @@ class Restrict:
         return cls(_owner(owner), vmpl, keep)
 
 
+@dataclass(frozen=True)
+class ReadVirtual:
+    """`length` bytes at a virtual address of the context of VMPL 3 on a VCPU (APIC ID), whose access was refused."""
+
+    vcpu: int
+    address: int
+    length: int
+
+    def pack(self) -> bytes:
+        """As it stands in the outbox."""
+        return _READ_VIRTUAL.pack(self.vcpu, self.length, self.address)
+
+    @classmethod
+    def parse(cls, body: bytes) -> ReadVirtual:
+        """Raises FormatError for more than READ_BYTES, or none."""
+        vcpu, length, address = _unpack(_READ_VIRTUAL, body)
+        if len(body) != _READ_VIRTUAL.size or not 0 < length <= READ_BYTES:
+            raise FormatError(f"1 to {READ_BYTES} bytes are read at once, not {length}")
+        return cls(vcpu, address, length)
+
+
 def _unpack(shape: struct.Struct, body: bytes) -> tuple[int, ...]:
     if len(body) < shape.size:
         raise FormatError(f"a request in the outbox is cut short: {len(body)} bytes")
@@ -179,15 +212,33 @@ class ServiceInfo:
     number: int
     guid: uuid.UUID
     manifest: bytes
+    hears: frozenset[Event] = frozenset()
+    """Of what it is told."""
+    guards: frozenset[Owner] = frozenset()
+    """Of whose pages it is asked about refused accesses."""
 
     def dump(self) -> dict[str, Any]:
         """For JSON: the description, a snapshot."""
-        return {"name": self.name, "number": self.number, "guid": str(self.guid), "manifest": self.manifest.hex()}
+        return {
+            "name": self.name,
+            "number": self.number,
+            "guid": str(self.guid),
+            "manifest": self.manifest.hex(),
+            "hears": sorted(self.hears),
+            "guards": sorted(self.guards),
+        }
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> ServiceInfo:
         """Take back what `dump` gave; raises ValueError, KeyError or TypeError."""
-        return cls(state["name"], state["number"], uuid.UUID(state["guid"]), bytes.fromhex(state["manifest"]))
+        return cls(
+            state["name"],
+            state["number"],
+            uuid.UUID(state["guid"]),
+            bytes.fromhex(state["manifest"]),
+            frozenset(map(Event, state["hears"])),
+            frozenset(map(Owner, state["guards"])),
+        )
 
 
 def pack_description(services: Iterable[ServiceInfo]) -> bytes:

@@ -57,6 +57,8 @@ def _shutdown(host: Host, vcpu: Vcpu, context: Context) -> None:
 
 
 def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
+    if context.refused is not None:
+        raise _fault(vcpu, context, *context.refused)
     raise VmrunRefused(
         f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is not a validated VMSA page, EFER.SVME is clear (a "
         "monitor is still serving this context), or SEV_FEATURES lacks SNP",
@@ -76,7 +78,16 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
         return
     if info & FAULT_SIZEM and smash(host.view, gpa):
         return
-    raise NestedPageFault(gpa, info, _describe_fault(info, context.vmpl), vcpu=vcpu.index, vmpl=context.vmpl)
+    # A second one after it was decided is a new fault, if the guest went on at all.
+    if host.hands_on_refusals and info & FAULT_VMPL and context.vmpl == host.guest_vmpl and 0 in vcpu.contexts:
+        context.handed_on = (gpa, info)
+        vcpu.start(0)
+        return
+    raise _fault(vcpu, context, gpa, info)
+
+
+def _fault(vcpu: Vcpu, context: Context, gpa: int, info: int) -> NestedPageFault:
+    return NestedPageFault(gpa, info, _describe_fault(info, context.vmpl), vcpu=vcpu.index, vmpl=context.vmpl)
 
 
 def _describe_fault(info: int, vmpl: int) -> str:

@@ -72,6 +72,8 @@ class Host:
         self.counts = Counters()
         #: an observer, for those who test SNP software
         self.on_event: Callable[[Event], None] | None = None
+        #: the guest's services decide what becomes of accesses of its kernel that the RMP refuses (launch data)
+        self.hands_on_refusals = False
         #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on
         self.on_npf: Callable[[int, int, int, int], bool] | None = None
         #: set by handlers: the VCPU's slice ends
@@ -122,6 +124,7 @@ class Host:
             return False
         vcpu.current = target
         target.hold = Hold.NONE
+        target.refused, target.handed_on = target.handed_on, None
         vcpu.state = RunState.RUNNABLE
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))

@@ -68,7 +68,7 @@ class Hold(enum.IntEnum):
 class Context:
     """One VMSA of a VCPU with its VMCB."""
 
-    __slots__ = ("ghcb", "hold", "irq", "on_init", "vmcb", "vmpl")
+    __slots__ = ("ghcb", "handed_on", "hold", "irq", "on_init", "refused", "vmcb", "vmpl")
 
     def __init__(self, vmpl: int, vmcb: Any, vmsa: int) -> None:
         self.vmpl = vmpl
@@ -81,6 +81,10 @@ class Context:
         #: the VMSA waits for an INIT (AP_CREATE_ON_INIT)
         self.on_init = False
         self.hold = Hold.NONE
+        #: GPA and EXITINFO1 of the nested page fault that VMPL 0 is to decide before this context runs again
+        self.handed_on: tuple[int, int] | None = None
+        #: the same from then on that VMPL 0 had the context run: if VMRUN refuses it now, it was not to go on
+        self.refused: tuple[int, int] | None = None
 
     def offer_interrupt(self, vector: int) -> None:
         """Let the CPU take this vector as soon as the guest allows it."""

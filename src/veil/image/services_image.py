@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,12 @@ class ServicesImage:
 
     def __post_init__(self) -> None:
         pack_settings(self.settings)
+
+    def decides_refusals(self) -> bool:
+        """Does a service guard pages? Then the host is to hand refused accesses of the kernel on to VeilMon."""
+        module, _, name = self.entry.partition(":")
+        domain = getattr(importlib.import_module(module), name)
+        return any(service.guards for service in domain.service_types)
 
     def region_size(self) -> int:
         """Bytes, a multiple of 2 MiB."""

@@ -15,12 +15,16 @@ from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.request_block import BlockRequest, take_request, write_answer
-from veil.formats.service_domain import CopyIn, GrantCall, Move, Restrict, mailbox_and_outbox
+from veil.formats.service_domain import CopyIn, GrantCall, Move, ReadVirtual, Restrict, mailbox_and_outbox
 from veil.formats.status import Status
+from veil.formats.termination import MonitorReason
+from veil.monitor.errors import MonitorError
+from veil.monitor.kernel_memory import KernelMemory, NotMapped
 from veil.monitor.ownership import ROWS, TRANSITIONS
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import retry
 from veil.snp.errors import RmpViolation
+from veil.snp.layouts import Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
@@ -69,22 +73,24 @@ class Grants:
         try:
             request = take_request(cpu.view, self._outbox, self._size)
             assert request is not None
-            yield from self._do(cpu, request)
+            return Status.OK, (yield from self._do(cpu, request))
         except FormatError as error:
             return Status.BAD_REQUEST, str(error).encode()
         except _Refused as refusal:
             return refusal.status, str(refusal).encode()
-        return Status.OK, b""
 
-    def _do(self, cpu: HostedCpu, request: BlockRequest) -> Generator[None, None, None]:
+    def _do(self, cpu: HostedCpu, request: BlockRequest) -> Generator[None, None, bytes]:
         if request.call == GrantCall.MOVE:
             yield from self._move(cpu, Move.parse(request.body))
         elif request.call == GrantCall.COPY_IN:
             self._copy_in(cpu, CopyIn.parse(request.body))
         elif request.call == GrantCall.RESTRICT:
             yield from self._restrict(cpu, Restrict.parse(request.body))
+        elif request.call == GrantCall.READ_VIRTUAL:
+            return self._read_virtual(cpu, ReadVirtual.parse(request.body))
         else:
             raise _Refused(Status.UNKNOWN_CALL, f"VeilMon has no call {request.call} for services")
+        return b""
 
     # MOVE
 
@@ -130,12 +136,18 @@ class Grants:
     def _take_back(
         self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission]
     ) -> Generator[None, None, None]:
-        """Page by page: what the host took away has lost its permissions with that, and cannot be adjusted."""
+        """Page by page. What the host took away cannot be adjusted, and need not be: RMPUPDATE took all rights too.
+
+        A page that is there still, and cannot be adjusted, would have rights that the book does not know: stop.
+        """
         for page in pages:
             try:
                 yield from self._adjust(cpu, [page], permissions)
-            except (_Refused, RmpViolation):
-                continue
+            except (_Refused, RmpViolation) as error:
+                if cpu.view.allows(page, Permission.R, PAGE_SIZE):
+                    raise MonitorError(
+                        MonitorReason.HOST_REFUSED, f"the page {page:#x} cannot get its rights back: {error}"
+                    ) from error
 
     # COPY_IN
 
@@ -155,6 +167,19 @@ class Grants:
             cpu.view.write(copy.target, content[: copy.length])
         except RmpViolation as violation:
             raise _Refused(Status.UNAVAILABLE, f"the host took the services' memory away: {violation}") from violation
+
+    # READ_VIRTUAL
+
+    def _read_virtual(self, cpu: HostedCpu, read: ReadVirtual) -> bytes:
+        vcpu = self._state.domains.by_apic_id(read.vcpu)
+        # Only while the context stands still: else its tables would be those of whatever process runs by then.
+        if vcpu is None or vcpu.unfinished is None:
+            raise _Refused(Status.NOT_ALLOWED, f"no context of VCPU {read.vcpu} waits for the services")
+        try:
+            vmsa = Vmsa.from_buffer_copy(cpu.view.read(vcpu.unfinished, PAGE_SIZE))
+            return KernelMemory(cpu.view, vmsa).read(read.address, read.length)
+        except NotMapped as error:
+            raise _Refused(Status.BAD_REQUEST, str(error)) from error
 
     # RESTRICT
 

@@ -16,7 +16,9 @@ from veil.formats.service_domain import (
     mailbox_and_outbox,
     parse_description,
 )
+from veil.formats.service_events import Report
 from veil.formats.status import Status
+from veil.monitor.ghcb import host_features
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
@@ -39,6 +41,8 @@ class ServiceDomain:
     """One request at a time, from whichever VCPU VeilMon runs on."""
 
     def __init__(self, view: View, parameters: MonitorParameters, grants: Grants) -> None:
+        #: a request is in the mailbox: its VCPU waits for the host
+        self.busy = False
         self._view = view
         (self._mailbox, self._size), _ = mailbox_and_outbox(parameters.mailbox_gpa, parameters.mailbox_size)
         self._grants = grants
@@ -59,11 +63,28 @@ class ServiceDomain:
         except (ValueError, KeyError, TypeError) as error:
             raise ServicesUnavailable(f"the services do not say who they are: {error!r}") from error
 
+    def tell(self, host: Ghcb, vcpu: int, report: Report) -> Generator[None, None, None]:
+        """What was done for the kernel. A host that does not run the domain has it hear nothing, until it asks."""
+        try:
+            yield from self.request(host, vcpu, BlockRequest(SERVICES_DOMAIN, DomainCall.HEAR, report.pack()))
+        except ServicesUnavailable:
+            return
+
     def request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:
         """Ask and wait. Raises ServicesUnavailable if the host does not let the domain run.
 
         The domain may have to ask VeilMon before it can answer, for another VCPU's kernel as well: that is served here.
         """
+        while self.busy:
+            # Another VCPU has it. There is nothing to do but to let the host run that one.
+            yield from host_features(host.cpu)
+        self.busy = True
+        try:
+            return (yield from self._request(host, vcpu, request))
+        finally:
+            self.busy = False
+
+    def _request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:
         # What the domain finds to say later to a request that was given up must not pass for another one's answer.
         self._ticket = (self._ticket + 1) % _TICKETS
         asked = request._replace(vcpu=vcpu, ticket=self._ticket)
@@ -74,7 +95,9 @@ class ServiceDomain:
                 answer = read_answer(self._view, self._mailbox, self._size)
                 if answer is not None:
                     return answer
-                tries = 0 if (yield from self._grants.serve(host.cpu)) else tries + 1
+                served = yield from self._grants.serve(host.cpu)
+                # What another VCPU is about to do for the domain takes until the host runs that one.
+                tries = 0 if served or self._grants.busy else tries + 1
         except FormatError as error:
             raise ServicesUnavailable(str(error)) from error
         # It must not be served at some later time, when somebody else waits for an answer.

@@ -9,6 +9,7 @@ from typing import Any
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import ServiceInfo
 from veil.monitor.contexts import DomainTable
+from veil.monitor.hearing import Hearing
 from veil.monitor.ownership import Rows
 from veil.monitor.page_book import Owner, PageBook
 from veil.monitor.parameters import MonitorParameters, Option
@@ -30,6 +31,8 @@ class MonitorState:
     blocks: dict[int, tuple[int, int]] = field(default_factory=dict)
     """(GPA, size) of each VCPU's request block for the services."""
     services: list[ServiceInfo] = field(default_factory=list)
+    hearing: Hearing | None = None
+    """What the services hear of; None if nothing."""
 
     @classmethod
     def at_launch(cls, parameters: MonitorParameters) -> MonitorState:
@@ -43,6 +46,11 @@ class MonitorState:
         book.claim(parameters.service_code.gpa, parameters.service_code.size, Owner.SERVICE_CODE)
         rows = Rows(unprotected=bool(parameters.options & Option.UNPROTECTED))
         return cls(parameters, book, rows, DomainTable(parameters.vcpus))
+
+    def know_services(self, services: list[ServiceInfo]) -> None:
+        """Who there is at VMPL 1, by their own description."""
+        self.services = services
+        self.hearing = Hearing.of(services)
 
     def register_kernel(self, apic_id: int, vmsa: int, caa: int) -> None:
         """Write down a context of VMPL 3, which becomes the one that runs on its VCPU. The VMSA is in the book."""
@@ -73,7 +81,7 @@ class MonitorState:
         self.domains = DomainTable.load(state["domains"])
         self.sev_features = state["sev_features"]
         self.blocks = {vcpu: (gpa, size) for vcpu, gpa, size in state["blocks"]}
-        self.services = [ServiceInfo.load(item) for item in state["services"]]
+        self.know_services([ServiceInfo.load(item) for item in state["services"]])
         for owner, gpa, size in state["book"]:
             self.book.claim(gpa, size, Owner(owner))
         self.rows.load(state["restrictions"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class Served(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A call whose answer needs the host: `finish` it."""
+    """A call that needs the host before its caller goes on: `finish` it."""
 
     vmsa: int
     efer: int
@@ -97,18 +97,31 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
             return violation
         # An address of the caller that is not its validated memory.
         result = _INVALID_ADDRESS
+    if state.hearing is not None and state.hearing.waits:
+        return Unfinished(vmsa, efer, _done(result))
     _write_back(view, vmsa, efer, result)
     return Served.DONE
 
 
-def finish(view: View, call: Unfinished) -> Generator[None, None, None]:
-    """Take a call to its end. The caller cannot run meanwhile, nor can its VMSA be deleted: it runs on no VCPU."""
+def _done(result: SvsmResult) -> Generator[None, None, SvsmResult]:
+    yield from ()
+    return result
+
+
+def finish(
+    view: View, call: Unfinished, tell: Callable[[], Generator[None, None, None]]
+) -> Generator[None, None, None]:
+    """Take a call to its end. The caller cannot run meanwhile, nor can its VMSA be deleted: it runs on no VCPU.
+
+    `tell`: what the services hear of the call, they hear before the caller goes on.
+    """
     try:
         result = yield from call.steps
     except CallError as error:
         result = SvsmResult(error.code)
     except RmpViolation:
         result = _INVALID_ADDRESS
+    yield from tell()
     _write_back(view, call.vmsa, call.efer, result)
 
 

@@ -24,6 +24,7 @@ from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
+from veil.monitor.refusals import decide_refusal, is_refusal
 from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.secure_processor import GuestMessages
 from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable
@@ -53,6 +54,7 @@ class VeilMon:
         self._messages: GuestMessages | None = None
         self._channel: ChannelLink | None = None
         self._grants: Grants | None = None
+        self._services: ServiceDomain | None = None
 
     @property
     def state(self) -> MonitorState:
@@ -106,7 +108,8 @@ class VeilMon:
             raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
         unfinished = any(vcpu.unfinished is not None for vcpu in self.domains.vcpus)
         granting = self._grants is not None and self._grants.busy
-        if self._messages.busy or self._channel.working or unfinished or granting:
+        telling = self._services is not None and self._services.busy
+        if self._messages.busy or self._channel.working or unfinished or granting or telling:
             raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
             **state.dump(),
@@ -151,7 +154,7 @@ class VeilMon:
             vcpu.contexts[Domain.SER].add(vmsa)
             yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vmsa, state.sev_features)
         try:
-            state.services = yield from self._service_domain(cpu).describe(host)
+            state.know_services((yield from self._service_domain(cpu).describe(host)))
         except ServicesUnavailable as error:
             raise MonitorError(MonitorReason.BAD_SERVICES, f"the services did not start: {error}") from error
 
@@ -188,9 +191,10 @@ class VeilMon:
         return self._channel
 
     def _service_domain(self, cpu: HostedCpu) -> ServiceDomain:
-        if self._grants is None:
+        if self._grants is None or self._services is None:
             self._grants = Grants(self.state)
-        return ServiceDomain(cpu.view, self.state.parameters, self._grants)
+            self._services = ServiceDomain(cpu.view, self.state.parameters, self._grants)
+        return self._services
 
     def describe(self) -> dict[str, Any]:
         """The answer to STATUS."""
@@ -228,8 +232,16 @@ class VeilMon:
                 yield
             if isinstance(outcome, Unfinished):
                 vcpu.unfinished = outcome.vmsa
-                yield from finish(view, outcome)
+                yield from finish(view, outcome, lambda: self._tell(cpu, vcpu))
                 vcpu.unfinished = None
+            elif outcome is Served.NO_CALL and is_refusal(state, self._hosts[vcpu.apic_id], vcpu):
+                yield from decide_refusal(state, self._service_domain(cpu), self._hosts[vcpu.apic_id], vcpu)
             elif outcome is Served.NO_CALL and self._channel is not None:
                 # The host came by itself: there is something on the channel.
                 yield from self._channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
+
+    def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
+        """The services hear what was done for the kernel."""
+        hearing = self.state.hearing
+        while hearing is not None and hearing.waits:
+            yield from self._service_domain(cpu).tell(self._hosts[vcpu.apic_id], vcpu.apic_id, hearing.take())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, TypeVar
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_domain import COPY_PAGES, CopyIn, GrantCall, Move, Restrict
+from veil.formats.service_domain import COPY_PAGES, CopyIn, GrantCall, Move, ReadVirtual, Restrict
 from veil.formats.status import Status
 
 if TYPE_CHECKING:
@@ -115,6 +115,13 @@ class MonitorClient:
     def restrict(self, owner: Owner, domain: Domain, keep: Permission) -> Asking[None]:
         """From now on a domain has on an owner's pages, those to come as well, no more than `keep` of its rights."""
         yield from _ask(GrantCall.RESTRICT, Restrict(owner, domain.vmpl, keep).pack())
+
+    def read_virtual(self, vcpu: int, address: int, length: int) -> Asking[bytes]:
+        """What the kernel's page tables on a VCPU have at a virtual address, 4 KiB at most; in `access_refused` only.
+
+        The kernel could read it there itself, and can change it at any time.
+        """
+        return (yield from _ask(GrantCall.READ_VIRTUAL, ReadVirtual(vcpu, address, length).pack()))
 
 
 def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
+from veil.formats.page_owners import Owner
 from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.service_events import Event, RefusedAccess, Report, Verdict
 from veil.formats.service_settings import ServiceSettings
 from veil.formats.status import Status
 from veil.services.context import Asking, ServiceContext, ServiceMemory
@@ -67,6 +69,12 @@ class Service(abc.ABC):
     """The calls of remote users: who may make each, and the method that answers it or raises Refused. What is not here
     nobody may ask."""
 
+    hears: ClassVar[frozenset[Event]] = frozenset()
+    """What `heard` is told of. It is measured with the class, and VeilMon learns it at boot."""
+
+    guards: ClassVar[frozenset[Owner]] = frozenset()
+    """Owners of pages: an access of VMPL 3 that the RMP refuses there is for `access_refused`. One service an owner."""
+
     context: ServiceContext
     """What the service has at hand. Set before `start` and before `restore`."""
 
@@ -103,6 +111,20 @@ class Service(abc.ABC):
         except NotAdmitted as refusal:
             raise Refused(refusal.status, str(refusal)) from None
         return handler(self, user, body)
+
+    def heard(self, report: Report) -> None:  # noqa: B027
+        """VeilMon did this for the kernel, which waits: events of the kinds in `hears`, in their order.
+
+        All that one call of the kernel's brought about comes at once. `report.lost` counts those for which VeilMon had
+        no room, of any kind: what the service knows of them is not whole any more.
+        """
+
+    def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
+        """A VCPU of the kernel stands still at an access that the RMP refused: what becomes of it?
+
+        What is asked is true: VeilMon read it from the VMSA. A mistake here, too, stops the VCPU for good.
+        """
+        return Verdict.refuse()
 
     def ran(self) -> None:  # noqa: B027
         """The services run, and not for the kernel: a user asked, or nobody. An honest host sees to it each second."""

@@ -39,6 +39,7 @@ from veil.formats.service_domain import (
     mailbox_and_outbox,
     pack_description,
 )
+from veil.formats.service_events import RefusedAccess, Report, Verdict
 from veil.formats.status import Status
 from veil.services.context import Ask, Asking, GuestMemory, MonitorClient, ServiceContext, ServiceMemory
 from veil.services.interface import KernelRequest, Refused, Service, User
@@ -84,6 +85,9 @@ class ServiceDomain:
         #: the newest mistakes of services (service, what), for tests and debuggers; neither kernel nor host sees them
         self.mistakes: deque[tuple[str, str]] = deque(maxlen=_MAX_MISTAKES)
         self._by_number = {service.number: service for service in self.services}
+        self._guards = {owner: service for service in self.services for owner in service.guards}
+        if len(self._guards) != sum(len(service.guards) for service in self.services):
+            raise FormatError("two services guard pages of the same owner")
         self._parameters: ServiceParameters | None = None
         self._saved: dict[str, str] | None = None
         self._mailbox = self._outbox = (0, 0)
@@ -308,9 +312,42 @@ class ServiceDomain:
             raise Refused(Status.UNKNOWN_SERVICE, f"there is no service {asked.service}")
         return service.answer_user(User(asked.user_key, asked.role), asked.call, asked.body)
 
-    def _answer_monitor(self, asked: BlockRequest) -> bytes:
-        if asked.call != DomainCall.DESCRIBE:
-            raise Refused(Status.UNKNOWN_CALL, f"the services' domain has no call {asked.call}")
-        return pack_description(
-            ServiceInfo(service.name, service.number, service.guid, service.manifest()) for service in self.services
-        )
+    def _answer_monitor(self, asked: BlockRequest) -> bytes | Asking[bytes]:
+        if asked.call == DomainCall.DESCRIBE:
+            return pack_description(
+                ServiceInfo(
+                    service.name, service.number, service.guid, service.manifest(), service.hears, service.guards
+                )
+                for service in self.services
+            )
+        if asked.call == DomainCall.HEAR:
+            return self._hear(Report.parse(asked.body))
+        if asked.call == DomainCall.ACCESS_REFUSED:
+            access = RefusedAccess.parse(asked.body)
+            return self._guard(self._guards[access.owner], access)
+        raise Refused(Status.UNKNOWN_CALL, f"the services' domain has no call {asked.call}")
+
+    def _hear(self, report: Report) -> bytes:
+        for service in self.services:
+            events = [item for item in report.events if item.event in service.hears]
+            if not events and not (report.lost and service.hears):
+                continue
+            try:
+                service.heard(Report(events, report.lost))
+            except Exception as mistake:
+                # The others must hear it all the same, and the kernel's call is done.
+                self.mistakes.append((service.name, repr(mistake)))
+        return b""
+
+    def _guard(self, service: Service, access: RefusedAccess) -> Asking[bytes]:
+        try:
+            verdict = service.access_refused(access)
+            if isinstance(verdict, Generator):
+                verdict = yield from verdict
+            if not isinstance(verdict, Verdict):
+                raise TypeError(f"a verdict is a Verdict, not {type(verdict).__name__}")
+            return verdict.pack()
+        except Exception as mistake:
+            # The VCPU is stopped: who cannot decide must not let it go on.
+            self.mistakes.append((service.name, repr(mistake)))
+            return Verdict.refuse().pack()

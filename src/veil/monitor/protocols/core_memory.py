@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.service_events import Event
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
@@ -15,6 +17,7 @@ from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
+    from veil.monitor.hearing import Hearing
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
@@ -82,8 +85,9 @@ def pvalidate(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResu
     start = gpa + _HEADER.size + first * _ENTRY_BYTES
     done = first
     code = _SUCCESS
+    changes = struct.unpack(f"<{count}Q", view.read(start, count * _ENTRY_BYTES))
     try:
-        for entry in struct.unpack(f"<{count}Q", view.read(start, count * _ENTRY_BYTES)):
+        for entry in changes:
             code = _change(state, view, entry)
             if code:
                 break
@@ -91,7 +95,15 @@ def pvalidate(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResu
     finally:
         if done != first:
             view.write_u16(gpa + _NEXT_OFFSET, done)
+            if state.hearing is not None:
+                _note(state.hearing, request.vcpu, changes[: done - first])
     return SvsmResult(code)
+
+
+def _note(hearing: Hearing, vcpu: int, entries: Iterable[int]) -> None:
+    for entry in entries:
+        event = Event.PAGES_TAKEN if entry & _VALIDATE else Event.PAGES_GIVEN
+        hearing.note(event, vcpu, entry & _PFN_MASK, PAGE_SIZE_2M if entry & _SIZE_MASK else PAGE_SIZE)
 
 
 def _change(state: MonitorState, view: View, entry: int) -> ResultCode:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_events import Event
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
@@ -52,6 +53,8 @@ def create_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmRe
         return SvsmResult(ResultCode.INVALID_PARAMETER)
     view.write_u64(caa, 0)
     state.register_kernel(target.apic_id, vmsa, caa)
+    if state.hearing is not None:
+        state.hearing.note(Event.VCPU_CREATED, target.apic_id, vmsa)
     return SvsmResult(ResultCode.SUCCESS)
 
 
@@ -96,4 +99,6 @@ def delete_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmRe
     caa = holder.kernel.drop(vmsa)
     assert caa is not None
     state.release_caa(caa)
+    if state.hearing is not None:
+        state.hearing.note(Event.VCPU_DELETED, holder.apic_id, vmsa)
     return SvsmResult(ResultCode.SUCCESS)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import BLOCK_ENTRY
+from veil.formats.termination import MonitorReason
+from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import SERVICE_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
-from veil.snp.rmp import RmpResult
+from veil.snp.rmp import Permission, RmpResult
 
 if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
@@ -83,7 +85,9 @@ class ServicesProtocol:
         for page in range(gpa, gpa + size, PAGE_SIZE):
             # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
             with suppress(RmpViolation):
-                self._adjust(page, Owner.KERNEL)
+                code = self._adjust(page, Owner.KERNEL)
+                if code != RmpResult.SUCCESS and self._view.allows(page, Permission.R, PAGE_SIZE):
+                    raise MonitorError(MonitorReason.HOST_REFUSED, f"VMPL 1 keeps the page {page:#x}: {code.name}")
 
     def _adjust(self, page: int, owner: Owner) -> RmpResult:
         permissions = self._state.rows.permissions(owner, Domain.SER)
