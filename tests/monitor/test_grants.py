@@ -27,6 +27,7 @@ from tests.monitor.harness import (
     SERVICES,
     SMALL,
     Bench,
+    Terminated,
     kernel_vmsa,
 )
 from tests.monitor.wire import Wire
@@ -288,6 +289,35 @@ def test_a_host_that_stops_a_move_in_the_middle(at: int, how: str, monkeypatch: 
         assert not perms[2]
         assert bench.kernel.allows(page, Permission.ALL) or how == "page taken"
     bench.check()
+
+
+def test_rights_that_cannot_be_taken_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is there still, and that RMPADJUST refuses for good: VeilMon stops before anybody else runs.
+
+    Else the page could keep what the target's row gives, while the book says that it is the kernel's.
+    """
+    bench.register()
+    view_type = type(bench.view(0))
+    honest = view_type.rmpadjust
+
+    def rmpadjust(self: Any, gpa: int, *, vmpl: int, permissions: int, **more: Any) -> RmpResult:
+        if gpa == SMALL + PAGE or (vmpl == 1 and not permissions):
+            return RmpResult.FAIL_INUSE
+        return honest(self, gpa, vmpl=vmpl, permissions=permissions, **more)
+
+    monkeypatch.setattr(view_type, "rmpadjust", rmpadjust)
+    with pytest.raises(Terminated):
+        bench.ask(NUMBER, MOVE, moved(SMALL, SMALL + PAGE))
+    assert bench.monitor.last_error is not None
+    assert "cannot get its rights back" in bench.monitor.last_error
+
+
+def test_a_block_that_vmpl_1_would_keep(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.register()
+    view_type = type(bench.view(0))
+    monkeypatch.setattr(view_type, "rmpadjust", lambda *_, **__: RmpResult.FAIL_INUSE)
+    with pytest.raises(Terminated):
+        bench.call(16, 0, 0, 0)
 
 
 # Copies

@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What services hear and decide, with a hostile host, kernel and services around a real VeilMon."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.guarding import ALLOW, HEARD, PROTECT, Guard
+from tests.monitor.echo import Services as Echoes
+from tests.monitor.harness import (
+    FREE,
+    FREE_2M,
+    KERNEL_VMSA,
+    MONITOR,
+    NPF,
+    PAGE,
+    SERVICES,
+    SMALL,
+    SVME,
+    VMGEXIT,
+    Bench,
+    kernel_vmsa,
+)
+from veil.formats.errors import FormatError
+from veil.formats.page_owners import Owner
+from veil.formats.service_domain import ReadVirtual, ServiceInfo
+from veil.formats.service_events import (
+    MAX_HEARD,
+    VECTOR_PF,
+    Decision,
+    Event,
+    RefusedAccess,
+    Registers,
+    Report,
+    Verdict,
+)
+from veil.formats.status import Status
+from veil.monitor import Option, VeilMon
+from veil.monitor.hearing import Hearing
+from veil.monitor.svsm_call import ResultCode
+from veil.services import Asking, MonitorRefused, ServiceDomain
+from veil.snp import SnapshotError
+from veil.snp.layouts import Vmsa, VmsaSegment
+
+OK = ResultCode.SUCCESS
+REFUSED = 1 << 36 | 1 << 34 | 1 << 32 | 1 << 31 | 7
+PML4, CODE_AT, STACK, IDT = 0x30000, 0x34000, 0x36000, 0x37000
+C_BIT = 1 << 51
+RUN_SERVICES = 1 << 32 | 0x016
+
+
+class Recorder(Guard):
+    """The guard, which does what a test says instead if it says something."""
+
+    say: Callable[[RefusedAccess], Any] | None = None
+    listen: Callable[[Report], None] | None = None
+
+    def __init__(self) -> None:
+        self.asked: list[RefusedAccess] = []
+
+    def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
+        self.asked.append(access)
+        verdict: Verdict | Asking[Verdict] = super().access_refused(access) if self.say is None else self.say(access)
+        return verdict
+
+    def heard(self, report: Report) -> None:
+        super().heard(report)
+        if self.listen is not None:
+            self.listen(report)
+
+
+class Recorders(ServiceDomain):
+    service_types = (Recorder,)
+
+
+def guard_of(bench: Bench) -> Recorder:
+    assert bench.services is not None
+    (service,) = bench.services.services
+    assert isinstance(service, Recorder)
+    return service
+
+
+def tables(bench: Bench) -> None:
+    """The kernel's: the first 2 MiB, page by page and private, at its own address; 2 MiB shared at 1 GiB."""
+    kernel = bench.kernel
+    kernel.write(PML4, struct.pack("<Q", PML4 + PAGE | C_BIT | 7))
+    kernel.write(PML4 + PAGE, struct.pack("<2Q", PML4 + 2 * PAGE | C_BIT | 7, 0x87))
+    kernel.write(PML4 + 2 * PAGE, struct.pack("<2Q", PML4 + 3 * PAGE | C_BIT | 7, FREE | C_BIT | 0x87))
+    kernel.write(PML4 + 3 * PAGE, struct.pack("<512Q", *(page * PAGE | C_BIT | 7 for page in range(512))))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench(vcpus=2, services=Recorders).boot()
+    tables(bench)
+    assert bench.ask(Guard.number, PROTECT, struct.pack("<Q", SMALL)) == (Status.OK, b"")
+    return bench
+
+
+def fault(
+    bench: Bench, gpa: int = SMALL, *, code: str = "488907", info: int = REFUSED, vcpu: int = 0, enter: bool = True,
+    **fields: int,
+) -> Vmsa:  # fmt: skip
+    """The kernel's context leaves by a nested page fault at an instruction, and the host hands it on."""
+    bench.kernel.write(CODE_AT, bytes.fromhex(code))
+    vmsa = bench.vmsa(bench.vcpus[vcpu].vmsas[3])
+    values = {
+        "rip": CODE_AT, "rflags": 0x202, "rsp": STACK + 0x808, "rdi": gpa, "rax": 0x1122334455667788,
+        "cr3": PML4 | C_BIT, "cr0": 0x80050033, "cr4": 0x620, "guest_exit_code": NPF, "exit_info_1": info,
+        "exit_info_2": gpa, "exit_int_info": 0, **fields,
+    }  # fmt: skip
+    vmsa.cs, vmsa.ss = VmsaSegment(0x10, 0xA9B, 0, 0), VmsaSegment(0x18, 0xC93, 0, 0)
+    vmsa.idtr = VmsaSegment(0, 0, 16 * 15 - 1, IDT)
+    for name, value in values.items():
+        setattr(vmsa, name, value)
+    if enter:
+        bench.enter(vcpu)
+    return vmsa
+
+
+def stopped(vmsa: Vmsa) -> bool:
+    return not vmsa.efer & SVME
+
+
+# A refused access is decided
+
+
+def test_what_the_service_is_asked(bench: Bench) -> None:
+    vmsa = fault(bench, SMALL + 8, r15=15, cpl=0)
+    (asked,) = guard_of(bench).asked
+    assert (asked.vcpu, asked.vmsa, asked.gpa, asked.info) == (0, KERNEL_VMSA, SMALL + 8, REFUSED)
+    assert asked.owner is Owner.KERNEL_CODE
+    registers = asked.registers
+    assert (registers.rip, registers.gprs[0], registers.gprs[7], registers.gprs[15]) == (
+        CODE_AT, 0x1122334455667788, SMALL + 8, 15,
+    )  # fmt: skip
+    assert (registers.cr0, registers.cr3, registers.cr4, registers.cpl) == (0x80050033, PML4 | C_BIT, 0x620, 0)
+    assert stopped(vmsa), "nothing is allowed yet"
+    assert bench.view(0).read(SMALL, 16) == bytes(16)
+
+
+def test_a_store_that_is_carried_out(bench: Bench) -> None:
+    assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
+    vmsa = fault(bench)
+    assert not stopped(vmsa)
+    assert (vmsa.rip, vmsa.rflags) == (CODE_AT + 3, 0x202)
+    assert bench.kernel.read_u64(SMALL) == 0x1122334455667788
+    assert stopped(fault(bench)), "allowed once"
+
+
+def test_registers_of_a_string_store(bench: Bench) -> None:
+    assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
+    bench.kernel.write(SMALL + PAGE, b"from here")
+    vmsa = fault(bench, SMALL + PAGE - 4, code="f3a4", rcx=9, rsi=SMALL + PAGE)
+    assert bench.kernel.read(SMALL + PAGE - 4, 4) == b"from"
+    assert (vmsa.rcx, vmsa.rsi, vmsa.rdi, vmsa.rip) == (5, SMALL + PAGE + 4, SMALL + PAGE, CODE_AT)
+
+
+def test_only_what_can_be_changed_is(bench: Bench) -> None:
+    """RFLAGS has no reserved bits, whatever a service says; other registers stay."""
+    guard_of(bench).say = lambda access: access.resume(rflags=(1 << 64) - 1, rip=5)
+    vmsa = fault(bench)
+    assert (vmsa.rip, vmsa.rflags, vmsa.cr3, vmsa.vmpl) == (5, 0x3F7FD7, PML4 | C_BIT, 3)
+
+
+@pytest.mark.parametrize("how", ["raises", "no verdict", "late", "endless", "other type"])
+def test_a_service_that_fails_stops_the_vcpu_and_nothing_else(bench: Bench, how: str) -> None:
+    guard = guard_of(bench)
+
+    def late(access: RefusedAccess) -> Asking[Verdict]:
+        yield from guard.context.monitor.read_virtual(0, CODE_AT, 1)
+        raise KeyError
+
+    def endless(access: RefusedAccess) -> Asking[Verdict]:
+        while True:
+            yield from guard.context.monitor.read_virtual(0, CODE_AT, 1)
+
+    def fails(access: RefusedAccess) -> Verdict:
+        raise KeyError
+
+    guard.say = {
+        "raises": fails, "no verdict": lambda access: None, "late": late, "endless": endless,
+        "other type": lambda access: Decision.RESUME,
+    }[how]  # fmt: skip
+    assert stopped(fault(bench))
+    assert bench.services is not None
+    assert len(bench.services.mistakes) == 1
+    assert bench.ask(Guard.number, HEARD)[0] == Status.OK
+
+
+# What is no such fault
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"info": REFUSED & ~(1 << 36)},
+        {"info": REFUSED & ~(1 << 31)},
+        {"info": REFUSED | 1 << 35},
+        {"gpa": SMALL + PAGE},
+        {"gpa": MONITOR},
+        {"gpa": SERVICES},
+        {"gpa": 1 << 50},
+        {"gpa": KERNEL_VMSA},
+        {"exit_int_info": 1 << 31 | 3 << 8 | 14},
+    ],
+)
+def test_faults_that_are_nobodys_to_decide(bench: Bench, fields: dict[str, Any]) -> None:
+    guard_of(bench).say = lambda access: access.resume(rip=5)
+    vmsa = fault(bench, **fields)
+    assert stopped(vmsa)
+    assert vmsa.rip == CODE_AT
+    assert not guard_of(bench).asked
+
+
+@pytest.mark.parametrize("code", [0x60, 0x78, VMGEXIT, 0x7F, (1 << 64) - 1])
+def test_a_host_that_reports_what_did_not_happen(bench: Bench, code: int) -> None:
+    guard_of(bench).say = lambda access: access.resume(rip=5)
+    vmsa = fault(bench, guest_exit_code=code)
+    assert not stopped(vmsa)
+    assert (vmsa.rip, vmsa.guest_exit_code) == (CODE_AT, code)
+    assert not guard_of(bench).asked
+
+
+def test_a_host_that_reports_one_again(bench: Bench) -> None:
+    assert bench.ask(Guard.number, ALLOW, b"\2")[0] == Status.OK
+    vmsa = fault(bench)
+    bench.vmsa(KERNEL_VMSA).rax = 0x666
+    for _ in range(3):
+        bench.enter(0)
+    assert (len(guard_of(bench).asked), vmsa.rip) == (1, CODE_AT + 3)
+    assert bench.kernel.read_u64(SMALL) == 0x1122334455667788
+    # One that was refused stays refused.
+    bench.ask(Guard.number, ALLOW, b"\0")
+    vmsa = fault(bench)
+    for _ in range(3):
+        bench.enter(0)
+    assert stopped(vmsa)
+    assert len(guard_of(bench).asked) == 2
+
+
+def test_a_host_that_reports_it_on_another_vcpu(bench: Bench) -> None:
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
+    vmsa = fault(bench, enter=False)
+    bench.enter(1)
+    assert not guard_of(bench).asked
+    assert (vmsa.rip, vmsa.guest_exit_code) == (CODE_AT, NPF)
+    bench.enter(0)
+    assert vmsa.rip == CODE_AT + 3
+
+
+def test_a_host_that_does_not_run_the_services(bench: Bench) -> None:
+    bench.ask(Guard.number, ALLOW, b"\1")
+    bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_SERVICES else None
+    # It comes back to VeilMon each time, and says that VMPL 1 ran.
+    vmsa = fault(bench)
+    assert stopped(vmsa)
+    assert bench.kernel.read_u64(SMALL) == 0
+
+
+def test_a_host_that_runs_the_kernel_while_it_is_decided(bench: Bench) -> None:
+    """VMRUN refuses it; nor can its VMSA be deleted."""
+    seen = []
+
+    def on_request(request: int) -> None:
+        if request == RUN_SERVICES:
+            seen.append(stopped(bench.vmsa(KERNEL_VMSA)))
+
+    bench.ask(Guard.number, ALLOW, b"\1")
+    bench.on_request = on_request
+    fault(bench)
+    assert seen
+    assert all(seen)
+
+
+def test_the_context_cannot_be_deleted_meanwhile(bench: Bench) -> None:
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    fault(bench, enter=False)
+    vcpu = bench.vcpus[0]
+    vcpu.vmpl = 0
+    assert vcpu.steps is not None
+    next(vcpu.steps)  # VeilMon asks the services, and the host runs another VCPU
+    assert bench.call(0, 3, KERNEL_VMSA, vcpu=1).rax == ResultCode.BUSY
+
+
+def test_unprotected_nothing_is_refused() -> None:
+    bench = Bench(services=Recorders, options=Option.UNPROTECTED).boot()
+    assert bench.ask(Guard.number, PROTECT, struct.pack("<Q", SMALL)) == (Status.OK, b"")
+    bench.kernel.write(SMALL, b"evil")
+    assert not guard_of(bench).asked
+
+
+def test_without_a_guard_nothing_is_asked() -> None:
+    bench = Bench(services=Echoes).boot()
+    assert bench.monitor.state.hearing is None
+    vmsa = fault(bench)
+    assert not stopped(vmsa)
+    assert vmsa.guest_exit_code == NPF
+
+
+# Virtual memory
+
+
+def test_virtual_memory_of_a_kernel_that_waits(bench: Bench) -> None:
+    guard = guard_of(bench)
+    found: list[bytes | Status] = []
+    bench.kernel.write(FREE + 5, b"in a large page")
+
+    def say(access: RefusedAccess) -> Asking[Verdict]:
+        for address, length in (
+            (0x200005, 15), (SMALL + PAGE - 1, 2), (1 << 30, 1), (1 << 31, 1), (1 << 47, 1), (MONITOR, 1),
+            (0x1FF000, PAGE), (SERVICES, 1), (0, PAGE + 1), (0, 0),
+        ):  # fmt: skip
+            try:
+                found.append((yield from guard.context.monitor.read_virtual(0, address, length)))
+            except MonitorRefused as refused:
+                found.append(refused.status)
+        try:
+            yield from guard.context.monitor.read_virtual(1, SMALL, 1)
+        except MonitorRefused as refused:
+            found.append(refused.status)
+        return access.resume()
+
+    guard.say = say
+    assert not stopped(fault(bench))
+    bad = Status.BAD_REQUEST
+    assert found[0] == b"in a large page"
+    assert [len(item) if isinstance(item, bytes) else item for item in found[1:]] == [
+        2, bad, bad, bad, bad, PAGE, bad, bad, bad, Status.NOT_ALLOWED,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", [MONITOR, SERVICES, 1 << 40])
+def test_page_tables_where_the_kernel_has_no_rights(bench: Bench, table: int) -> None:
+    """VeilMon must not read its own memory in the kernel's name."""
+    found: list[object] = []
+
+    def say(access: RefusedAccess) -> Asking[Verdict]:
+        try:
+            found.append((yield from guard_of(bench).context.monitor.read_virtual(0, 0, 8)))
+        except MonitorRefused as refused:
+            found.append(refused.status)
+        return Verdict.refuse()
+
+    guard_of(bench).say = say
+    fault(bench, cr3=table | C_BIT)
+    assert found == [Status.BAD_REQUEST]
+
+
+# Exceptions
+
+
+def gate(handler: int, *, selector: int = 0x10, bits: int = 0x8E00) -> bytes:
+    return struct.pack("<HHHHII", handler & 0xFFFF, selector, bits, handler >> 16 & 0xFFFF, handler >> 32, 0)
+
+
+def test_an_exception_for_the_kernel(bench: Bench) -> None:
+    handler = 0xFFFFFFFF81234567
+    bench.kernel.write(IDT + 13 * 16, gate(handler))
+    vmsa = fault(bench, code="8907", rflags=0x10302)
+    assert not stopped(vmsa)
+    assert (vmsa.rip, vmsa.rsp, vmsa.rflags) == (handler, STACK + 0x800 - 48, 2)
+    frame = struct.unpack("<6Q", bench.kernel.read(vmsa.rsp, 48))
+    assert frame == (0, CODE_AT, 0x10, 0x10302, STACK + 0x808, 0x18)
+    assert bench.kernel.read_u64(SMALL) == 0
+
+
+def test_a_page_fault_for_the_kernel(bench: Bench) -> None:
+    bench.kernel.write(IDT + 14 * 16, gate(0x5000, bits=0x8F00))
+    guard_of(bench).say = lambda access: Verdict.inject(VECTOR_PF, 3, 0xFFFF888000001000)
+    vmsa = fault(bench)
+    assert (vmsa.rip, vmsa.cr2, vmsa.rflags) == (0x5000, 0xFFFF888000001000, 0x202)
+    assert bench.kernel.read_u64(vmsa.rsp) == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [
+        (gate(5, bits=0x0E00), {}),
+        (gate(5, bits=0x8E01), {}),
+        (gate(5, bits=0x8500), {}),
+        (gate(5, selector=0x33), {}),
+        (gate(5), {"cpl": 3}),
+        (gate(5), {"rsp": SMALL + 0x100}),
+        (gate(5), {"rsp": SMALL + PAGE + 0x10}),
+        (gate(5), {"rsp": 0}),
+        (gate(5), {"rsp": MONITOR}),
+        (gate(5), {"cr0": 0x33}),
+        (gate(5), {"cr4": 0x1620}),
+    ],
+)
+def test_a_kernel_that_no_exception_reaches(bench: Bench, where: bytes, fields: dict[str, Any]) -> None:
+    """It is stopped; nothing is written to its stack, protected pages least of all."""
+    bench.kernel.write(IDT + 13 * 16, where)
+    guard_of(bench).say = lambda access: Verdict.inject()
+    before = bytes(bench.memory.buf[: bench.memory.size])
+    vmsa = fault(bench, **fields)
+    assert stopped(vmsa)
+    assert vmsa.rip == CODE_AT
+    assert bench.view(0).read(SMALL, 2 * PAGE) == before[SMALL : SMALL + 2 * PAGE]
+
+
+# What was done is heard
+
+
+def heard(bench: Bench) -> list[tuple[int, ...]]:
+    status, body = bench.ask(Guard.number, HEARD)
+    assert status == Status.OK
+    return list(struct.iter_unpack("<HHQ", body))
+
+
+def test_pages_that_come_and_go(bench: Bench) -> None:
+    other = SMALL + PAGE
+    assert bench.pvalidate(other, other + PAGE, other | 4) == (OK, 3)
+    assert heard(bench) == [
+        (Event.PAGES_GIVEN, 0, other), (Event.PAGES_GIVEN, 0, other + PAGE), (Event.PAGES_TAKEN, 0, other),
+    ]  # fmt: skip
+
+
+def test_only_what_was_done(bench: Bench) -> None:
+    other = SMALL + PAGE
+    assert bench.pvalidate(other, SMALL, other + PAGE) == (ResultCode.INVALID_ADDRESS, 1)
+    assert heard(bench) == [(Event.PAGES_GIVEN, 0, other)]
+
+
+def test_one_report_a_call_before_the_kernel_goes_on(bench: Bench) -> None:
+    pages = [SMALL + PAGE + number * PAGE for number in range(14)]
+    reports: list[Report] = []
+
+    def listen(report: Report) -> None:
+        assert bench.kernel.read_u8(bench.caa()) == 0
+        assert stopped(bench.vmsa(KERNEL_VMSA)), "the caller waits"
+        reports.append(report)
+
+    guard_of(bench).listen = listen
+    bench.log.clear()
+    assert bench.pvalidate(*pages)[0] == OK
+    assert [item.gpa for item in reports[0].events] == pages
+    assert len(reports) == bench.log.count(RUN_SERVICES) == 1
+
+
+def test_large_pages_and_what_the_host_has_to_split(bench: Bench) -> None:
+    """A call that starts over after the host's PSMASH is heard once."""
+    reports: list[Report] = []
+    guard_of(bench).listen = reports.append
+    assert bench.pvalidate(SMALL + PAGE, FREE_2M | 1, FREE + PAGE)[0] == OK
+    assert bench.splits == 1
+    assert [[(item.gpa, item.size) for item in report.events] for report in reports] == [
+        [(SMALL + PAGE, PAGE), (FREE_2M, 1 << 21), (FREE + PAGE, PAGE)]
+    ]
+
+
+def test_vcpus_that_come_and_go(bench: Bench) -> None:
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    assert bench.call(0, 3, FREE).rax == OK
+    assert bench.call(0, 3, FREE).rax != OK
+    assert heard(bench) == [(Event.VCPU_CREATED, 1, FREE), (Event.VCPU_DELETED, 1, FREE)]
+
+
+def test_a_host_that_does_not_let_them_hear(bench: Bench) -> None:
+    """The kernel's call is done all the same."""
+    bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_SERVICES else None
+    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    bench.on_request = lambda request: None
+    assert heard(bench) == []
+
+
+def test_a_service_that_fails_to_hear(bench: Bench) -> None:
+    def listen(report: Report) -> None:
+        raise KeyError
+
+    guard_of(bench).listen = listen
+    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    assert bench.services is not None
+    assert len(bench.services.mistakes) == 1
+
+
+def test_two_vcpus_at_once(bench: Bench) -> None:
+    """The second one waits for the mailbox, and both are heard."""
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    before = len(heard(bench))
+    first = bench.vcpus[0]
+    at = bench.caa() + 8
+    bench.kernel.write(at, struct.pack("<HHIQ", 1, 0, 0, SMALL + PAGE))
+    bench.kernel.write_u8(bench.caa(), 1)
+    vmsa = bench.vmsa(KERNEL_VMSA)
+    vmsa.guest_exit_code, vmsa.rax, vmsa.rcx = VMGEXIT, 1, at
+    first.vmpl = 0
+    assert first.steps is not None
+    next(first.steps)  # the mailbox is full, and the host runs another VCPU
+
+    waited = 0
+
+    def on_request(request: int) -> None:
+        nonlocal waited
+        if request == 0x080:
+            waited += 1
+            if waited == 3:
+                first.vmpl = 1
+                first.vmcb.ghcb_gpa = 0x017
+                bench.on_request = lambda request: None
+                while first.vmpl != 3:
+                    vmpl = first.vmpl
+                    assert first.steps is not None
+                    next(first.steps if vmpl == 0 else bench._service_steps(first))
+                    bench._exit(first, vmpl)
+
+    bench.on_request = on_request
+    second = bench.caa(1) + 8
+    bench.kernel.write(second, struct.pack("<HHIQ", 1, 0, 0, SMALL + 2 * PAGE))
+    assert bench.call(0, 1, second, vcpu=1).rax == OK
+    assert waited == 3
+    assert heard(bench)[before:] == [(Event.PAGES_GIVEN, 0, SMALL + PAGE), (Event.PAGES_GIVEN, 1, SMALL + 2 * PAGE)]
+
+
+def test_what_is_noted_is_bounded() -> None:
+    hearing = Hearing(frozenset({Event.PAGES_TAKEN}), frozenset())
+    for number in range(MAX_HEARD + 3):
+        hearing.note(Event.PAGES_GIVEN, 0, number * PAGE)
+        hearing.note(Event.PAGES_TAKEN, 0, number * PAGE)
+    report = hearing.take()
+    assert (len(report.events), report.lost) == (MAX_HEARD, 3)
+    assert Report.parse(report.pack()) == report
+    assert not hearing.waits
+
+
+def test_what_a_service_does_not_hear_costs_nothing() -> None:
+    assert Hearing.of([ServiceInfo("quiet", 1, Guard.guid, b"")]) is None
+
+
+# Snapshots, formats
+
+
+def test_snapshot(bench: Bench) -> None:
+    monitor, services = VeilMon(), Recorders()
+    monitor.restore(bench.monitor.save())
+    assert bench.services is not None
+    services.restore(bench.services.save())
+    bench.resume(monitor, services)
+    bench.enter(0)
+    assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
+    vmsa = fault(bench)
+    assert not stopped(vmsa)
+    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    assert heard(bench) == [(Event.PAGES_GIVEN, 0, SMALL + PAGE)]
+
+
+def test_no_snapshot_while_an_access_is_decided(bench: Bench) -> None:
+    fault(bench, enter=False)
+    vcpu = bench.vcpus[0]
+    vcpu.vmpl = 0
+    assert vcpu.steps is not None
+    next(vcpu.steps)
+    with pytest.raises(SnapshotError):
+        bench.monitor.save()
+
+
+def test_two_guards_of_one_owner() -> None:
+    class Second(Guard):
+        name, number = "second", 41
+
+    class Both(ServiceDomain):
+        service_types = (Guard, Second)
+
+    with pytest.raises(FormatError, match="two services"):
+        Both()
+
+
+_WORDS = st.integers(0, (1 << 64) - 1)
+_REGISTERS = st.builds(
+    Registers, st.tuples(*[_WORDS] * 16), *[_WORDS] * 10,
+)  # fmt: skip
+
+
+@given(_REGISTERS, _WORDS, _WORDS, st.sampled_from(Owner))
+def test_what_is_asked_comes_through(registers: Registers, gpa: int, info: int, owner: Owner) -> None:
+    access = RefusedAccess(1, gpa, gpa, info, owner, registers)
+    assert RefusedAccess.parse(access.pack()) == access
+    verdict = access.resume(rip=7)
+    assert Verdict.parse(verdict.pack()) == verdict
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
+    for kind in (Report, RefusedAccess, Verdict, ReadVirtual):
+        try:
+            found = kind.parse(data)
+        except FormatError:
+            continue
+        assert kind.parse(found.pack()) == found
