@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-KCI's formats: what the driver says of modules, on which the service relies for nothing but its own place."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import struct
+import uuid
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
+
+__all__ = [
+    "KCI_GUID",
+    "KCI_NUMBER",
+    "MAX_MODULE_MEMORY",
+    "KernelCall",
+    "MemoryType",
+    "ModuleMemory",
+    "ModulePrepared",
+    "check_module_memory",
+]
+
+KCI_NUMBER = 2
+KCI_GUID = uuid.UUID("9f0c4c1d-6f4e-4c0e-8a57-3b1d6e2f7c02")
+
+#: All memory of one module together, in bytes.
+MAX_MODULE_MEMORY = 128 << 20
+
+
+class KernelCall(enum.IntEnum):
+    """What the driver asks."""
+
+    LOCK_DOWN = 0
+    """Nothing -> nothing. Once, from the measured init."""
+    MODULE_FILE = 1
+    """u64 length of the file, u64 offset; by reference pages with the file from that offset on, whole pages but the
+    last. The file is what load_module() gets: not compressed, with its signature. -> nothing"""
+    MODULE_PREPARED = 2
+    """`ModulePrepared` of the file that came last; by reference the pages of its memory, type after type in the order
+    of `MemoryType`. The module is COMING: its text is final. -> u32 number of the module from now on"""
+    MODULE_LIVE = 3
+    """u32 number: its init function has returned, the init memory goes back to the kernel. -> nothing"""
+    MODULE_GONE = 4
+    """u32 number: it is unloaded, or its init function failed. -> nothing"""
+
+
+class MemoryType(enum.IntEnum):
+    """enum mod_mem_type (include/linux/module.h)."""
+
+    TEXT = 0
+    DATA = 1
+    RODATA = 2
+    RO_AFTER_INIT = 3
+    INIT_TEXT = 4
+    INIT_DATA = 5
+    INIT_RODATA = 6
+
+
+class ModuleMemory(NamedTuple):
+    """struct module_memory: where the kernel put what is of one type; whole pages."""
+
+    address: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """After its last byte."""
+        return self.address + self.size
+
+
+_PREPARED = struct.Struct("<Q14Q")
+
+
+class ModulePrepared(NamedTuple):
+    """Where the kernel says that it put a module: `struct module`'s mem[], and its per-CPU variables' offset."""
+
+    percpu: int
+    memory: Mapping[MemoryType, ModuleMemory]
+    """Without types that have no memory."""
+
+    def pack(self) -> bytes:
+        """u64 percpu, then u64 address and u64 size for each `MemoryType`, zeros without memory."""
+        nothing = ModuleMemory(0, 0)
+        numbers = (number for kind in MemoryType for number in self.memory.get(kind, nothing))
+        return _PREPARED.pack(self.percpu, *numbers)
+
+    @classmethod
+    def parse(cls, body: bytes) -> ModulePrepared:
+        """Raises FormatError if it cannot be a module's memory: pieces of it overlap, or are not whole pages."""
+        if len(body) != _PREPARED.size:
+            raise FormatError(f"a module's memory is told in {_PREPARED.size} bytes, not {len(body)}")
+        percpu, *numbers = _PREPARED.unpack(body)
+        told = {kind: ModuleMemory(*numbers[2 * kind : 2 * kind + 2]) for kind in MemoryType}
+        memory = {kind: place for kind, place in told.items() if place != (0, 0)}
+        check_module_memory(memory)
+        return cls(percpu, memory)
+
+
+def check_module_memory(memory: Mapping[MemoryType, ModuleMemory]) -> None:
+    """Raise FormatError unless all are whole pages below 2^64, apart from each other, and not too many."""
+    for kind, place in memory.items():
+        if not place.size or place.address % PAGE_SIZE or place.size % PAGE_SIZE or place.end > 1 << 64:
+            raise FormatError(f"{kind.name} of a module at {place.address:#x}, {place.size:#x} bytes: not whole pages")
+    if sum(place.size for place in memory.values()) > MAX_MODULE_MEMORY:
+        raise FormatError(f"a module has more than {MAX_MODULE_MEMORY} bytes of memory")
+    places = sorted(memory.values())
+    for before, after in itertools.pairwise(places):
+        if before.end > after.address:
+            raise FormatError(f"memory of a module overlaps at {after.address:#x}")

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-KCI's settings, which are its policy: defaults and bounds, for the launch, the service and the command line
+alike.
+
+In text a list's items have colons between them: `hashes=AB..:CD..`. Certificates are base64 of the URL's alphabet.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_settings import ServiceSettings, setting
+from veil.formats.sizes import parse_size
+
+__all__ = ["BUILD_KEYS", "EXCEPTIONS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings"]
+
+OFF, ON, HALT = "off", "on", "halt"
+BUILD_KEYS, NO_KEYS = "build", "none"
+#: What needs code that no file and no table explains, and can be allowed by name (docs/kci.md).
+EXCEPTIONS = ("kprobes", "ftrace-trampolines", "bpf-jit")
+
+_MIN_FILE, _MAX_FILE = 1 << 20, 256 << 20
+_SHA256 = 32
+_MAX_ITEMS = 64
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(":")))
+
+
+@dataclass(frozen=True)
+class KciSettings(ServiceSettings):
+    """Which code the kernel may run, and what happens when something else is tried (docs/kci.md). Raises
+    FormatError."""
+
+    mode: str = setting(ON, str)
+    """"off": no lock-down; "on": what is refused does not happen, and stands in the log; "halt": the CVM ends, too."""
+    keys: str = setting(BUILD_KEYS, str)
+    """"build": the certificates that are built into the measured kernel may sign modules; "none": they may not."""
+    certificates: tuple[str, ...] = setting((), _items)
+    """Others that may: X.509, DER, in base64."""
+    hashes: tuple[str, ...] = setting((), _items)
+    """SHA-256 of modules' files that need no signature, in hex: of the whole file, not compressed."""
+    exceptions: tuple[str, ...] = setting((), _items)
+    """Of `EXCEPTIONS`."""
+    largest_module: int = setting(16 << 20, parse_size)
+    """Bytes of the largest module's file, not compressed: so much memory the service has for its private copy."""
+
+    def __post_init__(self) -> None:
+        for name in ("certificates", "hashes", "exceptions"):
+            object.__setattr__(self, name, _strings(name, getattr(self, name)))
+        if self.mode not in (OFF, ON, HALT):
+            raise FormatError(f"VeilS-KCI's setting 'mode' must be {OFF}, {ON} or {HALT}, not {self.mode!r}")
+        if self.keys not in (BUILD_KEYS, NO_KEYS):
+            raise FormatError(f"VeilS-KCI's setting 'keys' must be {BUILD_KEYS} or {NO_KEYS}, not {self.keys!r}")
+        for item in self.exceptions:
+            if item not in EXCEPTIONS:
+                raise FormatError(f"{item!r} is not one of VeilS-KCI's exceptions: {', '.join(EXCEPTIONS)}")
+        if type(self.largest_module) is not int or not _MIN_FILE <= self.largest_module <= _MAX_FILE:
+            raise FormatError("the largest module's file has 1 MiB to 256 MiB")
+        object.__setattr__(self, "largest_module", -(-self.largest_module // PAGE_SIZE) * PAGE_SIZE)
+        # They are read once here, so that whoever writes a mistake learns of it at once.
+        _ = self.allowed_hashes, self.allowed_certificates
+
+    @property
+    def allowed_hashes(self) -> frozenset[bytes]:
+        """As bytes."""
+        return frozenset(map(_hash, self.hashes))
+
+    @property
+    def allowed_certificates(self) -> tuple[bytes, ...]:
+        """As DER; whether they are certificates is not looked at here."""
+        return tuple(map(_certificate, self.certificates))
+
+    @property
+    def memory_size(self) -> int:
+        """The private copy."""
+        return 0 if self.mode == OFF else self.largest_module
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    """JSON has lists."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise FormatError(f"VeilS-KCI's setting {name!r} must be a list of texts")
+    if len(value) > _MAX_ITEMS:
+        raise FormatError(f"VeilS-KCI's setting {name!r} has {len(value)} items, and may have {_MAX_ITEMS}")
+    return tuple(value)
+
+
+def _hash(text: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError as error:
+        raise FormatError(f"{text!r} is not a hash in hex") from error
+    if len(found) != _SHA256:
+        raise FormatError(f"{text!r} is not a SHA-256: it has {len(found)} bytes")
+    return found
+
+
+def _certificate(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise FormatError(f"a certificate is not base64 of the URL's alphabet: {text[:20]!r}...") from error

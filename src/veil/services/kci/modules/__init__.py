@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Modules of the kernel: who vouches for a module's file, and what its memory must be."""
+
+from veil.services.kci.modules.errors import ModuleRefused
+from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
+from veil.services.kci.modules.prepared import (
+    PATCH_TABLES,
+    AdmittedFile,
+    ModuleSpace,
+    Placed,
+    Prepared,
+    admit,
+    prepare,
+)
+from veil.services.kci.modules.signature import Keyring, Signer
+
+__all__ = [
+    "PATCH_TABLES",
+    "AdmittedFile",
+    "ExportedSymbols",
+    "Exports",
+    "Keyring",
+    "ModuleRefused",
+    "ModuleSpace",
+    "Placed",
+    "Prepared",
+    "Signer",
+    "admit",
+    "prepare",
+    "read_exports",
+]
