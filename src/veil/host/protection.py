@@ -60,7 +60,6 @@ class Protection:
         return all(end <= gpa or gpa + length <= start for start, end in self._closed[vmpl])
 
     def dump(self) -> list[list[int]]:
-        """For a snapshot."""
         return [[item.gpa, item.size, item.vmpl] for item in self._ranges]
 
     @classmethod

@@ -18,7 +18,10 @@ _DEPTH = 16
 
 
 class Dumpable(Protocol):
-    """A part of the host that a snapshot has. Both only while no VCPU runs."""
+    """A part of the host that a snapshot has. Both only while no VCPU runs.
+
+    What stands here holds for every `dump` and `load` that says nothing of its own.
+    """
 
     def dump(self) -> dict[str, Any]:
         """All that `load` needs, of plain values (None, bool, int, str, bytes, list, dict); nothing changes."""

@@ -121,7 +121,6 @@ class Context:
         return bool(self.vmcb.interrupt_shadow & _GUEST_INTERRUPT_MASK)
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         vmcb = self.vmcb
         return {
             "vmpl": self.vmpl,
@@ -204,7 +203,6 @@ class Vcpu:
         self.state = RunState.RUNNABLE
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "apic_id": self.apic_id,
             "state": int(self.state),
@@ -213,7 +211,6 @@ class Vcpu:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         try:
             contexts = {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state["contexts"]}
             current = contexts[state["current"]] if state["current"] >= 0 else None

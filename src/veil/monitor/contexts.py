@@ -87,7 +87,6 @@ class DomainTable:
         return any(gpa in vcpu.kernel.vmsas.values() for vcpu in self.vcpus)
 
     def dump(self) -> list[dict[str, Any]]:
-        """For a snapshot."""
         return [
             {
                 domain.name: {"vmsa": mine.vmsa, "caa": mine.caa, "vmsas": sorted(mine.vmsas.items())}

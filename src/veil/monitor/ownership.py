@@ -125,7 +125,6 @@ class Rows:
         return [[owner, domain.vmpl, keep] for (owner, domain), keep in self._restrictions.items()]
 
     def load(self, state: Iterable[list[int]]) -> None:
-        """From a snapshot."""
         domains = list(Domain)
         for owner, vmpl, keep in state:
             self.restrict(Owner(owner), domains[vmpl], Permission(keep))

@@ -63,7 +63,6 @@ class MonitorState:
             self.book.move(gpa, PAGE_SIZE, Owner.KERNEL)
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "parameters": bytes(self.parameters).hex(),
             "book": [[owner, gpa, size] for owner, gpa, size in self.book.runs()],

@@ -109,11 +109,9 @@ class GuestRequests:
         self._counts = [0] * _VMPCKS
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {"report_id": self.report_id, "counts": list(self._counts), "report_version": self.report_version}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         self.report_id, self.report_version = state["report_id"], state["report_version"]
         self._counts = list(state["counts"])
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.c_declarations import Declarations
 from veil.formats import log, request_block
+from veil.formats.audit_types import type_name
 from veil.formats.domains import Domain
 from veil.formats.ghcb import MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
@@ -58,6 +59,12 @@ def test_every_enumeration_is_compared() -> None:
     assert DRIVER.enums.keys() == ENUMS.keys(), "name the definition in `formats` that a new one repeats"
 
 
+def test_every_structure_is_compared() -> None:
+    compared = {"veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa"}
+    own = {"veil_pages"}
+    assert DRIVER.structs.keys() == compared | own, "compare a new one with its definition in `formats`"
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers(name: str) -> None:
     assert DRIVER.numbers[name] == NUMBERS[name]
@@ -103,6 +110,10 @@ def test_pages_by_reference() -> None:
     """As many as the driver lists fit into its block, with the small body that it promises room for."""
     room = DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE - request_block.BLOCK_HEADER
     assert DRIVER.numbers["VEIL_MAX_PAGES"] * 8 + 64 == room
+
+
+def test_the_record_of_an_intent() -> None:
+    assert type_name(DRIVER.numbers["INTENT_TYPE"]) == "TRUSTED_APP"
 
 
 def test_calling_area() -> None:

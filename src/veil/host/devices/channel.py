@@ -301,7 +301,6 @@ class ChannelDevice:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         gpa = int(state["gpa"])
         self._area, self._gone = None, False
         self._connections.clear()

@@ -205,14 +205,12 @@ class PciBus:
         return write
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "address": self._address,
             "functions": [[slot, function.config_state()] for slot, function in sorted(self._functions.items())],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         functions = {checked_int(slot): bytes(config) for slot, config in state["functions"]}
         if functions.keys() != self._functions.keys():
             raise ValueError("other PCI devices than this host has")

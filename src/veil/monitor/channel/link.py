@@ -105,7 +105,6 @@ class ChannelLink:
         self._schedule = Schedule()
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "generation": self._generation,
             "in": self._in.position,

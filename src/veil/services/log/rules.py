@@ -62,7 +62,6 @@ class Rules:
         return self._state.pack()
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {"state": self._state.pack().hex()}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -246,14 +246,12 @@ class Pic:
         return vector
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "master": save_integers(self._master, _Chip.SAVED),
             "slave": save_integers(self._slave, _Chip.SAVED),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         load_integers(self._master, _Chip.SAVED, state["master"])
         load_integers(self._slave, _Chip.SAVED, state["slave"])
         self._update()

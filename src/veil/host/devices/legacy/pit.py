@@ -270,7 +270,6 @@ class Pit:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         now = self._now()
         for channel, saved in zip(self._channels, state["channels"], strict=True):
             load_integers(channel, _Channel.SAVED, saved)

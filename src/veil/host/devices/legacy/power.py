@@ -81,9 +81,7 @@ class PowerControl:
             self.on_reset()
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return save_integers(self, self._SAVED)
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         load_integers(self, self._SAVED, state)

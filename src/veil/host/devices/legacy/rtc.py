@@ -218,7 +218,6 @@ class Rtc:
     # Snapshots
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {
             "index": self._index,
             "cmos": bytes(self._cmos),
@@ -227,7 +226,6 @@ class Rtc:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         cmos, frozen = bytearray(state["cmos"]), state["frozen"]
         if len(cmos) != _SIZE:
             raise ValueError(f"a CMOS of {len(cmos)} bytes")

@@ -238,7 +238,6 @@ class Serial8250:
     # Snapshots
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return save_integers(self, self._SAVED) | {"received": bytes(self._received), "line": self._line}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -94,11 +94,9 @@ class Msix:
             self._deliver_pending()
 
     def dump(self) -> dict[str, Any]:
-        """For a snapshot."""
         return {"table": bytes(self._table), "pending": self._pending}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         table = bytes(state["table"])
         if len(table) != len(self._table):
             raise ValueError(f"an MSI-X table of {len(table)} bytes")

@@ -451,7 +451,6 @@ class VirtioPci(PciFunction):
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         vectors = [checked_int(vector) for vector in state["vectors"]]
         if len(vectors) != len(self.queues):
             raise ValueError(f"{len(vectors)} queues")

@@ -201,7 +201,6 @@ class Virtqueue:
         return save_integers(self, self._SAVED)
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot."""
         load_integers(self, self._SAVED, state)
         if self.enabled:
             # Of a queue that is not enabled, the registers hold whatever the driver wrote.
