@@ -107,6 +107,18 @@ def test_what_auditctl_says_of_them(vm: ConfidentialVM, reader: LogReader) -> No
     assert reader.rules().words == b""
 
 
+def test_rules_that_lock_themselves(vm: ConfidentialVM, reader: LogReader) -> None:
+    """`-e 2`: the kernel takes no others until it is started anew, from nobody; what it records goes on."""
+    load_rules(reader, b"-D\n-b 0\n-a always,exit -F arch=b64 -S execve -k exec\n-e 2\n", wait=vm.wait)
+    assert "enabled 2" in sh(vm, "auditctl -s")
+    with pytest.raises(RemoteError, match="auditctl refused the rules") as found:
+        load_rules(reader, b"-D\n", wait=vm.wait)
+    print(found.value)
+    assert len(sh(vm, "auditctl -D; auditctl -l").splitlines()) >= 1
+    sh(vm, "/bin/true")
+    assert any("exe=" in text for kind, records in lines(reader) for _, text in records if kind == EntryKind.RECORDS)
+
+
 def test_words_of_the_kernels_choice(vm: ConfidentialVM, reader: LogReader) -> None:
     """They do not steer the owner's terminal, and are not long."""
     sh(vm, "printf '#!/bin/sh\\nprintf \"\\\\033[2J%%02000d in line 99\" 7 >&2; exit 1\\n' >/sbin/auditctl")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -12,10 +13,11 @@ import pytest
 
 from tests.e2e.hijack import VMGEXIT, Hijack
 from tests.e2e.log_guest import log_reader
+from veil.cli import main
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.formats.ghcb import NaeEvent
-from veil.host import HostError, TripleFault
+from veil.host import ChannelListener, HostError, TripleFault
 from veil.remote import SocketTransport
 from veil.remote.log.analysis import LogAnalysis
 
@@ -108,6 +110,64 @@ def test_nothing_is_when_the_machine_ends_with_it(resume: Resume, name: str) -> 
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_the_command_says_so_and_runs_on(
+    resume: Resume, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """veil serve, on a guest that was booted before: an owner fetches the log after the kernel's end."""
+    vm = resume()
+    done: list[int | BaseException] = []
+
+    def user(address: tuple[str, int]) -> None:
+        try:
+            while vm.hypervisor.kernel_end.error is None:
+                time.sleep(0.05)
+            reader = log_reader(vm, transport=SocketTransport.connect(*address, timeout=60))
+            done.append(len(list(reader.fetch())))
+        except BaseException as error:
+            done.append(error)
+        finally:
+            vm.hypervisor.post(_interrupt)
+
+    listen = vm.listen
+
+    def listens(host: str, port: int) -> ChannelListener:
+        listener = listen(host, port)
+        threading.Thread(target=user, args=[listener.address]).start()
+        return listener
+
+    Hijack(vm).start("ud2")
+    monkeypatch.setattr(vm, "listen", listens)
+    monkeypatch.setattr("veil.cvm.ConfidentialVM", lambda *_, **__: contextlib.nullcontext(vm))
+    monkeypatch.setattr("sys.argv", ["veil", "serve"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 125
+    (entries,) = done
+    assert isinstance(entries, int), entries
+    assert entries > 0
+    said = capfd.readouterr()
+    assert "users are carried to VeilMon from 127.0.0.1:" in said.out
+    told, last = said.err.splitlines()[-2:]
+    assert told.startswith("veil: the CVM's kernel ended (")
+    assert "can still be fetched" in told
+    assert "triple fault" in last
+
+
+def test_the_command_ends_with_the_kernel_if_told_to(
+    resume: Resume, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    vm = resume()
+    Hijack(vm).start("ud2")
+    monkeypatch.setattr("veil.cvm.ConfidentialVM", lambda *_, **__: contextlib.nullcontext(vm))
+    monkeypatch.setattr("sys.argv", ["veil", "serve", "--end-with-kernel"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 125
+    said = capfd.readouterr().err
+    assert "triple fault" in said
+    assert "can still be fetched" not in said
 
 
 def test_over_tcp_and_the_silence_is_told(resume: Resume) -> None:

@@ -61,6 +61,8 @@ TEXTS = {
     "base64 in lines": _in_lines(base64.b64encode(REPORT)),
     "base64 for addresses": base64.urlsafe_b64encode(REPORT),
     "base64 without its end": base64.b64encode(REPORT).rstrip(b"="),
+    "base64 of Windows": b"\xef\xbb\xbf" + _in_lines(base64.b64encode(REPORT)),
+    "hexadecimal of Windows": b"\xef\xbb\xbf" + _in_lines(REPORT.hex().encode()),
 }
 
 
@@ -70,8 +72,9 @@ def test_text(form: str) -> None:
     verify_report(read_report(TEXTS[form]), MODEL.chain, roots=MODEL.roots, at=NOW).raise_for_failure()
 
 
-def test_bare() -> None:
-    assert read_report(REPORT) == ReportFile(REPORT)
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_bare(end: bytes) -> None:
+    assert read_report(REPORT + end) == ReportFile(REPORT)
 
 
 def test_certificates_behind_it() -> None:
@@ -109,8 +112,14 @@ def test_text_of_any_bytes(data: bytes) -> None:
         (b"", "not 0"), (bytes(REPORT_BYTES - 1), "not 1183"), (b"hello", "not a length that base64"),
         (REPORT.hex().encode()[:-1], "2367 hexadecimal digits, an odd number"),
         (REPORT.hex().encode()[:-2], "not 1183"), (base64.b64encode(REPORT)[:-7], "not a length that base64"),
-        (b"abc=" * 5, "not 20"), (b"-----BEGIN ", "not 7"), (REPORT + b"x" * 20, "not 1204"), (b"0x", "not 1"),
+        (b"abc=" * 5, "neither hexadecimal"), (b"-----BEGIN ", "this is PEM"), (REPORT + b"x" * 20, "not 1204"),
+        (b"0x", "not 1"),
         (b"YWJj=", "not a length that base64"),
+        (b"\r\n-----BEGIN SNP REPORT-----\n%b-----END SNP REPORT-----\n" % base64.encodebytes(REPORT), "its BEGIN and"),
+        (b"00000000: 0200 0000 0000 0300  ........\n" * 74, "what xxd or hexdump prints"),
+        (b"00000000  02 00 00 00 00 00 03 00  |........|\n*\n" * 9, "what xxd or hexdump prints"),
+        (b'{"report": "%b"}' % base64.b64encode(REPORT), "neither hexadecimal nor base64"),
+        (b"An error occurred.", "neither hexadecimal nor base64"),
     ],
 )  # fmt: skip
 def test_what_is_no_report(data: bytes, words: str) -> None:

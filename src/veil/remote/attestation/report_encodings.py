@@ -16,6 +16,8 @@ __all__ = ["ReportFile", "read_report"]
 
 #: MSG_REPORT_RSP without an error: status, the report's size, reserved. Some programs keep all of it.
 _RESPONSE = struct.pack("<II24x", 0, REPORT_BYTES)
+_ARMOUR = b"-----BEGIN "
+_PLAIN = frozenset(b"\t\n\v\f\r") | frozenset(range(0x20, 0x7F))
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,7 @@ def read_report(data: bytes) -> ReportFile:
     if data[REPORT_BYTES:] in (b"\n", b"\r\n"):
         data = data[:REPORT_BYTES]
     if len(data) != REPORT_BYTES and not data.startswith(HCL_SIGNATURE):
-        try:
-            data = from_text(data)
-        except FormatError as error:
-            raise FormatError(f"an attestation report has {REPORT_BYTES} bytes, or text for them: {error}") from error
+        data = _from_text(data)
     if data.startswith(HCL_SIGNATURE):
         blob = HclReport.parse(data)
         return ReportFile(blob.report, in_vtpm_blob=True, runtime_data=blob.runtime_data)
@@ -62,3 +61,21 @@ def read_report(data: bytes) -> ReportFile:
             "or in an Azure vTPM blob"
         )
     return ReportFile(data)
+
+
+def _from_text(data: bytes) -> bytes:
+    wanted = f"an attestation report has {REPORT_BYTES} bytes, or text for them"
+    if data.lstrip().startswith(_ARMOUR):
+        raise FormatError(
+            f"{wanted}: this is PEM; give what stands between its BEGIN and END lines, if that is a report"
+        )
+    try:
+        found = from_text(data)
+    except FormatError as error:
+        raise FormatError(f"{wanted}: {error}") from error
+    if found is data and data and _PLAIN.issuperset(data):
+        raise FormatError(
+            f"{wanted}: this text is neither hexadecimal nor base64 alone; what xxd or hexdump prints and JSON are "
+            "not read (for xxd's, `xxd -r` gives the bytes back)"
+        )
+    return found
