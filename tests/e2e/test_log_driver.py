@@ -83,11 +83,13 @@ def test_silence(kernel: HostileKernel, how: str) -> None:
     assert second.time_ns > first.time_ns
     # Without an attack the heart beats in that time.
     assert (second.last_ns == first.last_ns) == (how != "none")
-    assert second.size == first.size or how == "none"
     entries = verified(kernel.vm)
+    # The service itself says that it heard nothing, if the test took long enough.
+    kernels = [entry for entry in entries if entry.kind != EntryKind.SILENCE]
+    assert (kernels[-1].sequence < first.size) == (how != "none")
     assert texts(entries, "before") == numbered("before", 3)
     assert texts(entries, "after") == []
-    assert second.last_ns >= entries[-1].time_ns or how == "none"
+    assert second.last_ns >= kernels[-1].time_ns or how == "none"
 
 
 def test_tasks_that_never_finish_their_records(kernel: HostileKernel) -> None:
