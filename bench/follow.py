@@ -12,11 +12,10 @@ from pathlib import Path
 from bench.report import Latency
 from veil import installation
 from veil.cvm import ConfidentialVM
-from veil.formats.log import LOG_GUID
-from veil.remote import ChannelClient, Policy, SocketTransport, Trust, TrustedRoots, attest
+from veil.remote import ChannelClient, Policy, SocketTransport, Trust, TrustedRoots
+from veil.remote.log.connect import open_log
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.follow import follow_log
-from veil.remote.log.reader import LogReader
 
 __all__ = ["measure_follow"]
 
@@ -59,9 +58,7 @@ def _follow(
         place.lock(),
         ChannelClient(SocketTransport.connect(*address), identity=installation.user_key()) as client,
     ):
-        attested = attest(client, Trust(policy=policy, roots=roots))
-        attested.raise_for_failure()
-        reader = LogReader(client, attested.services[LOG_GUID])
+        reader = open_log(client, Trust(policy=policy, roots=roots))
         end = time.monotonic() + _SECONDS
         caught_up = False
         for _, entries in follow_log(reader, place):

@@ -12,11 +12,12 @@ from bench.audit.programs import PREPARE, RULES, program_files
 from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.formats.log import LOG_GUID, EntryKind, parse_records
+from veil.formats.log import EntryKind, parse_records
 from veil.formats.log_settings import LogSettings
 from veil.image.services_image import protected_services
-from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
-from veil.remote.log.reader import LogReader, LogState
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
+from veil.remote.log.connect import open_log
+from veil.remote.log.reader import LogState
 
 __all__ = ["BARE", "IDLE", "LogGuest", "Setup", "Totals", "boot_once"]
 
@@ -98,9 +99,7 @@ class LogGuest:
         roots = TrustedRoots.amd().with_software_root(installation.software_root())
         policy = Policy(measurement=(self.vm.machine.secure_processor.measurement,))
         with ChannelClient(self.vm.user_transport(), identity=installation.user_key()) as client:
-            attested = attest(client, Trust(policy=policy, roots=roots))
-            attested.raise_for_failure()
-            reader = LogReader(client, attested.services[LOG_GUID], known=self._known)
+            reader = open_log(client, Trust(policy=policy, roots=roots), known=self._known)
             kinds = (EntryKind.RECORDS,)
             count = sum(len(parse_records(entry.body)) for entry in reader.fetch() if entry.kind in kinds)
             reader.acknowledge()

@@ -20,6 +20,7 @@ import veil.cvm
 from tests.cli.written_log import write_log
 from tests.remote.attestation.model_chain import MODEL
 from tests.services.log.desk import Desk
+from tests.snp.chip import chip
 from veil.cli import main
 from veil.cli.main import veil as veil_group
 from veil.errors import VeilError
@@ -76,6 +77,7 @@ def veil_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: p
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    chip()._save(tmp_path / "data" / "veil" / "machine")
     return run
 
 

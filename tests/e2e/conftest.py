@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One booted guest, and as many copies of it as tests want to break."""
+"""Booted guests, and as many copies of them as tests want to break."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 
-from veil.cvm import ConfidentialVM
+from tests.e2e.snapshots import Resume, RunSnapshots, keep_copy
+from veil.cache import Cache
+from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.configuration import Settings
+from veil.guest.initramfs.archive import Node
+from veil.guest.initramfs.debian_programs import debian_programs
 
 _HERE = Path(__file__).parent
 
@@ -21,21 +28,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot of a guest that was booted for this test run."""
-    path = tmp_path_factory.mktemp("snapshots") / "booted"
-    with ConfidentialVM(fresh=True) as vm:
-        vm.snapshot(path)
-    return path
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> RunSnapshots:
+    """The guests that this test run has booted."""
+    base = tmp_path_factory.getbasetemp()
+    # The processes of pytest-xdist have a folder each, in that of the run.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "booted"
+    folder.mkdir(exist_ok=True)
+    return RunSnapshots(folder)
+
+
+@pytest.fixture(scope="session")
+def booted(snapshots: RunSnapshots) -> Path:
+    """A snapshot of the default guest."""
+    return snapshots.of(Configuration.make())
+
+
+@pytest.fixture(scope="session")
+def kept(booted: Path) -> None:
+    """The default guest is in the user's cache, so that no command has to boot it."""
+    place = ConfidentialVM()._snapshot_path()
+    if place is None or not place.exists():
+        keep_copy(booted)
+
+
+@pytest.fixture(scope="session")
+def auditd() -> Mapping[str, Node]:
+    """Debian's own programs for audit, as files of a guest."""
+    return debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/ausearch", "sbin/aureport"])
 
 
 @pytest.fixture
-def resume(booted: Path) -> Iterator[Callable[[], ConfidentialVM]]:
-    """Makes copies of the booted guest; each is the test's own."""
+def resume(snapshots: RunSnapshots) -> Iterator[Resume]:
+    """Makes copies of a guest, the default one or one with other settings; each is the test's own."""
     made: list[ConfidentialVM] = []
 
-    def make() -> ConfidentialVM:
-        made.append(ConfidentialVM.restore(booted))
+    def make(memory: str = "512M", vcpus: int = 1, **settings: Unpack[Settings]) -> ConfidentialVM:
+        made.append(ConfidentialVM.restore(snapshots.of(Configuration.make(memory, vcpus, **settings))))
         return made[-1]
 
     yield make
@@ -44,6 +72,6 @@ def resume(booted: Path) -> Iterator[Callable[[], ConfidentialVM]]:
 
 
 @pytest.fixture
-def vm(resume: Callable[[], ConfidentialVM]) -> ConfidentialVM:
-    """A copy of the booted guest."""
+def vm(resume: Resume) -> ConfidentialVM:
+    """A copy of the default guest."""
     return resume()

@@ -8,14 +8,15 @@ import functools
 from tests.e2e.hijack import Hijack
 from veil import installation
 from veil.cvm import ConfidentialVM
-from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, LogEntry, parse_records
-from veil.remote import ChannelClient, Policy, Transport, Trust, TrustedRoots, attest
+from veil.formats.log import AuditRecord, EntryKind, LogEntry, parse_records
+from veil.remote import ChannelClient, Policy, Transport, Trust, TrustedRoots
+from veil.remote.log.connect import open_log
 from veil.remote.log.reader import LogReader, LogState
 from veil.services import ServiceDomain
 from veil.services.log import LogService
 from veil.services.parameters import ServiceParameters
 
-__all__ = ["log_reader", "log_service", "protected_pages", "records_of", "service_parameters", "verified"]
+__all__ = ["log_reader", "log_service", "protected_pages", "records_of", "service_parameters", "trust_in", "verified"]
 
 _PAGE = 4096
 
@@ -25,10 +26,13 @@ def log_reader(
 ) -> LogReader:
     """An owner of the CVM: attests it, then reads its log."""
     client = ChannelClient(transport or vm.user_transport(timeout=timeout), identity=installation.user_key())
+    return open_log(client, trust_in(vm), known=known)
+
+
+def trust_in(vm: ConfidentialVM) -> Trust:
+    """What a user who knows its launch digest believes in."""
     policy = Policy(measurement=(vm.machine.secure_processor.measurement,))
-    attested = attest(client, Trust(policy=policy, roots=_roots()))
-    attested.raise_for_failure()
-    return LogReader(client, attested.services[LOG_GUID], known=known)
+    return Trust(policy=policy, roots=_roots())
 
 
 @functools.cache

@@ -7,6 +7,7 @@ A CVM answers on its channel as soon as VeilMon has handed over to the kernel, s
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import re
 from collections import deque
@@ -21,9 +22,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm.vm
+from tests.e2e.snapshots import Resume
 from tests.snp.chip import chip
 from veil import installation
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.channel import MessageReader, Request, Response, pack_response
 from veil.formats.launch_digest import LaunchLog
 from veil.formats.monitor_calls import MonitorCall
@@ -43,10 +45,15 @@ ATTEST = 1
 DEBUG = 1 << 19
 
 
+@functools.cache
+def usual_image() -> LaunchImage:
+    return ConfidentialVM(MEMORY).build_image()
+
+
 @pytest.fixture(scope="module")
 def expected() -> LaunchLog:
     """What the user computed beforehand."""
-    return ConfidentialVM(MEMORY).build_image().log()
+    return usual_image().log()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,8 @@ class _Altered(ConfidentialVM):
     change: Callable[[LaunchRegion], LaunchRegion] = staticmethod(lambda region: region)
 
     def _build_image(self, machine: object) -> LaunchImage:
-        image = super()._build_image(machine)  # type: ignore[arg-type]
+        usual = self.configuration == Configuration.make(MEMORY)
+        image = usual_image() if usual else super()._build_image(machine)  # type: ignore[arg-type]
         return replace(image, regions=tuple(self.change(region) for region in image.regions))
 
 
@@ -113,9 +121,10 @@ def test_fresh_boot(expected: LaunchLog, roots: TrustedRoots) -> None:
         again.raise_for_failure()
 
 
-def test_resumed_guest(expected: LaunchLog, roots: TrustedRoots) -> None:
-    for _ in range(2):
-        with ConfidentialVM(MEMORY) as vm, ChannelClient(vm.user_transport()) as client:
+def test_resumed_guest(resume: Resume, roots: TrustedRoots) -> None:
+    expected = ConfidentialVM().build_image().log()
+    for vm in (resume(), resume()):
+        with ChannelClient(vm.user_transport()) as client:
             attest(client, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
 
 
@@ -407,12 +416,13 @@ def test_expired_and_revoked_certificates(
                 assert "was revoked" in failures(result)["revocation"]
 
 
-def test_guests_of_one_snapshot_are_told_apart(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_guests_of_one_snapshot_are_told_apart(resume: Resume, roots: TrustedRoots) -> None:
     """Both are good; neither has the other's key, so that neither can be passed off as the other."""
-    with ConfidentialVM(MEMORY) as one, ConfidentialVM(MEMORY) as two:
-        with ChannelClient(one.user_transport()) as first, ChannelClient(two.user_transport()) as second:
-            for client in (first, second):
-                attest(client, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
-            assert first.server_key != second.server_key
-        keys = [vm.machine.secure_processor.vmpcks for vm in (one, two)]
-        assert all(keys[0][vmpl] != keys[1][vmpl] for vmpl in range(3))
+    one, two = resume(), resume()
+    expected = one.build_image().log()
+    with ChannelClient(one.user_transport()) as first, ChannelClient(two.user_transport()) as second:
+        for client in (first, second):
+            attest(client, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
+        assert first.server_key != second.server_key
+    keys = [vm.machine.secure_processor.vmpcks for vm in (one, two)]
+    assert all(keys[0][vmpl] != keys[1][vmpl] for vmpl in range(3))

@@ -7,24 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.log_guest import log_reader
+from tests.e2e.log_guest import log_reader, trust_in
 from veil import installation
 from veil.cvm import ConfidentialVM
-from veil.formats.log import LOG_GUID, EntryKind, parse_records
-from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
+from veil.formats.log import EntryKind, parse_records
+from veil.remote import ChannelClient
 from veil.remote.channel.identity import UserKey
 from veil.remote.errors import RemoteError
 from veil.remote.log.audit_rules import default_rules, load_rules
+from veil.remote.log.connect import open_log
 from veil.remote.log.reader import LogReader
 
 
 @pytest.fixture
 def reader(vm: ConfidentialVM) -> Iterator[LogReader]:
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
     with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-        attested = attest(client, Trust(policy=Policy(), roots=roots, expected=vm.build_image().log()))
-        attested.raise_for_failure()
-        yield LogReader(client, attested.services[LOG_GUID])
+        yield open_log(client, trust_in(vm))
 
 
 def sh(vm: ConfidentialVM, script: str) -> str:
@@ -141,10 +139,7 @@ def test_only_owners_and_only_rules(vm: ConfidentialVM, reader: LogReader) -> No
     for text in (b"", b"-D\n\0", b"x" * 20000, "-w /ä".encode()):
         with pytest.raises(RemoteError, match="audit rules"):
             reader.set_rules(text)
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    # Before there is a connection: VeilMon ends a stranger's that says nothing for some time.
-    trust = Trust(policy=Policy(), roots=roots, expected=vm.build_image().log())
     with ChannelClient(vm.user_transport(), identity=UserKey.generate()) as client:
-        attested = attest(client, trust)
+        stranger = open_log(client, trust_in(vm))
         with pytest.raises(RemoteError, match="only an owner"):
-            LogReader(client, attested.services[LOG_GUID]).set_rules(default_rules())
+            stranger.set_rules(default_rules())

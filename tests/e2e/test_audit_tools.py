@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from veil import installation
-from veil.cache import Cache
-from veil.cvm import ConfidentialVM
-from veil.formats.log import LOG_GUID, AuditRecord, EntryKind, parse_records
-from veil.guest.initramfs.debian_programs import debian_programs
-from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
+from tests.e2e.log_guest import log_reader
+from tests.e2e.snapshots import RunSnapshots
+from veil.cvm import ConfidentialVM, Configuration
+from veil.formats.log import AuditRecord, EntryKind, parse_records
+from veil.guest.initramfs.archive import Node
 from veil.remote.log.folder import LogFolder
-from veil.remote.log.reader import LogReader
 
 SYSCALL, CONFIG_CHANGE = 1300, 1305
 LONG = "x" * 9000 + "END"
@@ -67,10 +65,11 @@ def shown(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
-    tools = debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/ausearch", "sbin/aureport"])
+def logged(
+    snapshots: RunSnapshots, auditd: Mapping[str, Node], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Logged]:
     folder = LogFolder(tmp_path_factory.mktemp("evidence"))
-    with ConfidentialVM(files=tools, fresh=True) as vm:
+    with ConfidentialVM.restore(snapshots.of(Configuration.make(files=auditd))) as vm:
         assert vm.run(["mkdir", "/tmp/watched"]).exit_status == 0
         for rule in ("-e 1", "-a always,exit -F arch=b64 -S execve -k run", "-w /tmp/watched -p wa -k files"):
             assert vm.run(["auditctl", *rule.split()]).exit_status == 0
@@ -80,12 +79,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         assert vm.run(["/bin/rm", "/tmp/watched/plain"]).exit_status == 0
         assert vm.run(["/bin/rmdir", "/tmp/watched"]).exit_status == 1
         assert vm.run(["auditctl", "-D"]).exit_status == 0
-        roots = TrustedRoots.amd().with_software_root(installation.software_root())
-        with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-            attested = attest(client, Trust(policy=Policy(), roots=roots, expected=vm.build_image().log()))
-            attested.raise_for_failure()
-            reader = LogReader(client, attested.services[LOG_GUID])
-            folder.add(list(reader.fetch()), reader.state)
+        reader = log_reader(vm)
+        folder.add(list(reader.fetch()), reader.state)
         vm.copy_in(folder.path / "audit.log", LOG)
         yield Logged(vm, folder)
 

@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.log_guest import trust_in
+from tests.e2e.snapshots import Resume, boots, keep_copy, linked_cache
 from veil import installation
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.plain_values import from_plain, to_plain
+from veil.cvm.snapshots import write_cvm
 from veil.errors import VeilError
-from veil.formats.log import LOG_GUID
 from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import DEFAULT_POLICY
 from veil.image.services_image import PROTECTED_SERVICES, protected_services
-from veil.remote import ChannelClient, Policy, RequestFailed, Trust, TrustedRoots, UserKey, attest
-from veil.remote.log.reader import LogReader
+from veil.remote import Attested, ChannelClient, RequestFailed, UserKey
+from veil.remote.log.connect import open_log
 from veil.snp.snapshot import read_snapshot, write_snapshot
 
 _POLICY = DEFAULT_POLICY | 1 << 20  # one socket only
@@ -65,16 +67,13 @@ def _behaves(vm: ConfidentialVM, configuration: Configuration, owner: UserKey, r
     assert "veil.word=unusual" in said
     assert "\nunusual\n700\n2\n" in said
     assert vm.build_image().digest() == vm.machine.secure_processor.measurement
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    demanded = Policy(measurement=(vm.machine.secure_processor.measurement,))
     installation_user = installation.user_key()
     for key in (owner, reader, installation_user):
         with ChannelClient(vm.user_transport(), identity=key) as client:
-            outcome = attest(client, Trust(policy=demanded, roots=roots))
-            outcome.raise_for_failure()
-            report = outcome.verification.report
+            attested: list[Attested] = []
+            log = open_log(client, trust_in(vm), on_attested=attested.append)
+            report = attested[0].verification.report
             assert (report.policy, report.host_data, report.version) == (_POLICY, _HOST_DATA, 2)
-            log = LogReader(client, outcome.services[LOG_GUID])
             if key is not installation_user:
                 list(log.fetch())
             else:
@@ -95,6 +94,16 @@ def _change(old: Path, new: Path, name: str, change: Callable[[bytes], bytes]) -
     return new
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot of a guest that has not begun: small, because a copy of all of its memory is made for each change."""
+    path = tmp_path_factory.mktemp("launched") / "snapshot"
+    with closing(ConfidentialVM("160M")) as vm:
+        vm.launch()
+        write_cvm(path, vm.machine, vm.hypervisor, vm.configuration)
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -113,35 +122,32 @@ def _change(old: Path, new: Path, name: str, change: Callable[[bytes], bytes]) -
         ({"later": 1}, "'later', which this version does not know"),
     ],
 )
-def test_a_configuration_that_somebody_wrote(booted: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_a_configuration_that_somebody_wrote(
+    launched: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     def changed(data: bytes) -> bytes:
         return json.dumps(to_plain(from_plain(json.loads(data)) | change)).encode()
 
     with pytest.raises(VeilError, match=words) as caught:
-        ConfidentialVM.restore(_change(booted, tmp_path / "changed", "configuration", changed))
+        ConfidentialVM.restore(_change(launched, tmp_path / "changed", "configuration", changed))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["configuration", "host"])
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"map": 5}', b'{"map": [[[], 1]]}', b"[" * 100_000])
-def test_nonsense_in_its_place(booted: Path, tmp_path: Path, name: str, data: bytes) -> None:
+def test_nonsense_in_its_place(launched: Path, tmp_path: Path, name: str, data: bytes) -> None:
     with pytest.raises(VeilError) as caught:
-        ConfidentialVM.restore(_change(booted, tmp_path / "changed", name, lambda _: data))
+        ConfidentialVM.restore(_change(launched, tmp_path / "changed", name, lambda _: data))
     assert "\n" not in str(caught.value)
 
 
-def test_a_snapshot_of_another_configuration_is_not_used(tmp_path: Path) -> None:
+def test_a_snapshot_of_another_configuration_is_not_used(booted: Path, resume: Resume, tmp_path: Path) -> None:
     """A snapshot that somebody put into the cache is not taken for ours."""
+    cache = linked_cache(tmp_path / "cache")
+    place = keep_copy(booted, cache)
+    assert not boots(ConfidentialVM(cache=cache))
     said: list[str] = []
-    with ConfidentialVM() as vm:
-        place = vm._snapshot_path()
-    with ConfidentialVM(driver_options="log_heartbeat=700") as vm:
-        other = vm._snapshot_path()
-    assert place is not None
-    assert other is not None
-    assert place != other
-    shutil.copyfile(other, place)
-    with ConfidentialVM(progress=said.append) as vm:
-        assert vm.boot_seconds is not None
-        assert vm.run(["cat", "/sys/module/veil/parameters/log_heartbeat"]).stdout != b"700\n"
+    resume(vcpus=2).snapshot(place)
+    assert boots(ConfidentialVM(cache=cache, progress=said.append))
     assert any("another configuration" in line for line in said)
+    assert not place.exists()

@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-from veil.cache import Cache
+from collections.abc import Mapping
+
+from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.debian_programs import debian_programs
 
 
-def test_auditctl_runs() -> None:
-    programs = debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/aureport"])
-    with ConfidentialVM(files=programs, fresh=True) as vm:
-        version = vm.run(["auditctl", "-v"])
-        assert version.stdout.startswith(b"auditctl version 3."), version
-        added = vm.run(["auditctl", "-a", "always,exit", "-F", "arch=b64", "-S", "execve", "-k", "exec"])
-        assert (added.exit_status, added.stderr) == (0, b"")
-        assert vm.run(["auditctl", "-l"]).stdout == b"-a always,exit -F arch=b64 -S execve -F key=exec\n"
-        with_programs = vm.machine.secure_processor.measurement
-    assert ConfidentialVM(files=programs).build_image().digest() == with_programs
+def test_auditctl_runs(resume: Resume, auditd: Mapping[str, Node]) -> None:
+    vm = resume(files=auditd)
+    version = vm.run(["auditctl", "-v"])
+    assert version.stdout.startswith(b"auditctl version 3."), version
+    added = vm.run(["auditctl", "-a", "always,exit", "-F", "arch=b64", "-S", "execve", "-k", "exec"])
+    assert (added.exit_status, added.stderr) == (0, b"")
+    assert vm.run(["auditctl", "-l"]).stdout == b"-a always,exit -F arch=b64 -S execve -F key=exec\n"
+    with_programs = vm.machine.secure_processor.measurement
+    assert ConfidentialVM(files=auditd).build_image().digest() == with_programs
     assert ConfidentialVM().build_image().digest() != with_programs
 
 

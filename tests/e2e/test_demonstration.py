@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from tests.e2e.log_guest import log_reader, records_of
@@ -18,6 +19,7 @@ def sh(vm: ConfidentialVM, script: str) -> str:
     return vm.run(["/bin/sh", "-c", script]).stdout.decode()
 
 
+@pytest.mark.usefixtures("kept")
 def test_demonstration() -> None:
     done = CliRunner().invoke(cli, ["demo"], standalone_mode=False)
     assert done.exception is None, done.output

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.snapshots import keep_copy, linked_cache
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
@@ -84,19 +85,20 @@ def test_a_corrupted_snapshot_is_refused(booted: Path, tmp_path: Path) -> None:
     _one_line(caught.value)
 
 
-def test_a_corrupted_snapshot_in_the_cache_is_made_again() -> None:
+def test_a_corrupted_snapshot_in_the_cache_is_made_again(booted: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    with ConfidentialVM() as first:
-        path = first._snapshot_path()
-    assert path is not None
+    cache = linked_cache(tmp_path / "cache")
+    path = keep_copy(booted, cache)
+    with ConfidentialVM(cache=cache) as first:
+        assert first.boot_seconds is None
     with open(path, "r+b") as stream:
         stream.seek(60)
         stream.write(b"garbage")
-    with ConfidentialVM(progress=said.append) as second:
+    with ConfidentialVM(progress=said.append, cache=cache) as second:
         assert second.boot_seconds is not None
         assert second.run(["true"]).exit_status == 0
     assert any("made again" in line for line in said)
-    with ConfidentialVM() as third:
+    with ConfidentialVM(cache=cache) as third:
         assert third.boot_seconds is None
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.hijack import RESULT, SHARED, Hijack
-from veil import installation
+from tests.e2e.log_guest import trust_in
 from veil.cvm import ConfidentialVM
 from veil.formats.channel import DOORBELL_PORT, DOORBELL_SPOILT
 from veil.formats.ghcb import NaeEvent
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.remote import ChannelClient, ChannelClosed, Policy, Trust, TrustedRoots, attest
+from veil.remote import ChannelClient, ChannelClosed, attest
 from veil.snp import ExitCode
 
 Resume = Callable[[], ConfidentialVM]
@@ -40,12 +40,10 @@ def area(vm: ConfidentialVM) -> tuple[int, int]:
 
 def comes_back(vm: ConfidentialVM) -> None:
     """A new connection, attested, with the kernel still in the attacker's hands."""
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    policy = Policy(measurement=(vm.machine.secure_processor.measurement,))
     for _ in range(4):
         try:
             with ChannelClient(vm.user_transport(timeout=2.0)) as client:
-                attest(client, Trust(policy=policy, roots=roots)).raise_for_failure()
+                attest(client, trust_in(vm)).raise_for_failure()
             return
         except ChannelClosed:
             continue

@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.host import PageStateEvent
@@ -45,34 +46,34 @@ def test_kernels_at_vmpl_0_use_pvalidate_and_rmpadjust_themselves(series: str) -
 
 
 @pytest.mark.parametrize("vcpus", [2, 4])
-def test_parallel_work_on_several_vcpus(vcpus: int) -> None:
-    with ConfidentialVM(vcpus=vcpus, fresh=True) as vm:
-        assert int(vm.run(["nproc"]).stdout) == vcpus
-        jobs = 2 * vcpus
-        script = (
-            "".join(f"(seq {n} {n + 20000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs))
-            + "wait\n"
-            + "".join(f"cat /tmp/{n}\n" for n in range(jobs))
-        )
-        lines = vm.run(["/bin/sh", "-c", script], timeout=60).stdout.decode().splitlines()
-        for n in range(jobs):
-            text = "".join(f"{number}\n" for number in range(n, n + 20001))
-            assert lines[n].split()[0] == hashlib.sha256(text.encode()).hexdigest()
-        busy = vm.run(["grep", "^cpu[0-9]", "/proc/stat"]).stdout.decode().splitlines()
-        assert len(busy) == vcpus
-        # Every VCPU has a context in VeilMon's domain, in the services' and in the kernel's.
-        for vcpu in vm.hypervisor.vcpus:
-            assert sorted(vcpu.contexts) == [0, 1, 3]
-        log = vm.run(["dmesg"]).stdout.decode()
-        assert "WARNING:" not in log
+def test_parallel_work_on_several_vcpus(vcpus: int, resume: Resume) -> None:
+    vm = resume(vcpus=vcpus)
+    assert int(vm.run(["nproc"]).stdout) == vcpus
+    jobs = 2 * vcpus
+    script = (
+        "".join(f"(seq {n} {n + 20000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs))
+        + "wait\n"
+        + "".join(f"cat /tmp/{n}\n" for n in range(jobs))
+    )
+    lines = vm.run(["/bin/sh", "-c", script], timeout=60).stdout.decode().splitlines()
+    for n in range(jobs):
+        text = "".join(f"{number}\n" for number in range(n, n + 20001))
+        assert lines[n].split()[0] == hashlib.sha256(text.encode()).hexdigest()
+    busy = vm.run(["grep", "^cpu[0-9]", "/proc/stat"]).stdout.decode().splitlines()
+    assert len(busy) == vcpus
+    # Every VCPU has a context in VeilMon's domain, in the services' and in the kernel's.
+    for vcpu in vm.hypervisor.vcpus:
+        assert sorted(vcpu.contexts) == [0, 1, 3]
+    log = vm.run(["dmesg"]).stdout.decode()
+    assert "WARNING:" not in log
 
 
-def test_a_cpu_goes_and_comes_back() -> None:
-    with ConfidentialVM(vcpus=2, fresh=True) as vm:
-        online = "/sys/devices/system/cpu/cpu1/online"
-        for value, cpus in (("0", 1), ("1", 2)):
-            vm.run(["/bin/sh", "-c", f"echo {value} > {online}"], timeout=20)
-            assert int(vm.run(["nproc"]).stdout) == cpus
+def test_a_cpu_goes_and_comes_back(resume: Resume) -> None:
+    vm = resume(vcpus=2)
+    online = "/sys/devices/system/cpu/cpu1/online"
+    for value, cpus in (("0", 1), ("1", 2)):
+        vm.run(["/bin/sh", "-c", f"echo {value} > {online}"], timeout=20)
+        assert int(vm.run(["nproc"]).stdout) == cpus
 
 
 def test_more_than_3_gib_of_memory() -> None:

@@ -6,13 +6,13 @@ What was handed over before stays, and that nothing comes any more is visible. A
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader, log_service, records_of, service_parameters, verified
+from tests.e2e.snapshots import Resume
 from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.formats.ghcb import MsrRequest
 from veil.formats.log import EntryKind, Head, LogEntry
@@ -20,8 +20,6 @@ from veil.host import Hypervisor, RunResult
 from veil.host.ghcb import msr
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
-
-Resume = Callable[[], ConfidentialVM]
 
 
 @pytest.fixture
@@ -182,14 +180,14 @@ def test_host_that_takes_the_logs_memory_away(kernel: HostileKernel) -> None:
     assert texts(entries, "before") + texts(entries, "waits") == numbered("before", 4) + numbered("waits", 4)
 
 
-def test_two_vcpus_call_at_once(tmp_path: Path) -> None:
+def test_two_vcpus_call_at_once(resume: Resume, tmp_path: Path) -> None:
     """Each hands over in its own block while the other one does: every record is there, in its CPU's order."""
-    with ConfidentialVM(vcpus=2, fresh=True) as vm:
-        kernel = HostileKernel(vm, tmp_path)
-        kernel.do("on_all_cpus", text="both", count=300)
-        entries = verified(vm)
-        for cpu in range(2):
-            assert texts(entries, f"both cpu{cpu}=") == numbered("both", 300, f"cpu{cpu}")
-        order = [text.split("=")[0] for text in texts(entries, "both")]
-        assert order != sorted(order), "they took turns"
-        assert {entry.kind for entry in entries} >= {EntryKind.RECORDS, EntryKind.HEARTBEAT}
+    vm = resume(vcpus=2)
+    kernel = HostileKernel(vm, tmp_path)
+    kernel.do("on_all_cpus", text="both", count=300)
+    entries = verified(vm)
+    for cpu in range(2):
+        assert texts(entries, f"both cpu{cpu}=") == numbered("both", 300, f"cpu{cpu}")
+    order = [text.split("=")[0] for text in texts(entries, "both")]
+    assert order != sorted(order), "they took turns"
+    assert {entry.kind for entry in entries} >= {EntryKind.RECORDS, EntryKind.HEARTBEAT}

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import struct
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.hijack import RESULT, VMGEXIT, Hijack
 from tests.e2e.log_guest import log_reader, log_service, records_of
+from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.formats.request_block import BLOCK_HEADER
@@ -106,15 +106,6 @@ def small_log(full: str) -> ServicesImage:
     return ServicesImage(PROTECTED_SERVICES.entry, PROTECTED_SERVICES.packages, settings, memory=_MEMORY)
 
 
-@pytest.fixture(scope="module")
-def halting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot of a guest with a small log that halts."""
-    path = tmp_path_factory.mktemp("snapshots") / "halting"
-    with ConfidentialVM(fresh=True, services=small_log("halt")) as vm:
-        vm.snapshot(path)
-    return path
-
-
 def drain(reading: LogReader, flood: Flood) -> tuple[list[int], int]:
     """Read and acknowledge until the flood is over; its numbers, and how often the log was read."""
     found: list[int] = []
@@ -130,56 +121,56 @@ def drain(reading: LogReader, flood: Flood) -> tuple[list[int], int]:
 
 # All of them are read while the kernel never rests, which takes half a minute with 100,000.
 @pytest.mark.parametrize("calls", [5_000, pytest.param(_CALLS, marks=pytest.mark.soak)])
-def test_halt(calls: int, halting: Path) -> None:
+def test_halt(calls: int, resume: Resume) -> None:
     """Nothing is overwritten, the kernel waits, and goes on whenever an owner has made room."""
-    with closing(ConfidentialVM.restore(halting)) as vm:
-        reading = log_reader(vm)
-        flood = Flood(vm, calls, patient=True)
-        before = resident()
-        flood.start()
-        assert vm.hypervisor.run(until=lambda: flood.refused >= 1000, timeout=60) == RunResult.DONE
-        full = flood.made
-        assert 1500 < full < calls
-        assert log_service(vm).store.free < 24 + 8 + _TEXT + 32
-        # However long it asks.
-        vm.hypervisor.run(until=lambda: flood.refused >= 3000, timeout=60)
-        assert flood.made == full
-        found, rounds = drain(reading, flood)
-        assert found == list(range(calls))
-        assert rounds >= calls // full
-        assert reading.head().dropped == 0
-        assert resident() - before < 64 * _KIB * _KIB
+    vm = resume(services=small_log("halt"))
+    reading = log_reader(vm)
+    flood = Flood(vm, calls, patient=True)
+    before = resident()
+    flood.start()
+    assert vm.hypervisor.run(until=lambda: flood.refused >= 1000, timeout=60) == RunResult.DONE
+    full = flood.made
+    assert 1500 < full < calls
+    assert log_service(vm).store.free < 24 + 8 + _TEXT + 32
+    # However long it asks.
+    vm.hypervisor.run(until=lambda: flood.refused >= 3000, timeout=60)
+    assert flood.made == full
+    found, rounds = drain(reading, flood)
+    assert found == list(range(calls))
+    assert rounds >= calls // full
+    assert reading.head().dropped == 0
+    assert resident() - before < 64 * _KIB * _KIB
 
 
-def test_drop() -> None:
+def test_drop(resume: Resume) -> None:
     """The kernel does not wait; what found no room is counted, in the head and in the log."""
-    with ConfidentialVM(fresh=True, services=small_log("drop")) as vm:
-        reading = log_reader(vm)
-        flood = Flood(vm, _CALLS, patient=False)
-        before = resident()
-        flood.start()
-        flood.run()
-        assert flood.refused == 0
-        entries = list(reading.fetch())
-        kept = numbers(entries)
-        assert kept == list(range(len(kept)))
-        head = reading.head()
-        assert head.dropped == _CALLS - len(kept) > 10_000
-        reading.acknowledge()
-        entries += list(reading.fetch())
-        told = [int.from_bytes(item.body, "little") for item in entries if item.kind == EntryKind.DROPPED]
-        assert sum(told) == head.dropped
-        assert resident() - before < 64 * _KIB * _KIB
+    vm = resume(services=small_log("drop"))
+    reading = log_reader(vm)
+    flood = Flood(vm, _CALLS, patient=False)
+    before = resident()
+    flood.start()
+    flood.run()
+    assert flood.refused == 0
+    entries = list(reading.fetch())
+    kept = numbers(entries)
+    assert kept == list(range(len(kept)))
+    head = reading.head()
+    assert head.dropped == _CALLS - len(kept) > 10_000
+    reading.acknowledge()
+    entries += list(reading.fetch())
+    told = [int.from_bytes(item.body, "little") for item in entries if item.kind == EntryKind.DROPPED]
+    assert sum(told) == head.dropped
+    assert resident() - before < 64 * _KIB * _KIB
 
 
-def test_hostile_code_that_does_not_wait(halting: Path) -> None:
+def test_hostile_code_that_does_not_wait(resume: Resume) -> None:
     """With `halt`, who does not wait has lost its own records, and nobody else's: the policy cannot be got round."""
-    with closing(ConfidentialVM.restore(halting)) as vm:
-        reading = log_reader(vm)
-        flood = Flood(vm, _CALLS, patient=False)
-        flood.start()
-        flood.run()
-        kept = numbers(list(reading.fetch()))
-        assert kept == list(range(len(kept)))
-        assert flood.refused == _CALLS - len(kept) > 0
-        assert json.loads(reading.manifest.pack())["full"] == "halt"
+    vm = resume(services=small_log("halt"))
+    reading = log_reader(vm)
+    flood = Flood(vm, _CALLS, patient=False)
+    flood.start()
+    flood.run()
+    kept = numbers(list(reading.fetch()))
+    assert kept == list(range(len(kept)))
+    assert flood.refused == _CALLS - len(kept) > 0
+    assert json.loads(reading.manifest.pack())["full"] == "halt"

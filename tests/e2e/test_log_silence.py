@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader
+from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.formats.log import AuditState, EntryKind, Heartbeat
 from veil.remote.log import serials as audit_serials
@@ -46,12 +47,12 @@ def audited(vm: ConfidentialVM) -> ConfidentialVM:
     return vm
 
 
-def test_a_busy_kernel_of_two_vcpus() -> None:
+def test_a_busy_kernel_of_two_vcpus(resume: Resume) -> None:
     """No number is missing, whichever VCPU handed over its event first."""
-    with ConfidentialVM(vcpus=2, fresh=True) as vm:
-        log_reader(vm).set_rules(RULES)
-        sh(vm, "until auditctl -l | grep -q all; do sleep 0.1; done; " + WORK)
-        analysis = analyse(vm)
+    vm = resume(vcpus=2)
+    log_reader(vm).set_rules(RULES)
+    sh(vm, "until auditctl -l | grep -q all; do sleep 0.1; done; " + WORK)
+    analysis = analyse(vm)
     # While a user measures the image in this thread, nothing is run.
     kinds = {item.kind for item in analysis.findings.items} - {FindingKind.SILENCE}
     assert kinds <= {FindingKind.RULES, FindingKind.AUDIT_ON, FindingKind.RESUMED}

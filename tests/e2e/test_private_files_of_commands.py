@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.snapshots import boots, keep_copy, linked_cache
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 
@@ -27,9 +28,8 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
+@pytest.mark.usefixtures("booted")  # so that all is fetched
 def test_commands_leave_nothing_open(tmp_path: Path) -> None:
-    with ConfidentialVM() as vm:  # so that all is fetched
-        assert vm.run(["true"]).exit_status == 0
     filled, cache, work = Cache().root, tmp_path / "cache", tmp_path / "work"
     (cache / "veil").mkdir(parents=True)
     # What an earlier version left, in a cache that was open to all.
@@ -66,22 +66,22 @@ def test_commands_leave_nothing_open(tmp_path: Path) -> None:
     assert not (work / "launch.log").is_symlink()
 
 
-def test_a_snapshot_that_others_could_read_is_made_again() -> None:
+def test_a_snapshot_that_others_could_read_is_not_used(booted: Path, tmp_path: Path) -> None:
+    cache = linked_cache(tmp_path / "cache")
+    path = keep_copy(booted, cache)
+    assert _mode(path) == 0o600
+    assert not boots(ConfidentialVM(cache=cache))
     said: list[str] = []
-    with ConfidentialVM() as first:
-        path = first._snapshot_path()
-    assert path is not None
-    assert _mode(path) == 0o600
     path.chmod(0o644)
-    with ConfidentialVM(progress=said.append) as second:
-        assert second.boot_seconds is not None
+    assert boots(ConfidentialVM(cache=cache, progress=said.append))
     assert any("others could get at it" in line for line in said)
-    assert _mode(path) == 0o600
+    assert not path.exists()
 
 
+@pytest.mark.usefixtures("booted")
 def test_another_driver_or_agent_has_another_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ConfidentialVM() as vm:
-        path, parts = vm._snapshot_path(), vm.ingredients()
+    vm = ConfidentialVM()
+    path, parts = vm._snapshot_path(), vm.ingredients()
     assert path is not None
     assert parts is not None
     assert {"agent", "driver"} <= parts.keys()

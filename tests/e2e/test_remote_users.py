@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.e2e.snapshots import Resume
 from veil import installation
 from veil.cli.main import veil as cli
-from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
@@ -27,7 +27,7 @@ from veil.formats.status import Status
 from veil.remote import ChannelClient, RemoteError, RequestFailed, SocketTransport
 from veil.remote.channel.identity import UserKey
 
-MEMORY = "256M"
+MEMORY = "512M"
 PING = 0
 
 
@@ -48,7 +48,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(kept: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     where = tmp_path_factory.mktemp("serve") / "address"
     program = [sys.executable, "-c", "from veil.cli import main; main()"]
     process = subprocess.Popen(
@@ -219,9 +219,10 @@ def test_cannot_connect() -> None:
         SocketTransport.connect("127.0.0.1", 1)
 
 
-def test_two_vcpus() -> None:
+def test_two_vcpus(resume: Resume) -> None:
     """VeilMon works for users on whichever is free, while the other one may be in the middle of it."""
-    with ConfidentialVM(MEMORY, 2) as vm, ChannelClient(vm.user_transport(timeout=10)) as one:
+    vm = resume(vcpus=2)
+    with ChannelClient(vm.user_transport(timeout=10)) as one:
         with ChannelClient(vm.user_transport(timeout=10), identity=installation.user_key()) as two:
             for _ in range(20):
                 ping(one)

@@ -19,17 +19,10 @@ from typing import Any
 
 import pytest
 
-from veil.cvm import ConfidentialVM
-
 _VEIL = [sys.executable, "-c", "from veil.cli import main; main()"]
 _PATIENCE = 60.0
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _snapshot() -> None:
-    """The first command of all would boot."""
-    with ConfidentialVM():
-        pass
+pytestmark = pytest.mark.usefixtures("kept")
 
 
 def _piped(arguments: list[str], commands: bytes | None) -> subprocess.CompletedProcess[bytes]:

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that are booted once for a test run, whichever of its processes wants them first, and copied by all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, Unpack
+
+import pytest
+
+from veil.cache import Cache
+from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.configuration import Settings
+
+__all__ = ["Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache"]
+
+
+class Resume(Protocol):
+    """The fixture `resume`."""
+
+    def __call__(self, memory: str = ..., vcpus: int = ..., **settings: Unpack[Settings]) -> ConfidentialVM: ...
+
+
+class RunSnapshots:
+    """Snapshots by configuration, in a folder that the processes of one test run share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, configuration: Configuration) -> Path:
+        """The snapshot of a guest that was booted for this run."""
+        path = self._folder / f"{configuration.key()}.snapshot"
+        lock = os.open(self._folder / f"{configuration.key()}.lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                with ConfidentialVM(configuration, fresh=True) as vm:
+                    vm.snapshot(path)
+        finally:
+            os.close(lock)
+        return path
+
+
+def keep_copy(snapshot: Path, cache: Cache | None = None) -> Path:
+    """Put a copy of a guest where a CVM of its configuration looks for one in a cache; the place."""
+    with ConfidentialVM.restore(snapshot) as vm:
+        place = ConfidentialVM(vm.configuration, cache=cache)._snapshot_path()
+        assert place is not None
+        vm.snapshot(place)
+    return place
+
+
+def boots(vm: ConfidentialVM) -> bool:
+    """Does it boot when it starts? Then it is not waited for; else it resumes."""
+    began: list[None] = []
+
+    class _Boots(Exception):
+        """It does."""
+
+    def boot() -> None:
+        began.append(None)
+        raise _Boots
+
+    with pytest.MonkeyPatch.context() as patch, suppress(_Boots):
+        patch.setattr(vm, "_boot", boot)
+        with vm:
+            assert vm.run(["true"]).exit_status == 0
+    return bool(began)
+
+
+def linked_cache(root: Path) -> Cache:
+    """A cache with all that the user's own has, but no snapshots."""
+    root.mkdir()
+    for item in Cache().root.iterdir():
+        if item.name not in ("snapshots", "tmp", "locks"):
+            (root / item.name).symlink_to(item)
+    return Cache(root)
