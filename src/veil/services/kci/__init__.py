@@ -1,2 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VeilS-KCI: the kernel runs no supervisor code but verified code."""
+"""VeilS-KCI: which code of a stock kernel is its own, byte by byte, and which stores to it are.
+
+docs/kci.md says how.
+"""
+
+from veil.services.kci.code_rules import CodeRules, Configuration, Explanation, Unexplained
+from veil.services.kci.errors import ImageError, KciError, TableError
+from veil.services.kci.image import AddressRange, KernelImage, Segment
+from veil.services.kci.kernel_code import KernelCode
+from veil.services.kci.patches import Patch, PatchRefused, Step, decide
+from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
+from veil.services.kci.surroundings import Surroundings
+from veil.services.kci.tables import PatchTables, Section, parse_tables
+from veil.services.kci.trampolines import Trampoline, TrampolineRefused, explain_trampoline
+
+__all__ = [
+    "AddressRange",
+    "CodeRules",
+    "Configuration",
+    "Explanation",
+    "ImageError",
+    "KciError",
+    "KernelCode",
+    "KernelImage",
+    "KernelRanges",
+    "Patch",
+    "PatchRefused",
+    "PatchTables",
+    "Section",
+    "Segment",
+    "Step",
+    "Surroundings",
+    "TableError",
+    "Trampoline",
+    "TrampolineRefused",
+    "Unexplained",
+    "decide",
+    "explain_trampoline",
+    "kernel_ranges",
+    "parse_tables",
+    "physical_range",
+]

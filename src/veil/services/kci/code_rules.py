@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Explain every byte of a piece of kernel code that runs, from the bytes that were measured and the tables beside them.
+
+What Linux does to its code at boot is done again here, in the same order, on a copy; then the copy is compared with
+memory. How it is done (the CPU's features, the kind of returns, ...) is inferred from memory, once for all sites, so
+that a site whose content would be legal in another kernel's configuration is not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.services.kci.alternatives import Group, Outcome, build_groups, direct_calls, settle
+from veil.services.kci.boot_sites import (
+    RETPOLINE_FORMS,
+    compiled_returns,
+    elect,
+    elect_seal,
+    retpoline_content,
+    retpoline_lengths,
+    return_content,
+    return_forms,
+    seal_content,
+)
+from veil.services.kci.errors import KciError, TableError
+from veil.services.kci.image import AddressRange
+from veil.services.kci.instructions import CALL
+from veil.services.kci.live_sites import KINDS, LiveSites
+from veil.services.kci.surroundings import ReadMemory, Surroundings
+from veil.services.kci.tables import PatchTables
+from veil.services.kci.windows import Bytes, Places, branch_targets, cut, put, rows, same
+
+__all__ = ["CodeRules", "Configuration", "Explanation", "Unexplained"]
+
+_LOCK, _NO_LOCK = 0xF0, 0x3E  # the lock prefix, and the one that Linux puts in its place where there is one CPU
+_MAX_REPORTED = 256
+_CONSTANT_SIZES = {"ptr": 8, "shift": 1}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How this kernel patched itself at boot."""
+
+    returns: str
+    retpolines: str
+    seals: str
+    uniprocessor: bool
+    """Lock prefixes were taken out."""
+    features: Mapping[int, bool] = field(repr=False)
+    """The CPU's features and bugs by their numbers in the kernel, as far as a patch site tells of them."""
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """A byte that no rule explains."""
+
+    address: int
+    found: int
+    expected: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found. Code is sound if `unexplained` is empty; of many bytes the first ones stand there."""
+
+    configuration: Configuration
+    sites: Mapping[str, int]
+    """Sites by kind that hold something else than was measured."""
+    changed: int
+    """Bytes that are not as measured."""
+    unexplained: tuple[Unexplained, ...]
+    unexplained_bytes: int
+
+    @property
+    def sound(self) -> bool:
+        """Whether every byte is explained."""
+        return not self.unexplained
+
+
+class CodeRules:
+    """The rules for one piece of code: the kernel's text, or one of a module's.
+
+    `pristine` are its bytes, relocated, before any patch, at virtual address `base`; `replacement` reads the code that
+    alternatives put in (and only that); `trampolines` are the static call trampolines (symbols __SCT__*) in the code.
+    Sites of the tables outside of the code are left alone: they lie in init sections, which have rules of their own or
+    are no code any more. Raises TableError for tables that no sound image has: two kinds of sites that overlap, sites
+    without what they must hold. The work is bounded by the size of the tables.
+    """
+
+    def __init__(
+        self,
+        base: int,
+        pristine: bytes,
+        tables: PatchTables,
+        replacement: ReadMemory,
+        near: Surroundings,
+        trampolines: Iterable[int] = (),
+    ) -> None:
+        self.range = AddressRange(base, base + len(pristine))
+        self._pristine: Bytes = np.frombuffer(pristine, np.uint8)
+        self._replacement = replacement
+        self._near = near
+        self._trampolines = [at for at in trampolines if at in self.range]
+        self._retpolines = self._inside(tables.retpolines)
+        self._seals = self._places(tables.endbr_seals)
+        self._locks = self._places(tables.smp_locks)
+        self._constants = [
+            (constant, self._places(constant.sites), _CONSTANT_SIZES.get(constant.kind))
+            for constant in tables.constants
+        ]
+        self._find_returns(tables)
+        alternatives = tables.alternatives
+        chosen = np.isin(alternatives["site"], self._inside(alternatives["site"]))
+        self._alternatives = alternatives[chosen]
+        self.live = LiveSites(base, self._pristine, tables, self._trampolines, near)
+        self._groups = build_groups(self._alternatives, self._read_pristine, replacement)
+        self._claim()
+        self._find_dependent()
+
+    @property
+    def near(self) -> Surroundings:
+        """What the rules know of the kernel around."""
+        return self._near
+
+    def admit(self, near: Surroundings) -> None:
+        """From now on other code is around: calls may lead to what it lists."""
+        self._near = near
+
+    def unknown_entry_targets(self, now: bytes) -> list[int]:
+        """What traced functions call, in the code as it is `now`, that has not been admitted: trampolines, perhaps."""
+        entry = np.flatnonzero(self.live.kinds == KINDS.index("function entry"))
+        content = cut(np.frombuffer(now, np.uint8), self.live.offsets[entry], 6)
+        calls = content[:, 0] == CALL
+        targets = np.unique(branch_targets(self.live.addresses[entry], content)[calls])
+        known = np.append(self._near.entry_targets, np.uint64(self._near.entry_call or 0))
+        return [int(target) for target in np.setdiff1d(targets, known)]
+
+    def has_lock_prefix(self, address: int) -> bool:
+        """Whether a lock prefix may stand at an address of the code, or be taken out there."""
+        return bool(np.isin(address - self.range.start, self._locks))
+
+    def _inside(self, sites: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        start, end = np.uint64(self.range.start), np.uint64(self.range.end)
+        return np.unique(sites[(sites >= start) & (sites < end)])
+
+    def _places(self, sites: NDArray[np.uint64]) -> Places:
+        return (self._inside(sites) - np.uint64(self.range.start)).astype(np.int64)
+
+    def _read_pristine(self, address: int, length: int) -> bytes:
+        at = address - self.range.start
+        if at < 0 or at + length > len(self._pristine):
+            raise TableError(f".altinstructions has a site that leaves its code at {address:#x}")
+        return self._pristine[at : at + length].tobytes()
+
+    def _find_returns(self, tables: PatchTables) -> None:
+        returns = self._inside(tables.returns)
+        content = cut(self._pristine, (returns - np.uint64(self.range.start)).astype(np.int64), 5)
+        self._returns = returns[compiled_returns(returns, content, self._near)]
+        # A trampoline's return is a static call that has no function yet (__static_call_fixup).
+        self._returns = self._returns[~np.isin(self._returns, np.array(self._trampolines, np.uint64))]
+        # Returns in the code of alternatives are patched before that is put in.
+        elsewhere = tables.returns
+        elsewhere = elsewhere[(elsewhere < np.uint64(self.range.start)) | (elsewhere >= np.uint64(self.range.end))]
+        self._moved_returns = np.sort(elsewhere)
+
+    def _claim(self) -> None:
+        """Refuse overlapping sites, the effect of which would depend on more than the rules know."""
+        owner = np.zeros(len(self._pristine) + 8, np.uint8)
+        base = np.uint64(self.range.start)
+        inner = (self._returns - base).astype(np.int64)
+        spans = [
+            (np.array([group.site - self.range.start for group in self._groups], np.int64),
+             np.array([group.length for group in self._groups], np.int64)),
+            ((self._retpolines - base).astype(np.int64), None),
+            (self._seals, np.full(len(self._seals), 4)),
+            (self.live.offsets, self.live.lengths),
+            *((places, np.full(len(places), size or 0)) for _, places, size in self._constants),
+        ]  # fmt: skip
+        for number, (places, lengths) in enumerate(spans):
+            if lengths is None:
+                lengths = retpoline_lengths(cut(self._pristine, places, 6))
+            if len(places) and int((places + lengths).max()) > len(self._pristine):
+                raise TableError(f"a patch site leaves its code at {self.range.end:#x}")
+            ordered = np.sort(places)
+            twice = ordered[:-1][ordered[1:] == ordered[:-1]]
+            for column in range(int(lengths.max(initial=0))):
+                at = places[lengths > column] + column
+                twice = np.append(twice, at[owner[at] != 0])
+                if len(twice):
+                    raise TableError(f"two patch sites overlap near {self.range.start + int(twice[0]):#x}")
+                owner[at] = number + 1
+        # Returns may lie in a site of alternatives (owner 1) as a whole, and in no other.
+        if len(inner):
+            if int(inner.max()) + 5 > len(self._pristine):
+                raise TableError(f"a return leaves its code at {self.range.end:#x}")
+            covered = owner[inner[:, None] + np.arange(5)]
+            wrong = np.flatnonzero(~((covered == 0).all(axis=1) | (covered == 1).all(axis=1)))
+            if len(wrong):
+                raise TableError(f"two patch sites overlap at {int(self._returns[wrong[0]]):#x}")
+        self._free_returns = self._returns[(owner[inner] == 0)] if len(inner) else self._returns
+
+    def _find_dependent(self) -> None:
+        """Groups whose outcomes hold returns, which are known only with the form of returns."""
+        returns = np.concatenate([self._returns, self._moved_returns])
+        returns.sort()
+        self._dependent = set()
+        entries: dict[int, list[tuple[int, int]]] = {}
+        for site, source, size in self._alternatives[["site", "replacement", "size"]].tolist():
+            entries.setdefault(site, []).append((source, size))
+        for number, group in enumerate(self._groups):
+            spans = [(group.site, group.length), *entries.get(group.site, [])]
+            for start, size in spans:
+                at = int(np.searchsorted(returns, np.uint64(start)))
+                if at < len(returns) and int(returns[at]) < start + size:
+                    self._dependent.add(number)
+
+    def explain(self, now: bytes, data: ReadMemory, configuration: Configuration | None = None) -> Explanation:
+        """Explain the code as it is `now`; `data` reads the kernel's variables that its patches follow.
+
+        With a `configuration`, that of the kernel, no other is accepted. Never raises for what it finds in `now`.
+        """
+        if len(now) != len(self._pristine):
+            raise ValueError(f"{len(now)} bytes of code are to be explained, the rules are for {len(self._pristine)}")
+        found: Bytes = np.frombuffer(now, np.uint8)
+        code = self._pristine.copy()
+        sites: Counter[str] = Counter()
+        returns, retpolines = self._branches(code, found, configuration)
+        features = self._apply_alternatives(code, found, data, returns, configuration, sites)
+        seals = self._apply_seals(code, found, configuration)
+        uniprocessor = self._apply_locks(code, found, configuration, sites)
+        self._apply_constants(code, found, data)
+        live = cut(found, self.live.offsets, 6)
+        legal = self.live.legal(live, self._near, returns)
+        put(code, self.live.offsets[legal], live[legal], self.live.lengths[legal])
+        self._count(code, sites)
+        wrong = np.flatnonzero(code != found)
+        return Explanation(
+            Configuration(returns, retpolines, seals, uniprocessor, features),
+            dict(sites),
+            int(np.count_nonzero(found != self._pristine)),
+            tuple(
+                Unexplained(self.range.start + int(at), int(found[at]), int(code[at])) for at in wrong[:_MAX_REPORTED]
+            ),
+            len(wrong),
+        )
+
+    def _branches(self, code: Bytes, found: Bytes, known: Configuration | None) -> tuple[str, str]:
+        """Returns and retpolines."""
+        base = np.uint64(self.range.start)
+        if known is None:
+            places = (self._free_returns - base).astype(np.int64)
+            forms = {form: return_content(self._free_returns, form, self._near) for form in return_forms(self._near)}
+            returns = elect(forms, cut(found, places, 5))
+        else:
+            returns = known.returns
+        places = (self._returns - base).astype(np.int64)
+        put(code, places, return_content(self._returns, returns, self._near))
+        places = (self._retpolines - base).astype(np.int64)
+        before = cut(code, places, 6)
+        lengths = retpoline_lengths(before)
+        forms = {form: retpoline_content(self._retpolines, before, form, self._near) for form in RETPOLINE_FORMS}
+        retpolines = elect(forms, cut(found, places, 6), lengths) if known is None else known.retpolines
+        put(code, places, forms[retpolines], lengths)
+        return returns, retpolines
+
+    def _apply_alternatives(
+        self,
+        code: Bytes,
+        found: Bytes,
+        data: ReadMemory,
+        returns: str,
+        known: Configuration | None,
+        sites: Counter[str],
+    ) -> dict[int, bool]:
+        groups = self._final_groups(code, data, returns)
+        matching = _match(groups, found, self.range.start)
+        chosen, features = settle(groups, matching, None if known is None else known.features)
+        for group, outcome in zip(groups, chosen, strict=True):
+            if outcome is not None:
+                at = group.site - self.range.start
+                code[at : at + group.length] = np.frombuffer(outcome.content, np.uint8)
+        return features
+
+    def _final_groups(self, code: Bytes, data: ReadMemory, returns: str) -> list[Group]:
+        start = self.range.start
+
+        def original(address: int, length: int) -> bytes:
+            return code[address - start : address - start + length].tobytes()
+
+        def replacement(address: int, length: int) -> bytes:
+            piece = bytearray(self._replacement(address, length))
+            first = int(np.searchsorted(self._moved_returns, np.uint64(address)))
+            for site in self._moved_returns[first:].tolist():
+                if site >= address + length:
+                    break
+                place = np.array([site], np.uint64)
+                at = site - address
+                if (
+                    len(piece) - at >= 5
+                    and compiled_returns(
+                        place, np.frombuffer(bytes(piece[at : at + 5]), np.uint8)[None], self._near
+                    ).all()
+                ):
+                    piece[at : at + 5] = return_content(place, returns, self._near).tobytes()
+            return bytes(piece)
+
+        def pointers(address: int) -> list[int]:
+            return self._pointers(address, data)
+
+        groups = list(self._groups)
+        for number in sorted(self._dependent):
+            site = groups[number].site
+            entries = self._alternatives[self._alternatives["site"] == np.uint64(site)]
+            groups[number] = build_groups(entries, original, replacement)[0]
+        known: dict[int, list[int]] = {}
+        for number, group in enumerate(groups):
+            if any(outcome.pointer is not None for outcome in group.outcomes):
+                for outcome in group.outcomes:
+                    if outcome.pointer is not None and outcome.pointer not in known:
+                        known[outcome.pointer] = pointers(outcome.pointer)
+                groups[number] = direct_calls(group, known.__getitem__, self._near)
+        return groups
+
+    def _pointers(self, address: int, data: ReadMemory) -> list[int]:
+        """What the kernel may have found in a function pointer: a function, or nothing."""
+        try:
+            value = int.from_bytes(data(address, 8), "little")
+        except KciError:
+            return []
+        at = int(np.searchsorted(self._near.targets, np.uint64(value)))
+        known = at < len(self._near.targets) and int(self._near.targets[at]) == value
+        return [value] if known or value in (0, self._near.nop_function, self._near.bug_function) else []
+
+    def _apply_seals(self, code: Bytes, found: Bytes, known: Configuration | None) -> str:
+        form = elect_seal(code, found, self._seals) if known is None else known.seals
+        places, content = seal_content(code, self._seals, form)
+        put(code, places, content)
+        return form
+
+    def _apply_locks(self, code: Bytes, found: Bytes, known: Configuration | None, sites: Counter[str]) -> bool:
+        places = self._locks[code[self._locks] == _LOCK]
+        if known is None:
+            uniprocessor = bool(np.count_nonzero(found[places] == _NO_LOCK) * 2 > len(places))
+        else:
+            uniprocessor = known.uniprocessor
+        if uniprocessor:
+            code[places] = _NO_LOCK
+        return uniprocessor
+
+    def _apply_constants(self, code: Bytes, found: Bytes, data: ReadMemory) -> None:
+        for constant, places, size in self._constants:
+            if size is None or constant.address is None:
+                continue
+            try:
+                value = data(constant.address, size)
+            except KciError:
+                continue
+            put(code, places, rows(value, len(places)))
+
+    def _count(self, code: Bytes, sites: Counter[str]) -> None:
+        """Count the sites, by kind, that were explained and are not as measured."""
+        base = np.uint64(self.range.start)
+        alternatives = np.array([group.site - self.range.start for group in self._groups], np.int64)
+        lengths = np.array([group.length for group in self._groups], np.int64)
+        width = int(lengths.max(initial=0))
+        fixed: list[tuple[str, Places, int, Places | None]] = [
+            ("return", (self._returns - base).astype(np.int64), 5, None),
+            ("retpoline", (self._retpolines - base).astype(np.int64), 5, None),
+            ("alternative", alternatives, width, lengths),
+            ("ENDBR", self._seals, 4, None),
+            ("lock prefix", self._locks, 1, None),
+            *(("constant", places, size or 0, None) for _, places, size in self._constants),
+        ]
+        for kind, places, size, lengths_ in fixed:
+            if size and len(places):
+                equal = same(cut(code, places, size), cut(self._pristine, places, size), lengths_)
+                sites[kind] += int(np.count_nonzero(~equal))
+        live = ~same(cut(code, self.live.offsets, 6), cut(self._pristine, self.live.offsets, 6), self.live.lengths)
+        for number, kind in enumerate(KINDS):
+            sites[kind] += int(np.count_nonzero(live & (self.live.kinds == number)))
+
+
+def _match(groups: list[Group], found: Bytes, base: int) -> list[list[Outcome]]:
+    """Each group's outcomes that stand in memory."""
+    raw = found.tobytes()
+    return [
+        [outcome for outcome in group.outcomes if raw.startswith(outcome.content, group.site - base)]
+        for group in groups
+    ]

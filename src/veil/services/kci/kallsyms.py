@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Linux' own symbol table, decoded from the bytes of an image that names none of its parts.
+
+scripts/kallsyms.c writes, one after the other and each aligned to 8 bytes: num_syms, names, markers, token_table,
+token_index, offsets, relative_base. Names are compressed: a length, then codes of a byte, each for a token of the
+token table, in which digits stand for themselves (that is how it is found). Every 256th name has a marker.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.services.kci.errors import ImageError
+
+__all__ = ["Symbols", "find_symbols"]
+
+_DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+_BLOCK = 256
+_MAX_SYMBOLS = 1 << 22
+_FAR = 1 << 24
+_TEXT_TYPES = frozenset("tTwW")
+
+
+class Symbols:
+    """Names and addresses, in the order of addresses. `kinds` are nm's letters."""
+
+    def __init__(self, names: list[str], kinds: list[str], addresses: NDArray[np.uint64]) -> None:
+        self.names, self.kinds = names, kinds
+        self.addresses = addresses
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        # Of several local symbols of one name the lowest counts.
+        return dict(zip(reversed(self.names), reversed(self.addresses.tolist()), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def get(self, name: str) -> int | None:
+        """The address of a symbol, if there is one of this name."""
+        return self._by_name.get(name)
+
+    def __getitem__(self, name: str) -> int:
+        address = self._by_name.get(name)
+        if address is None:
+            raise ImageError(f"the kernel image has no symbol {name}")
+        return address
+
+    def matching(self, pattern: str) -> dict[str, int]:
+        """The symbols whose whole names match a regular expression."""
+        whole = re.compile(pattern)
+        return {name: address for name, address in self._by_name.items() if whole.fullmatch(name)}
+
+    def functions(self) -> NDArray[np.uint64]:
+        """The addresses of all symbols in text, in order."""
+        chosen = np.fromiter((kind in _TEXT_TYPES for kind in self.kinds), bool, len(self.kinds))
+        return np.asarray(self.addresses[chosen])
+
+    def describe(self, address: int) -> str:
+        """`symbol+0x12` for an address; the plain address where no symbol is near."""
+        index = int(np.searchsorted(self.addresses, np.uint64(address), "right")) - 1
+        if index < 0:
+            return f"{address:#x}"
+        start = self.addresses[index]
+        if address - int(start) > _FAR:
+            return f"{address:#x}"
+        # Of the symbols at one address the first is the function's; padding in front (__pfx_) has its own.
+        index = int(np.searchsorted(self.addresses, start, "left"))
+        return f"{self.names[index]}+{address - int(start):#x}"
+
+
+def find_symbols(data: bytes, base: int) -> Symbols | None:
+    """The kallsyms in `data`, which lies at virtual address `base`; None if there are none."""
+    for found in re.finditer(re.escape(_DIGITS), data):
+        tokens = _tokens(data, found.start())
+        if tokens is not None:
+            table, index_end, parts = tokens
+            names = _names(data, table)
+            if names is not None:
+                starts, markers_at, count = names
+                addresses = _addresses(data, index_end, count)
+                if addresses is not None:
+                    stream = data[starts[0] : markers_at]
+                    return _decode(stream, starts - starts[0], parts, addresses, base)
+    return None
+
+
+def _tokens(data: bytes, zero: int) -> tuple[int, int, list[bytes]] | None:
+    """The token table with its '0' at an offset: (its start, the end of its index, the tokens)."""
+    start = zero
+    for _ in range(ord("0")):
+        start = data.rfind(b"\0", max(0, start - 64), start - 1) + 1
+        if not start:
+            return None
+    parts = data[start : start + _BLOCK * 64].split(b"\0", _BLOCK)[:_BLOCK]
+    lengths = np.array([len(part) + 1 for part in parts])
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    index = -(-(start + int(offsets[-1])) // 8) * 8
+    expected = offsets[:_BLOCK].astype("<u2").tobytes()
+    if len(parts) != _BLOCK or data[index : index + len(expected)] != expected:
+        return None
+    return start, index + len(expected), parts
+
+
+def _names(data: bytes, table: int) -> tuple[NDArray[np.int64], int, int] | None:
+    """Before the token table: (offset of each compressed name and of the end, offset of the markers, their number)."""
+    # Markers are 32-bit, ascend, and start with 0; they end at the token table or 4 bytes before.
+    words = np.frombuffer(data, "<u4", table // 4)
+    for end in (len(words), len(words) - 1):
+        window = words[max(0, end - _MAX_SYMBOLS // _BLOCK) : end].astype(np.int64)
+        if not len(window):
+            continue
+        falls = np.flatnonzero(np.diff(window) <= 0)
+        first = int(falls[-1]) + 1 if len(falls) else 0
+        markers = window[first:]
+        if markers[0] != 0:
+            continue
+        markers_at = (end - len(markers)) * 4
+        found = _walk(data, markers, markers_at)
+        if found is not None:
+            return found
+    return None
+
+
+def _walk(data: bytes, markers: NDArray[np.int64], markers_at: int) -> tuple[NDArray[np.int64], int, int] | None:
+    """Find the number of symbols that stands before the names, and follow the names' lengths from each marker."""
+    blocks = len(markers)
+    # The names are longer than the last marker and shorter than if each name of the last block had its maximum.
+    last = markers_at - int(markers[-1])
+    low = max(0, last - _BLOCK * 1024) // 8 * 8
+    words = np.frombuffer(data, "<u4", (last - low) // 4, low)
+    numbers = np.flatnonzero((words > (blocks - 1) * _BLOCK) & (words <= blocks * _BLOCK))
+    # The number stands alone in 8 bytes.
+    numbers = numbers[(numbers % 2 == 0) & (numbers + 1 < len(words))]
+    numbers = numbers[words[numbers + 1] == 0]
+    raw = np.frombuffer(data, np.uint8)
+    for at in reversed(numbers.tolist()):
+        count, names = int(words[at]), low + at * 4
+        names = -(-(names + 4) // 8) * 8
+        position = names + markers
+        starts = np.empty((blocks, _BLOCK), np.int64)
+        for step in range(_BLOCK):
+            starts[:, step] = position
+            sound = np.minimum(position, markers_at)
+            length = raw[sound].astype(np.int64)
+            big = length >= 0x80
+            length = np.where(big, (length & 0x7F) | raw[sound + 1].astype(np.int64) << 7, length)
+            position = sound + 1 + big + length
+        flat = starts.reshape(-1)[:count]
+        rest = count - (blocks - 1) * _BLOCK
+        end = int(position[-1]) if rest == _BLOCK else int(starts[-1, rest])
+        follows = bool(np.all(position[:-1] == names + markers[1:]))
+        if follows and end <= markers_at < end + 8:
+            return np.append(flat, end), markers_at, count
+    return None
+
+
+def _addresses(data: bytes, index_end: int, count: int) -> tuple[NDArray[np.int64], int] | None:
+    """After the token index: (the symbols' offsets, the relative base)."""
+    start = -(-index_end // 8) * 8
+    base = -(-(start + 4 * count) // 8) * 8
+    if base + 8 > len(data):
+        return None
+    offsets = np.frombuffer(data, "<i4", count, start).astype(np.int64)
+    return offsets, int.from_bytes(data[base : base + 8], "little")
+
+
+def _decode(
+    stream: bytes,
+    starts: NDArray[np.int64],
+    parts: list[bytes],
+    addresses: tuple[NDArray[np.int64], int],
+    base: int,
+) -> Symbols:
+    # A name's length byte becomes a newline, the second byte of a long length nothing, every other byte its token.
+    stream = stream[: int(starts[-1])]
+    starts = starts[:-1]
+    codes = np.frombuffer(stream, np.uint8).astype(np.int16)
+    long = codes[starts] >= 0x80
+    codes[starts] = _BLOCK
+    codes[starts[long] + 1] = _BLOCK + 1
+    tokens = [*parts, b"\n", b""]
+    lengths = np.array([len(token) for token in tokens])
+    places = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    sizes = lengths[codes]
+    ends = np.cumsum(sizes)
+    letters = np.arange(int(ends[-1])) + np.repeat(places[codes] - (ends - sizes), sizes)
+    text = np.frombuffer(b"".join(tokens), np.uint8)[letters].tobytes().decode("latin-1")
+    words = text.split("\n")[1:]
+    return _sorted([word[1:] for word in words], [word[:1] for word in words], _absolute(*addresses, words, base))
+
+
+def _absolute(offsets: NDArray[np.int64], relative: int, words: list[str], base: int) -> NDArray[np.uint64]:
+    """Offsets are from a base, or (kernels with absolute per-CPU symbols) from its other side where negative.
+
+    Which of them it is shows where the image's first symbol comes out.
+    """
+    first = next((number for number, word in enumerate(words) if word[1:] in ("_text", "_stext")), None)
+    if first is None:
+        raise ImageError("the kernel image has no symbol _text")
+    both = np.where(offsets < 0, np.int64(-1) - offsets, offsets)
+    absolute = np.where(offsets < 0, both.astype(np.uint64) + np.uint64(relative), both.astype(np.uint64))
+    plain = (offsets & 0xFFFFFFFF).astype(np.uint64) + np.uint64(relative)
+    for candidate in (absolute, plain):
+        if int(candidate[first]) == base:
+            return candidate
+    raise ImageError(f"the kernel image's symbols do not fit its addresses (_text is not at {base:#x})")
+
+
+def _sorted(names: list[str], kinds: list[str], addresses: NDArray[np.uint64]) -> Symbols:
+    order: NDArray[Any] = np.argsort(addresses, kind="stable")
+    if np.array_equal(order, np.arange(len(order))):
+        return Symbols(names, kinds, addresses)
+    places = order.tolist()
+    return Symbols([names[at] for at in places], [kinds[at] for at in places], addresses[order])

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where patched code may lead: the places of the kernel that its patching names, and the functions that it may call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.services.kci.image import AddressRange, KernelImage
+from veil.services.kci.tables import PatchTables
+
+__all__ = ["ENDBR", "ReadMemory", "Surroundings", "entries", "kernel_surroundings"]
+
+#: Reads bytes at a virtual address; raises KciError where there is nothing to be read.
+ReadMemory: TypeAlias = Callable[[int, int], bytes]
+
+ENDBR = bytes.fromhex("f30f1efa")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What rules for the kernel's and for modules' code need to know of the kernel."""
+
+    return_thunk: int | None
+    """__x86_return_thunk, to which the compiler's returns jump before they are patched."""
+    return_thunks: tuple[tuple[str, int], ...]
+    """Those that may take its place."""
+    indirect_thunks: int | None
+    """__x86_indirect_thunk_array."""
+    indirect_thunk_size: int
+    nop_function: int | None
+    bug_function: int | None
+    entry_call: int | None
+    """__fentry__, which functions call before they are patched."""
+    entry_targets: NDArray[np.uint64]
+    """What a traced function may call instead: ftrace_caller, ftrace_regs_caller, trampolines that were admitted."""
+    dispatchers: tuple[int, ...]
+    """The calls inside of those, which Linux points at the tracer in use (ftrace_update_ftrace_func)."""
+    dispatch_targets: NDArray[np.uint64]
+    """Functions that those may call though nothing points at them: the one that goes through a list of tracers."""
+    targets: NDArray[np.uint64]
+    """Functions that may be called through a pointer, in order; static calls may lead there."""
+
+    def admit(self, *, entry_targets: Iterable[int] = (), targets: Iterable[int] = ()) -> Surroundings:
+        """The same with more ftrace trampolines, and with more functions (those of a module that was verified)."""
+        return replace(
+            self,
+            entry_targets=_union(self.entry_targets, entry_targets),
+            targets=_union(self.targets, targets),
+        )
+
+    def retire(self, gone: AddressRange) -> Surroundings:
+        """The same without what lies in a piece of code that is no longer executable."""
+        return replace(self, entry_targets=_without(self.entry_targets, gone), targets=_without(self.targets, gone))
+
+
+def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTables) -> Surroundings:
+    """Read them from the kernel's symbols."""
+    symbols = image.symbols
+    thunks = {
+        name: at for name, at in symbols.matching(r"\w+_return_thunk").items() if at in text and not _padding(name)
+    }
+    first, second = symbols.get("__x86_indirect_thunk_rax"), symbols.get("__x86_indirect_thunk_rcx")
+    functions = symbols.functions()
+    functions = functions[(functions >= np.uint64(text.start)) & (functions < np.uint64(text.end))]
+    callers = [at for name in ("ftrace_caller", "ftrace_regs_caller") if (at := symbols.get(name)) is not None]
+    calls = [at for name in ("ftrace_call", "ftrace_regs_call") if (at := symbols.get(name)) is not None]
+    # An alias that the linker script makes of the other, so that no compiler sees its address taken.
+    names = ("arch_ftrace_ops_list_func", "ftrace_ops_list_func")
+    lists = {at for name in names if (at := symbols.get(name)) is not None and at in text}
+    return Surroundings(
+        return_thunk=symbols.get("__x86_return_thunk"),
+        return_thunks=tuple(thunks.items()),
+        indirect_thunks=symbols.get("__x86_indirect_thunk_array"),
+        indirect_thunk_size=second - first if first is not None and second is not None else 0,
+        nop_function=symbols.get("nop_func"),
+        bug_function=symbols.get("BUG_func"),
+        entry_call=symbols.get("__fentry__"),
+        entry_targets=np.array(sorted(callers), np.uint64),
+        dispatchers=tuple(calls),
+        dispatch_targets=np.array(sorted(lists), np.uint64),
+        targets=entries(image.read(text.start, text.size), text.start, functions, tables.endbr_seals),
+    )
+
+
+def entries(code: bytes, base: int, functions: NDArray[np.uint64], seals: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Those of `functions` that may be called through a pointer.
+
+    A compiler that prepares for IBT starts each with ENDBR64, and objtool lists those whose address nobody takes, which
+    are sealed. Code without ENDBR64 (no CONFIG_X86_KERNEL_IBT) does not say: then all functions count.
+    """
+    functions = np.unique(functions)
+    if not len(seals):
+        return functions
+    raw = np.frombuffer(code, np.uint8)
+    offsets = (functions - np.uint64(base)).astype(np.int64)
+    fits = offsets + len(ENDBR) <= len(raw)
+    functions, offsets = functions[fits], offsets[fits]
+    marked = (raw[offsets[:, None] + np.arange(len(ENDBR))] == np.frombuffer(ENDBR, np.uint8)).all(axis=1)
+    return np.setdiff1d(functions[marked], seals, assume_unique=False)
+
+
+def _padding(name: str) -> bool:
+    return name.startswith(("__pfx_", "__cfi_"))
+
+
+def _union(some: NDArray[np.uint64], more: Iterable[int]) -> NDArray[np.uint64]:
+    return np.union1d(some, np.array(list(more), np.uint64))
+
+
+def _without(some: NDArray[np.uint64], gone: AddressRange) -> NDArray[np.uint64]:
+    return some[(some < np.uint64(gone.start)) | (some >= np.uint64(gone.end))]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-KCI's rules explain the text of Debian's kernel as it runs, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.kernel_text import WORKLOAD, RunningKernel, admit_hooks, kernel_image
+from veil.cvm import ConfidentialVM
+from veil.services.kci import KernelCode, TrampolineRefused, explain_trampoline, kernel_ranges, physical_range
+from veil.services.kci.code_rules import Explanation
+
+
+@pytest.fixture(scope="module")
+def rules() -> KernelCode:
+    return KernelCode(kernel_image())
+
+
+@pytest.fixture
+def code(rules: KernelCode) -> Iterator[KernelCode]:
+    before = rules.near
+    yield rules
+    rules.admit(before)
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def guest(request: pytest.FixtureRequest) -> Iterator[ConfidentialVM]:
+    with ConfidentialVM(vcpus=request.param) as vm:
+        yield vm
+
+
+def _explain(code: KernelCode, running: RunningKernel, now: bytes | None = None) -> Explanation:
+    return code.explain(now or running.read(code.range.start, code.range.size), running.read)
+
+
+def test_every_byte_is_explained_at_boot_and_after_work(guest: ConfidentialVM, code: KernelCode) -> None:
+    running = RunningKernel(guest)
+    assert admit_hooks(code, running) > 0
+    booted = _explain(code, running)
+    assert booted.unexplained == ()
+    assert booted.configuration.uniprocessor == (guest.vcpus == 1)
+    assert booted.changed > 500_000
+    for kind in ("alternative", "return", "ENDBR", "constant", "function entry", "static call", "jump label"):
+        assert booted.sites[kind] > 0, kind
+    assert b"traced" in guest.run(["/bin/sh", "-c", WORKLOAD], timeout=120).stdout
+    worked = _explain(code, running)
+    assert worked.unexplained == ()
+    assert worked.sites["jump label"] > booted.sites["jump label"] + 50
+    assert worked.sites["static call trampoline"] > booted.sites["static call trampoline"]
+
+
+def test_one_flipped_bit_is_found_wherever_it_is(guest: ConfidentialVM, code: KernelCode) -> None:
+    running = RunningKernel(guest)
+    admit_hooks(code, running)
+    now = running.read(code.range.start, code.range.size)
+    chosen = random.Random(11)
+    numbers = chosen.sample(range(len(code.live)), 20)
+    places = [int(code.live.offsets[number]) + chosen.randrange(2) for number in numbers]
+    places += [chosen.randrange(code.range.size) for _ in range(40)]
+    changed = bytearray(now)
+    for at in places:
+        changed[at] ^= 1 << chosen.randrange(8)
+    wrong = {byte.address - code.range.start for byte in _explain(code, running, bytes(changed)).unexplained}
+    for at in places:
+        # A site that is patched at run time is wrong as a whole.
+        assert any(abs(other - at) < 6 for other in wrong), hex(at)
+    assert all(any(abs(other - at) < 6 for at in places) for other in wrong)
+
+
+def test_a_trampoline_with_other_code_is_refused(guest: ConfidentialVM, code: KernelCode) -> None:
+    running = RunningKernel(guest)
+    code.admit(code.near.admit(targets=running.module_functions("veil")))
+    now = running.read(code.range.start, code.range.size)
+    configuration = code.explain(now, running.read).configuration
+    target = code.unknown_entry_targets(now)[0]
+    page = bytearray(running.read(target, 4096))
+
+    def refused(page: bytes) -> bool:
+        try:
+            explain_trampoline(code.image.symbols, code.near, configuration, target, page, running.read)
+        except TrampolineRefused:
+            return True
+        return False
+
+    assert not refused(bytes(page))
+    accepted = explain_trampoline(code.image.symbols, code.near, configuration, target, bytes(page), running.read)
+    for at in range(accepted.length - 8):
+        changed = bytearray(page)
+        changed[at] ^= 0x10
+        assert refused(bytes(changed)), at
+    changed = bytearray(page)
+    changed[accepted.length + 3] = 0x90
+    assert refused(bytes(changed))
+
+
+def test_what_the_kernel_protects_itself(guest: ConfidentialVM, code: KernelCode) -> None:
+    ranges = kernel_ranges(code.image)
+    running = RunningKernel(guest)
+    for piece in (ranges.text, *ranges.read_only):
+        physical = physical_range(code.image, piece)
+        assert running.translate(piece.start) == physical.start
+        assert running.translate(piece.end - 1) == physical.end - 1
+    assert {"sys_call_table", "idt_table", "__start___ex_table"} <= set(ranges.kept)
