@@ -6,9 +6,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import pytest
+
 from tests.host.fakes import GHCB, VMSA, Guest, Step
-from veil.host import RunResult
+from veil.host import GuestHung, RunResult
 from veil.host.channel_turns import ACTIONS, GUEST_SHARE
+from veil.host.hypervisor import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 
@@ -98,6 +101,26 @@ def test_a_guest_that_sleeps_is_not_waited_for() -> None:
     guest.platform.channel.pending = True
     run(guest, 1000 * MS)
     assert guest.platform.channel.entries >= 500
+
+
+def test_a_kernel_that_halted_for_good_has_users_all_the_same() -> None:
+    """Also at the moment at which the services would be run: they have nothing to do, and the users' turn comes."""
+
+    def halt(vmcb: Vmcb) -> int:
+        guest.now += MS
+        vmcb.interrupt_shadow = 0
+        return ExitCode.HLT
+
+    guest = Served()
+    guest.host._pulse_ns = PULSE_NS
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(halt)  # type: ignore[assignment]
+    guest.platform.channel.pending = True
+    run(guest, 2 * PULSE_NS)
+    assert guest.platform.channel.entries >= PULSE_NS // (2 * MS)
+    # When the last one is served, the kernel's end is told.
+    guest.more = False
+    with pytest.raises(GuestHung):
+        run(guest, 2 * PULSE_NS)
 
 
 def test_several_vcpus() -> None:

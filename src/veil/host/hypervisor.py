@@ -243,10 +243,9 @@ class Hypervisor(Host):
                 return RunResult.TIMEOUT
             if self.device_accessed or now >= self._timer_ns:
                 self._tick(now)
-            if now >= self._pulse_ns and self._turns.vcpu is None:
-                # Before the channel: users who never stop asking must not keep the services from being run.
-                self._pulse(now)
-            elif self._turns.vcpu is not None or self._channel_waits:
+            # Before the channel: users who never stop asking must not keep the services from being run.
+            pulsed = now >= self._pulse_ns and self._turns.vcpu is None and self._pulse(now)
+            if not pulsed and (self._turns.vcpu is not None or self._channel_waits):
                 self._serve_channel(now)
             vcpu = self._choose()
             if vcpu is None:
@@ -297,16 +296,22 @@ class Hypervisor(Host):
                     return
         turns.end()
 
-    def _pulse(self, now: int) -> None:
-        """The kernel did not call the services for a while: run them all the same, where they can interrupt it."""
+    def _pulse(self, now: int) -> bool:
+        """The kernel did not call the services for a while: run them all the same, where they can interrupt it.
+
+        Do they run now? They do not if the kernel has called them after all.
+        """
+        pulsed = False
         self._pulse_ns = now + PULSE_NS
         if not self._services_ran and self.guest_vmpl > _SERVICE_VMPL:
             for vcpu in self.vcpus:
                 if self.kernel_end.may_enter(vcpu, _SERVICE_VMPL):
                     vcpu.start(_SERVICE_VMPL)
                     self._next = self._pulsed = vcpu
+                    pulsed = True
                     break
         self._services_ran = False
+        return pulsed
 
     def _drain(self) -> None:
         inbox = self._inbox
