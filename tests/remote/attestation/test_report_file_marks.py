@@ -18,8 +18,9 @@ def test_a_line_end_after_the_bytes(end: bytes) -> None:
     assert read_report(REPORT + end).report == REPORT
 
 
-def test_a_byte_order_mark_before_text() -> None:
-    assert read_report(b"\xef\xbb\xbf" + base64.b64encode(REPORT)).report == REPORT
+@pytest.mark.parametrize("text", [base64.b64encode(REPORT), REPORT.hex().encode(), b"0x" + REPORT.hex().encode()])
+def test_a_byte_order_mark_before_text(text: bytes) -> None:
+    assert read_report(b"\xef\xbb\xbf" + text + b"\r\n").report == REPORT
 
 
 def test_what_is_read_is_named() -> None:
