@@ -201,7 +201,7 @@ def test_a_report_of_the_host_names_no_vmpl(files: _Files) -> None:
         (("report", "--vcek", "vcek", "--chain", "bad"), "bad: no certificate"),
         (("report", "--vcek", "vcek", "--chain", "chain", "--software-root", "bad"), "bad: no certificate"),
         (("report", "--certificates", "bad"), "bad: the certificate table has no end, and otherwise: no certificate"),
-        (("page", *_GOOD[1:]), "page: an attestation report has 1184 bytes, not"),
+        (("page", *_GOOD[1:]), "page: an attestation report has 1184 bytes, or text for them: this text is neither"),
         (("report", "--vcek", "page"), "page: no certificate in 22 bytes: a web page"),
         (("report", "--vcek", "vcek", "--chain", "root"), "which issued the leaf, is missing"),
         ((*_GOOD, "--policy", "bad"), "bad is not valid TOML"),
