@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.hijack import CODE, RESULT, Hijack
+from tests.e2e.hostile_module import HostileKernel
 from tests.guarding import ALLOW, HEARD, MEMORY, PROTECT, Guard
 from tests.machine_code import assemble
 from veil.cvm import ConfidentialVM
@@ -26,6 +27,8 @@ SERVICES = ServicesImage(
     PROTECTED_SERVICES.memory + MEMORY,
 )
 GUARDED, SOURCE, IDT, HANDLER = CODE + 0x40000, CODE + 0x41000, CODE + 0x42000, CODE + 0x43000
+#: where Linux maps its image (Documentation/arch/x86/x86_64/mm.rst); without KASLR it lies where it is linked
+_TEXT_MAP = 0xFFFFFFFF80000000
 WRITE_OF_VMPL_3 = 1 << 36 | 1 << 31 | 1 << 1
 
 Resume = Callable[[], ConfidentialVM]
@@ -154,3 +157,26 @@ def test_pages_and_vcpus_are_heard(resume: Resume) -> None:
     assert kernel.svsm_call(0, 1, request) == 0
     assert heard()[before:] == [(Event.PAGES_GIVEN, 0, GUARDED)]
     assert not vm.machine.rmp.entry(GUARDED)["flags"] & EntryFlag.VALIDATED
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_module_that_writes_to_the_kernels_text(resume: Resume, tmp_path: Path, protected: bool) -> None:
+    """The stock kernel survives: #GP in the module ends the one who inserts it, and the text is as it was."""
+    vm = resume()
+    hostile = HostileKernel(vm, tmp_path)
+    address = int(hostile.sh("grep ' audit_log_end$' /proc/kallsyms").split()[0], 16)
+    gpa = address - _TEXT_MAP & -4096
+    if protected:
+        ask(vm, PROTECT, struct.pack("<Q", gpa))
+    before = vm.machine.view(vmpl=0).read(gpa, 4096)
+    attack = "cd /root; insmod hostile.ko attack=unhook; echo status $?; dmesg | grep -c 'general protection fault'"
+    said = vm.run(["sh", "-c", attack], timeout=60).stdout.decode().split()
+    text = vm.machine.view(vmpl=0).read(gpa, 4096)
+    if protected:
+        assert said[1:] != ["0", "0"]
+        assert int(said[2]) >= 1
+        assert text == before
+        assert hostile.sh("echo still here") == "still here\n"
+    else:
+        assert said == ["status", "0", "0"]
+        assert text != before

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.guarding import ALLOW, HEARD, PROTECT, Guard
 from tests.monitor.echo import Services as Echoes
+from tests.monitor.faults import C_BIT, CODE_AT, IDT, PML4, REFUSED, STACK, fault, gate, stopped, tables
 from tests.monitor.harness import (
     FREE,
     FREE_2M,
@@ -22,7 +23,6 @@ from tests.monitor.harness import (
     PAGE,
     SERVICES,
     SMALL,
-    SVME,
     VMGEXIT,
     Bench,
     kernel_vmsa,
@@ -46,12 +46,8 @@ from veil.monitor.hearing import Hearing
 from veil.monitor.svsm_call import ResultCode
 from veil.services import Asking, MonitorRefused, ServiceDomain
 from veil.snp import SnapshotError
-from veil.snp.layouts import Vmsa, VmsaSegment
 
 OK = ResultCode.SUCCESS
-REFUSED = 1 << 36 | 1 << 34 | 1 << 32 | 1 << 31 | 7
-PML4, CODE_AT, STACK, IDT = 0x30000, 0x34000, 0x36000, 0x37000
-C_BIT = 1 << 51
 RUN_SERVICES = 1 << 32 | 0x016
 
 
@@ -86,46 +82,12 @@ def guard_of(bench: Bench) -> Recorder:
     return service
 
 
-def tables(bench: Bench) -> None:
-    """The kernel's: the first 2 MiB, page by page and private, at its own address; 2 MiB shared at 1 GiB."""
-    kernel = bench.kernel
-    kernel.write(PML4, struct.pack("<Q", PML4 + PAGE | C_BIT | 7))
-    kernel.write(PML4 + PAGE, struct.pack("<2Q", PML4 + 2 * PAGE | C_BIT | 7, 0x87))
-    kernel.write(PML4 + 2 * PAGE, struct.pack("<2Q", PML4 + 3 * PAGE | C_BIT | 7, FREE | C_BIT | 0x87))
-    kernel.write(PML4 + 3 * PAGE, struct.pack("<512Q", *(page * PAGE | C_BIT | 7 for page in range(512))))
-
-
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench(vcpus=2, services=Recorders).boot()
     tables(bench)
     assert bench.ask(Guard.number, PROTECT, struct.pack("<Q", SMALL)) == (Status.OK, b"")
     return bench
-
-
-def fault(
-    bench: Bench, gpa: int = SMALL, *, code: str = "488907", info: int = REFUSED, vcpu: int = 0, enter: bool = True,
-    **fields: int,
-) -> Vmsa:  # fmt: skip
-    """The kernel's context leaves by a nested page fault at an instruction, and the host hands it on."""
-    bench.kernel.write(CODE_AT, bytes.fromhex(code))
-    vmsa = bench.vmsa(bench.vcpus[vcpu].vmsas[3])
-    values = {
-        "rip": CODE_AT, "rflags": 0x202, "rsp": STACK + 0x808, "rdi": gpa, "rax": 0x1122334455667788,
-        "cr3": PML4 | C_BIT, "cr0": 0x80050033, "cr4": 0x620, "guest_exit_code": NPF, "exit_info_1": info,
-        "exit_info_2": gpa, "exit_int_info": 0, **fields,
-    }  # fmt: skip
-    vmsa.cs, vmsa.ss = VmsaSegment(0x10, 0xA9B, 0, 0), VmsaSegment(0x18, 0xC93, 0, 0)
-    vmsa.idtr = VmsaSegment(0, 0, 16 * 15 - 1, IDT)
-    for name, value in values.items():
-        setattr(vmsa, name, value)
-    if enter:
-        bench.enter(vcpu)
-    return vmsa
-
-
-def stopped(vmsa: Vmsa) -> bool:
-    return not vmsa.efer & SVME
 
 
 # A refused access is decided
@@ -359,10 +321,6 @@ def test_page_tables_where_the_kernel_has_no_rights(bench: Bench, table: int) ->
 
 
 # Exceptions
-
-
-def gate(handler: int, *, selector: int = 0x10, bits: int = 0x8E00) -> bytes:
-    return struct.pack("<HHHHII", handler & 0xFFFF, selector, bits, handler >> 16 & 0xFFFF, handler >> 32, 0)
 
 
 def test_an_exception_for_the_kernel(bench: Bench) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.monitor.harness import SERVICE_MEMORY, Bench
+from tests.monitor.faults import CODE_AT, IDT, REFUSED, fault, gate, stopped, tables
+from tests.monitor.harness import SERVICE_MEMORY, SMALL, Bench
 from tests.monitor.wire import Wire
 from veil.formats.errors import FormatError
+from veil.formats.request_block import BlockRequest, write_request
 from veil.formats.status import Status
 from veil.image.services_image import ServicesImage
 from veil.monitor import Option, VeilMon
@@ -128,13 +130,34 @@ def test_in_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "__init__.py").write_text(_sources()[0])
     monkeypatch.syspath_prepend(str(tmp_path))
     names: dict[str, Any] = {"ServicesImage": ServicesImage}
-    exec(_sources()[2], names)
+    exec(next(text for text in _sources() if text.startswith("services = ")), names)
     services = names["services"]
     try:
         program = load_program(pack_sources(services.packages), services.entry)
         assert [service.name for service in program.services] == ["notary"]  # type: ignore[attr-defined]
     finally:
         sys.modules.pop("notary", None)
+
+
+def test_the_keeper(notary: Any) -> None:
+    names: dict[str, Any] = dict(vars(notary))
+    (source,) = (text for text in _sources() if "class Keeper" in text)
+    exec(compile(source, str(_GUIDE), "exec", dont_inherit=True), names)
+    bench = Bench(services=names["Keepers"]).boot()
+    tables(bench)
+    block = bench.register()
+    keep = BlockRequest(101, 0, b"", pages=(SMALL,))
+    write_request(bench.kernel, block, 4096, keep)
+    bench.enter(0, vmpl=1)
+    with pytest.raises(RmpViolation):
+        bench.kernel.write(SMALL, b"evil")
+    vmsa = fault(bench)
+    assert (vmsa.rip, bench.kernel.read_u64(SMALL)) == (CODE_AT + 3, vmsa.rax)
+    bench.kernel.write(IDT + 13 * 16, gate(0x5000))
+    assert fault(bench, code="8907").rip == 0x5000
+    assert stopped(fault(bench, info=REFUSED | 1 << 4))
+    assert bench.pvalidate(SMALL + 4096, SMALL + 8192)[0] == 0
+    assert bench.ask(101, 1) == (Status.OK, (2).to_bytes(8, "little") + (3).to_bytes(8, "little"))
 
 
 def test_settings() -> None:
