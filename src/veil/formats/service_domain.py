@@ -34,6 +34,7 @@ __all__ = [
     "SERVICES_DOMAIN",
     "CopyIn",
     "DomainCall",
+    "EnclaveContext",
     "GrantCall",
     "Move",
     "ReadVirtual",
@@ -63,6 +64,7 @@ _MOVE = struct.Struct("<HHI")
 _RANGE = struct.Struct("<QQ")
 _COPY = struct.Struct("<QII")
 _RESTRICT = struct.Struct("<HHI")
+_CONTEXT = struct.Struct("<IIQ")
 _READ_VIRTUAL = struct.Struct("<IIQ")
 
 
@@ -88,6 +90,10 @@ class GrantCall(enum.IntEnum):
     """`Restrict`: rights that a level loses for good."""
     READ_VIRTUAL = 3
     """`ReadVirtual` -> what the kernel finds there, while its refused access is decided."""
+    MAKE_VMSA = 4
+    """`EnclaveContext`: a page of an enclave's, filled by the service, becomes a context of VMPL 2."""
+    DROP_VMSA = 5
+    """`EnclaveContext`: it is the enclave's memory again, and zero."""
 
 
 def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -189,6 +195,26 @@ class ReadVirtual:
         if len(body) != _READ_VIRTUAL.size or not 0 < length <= READ_BYTES:
             raise FormatError(f"1 to {READ_BYTES} bytes are read at once, not {length}")
         return cls(vcpu, address, length)
+
+
+@dataclass(frozen=True)
+class EnclaveContext:
+    """A context of VMPL 2 on a VCPU (APIC ID). Its page is its name."""
+
+    vcpu: int
+    gpa: int
+
+    def pack(self) -> bytes:
+        """As it stands in the outbox."""
+        return _CONTEXT.pack(self.vcpu, 0, self.gpa)
+
+    @classmethod
+    def parse(cls, body: bytes) -> EnclaveContext:
+        """Raises FormatError for anything but a page."""
+        vcpu, reserved, gpa = _unpack(_CONTEXT, body)
+        if len(body) != _CONTEXT.size or reserved or gpa % PAGE_SIZE:
+            raise FormatError(f"a context is one page, not {gpa:#x}")
+        return cls(vcpu, gpa)
 
 
 def _unpack(shape: struct.Struct, body: bytes) -> tuple[int, ...]:

@@ -15,16 +15,25 @@ from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.request_block import BlockRequest, take_request, write_answer
-from veil.formats.service_domain import CopyIn, GrantCall, Move, ReadVirtual, Restrict, mailbox_and_outbox
+from veil.formats.service_domain import (
+    CopyIn,
+    EnclaveContext,
+    GrantCall,
+    Move,
+    ReadVirtual,
+    Restrict,
+    mailbox_and_outbox,
+)
 from veil.formats.status import Status
 from veil.formats.termination import MonitorReason
+from veil.monitor.enclave_contexts import find_fault
 from veil.monitor.errors import MonitorError
 from veil.monitor.kernel_memory import KernelMemory, NotMapped
 from veil.monitor.ownership import ROWS, TRANSITIONS
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import retry
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Vmsa
+from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
@@ -86,6 +95,10 @@ class Grants:
             self._copy_in(cpu, CopyIn.parse(request.body))
         elif request.call == GrantCall.RESTRICT:
             yield from self._restrict(cpu, Restrict.parse(request.body))
+        elif request.call == GrantCall.MAKE_VMSA:
+            yield from self._make_vmsa(cpu, EnclaveContext.parse(request.body))
+        elif request.call == GrantCall.DROP_VMSA:
+            yield from self._drop_vmsa(cpu, EnclaveContext.parse(request.body))
         elif request.call == GrantCall.READ_VIRTUAL:
             return self._read_virtual(cpu, ReadVirtual.parse(request.body))
         else:
@@ -125,11 +138,11 @@ class Grants:
             raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
 
     def _adjust(
-        self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission]
+        self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission], *, vmsa: bool = False
     ) -> Generator[None, None, None]:
         for page in pages:
             for domain, allowed in permissions.items():
-                code = yield from retry(cpu, _rmpadjust(cpu, page, PageSize.SIZE_4K, domain, allowed))
+                code = yield from retry(cpu, _rmpadjust(cpu, page, PageSize.SIZE_4K, domain, allowed, vmsa=vmsa))
                 if code != RmpResult.SUCCESS:
                     raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
 
@@ -181,6 +194,60 @@ class Grants:
         except NotMapped as error:
             raise _Refused(Status.BAD_REQUEST, str(error)) from error
 
+    # MAKE_VMSA, DROP_VMSA
+
+    def _make_vmsa(self, cpu: HostedCpu, context: EnclaveContext) -> Generator[None, None, None]:
+        book, rows, gpa = self._state.book, self._state.rows, context.gpa
+        vcpu = self._state.domains.by_apic_id(context.vcpu)
+        if vcpu is None:
+            raise _Refused(Status.BAD_REQUEST, f"there is no VCPU {context.vcpu}")
+        if book.owner(gpa) is not Owner.ENCLAVE:
+            raise _Refused(Status.NOT_ALLOWED, f"the page {gpa:#x} is not an enclave's")
+        if not cpu.view.allows(gpa, Permission.RW, PAGE_SIZE):
+            raise _Refused(Status.UNAVAILABLE, f"the page {gpa:#x} is not validated memory")
+        book.move(gpa, PAGE_SIZE, Owner.ENCLAVE_VMSA)
+        sealed = {domain: rows.permissions(Owner.ENCLAVE_VMSA, domain) for domain in _LEVELS}
+        try:
+            # Out of everybody's reach before it is looked at: what is checked is what will run.
+            yield from self._adjust(cpu, [gpa], sealed)
+            why = find_fault(Vmsa.from_buffer_copy(cpu.view.read(gpa, PAGE_SIZE)), self._state.sev_features)
+            if why is not None:
+                raise _Refused(Status.BAD_REQUEST, why)
+            yield from self._adjust(cpu, [gpa], {Domain.UNT: sealed[Domain.UNT]}, vmsa=True)
+        except (_Refused, RmpViolation) as error:
+            yield from self._take_back(
+                cpu, [gpa], {domain: rows.permissions(Owner.ENCLAVE, domain) for domain in _LEVELS}
+            )
+            book.claim(gpa, PAGE_SIZE, Owner.ENCLAVE)
+            if isinstance(error, _Refused):
+                raise
+            raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
+        # None of them runs by itself: `vmsa` of the table is the one that does.
+        vcpu.contexts[Domain.ENC].vmsas[gpa] = None
+
+    def _drop_vmsa(self, cpu: HostedCpu, context: EnclaveContext) -> Generator[None, None, None]:
+        view, gpa = cpu.view, context.gpa
+        vcpu = self._state.domains.by_apic_id(context.vcpu)
+        if vcpu is None or gpa not in vcpu.contexts[Domain.ENC].vmsas:
+            raise _Refused(Status.NOT_ALLOWED, f"the page {gpa:#x} is no context of VMPL 2 on VCPU {context.vcpu}")
+        sealed = self._state.rows.permissions(Owner.ENCLAVE_VMSA, Domain.UNT)
+        try:
+            efer = view.read_u64(gpa + Vmsa.efer.offset)
+            # No VMRUN enters it from here on, whatever the host tries before the attribute is gone.
+            view.write_u64(gpa + Vmsa.efer.offset, efer & ~Efer.SVME)
+            try:
+                yield from self._adjust(cpu, [gpa], {Domain.UNT: sealed})
+            except _Refused:
+                view.write_u64(gpa + Vmsa.efer.offset, efer)
+                raise
+            view.zero(gpa, PAGE_SIZE)
+            self._state.book.move(gpa, PAGE_SIZE, Owner.ENCLAVE)
+            vcpu.contexts[Domain.ENC].drop(gpa)
+            rows = self._state.rows
+            yield from self._adjust(cpu, [gpa], {domain: rows.permissions(Owner.ENCLAVE, domain) for domain in _LEVELS})
+        except RmpViolation as error:
+            raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
+
     # RESTRICT
 
     def _restrict(self, cpu: HostedCpu, restrict: Restrict) -> Generator[None, None, None]:
@@ -231,5 +298,7 @@ class Grants:
             return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
 
 
-def _rmpadjust(cpu: HostedCpu, gpa: int, size: PageSize, domain: Domain, permissions: Permission) -> Callable[[], int]:
-    return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions)
+def _rmpadjust(
+    cpu: HostedCpu, gpa: int, size: PageSize, domain: Domain, permissions: Permission, *, vmsa: bool = False
+) -> Callable[[], int]:
+    return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions, vmsa=vmsa)

@@ -95,6 +95,9 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
     (Owner.KERNEL, Owner.MODULE_CODE): _BY_SERVICE,
     (Owner.MODULE_CODE, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE): _BY_SERVICE,
+    # By requests of their own, in which the page's content is checked, and its registers erased.
+    (Owner.ENCLAVE, Owner.ENCLAVE_VMSA): _BY_CALL,
+    (Owner.ENCLAVE_VMSA, Owner.ENCLAVE): Transition(zero=True),
     # An enclave's secrets end with it.
     (Owner.ENCLAVE, Owner.KERNEL): _BY_SERVICE_ZEROED,
 }

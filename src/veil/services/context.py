@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, TypeVar
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_domain import COPY_PAGES, CopyIn, GrantCall, Move, ReadVirtual, Restrict
+from veil.formats.service_domain import COPY_PAGES, CopyIn, EnclaveContext, GrantCall, Move, ReadVirtual, Restrict
 from veil.formats.status import Status
 
 if TYPE_CHECKING:
@@ -122,6 +122,17 @@ class MonitorClient:
         The kernel could read it there itself, and can change it at any time.
         """
         return (yield from _ask(GrantCall.READ_VIRTUAL, ReadVirtual(vcpu, address, length).pack()))
+
+    def make_vmsa(self, vcpu: int, gpa: int) -> Asking[None]:
+        """A page of ENCLAVE, which holds a VMSA of VMPL 2 and CPL 3, becomes a context of this VCPU (APIC ID).
+
+        From here on nobody but VeilMon reaches its registers.
+        """
+        yield from _ask(GrantCall.MAKE_VMSA, EnclaveContext(vcpu, gpa).pack())
+
+    def drop_vmsa(self, vcpu: int, gpa: int) -> Asking[None]:
+        """It becomes a page of ENCLAVE again, zeroed. UNAVAILABLE while it runs."""
+        yield from _ask(GrantCall.DROP_VMSA, EnclaveContext(vcpu, gpa).pack())
 
 
 def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:
