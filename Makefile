@@ -57,7 +57,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=10 $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_OPTIONS)
 
 # In parts: .venv/bin/python -m bench --help
 bench: $(STAMP)

@@ -1,7 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`."""
+"""How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`.
 
+And which tests come first when several processes share them.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+_E2E = Path(__file__).parent / "e2e"
+#: each of its boots takes a minute
+_LONGEST = "test_torture.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first, so that no process has much left to do when the others are done."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (item.path.name != _LONGEST, not item.path.is_relative_to(_E2E)))
+
 
 # A change is judged by its own doing: an example that no run has found before is for `make soak`.
 # How long one takes says something of the computer.

@@ -157,9 +157,10 @@ def _module_nodes(
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
-    wanted = [*present_modules(tree, _CHANNEL), *modules]
-    if present_modules(tree, [_TSM]):
-        wanted = [*wanted, *present_modules(tree, _ATTESTATION)]
+    present = set(present_modules(tree, [*_CHANNEL, _TSM, *_ATTESTATION]))
+    wanted = [*(name for name in _CHANNEL if name in present), *modules]
+    if _TSM in present:
+        wanted += [name for name in _ATTESTATION if name in present]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}
     collected = collect_modules(tree, list(parameters))
     parameters[_DRIVER] = driver_options
