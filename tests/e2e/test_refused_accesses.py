@@ -112,6 +112,17 @@ def test_a_host_that_never_hands_it_on(resume: Resume) -> None:
     assert kernel.monitor.read_u64(GUARDED) == 0
 
 
+def test_users_are_served_when_a_refusal_has_ended_the_kernel(resume: Resume) -> None:
+    kernel = protect(resume(), allowed=0)
+    end = kernel.vm.hypervisor.kernel_end
+    end.is_outlived = True
+    kernel.start(store(0x666))
+    kernel.vm.hypervisor.run(until=lambda: end.error is not None, timeout=10)
+    assert isinstance(end.error, NestedPageFault)
+    assert ask(kernel.vm, HEARD)
+    assert kernel.monitor.read_u64(GUARDED) == 0
+
+
 def test_string_stores(resume: Resume) -> None:
     kernel = protect(resume(), allowed=1)
     kernel.kernel.write(SOURCE, b"patched text")

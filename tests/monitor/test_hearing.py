@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.guarding import ALLOW, HEARD, PROTECT, Guard
+from tests.guarding import ALLOW, HEARD, PROTECT, RELEASE, Guard
 from tests.monitor.echo import Services as Echoes
 from tests.monitor.faults import C_BIT, CODE_AT, IDT, PML4, REFUSED, STACK, fault, gate, stopped, tables
 from tests.monitor.harness import (
@@ -165,7 +165,6 @@ def test_a_service_that_fails_stops_the_vcpu_and_nothing_else(bench: Bench, how:
         {"info": REFUSED & ~(1 << 36)},
         {"info": REFUSED & ~(1 << 31)},
         {"info": REFUSED | 1 << 35},
-        {"gpa": SMALL + PAGE},
         {"gpa": MONITOR},
         {"gpa": SERVICES},
         {"gpa": 1 << 50},
@@ -269,6 +268,28 @@ def test_without_a_guard_nothing_is_asked() -> None:
     vmsa = fault(bench)
     assert not stopped(vmsa)
     assert vmsa.guest_exit_code == NPF
+
+
+def test_pages_that_the_service_gives_back(bench: Bench) -> None:
+    assert bench.ask(Guard.number, RELEASE, struct.pack("<Q", SMALL)) == (Status.OK, b"")
+    bench.kernel.write(SMALL, b"mine")
+    # A fault from before, which the host hands on now: the instruction is simply tried again.
+    for info in (REFUSED, REFUSED & ~2, REFUSED & ~2 | 1 << 4):
+        vmsa = fault(bench, info=info)
+        assert not stopped(vmsa)
+        assert (vmsa.rip, vmsa.rax) == (CODE_AT, 0x1122334455667788)
+    assert not guard_of(bench).asked
+
+
+def test_a_right_that_is_there_for_reading_only(bench: Bench) -> None:
+    """The service is asked about what is refused still, and about nothing else."""
+    guard_of(bench).say = lambda access: Verdict.refuse()
+    assert not stopped(fault(bench, info=REFUSED & ~2))
+    assert not stopped(fault(bench, info=REFUSED & ~2 | 1 << 4)), "code is executed"
+    assert not guard_of(bench).asked
+    assert stopped(fault(bench, info=REFUSED & ~2 | 1 << 4, cpl=3)), "but by the supervisor only"
+    assert stopped(fault(bench))
+    assert len(guard_of(bench).asked) == 2
 
 
 # Virtual memory
@@ -428,11 +449,15 @@ def test_vcpus_that_come_and_go(bench: Bench) -> None:
 
 
 def test_a_host_that_does_not_let_them_hear(bench: Bench) -> None:
-    """The kernel's call is done all the same."""
+    """The kernel's call is done all the same, and the services learn later how much they do not know."""
+    reports: list[Report] = []
+    guard_of(bench).listen = reports.append
     bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_SERVICES else None
-    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    assert bench.pvalidate(SMALL + PAGE, SMALL + 2 * PAGE)[0] == OK
     bench.on_request = lambda request: None
-    assert heard(bench) == []
+    assert bench.pvalidate(SMALL + 3 * PAGE)[0] == OK
+    (report,) = reports
+    assert ([item.gpa for item in report.events], report.lost) == ([SMALL + 3 * PAGE], 2)
 
 
 def test_a_service_that_fails_to_hear(bench: Bench) -> None:

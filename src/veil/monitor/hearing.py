@@ -45,6 +45,10 @@ class Hearing:
         else:
             self._lost += 1
 
+    def lose(self, report: Report) -> None:
+        """It was taken and could not be told: the next report counts it."""
+        self._lost += len(report.events) + report.lost
+
     def take(self) -> Report:
         """What is to be told now."""
         report = Report(self._noted, min(self._lost, (1 << 32) - 1))

@@ -14,13 +14,14 @@ from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.request_block import BlockRequest
 from veil.formats.service_domain import SERVICES_DOMAIN, DomainCall
-from veil.formats.service_events import Decision, RefusedAccess, Registers, Verdict
+from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
 from veil.formats.status import Status
 from veil.monitor.exceptions import CannotDeliver, deliver
+from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.services_mailbox import ServicesUnavailable
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Efer, Vmsa
-from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL
+from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
 
 if TYPE_CHECKING:
     from veil.monitor.contexts import VcpuContexts
@@ -66,7 +67,7 @@ def decide_refusal(
     try:
         vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE_SIZE))
         verdict = yield from _ask(state, domain, host, vcpu, gpa, vmsa)
-        if _apply(host, vmsa, verdict):
+        if verdict is None or _apply(host, vmsa, verdict):
             for name in (*_GPRS, "rip", "rflags", "cr2"):
                 view.write_u64(gpa + getattr(Vmsa, name).offset, getattr(vmsa, name))
             view.write_u64(gpa + Vmsa.efer.offset, efer | _SVME)
@@ -76,13 +77,17 @@ def decide_refusal(
 
 def _ask(
     state: MonitorState, domain: ServiceDomain, host: Ghcb, vcpu: VcpuContexts, gpa: int, vmsa: Vmsa
-) -> Generator[None, None, Verdict]:
+) -> Generator[None, None, Verdict | None]:
+    """None: the context goes on as it is."""
     hearing = state.hearing
     assert hearing is not None
     info, owner = vmsa.exit_info_1, state.book.owner(vmsa.exit_info_2)
     # A page that the host shares, took away or holds in another size is the host's to mend; nobody's rights are at
     # stake. In the delivery of an event there is no instruction that a service could carry out.
     refused = info & FAULT_RMP and info & FAULT_VMPL and not info & FAULT_SIZEM
+    if refused and _is_allowed(host, vmsa):
+        # Another VCPU got the page back from a service meanwhile: the instruction is tried again.
+        return None
     if not refused or owner not in hearing.guards or vmsa.exit_int_info & _EVENT_VALID:
         return Verdict.refuse()
     access = RefusedAccess(vcpu.apic_id, gpa, vmsa.exit_info_2, info, owner, _registers(vmsa))
@@ -93,6 +98,17 @@ def _ask(
         return Verdict.parse(body) if status == Status.OK else Verdict.refuse()
     except (ServicesUnavailable, FormatError):
         return Verdict.refuse()
+
+
+def _is_allowed(host: Ghcb, vmsa: Vmsa) -> bool:
+    """May VMPL 3 do by now what it was refused?"""
+    if vmsa.exit_info_1 & Access.WRITE:
+        needed = Permission.W
+    elif vmsa.exit_info_1 & Access.FETCH:
+        needed = Permission.UX if vmsa.cpl == 3 else Permission.SX
+    else:
+        needed = Permission.R
+    return host.cpu.view.lower(KERNEL_VMPL).allows(vmsa.exit_info_2, needed)
 
 
 def _registers(vmsa: Vmsa) -> Registers:

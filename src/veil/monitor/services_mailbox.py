@@ -16,13 +16,13 @@ from veil.formats.service_domain import (
     mailbox_and_outbox,
     parse_description,
 )
-from veil.formats.service_events import Report
 from veil.formats.status import Status
 from veil.monitor.ghcb import host_features
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.monitor.grants import Grants
+    from veil.monitor.hearing import Hearing
     from veil.monitor.parameters import MonitorParameters
     from veil.snp.view import View
 
@@ -63,26 +63,37 @@ class ServiceDomain:
         except (ValueError, KeyError, TypeError) as error:
             raise ServicesUnavailable(f"the services do not say who they are: {error!r}") from error
 
-    def tell(self, host: Ghcb, vcpu: int, report: Report) -> Generator[None, None, None]:
-        """What was done for the kernel. A host that does not run the domain has it hear nothing, until it asks."""
+    def tell(self, host: Ghcb, vcpu: int, hearing: Hearing) -> Generator[None, None, None]:
+        """What was done for the kernel, on whichever VCPU, in its order. What the host keeps from them is counted."""
+        yield from self._wait(host)
         try:
-            yield from self.request(host, vcpu, BlockRequest(SERVICES_DOMAIN, DomainCall.HEAR, report.pack()))
-        except ServicesUnavailable:
-            return
+            if not hearing.waits:
+                return  # another VCPU has told it
+            report = hearing.take()
+            try:
+                asked = BlockRequest(SERVICES_DOMAIN, DomainCall.HEAR, report.pack())
+                yield from self._request(host, vcpu, asked)
+            except ServicesUnavailable:
+                hearing.lose(report)
+        finally:
+            self.busy = False
 
     def request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:
         """Ask and wait. Raises ServicesUnavailable if the host does not let the domain run.
 
         The domain may have to ask VeilMon before it can answer, for another VCPU's kernel as well: that is served here.
         """
-        while self.busy:
-            # Another VCPU has it. There is nothing to do but to let the host run that one.
-            yield from host_features(host.cpu)
-        self.busy = True
+        yield from self._wait(host)
         try:
             return (yield from self._request(host, vcpu, request))
         finally:
             self.busy = False
+
+    def _wait(self, host: Ghcb) -> Generator[None, None, None]:
+        """Until the mailbox is this VCPU's. While another one has it there is only that the host may run that one."""
+        while self.busy:
+            yield from host_features(host.cpu)
+        self.busy = True
 
     def _request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:
         # What the domain finds to say later to a request that was given up must not pass for another one's answer.

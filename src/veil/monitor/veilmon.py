@@ -243,5 +243,5 @@ class VeilMon:
     def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
         """The services hear what was done for the kernel."""
         hearing = self.state.hearing
-        while hearing is not None and hearing.waits:
-            yield from self._service_domain(cpu).tell(self._hosts[vcpu.apic_id], vcpu.apic_id, hearing.take())
+        if hearing is not None and hearing.waits:
+            yield from self._service_domain(cpu).tell(self._hosts[vcpu.apic_id], vcpu.apic_id, hearing)
