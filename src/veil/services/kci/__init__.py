@@ -8,6 +8,7 @@ from veil.services.kci.code_rules import CodeRules, Configuration, Explanation, 
 from veil.services.kci.errors import ImageError, KciError, TableError
 from veil.services.kci.image import AddressRange, KernelImage, Segment
 from veil.services.kci.kernel_code import KernelCode
+from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.patches import Patch, PatchRefused, Step, decide
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 from veil.services.kci.surroundings import Surroundings
@@ -24,6 +25,7 @@ __all__ = [
     "KernelCode",
     "KernelImage",
     "KernelRanges",
+    "ModuleCode",
     "Patch",
     "PatchRefused",
     "PatchTables",

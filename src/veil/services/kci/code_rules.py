@@ -206,18 +206,15 @@ class CodeRules:
 
     def _find_dependent(self) -> None:
         """Groups whose outcomes hold returns, which are known only with the form of returns."""
-        returns = np.concatenate([self._returns, self._moved_returns])
-        returns.sort()
-        self._dependent = set()
-        entries: dict[int, list[tuple[int, int]]] = {}
-        for site, source, size in self._alternatives[["site", "replacement", "size"]].tolist():
-            entries.setdefault(site, []).append((source, size))
-        for number, group in enumerate(self._groups):
-            spans = [(group.site, group.length), *entries.get(group.site, [])]
-            for start, size in spans:
-                at = int(np.searchsorted(returns, np.uint64(start)))
-                if at < len(returns) and int(returns[at]) < start + size:
-                    self._dependent.add(number)
+        returns = np.sort(np.concatenate([self._returns, self._moved_returns]))
+        entries = self._alternatives
+        groups = np.array([group.site for group in self._groups], np.uint64)
+        lengths = np.array([group.length for group in self._groups], np.uint64)
+        starts = np.concatenate([groups, entries["replacement"]])
+        ends = starts + np.concatenate([lengths, entries["size"].astype(np.uint64)])
+        holding = np.searchsorted(returns, starts) < np.searchsorted(returns, ends)
+        sites = np.concatenate([groups, entries["site"]])[holding]
+        self._dependent = set(np.searchsorted(groups, sites).tolist())
 
     def explain(self, now: bytes, data: ReadMemory, configuration: Configuration | None = None) -> Explanation:
         """Explain the code as it is `now`; `data` reads the kernel's variables that its patches follow.
@@ -293,6 +290,8 @@ class CodeRules:
             return code[address - start : address - start + length].tobytes()
 
         def replacement(address: int, length: int) -> bytes:
+            if address in self.range:
+                return original(address, length)
             piece = bytearray(self._replacement(address, length))
             first = int(np.searchsorted(self._moved_returns, np.uint64(address)))
             for site in self._moved_returns[first:].tolist():

@@ -51,10 +51,13 @@ class Symbols:
             raise ImageError(f"the kernel image has no symbol {name}")
         return address
 
-    def matching(self, pattern: str) -> dict[str, int]:
-        """The symbols whose whole names match a regular expression."""
-        whole = re.compile(pattern)
-        return {name: address for name, address in self._by_name.items() if whole.fullmatch(name)}
+    def named(self, *, prefix: str = "", suffix: str = "") -> dict[str, int]:
+        """The symbols whose names begin and end in a way."""
+        return {
+            name: address
+            for name, address in self._by_name.items()
+            if name.startswith(prefix) and name.endswith(suffix)
+        }
 
     def functions(self) -> NDArray[np.uint64]:
         """The addresses of all symbols in text, in order."""

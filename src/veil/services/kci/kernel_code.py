@@ -24,5 +24,5 @@ class KernelCode(CodeRules):
             tables,
             image.read,
             kernel_surroundings(image, text, tables),
-            image.symbols.matching(r"__SCT__\w+").values(),
+            image.symbols.named(prefix="__SCT__").values(),
         )

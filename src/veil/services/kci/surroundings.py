@@ -44,6 +44,8 @@ class Surroundings:
     """Functions that those may call though nothing points at them: the one that goes through a list of tracers."""
     targets: NDArray[np.uint64]
     """Functions that may be called through a pointer, in order; static calls may lead there."""
+    marked: bool
+    """The compiler prepared for IBT: such functions begin with ENDBR64."""
 
     def admit(self, *, entry_targets: Iterable[int] = (), targets: Iterable[int] = ()) -> Surroundings:
         """The same with more ftrace trampolines, and with more functions (those of a module that was verified)."""
@@ -62,11 +64,13 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
     """Read them from the kernel's symbols."""
     symbols = image.symbols
     thunks = {
-        name: at for name, at in symbols.matching(r"\w+_return_thunk").items() if at in text and not _padding(name)
+        name: at for name, at in symbols.named(suffix="_return_thunk").items() if at in text and not _padding(name)
     }
     first, second = symbols.get("__x86_indirect_thunk_rax"), symbols.get("__x86_indirect_thunk_rcx")
     functions = symbols.functions()
     functions = functions[(functions >= np.uint64(text.start)) & (functions < np.uint64(text.end))]
+    marked = len(tables.endbr_seals) > 0
+    code = image.read(text.start, text.size)
     callers = [at for name in ("ftrace_caller", "ftrace_regs_caller") if (at := symbols.get(name)) is not None]
     calls = [at for name in ("ftrace_call", "ftrace_regs_call") if (at := symbols.get(name)) is not None]
     # An alias that the linker script makes of the other, so that no compiler sees its address taken.
@@ -83,25 +87,28 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
         entry_targets=np.array(sorted(callers), np.uint64),
         dispatchers=tuple(calls),
         dispatch_targets=np.array(sorted(lists), np.uint64),
-        targets=entries(image.read(text.start, text.size), text.start, functions, tables.endbr_seals),
+        targets=entries(code, text.start, functions, tables.endbr_seals, marked=marked),
+        marked=marked,
     )
 
 
-def entries(code: bytes, base: int, functions: NDArray[np.uint64], seals: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def entries(
+    code: bytes, base: int, functions: NDArray[np.uint64], seals: NDArray[np.uint64], *, marked: bool
+) -> NDArray[np.uint64]:
     """Those of `functions` that may be called through a pointer.
 
     A compiler that prepares for IBT starts each with ENDBR64, and objtool lists those whose address nobody takes, which
-    are sealed. Code without ENDBR64 (no CONFIG_X86_KERNEL_IBT) does not say: then all functions count.
+    are sealed. Other code (no CONFIG_X86_KERNEL_IBT) does not say: then all functions count.
     """
     functions = np.unique(functions)
-    if not len(seals):
+    if not marked:
         return functions
     raw = np.frombuffer(code, np.uint8)
     offsets = (functions - np.uint64(base)).astype(np.int64)
     fits = offsets + len(ENDBR) <= len(raw)
     functions, offsets = functions[fits], offsets[fits]
-    marked = (raw[offsets[:, None] + np.arange(len(ENDBR))] == np.frombuffer(ENDBR, np.uint8)).all(axis=1)
-    return np.setdiff1d(functions[marked], seals, assume_unique=False)
+    prepared = (raw[offsets[:, None] + np.arange(len(ENDBR))] == np.frombuffer(ENDBR, np.uint8)).all(axis=1)
+    return np.setdiff1d(functions[prepared], seals)
 
 
 def _padding(name: str) -> bool:

@@ -47,7 +47,7 @@ _SYMBOLS = {
     ".static_call_sites": ("__start_static_call_sites", "__stop_static_call_sites"),
     ".static_call_tramp_key": ("__start_static_call_tramp_key", "__stop_static_call_tramp_key"),
 }
-_CONSTANT = r"__start_runtime_(?P<kind>[a-z]+)_(?P<name>\w+)"
+_CONSTANT = "__start_runtime_"
 
 
 class Section(NamedTuple):
@@ -98,8 +98,8 @@ def kernel_tables(image: KernelImage) -> PatchTables:
     inside = [segment.range for segment in image.segments]
     tables = parse_tables(sections, inside)
     constants = []
-    for symbol in image.symbols.matching(_CONSTANT):
-        kind, _, name = symbol.removeprefix("__start_runtime_").partition("_")
+    for symbol in image.symbols.named(prefix=_CONSTANT):
+        kind, _, name = symbol.removeprefix(_CONSTANT).partition("_")
         found = image.between(symbol, symbol.replace("__start_", "__stop_", 1))
         if found is not None:
             sites = _relative(Section(*found), symbol)

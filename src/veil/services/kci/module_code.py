@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rules for a module's code: the kernel's own, from the module's tables, with the kernel around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from veil.formats.kci import MemoryType
+from veil.services.kci.code_rules import CodeRules
+from veil.services.kci.errors import TableError
+from veil.services.kci.image import AddressRange
+from veil.services.kci.modules.prepared import Prepared
+from veil.services.kci.surroundings import Surroundings, entries
+from veil.services.kci.tables import PatchTables, Section, parse_tables
+
+__all__ = ["ModuleCode"]
+
+_CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
+
+
+class ModuleCode:
+    """What each piece of a prepared module's code may hold once the kernel has patched it.
+
+    `near` is the kernel around with all modules that were verified before. Raises TableError for tables that no sound
+    module has, a site outside of the module's own code first of all: the kernel would patch itself there.
+    """
+
+    def __init__(self, prepared: Prepared, near: Surroundings) -> None:
+        self._images = {kind: (prepared.memory[kind].address, prepared.images[kind]) for kind in _CODE
+                        if prepared.images.get(kind)}  # fmt: skip
+        inside = [AddressRange(at, at + len(code), f"{prepared.name} {kind.name}")
+                  for kind, (at, code) in self._images.items()]  # fmt: skip
+        sections = {name: Section(piece.address, piece.data) for name, piece in prepared.sections.items()}
+        tables = parse_tables(sections, inside)
+        self.targets: list[int] = []
+        """Functions that may be called through a pointer, for `Surroundings.admit()` once the module is verified."""
+        for at, code in self._images.values():
+            found = entries(code, at, _between(prepared.symbols, at, len(code)), tables.endbr_seals, marked=near.marked)
+            self.targets += [int(address) for address in found]
+        trampolines = [at for name, at in prepared.symbols.items() if name.startswith("__SCT__")]
+        own = near.admit(targets=self.targets)
+        self.rules: Mapping[MemoryType, CodeRules] = {
+            kind: CodeRules(at, code, _tables(tables, kind), self._read, own, trampolines)
+            for kind, (at, code) in self._images.items()
+        }
+
+    def _read(self, address: int, length: int) -> bytes:
+        for at, code in self._images.values():
+            if at <= address and address + length <= at + len(code):
+                return code[address - at : address - at + length]
+        raise TableError(f"{address:#x}+{length:#x} is not in the module's code")
+
+
+def _tables(tables: PatchTables, kind: MemoryType) -> PatchTables:
+    # The kernel leaves the lock prefixes of init code alone (alternatives_smp_module_add() gets the text only).
+    if kind is MemoryType.INIT_TEXT:
+        return replace(tables, smp_locks=np.empty(0, np.uint64))
+    return tables
+
+
+def _between(symbols: Mapping[str, int], start: int, size: int) -> NDArray[np.uint64]:
+    return np.array(sorted(at for at in symbols.values() if start <= at < start + size), np.uint64)
