@@ -320,4 +320,4 @@ def test_any_page(
             assert set(answer) == {"info1", "info2"}
     for page in private:
         if guest.view.private[page]:
-            assert not any(guest.view.memory[page * PAGE : (page + 1) * PAGE])
+            assert guest.view.memory[page * PAGE : (page + 1) * PAGE] == bytes(PAGE)
