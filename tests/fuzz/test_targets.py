@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every fuzzing target for a moment: hostile inputs end in FormatError or RemoteError, invariants hold."""
+"""Every fuzzing target for a moment: hostile inputs end in one of the errors that are for them, invariants hold."""
 
 from __future__ import annotations
 

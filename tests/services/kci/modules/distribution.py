@@ -22,6 +22,7 @@ __all__ = [
     "certificate_list",
     "exported",
     "kernel",
+    "kernel_symbols",
     "keyring",
     "module_file",
     "names",
@@ -96,6 +97,17 @@ def _sections() -> dict[str, tuple[int, bytes]]:
         for name, kind, _, address, offset, size in headers
         if kind not in (0, 8)
     }
+
+
+def kernel_symbols() -> dict[str, int]:
+    """Where the kernel ends, and its per-CPU variables; a service takes them from the kernel's own symbols."""
+    data = _vmlinux()
+    (table,) = struct.unpack_from("<Q", data, 0x20)
+    (count,) = struct.unpack_from("<H", data, 0x38)
+    loads = [struct.unpack_from("<IIQQQQQQ", data, table + 56 * index) for index in range(count)]
+    end = max(virtual + size for kind, _, _, virtual, _, _, size, _ in loads if kind == 1)
+    start, percpu = _sections()[".data..percpu"]
+    return {"_end": end, "__per_cpu_end": start + len(percpu)}
 
 
 @functools.cache

@@ -27,6 +27,8 @@ PATCH_TABLES = (
     ".cfi_sites", ".ibt_endbr_seal", "__mcount_loc", "__jump_table", ".static_call_sites", "__bug_table",
 )  # fmt: skip
 
+_UNWINDER = (".orc_unwind", ".orc_unwind_ip")
+
 
 @dataclass(frozen=True)
 class AdmittedFile:
@@ -105,7 +107,9 @@ class Prepared:
     """Where all of it is; its code, and its data that is never written, are in `images`."""
     images: Mapping[MemoryType, bytes]
     """Whole pages of TEXT, INIT_TEXT, RODATA and INIT_RODATA, gaps and tails zero. The loader sorts a few tables in
-    RODATA: so they are sorted here."""
+    RODATA: so they are sorted here, but for `unordered`."""
+    unordered: tuple[range, ...]
+    """Addresses in RODATA of the unwinder's tables, whose order is the loader's own: nothing is said of these bytes."""
     sections: Mapping[str, Placed]
     """All sections with memory and content, by name; tables in the file's order. Of several sections of one name, which
     no table has, one is here."""
@@ -148,6 +152,7 @@ def prepare(
         admitted.signer,
         dict(memory),
         _images(elf, layout, memory, contents),
+        tuple(range(sections[name].address, sections[name].end) for name in _UNWINDER if name in sections),
         sections,
         values.defined(),
         values.external,

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tables in read-only data that the loader sorts before anybody uses them: fault handlers, ftrace's sites, ORC.
-
-Linux: lib/extable.c (sort_extable), kernel/trace/ftrace.c (ftrace_process_locs), arch/x86/kernel/unwind_orc.c
-(unwind_module_init).
-"""
+"""Tables in read-only data that the loader sorts before anybody uses them: faults' handlers, ftrace's sites (Linux,
+lib/extable.c: sort_extable; kernel/trace/ftrace.c: ftrace_process_locs)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the stock kernel makes of its distribution's modules, against what VeilS-KCI computes from their files."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.kernel_memory import KernelMemory
+from tests.services.kci.modules.distribution import (
+    KINDS,
+    exported,
+    kernel_symbols,
+    keyring,
+    module_file,
+    with_dependencies,
+)
+from veil.cvm import ConfidentialVM
+from veil.formats.kci import MemoryType, ModuleMemory
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.kci.modules import ExportedSymbols, ModuleSpace, Prepared, admit, prepare
+from veil.services.kci.modules.elf import ModuleElf
+from veil.services.kci.modules.layout import lay_out
+
+Resume = Callable[[], ConfidentialVM]
+
+#: The software machine's processor has not what they are for.
+_OTHER_PROCESSORS = {"aegis128-aesni", "serpent-avx-x86_64", "serpent-avx2"}
+
+
+class Guest:
+    """A booted kernel into which modules are loaded, each computed as VeilS-KCI would."""
+
+    def __init__(self, vm: ConfidentialVM) -> None:
+        self.vm = vm
+        self.memory = KernelMemory(vm)
+        self.space = ModuleSpace.of_kernel(kernel_symbols())
+        self.exported = ExportedSymbols(exported())
+
+    def sh(self, script: str) -> str:
+        done = self.vm.run(["/bin/sh", "-c", script])
+        assert done.exit_status == 0, done.stderr
+        return done.stdout.decode()
+
+    def insert(self, file: bytes, place: Path) -> Prepared:
+        """Load a module if it is not there, and compute what its memory must be."""
+        (place / "module.ko").write_bytes(file)
+        admitted = admit(file, keyring())
+        elf = ModuleElf(admitted.body)
+        self.vm.copy_in(place / "module.ko", "/tmp/module.ko")
+        told = self.sh(
+            f"[ -d /sys/module/{elf.name}/sections ] || insmod /tmp/module.ko || exit 1\n"
+            f"cd /sys/module/{elf.name}/sections && grep -r '' ."
+        )
+        if lay_out(elf).percpu:
+            # Slow: a long list, of which the kernel computes every line.
+            told += self.sh(f"cat /proc/kallsyms | grep -F '[{elf.name}]'")
+        prepared = prepare(admitted, _memory(elf, told), _percpu(elf, told), self.exported, self.space)
+        self.exported.add(prepared.name, prepared.exports)
+        return prepared
+
+    def unexplained(self, module: Prepared) -> list[str]:
+        """Bytes in memory that are neither as computed nor where the module's own tables let the kernel change them."""
+        allowed = {address + at for address, size in _sites(module) for at in range(size)}
+        for unordered in module.unordered:
+            allowed |= set(unordered)
+        found = []
+        for kind in (MemoryType.TEXT, MemoryType.RODATA):
+            image, address = module.images.get(kind, b""), module.memory[kind].address if kind in module.memory else 0
+            now = np.frombuffer(self.memory.read(address, len(image)), np.uint8)
+            wrong = [address + int(at) for at in np.nonzero(now != np.frombuffer(image, np.uint8))[0]]
+            found += [f"{module.name}: {kind.name}+{at - address:#x}" for at in wrong if at not in allowed]
+        return found
+
+
+def _memory(elf: ModuleElf, told: str) -> dict[MemoryType, ModuleMemory]:
+    """`struct module`'s mem[], from where the kernel says that the sections are."""
+    addresses = {name: int(at, 16) for name, at in re.findall(r"^\./(\S+):0x(\w+)$", told, re.MULTILINE)}
+    layout = lay_out(elf)
+    memory: dict[MemoryType, ModuleMemory] = {}
+    for index, (kind, offset) in layout.offsets.items():
+        section = elf.sections[index]
+        if section.size:
+            size = -(-layout.sizes[kind] // PAGE_SIZE) * PAGE_SIZE
+            place = ModuleMemory(addresses[section.name] - offset, size)
+            assert memory.setdefault(kind, place) == place, f"{section.name} of {elf.name} lies elsewhere"
+    return memory
+
+
+def _percpu(elf: ModuleElf, told: str) -> int:
+    """`struct module`'s percpu, by a symbol of the per-CPU variables; 0 without any."""
+    addresses = {name: int(at, 16) for at, name in re.findall(r"^(\w+) . (\S+)\t", told, re.MULTILINE)}
+    index = lay_out(elf).percpu
+    for number in np.nonzero(elf.symbols["section"] == index)[0].tolist() if index else ():
+        if elf.symbol_name(number) in addresses:
+            return addresses[elf.symbol_name(number)] - int(elf.symbols["value"][number])
+    return 0
+
+
+def _sites(module: Prepared) -> Iterator[tuple[int, int]]:
+    """Where the module's own tables let the kernel change its code: address, bytes."""
+
+    def entries(name: str, size: int) -> Iterator[int]:
+        section = module.sections.get(name)
+        if section is not None:
+            yield from range(section.address, section.end, size)
+
+    def relative(at: int) -> int:
+        section = next(section for section in module.sections.values() if section.address <= at < section.end)
+        return at + int(struct.unpack_from("<i", section.data, at - section.address)[0])
+
+    sizes = {".return_sites": 5, ".retpoline_sites": 6, ".ibt_endbr_seal": 4, ".smp_locks": 1}
+    for name, size in sizes.items():
+        yield from ((relative(at), size) for at in entries(name, 4))
+    yield from ((relative(at), 5) for at in entries("__jump_table", 16))
+    yield from ((relative(at), 5) for at in entries(".static_call_sites", 8))
+    yield from ((address, 8) for name, address in module.symbols.items() if name.startswith("__SCT__"))
+    for at in entries(".altinstructions", 14):
+        table = module.sections[".altinstructions"]
+        yield relative(at), table.data[at - table.address + 12]
+    if "__mcount_loc" in module.sections:
+        yield from ((at, 5) for at in np.frombuffer(module.sections["__mcount_loc"].data, "<u8").tolist())
+
+
+@pytest.fixture
+def guest(resume: Resume) -> Guest:
+    return Guest(resume())
+
+
+def test_modules_in_memory(guest: Guest, tmp_path: Path) -> None:
+    """Code with and without each kind of patch site, per-CPU variables, exports for each other."""
+    names = with_dependencies(("dm-mod", "loop", "zram", "dummy", "tun", "overlay", "nft_compat", "sch_fq", "cpuid"))
+    modules = {name: guest.insert(module_file(name), tmp_path) for name in names}
+    assert [wrong for module in modules.values() for wrong in guest.unexplained(module)] == []
+    for table in (".altinstructions", ".smp_locks", ".static_call_sites", "__jump_table", ".retpoline_sites"):
+        assert any(table in module.sections for module in modules.values())
+    assert any(section.name == ".data..percpu" for section in ModuleElf(admit(module_file("zsmalloc"), keyring()).body)
+               .sections)  # fmt: skip
+
+    # What would be seen: one byte of code that is not a patch site, in the middle of an instruction or between two.
+    module = modules["dummy"]
+    at = module.symbols["dummy_xmit"] + 9
+    assert all(not address <= at < address + size for address, size in _sites(module))
+    guest.memory.write(at, bytes([guest.memory.read(at, 1)[0] ^ 1]))
+    assert guest.unexplained(module) == [f"dummy: TEXT+{at - module.memory[MemoryType.TEXT].address:#x}"]
+
+
+@pytest.mark.soak
+def test_modules_of_all_kinds(guest: Guest, tmp_path: Path) -> None:
+    done = []
+    for name in with_dependencies(KINDS):
+        if name in _OTHER_PROCESSORS:
+            continue
+        done.append(guest.insert(module_file(name), tmp_path))
+        assert guest.unexplained(done[-1]) == []
+    assert len(done) > 60
