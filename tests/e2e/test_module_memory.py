@@ -4,25 +4,18 @@
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.kernel_memory import KernelMemory
-from tests.services.kci.modules.distribution import (
-    KINDS,
-    exported,
-    kernel_symbols,
-    keyring,
-    module_file,
-    with_dependencies,
-)
+from tests.e2e.kernel_text import RunningKernel, admit_hooks
+from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import MemoryType, ModuleMemory
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.kci import KernelCode, ModuleCode
 from veil.services.kci.modules import ExportedSymbols, ModuleSpace, Prepared, admit, prepare
 from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.layout import lay_out
@@ -38,8 +31,14 @@ class Guest:
 
     def __init__(self, vm: ConfidentialVM) -> None:
         self.vm = vm
-        self.memory = KernelMemory(vm)
-        self.space = ModuleSpace.of_kernel(kernel_symbols())
+        self.running = RunningKernel(vm)
+        self.kernel = KernelCode(image())
+        admit_hooks(self.kernel, self.running)
+        now = self.running.read(self.kernel.range.start, self.kernel.range.size)
+        explained = self.kernel.explain(now, self.running.read)
+        assert explained.sound
+        self.configuration = explained.configuration
+        self.space = ModuleSpace.of_kernel(image())
         self.exported = ExportedSymbols(exported())
 
     def sh(self, script: str) -> str:
@@ -65,17 +64,25 @@ class Guest:
         return prepared
 
     def unexplained(self, module: Prepared) -> list[str]:
-        """Bytes in memory that are neither as computed nor where the module's own tables let the kernel change them."""
-        allowed = {address + at for address, size in _sites(module) for at in range(size)}
-        for unordered in module.unordered:
-            allowed |= set(unordered)
+        """Bytes in memory that are neither as computed nor explained by the module's own tables."""
         found = []
-        for kind in (MemoryType.TEXT, MemoryType.RODATA):
-            image, address = module.images.get(kind, b""), module.memory[kind].address if kind in module.memory else 0
-            now = np.frombuffer(self.memory.read(address, len(image)), np.uint8)
-            wrong = [address + int(at) for at in np.nonzero(now != np.frombuffer(image, np.uint8))[0]]
-            found += [f"{module.name}: {kind.name}+{at - address:#x}" for at in wrong if at not in allowed]
+        code = ModuleCode(module, self.kernel.near)
+        self.kernel.admit(self.kernel.near.admit(targets=code.targets))
+        if MemoryType.TEXT in code.rules:
+            explained = code.rules[MemoryType.TEXT].explain(
+                self._now(module, MemoryType.TEXT), self.running.read, self.configuration
+            )
+            found += [f"{module.name}: TEXT at {byte.address:#x}" for byte in explained.unexplained]
+        if MemoryType.RODATA in module.images:
+            now = np.frombuffer(self._now(module, MemoryType.RODATA), np.uint8)
+            wrong = np.nonzero(now != np.frombuffer(module.images[MemoryType.RODATA], np.uint8))[0]
+            addresses = [module.memory[MemoryType.RODATA].address + int(at) for at in wrong]
+            found += [f"{module.name}: RODATA at {at:#x}" for at in addresses
+                      if not any(at in unordered for unordered in module.unordered)]  # fmt: skip
         return found
+
+    def _now(self, module: Prepared, kind: MemoryType) -> bytes:
+        return self.running.read(*module.memory[kind])
 
 
 def _memory(elf: ModuleElf, told: str) -> dict[MemoryType, ModuleMemory]:
@@ -102,31 +109,6 @@ def _percpu(elf: ModuleElf, told: str) -> int:
     return 0
 
 
-def _sites(module: Prepared) -> Iterator[tuple[int, int]]:
-    """Where the module's own tables let the kernel change its code: address, bytes."""
-
-    def entries(name: str, size: int) -> Iterator[int]:
-        section = module.sections.get(name)
-        if section is not None:
-            yield from range(section.address, section.end, size)
-
-    def relative(at: int) -> int:
-        section = next(section for section in module.sections.values() if section.address <= at < section.end)
-        return at + int(struct.unpack_from("<i", section.data, at - section.address)[0])
-
-    sizes = {".return_sites": 5, ".retpoline_sites": 6, ".ibt_endbr_seal": 4, ".smp_locks": 1}
-    for name, size in sizes.items():
-        yield from ((relative(at), size) for at in entries(name, 4))
-    yield from ((relative(at), 5) for at in entries("__jump_table", 16))
-    yield from ((relative(at), 5) for at in entries(".static_call_sites", 8))
-    yield from ((address, 8) for name, address in module.symbols.items() if name.startswith("__SCT__"))
-    for at in entries(".altinstructions", 14):
-        table = module.sections[".altinstructions"]
-        yield relative(at), table.data[at - table.address + 12]
-    if "__mcount_loc" in module.sections:
-        yield from ((at, 5) for at in np.frombuffer(module.sections["__mcount_loc"].data, "<u8").tolist())
-
-
 @pytest.fixture
 def guest(resume: Resume) -> Guest:
     return Guest(resume())
@@ -142,12 +124,12 @@ def test_modules_in_memory(guest: Guest, tmp_path: Path) -> None:
     assert any(section.name == ".data..percpu" for section in ModuleElf(admit(module_file("zsmalloc"), keyring()).body)
                .sections)  # fmt: skip
 
-    # What would be seen: one byte of code that is not a patch site, in the middle of an instruction or between two.
+    # What would be seen: one byte of code that is not a patch site.
     module = modules["dummy"]
     at = module.symbols["dummy_xmit"] + 9
-    assert all(not address <= at < address + size for address, size in _sites(module))
-    guest.memory.write(at, bytes([guest.memory.read(at, 1)[0] ^ 1]))
-    assert guest.unexplained(module) == [f"dummy: TEXT+{at - module.memory[MemoryType.TEXT].address:#x}"]
+    view, gpa = guest.vm.machine.view(vmpl=0), guest.running.translate(at)
+    view.write(gpa, bytes([view.read(gpa, 1)[0] ^ 1]))
+    assert guest.unexplained(module) == [f"dummy: TEXT at {at:#x}"]
 
 
 @pytest.mark.soak

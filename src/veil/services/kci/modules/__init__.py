@@ -3,10 +3,10 @@
 
 from veil.services.kci.modules.errors import ModuleRefused
 from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
+from veil.services.kci.modules.measured_kernel import ModuleSpace, kernel_exports, kernel_keyring
 from veil.services.kci.modules.prepared import (
     PATCH_TABLES,
     AdmittedFile,
-    ModuleSpace,
     Placed,
     Prepared,
     admit,
@@ -26,6 +26,8 @@ __all__ = [
     "Prepared",
     "Signer",
     "admit",
+    "kernel_exports",
+    "kernel_keyring",
     "prepare",
     "read_exports",
 ]

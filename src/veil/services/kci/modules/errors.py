@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from veil.services.kci.errors import KciError
+
 __all__ = ["ModuleRefused"]
 
 
-class ModuleRefused(Exception):
+class ModuleRefused(KciError):
     """A module's file, or where the kernel put it, is not as it must be; one line says what and where."""

@@ -14,11 +14,12 @@ from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.errors import ModuleRefused
 from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
 from veil.services.kci.modules.layout import CODE, READ_ONLY, Layout, check_memory, lay_out
+from veil.services.kci.modules.measured_kernel import ModuleSpace
 from veil.services.kci.modules.relocation import SymbolValues, relocate
 from veil.services.kci.modules.signature import Keyring, Signer, split_signature, verify_signature
 from veil.services.kci.modules.sorted_tables import sort_tables
 
-__all__ = ["PATCH_TABLES", "AdmittedFile", "ModuleSpace", "Placed", "Prepared", "admit", "prepare"]
+__all__ = ["PATCH_TABLES", "AdmittedFile", "Placed", "Prepared", "admit", "prepare"]
 
 #: Sections that say where the kernel changes the module's code, and how: those that the module has are in
 #: `Prepared.sections`.
@@ -54,29 +55,6 @@ def admit(file: bytes, keyring: Keyring, hashes: Collection[bytes] = ()) -> Admi
         raise ModuleRefused(f"the module is not signed, and its hash {digest.hex()} is not listed")
     body, message = signed
     return AdmittedFile(bytes(body), digest, verify_signature(body, message, keyring))
-
-
-@dataclass(frozen=True)
-class ModuleSpace:
-    """What the kernel may choose from: addresses of modules' memory, offsets of their per-CPU variables."""
-
-    addresses: range
-    percpu: range
-
-    @classmethod
-    def of_kernel(cls, symbols: Mapping[str, int]) -> ModuleSpace:
-        """Of the kernel with these symbols.
-
-        Modules lie where code reaches the kernel (arch/x86/include/asm/pgtable_64_types.h), after the kernel itself.
-        Their per-CPU variables come after the kernel's own, in the reserved part of the first chunk (mm/percpu.c): not
-        long after, for the part has 8 KiB, or a few times that.
-        """
-        end = symbols["__per_cpu_end"]
-        return cls(range(max(symbols["_end"], _MODULES_VADDR), _MODULES_END), range(end, end + _MODULE_PERCPU))
-
-
-_MODULES_VADDR, _MODULES_END = 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000
-_MODULE_PERCPU = 128 << 10
 
 
 @dataclass(frozen=True)

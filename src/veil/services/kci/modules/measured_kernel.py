@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a module needs of the kernel, out of the kernel's measured image: keys, exported symbols, addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veil.services.kci.errors import ImageError
+from veil.services.kci.image import KernelImage
+from veil.services.kci.modules.exports import Exports, read_exports
+from veil.services.kci.modules.signature import Keyring
+
+__all__ = ["ModuleSpace", "kernel_exports", "kernel_keyring"]
+
+# arch/x86/include/asm/pgtable_64_types.h: MODULES_VADDR of a kernel without KASLR, MODULES_END.
+_MODULES_START, _MODULES_END = 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000
+_MODULE_PERCPU = 128 << 10
+
+
+@dataclass(frozen=True)
+class ModuleSpace:
+    """What the kernel may choose from: addresses of modules' memory, offsets of their per-CPU variables."""
+
+    addresses: range
+    percpu: range
+
+    @classmethod
+    def of_kernel(cls, image: KernelImage) -> ModuleSpace:
+        """Modules lie where code reaches the kernel, after the kernel itself. Their per-CPU variables come after the
+        kernel's own, in the reserved part of the first chunk (mm/percpu.c): not long after, for the part has 8 KiB, or
+        a few times that. Raises ImageError."""
+        end = image.symbols["__per_cpu_end"]
+        addresses = range(max(image.symbols["_end"], _MODULES_START), _MODULES_END)
+        return cls(addresses, range(end, end + _MODULE_PERCPU))
+
+
+def kernel_keyring(image: KernelImage) -> Keyring:
+    """The certificates that are built into the kernel. Raises ImageError, ModuleRefused."""
+    size = int.from_bytes(image.read(image.symbols["system_certificate_list_size"], 8), "little")
+    return Keyring.of_kernel(image.read(image.symbols["system_certificate_list"], size))
+
+
+def kernel_exports(image: KernelImage) -> Exports:
+    """What the kernel exports. Raises ImageError, ModuleRefused."""
+    found = []
+    for name in ("__ksymtab", "__ksymtab_gpl"):
+        table = image.between(f"__start_{name}", f"__stop_{name}")
+        if table is None:
+            raise ImageError(f"the kernel image has no {name}")
+        address, data = table
+        # The names are not far from it, in the same segment.
+        segment = next(piece for piece in image.segments if address in piece.range)
+        found.append(read_exports(data, address, segment.data, segment.virtual))
+    return Exports(*found)
