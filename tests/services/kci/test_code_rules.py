@@ -105,19 +105,19 @@ def test_a_return_that_jumps_elsewhere_is_found(kernel: SmallKernel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "indirect", "lfence"),
+    ("before", "indirect", "lfence", "prefixed"),
     [
-        (lambda at: call(at, THUNKS), "ffd0 0f1f00", "0faee8 ffd0"),
-        (lambda at: jump(at, THUNKS), "ffe0 cc 6690", "0faee8 ffe0"),
+        (lambda at: call(at, THUNKS), "ffd0 0f1f00", "0faee8 ffd0", "2e2e2e ffd0"),
+        (lambda at: jump(at, THUNKS), "ffe0 cc 6690", "0faee8 ffe0", "ffe0 cccccc"),
         # r9: with LFENCE it is too long for its place, and stays.
-        (lambda at: call(at, THUNKS + 9 * 32), "41ffd1 6690", None),
-        (lambda at: jump(at, THUNKS + 9 * 32), "41ffe1 cc90", None),
-        (lambda at: b"\x2e" + call(at + 1, THUNKS + 9 * 32), "41ffd1 0f1f00", "0faee8 41ffd1"),
+        (lambda at: call(at, THUNKS + 9 * 32), "41ffd1 6690", None, "2e2e 41ffd1"),
+        (lambda at: jump(at, THUNKS + 9 * 32), "41ffe1 cc90", None, "41ffe1 cccc"),
+        (lambda at: b"\x2e" + call(at + 1, THUNKS + 9 * 32), "41ffd1 0f1f00", "0faee8 41ffd1", "2e2e2e 41ffd1"),
         # jne thunk: je over an indirect jump.
-        (lambda at: b"\x0f\x85" + struct.pack("<i", THUNKS - at - 6), "7404 ffe0 cc90", None),
+        (lambda at: b"\x0f\x85" + struct.pack("<i", THUNKS - at - 6), "7404 ffe0 cc90", None, "7404 ffe0 cccc"),
     ],
 )
-def test_retpolines(kernel: SmallKernel, before: object, indirect: str, lfence: str | None) -> None:
+def test_retpolines(kernel: SmallKernel, before: object, indirect: str, lfence: str | None, prefixed: str) -> None:
     site = BASE + 0x100
     original = before(site)  # type: ignore[operator]
     kernel.entry("__retpoline_sites", kernel.put(site, original))
@@ -128,6 +128,7 @@ def test_retpolines(kernel: SmallKernel, before: object, indirect: str, lfence: 
     shapes = {
         "retpoline": (original, None),
         "indirect": (bytes.fromhex(indirect), bytes.fromhex("ffd00f1f00")),
+        "prefixed": (bytes.fromhex(prefixed), bytes.fromhex("2e2e2effd0")),
         "lfence": (original if lfence is None else bytes.fromhex(lfence), bytes.fromhex("0faee8ffd0")),
     }
     for form, (content, usual) in shapes.items():
@@ -271,7 +272,6 @@ class TestAlternatives:
             (0, call(BASE + 0x100, BUG_FUNC) + b"\x90"),
             # Not at the start of a function that may be called through a pointer.
             (BASE + 0x1004, None),
-            (SEALED, None),
         ],
     )
     def test_direct_calls_follow_the_pointer(self, kernel: SmallKernel, function: int, content: bytes | None) -> None:
@@ -302,6 +302,19 @@ def test_runtime_constants_have_the_value_of_their_variable(kernel: SmallKernel)
     assert not explain(kernel, (pointers[0], other), (pointers[1], value), (shift, b"\x13")).sound
 
 
+def test_runtime_constants_without_a_variable_are_the_same_everywhere(kernel: SmallKernel) -> None:
+    sites = [kernel.put(BASE + 0x100 + 32 * number, b"\x48\xb8" + bytes(8)) + 2 for number in range(3)]
+    for site in sites:
+        kernel.entry("__start_runtime_ptr_unnamed", site)
+    value = struct.pack("<Q", 0x7FFFFFFFF000)
+    assert explain(kernel, *((site, value) for site in sites)).sound
+    assert not explain(
+        kernel, (sites[0], struct.pack("<Q", 0x7FFFFFFFE000)), *((site, value) for site in sites[1:])
+    ).sound
+    # Eight bytes of code are no address.
+    assert not explain(kernel, *((site, b"\x0f\x22\xdf\xc3\x90\x90\x90\x90") for site in sites)).sound
+
+
 class TestLiveSites:
     @pytest.mark.parametrize("long", [True, False])
     def test_jump_labels(self, kernel: SmallKernel, long: bool) -> None:
@@ -320,7 +333,7 @@ class TestLiveSites:
         [
             (
                 False,
-                [call(BASE + 0x100, BASE + 0x1000), NOP5, bytes.fromhex("2e2e2e31c0")],
+                [call(BASE + 0x100, BASE + 0x1000), NOP5, bytes.fromhex("2e2e2e31c0"), bytes.fromhex("67480fb93a")],
                 [jump(BASE + 0x100, BASE + 0x1000), call(BASE + 0x100, BASE + 0x1004), call(BASE + 0x100, SEALED),
                  PLAIN_RETURN],
             ),
@@ -341,6 +354,15 @@ class TestLiveSites:
             assert explain(kernel, (site, content)).sound, content.hex()
         for content in illegal:
             assert not explain(kernel, (site, content)).sound, content.hex()
+
+    def test_static_calls_of_functions_whose_address_stands_in_the_image(self, kernel: SmallKernel) -> None:
+        site, function = BASE + 0x100, kernel.put(BASE + 0x1100, b"\x55\x48\x89\xe5")
+        kernel.symbols["in_assembler"] = function
+        kernel.entry("__start_static_call_sites", kernel.put(site, call(site, BASE + 0x1000)), DATA + 0x100)
+        assert not explain(kernel, (site, call(site, function))).sound
+        kernel.word(0x200, function)
+        assert explain(kernel, (site, call(site, function))).sound
+        assert not explain(kernel, (site, call(site, function + 4))).sound
 
     def test_static_call_trampolines(self, kernel: SmallKernel) -> None:
         site = BASE + 0x400

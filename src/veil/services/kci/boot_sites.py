@@ -26,7 +26,8 @@ _HALF_LINE_THUNK = "its_return_thunk"
 #: gen_endbr_poison(): up to 6.14, and from 6.15 on.
 ENDBR_FORMS = {"kept": ENDBR, "osp nopl (%rax)": bytes.fromhex("660f1f00"), "nopl -42(%rax)": bytes.fromhex("0f1f40d6")}
 
-RETPOLINE_FORMS = ("retpoline", "lfence", "indirect")
+#: Calls of thunks, or in their place indirect branches: behind LFENCE, with NOPs behind, with CS prefixes in front.
+RETPOLINE_FORMS = ("retpoline", "lfence", "indirect", "prefixed")
 
 
 def elect(forms: Mapping[str, Bytes], found: Bytes, lengths: Places | int | None = None) -> str:
@@ -84,7 +85,7 @@ def retpoline_content(sites: NDArray[np.uint64], content: Bytes, form: str, near
         first.astype(np.int64) << 24 | conditional.astype(np.int64) << 16 | register.astype(np.int64) << 8 | lengths
     )
     kinds, which = np.unique(shapes[sound], return_inverse=True)
-    code = [_indirect(*kind.to_bytes(4), lfence=form == "lfence") for kind in kinds.tolist()]
+    code = [_indirect(kind, form) for kind in kinds.tolist()]
     chosen = np.flatnonzero(sound)
     for number, piece in enumerate(code):
         if piece is not None:
@@ -92,15 +93,19 @@ def retpoline_content(sites: NDArray[np.uint64], content: Bytes, form: str, near
     return result
 
 
-def _indirect(opcode: int, conditional: int, register: int, length: int, *, lfence: bool) -> bytes | None:
+def _indirect(shape: int, form: str) -> bytes | None:
     """The call or jump through a register itself; None where it is too long for its place, and the thunk stays."""
+    opcode, conditional, register, length = shape.to_bytes(4)
     code = b""
     jump = opcode != CALL
     if conditional:
         code += bytes([0x70 | (opcode & 0xF) ^ 1, length - 2])
-    if lfence:
+    if form == "lfence":
         code += b"\x0f\xae\xe8"
     code += b"\x41" * (register >= 8) + bytes([0xFF, (0xE0 if jump else 0xD0) + register % 8])
+    if form == "prefixed":
+        # From 6.19 on there is one instruction, or one and INT3s.
+        return code.ljust(length, bytes([INT3])) if jump else code.rjust(length, b"\x2e")
     if jump and len(code) < length:
         code += bytes([INT3])
     code = code.ljust(length, NOPS[1])

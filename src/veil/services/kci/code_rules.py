@@ -353,13 +353,17 @@ class CodeRules:
 
     def _apply_constants(self, code: Bytes, found: Bytes, data: ReadMemory) -> None:
         for constant, places, size in self._constants:
-            if size is None or constant.address is None:
+            if size is None or not len(places):
                 continue
             try:
+                if constant.address is None:
+                    raise KciError(f"the kernel image has no symbol {constant.name}")
                 value = data(constant.address, size)
             except KciError:
-                continue
-            put(code, places, rows(value, len(places)))
+                # Its variable has no name or is gone: what stands at most sites counts, if it can be such a value.
+                value = _commonest(cut(found, places, size))
+            if _can_be_constant(value):
+                put(code, places, rows(value, len(places)))
 
     def _count(self, code: Bytes, sites: Counter[str]) -> None:
         """Count the sites, by kind, that were explained and are not as measured."""
@@ -382,6 +386,18 @@ class CodeRules:
         live = ~same(cut(code, self.live.offsets, 6), cut(self._pristine, self.live.offsets, 6), self.live.lengths)
         for number, kind in enumerate(KINDS):
             sites[kind] += int(np.count_nonzero(live & (self.live.kinds == number)))
+
+
+def _commonest(content: Bytes) -> bytes:
+    values, counts = np.unique(content, axis=0, return_counts=True)
+    return bytes(values[int(counts.argmax())])
+
+
+def _can_be_constant(value: bytes) -> bool:
+    """A shift of a register, or an address: canonical, so that it is worth little as code that somebody jumps into."""
+    if len(value) == 1:
+        return value[0] < 64
+    return value[6:] in (b"\0\0", b"\xff\xff")
 
 
 def _match(groups: list[Group], found: Bytes, base: int) -> list[list[Outcome]]:

@@ -26,6 +26,7 @@ KINDS = ("jump label", "static call", "static tail call", "static call trampolin
 
 _WIDTH = 6
 _RETURN_ZERO = bytes.fromhex("2e2e2e31c0")  # cs cs cs xorl %eax, %eax
+_WARN_TRAP = bytes.fromhex("67480fb93a")  # ud1 (%edx), %rdi: in place of a call of __WARN_trap, from 6.19 on
 _TRAMPOLINE_END = bytes.fromhex("0fb9cc")  # ud1 %esp, %ecx
 
 
@@ -127,7 +128,7 @@ class LiveSites:
             case kind if kind in (STATIC_TAIL_CALL, TRAMPOLINE):
                 return {pristine, JMP32, RET}
             case kind if kind == STATIC_CALL:
-                return {pristine, CALL, NOPS[5][0], _RETURN_ZERO[0]}
+                return {pristine, CALL, NOPS[5][0], _RETURN_ZERO[0], _WARN_TRAP[0]}
             case _:
                 return {pristine, CALL, NOPS[5][0]}
 
@@ -150,9 +151,8 @@ class LiveSites:
         callable_ = _member(targets, near.targets)
         nop5 = same(five, rows(NOPS[5], len(sites)))
         five_long = lengths == 5
-        sound |= (kinds == STATIC_CALL) & (
-            ((first == CALL) & callable_) | nop5 | same(five, rows(_RETURN_ZERO, len(sites)))
-        )
+        special = same(five, rows(_RETURN_ZERO, len(sites))) | same(five, rows(_WARN_TRAP, len(sites)))
+        sound |= (kinds == STATIC_CALL) & (((first == CALL) & callable_) | nop5 | special)
         returned = same(five, return_content(sites, returns, near))
         tail = (kinds == STATIC_TAIL_CALL) | (kinds == TRAMPOLINE)
         sound |= tail & five_long & (((first == JMP32) & callable_) | returned)

@@ -14,7 +14,7 @@ from veil.services.kci.code_rules import CodeRules
 from veil.services.kci.errors import TableError
 from veil.services.kci.image import AddressRange
 from veil.services.kci.modules.prepared import Prepared
-from veil.services.kci.surroundings import Surroundings, entries
+from veil.services.kci.surroundings import Surroundings, addressed, entries
 from veil.services.kci.tables import PatchTables, Section, parse_tables
 
 __all__ = ["ModuleCode"]
@@ -37,10 +37,12 @@ class ModuleCode:
         sections = {name: Section(piece.address, piece.data) for name, piece in prepared.sections.items()}
         tables = parse_tables(sections, inside)
         self.targets: list[int] = []
-        """Functions that may be called through a pointer, for `Surroundings.admit()` once the module is verified."""
+        """Functions to which pointers and static calls may lead: for `Surroundings.admit()`, once it is verified."""
+        contents = [piece.data for piece in prepared.sections.values()]
         for at, code in self._images.values():
-            found = entries(code, at, _between(prepared.symbols, at, len(code)), tables.endbr_seals, marked=near.marked)
-            self.targets += [int(address) for address in found]
+            functions = _between(prepared.symbols, at, len(code))
+            called = entries(code, at, functions, tables.endbr_seals, marked=near.marked)
+            self.targets += [int(address) for address in np.union1d(called, addressed(functions, contents))]
         trampolines = [at for name, at in prepared.symbols.items() if name.startswith("__SCT__")]
         own = near.admit(targets=self.targets)
         self.rules: Mapping[MemoryType, CodeRules] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from veil.services.kci.image import AddressRange, KernelImage
 from veil.services.kci.tables import PatchTables
 
-__all__ = ["ENDBR", "ReadMemory", "Surroundings", "entries", "kernel_surroundings"]
+__all__ = ["ENDBR", "ReadMemory", "Surroundings", "addressed", "entries", "kernel_surroundings"]
 
 #: Reads bytes at a virtual address; raises KciError where there is nothing to be read.
 ReadMemory: TypeAlias = Callable[[int, int], bytes]
@@ -43,7 +43,8 @@ class Surroundings:
     dispatch_targets: NDArray[np.uint64]
     """Functions that those may call though nothing points at them: the one that goes through a list of tracers."""
     targets: NDArray[np.uint64]
-    """Functions that may be called through a pointer, in order; static calls may lead there."""
+    """Functions that may be called through a pointer, or whose address stands in the image, in order; static calls
+    may lead there."""
     marked: bool
     """The compiler prepared for IBT: such functions begin with ENDBR64."""
 
@@ -87,7 +88,10 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
         entry_targets=np.array(sorted(callers), np.uint64),
         dispatchers=tuple(calls),
         dispatch_targets=np.array(sorted(lists), np.uint64),
-        targets=entries(code, text.start, functions, tables.endbr_seals, marked=marked),
+        targets=np.union1d(
+            entries(code, text.start, functions, tables.endbr_seals, marked=marked),
+            addressed(functions, [segment.data for segment in image.segments]),
+        ),
         marked=marked,
     )
 
@@ -109,6 +113,31 @@ def entries(
     functions, offsets = functions[fits], offsets[fits]
     prepared = (raw[offsets[:, None] + np.arange(len(ENDBR))] == np.frombuffer(ENDBR, np.uint8)).all(axis=1)
     return np.setdiff1d(functions[prepared], seals)
+
+
+def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray[np.uint64]:
+    """Those of `functions` whose address stands somewhere in `pieces`, be it in an instruction or in a pointer.
+
+    Static calls go to functions without ENDBR64 too: they are written in assembler, or nothing but static calls points
+    at them. A few too many are found, for other bytes can look like an address.
+    """
+    functions = np.unique(functions)
+    if not len(functions):
+        return functions
+    # The upper half of a kernel address is all ones: instructions and pointers alike hold the lower 32 bits.
+    known = functions.astype(np.uint32)
+    known.sort()
+    found = [np.empty(0, np.uint32)]
+    for piece in pieces:
+        raw = np.frombuffer(piece, np.uint8)
+        for high in range(int(known[0]) >> 24, (int(known[-1]) >> 24) + 1):
+            at = np.flatnonzero(raw[3:] == high)
+            values = np.zeros(len(at), np.uint32)
+            for byte in range(4):
+                values |= raw[at + byte].astype(np.uint32) << np.uint32(8 * byte)
+            places = np.minimum(np.searchsorted(known, values), len(known) - 1)
+            found.append(np.unique(values[known[places] == values]))
+    return functions[np.isin(functions.astype(np.uint32), np.concatenate(found))]
 
 
 def _padding(name: str) -> bool:
