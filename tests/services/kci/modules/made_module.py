@@ -133,7 +133,7 @@ class MadeModule:
 
 def _strings(names: Sequence[str]) -> tuple[bytes, dict[str, int]]:
     table, places = b"\0", {}
-    for name in names:
+    for name in dict.fromkeys(names):
         places[name] = len(table)
         table += name.encode("latin-1") + b"\0"
     return table, places

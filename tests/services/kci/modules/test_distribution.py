@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -11,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.services.kci.modules import distribution
-from tests.services.kci.modules.distribution import KINDS, exported, keyring, module_file, with_dependencies
+from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
+from tests.services.kci.modules.made_module import MadeModule, append_signature, authority, sign
 from veil.formats.kci import MemoryType, ModuleMemory
+from veil.formats.kci_settings import KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.kci.modules import (
     AdmittedFile,
     ExportedSymbols,
+    ModulePolicy,
     ModuleRefused,
     ModuleSpace,
     Prepared,
@@ -67,22 +72,20 @@ def test_modules_of_all_kinds() -> None:
 
 
 def test_every_eighth_signature() -> None:
-    _verify_each(8)
-
-
-@pytest.mark.soak
-def test_every_signature() -> None:
-    _verify_each(1)
-
-
-def _verify_each(step: int) -> None:
     keys = keyring()
-    names = distribution.names()[::step]
+    names = distribution.names()[::8]
     assert len(names) > 100
     for name in names:
         admitted = admit(module_file(name), keys)
         assert admitted.signer is not None
         lay_out(ModuleElf(admitted.body))
+
+
+@pytest.mark.soak
+def test_every_module() -> None:
+    memory, keys = _Memory(), keyring()
+    for name in with_dependencies(distribution.names()):
+        assert memory.insert(admit(module_file(name), keys)).signer is not None
 
 
 def test_signatures_of_other_modules() -> None:
@@ -146,3 +149,28 @@ def test_a_stripped_module() -> None:
     for stripped in (admit(file, keyring()).body, file[: -len(MARKER)], file[:-1]):
         with pytest.raises(ModuleRefused, match="not signed"):
             admit(stripped, keyring())
+
+
+def test_policies() -> None:
+    """The default is the kernel's own key; a launch can have others, or none, or name files."""
+    dummy, mine = module_file("dummy"), MadeModule().build()
+    signed = append_signature(mine, sign(mine))
+    by_default = ModulePolicy.of(KciSettings(), image())
+    assert by_default.admit(dummy).signer is not None
+    for file in (mine, signed):
+        with pytest.raises(ModuleRefused):
+            by_default.admit(file)
+
+    own_key = KciSettings(keys="none", certificates=(base64.urlsafe_b64encode(authority().der).decode(),))
+    assert ModulePolicy.of(own_key, image()).admit(signed).signer is not None
+    with pytest.raises(ModuleRefused, match="not allowed"):
+        ModulePolicy.of(own_key, image()).admit(dummy)
+
+    listed = KciSettings(keys="none", hashes=(hashlib.sha256(mine).hexdigest(),))
+    assert ModulePolicy.of(listed, image()).admit(mine).signer is None
+    for file in (dummy, signed):
+        with pytest.raises(ModuleRefused):
+            ModulePolicy.of(listed, image()).admit(file)
+
+    with pytest.raises(ModuleRefused, match="a certificate is not valid"):
+        ModulePolicy.of(KciSettings(certificates=("AAAA",)), image())

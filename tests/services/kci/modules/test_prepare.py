@@ -384,6 +384,10 @@ def test_many_long_names_do_not_take_for_ever() -> None:
     _refused(bytes(body + headers), "a section's name is longer than 512")
 
 
+def test_too_many_symbols() -> None:
+    _refused(MadeModule().with_symbols(*[("again", ".text", 0, 0)] * (1 << 17)), "symbol table has")
+
+
 def test_memory_is_bounded_by_the_file() -> None:
     """Sizes that stand in the file alone cost nothing."""
     module = MadeModule().with_section(".bss", size=100 << 20).build()

@@ -4,8 +4,8 @@
 from veil.services.kci.modules.errors import ModuleRefused
 from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
 from veil.services.kci.modules.measured_kernel import ModuleSpace, kernel_exports, kernel_keyring
+from veil.services.kci.modules.policy import ModulePolicy
 from veil.services.kci.modules.prepared import (
-    PATCH_TABLES,
     AdmittedFile,
     Placed,
     Prepared,
@@ -15,11 +15,11 @@ from veil.services.kci.modules.prepared import (
 from veil.services.kci.modules.signature import Keyring, Signer
 
 __all__ = [
-    "PATCH_TABLES",
     "AdmittedFile",
     "ExportedSymbols",
     "Exports",
     "Keyring",
+    "ModulePolicy",
     "ModuleRefused",
     "ModuleSpace",
     "Placed",

@@ -40,6 +40,8 @@ RELOCATION = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("
 
 _MAX_ALIGNMENT = 4096
 _MAX_MODINFO = 64 << 10
+#: The largest modules have 50,000; with names of the greatest length they would take 70 MB here.
+_MAX_SYMBOLS = 1 << 17
 #: KSYM_NAME_LEN
 _MAX_NAME = 512
 #: MODULE_NAME_LEN
@@ -202,7 +204,7 @@ class ModuleElf:
 
     def _read_symbols(self) -> npt.NDArray[np.void]:
         section = self.symbol_table
-        if section.size % _SYMBOL.itemsize or section.size == 0:
+        if section.size % _SYMBOL.itemsize or not 0 < section.size <= _MAX_SYMBOLS * _SYMBOL.itemsize:
             raise ModuleRefused(f"the module's symbol table has {section.size} bytes")
         symbols = np.frombuffer(self.contents(section), _SYMBOL)
         if not 0 < section.link < len(self.sections):

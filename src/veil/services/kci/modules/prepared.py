@@ -7,8 +7,6 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from veil.formats.kci import MemoryType, ModuleMemory
 from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.errors import ModuleRefused
@@ -19,14 +17,7 @@ from veil.services.kci.modules.relocation import SymbolValues, relocate
 from veil.services.kci.modules.signature import Keyring, Signer, split_signature, verify_signature
 from veil.services.kci.modules.sorted_tables import sort_tables
 
-__all__ = ["PATCH_TABLES", "AdmittedFile", "Placed", "Prepared", "admit", "prepare"]
-
-#: Sections that say where the kernel changes the module's code, and how: those that the module has are in
-#: `Prepared.sections`.
-PATCH_TABLES = (
-    ".altinstructions", ".altinstr_replacement", ".smp_locks", ".retpoline_sites", ".return_sites", ".call_sites",
-    ".cfi_sites", ".ibt_endbr_seal", "__mcount_loc", "__jump_table", ".static_call_sites", "__bug_table",
-)  # fmt: skip
+__all__ = ["AdmittedFile", "Placed", "Prepared", "admit", "prepare"]
 
 _UNWINDER = (".orc_unwind", ".orc_unwind_ip")
 
@@ -164,11 +155,8 @@ def _exports(sections: Mapping[str, Placed]) -> Exports:
         table = sections.get(name)
         if table is None:
             found.append({})
-        elif strings is None or MemoryType.RODATA not in (table.memory, strings.memory):
+        elif strings is None:
             raise ModuleRefused(f"{name} has no names")
         else:
             found.append(read_exports(table.data, table.address, strings.data, strings.address))
     return Exports(*found)
-
-
-assert np.dtype(np.intp).itemsize == 8  # offsets of 64 bits are used as indexes
