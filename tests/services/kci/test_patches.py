@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.services.kci.small_kernel import BASE, DATA, FENTRY, FTRACE_CALLER, NOP5, SmallKernel, call, jump
 from veil.services.kci import Configuration, KernelCode, PatchRefused, Step, decide
@@ -147,3 +151,38 @@ def test_lock_prefixes_come_back_and_stay(text: Text) -> None:
     assert text.store(LOCK, b"\xf0") is Step.WHOLE
     with pytest.raises(PatchRefused):
         text.store(LOCK, b"\x3e")
+
+
+_SITES = {LABEL: 5, SHORT: 2, STATIC: 5, TRACED: 5, BASE + 0x800: 5}
+_PIECES = [NOP5, b"\x66\x90", jump(LABEL, TARGET), b"\xeb\x1e", call(STATIC, FUNCTION), call(TRACED, FTRACE_CALLER),
+           bytes.fromhex("c3cccccccc"), jump(BASE + 0x800, FUNCTION), b"\xcc", b"\x90\x90\x90\x90"]  # fmt: skip
+_STORE = st.tuples(
+    st.sampled_from([*_SITES, LOCK, BASE + 0x40]), st.integers(-1, 5),
+    st.one_of(st.sampled_from(_PIECES), st.sampled_from(_PIECES).map(lambda piece: piece[1:]),
+              st.sampled_from(_PIECES).map(lambda piece: piece[:1]), st.binary(min_size=1, max_size=5)),
+)  # fmt: skip
+
+_texts: list[Text] = []
+
+
+@given(stores=st.lists(_STORE, max_size=30))
+def test_whatever_is_stored_each_site_is_whole_or_traps(stores: list[tuple[int, int, bytes]]) -> None:
+    """The invariant on which everything stands, for any stores in any order."""
+    if not _texts:
+        _texts.append(Text())
+    text = _texts[0]
+    pristine = bytes(text.memory)
+    try:
+        for site, offset, new in stores:
+            with contextlib.suppress(PatchRefused):
+                text.store(site + offset, new)
+        whole = bytearray(text.memory)
+        for site, length in _SITES.items():
+            at = site - BASE
+            if whole[at] == 0xCC:
+                whole[at : at + length] = pristine[at : at + length]
+        # ENDBR is not sealed in this text, whose configuration says so.
+        explanation = text.rules.explain(bytes(whole), lambda address, length: bytes(length), text.configuration)
+        assert explanation.unexplained == ()
+    finally:
+        text.memory[:] = pristine

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     conditions: tuple[tuple[int, bool], ...]
     content: bytes
     pointer: int | None = None
-    """ALT_FLAG_DIRECT_CALL: where the function pointer lies; `content` follows from it."""
+    """ALT_FLAG_DIRECT_CALL: where the function pointer lies. `content` means nothing before `direct_calls()`."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,12 @@ def _group(
                 if length != 6 or size != 5 or code[0] != CALL or before[:2] != _INDIRECT_CALL:
                     raise TableError(f".altinstructions has a direct call for {site:#x}, which calls no pointer")
                 pointer = (site + 6 + int.from_bytes(before[2:6], "little", signed=True)) % (1 << 64)
-            moved = relocate(code, site, source, size)
-            if moved is None:
-                raise TableError(f".altinstructions has a replacement for {site:#x} that cannot be moved there")
-            content = join_nops(moved)
+                content = code
+            else:
+                moved = relocate(code, site, source, size)
+                if moved is None:
+                    raise TableError(f".altinstructions has a replacement for {site:#x} that cannot be moved there")
+                content = join_nops(moved)
         for _ in range(last + 1, len(entries)):
             content = join_nops(content)
         outcomes.append(Outcome(conditions, content, pointer))

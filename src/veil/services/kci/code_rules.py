@@ -33,7 +33,7 @@ from veil.services.kci.instructions import CALL
 from veil.services.kci.live_sites import KINDS, LiveSites
 from veil.services.kci.surroundings import ReadMemory, Surroundings
 from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import Bytes, Places, branch_targets, cut, put, rows, same
+from veil.services.kci.windows import Bytes, Places, branch_targets, cut, distinct, put, rows, same
 
 __all__ = ["CodeRules", "Configuration", "Explanation", "Unexplained"]
 
@@ -146,7 +146,7 @@ class CodeRules:
 
     def _inside(self, sites: NDArray[np.uint64]) -> NDArray[np.uint64]:
         start, end = np.uint64(self.range.start), np.uint64(self.range.end)
-        return np.unique(sites[(sites >= start) & (sites < end)])
+        return distinct(sites[(sites >= start) & (sites < end)])
 
     def _places(self, sites: NDArray[np.uint64]) -> Places:
         return (self._inside(sites) - np.uint64(self.range.start)).astype(np.int64)

@@ -101,6 +101,8 @@ def _nop(length: int) -> bytes:
 @lru_cache(1 << 14)
 def join_nops(code: bytes) -> bytes:
     """optimize_nops(): each run of NOPs becomes one, but a single one at the end stays as it is."""
+    if b"\x90" not in code and b"\x0f\x1f" not in code:
+        return code
     result = bytearray(code)
     run = None
     for instruction in split(code):

@@ -53,11 +53,7 @@ class Symbols:
 
     def named(self, *, prefix: str = "", suffix: str = "") -> dict[str, int]:
         """The symbols whose names begin and end in a way."""
-        return {
-            name: address
-            for name, address in self._by_name.items()
-            if name.startswith(prefix) and name.endswith(suffix)
-        }
+        return {name: self._by_name[name] for name in self.names if name.startswith(prefix) and name.endswith(suffix)}
 
     def functions(self) -> NDArray[np.uint64]:
         """The addresses of all symbols in text, in order."""

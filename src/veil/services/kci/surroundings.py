@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from veil.services.kci.image import AddressRange, KernelImage
 from veil.services.kci.tables import PatchTables
+from veil.services.kci.windows import distinct
 
 __all__ = ["ENDBR", "ReadMemory", "Surroundings", "addressed", "entries", "kernel_surroundings"]
 
@@ -104,7 +105,7 @@ def entries(
     A compiler that prepares for IBT starts each with ENDBR64, and objtool lists those whose address nobody takes, which
     are sealed. Other code (no CONFIG_X86_KERNEL_IBT) does not say: then all functions count.
     """
-    functions = np.unique(functions)
+    functions = distinct(functions)
     if not marked:
         return functions
     raw = np.frombuffer(code, np.uint8)
@@ -121,7 +122,7 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
     Static calls go to functions without ENDBR64 too: they are written in assembler, or nothing but static calls points
     at them. A few too many are found, for other bytes can look like an address.
     """
-    functions = np.unique(functions)
+    functions = distinct(functions)
     if not len(functions):
         return functions
     # The upper half of a kernel address is all ones: instructions and pointers alike hold the lower 32 bits.
@@ -136,7 +137,7 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
             for byte in range(4):
                 values |= raw[at + byte].astype(np.uint32) << np.uint32(8 * byte)
             places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-            found.append(np.unique(values[known[places] == values]))
+            found.append(values[known[places] == values])
     return functions[np.isin(functions.astype(np.uint32), np.concatenate(found))]
 
 
