@@ -38,6 +38,7 @@ class RunningKernel:
     def __init__(self, vm: ConfidentialVM) -> None:
         self._vm = vm
         self._view = vm.machine.view(vmpl=0)
+        self._functions: dict[str, list[int]] = {}
 
     def translate(self, address: int) -> int:
         """The GPA of a virtual address. Raises KciError where nothing is mapped."""
@@ -69,9 +70,13 @@ class RunningKernel:
 
     def module_functions(self, name: str) -> list[int]:
         """The functions of a loaded module, as the kernel lists them."""
+        # Slow: the kernel computes a long list.
+        if name in self._functions:
+            return self._functions[name]
         lines = self._vm.run(["grep", rf"\[{name}\]", "/proc/kallsyms"], timeout=60).stdout.decode().splitlines()
         words = [line.split() for line in lines]
-        return [int(word[0], 16) for word in words if word[1] in "tT"]
+        self._functions[name] = [int(word[0], 16) for word in words if word[1] in "tT"]
+        return self._functions[name]
 
 
 def admit_hooks(code: KernelCode, running: RunningKernel) -> int:

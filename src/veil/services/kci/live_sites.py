@@ -17,7 +17,7 @@ from veil.services.kci.errors import TableError
 from veil.services.kci.instructions import CALL, JMP8, JMP32, NOPS, RET
 from veil.services.kci.surroundings import Surroundings
 from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import Bytes, Places, branch_targets, branches, cut, rows, same
+from veil.services.kci.windows import Bytes, Places, branch_targets, branches, cut, member, rows, same
 
 __all__ = ["KINDS", "LiveSites", "Site"]
 
@@ -148,7 +148,7 @@ class LiveSites:
         sound |= jump & (same(five, self._nops[numbers], lengths) | same(five, self._jumps[numbers], lengths))
         conditional = (first == 0x0F) & (content[:, 1] == self._pristine[numbers, 1]) & (lengths == 6)
         targets = np.where(conditional, branch_targets(sites, content, 2), branch_targets(sites, content, 1))
-        callable_ = _member(targets, near.targets)
+        callable_ = member(targets, near.targets)
         nop5 = same(five, rows(NOPS[5], len(sites)))
         five_long = lengths == 5
         special = same(five, rows(_RETURN_ZERO, len(sites))) | same(five, rows(_WARN_TRAP, len(sites)))
@@ -157,15 +157,8 @@ class LiveSites:
         tail = (kinds == STATIC_TAIL_CALL) | (kinds == TRAMPOLINE)
         sound |= tail & five_long & (((first == JMP32) & callable_) | returned)
         sound |= tail & conditional & callable_
-        traced = (first == CALL) & _member(targets, near.entry_targets)
+        traced = (first == CALL) & member(targets, near.entry_targets)
         sound |= (kinds == FUNCTION_ENTRY) & (nop5 | traced)
-        dispatched = callable_ | _member(targets, near.dispatch_targets)
+        dispatched = callable_ | member(targets, near.dispatch_targets)
         sound |= (kinds == TRACE_DISPATCH) & (first == CALL) & dispatched
         return sound
-
-
-def _member(some: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    if not len(ordered):
-        return np.zeros(len(some), bool)
-    places = np.minimum(np.searchsorted(ordered, some), len(ordered) - 1)
-    return np.asarray(ordered[places] == some)

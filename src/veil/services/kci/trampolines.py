@@ -17,7 +17,7 @@ from veil.services.kci.errors import KciError
 from veil.services.kci.instructions import CALL, NOPS, RET, join_nops, relocate
 from veil.services.kci.kallsyms import Symbols
 from veil.services.kci.surroundings import ReadMemory, Surroundings
-from veil.services.kci.windows import branch_targets
+from veil.services.kci.windows import branch_targets, member
 
 __all__ = ["Trampoline", "TrampolineRefused", "explain_trampoline"]
 
@@ -103,9 +103,9 @@ def _explain(
     if not code[size:].startswith(expected_return):
         raise TrampolineRefused(f"it does not end like {name}")
     target = np.array([address + at], np.uint64)
-    calls = int(branch_targets(target, np.frombuffer(code[at : at + 5], np.uint8)[None])[0])
-    listed = np.concatenate([near.targets, near.dispatch_targets])
-    if code[at] != CALL or calls not in listed:
+    leads = branch_targets(target, np.frombuffer(code[at : at + 5], np.uint8)[None])
+    calls = int(leads[0])
+    if code[at] != CALL or not (member(leads, near.targets) | member(leads, near.dispatch_targets)).all():
         raise TrampolineRefused(f"it calls {calls:#x}, which is no function that may be called")
     filling = set(code[pointer + 8 :]) | set(code[size + len(expected_return) : pointer])
     if filling - {0x00, 0xCC}:

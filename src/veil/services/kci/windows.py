@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bytes", "Places", "branch_targets", "branches", "cut", "distinct", "put", "rows", "same"]
+__all__ = ["Bytes", "Places", "branch_targets", "branches", "cut", "distinct", "member", "put", "rows", "same"]
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Places: TypeAlias = NDArray[np.int64]
@@ -18,6 +18,14 @@ def distinct(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Each value once, in order. (numpy's unique() hashes first, which takes three times as long.)"""
     ordered = np.sort(values)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
+def member(some: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which values are in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(some), bool)
+    places = np.minimum(np.searchsorted(ordered, some), len(ordered) - 1)
+    return np.asarray(ordered[places] == some)
 
 
 def cut(code: Bytes, offsets: Places, width: int) -> Bytes:
