@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import lzma
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -19,8 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from fuzz.target import Target
+from veil.cache import Cache
 from veil.formats.kci import MemoryType, ModuleMemory
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel, kept_kernel
 from veil.services.kci.modules import (
     AdmittedFile,
     ExportedSymbols,
@@ -32,7 +35,7 @@ from veil.services.kci.modules import (
 )
 from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.layout import lay_out
-from veil.services.kci.modules.signature import MARKER
+from veil.services.kci.modules.signature import MARKER, split_signature
 
 __all__ = ["TARGETS"]
 
@@ -41,7 +44,18 @@ _PLAIN = (
     pkcs7.PKCS7Options.NoCerts,
 )  # fmt: skip
 _SPACE = ModuleSpace(range(0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000), range(0x39000, 0x59000))
-_EXPORTED = ExportedSymbols(Exports({"_printk": 0xFFFFFFFF81000010, "__x86_return_thunk": 0xFFFFFFFF81000020}))
+#: Debian's own, of which those are taken that are small enough.
+_GENUINE = "nls_cp437", "nls_cp1251", "tcp_highspeed", "llc", "libcrc32c"
+_MAX_BYTES = 24576
+
+
+class _Exported(ExportedSymbols):
+    """A kernel that exports whatever a module asks for."""
+
+    def resolve(self, name: str, *, gpl: bool) -> int | None:
+        return 0xFFFFFFFF81000000 + 16 * len(name)
+
+
 # As modules are, in what the loader looks at.
 _SOURCE = r"""
 #define PUT(name) __attribute__((used, aligned(8), section(name)))
@@ -110,7 +124,7 @@ def _relocate(data: bytes) -> None:
         if size:
             memory[kind] = ModuleMemory(at, size)
             at += size
-    prepared = prepare(AdmittedFile(data, bytes(32), None), memory, _SPACE.percpu.start, _EXPORTED, _SPACE)
+    prepared = prepare(AdmittedFile(data, bytes(32), None), memory, _SPACE.percpu.start, _Exported(Exports()), _SPACE)
     for section in prepared.sections.values():
         place = prepared.memory[section.memory]
         assert place.address <= section.address <= section.end <= place.end
@@ -130,9 +144,23 @@ def _files() -> Iterable[bytes]:
 
 def _bodies() -> Iterable[bytes]:
     yield _body()
+    yield from _genuine_bodies()
+
+
+@functools.cache
+def _genuine_bodies() -> tuple[bytes, ...]:
+    """None if no kernel was fetched."""
+    cache = Cache()
+    if kept_kernel(cache, DEFAULT_SERIES) is None:
+        return ()
+    tree = debian_kernel(cache).modules
+    assert tree is not None
+    files = [lzma.decompress(path.read_bytes()) for name in _GENUINE for path in tree.rglob(f"{name}.ko.xz")]
+    signed = [parts for parts in map(split_signature, files) if parts is not None]
+    return tuple(bytes(body) for body, _ in signed if len(body) <= _MAX_BYTES)
 
 
 TARGETS = (
-    Target("module-signature", _verify, _files, words=_WORDS, max_bytes=16384),
-    Target("module", _relocate, _bodies, words=_WORDS, max_bytes=16384),
+    Target("module-signature", _verify, _files, words=_WORDS, max_bytes=_MAX_BYTES),
+    Target("module", _relocate, _bodies, words=_WORDS, max_bytes=_MAX_BYTES),
 )
