@@ -3,13 +3,35 @@
 
 from __future__ import annotations
 
-from fuzz import audit_log, certificates, channel, evidence, guest_messages, manifests, modules, policies, reports
+from fuzz import (
+    audit_log,
+    certificates,
+    channel,
+    evidence,
+    guest_messages,
+    kernel_code,
+    manifests,
+    modules,
+    policies,
+    reports,
+)
 from fuzz.target import Target
 
 __all__ = ["TARGETS"]
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (reports, certificates, evidence, guest_messages, manifests, modules, channel, policies, audit_log)
+    for module in (
+        reports,
+        certificates,
+        evidence,
+        guest_messages,
+        kernel_code,
+        manifests,
+        modules,
+        channel,
+        policies,
+        audit_log,
+    )
     for target in module.TARGETS
 }
