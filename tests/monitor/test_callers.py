@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import pytest
 
 from tests.monitor.harness import Bench, parameters
-from tests.services.log.harness import OWNER, READER, boot, log, user
+from tests.services.log.harness import OWNER, READER, SMALLEST, boot, log, user
+from veil.formats.kci import KCI_GUID
+from veil.formats.kci_status import UserCall as KciCall
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.monitor_calls import MonitorCall
 from veil.formats.roles import Call, NotAdmitted, Role, admit
@@ -21,6 +23,7 @@ from veil.monitor.channel.user_requests import Requests
 from veil.monitor.parameters import MonitorParameters
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.channel.identity import UserKey
+from veil.services.kci.service import KciService
 from veil.services.log import LogService
 from veil.services.protected import ProtectedServices
 
@@ -38,6 +41,7 @@ EXPECTED: dict[tuple[uuid.UUID, int], Role] = {
     (LOG_GUID, UserCall.RULES): Role.READER,
     (LOG_GUID, UserCall.ACKNOWLEDGE): Role.OWNER,
     (LOG_GUID, UserCall.SET_RULES): Role.OWNER,
+    (KCI_GUID, KciCall.STATUS): Role.READER,
 }
 #: arguments with which each succeeds
 BODIES: dict[tuple[uuid.UUID, int], bytes] = {
@@ -58,15 +62,21 @@ IDENTITIES: dict[str, tuple[UserKey | None, Role]] = {
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    bench = boot()
+    settings = {"log": {"memory": SMALLEST}}
+    owners, readers = [OWNER.fingerprint], [READER.fingerprint]
+    bench = Bench(services=ProtectedServices, settings=settings, owners=owners, readers=readers).boot()
     log(bench, 1)
     return bench
 
 
 @pytest.mark.parametrize(
     ("guid", "numbers", "table"),
-    [(CHANNEL_SERVICE, MonitorCall, Requests.calls), (LOG_GUID, UserCall, LogService.user_calls)],
-    ids=["VeilMon", "log"],
+    [
+        (CHANNEL_SERVICE, MonitorCall, Requests.calls),
+        (LOG_GUID, UserCall, LogService.user_calls),
+        (KCI_GUID, KciCall, KciService.user_calls),
+    ],
+    ids=["VeilMon", "log", "kci"],
 )
 def test_every_call_is_declared(
     guid: uuid.UUID, numbers: type[enum.IntEnum], table: Mapping[int, Call[object]]
@@ -102,7 +112,7 @@ def test_nobody_may_make_a_call_that_is_not_declared(bench: Bench, role: Role) -
     assert caught.value.status == Status.UNKNOWN_CALL
     identity = {Role.ANYONE: None, Role.READER: READER, Role.OWNER: OWNER}[role]
     with user(bench, identity) as client:
-        for guid in (CHANNEL_SERVICE, LOG_GUID):
+        for guid in (CHANNEL_SERVICE, LOG_GUID, KCI_GUID):
             with pytest.raises(RequestFailed, match="has no call 4660"):
                 client.request(guid, 0x1234)
 

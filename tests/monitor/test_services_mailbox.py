@@ -50,7 +50,7 @@ from veil.formats.termination import MonitorReason
 from veil.monitor import MonitorError, Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services.parameters import ServiceParameters
+from veil.services.parameters import KernelSegment, ServiceParameters
 from veil.snp import RmpViolation
 
 REGISTER, PROTOCOL = 0, 16
@@ -348,12 +348,17 @@ def test_bad_parameters(changes: dict[str, Any]) -> None:
 
 def test_service_parameters() -> None:
     fields = {"mailbox_gpa": PAGE, "mailbox_size": PAGE, "blocks_gpa": 0, "memory_gpa": PAGE, "memory_size": PAGE}
-    good = ServiceParameters.make({"log": {"full": "halt"}}, vcpus=1, **fields)
+    kernel = [KernelSegment(0xFFFFFFFF81000000, 0x1000000, 5000), KernelSegment(0, 0x3000000, PAGE)]
+    good = ServiceParameters.make({"log": {"full": "halt"}}, kernel, vcpus=1, **fields)
     assert ServiceParameters.parse(bytes(good)).settings == {"log": {"full": "halt"}}
+    assert ServiceParameters.parse(bytes(good)).kernel == tuple(kernel)
     with pytest.raises(FormatError, match="at most"):
-        ServiceParameters.make({"log": {"x": "y" * 4000}}, vcpus=1, **fields)
-    for data in (b"", bytes(4096), bytes(ServiceParameters.make({}, vcpus=0, **fields)),
-                 bytes(ServiceParameters.make({}, vcpus=1, **{**fields, "memory_gpa": 8}))):  # fmt: skip
+        ServiceParameters.make({"log": {"x": "y" * 4000}}, (), vcpus=1, **fields)
+    with pytest.raises(FormatError, match="8 segments"):
+        ServiceParameters.make({}, kernel * 5, vcpus=1, **fields)
+    for data in (b"", bytes(4096), bytes(ServiceParameters.make({}, (), vcpus=0, **fields)),
+                 bytes(ServiceParameters.make({}, (), vcpus=1, **{**fields, "memory_gpa": 8})),
+                 bytes(ServiceParameters.make({}, [KernelSegment(0, 8, PAGE)], vcpus=1, **fields))):  # fmt: skip
         with pytest.raises(FormatError):
             ServiceParameters.parse(data)
 

@@ -37,7 +37,7 @@ class KciSettings(ServiceSettings):
     """Which code the kernel may run, and what happens when something else is tried (docs/kci.md). Raises
     FormatError."""
 
-    mode: str = setting(ON, str)
+    mode: str = setting(OFF, str)
     """"off": no lock-down; "on": what is refused does not happen, and stands in the log; "halt": the CVM ends, too."""
     keys: str = setting(BUILD_KEYS, str)
     """"build": the certificates that are built into the measured kernel may sign modules; "none": they may not."""
@@ -80,6 +80,11 @@ class KciSettings(ServiceSettings):
     def memory_size(self) -> int:
         """The private copy."""
         return 0 if self.mode == OFF else self.largest_module
+
+    @property
+    def keeps_kernel(self) -> bool:
+        """Its code is compared with the copy."""
+        return self.mode != OFF
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ __all__ = [
     "LogEntry",
     "LogManifest",
     "RulesState",
+    "ServiceWord",
     "Silence",
     "UserCall",
     "pack_records",
@@ -180,6 +181,31 @@ class Silence(NamedTuple):
         return cls(*_SILENCE.unpack(data))
 
 
+# Words of other services
+
+_WORD = struct.Struct("<H")
+
+
+class ServiceWord(NamedTuple):
+    """What another service has to say, in an entry of kind WORD."""
+
+    service: int
+    """Its number."""
+    body: bytes
+
+    def pack(self) -> bytes:
+        """{u16, body}"""
+        return _WORD.pack(self.service) + self.body
+
+    @classmethod
+    def parse(cls, data: bytes) -> ServiceWord:
+        """Raises FormatError."""
+        if len(data) < _WORD.size:
+            raise FormatError(f"a service's word of {len(data)} bytes")
+        (service,) = _WORD.unpack_from(data)
+        return cls(service, data[_WORD.size :])
+
+
 # Entries
 
 
@@ -199,6 +225,8 @@ class EntryKind(enum.IntEnum):
     """The service: an owner wants these audit rules. SHA-256 of the owner's public key, then the text."""
     SILENCE = 20
     """The service: the kernel has not called for some time (`Silence`). Before its next call, and in the middle too."""
+    WORD = 21
+    """Another service's: u16 its number, then what it says, in a format of its own (`ServiceWord`)."""
 
 
 #: u64 sequence number, u64 nanoseconds of the machine's time stamp counter, u32 kind, u32 length

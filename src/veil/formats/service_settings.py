@@ -31,6 +31,11 @@ class ServiceSettings:
         """Bytes of memory that the service needs with these settings, a multiple of 4096."""
         return 0
 
+    @property
+    def keeps_kernel(self) -> bool:
+        """Does the service need a private copy of the kernel as it was launched?"""
+        return False
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """From "KEY=VALUE,KEY=VALUE"; of a key that comes again the last value counts. Raises FormatError."""

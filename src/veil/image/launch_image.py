@@ -18,6 +18,7 @@ from veil.guest.linux.firmware import accept_memory
 from veil.host import LaunchRegion, ProtectedRange
 from veil.image.services_image import BLOCKS, CODE, MAILBOX, MAILBOX_SIZE, ServicesImage, service_regions
 from veil.monitor import MonitorParameters
+from veil.services.parameters import KernelSegment
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, VmsaSegment
@@ -84,7 +85,9 @@ def build_image(
     `owners` and `readers` are SHA-256 of the public keys of users whom the secure channel lets do more than attest
     (`veil.formats.roles`).
     """
-    kept = _MONITOR_SIZE + (services.region_size() if services is not None else 0) if monitor else 0
+    segments = [KernelSegment(item.virtual, item.address, len(item.data)) for item in kernel.segments if item.data]
+    services_size = services.region_size(segments) if services is not None else 0
+    kept = _MONITOR_SIZE + services_size if monitor else 0
     linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
     table = _cpuid_page(cpuid)
     regions = [_guest_region(region, table) for region in linux.regions]
@@ -95,7 +98,7 @@ def build_image(
         regions.append(LaunchRegion(guest_layout.CAA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
     base = linux.layout.monitor.start
-    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services)
+    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services, segments)
     protected = [ProtectedRange(base, _MONITOR_SIZE, vmpl=0)]
     if services is not None:
         protected.append(ProtectedRange(base + _MONITOR_SIZE, kept - _MONITOR_SIZE, vmpl=1))
@@ -136,6 +139,7 @@ def _monitor_regions(
     owners: Sequence[bytes],
     readers: Sequence[bytes],
     services: ServicesImage | None,
+    segments: Sequence[KernelSegment],
 ) -> list[LaunchRegion]:
     archive = pack_sources(_PACKAGES)
     size = ctypes.sizeof(MonitorParameters)
@@ -153,7 +157,7 @@ def _monitor_regions(
     ]
     own, code = base + _MONITOR_SIZE, (0, 0)
     if services is not None:
-        added = service_regions(services, own, vcpus)
+        added = service_regions(services, own, vcpus, segments)
         pieces += added
         code = (own + CODE, added[-1].gpa + added[-1].length - (own + CODE))
     boot_vmsa = LaunchRegion(base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
@@ -165,7 +169,7 @@ def _monitor_regions(
         ram=[(piece.start, piece.size) for piece in linux.layout.ram],
         launched=launched,
         monitor=(base, _MONITOR_SIZE),
-        services=(own, services.region_size()) if services is not None else (0, 0),
+        services=(own, services.region_size(segments)) if services is not None else (0, 0),
         service_code=code,
         service_vmsas_gpa=base + _SERVICE_VMSAS,
         mailbox_gpa=own + MAILBOX,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.service_domain import OUTBOX_SIZE
 from veil.formats.service_settings import ServiceSettings, split_settings
 from veil.host import LaunchRegion
-from veil.services.parameters import ServiceParameters, pack_settings
+from veil.services.parameters import KernelSegment, ServiceParameters, pack_settings
 from veil.services.protected import ProtectedServices
 from veil.snp.hosted import hosted_header, pack_sources
 
@@ -46,6 +46,8 @@ class ServicesImage:
     packages: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     memory: int = 0
+    keeps_kernel: bool = False
+    """Do the services get a private copy of the kernel as it is launched, in more memory?"""
 
     def __post_init__(self) -> None:
         pack_settings(self.settings)
@@ -56,10 +58,15 @@ class ServicesImage:
         domain = getattr(importlib.import_module(module), name)
         return any(service.guards for service in domain.service_types)
 
-    def region_size(self) -> int:
-        """Bytes, a multiple of 2 MiB."""
-        archive = -(-len(pack_sources(self.packages)) // PAGE_SIZE) * PAGE_SIZE
-        return -(-(CODE + PAGE_SIZE + archive + self.memory) // PAGE_SIZE_2M) * PAGE_SIZE_2M
+    def region_size(self, kernel: Sequence[KernelSegment]) -> int:
+        """Bytes with this kernel, a multiple of 2 MiB."""
+        archive = _whole_pages(len(pack_sources(self.packages)))
+        size = CODE + PAGE_SIZE + archive + self.memory + self.kernel_size(kernel)
+        return -(-size // PAGE_SIZE_2M) * PAGE_SIZE_2M
+
+    def kernel_size(self, kernel: Sequence[KernelSegment]) -> int:
+        """Bytes of the copy of this kernel."""
+        return sum(_whole_pages(segment.size) for segment in kernel) if self.keeps_kernel else 0
 
 
 def protected_services(*chosen: ServiceSettings) -> ServicesImage:
@@ -76,6 +83,7 @@ def protected_services(*chosen: ServiceSettings) -> ServicesImage:
         ("veil.formats", "veil.services"),
         {name: own.measured() for name, own in settings.items()},
         memory=sum(own.memory_size for own in settings.values()),
+        keeps_kernel=any(own.keeps_kernel for own in settings.values()),
     )
 
 
@@ -95,20 +103,26 @@ def services_from_text(texts: Iterable[str]) -> ServicesImage:
 PROTECTED_SERVICES = protected_services()
 
 
-def service_regions(services: ServicesImage, own: int, vcpus: int) -> list[LaunchRegion]:
+def service_regions(
+    services: ServicesImage, own: int, vcpus: int, kernel: Sequence[KernelSegment]
+) -> list[LaunchRegion]:
     """Parameters, then the program: header and archive. `own`: where the services' region begins."""
     archive = pack_sources(services.packages)
     archive_gpa = own + CODE + PAGE_SIZE
-    memory = archive_gpa + -(-len(archive) // PAGE_SIZE) * PAGE_SIZE
+    memory = archive_gpa + _whole_pages(len(archive))
+    end = own + services.region_size(kernel)
+    copy = end - services.kernel_size(kernel)
     parameters = bytes(
         ServiceParameters.make(
             {name: dict(settings) for name, settings in services.settings.items()},
+            kernel if services.keeps_kernel else (),
             vcpus=vcpus,
             mailbox_gpa=own + MAILBOX,
             mailbox_size=MAILBOX_SIZE,
             blocks_gpa=own + BLOCKS,
             memory_gpa=memory,
-            memory_size=own + services.region_size() - memory,
+            memory_size=copy - memory,
+            kernel_copy_gpa=copy if services.keeps_kernel else 0,
         )
     )
     header = hosted_header(
@@ -121,3 +135,7 @@ def service_regions(services: ServicesImage, own: int, vcpus: int) -> list[Launc
         LaunchRegion(own + CODE, PageType.NORMAL, header, name="services"),
         LaunchRegion(archive_gpa, PageType.NORMAL, archive, name="services"),
     ]
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // PAGE_SIZE) * PAGE_SIZE

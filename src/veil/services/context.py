@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from veil.snp.rmp import Permission
     from veil.snp.view import View
 
-__all__ = ["Ask", "Asking", "GuestMemory", "MonitorClient", "MonitorRefused", "ServiceContext", "ServiceMemory"]
+__all__ = [
+    "Ask",
+    "Asking",
+    "GuestMemory",
+    "KernelPiece",
+    "MonitorClient",
+    "MonitorRefused",
+    "ServiceContext",
+    "ServiceMemory",
+]
 
 _T = TypeVar("_T")
 
@@ -143,6 +152,16 @@ def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:
 
 
 @dataclass(frozen=True)
+class KernelPiece:
+    """A segment of the kernel's image, as it was launched."""
+
+    virtual: int
+    gpa: int
+    copy: ServiceMemory
+    """Its bytes, copied before the kernel ran."""
+
+
+@dataclass(frozen=True)
 class ServiceContext:
     """A service's surroundings."""
 
@@ -151,6 +170,11 @@ class ServiceContext:
     """The machine's time stamp counter in nanoseconds."""
     guest: GuestMemory
     monitor: MonitorClient
+    record: Callable[[bytes], None] = lambda word: None
+    """Puts an entry of the service's own into the protected log, if there is one; of those that find no room some are
+    lost, and counted."""
+    kernel: Sequence[KernelPiece] = ()
+    """If a service's settings say that it needs it (`ServiceSettings.keeps_kernel`)."""
 
     @staticmethod
     def nonce() -> bytes:

@@ -126,6 +126,10 @@ class Service(abc.ABC):
         """
         return Verdict.refuse()
 
+    def keep_word(self, service: int, word: bytes) -> bool:
+        """Keep what another service has to say (`ServiceContext.record`); False if this one keeps nothing."""
+        return False
+
     def ran(self) -> None:  # noqa: B027
         """The services run, and not for the kernel: a user asked, or nobody. An honest host sees to it each second."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,7 +41,7 @@ from veil.formats.service_domain import (
 )
 from veil.formats.service_events import RefusedAccess, Report, Verdict
 from veil.formats.status import Status
-from veil.services.context import Ask, Asking, GuestMemory, MonitorClient, ServiceContext, ServiceMemory
+from veil.services.context import Ask, Asking, GuestMemory, KernelPiece, MonitorClient, ServiceContext, ServiceMemory
 from veil.services.interface import KernelRequest, Refused, Service, User
 from veil.services.parameters import ServiceParameters
 from veil.snp.errors import RmpViolation, SnapshotError
@@ -56,6 +56,9 @@ _MONITOR, _KERNEL = Domain.MON.vmpl, Domain.UNT.vmpl
 #: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
 MAX_ASKS = 1024
 _MAX_MISTAKES = 16
+#: Whom to run when nobody asked. Before the kernel is there, VeilMon may wait on this VCPU for an answer that another
+#: one gave.
+_IDLE = (_KERNEL, _MONITOR)
 #: in place of an answer: there is none, the request stays pending
 _GONE = b"the host took the services' memory away"
 
@@ -92,6 +95,7 @@ class ServiceDomain:
         self._saved: dict[str, str] | None = None
         self._mailbox = self._outbox = (0, 0)
         self._waiting: _Request | None = None
+        self._kernel: list[KernelPiece] = []
 
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
         """Start on a VCPU; the first one starts the services."""
@@ -124,31 +128,44 @@ class ServiceDomain:
         parameters = self._parameters = ServiceParameters.parse(cpu.parameters)
         self._mailbox, self._outbox = mailbox_and_outbox(parameters.mailbox_gpa, parameters.mailbox_size)
         settings, gpa = parameters.settings, parameters.memory_gpa
+        kernel = self._kernel = list(_kernel_pieces(cpu.view, parameters))
         for service in self.services:
             mine: dict[str, Any] = settings.get(service.name, {})
             size = service.memory_size(mine)
             if size % PAGE_SIZE or gpa + size > parameters.memory_gpa + parameters.memory_size:
                 raise FormatError(f"no memory left for the service {service.name}")
             memory = ServiceMemory(cpu.view, gpa, size)
-            service.context = ServiceContext(memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory))
+            service.context = ServiceContext(
+                memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory), self._recorder(service), kernel
+            )
             gpa += size
             if self._saved is None:
                 service.start(mine)
             else:
                 service.restore(mine, bytes.fromhex(self._saved.get(service.name, "")))
 
+    def _recorder(self, service: Service) -> Callable[[bytes], None]:
+        def record(word: bytes) -> None:
+            for other in self.services:
+                if other.keep_word(service.number, word):
+                    return
+
+        return record
+
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
         asked_monitor = False
+        idle: list[int] = []
         while True:
             target = self._step(cpu.view, cpu.start_argument, asked_monitor)
             asked_monitor = self._waiting is not None and target == _MONITOR
-            if target is None:
-                self._tell_services()
-            # A refusal may be an old one, and somebody may have come with a request since.
-            if target is None and cpu.ghcb_msr == RUN_VMPL_REFUSED:
-                cpu.ghcb_msr = MsrRequest.AP_RESET_HOLD
+            if target is not None:
+                idle = []
+                cpu.ghcb_msr = run_vmpl_request(target)
             else:
-                cpu.ghcb_msr = run_vmpl_request(_KERNEL if target is None else target)
+                self._tell_services()
+                # A refusal may be an old one, and somebody may have come with a request since.
+                idle = idle[1:] if idle and cpu.ghcb_msr == RUN_VMPL_REFUSED else list(_IDLE)
+                cpu.ghcb_msr = run_vmpl_request(idle[0]) if idle else MsrRequest.AP_RESET_HOLD
             yield
 
     def _tell_services(self) -> None:
@@ -314,18 +331,23 @@ class ServiceDomain:
 
     def _answer_monitor(self, asked: BlockRequest) -> bytes | Asking[bytes]:
         if asked.call == DomainCall.DESCRIBE:
-            return pack_description(
-                ServiceInfo(
-                    service.name, service.number, service.guid, service.manifest(), service.hears, service.guards
-                )
-                for service in self.services
-            )
+            return self._describe()
         if asked.call == DomainCall.HEAR:
             return self._hear(Report.parse(asked.body))
         if asked.call == DomainCall.ACCESS_REFUSED:
             access = RefusedAccess.parse(asked.body)
             return self._guard(self._guards[access.owner], access)
         raise Refused(Status.UNKNOWN_CALL, f"the services' domain has no call {asked.call}")
+
+    def _describe(self) -> Asking[bytes]:
+        """VeilMon asks once, at boot. The kernel has not run yet: it is as it was measured."""
+        for piece in self._kernel:
+            pages = range(piece.gpa, piece.gpa + piece.copy.size, PAGE_SIZE)
+            yield from MonitorClient(piece.copy).copy_in(pages, piece.copy.size, 0)
+        return pack_description(
+            ServiceInfo(service.name, service.number, service.guid, service.manifest(), service.hears, service.guards)
+            for service in self.services
+        )
 
     def _hear(self, report: Report) -> bytes:
         for service in self.services:
@@ -351,3 +373,10 @@ class ServiceDomain:
             # The VCPU is stopped: who cannot decide must not let it go on.
             self.mistakes.append((service.name, repr(mistake)))
             return Verdict.refuse().pack()
+
+
+def _kernel_pieces(view: View, parameters: ServiceParameters) -> Iterator[KernelPiece]:
+    at = parameters.kernel_copy_gpa
+    for segment in parameters.kernel:
+        yield KernelPiece(segment.virtual, segment.gpa, ServiceMemory(view, at, segment.size))
+        at += -(-segment.size // PAGE_SIZE) * PAGE_SIZE

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, Head, Heartbeat, LogEntry, Silence, parse_records
+from veil.formats.kci import KCI_NUMBER
+from veil.formats.kci_status import CodeEvent, CodeWord
+from veil.formats.log import EntryKind, Head, Heartbeat, LogEntry, ServiceWord, Silence, parse_records
 from veil.formats.printable import printable
 from veil.remote.log.clock import ClockCheck
 from veil.remote.log.findings import Finding, FindingKind, Findings, machine_text
@@ -165,6 +167,22 @@ class LogAnalysis:
             self._recording.rules(entry, entry.body[32:])
             words = f"an owner of the CVM, {entry.body[:32].hex()[:16]}, sent it audit rules"
             self._report(FindingKind.RULES, entry, words, trouble=False)
+        elif entry.kind == EntryKind.WORD:
+            self._word(entry)
+
+    def _word(self, entry: LogEntry) -> None:
+        """Another service's."""
+        try:
+            word = ServiceWord.parse(entry.body)
+            if word.service != KCI_NUMBER:
+                return
+            said = CodeWord.parse(word.body)
+        except FormatError as error:
+            self._report(FindingKind.UNREADABLE, entry, f"a service's word is unreadable: {error}", trouble=True)
+            return
+        # What tries to get past code integrity is in the kernel already.
+        distrust = said.event is CodeEvent.VIOLATION
+        self._report(FindingKind.CODE, entry, printable(said.words), trouble=said.trouble, distrust=distrust)
 
     def _tell(self, entry: LogEntry) -> None:
         try:

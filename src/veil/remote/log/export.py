@@ -20,7 +20,9 @@ from typing import Any, Protocol
 from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, Heartbeat, LogEntry, Silence, parse_records
+from veil.formats.kci import KCI_NUMBER
+from veil.formats.kci_status import CodeWord
+from veil.formats.log import EntryKind, Heartbeat, LogEntry, ServiceWord, Silence, parse_records
 from veil.remote.errors import RemoteError
 from veil.remote.log.folder import LogFolder, locked, opened, replace_file, write_all
 
@@ -74,6 +76,8 @@ def entry_value(entry: LogEntry) -> dict[str, Any]:
     try:
         if entry.kind == EntryKind.SILENCE:
             value |= Silence.parse(entry.body)._asdict()
+        elif entry.kind == EntryKind.WORD:
+            value |= _word_value(ServiceWord.parse(entry.body))
         elif entry.kind == EntryKind.HEARTBEAT and entry.body:
             value |= Heartbeat.parse(entry.body)._asdict()
         elif entry.kind in (EntryKind.RECORDS, EntryKind.INTENT):
@@ -84,6 +88,14 @@ def entry_value(entry: LogEntry) -> dict[str, Any]:
     except FormatError:
         value["unreadable"] = entry.body.hex()
     return value
+
+
+def _word_value(word: ServiceWord) -> dict[str, Any]:
+    value: dict[str, Any] = {"service": word.service}
+    if word.service == KCI_NUMBER:
+        said = CodeWord.parse(word.body)
+        return value | {"event": said.event.value, "words": said.words, "detail": dict(said.detail)}
+    return value | {"word": word.body.hex()}
 
 
 def export(folder: LogFolder, sink: Sink) -> int:

@@ -43,7 +43,7 @@ class FindingKind(enum.Enum):
     RULES = "rules"
     """the audit rules or settings were changed"""
     CODE = "code"
-    """the kernel was about to load code into itself"""
+    """code that the kernel was about to load, and what code integrity says of its code"""
     UNREADABLE = "unreadable"
     RESUMED = "resumed"
     DROPPED = "dropped"

@@ -32,7 +32,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from veil.errors import describe
 from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
-from veil.formats.log import EntryKind, Heartbeat, LogEntry, Silence, parse_records
+from veil.formats.kci import KCI_NUMBER
+from veil.formats.kci_status import CodeWord
+from veil.formats.log import EntryKind, Heartbeat, LogEntry, ServiceWord, Silence, parse_records
 from veil.formats.printable import printable
 from veil.remote.errors import RemoteError
 from veil.remote.log.export import Position, read_position
@@ -159,6 +161,8 @@ def _records(log: str, entry: LogEntry, observed: int) -> Iterator[LogRecord]:
         elif entry.kind == EntryKind.SILENCE:
             quiet, awake = Silence.parse(entry.body)
             words = f"silence of {quiet / 1e9:.1f} s, the services ran for {awake / 1e9:.1f} s of it"
+        elif entry.kind == EntryKind.WORD:
+            severity, words = _word(ServiceWord.parse(entry.body))
     except FormatError:
         severity, words = SeverityNumber.WARN, f"unreadable: {entry.body.hex()}"
     if entry.kind == EntryKind.DROPPED:
@@ -190,3 +194,11 @@ def _time_ns(stamp: re.Match[bytes]) -> int | None:
     """The kernel's word; none if OTLP has no room for it, which is for times after the year 2554."""
     claimed = int(stamp[1] + stamp[2]) * 1_000_000
     return claimed if claimed <= _LAST_NS else None
+
+
+def _word(word: ServiceWord) -> tuple[SeverityNumber, str]:
+    """Another service's."""
+    if word.service != KCI_NUMBER:
+        return SeverityNumber.INFO, f"service {word.service}: {word.body.hex()}"
+    said = CodeWord.parse(word.body)
+    return SeverityNumber.WARN if said.trouble else SeverityNumber.INFO, f"code integrity: {said.words}"

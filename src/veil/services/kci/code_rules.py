@@ -127,6 +127,13 @@ class CodeRules:
         """What the rules know of the kernel around."""
         return self._near
 
+    @property
+    def variables(self) -> set[int]:
+        """Addresses of the kernel's variables that `explain` reads: 8 bytes each, at most."""
+        pointers = {outcome.pointer for group in self._groups for outcome in group.outcomes}
+        constants = {constant.address for constant, _, _ in self._constants}
+        return {address for address in pointers | constants if address is not None}
+
     def admit(self, near: Surroundings) -> None:
         """From now on other code is around: calls may lead to what it lists."""
         self._near = near

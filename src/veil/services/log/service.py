@@ -21,6 +21,7 @@ from veil.formats.log import (
     Head,
     KernelCall,
     LogManifest,
+    ServiceWord,
     Silence,
     UserCall,
 )
@@ -38,6 +39,9 @@ _MAX_FETCH = 224 << 10
 _U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
 #: Room that the kernel's calls leave free, so that the service can still record that they found no room.
 _RESERVE = ENTRY_HEADER.size + _U64.size
+
+#: Words of other services that wait for room.
+_MAX_WORDS = 64
 
 #: what a call of the kernel's appends
 _KINDS: dict[int, EntryKind] = {
@@ -65,6 +69,7 @@ class LogService(Service):
         self._rules = Rules()
         self._ear = Ear(0)
         self._quiet: Silence | None = None  # not in the log yet
+        self._words: list[bytes] = []  # nor are these, of other services
 
     def start(self, settings: dict[str, Any]) -> None:
         """An empty log with a key of its own."""
@@ -96,7 +101,7 @@ class LogService(Service):
         now = self._last_ns = self.now()
         self._owe(self._ear.heard(now, beat=kind == EntryKind.HEARTBEAT))
         try:
-            if self._resumed or self._untold or self._quiet:
+            if self._resumed or self._untold or self._quiet or self._words:
                 self._tell(now)
             self.store.append(kind, now, body, reserve=_RESERVE)
         except LogFull:
@@ -111,6 +116,9 @@ class LogService(Service):
         if self._resumed:
             self.store.append(EntryKind.RESUMED, now, self._resumed)
             self._resumed = b""
+        while self._words:
+            self.store.append(EntryKind.WORD, now, self._words[0], reserve=_RESERVE)
+            del self._words[0]
         if self._untold:
             self.store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
             self._untold = 0
@@ -121,6 +129,17 @@ class LogService(Service):
     def _owe(self, silence: Silence | None) -> None:
         if silence is not None and (self._quiet is None or silence > self._quiet):
             self._quiet = silence
+
+    def keep_word(self, service: int, word: bytes) -> bool:
+        """An entry of its own: now, or when there is room. When too many wait they count as dropped."""
+        if len(self._words) < _MAX_WORDS:
+            self._words.append(ServiceWord(service, word).pack())
+        else:
+            self._dropped += 1
+            self._untold += 1
+        with suppress(LogFull):
+            self._tell(self.now())
+        return True
 
     def ran(self) -> None:
         """Time passes, and the kernel may be silent: said at once, for such a kernel may never call again."""
@@ -220,6 +239,7 @@ class LogService(Service):
             "rules": self._rules.dump(),
             "beats": self._ear.beats,
             "quiet": self._quiet,
+            "words": [word.hex() for word in self._words],
         }
         return json.dumps(state).encode()
 
@@ -234,6 +254,7 @@ class LogService(Service):
         self._rules.load(state["rules"])
         self._ear = Ear(self.now(), beats=state["beats"])
         self._quiet = Silence(*state["quiet"]) if state["quiet"] else None
+        self._words = [bytes.fromhex(word) for word in state["words"]]
         self._last_ns, self._dropped, self._untold = state["last_ns"], state["dropped"], state["untold"]
         # Without room for it now it is said later: the host could resume two machines when the log is full, and their
         # logs would go on alike.

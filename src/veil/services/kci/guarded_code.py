@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A piece of verified code: its rules, and the pages in which it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.context import Asking, GuestMemory, MonitorClient
+from veil.services.kci.code_rules import CodeRules, Configuration
+from veil.services.kci.errors import KciError
+from veil.services.kci.patches import Patch, decide
+
+__all__ = ["GuardedCode", "move_pages"]
+
+_MOVE_BYTES = 16 << 20
+_MOVE_RANGES = 512
+
+
+class GuardedCode:
+    """Code that VMPL 3 cannot write: what is stored into it, the service stores.
+
+    `address` is where it runs, `pages` are the GPAs of its pages in the order of their addresses.
+    """
+
+    def __init__(self, rules: CodeRules, address: int, pages: Sequence[int], guest: GuestMemory) -> None:
+        self.rules = rules
+        self.address = address
+        self.pages = tuple(pages)
+        self._guest = guest
+        self._numbers = {gpa: number for number, gpa in enumerate(self.pages)}
+
+    @property
+    def size(self) -> int:
+        """Bytes, whole pages."""
+        return len(self.pages) * PAGE_SIZE
+
+    def address_of(self, gpa: int) -> int | None:
+        """Where a GPA's byte runs; None if it is not in this code."""
+        number = self._numbers.get(gpa - gpa % PAGE_SIZE)
+        return None if number is None else self.address + number * PAGE_SIZE + gpa % PAGE_SIZE
+
+    def _parts(self, address: int, length: int) -> Iterator[tuple[int, int]]:
+        """(GPA, size) of the pages' parts."""
+        while length:
+            number, offset = divmod(address - self.address, PAGE_SIZE)
+            if not 0 <= number < len(self.pages):
+                raise KciError(f"{address:#x} is not in the code at {self.address:#x}")
+            part = min(length, PAGE_SIZE - offset)
+            yield self.pages[number] + offset, part
+            address, length = address + part, length - part
+
+    def read(self, address: int, length: int) -> bytes:
+        """The code as it is now. Raises KciError for what is not in it."""
+        return b"".join(self._guest.read(gpa, size) for gpa, size in _joined(self._parts(address, length)))
+
+    def patch(self, configuration: Configuration, address: int, data: bytes) -> Patch:
+        """Store, if it is a step by which Linux patches a site. Raises PatchRefused."""
+        patch = decide(self.rules, configuration, address, data, self.read)
+        for gpa, size in self._parts(address, len(data)):
+            self._guest.write(gpa, data[:size])
+            data = data[size:]
+        return patch
+
+
+def move_pages(monitor: MonitorClient, pages: Sequence[int], source: Owner, target: Owner) -> Asking[None]:
+    """All of these pages, or none. Raises MonitorRefused."""
+    ranges = list(_split(_joined((gpa, PAGE_SIZE) for gpa in sorted(pages))))
+    done: list[list[tuple[int, int]]] = []
+    try:
+        while ranges:
+            some: list[tuple[int, int]] = []
+            while ranges and len(some) < _MOVE_RANGES and sum(size for _, size in some) + ranges[0][1] <= _MOVE_BYTES:
+                some.append(ranges.pop(0))
+            yield from monitor.move(some, source, target)
+            done.append(some)
+    except Exception:
+        for some in done:
+            yield from monitor.move(some, target, source)
+        raise
+
+
+def _joined(parts: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Neighbours together."""
+    start = size = 0
+    for gpa, more in parts:
+        if size and start + size == gpa:
+            size += more
+            continue
+        if size:
+            yield start, size
+        start, size = gpa, more
+    if size:
+        yield start, size
+
+
+def _split(ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for gpa, size in ranges:
+        for at in range(0, size, _MOVE_BYTES):
+            yield gpa + at, min(_MOVE_BYTES, size - at)

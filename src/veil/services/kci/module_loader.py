@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Modules, from the file that the driver hands over until they are gone.
+
+The driver is the kernel's: what it says is checked, or binds nobody but itself. A module that it does not tell of
+has no code that can be executed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from veil.formats.kci import MemoryType, ModulePrepared
+from veil.formats.kci_settings import KciSettings
+from veil.formats.kci_status import CodeEvent
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.context import Asking, MonitorRefused, ServiceContext
+from veil.services.kci.code_rules import Configuration
+from veil.services.kci.errors import KciError
+from veil.services.kci.guarded_code import GuardedCode, move_pages
+from veil.services.kci.image import AddressRange
+from veil.services.kci.ledger import Ledger
+from veil.services.kci.loaded_modules import LoadedModule, code_again, frames_of, take_code
+from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.module_code import ModuleCode
+from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer, admit, prepare
+from veil.services.kci.surroundings import Surroundings
+
+__all__ = ["ModuleLoader"]
+
+_FILE = struct.Struct("<QQ")
+_MAX_MODULES = 1024
+#: Modules that are loaded before lock-down wait for it with their files.
+_MAX_EARLY = 64
+
+
+@dataclass(frozen=True)
+class _Early:
+    admitted: AdmittedFile
+    told: ModulePrepared
+    pages: Sequence[int]
+
+
+class ModuleLoader:
+    """All modules of one kernel. The service's memory has the private copy of a file."""
+
+    def __init__(
+        self, context: ServiceContext, settings: KciSettings, measured: MeasuredKernel, ledger: Ledger
+    ) -> None:
+        self._context = context
+        self._settings = settings
+        self._measured = measured
+        self._ledger = ledger
+        self._length = self._received = 0
+        self._next = 1
+        self._early: dict[int, _Early] = {}
+        self._exported: ExportedSymbols | None = None
+        self._text: GuardedCode | None = None
+        self._saved: list[dict[str, Any]] = []
+        self.modules: dict[int, LoadedModule] = {}
+
+    def codes(self) -> Iterator[GuardedCode]:
+        """The code of all modules."""
+        for module in self.modules.values():
+            yield from module.code.values()
+
+    # Files
+
+    def take_file(self, body: bytes, pages: Sequence[int]) -> Asking[bytes]:
+        """A part of a module's file, copied once; parts come in order. Raises KciError, MonitorRefused."""
+        if len(body) != _FILE.size:
+            raise KciError("a part of a module's file comes with its length and offset")
+        length, offset = _FILE.unpack(body)
+        if not 0 < length <= self._settings.largest_module:
+            raise KciError(f"a module's file has 1 to {self._settings.largest_module} bytes, not {length}")
+        if offset == 0:
+            self._length, self._received = length, 0
+        if length != self._length or offset != self._received or offset % PAGE_SIZE:
+            raise KciError(f"the part of a module's file at {offset:#x} is not the next one")
+        part = min(length - offset, len(pages) * PAGE_SIZE)
+        if part <= 0 or len(pages) != -(-part // PAGE_SIZE):
+            raise KciError(f"{len(pages)} pages are not a part of the {length - offset} bytes that are left")
+        yield from self._context.monitor.copy_in(pages, part, offset)
+        self._received = offset + part
+        return b""
+
+    def _file(self) -> bytes:
+        """The file that came last; it is used once."""
+        length, self._length = self._length, 0
+        if not length or self._received != length:
+            raise ModuleRefused("its file did not come before it")
+        return self._context.memory.read(0, length)
+
+    # Life
+
+    def take(
+        self,
+        told: ModulePrepared,
+        pages: Sequence[int],
+        configuration: Configuration | None,
+        text: GuardedCode | None,
+    ) -> Asking[int]:
+        """The module whose file came last lies in these pages; returns its number. Raises ModuleRefused, KciError,
+        MonitorRefused."""
+        number, digest = self._next, None
+        try:
+            if len(self.modules) + len(self._early) >= _MAX_MODULES:
+                raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
+            admitted = admit(self._file(), self._measured.keyring(), self._settings.allowed_hashes)
+            digest = admitted.digest.hex()
+            if configuration is None or text is None:
+                if len(self._early) >= _MAX_EARLY:
+                    raise ModuleRefused(f"{_MAX_EARLY} modules wait for lock-down already")
+                self._early[number] = _Early(admitted, told, pages)
+            else:
+                yield from self._admit(number, admitted, told, pages, configuration, text)
+        except (ModuleRefused, KciError, MonitorRefused) as error:
+            self._ledger.tell(CodeEvent.MODULE_REFUSED, f"a module is refused: {error}", hash=digest)
+            raise
+        self._next += 1
+        return number
+
+    def admit_early(self, configuration: Configuration, text: GuardedCode) -> Asking[None]:
+        """Those that were loaded before lock-down. Raises what `take` raises."""
+        for number, early in sorted(self._early.items()):
+            yield from self._admit(number, early.admitted, early.told, early.pages, configuration, text)
+            del self._early[number]
+
+    def _admit(
+        self,
+        number: int,
+        admitted: AdmittedFile,
+        told: ModulePrepared,
+        pages: Sequence[int],
+        configuration: Configuration,
+        text: GuardedCode,
+    ) -> Asking[None]:
+        self._text = text
+        prepared = self._prepare(admitted, told)
+        self._exports.add(prepared.name, prepared.exports)
+        try:
+            code = ModuleCode(prepared, text.rules.near)
+            module = LoadedModule(number, prepared, told, code.targets, admitted.body)
+            module.code = yield from take_code(
+                self._context,
+                self._measured,
+                prepared,
+                frames_of(told, pages),
+                code,
+                configuration,
+            )
+        except Exception:
+            self._exports.remove(prepared.name)
+            raise
+        self._know(module)
+        self._ledger.tell(
+            CodeEvent.MODULE_ADMITTED,
+            f"the module {prepared.name} {prepared.version}".rstrip() + f" is admitted, {_vouched(prepared)}",
+            name=prepared.name,
+            version=prepared.version,
+            hash=prepared.digest.hex(),
+            signer=prepared.signer.name if prepared.signer is not None else None,
+        )
+
+    def _prepare(self, admitted: AdmittedFile, told: ModulePrepared) -> Prepared:
+        return prepare(admitted, told.memory, told.percpu, self._exports, self._measured.module_space())
+
+    @property
+    def _exports(self) -> ExportedSymbols:
+        if self._exported is None:
+            self._exported = self._measured.exported()
+        return self._exported
+
+    def _know(self, module: LoadedModule) -> None:
+        self.modules[module.number] = module
+        assert self._text is not None
+        self._surround(self._text.rules.near.admit(targets=module.targets))
+
+    def _surround(self, near: Surroundings) -> None:
+        assert self._text is not None
+        for code in (self._text, *self.codes()):
+            code.rules.admit(near)
+
+    def live(self, number: int) -> Asking[None]:
+        """Its init code is not code any more."""
+        if number in self._early:
+            return
+        module = self._module(number)
+        module.live = True
+        yield from self._release(module, MemoryType.INIT_TEXT)
+
+    def gone(self, number: int) -> Asking[None]:
+        """None of its code is code any more."""
+        if self._early.pop(number, None) is not None:
+            return
+        module = self._module(number)
+        yield from self._release(module, *MemoryType)
+        del self.modules[number]
+        self._exports.remove(module.prepared.name)
+        self._ledger.tell(
+            CodeEvent.MODULE_GONE, f"the module {module.prepared.name} is gone", name=module.prepared.name
+        )
+
+    def release(self) -> Asking[None]:
+        """Lock-down is refused: all modules are the kernel's own affair."""
+        for number in list(self.modules):
+            yield from self.gone(number)
+
+    def _module(self, number: int) -> LoadedModule:
+        module = self.modules.get(number)
+        if module is None:
+            raise KciError(f"there is no module {number}")
+        return module
+
+    def _release(self, module: LoadedModule, *kinds: MemoryType) -> Asking[None]:
+        for kind in kinds:
+            code = module.code.get(kind)
+            if code is None:
+                continue
+            # Nothing leads there from here on; then the pages are data.
+            assert self._text is not None
+            self._surround(self._text.rules.near.retire(AddressRange(code.address, code.address + code.size)))
+            yield from move_pages(self._context.monitor, code.pages, Owner.MODULE_CODE, Owner.KERNEL)
+            del module.code[kind]
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """The modules' files, and where they lie."""
+        if self._early:
+            # Between a module and lock-down, at boot: files that wait are not worth being kept.
+            return {"next": self._next, "modules": []}
+        return {
+            "next": self._next,
+            "modules": [
+                {
+                    "number": module.number,
+                    "body": module.body.hex(),
+                    "digest": module.prepared.digest.hex(),
+                    "signer": None
+                    if module.prepared.signer is None
+                    else [module.prepared.signer.name, module.prepared.signer.fingerprint.hex()],
+                    "told": module.told.pack().hex(),
+                    "live": module.live,
+                    "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
+                }
+                for module in self.modules.values()
+            ],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From `dump`; `rebuild` makes the rest when it is needed."""
+        self._next, self._saved = state["next"], state["modules"]
+
+    def rebuild(self, text: GuardedCode) -> None:
+        """The modules of a snapshot again, with their rules."""
+        self._text = text
+        for item in self._saved:
+            signer = None if item["signer"] is None else Signer(item["signer"][0], bytes.fromhex(item["signer"][1]))
+            admitted = AdmittedFile(bytes.fromhex(item["body"]), bytes.fromhex(item["digest"]), signer)
+            told = ModulePrepared.parse(bytes.fromhex(item["told"]))
+            prepared = self._prepare(admitted, told)
+            self._exports.add(prepared.name, prepared.exports)
+            rules = ModuleCode(prepared, text.rules.near)
+            module = LoadedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
+            pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
+            module.code = code_again(self._context.guest, prepared, pages, rules)
+            self._know(module)
+        self._saved = []
+
+
+def _vouched(prepared: Prepared) -> str:
+    return "its hash is allowed" if prepared.signer is None else f"signed by {prepared.signer.name}"

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Accesses that the RMP refused: steps by which Linux patches its code are carried out, everything else is a
+violation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from veil.formats.kci_settings import HALT
+from veil.formats.kci_status import CodeEvent
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_events import VECTOR_GP, VECTOR_PF, Access, RefusedAccess, Verdict
+from veil.services.context import Asking, MonitorClient
+from veil.services.kci.code_rules import Configuration
+from veil.services.kci.errors import KciError
+from veil.services.kci.guarded_code import GuardedCode
+from veil.services.kci.ledger import Ledger
+from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.patches import PatchRefused
+from veil.services.kci.stores import Store, read_store
+
+__all__ = ["police"]
+
+# Page-fault error code (24593, 8.4.2).
+_PRESENT, _WRITE, _USER, _FETCH = 1 << 0, 1 << 1, 1 << 2, 1 << 4
+
+
+def police(
+    access: RefusedAccess,
+    monitor: MonitorClient,
+    codes: Callable[[], Iterable[GuardedCode]],
+    configuration: Configuration | None,
+    measured: MeasuredKernel,
+    ledger: Ledger,
+    mode: str,
+) -> Asking[Verdict]:
+    """What becomes of a VCPU that stands still at an access to a page that is guarded. `codes` is called only if it
+    could be a patch."""
+    store: Store | None = None
+    try:
+        if access.access != Access.WRITE | Access.FINAL:
+            raise PatchRefused(_other_access(access))
+        if access.owner not in (Owner.KERNEL_CODE, Owner.MODULE_CODE) or configuration is None:
+            raise PatchRefused(f"a write to {access.owner.name}")
+        if access.registers.cpl:
+            raise PatchRefused("a write to code from user mode")
+        code = next((code for code in codes() if code.address_of(access.gpa) is not None), None)
+        if code is None:
+            raise PatchRefused(f"a write to {access.owner.name} of nobody")
+        store = yield from read_store(monitor, access)
+        address = _place(code, access.gpa, store)
+        patch = code.patch(configuration, address, store.data)
+    except KciError as error:
+        _tell(access, store, measured, ledger, str(error))
+        return Verdict.refuse() if mode == HALT else _exception(access, store)
+    ledger.patched(patch, measured.image.symbols.describe(patch.address).partition("+")[0])
+    return access.resume(gprs=store.gprs, rip=store.rip)
+
+
+def _place(code: GuardedCode, gpa: int, store: Store) -> int:
+    """Where in the code the store begins. The hardware names the page that it refused, which may be the store's
+    second: then the address tells how far before it the store begins."""
+    address = code.address_of(gpa)
+    assert address is not None
+    before = (address - store.address) % PAGE_SIZE
+    if before >= len(store.data) or (before and address % PAGE_SIZE):
+        raise PatchRefused(f"the store at {store.address:#x} is not the one that was refused at {gpa:#x}")
+    return address - before
+
+
+def _other_access(access: RefusedAccess) -> str:
+    if access.access & Access.TABLE:
+        return f"{access.owner.name} as a page table"
+    if access.access & Access.FETCH:
+        return "execution of what is not verified code"
+    return f"an access to {access.owner.name}: {access.access!r}"
+
+
+def _tell(access: RefusedAccess, store: Store | None, measured: MeasuredKernel, ledger: Ledger, why: str) -> None:
+    address, symbols = measured.address_of(access.gpa), measured.image.symbols
+    symbol = symbols.describe(address) if address is not None else None
+    where = f"{symbol} in " if symbol is not None else ""
+    ledger.tell(
+        CodeEvent.VIOLATION,
+        f"{why} ({where}page {access.gpa & -PAGE_SIZE:#x}, VCPU {access.vcpu}, "
+        f"RIP {symbols.describe(access.registers.rip)})",
+        vcpu=access.vcpu,
+        gpa=access.gpa,
+        owner=access.owner.name,
+        rip=access.registers.rip,
+        cr3=access.registers.cr3,
+        address=address,
+        symbol=symbol,
+        bytes=store.data.hex() if store is not None else None,
+    )
+
+
+def _exception(access: RefusedAccess, store: Store | None) -> Verdict:
+    """A kernel that makes a mistake survives it as it survives others; one that attacks has gained nothing."""
+    user = _USER if access.registers.cpl == 3 else 0
+    if access.access == Access.FETCH | Access.FINAL:
+        rip = access.registers.rip
+        # An instruction may begin in a page that can be executed.
+        at = rip if rip % PAGE_SIZE == access.gpa % PAGE_SIZE else rip // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE
+        return Verdict.inject(VECTOR_PF, _PRESENT | _FETCH | user, at % (1 << 64))
+    if access.access == Access.WRITE | Access.FINAL and store is not None:
+        return Verdict.inject(VECTOR_PF, _PRESENT | _WRITE | user, store.address)
+    return Verdict.inject(VECTOR_GP)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-KCI: the kernel runs no supervisor code but code that is explained, whatever its page tables say."""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from veil.formats.errors import FormatError
+from veil.formats.kci import KCI_GUID, KCI_NUMBER, KernelCall, ModulePrepared
+from veil.formats.kci_settings import HALT, OFF, KciSettings
+from veil.formats.kci_status import CodeEvent, KciStatus, UserCall
+from veil.formats.page_owners import Owner
+from veil.formats.roles import Call, Role
+from veil.formats.service_events import RefusedAccess, Verdict
+from veil.formats.status import Status
+from veil.services.context import Asking, MonitorRefused
+from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
+from veil.services.kci.code_rules import Configuration
+from veil.services.kci.errors import KciError
+from veil.services.kci.guarded_code import GuardedCode
+from veil.services.kci.ledger import Ledger
+from veil.services.kci.lock_down import forbid_other_code, guard_text, lock_text, unlock_text
+from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.module_loader import ModuleLoader
+from veil.services.kci.modules import ModuleRefused
+from veil.services.kci.policing import police
+
+__all__ = ["KciService"]
+
+_U32 = struct.Struct("<I")
+
+
+class KciService(Service):
+    """Nothing is kept from the kernel before it is locked down; from then on what is not verified does not run."""
+
+    name = "kci"
+    number = KCI_NUMBER
+    guid: ClassVar[uuid.UUID] = KCI_GUID
+    settings_type = KciSettings
+    guards = frozenset(
+        {Owner.KERNEL_CODE, Owner.MODULE_CODE, Owner.KERNEL_RODATA, Owner.KERNEL, Owner.CAA, Owner.BLOCK}
+    )
+
+    def __init__(self) -> None:
+        self._settings = KciSettings()
+        self._locked_ns: int | None = None
+        self._refused = False
+        """Lock-down was tried, and refused: it is not tried again."""
+        self._configuration: Configuration | None = None
+        self._explained: Mapping[str, int] = {}
+        self._text: GuardedCode | None = None
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Nothing is derived before it is needed."""
+        self._settings = KciSettings.of(settings)
+        self._measured = MeasuredKernel(self.context.kernel, self._settings)
+        self._ledger = Ledger(self.context.record)
+        self._loader = ModuleLoader(self.context, self._settings, self._measured, self._ledger)
+
+    # The kernel
+
+    def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
+        """What the driver asks (`KernelCall`)."""
+        if self._settings.mode == OFF:
+            raise Refused(Status.NOT_ALLOWED, "this CVM was launched without lock-down")
+        if request.call == KernelCall.LOCK_DOWN:
+            return self._lock_down()
+        if request.call == KernelCall.MODULE_FILE:
+            return self._checked(self._loader.take_file(request.body, request.pages))
+        if request.call == KernelCall.MODULE_PREPARED:
+            return self._prepared(request)
+        if request.call in (KernelCall.MODULE_LIVE, KernelCall.MODULE_GONE):
+            return self._changed(request)
+        raise Refused(Status.UNKNOWN_CALL, f"code integrity has no call {request.call} for the kernel")
+
+    def _lock_down(self) -> Asking[bytes]:
+        if self._locked_ns is not None or self._refused:
+            words = "lock-down was asked for again"
+            self._ledger.tell(CodeEvent.VIOLATION, words)
+            raise Refused(Status.NOT_ALLOWED, words)
+        try:
+            locked = yield from lock_text(self.context, self._measured)
+            try:
+                yield from self._loader.admit_early(locked.explanation.configuration, locked.code)
+                yield from forbid_other_code(self.context)
+            except Exception:
+                yield from self._loader.release()
+                yield from unlock_text(self.context, locked.code, locked.read_only)
+                raise
+        except (KciError, ModuleRefused, MonitorRefused) as error:
+            self._refused = True
+            self._ledger.tell(CodeEvent.NOT_LOCKED, f"the kernel is not locked down: {error}")
+            if self._settings.mode == HALT:
+                # Nothing of the kernel can be executed any more: its next instruction is refused.
+                yield from forbid_other_code(self.context)
+            raise Refused(Status.NOT_ALLOWED, f"the kernel is not locked down: {error}") from None
+        self._text, self._locked_ns = locked.code, self.now()
+        self._configuration = locked.explanation.configuration
+        self._explained = {kind: count for kind, count in locked.explanation.sites.items() if count}
+        self._ledger.tell(
+            CodeEvent.LOCKED,
+            f"the kernel is locked down: {len(locked.code.pages)} pages of text, in which {locked.explanation.changed} "
+            f"bytes that are not as measured are explained, {len(self._loader.modules)} modules",
+            **self._explained,
+        )
+        return b""
+
+    def _prepared(self, request: KernelRequest) -> Asking[bytes]:
+        try:
+            told = ModulePrepared.parse(request.body)
+        except FormatError as error:
+            raise Refused(Status.BAD_REQUEST, str(error)) from None
+        number = yield from self._checked(
+            self._loader.take(told, request.pages, self._configuration, self._guarded_text())
+        )
+        return _U32.pack(number)
+
+    def _changed(self, request: KernelRequest) -> Asking[bytes]:
+        if len(request.body) != _U32.size:
+            raise Refused(Status.BAD_REQUEST, "this call names a module by its number")
+        (number,) = _U32.unpack(request.body)
+        self._guarded_text()
+        change = self._loader.live if request.call == KernelCall.MODULE_LIVE else self._loader.gone
+        yield from self._checked(change(number))
+        return b""
+
+    def _checked(self, work: Asking[Any]) -> Asking[Any]:
+        try:
+            return (yield from work)
+        except (KciError, ModuleRefused, MonitorRefused) as error:
+            raise Refused(Status.NOT_ALLOWED, str(error)) from None
+
+    # What the hardware refused
+
+    def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
+        """A patch of the kernel's, or a violation."""
+        return police(
+            access,
+            self.context.monitor,
+            self._codes,
+            self._configuration,
+            self._measured,
+            self._ledger,
+            self._settings.mode,
+        )
+
+    def _codes(self) -> list[GuardedCode]:
+        text = self._guarded_text()
+        return [] if text is None else [text, *self._loader.codes()]
+
+    def _guarded_text(self) -> GuardedCode | None:
+        """None before lock-down; after a snapshot it is derived when it is needed first."""
+        if self._text is None and self._locked_ns is not None:
+            self._text = guard_text(self._measured, self.context.guest)
+            self._loader.rebuild(self._text)
+        return self._text
+
+    # Users
+
+    def _tell_status(self, user: User, body: bytes) -> bytes:
+        ledger, locked = self._ledger, self._guarded_text() is not None
+        return KciStatus(
+            mode=self._settings.mode,
+            locked_ns=self._locked_ns,
+            text_pages=len(self._measured.pages(self._measured.ranges.text)) if locked else 0,
+            read_only_pages=sum(len(self._measured.pages(piece)) for piece in self._measured.ranges.read_only)
+            if locked
+            else 0,
+            explained=self._explained,
+            patches={kind: dict(counts) for kind, counts in ledger.patches.items()},
+            violations=ledger.violations,
+            refused=ledger.refused,
+            modules=[module.status for module in self._loader.modules.values()],
+            words=list(ledger.words),
+        ).pack()
+
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        # What runs in the CVM is no business of whoever can open a connection.
+        UserCall.STATUS: Call(Role.READER, _tell_status),
+    }
+
+    # Snapshots
+
+    def save(self) -> bytes:
+        """What happened, and the modules' files: what follows from them is derived again."""
+        known = self._configuration
+        state = {
+            "locked_ns": self._locked_ns,
+            "refused": self._refused,
+            "configuration": None if known is None else {**vars(known), "features": dict(known.features)},
+            "explained": dict(self._explained),
+            "ledger": self._ledger.dump(),
+            "loader": self._loader.dump(),
+        }
+        return json.dumps(state).encode()
+
+    def restore(self, settings: dict[str, Any], data: bytes) -> None:
+        """The kernel is as locked as it was."""
+        self.start(settings)
+        state = json.loads(data)
+        self._locked_ns, self._refused, self._explained = state["locked_ns"], state["refused"], state["explained"]
+        known = state["configuration"]
+        if known is not None:
+            known["features"] = {int(number): value for number, value in known["features"].items()}
+            self._configuration = Configuration(**known)
+        self._ledger.load(state["ledger"])
+        self._loader.load(state["loader"])

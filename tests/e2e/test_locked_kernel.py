@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A booted kernel under lock-down: it works on, patches itself, and cannot be patched otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.kernel_text import WORKLOAD
+from tests.e2e.locked_guest import LockedGuest, services
+from veil.cvm import ConfidentialVM
+from veil.cvm.assembly import Assembly
+from veil.formats.kci_status import CodeEvent
+from veil.remote.channel.client import RequestFailed
+from veil.snp import Permission
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest that is not locked down yet."""
+    path = tmp_path_factory.mktemp("snapshots") / "booted"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Assembly, "_driver", lambda self, kernel: None)
+        with ConfidentialVM(services=services(), vcpus=2, fresh=True) as vm:
+            vm.snapshot(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def locked(booted: Path) -> Path:
+    guest = LockedGuest.restore(booted)
+    guest.lock_down()
+    path = booted.parent / "locked"
+    guest.vm.snapshot(path)
+    guest.vm.close()
+    return path
+
+
+@pytest.fixture
+def restore() -> Iterator[Callable[[Path], LockedGuest]]:
+    made: list[LockedGuest] = []
+
+    def make(path: Path) -> LockedGuest:
+        made.append(LockedGuest.restore(path))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.vm.close()
+
+
+def test_only_verified_code_can_be_executed(locked: Path, restore: Callable[[Path], LockedGuest]) -> None:
+    guest = restore(locked)
+    permissions = guest.vm.machine.rmp.effective()["perms"][:, 3]
+    executable = np.flatnonzero(permissions & int(Permission.SX))
+    status = guest.status()
+    assert len(executable) == status.text_pages > 4000
+    assert not (permissions[executable] & int(Permission.W)).any()
+    assert status.locked_ns is not None
+    assert status.explained["alternative"] > 1000
+    assert status.violations == 0
+    assert [word.event for word in guest.words()] == [CodeEvent.LOCKED]
+
+
+def test_the_kernel_works_and_patches_itself(locked: Path, restore: Callable[[Path], LockedGuest]) -> None:
+    guest = restore(locked)
+    assert b"traced" in guest.vm.run(["/bin/sh", "-c", WORKLOAD], timeout=120).stdout
+    status = guest.status()
+    for kind in ("jump label", "static call", "static call trampoline"):
+        assert len(status.patches[kind]) > 10, kind
+    assert (status.violations, status.words) == (0, [])
+
+
+def test_lock_down_is_once(locked: Path, restore: Callable[[Path], LockedGuest]) -> None:
+    guest = restore(locked)
+    with pytest.raises(RequestFailed, match="again"):
+        guest.lock_down()
+    assert guest.status().violations == 1
+    assert guest.words()[-1].event == CodeEvent.VIOLATION
+
+
+def test_a_changed_kernel_is_not_locked(booted: Path, restore: Callable[[Path], LockedGuest]) -> None:
+    guest = restore(booted)
+    place = 0x1000000 + 0x123456
+    view = guest.vm.machine.view(vmpl=3)
+    before = view.read_u8(place)
+    view.write_u8(place, before ^ 1)
+    with pytest.raises(RequestFailed, match=f"not locked down: 1 bytes .* {0xFFFFFFFF81000000 + 0x123456:#x} "):
+        guest.lock_down()
+    assert guest.status().locked_ns is None
+    assert [word.event for word in guest.words()] == [CodeEvent.NOT_LOCKED]
+    view.write_u8(place, before)
+    with pytest.raises(RequestFailed, match="again"):
+        guest.lock_down()
+    assert guest.vm.run(["true"], timeout=30).exit_status == 0

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Words of other services in the log."""
+
+from __future__ import annotations
+
+import json
+
+from tests.monitor.harness import Bench
+from tests.services.log.harness import log, reader, service
+from tests.services.log.test_service import bench as bench
+from veil.formats.kci import KCI_NUMBER
+from veil.formats.kci_status import CodeEvent, CodeWord
+from veil.formats.log import EntryKind, LogEntry, ServiceWord
+from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.export import entry_value
+from veil.remote.log.findings import Finding, FindingKind
+
+
+def _findings(*bodies: bytes) -> list[Finding]:
+    analysis = LogAnalysis()
+    analysis.feed(LogEntry(0, 0, EntryKind.STARTED, b"", b""))
+    for number, body in enumerate(bodies, 1):
+        analysis.feed(LogEntry(number, number, EntryKind.WORD, body, b""))
+    return [item for item in analysis.findings.items if item.kind in (FindingKind.CODE, FindingKind.UNREADABLE)]
+
+
+def test_words_are_entries(bench: Bench) -> None:
+    for number in range(3):
+        assert service(bench).keep_word(7, b"word %d" % number)
+    words = [entry for entry in reader(bench).fetch() if entry.kind == EntryKind.WORD]
+    assert [ServiceWord.parse(entry.body) for entry in words] == [(7, b"word %d" % number) for number in range(3)]
+
+
+def test_words_without_room_come_later_and_are_bounded(bench: Bench) -> None:
+    while log(bench, 1)[0] == 0:
+        pass
+    for number in range(100):
+        service(bench).keep_word(7, b"word %d" % number + bytes(200))
+    reading = reader(bench)
+    entries = list(reading.fetch())
+    before = [entry for entry in entries if entry.kind == EntryKind.WORD]
+    reading.acknowledge()
+    log(bench, 2)
+    later = list(reading.fetch())
+    after = [entry for entry in later if entry.kind == EntryKind.WORD]
+    assert len(after) == 64
+    dropped = [entry for entry in later if entry.kind == EntryKind.DROPPED]
+    assert sum(entry.dropped for entry in dropped) == 100 - len(before) - len(after)
+
+
+def test_what_code_integrity_says_is_found() -> None:
+    good = CodeWord(CodeEvent.LOCKED, "the kernel is locked down", {"return": 3})
+    bad = CodeWord(CodeEvent.VIOLATION, "a write to KERNEL_CODE\n\x1b[2J", {"gpa": 4096})
+    found = _findings(*(ServiceWord(KCI_NUMBER, word.pack()).pack() for word in (good, bad)))
+    assert [(item.kind, item.trouble, item.distrust) for item in found] == [
+        (FindingKind.CODE, False, False),
+        (FindingKind.CODE, True, True),
+    ]
+    assert found[1].words.isprintable()
+    value = entry_value(LogEntry(1, 1, EntryKind.WORD, ServiceWord(KCI_NUMBER, bad.pack()).pack(), b""))
+    assert (value["event"], value["detail"]) == ("violation", {"gpa": 4096})
+    assert json.dumps(value)
+
+
+def test_words_that_nobody_can_read() -> None:
+    wrong = [
+        b"x",
+        ServiceWord(KCI_NUMBER, b"{").pack(),
+        ServiceWord(KCI_NUMBER, b'{"event": "x", "words": "y"}').pack(),
+    ]
+    assert [item.kind for item in _findings(*wrong)] == [FindingKind.UNREADABLE] * 3
+    assert _findings(ServiceWord(99, b"anything").pack()) == []
+    assert entry_value(LogEntry(1, 1, EntryKind.WORD, b"x", b""))["unreadable"] == "78"
