@@ -12,14 +12,14 @@ from veil.services.context import KernelPiece
 from veil.services.kci.errors import ImageError
 from veil.services.kci.image import AddressRange, KernelImage, Segment
 from veil.services.kci.kernel_code import KernelCode
-from veil.services.kci.modules import ExportedSymbols, Exports, Keyring, ModuleSpace, read_exports
+from veil.services.kci.modules import ExportedSymbols, Keyring, ModuleSpace, kernel_exports, kernel_keyring
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 
 __all__ = ["MeasuredKernel"]
 
 
 class MeasuredKernel:
-    """The kernel, from its segments' copies. All of it raises ImageError, TableError or ModuleRefused where the image
+    """The kernel, from its segments' copies. All of it raises KciErrors where the image
     cannot be understood."""
 
     def __init__(self, pieces: Sequence[KernelPiece], settings: KciSettings) -> None:
@@ -57,29 +57,17 @@ class MeasuredKernel:
                 return piece.virtual + gpa - piece.gpa
         return None
 
+    @cached_property
     def keyring(self) -> Keyring:
         """Who may sign modules."""
-        certificates = b""
-        if self._settings.keys == BUILD_KEYS:
-            start, size = (self.image.symbols[f"system_certificate_list{end}"] for end in ("", "_size"))
-            certificates = self.image.read(start, int.from_bytes(self.image.read(size, 8), "little"))
-        return Keyring.of_kernel(certificates).with_certificates(self._settings.allowed_certificates)
+        built_in = kernel_keyring(self.image) if self._settings.keys == BUILD_KEYS else Keyring(())
+        return built_in.with_certificates(self._settings.allowed_certificates)
 
     def exported(self) -> ExportedSymbols:
         """What modules can be linked to. A new one each time: modules are added to it."""
-        strings = self.image.between("__start___ksymtab_strings", "__stop___ksymtab_strings") or self._strings()
-        found = []
-        for name in ("__ksymtab", "__ksymtab_gpl"):
-            table = self.image.between(f"__start_{name}", f"__stop_{name}")
-            found.append({} if table is None else read_exports(table[1], table[0], strings[1], strings[0]))
-        return ExportedSymbols(Exports(*found))
+        return ExportedSymbols(kernel_exports(self.image))
 
-    def _strings(self) -> tuple[int, bytes]:
-        # The linker gives the names no symbols of their own; they are in read-only data.
-        data = self.ranges.read_only[0]
-        return data.start, self.image.read(data.start, data.size)
-
+    @cached_property
     def module_space(self) -> ModuleSpace:
         """Where modules may lie."""
-        symbols = self.image.symbols
-        return ModuleSpace.of_kernel({name: symbols[name] for name in ("_end", "__per_cpu_end")})
+        return ModuleSpace.of_kernel(self.image)

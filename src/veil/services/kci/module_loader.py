@@ -109,7 +109,7 @@ class ModuleLoader:
         try:
             if len(self.modules) + len(self._early) >= _MAX_MODULES:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
-            admitted = admit(self._file(), self._measured.keyring(), self._settings.allowed_hashes)
+            admitted = admit(self._file(), self._measured.keyring, self._settings.allowed_hashes)
             digest = admitted.digest.hex()
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
@@ -117,7 +117,7 @@ class ModuleLoader:
                 self._early[number] = _Early(admitted, told, pages)
             else:
                 yield from self._admit(number, admitted, told, pages, configuration, text)
-        except (ModuleRefused, KciError, MonitorRefused) as error:
+        except (KciError, MonitorRefused) as error:
             self._ledger.tell(CodeEvent.MODULE_REFUSED, f"a module is refused: {error}", hash=digest)
             raise
         self._next += 1
@@ -166,7 +166,7 @@ class ModuleLoader:
         )
 
     def _prepare(self, admitted: AdmittedFile, told: ModulePrepared) -> Prepared:
-        return prepare(admitted, told.memory, told.percpu, self._exports, self._measured.module_space())
+        return prepare(admitted, told.memory, told.percpu, self._exports, self._measured.module_space)
 
     @property
     def _exports(self) -> ExportedSymbols:

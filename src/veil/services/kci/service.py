@@ -26,7 +26,6 @@ from veil.services.kci.ledger import Ledger
 from veil.services.kci.lock_down import forbid_other_code, guard_text, lock_text, unlock_text
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_loader import ModuleLoader
-from veil.services.kci.modules import ModuleRefused
 from veil.services.kci.policing import police
 
 __all__ = ["KciService"]
@@ -91,7 +90,7 @@ class KciService(Service):
                 yield from self._loader.release()
                 yield from unlock_text(self.context, locked.code, locked.read_only)
                 raise
-        except (KciError, ModuleRefused, MonitorRefused) as error:
+        except (KciError, MonitorRefused) as error:
             self._refused = True
             self._ledger.tell(CodeEvent.NOT_LOCKED, f"the kernel is not locked down: {error}")
             if self._settings.mode == HALT:
@@ -131,7 +130,7 @@ class KciService(Service):
     def _checked(self, work: Asking[Any]) -> Asking[Any]:
         try:
             return (yield from work)
-        except (KciError, ModuleRefused, MonitorRefused) as error:
+        except (KciError, MonitorRefused) as error:
             raise Refused(Status.NOT_ALLOWED, str(error)) from None
 
     # What the hardware refused
