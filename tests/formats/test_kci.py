@@ -60,7 +60,7 @@ def test_settings_in_text_and_measured() -> None:
 
 def test_the_default_policy() -> None:
     settings = KciSettings()
-    assert (settings.mode, settings.keys, settings.memory_size) == ("on", "build", 16 << 20)
+    assert (settings.mode, settings.keys, settings.memory_size) == ("off", "build", 0)
     assert not settings.allowed_hashes
     assert not settings.allowed_certificates
     assert not settings.exceptions

@@ -58,8 +58,9 @@ class ServiceSettings:
             raise FormatError(f"a service has other settings than these: {error}") from error
 
     def measured(self) -> dict[str, Any]:
-        """As they are measured: plain values for JSON."""
-        return asdict(self)
+        """As they are measured: plain values, as JSON gives them back."""
+        found = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def split_settings(text: str) -> tuple[str, str]:
