@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from veil.formats.kci_settings import BUILD_KEYS, KciSettings
+from veil.formats.kci_settings import KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import KernelPiece
 from veil.services.kci.errors import ImageError
 from veil.services.kci.image import AddressRange, KernelImage, Segment
 from veil.services.kci.kernel_code import KernelCode
-from veil.services.kci.modules import ExportedSymbols, Keyring, ModuleSpace, kernel_exports, kernel_keyring
+from veil.services.kci.modules import ExportedSymbols, ModulePolicy, ModuleSpace, kernel_exports
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 
 __all__ = ["MeasuredKernel"]
@@ -58,10 +58,9 @@ class MeasuredKernel:
         return None
 
     @cached_property
-    def keyring(self) -> Keyring:
-        """Who may sign modules."""
-        built_in = kernel_keyring(self.image) if self._settings.keys == BUILD_KEYS else Keyring(())
-        return built_in.with_certificates(self._settings.allowed_certificates)
+    def policy(self) -> ModulePolicy:
+        """Who may vouch for modules."""
+        return ModulePolicy.of(self._settings, self.image)
 
     def exported(self) -> ExportedSymbols:
         """What modules can be linked to. A new one each time: modules are added to it."""

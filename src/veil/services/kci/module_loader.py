@@ -26,7 +26,7 @@ from veil.services.kci.ledger import Ledger
 from veil.services.kci.loaded_modules import LoadedModule, code_again, frames_of, take_code
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
-from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer, admit, prepare
+from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer, prepare
 from veil.services.kci.surroundings import Surroundings
 
 __all__ = ["ModuleLoader"]
@@ -109,7 +109,7 @@ class ModuleLoader:
         try:
             if len(self.modules) + len(self._early) >= _MAX_MODULES:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
-            admitted = admit(self._file(), self._measured.keyring, self._settings.allowed_hashes)
+            admitted = self._measured.policy.admit(self._file())
             digest = admitted.digest.hex()
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
