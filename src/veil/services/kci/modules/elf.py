@@ -39,7 +39,8 @@ _SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section"
 RELOCATION = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 
 _MAX_ALIGNMENT = 4096
-_MAX_MODINFO = 64 << 10
+#: drivers with many devices have 70 KB
+_MAX_MODINFO = 1 << 20
 #: The largest modules have 50,000; with names of the greatest length they would take 70 MB here.
 _MAX_SYMBOLS = 1 << 17
 #: KSYM_NAME_LEN
@@ -222,7 +223,7 @@ class ModuleElf:
     def _read_modinfo(self) -> Mapping[str, str]:
         section = self.section(_MODINFO)
         if section is None or section.type != SectionType.PROGBITS or section.size > _MAX_MODINFO:
-            raise ModuleRefused(f"the module has no {_MODINFO}")
+            raise ModuleRefused(f"the module has no {_MODINFO}, or one of more than {_MAX_MODINFO} bytes")
         found: dict[str, str] = {}
         for line in bytes(self.contents(section)).split(b"\0"):
             key, equals, value = line.decode("utf-8", "replace").partition("=")
