@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from tests.c_declarations import Declarations
-from veil.formats import log, request_block
+from veil.formats import kci, log, request_block
 from veil.formats.audit_types import type_name
 from veil.formats.domains import Domain
 from veil.formats.ghcb import MsrRequest, MsrResponse
@@ -26,6 +26,7 @@ DRIVER = Declarations.of(data.decode() for data in driver_sources().values())
 ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
     "veil_status": ("VEIL_", Status, {"VEIL_NO_ANSWER"}),
     "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),
+    "veil_kci_call": ("VEIL_KCI_", kci.KernelCall, set()),
 }
 
 NUMBERS = {
@@ -38,6 +39,8 @@ NUMBERS = {
     "SVSM_BUSY": ResultCode.BUSY,
     "SVSM_INCOMPLETE": ResultCode.INCOMPLETE,
     "SVSM_SUCCESS": ResultCode.SUCCESS,
+    "VEIL_KCI_MEMORY_TYPES": len(kci.MemoryType),
+    "VEIL_KCI_SERVICE": kci.KCI_NUMBER,
     "VEIL_HEARTBEAT_VERSION": log._HEARTBEAT_VERSION,
     "VEIL_LOG_SERVICE": log.LOG_NUMBER,
     "VEIL_TICK_MS": log.TICK_NS // 1_000_000,
@@ -60,7 +63,10 @@ def test_every_enumeration_is_compared() -> None:
 
 
 def test_every_structure_is_compared() -> None:
-    compared = {"veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa"}
+    compared = {
+        "veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa",
+        "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared",
+    }  # fmt: skip
     own = {"veil_pages"}
     assert DRIVER.structs.keys() == compared | own, "compare a new one with its definition in `formats`"
 
@@ -84,6 +90,28 @@ def offsets(layout: struct.Struct) -> list[int]:
 def test_structures(name: str, layout: struct.Struct) -> None:
     assert DRIVER.sizes[name] == layout.size
     assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
+
+
+def test_memory_of_a_module() -> None:
+    assert [kind.value for kind in kci.MemoryType] == list(range(DRIVER.numbers["VEIL_KCI_MEMORY_TYPES"]))
+    memory = {kind: kci.ModuleMemory(0x100000 * (kind + 1), 0x1000 * (kind + 1)) for kind in kci.MemoryType}
+    body = kci.ModulePrepared(0x1234, memory).pack()
+    prepared, one = DRIVER.structs["veil_kci_prepared"], DRIVER.structs["veil_kci_memory"]
+    assert len(body) == DRIVER.sizes["veil_kci_prepared"]
+    assert struct.unpack_from("<Q", body, prepared["percpu"].offset) == (0x1234,)
+    for kind, (address, size) in memory.items():
+        at = prepared["memory"].offset + kind * DRIVER.sizes["veil_kci_memory"]
+        assert struct.unpack_from("<Q", body, at + one["address"].offset) == (address,)
+        assert struct.unpack_from("<Q", body, at + one["size"].offset) == (size,)
+
+
+def test_a_piece_of_a_file() -> None:
+    """Of which `KernelCall.MODULE_FILE` says: u64 length of the file, u64 offset."""
+    piece = DRIVER.structs["veil_kci_piece"]
+    assert [(name, member.offset, member.size) for name, member in piece.items()] == [
+        ("length", 0, 8),
+        ("offset", 8, 8),
+    ]
 
 
 def test_answer_with_rules() -> None:

@@ -13,6 +13,7 @@ from veil.cache import Cache, cache_key
 from veil.disk import refuse_full_disk
 from veil.guest.debian import Apt
 from veil.guest.errors import GuestImageError
+from veil.guest.linux.btf import btf_section, member_offsets
 from veil.guest.linux.kernel import Kernel
 from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
 from veil.private_files import copy_file, make_folder, write_new
@@ -32,6 +33,9 @@ _DRIVER = "driver"
 _NAME = "veil"
 _DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
 DRIVER_COMPILER = "gcc"
+# A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
+_LAYOUT = "kci/layout.h"
+_LAYOUTS = {"load_info": ("hdr", "len")}
 # No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
 # information would be stripped anyway, but has paths in it, from which the linker's build ID would be computed.
 _FLAGS = (
@@ -91,7 +95,8 @@ def build_module(
         say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
         work = directory / "source"
         make_folder(work)
-        for file, data in sources.items():
+        made = {_LAYOUT: _layout(headers, kernel.release)} if name == _NAME else {}
+        for file, data in {**sources, **made}.items():
             make_folder((work / file).parent)
             write_new(work / file, data)
         _make(headers, work, kernel.release, name)
@@ -105,7 +110,17 @@ def build_module(
 
 def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
     parts = (part for source in sorted(sources.items()) for part in source)
-    return cache_key(release, _FLAGS, find_program(DRIVER_COMPILER) or "", name, *parts)
+    return cache_key(release, _FLAGS, find_program(DRIVER_COMPILER) or "", name, repr(_LAYOUTS), *parts)
+
+
+def _layout(headers: Path, release: str) -> bytes:
+    """STRUCTURE_MEMBER for each, in bytes."""
+    btf = btf_section((headers / "src" / f"linux-headers-{release}" / "vmlinux").read_bytes())
+    lines = ["/* SPDX-License-Identifier: GPL-2.0 */"]
+    for structure, members in _LAYOUTS.items():
+        offsets = zip(members, member_offsets(btf, structure, members), strict=True)
+        lines += [f"#define {structure.upper()}_{member.upper()} {offset}" for member, offset in offsets]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _tools() -> list[Path]:

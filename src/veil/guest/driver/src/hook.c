@@ -4,6 +4,10 @@
  *
  * Functions are found by kprobes that are never armed: ftrace itself looks a name up by comparing it with each of the
  * kernel's functions, which takes as long as a good part of the boot.
+ *
+ * For hooks of a module ftrace would make a trampoline each, in a page of its own: code that is in no file, and that a
+ * locked-down kernel does not run. It makes none where a hook names one. These name ftrace_caller, the trampoline in
+ * the kernel's own text; that goes through all hooks of the kernel to find those of the function, with preemption off.
  */
 #include <linux/ftrace.h>
 #include <linux/kprobes.h>
@@ -11,10 +15,15 @@
 
 #include "hook.h"
 
-static int hook(struct veil_hook *what, const struct kprobe *found)
-{
-	int error = ftrace_set_filter_ip(&what->ops, (unsigned long)found->addr, 0, 1);
+#define TRAMPOLINE "ftrace_caller"
 
+static int hook(struct veil_hook *what, const struct kprobe *found, const struct kprobe *trampoline)
+{
+	int error;
+
+	what->address = (unsigned long)found->addr;
+	what->ops.trampoline = (unsigned long)trampoline->addr;
+	error = ftrace_set_filter_ip(&what->ops, what->address, 0, 1);
 	if (!error)
 		error = register_ftrace_function(&what->ops);
 	if (error) {
@@ -25,21 +34,26 @@ static int hook(struct veil_hook *what, const struct kprobe *found)
 	return 0;
 }
 
-/* Finds the wanted functions all at once: to give a kprobe up takes a grace period, whether it is one or many. */
+/*
+ * Finds the wanted functions, and the trampoline behind them, all at once: to give a kprobe up takes a grace period, whether
+ * it is one or many.
+ */
 static int find(const struct veil_hook *hooks, int count, struct kprobe *places, struct kprobe **found)
 {
 	int number = 0, error = 0, i;
 
-	for (i = 0; i < count && !error; i++) {
-		if (!hooks[i].wanted)
+	for (i = 0; i <= count && !error; i++) {
+		if (i < count && !hooks[i].wanted)
 			continue;
-		places[i].symbol_name = hooks[i].function;
+		places[i].symbol_name = i < count ? hooks[i].function : TRAMPOLINE;
 		places[i].flags = KPROBE_FLAG_DISABLED;
 		error = register_kprobe(&places[i]);
-		if (error)
-			pr_err("veil: cannot find %s (%d)\n", hooks[i].function, error);
-		else
+		if (!error)
 			found[number++] = &places[i];
+		else if (i == count && places[i].addr)
+			error = 0; /* no place for a probe, but it is known where it is */
+		else
+			pr_err("veil: cannot find %s (%d)\n", places[i].symbol_name, error);
 	}
 	unregister_kprobes(found, number);
 	return error;
@@ -47,14 +61,14 @@ static int find(const struct veil_hook *hooks, int count, struct kprobe *places,
 
 int veil_hook(struct veil_hook *hooks, int count)
 {
-	struct kprobe *places = kcalloc(count, sizeof(*places), GFP_KERNEL);
-	struct kprobe **found = kcalloc(count, sizeof(*found), GFP_KERNEL);
+	struct kprobe *places = kcalloc(count + 1, sizeof(*places), GFP_KERNEL);
+	struct kprobe **found = kcalloc(count + 1, sizeof(*found), GFP_KERNEL);
 	int error = places && found ? find(hooks, count, places, found) : -ENOMEM, i;
 
 	for (i = 0; i < count && !error; i++) {
 		if (!hooks[i].wanted)
 			continue;
-		error = hook(&hooks[i], &places[i]);
+		error = hook(&hooks[i], &places[i], &places[count]);
 		if (error)
 			pr_err("veil: cannot hook %s (%d)\n", hooks[i].function, error);
 	}

@@ -13,6 +13,8 @@ struct veil_hook {
 	const char *event;
 	bool wanted;
 	bool active;
+	/* Where the function's call to ftrace is, once it is hooked. */
+	unsigned long address;
 	struct ftrace_ops ops;
 };
 

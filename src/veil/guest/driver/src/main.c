@@ -16,6 +16,7 @@
 #include <linux/slab.h>
 
 #include "call.h"
+#include "kci/kci.h"
 #include "log/log.h"
 #include "veil.h"
 
@@ -23,6 +24,7 @@
 static const struct veil_part parts[] = {
 	{ "call", veil_call_begin, veil_call_end },
 	{ "log", veil_log_begin, veil_log_end, veil_log_state },
+	{ "kci", veil_kci_begin, veil_kci_end, veil_kci_state },
 };
 
 static ssize_t state_read(struct file *file, char __user *to, size_t size, loff_t *at)
@@ -30,16 +32,20 @@ static ssize_t state_read(struct file *file, char __user *to, size_t size, loff_
 	char *text = kmalloc(PAGE_SIZE, GFP_KERNEL);
 	ssize_t result;
 	size_t i;
-	int length = 0;
+	int length = 0, begin, said;
 
 	if (!text)
 		return -ENOMEM;
 	for (i = 0; i < ARRAY_SIZE(parts); i++) {
 		if (!parts[i].state)
 			continue;
+		begin = length;
 		length += scnprintf(text + length, PAGE_SIZE - length, "%s", parts[i].name);
-		length += parts[i].state(text + length, PAGE_SIZE - length);
+		said = parts[i].state(text + length, PAGE_SIZE - length);
+		length += said;
 		length += scnprintf(text + length, PAGE_SIZE - length, "\n");
+		if (!said)
+			length = begin; /* it has nothing to do here */
 	}
 	result = simple_read_from_buffer(to, size, at, text, length);
 	kfree(text);

@@ -22,27 +22,48 @@ static struct page *page_of(const void *address)
 	return virt_addr_valid(address) ? virt_to_page(address) : NULL;
 }
 
-struct veil_pages *veil_pages_of(const void *buffer, size_t length)
+struct veil_pages *veil_pages_new(size_t length)
 {
-	size_t i, count = DIV_ROUND_UP_ULL(length, PAGE_SIZE);
+	size_t count = DIV_ROUND_UP_ULL(length, PAGE_SIZE);
 	struct veil_pages *pages;
 
-	if (!length || !PAGE_ALIGNED(buffer))
+	if (!length)
 		return ERR_PTR(-EINVAL);
 	if (length > (size_t)VEIL_MAX_PAGES * PAGE_SIZE)
 		return ERR_PTR(-E2BIG);
 	pages = kvmalloc(struct_size(pages, gpas, count), GFP_KERNEL);
 	if (!pages)
 		return ERR_PTR(-ENOMEM);
-	pages->count = count;
-	for (i = 0; i < count; i++) {
-		struct page *page = page_of(buffer + i * PAGE_SIZE);
-
-		if (!page) {
-			kvfree(pages);
-			return ERR_PTR(-EFAULT);
-		}
-		pages->gpas[i] = PFN_PHYS(page_to_pfn(page));
-	}
+	pages->count = 0;
 	return pages;
+}
+
+int veil_pages_add(struct veil_pages *pages, const void *buffer, size_t length)
+{
+	size_t at;
+
+	if (!PAGE_ALIGNED(buffer))
+		return -EINVAL;
+	for (at = 0; at < length; at += PAGE_SIZE) {
+		struct page *page = page_of(buffer + at);
+
+		if (!page)
+			return -EFAULT;
+		pages->gpas[pages->count++] = PFN_PHYS(page_to_pfn(page));
+	}
+	return 0;
+}
+
+struct veil_pages *veil_pages_of(const void *buffer, size_t length)
+{
+	struct veil_pages *pages = veil_pages_new(length);
+	int error;
+
+	if (IS_ERR(pages))
+		return pages;
+	error = veil_pages_add(pages, buffer, length);
+	if (!error)
+		return pages;
+	kvfree(pages);
+	return ERR_PTR(error);
 }

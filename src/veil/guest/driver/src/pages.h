@@ -23,4 +23,8 @@ struct veil_pages {
  */
 struct veil_pages *veil_pages_of(const void *buffer, size_t length);
 
+/* The same for several buffers one behind the other: room for `length` bytes of them all, and each of them in turn. */
+struct veil_pages *veil_pages_new(size_t length);
+int veil_pages_add(struct veil_pages *pages, const void *buffer, size_t length);
+
 #endif

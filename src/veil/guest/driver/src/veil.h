@@ -11,7 +11,7 @@ struct veil_part {
 	/* NULL where there is nothing to do. `begin` gives 0 or an error, and has nothing to undo then. */
 	int (*begin)(void);
 	void (*end)(void);
-	/* Writes "key number" pairs, each with a space before it; returns their length. */
+	/* Writes "key number" pairs, each with a space before it; returns their length. No line without them. */
 	int (*state)(char *text, size_t size);
 };
 
