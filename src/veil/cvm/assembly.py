@@ -8,9 +8,11 @@ from pathlib import Path
 
 from veil.cache import Cache
 from veil.cvm.configuration import Configuration
+from veil.formats.kci import KCI_NAME
+from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.ingredients import ingredients_at_hand
-from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.initramfs.archive import DRIVER_FILE, build_initramfs
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
@@ -55,7 +57,7 @@ class Assembly:
             module_tree=kernel.modules,
             modules=chosen.modules,
             driver=driver,
-            driver_options=chosen.driver_options,
+            driver_options=self._driver_options(),
             extra=tools | dict(chosen.files),
             progress=self._progress,
         )
@@ -71,6 +73,14 @@ class Assembly:
             readers=chosen.readers,
             services=chosen.services,
         )
+
+    def _driver_options(self) -> str:
+        """The user's, and whether VeilS-KCI is there to be asked."""
+        chosen = self._configuration
+        settings = chosen.services.settings.get(KCI_NAME) if chosen.services is not None else None
+        if settings is None or KciSettings.of(settings).mode == OFF:
+            return chosen.driver_options
+        return f"kci=/{DRIVER_FILE} {chosen.driver_options}".rstrip()
 
     def _driver(self, kernel: Kernel) -> bytes | None:
         if self._configuration.services is None or not has_headers(kernel.release):

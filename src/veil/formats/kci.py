@@ -15,6 +15,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = [
     "KCI_GUID",
+    "KCI_NAME",
     "KCI_NUMBER",
     "MAX_MODULE_MEMORY",
     "KernelCall",
@@ -24,6 +25,7 @@ __all__ = [
     "check_module_memory",
 ]
 
+KCI_NAME = "kci"
 KCI_NUMBER = 2
 KCI_GUID = uuid.UUID("9f0c4c1d-6f4e-4c0e-8a57-3b1d6e2f7c02")
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from veil.formats.kci import KCI_GUID, KCI_NUMBER, KernelCall, ModulePrepared
+from veil.formats.kci import KCI_GUID, KCI_NAME, KCI_NUMBER, KernelCall, ModulePrepared
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services import (
@@ -35,7 +35,7 @@ MEMORY = _FILE + (32 << 20)
 class ModuleWatcher(Service):
     """Keeps each call. Numbers of modules begin with 100."""
 
-    name = "kci"
+    name = KCI_NAME
     number = KCI_NUMBER
     guid = KCI_GUID
 

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
@@ -20,7 +19,6 @@
 #include "process1.h"
 
 #define MODULE_LIST "/lib/veil/modules"
-#define DRIVER "/lib/veil/modules.d/veil.ko"
 /* There if VeilS-KCI is in the image, and its policy is not off. */
 #define LOCK_DOWN "/dev/veil-kci"
 #define BPF_JIT "/proc/sys/net/core/bpf_jit_enable"
@@ -122,39 +120,29 @@ static void mount_configfs(void)
 		mount_one("configfs", "/sys/kernel/config", MS_NOSUID | MS_NOEXEC | MS_NODEV, NULL);
 }
 
-/* All in one write(). */
-static int write_whole(const char *place, const void *data, size_t size)
+static int write_word(const char *place, const char *word)
 {
 	int file = open(place, O_WRONLY | O_CLOEXEC);
-	int result = file < 0 || write(file, data, size) != (ssize_t)size ? -1 : 0;
-	int why = errno;
+	int result = file < 0 || write(file, word, strlen(word)) < 0 ? errno : 0;
 
 	if (file >= 0)
 		close(file);
-	errno = why;
 	return result;
 }
 
 /* From here on the kernel executes verified code alone. What a JIT compiler writes is not: filters are interpreted. */
 static void lock_down(void)
 {
-	struct stat found;
-	int driver;
-	void *bytes = MAP_FAILED;
+	int error;
 
 	if (access(LOCK_DOWN, F_OK) < 0)
 		return;
-	if (write_whole(BPF_JIT, "0", 1) < 0)
-		printf("veil-init: cannot turn the BPF JIT off: %s\n", strerror(errno));
-	driver = open(DRIVER, O_RDONLY | O_CLOEXEC);
-	if (driver >= 0 && fstat(driver, &found) == 0)
-		bytes = mmap(NULL, found.st_size, PROT_READ, MAP_PRIVATE, driver, 0);
-	if (bytes == MAP_FAILED || write_whole(LOCK_DOWN, bytes, found.st_size) < 0)
-		printf("veil-init: the kernel is not locked down: %s\n", strerror(errno));
-	if (bytes != MAP_FAILED)
-		munmap(bytes, found.st_size);
-	if (driver >= 0)
-		close(driver);
+	error = write_word(BPF_JIT, "0");
+	if (error)
+		printf("veil-init: cannot turn the BPF JIT off: %s\n", strerror(error));
+	error = write_word(LOCK_DOWN, "1");
+	if (error)
+		printf("veil-init: the kernel is not locked down: %s\n", strerror(error));
 }
 
 static pid_t start_agent(void)

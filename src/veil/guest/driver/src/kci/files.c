@@ -52,6 +52,7 @@ static void copy_file(struct veil_kci_file *file, const void *info)
 
 static int watched_load(void *info, const char __user *arguments, int flags)
 {
+	/* Behind its ENDBR, if it has one: AMD's processors know no indirect branch tracking. */
 	load_function *load_module = (load_function *)load_hook.address;
 	struct load load = { .task = current };
 	int result;

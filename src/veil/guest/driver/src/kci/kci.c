@@ -12,40 +12,66 @@
  */
 #include <linux/errno.h>
 #include <linux/kernel.h>
+#include <linux/kernel_read_file.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/sizes.h>
+#include <linux/vmalloc.h>
 
 #include "../veil.h"
 #include "kci.h"
 
-static bool wanted;
-module_param_named(kci, wanted, bool, 0444);
-MODULE_PARM_DESC(kci, "VeilS-KCI is in the image, and its policy is not off");
+#define LARGEST_DRIVER SZ_4M
+
+static char *own_file;
+module_param_named(kci, own_file, charp, 0444);
+MODULE_PARM_DESC(kci, "where this driver's file is: VeilS-KCI is in the image, and its policy is not off");
+
+/*
+ * The driver is a module like any other to VeilS-KCI, but was loaded before it could see files. It is in its init function
+ * here, so all of its memory is there.
+ */
+static int admit_driver(void)
+{
+	struct veil_kci_file file = {};
+	ssize_t length = kernel_read_file_from_path(own_file, 0, &file.copy, LARGEST_DRIVER, NULL, READING_UNKNOWN);
+	int error;
+
+	if (length < 0) {
+		pr_err("veil: cannot read the driver's file %s (%zd)\n", own_file, length);
+		return length;
+	}
+	file.length = length;
+	error = veil_kci_admit(THIS_MODULE, &file);
+	vfree(file.copy);
+	return error;
+}
 
 /* Modules can come and go once their files are seen, and the kernel be locked down once they can. */
 static const struct veil_part parts[] = {
 	{ "files", veil_kci_files_begin, veil_kci_files_end },
 	{ "modules", veil_kci_modules_begin, veil_kci_modules_end, veil_kci_modules_state },
+	{ "driver", admit_driver },
 	{ "ask", NULL, NULL, veil_kci_ask_state },
 	{ "lock_down", veil_kci_lock_down_begin, veil_kci_lock_down_end, veil_kci_lock_down_state },
 };
 
 int veil_kci_begin(void)
 {
-	int error = wanted ? veil_parts_begin(parts, ARRAY_SIZE(parts)) : 0;
+	int error = own_file ? veil_parts_begin(parts, ARRAY_SIZE(parts)) : 0;
 
 	/*
 	 * The driver stays for good: it cannot tell that its own pages go back to the kernel and then leave them, and a
 	 * load that it watches returns through it.
 	 */
-	if (wanted && !error)
+	if (own_file && !error)
 		__module_get(THIS_MODULE);
 	return error;
 }
 
 void veil_kci_end(void)
 {
-	if (!wanted)
+	if (!own_file)
 		return;
 	veil_parts_end(parts, ARRAY_SIZE(parts));
 }
@@ -55,7 +81,7 @@ int veil_kci_state(char *text, size_t size)
 	int length = 0;
 	size_t i;
 
-	for (i = 0; wanted && i < ARRAY_SIZE(parts); i++)
+	for (i = 0; own_file && i < ARRAY_SIZE(parts); i++)
 		if (parts[i].state)
 			length += parts[i].state(text + length, size - length);
 	return length;

@@ -23,7 +23,7 @@ int veil_kci_state(char *text, size_t size);
 
 /* ask.c: the calls */
 struct module;
-/* A private copy of a module's file, from vmalloc; a load or a write has it. */
+/* A copy of a module's file, from vmalloc. */
 struct veil_kci_file {
 	void *copy;
 	size_t length;

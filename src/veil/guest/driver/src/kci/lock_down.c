@@ -1,52 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Lock-down, for which the measured init writes this driver's file to /dev/veil-kci, all in one write(): the driver was loaded
- * before it could see files, and is a module like any other to VeilS-KCI. Who writes later changes nothing: EALREADY.
+ * Lock-down: the measured init writes to /dev/veil-kci when it has loaded its modules. Anybody who writes later changes
+ * nothing (EALREADY).
  */
-#include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
-#include <linux/sizes.h>
-#include <linux/uaccess.h>
-#include <linux/vmalloc.h>
 
 #include "kci.h"
 
-#define LARGEST_DRIVER SZ_4M
-
 static DEFINE_MUTEX(lock);
-static bool admitted, locked;
+static bool locked;
 
-static int admit_driver(const char __user *from, size_t size)
+static int lock_down(void)
 {
-	struct veil_kci_file file = { .length = size };
-	int error = -EFAULT;
-
-	if (!size || size > LARGEST_DRIVER)
-		return -EINVAL;
-	file.copy = vmalloc(size);
-	if (!file.copy)
-		return -ENOMEM;
-	if (!copy_from_user(file.copy, from, size))
-		error = veil_kci_admit(THIS_MODULE, &file);
-	vfree(file.copy);
-	return error;
-}
-
-static int lock_down(const char __user *from, size_t size)
-{
-	int error = 0;
+	int error;
 
 	if (locked)
 		return -EALREADY;
-	if (!admitted)
-		error = admit_driver(from, size);
-	if (error)
-		return error;
-	admitted = true;
 	error = veil_kci_ask_lock_down();
 	if (error) {
 		pr_err("veil: VeilS-KCI did not lock the kernel down (%d)\n", error);
@@ -62,7 +35,7 @@ static ssize_t lock_down_write(struct file *file, const char __user *from, size_
 	int error;
 
 	mutex_lock(&lock);
-	error = lock_down(from, size);
+	error = lock_down();
 	mutex_unlock(&lock);
 	return error ? error : size;
 }
