@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import module_watcher
-from tests.e2e.module_watcher import REFUSE, TOLD
+from tests.e2e.module_watcher import REFUSE, TEXT, TOLD
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import KCI_GUID, KCI_NAME
@@ -31,7 +31,7 @@ SERVICES = ServicesImage(
     PROTECTED_SERVICES.memory + module_watcher.MEMORY,
 )
 #: of the distribution's, of several kinds; what they depend on comes with them
-MODULES = ("dm-mod", "loop", "zram", "dummy", "nf_tables", "ext4")
+MODULES = ["dm-mod", "loop", "zram", "dummy", "nf_tables", "xfs"]
 #: Its init function fails, or not, as asked.
 FICKLE = b"""
 #include <linux/module.h>
@@ -146,7 +146,11 @@ def test_modules_come_and_go(guest: Guest) -> None:
         address, size = prepared["memory"]["TEXT"]
         line = guest.sh(f"grep '^{name.replace('-', '_')} ' /proc/modules").split()
         assert int(line[5], 16) == address
-        assert digest(guest.kcore(address, size)) == prepared["digests"]["TEXT"]
+        text = guest.kcore(address, size)
+        told = b"".join(bytes.fromhex(guest.ask(TEXT, at)) for at in range(0, size, PAGE))
+        # A jump label of nf_tables changes when its own init function runs.
+        different = [at for at in range(size) if text[at] != told[at]]
+        assert len(different) <= (5 if name == "nf_tables" else 0), name
         assert "DATA" in prepared["memory"]
     for name in reversed(names):
         guest.sh(f"rmmod {name}")
@@ -156,7 +160,9 @@ def test_modules_come_and_go(guest: Guest) -> None:
 
 def test_init_fails(guest: Guest) -> None:
     guest.sh("insmod /root/fickle.ko result=-19", fails=True)
-    prepared, gone = guest.told()
+    # busybox tries twice: finit_module(), then init_module().
+    prepared, gone, *again = guest.told()
+    assert [item["call"] for item in again] == ["MODULE_PREPARED", "MODULE_GONE"]
     assert (prepared["file"], gone["call"]) == (digest(guest.files["fickle"]), "MODULE_GONE")
     assert gone["module"] == prepared["module"]
     guest.sh("insmod /root/fickle.ko && rmmod fickle")
@@ -165,7 +171,6 @@ def test_init_fails(guest: Guest) -> None:
 
 def test_a_parameter_that_it_does_not_take(guest: Guest) -> None:
     guest.sh("insmod /root/fickle.ko result=many", fails=True)
-    # busybox tries twice: finit_module(), then init_module().
     told = guest.told()
     assert [item["call"] for item in told[:2]] == ["MODULE_PREPARED", "MODULE_GONE"]
 
@@ -189,14 +194,17 @@ def test_a_file_that_is_no_module(guest: Guest) -> None:
 
 def test_many_at_once(guest: Guest) -> None:
     """Each module's memory is told of with the file that is its own."""
-    names = ("dummy", "loop", "zram", "fickle", "dm-mod")
+    names = ("dummy", "loop", "zram", "fickle", "dm_mod")
+    needed = ("zsmalloc", "lz4_compress", "lz4hc_compress")
+    guest.sh(" && ".join(f"insmod /root/{name}.ko" for name in needed))
+    guest.told()
     loops = " ".join(
         f"(for i in 1 2 3 4; do insmod /root/{name}.ko && rmmod {name} || echo {name}; done) &" for name in names
     )
-    assert guest.sh(f"insmod /root/lzo-rle.ko 2>/dev/null; {loops} wait") == ""
+    assert guest.sh(f"{loops} wait") == ""
     told = guest.told()
     prepared = [item for item in told if item["call"] == "MODULE_PREPARED"]
-    texts = {}
+    texts: dict[str, set[int]] = {}
     for item in prepared:
         texts.setdefault(item["file"], set()).add(item["memory"]["TEXT"][1])
     for name in names:
@@ -206,6 +214,7 @@ def test_many_at_once(guest: Guest) -> None:
             later = [other["call"] for other in told if other["module"] == item["module"]]
             assert later == ["MODULE_PREPARED", "MODULE_LIVE", "MODULE_GONE"], name
     assert all(len(sizes) == 1 for sizes in texts.values())
+    guest.sh("rmmod " + " ".join(reversed(needed)))
 
 
 def test_without_the_option_there_is_nothing() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from veil.formats.kci import KCI_GUID, KCI_NAME, KCI_NUMBER, KernelCall, ModulePrepared
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services import (
@@ -24,10 +25,11 @@ from veil.services import (
 )
 from veil.services.log import LogService
 
-__all__ = ["MEMORY", "REFUSE", "TOLD", "ModuleWatcher", "Services"]
+__all__ = ["MEMORY", "REFUSE", "TEXT", "TOLD", "ModuleWatcher", "Services"]
 
-#: calls of users: SHA-256s of files to refuse, in hex (or LOCK_DOWN), in JSON; nothing -> what was told since, in JSON
-REFUSE, TOLD = range(2)
+#: calls of users: SHA-256s of files to refuse, in hex (or LOCK_DOWN), in JSON; nothing -> what was told since, in JSON;
+#: offset -> a page of the text of the module that was prepared last, at that time, in hex
+REFUSE, TOLD, TEXT = range(3)
 _FILE = 24 << 20
 MEMORY = _FILE + (32 << 20)
 
@@ -61,8 +63,8 @@ class ModuleWatcher(Service):
         length, offset = struct.unpack("<QQ", request.body)
         if offset == 0:
             self._pieces, self._length = [], length
-        part = min(length - offset, len(request.pages) * 4096)
-        if length > _FILE or length != self._length or len(request.pages) != -(-part // 4096):
+        part = min(length - offset, len(request.pages) * PAGE_SIZE)
+        if length > _FILE or length != self._length or len(request.pages) != -(-part // PAGE_SIZE):
             raise Refused(Status.BAD_REQUEST, "pieces of different files, or not of a file")
         yield from self._copy(request.pages, part, offset)
         self._pieces.append((offset, part))
@@ -76,7 +78,7 @@ class ModuleWatcher(Service):
 
     def _prepared(self, request: KernelRequest) -> Asking[bytes]:
         prepared = ModulePrepared.parse(request.body)
-        yield from self._copy(request.pages, len(request.pages) * 4096, _FILE)
+        yield from self._copy(request.pages, len(request.pages) * PAGE_SIZE, _FILE)
         at, digests = _FILE, {}
         for kind, place in sorted(prepared.memory.items()):
             digests[kind.name] = hashlib.sha256(self.memory.read(at, place.size)).hexdigest()
@@ -89,7 +91,7 @@ class ModuleWatcher(Service):
             memory={kind.name: (place.address, place.size) for kind, place in prepared.memory.items()},
             digests=digests,
             module=self._next,
-            all_pages=at == _FILE + len(request.pages) * 4096,
+            all_pages=at == _FILE + len(request.pages) * PAGE_SIZE,
         )
         if file in self._refused:
             raise Refused(Status.NOT_ALLOWED, "as the test says")
@@ -120,9 +122,13 @@ class ModuleWatcher(Service):
         self._refused = json.loads(body)
         return b""
 
+    def _last_text(self, user: User, body: bytes) -> bytes:
+        return json.dumps(self.memory.read(_FILE + json.loads(body), PAGE_SIZE).hex()).encode()
+
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
         REFUSE: Call(Role.ANYONE, _refuse),
         TOLD: Call(Role.ANYONE, _say),
+        TEXT: Call(Role.ANYONE, _last_text),
     }
 
 
