@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable
 
 from fuzz.target import Target
-from tests.services.kci.small_kernel import BASE, DATA, FENTRY, NOP5, PHYSICAL, TEXT_SIZE, SmallKernel, call, jump
+from tests.services.kci.small_kernel import BASE, DATA, FENTRY, NOP5, PHYSICAL, SmallKernel, call, jump
 from veil.services.kci import Explanation, KernelCode, KernelImage, PatchRefused, Segment, decide
 
 __all__ = ["TARGETS"]
@@ -43,7 +43,8 @@ def _zeros(_: int, length: int) -> bytes:
 
 
 def _image(data: bytes) -> None:
-    explanation = KernelCode(KernelImage([Segment(BASE, PHYSICAL, data)])).explain(data[:TEXT_SIZE], _zeros)
+    code = KernelCode(KernelImage([Segment(BASE, PHYSICAL, data)]))
+    explanation = code.explain(code.image.read(code.range.start, code.range.size), _zeros)
     assert explanation.sound == (explanation.unexplained_bytes == 0)
 
 

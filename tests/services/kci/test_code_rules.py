@@ -398,6 +398,11 @@ class TestLiveSites:
 
 
 class TestHostileTables:
+    def test_thunks_in_no_order(self, kernel: SmallKernel) -> None:
+        kernel.symbols["__x86_indirect_thunk_rcx"] = THUNKS - 0x100
+        kernel.entry("__retpoline_sites", kernel.put(BASE + 0x100, call(BASE + 0x100, THUNKS)))
+        assert explain(kernel).configuration.retpolines == "retpoline"
+
     @pytest.mark.parametrize(
         "table", ["__return_sites", "__retpoline_sites", "__ibt_endbr_seal", "__smp_locks", "__start_mcount_loc"]
     )

@@ -82,7 +82,7 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
         return_thunk=symbols.get("__x86_return_thunk"),
         return_thunks=tuple(thunks.items()),
         indirect_thunks=symbols.get("__x86_indirect_thunk_array"),
-        indirect_thunk_size=second - first if first is not None and second is not None else 0,
+        indirect_thunk_size=max(0, second - first) if first is not None and second is not None else 0,
         nop_function=symbols.get("nop_func"),
         bug_function=symbols.get("BUG_func"),
         entry_call=symbols.get("__fentry__"),
