@@ -193,6 +193,8 @@ class Grants:
             return KernelMemory(cpu.view, vmsa).read(read.address, read.length)
         except NotMapped as error:
             raise _Refused(Status.BAD_REQUEST, str(error)) from error
+        except RmpViolation as violation:
+            raise _Refused(Status.BAD_REQUEST, f"the context's registers are gone: {violation}") from violation
 
     # MAKE_VMSA, DROP_VMSA
 

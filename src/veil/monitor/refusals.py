@@ -19,6 +19,7 @@ from veil.formats.status import Status
 from veil.monitor.exceptions import CannotDeliver, deliver
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.services_mailbox import ServicesUnavailable
+from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
@@ -48,7 +49,10 @@ def is_refusal(state: MonitorState, host: Ghcb, vcpu: VcpuContexts) -> bool:
     hearing = state.hearing
     if vmsa is None or hearing is None or not hearing.guards:
         return False
-    return host.cpu.view.read_u64(vmsa + Vmsa.guest_exit_code.offset) == _NPF
+    try:
+        return host.cpu.view.read_u64(vmsa + Vmsa.guest_exit_code.offset) == _NPF
+    except RmpViolation:
+        return False  # the host took the VMSA away, perhaps for the kernel: it cannot run
 
 
 def decide_refusal(
@@ -71,6 +75,9 @@ def decide_refusal(
             for name in (*_GPRS, "rip", "rflags", "cr2"):
                 view.write_u64(gpa + getattr(Vmsa, name).offset, getattr(vmsa, name))
             view.write_u64(gpa + Vmsa.efer.offset, efer | _SVME)
+    except RmpViolation:
+        # Another VCPU's kernel had the host take the VMSA away meanwhile: no VMRUN enters it any more.
+        return
     finally:
         vcpu.unfinished = None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import struct
 from collections.abc import Callable, Generator
@@ -71,9 +72,14 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
     vmsa, caa = vcpu.kernel.vmsa, vcpu.kernel.caa
     if vmsa is None or caa is None:
         return Served.NO_CALL
-    part = view.read(vmsa + _EFER, _PART)
-    # The host may come here by itself at any time: without a VMGEXIT, and without a call pending, there is none.
-    if _ONE(part, _EXIT_CODE_AT)[0] != _VMGEXIT or not view.exchange_u8(caa, 0):
+    try:
+        part = view.read(vmsa + _EFER, _PART)
+        # The host may come here by itself at any time: without a VMGEXIT, and without a call pending, there is none.
+        if _ONE(part, _EXIT_CODE_AT)[0] != _VMGEXIT or not view.exchange_u8(caa, 0):
+            return Served.NO_CALL
+    except RmpViolation:
+        # The kernel may have the host take its own VMSA or calling area away, which must not end VeilMon: the services'
+        # memory would go with it. Who calls without them gets no answer.
         return Served.NO_CALL
     efer: int = _ONE(part, 0)[0]
     # The host must not run the caller while its registers are half written.
@@ -122,7 +128,9 @@ def finish(
     except RmpViolation:
         result = _INVALID_ADDRESS
     yield from tell()
-    _write_back(view, call.vmsa, call.efer, result)
+    # The kernel, on another VCPU, may have had the host take the caller's VMSA away: no VMRUN enters it any more.
+    with contextlib.suppress(RmpViolation):
+        _write_back(view, call.vmsa, call.efer, result)
 
 
 def _write_back(view: View, vmsa: int, efer: int, result: SvsmResult) -> None:
