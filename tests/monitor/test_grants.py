@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import uuid
 from collections.abc import Mapping
@@ -40,18 +41,26 @@ from veil.formats.status import Status
 from veil.monitor import Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services import Asking, KernelRequest, MonitorRefused, Service, ServiceDomain, UserHandler
+from veil.services import Asking, KernelRequest, MonitorRefused, Refused, Service, ServiceDomain, UserHandler
 from veil.services.program import MAX_ASKS
 from veil.snp import RmpViolation, SnapshotError
 from veil.snp.rmp import Permission, RmpResult
 
 MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
-TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH = range(10, 17)
+TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH, NOT_A_STATUS, UNSPEAKABLE, NOT_TEXT = range(10, 20)
+MISTAKES = range(TOO_LONG, UNSPEAKABLE + 1)
 NUMBER = 9
 OK = ResultCode.SUCCESS
 OUTBOX = MAILBOX + MAILBOX_SIZE - OUTBOX_SIZE
 RUN_MONITOR, RUN_SERVICES = 0x016, 1 << 32 | 0x016
 PAGES = 8
+
+
+class Unspeakable(Exception):
+    """One that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise KeyError
 
 
 class Keeper(Service):
@@ -75,6 +84,12 @@ class Keeper(Service):
             raise KeyError("a secret")
         if call == NOT_BYTES:
             return None  # type: ignore[return-value]
+        if call == NOT_TEXT:
+            raise Refused(Status.BAD_REQUEST, f"no such file: {os.fsdecode(bytes((0xFF,)))}")
+        if call == NOT_A_STATUS:
+            raise Refused(77, "")  # type: ignore[arg-type]
+        if call == UNSPEAKABLE:
+            raise Unspeakable
         if call == REACH:
             return self.context.guest.read(MONITOR, 8)
         if call == POKE:
@@ -111,7 +126,7 @@ class Keeper(Service):
 
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
         call: Call(Role.ANYONE, lambda self, user, body, call=call: self._serve(call, body))  # type: ignore[misc]
-        for call in (RESTRICT, TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH)
+        for call in (RESTRICT, *MISTAKES, NOT_TEXT)
     }
 
 
@@ -143,7 +158,7 @@ def ask_for_pages(bench: Bench, pages: list[int], length: int, *, vcpu: int = 0)
 # A service's mistakes are its own
 
 
-@pytest.mark.parametrize("call", [TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH])
+@pytest.mark.parametrize("call", MISTAKES)
 def test_a_mistake_is_not_the_kernels_and_ends_nothing(bench: Bench, call: int) -> None:
     assert bench.ask(NUMBER, call) == (Status.UNAVAILABLE, b""), "and no word of what went wrong inside"
     assert bench.services is not None
@@ -151,7 +166,7 @@ def test_a_mistake_is_not_the_kernels_and_ends_nothing(bench: Bench, call: int) 
     assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
 
 
-@pytest.mark.parametrize("call", [TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH])
+@pytest.mark.parametrize("call", MISTAKES)
 def test_a_mistake_is_not_the_users_and_ends_nothing(bench: Bench, call: int) -> None:
     with ChannelClient(Wire(bench)) as client:
         with pytest.raises(RequestFailed, match="'the service keeper failed'") as caught:
@@ -159,6 +174,13 @@ def test_a_mistake_is_not_the_users_and_ends_nothing(bench: Bench, call: int) ->
         assert caught.value.status == Status.UNAVAILABLE
         assert client.request(Keeper.guid, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == b"done"
     assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
+
+
+def test_a_refusal_whose_text_cannot_be_sent(bench: Bench) -> None:
+    """A kernel has files with any names; that a service names one must not end the domain."""
+    assert bench.ask(NUMBER, NOT_TEXT) == (Status.BAD_REQUEST, b"")
+    with ChannelClient(Wire(bench)) as client, pytest.raises(RequestFailed, match=r"no such file: .*udcff"):
+        client.request(Keeper.guid, NOT_TEXT)
 
 
 def test_a_request_asks_no_more_than_so_often(bench: Bench) -> None:

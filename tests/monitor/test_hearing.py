@@ -18,6 +18,7 @@ from tests.monitor.harness import (
     FREE,
     FREE_2M,
     KERNEL_VMSA,
+    MAILBOX,
     MONITOR,
     NPF,
     PAGE,
@@ -46,6 +47,7 @@ from veil.monitor.hearing import Hearing
 from veil.monitor.svsm_call import ResultCode
 from veil.services import Asking, MonitorRefused, ServiceDomain
 from veil.snp import SnapshotError
+from veil.snp.rmp import RmpResult
 
 OK = ResultCode.SUCCESS
 RUN_SERVICES = 1 << 32 | 0x016
@@ -57,8 +59,11 @@ class Recorder(Guard):
     say: Callable[[RefusedAccess], Any] | None = None
     listen: Callable[[Report], None] | None = None
 
+    answer: Callable[[Report], Any] = staticmethod(lambda report: None)
+
     def __init__(self) -> None:
         self.asked: list[RefusedAccess] = []
+        self.reports: list[Report] = []
 
     def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
         self.asked.append(access)
@@ -67,8 +72,10 @@ class Recorder(Guard):
 
     def heard(self, report: Report) -> None:
         super().heard(report)
+        self.reports.append(report)
         if self.listen is not None:
             self.listen(report)
+        return self.answer(report)  # type: ignore[no-any-return]
 
 
 class Recorders(ServiceDomain):
@@ -80,6 +87,15 @@ def guard_of(bench: Bench) -> Recorder:
     (service,) = bench.services.services
     assert isinstance(service, Recorder)
     return service
+
+
+def restored(bench: Bench) -> tuple[VeilMon, Recorders]:
+    """A snapshot's monitor and services."""
+    monitor, services = VeilMon(), Recorders()
+    monitor.restore(bench.monitor.save())
+    assert bench.services is not None
+    services.restore(bench.services.save())
+    return monitor, services
 
 
 @pytest.fixture
@@ -218,6 +234,21 @@ def test_a_host_that_reports_it_on_another_vcpu(bench: Bench) -> None:
     assert (vmsa.rip, vmsa.guest_exit_code) == (CODE_AT, NPF)
     bench.enter(0)
     assert vmsa.rip == CODE_AT + 3
+
+
+def test_a_fault_that_the_kernel_made_up(bench: Bench) -> None:
+    """It fills the page of a new context; what that context did, only the hardware says."""
+    forged = kernel_vmsa(
+        guest_exit_code=NPF, exit_info_1=REFUSED, exit_info_2=SMALL, rdi=SMALL, rip=CODE_AT, cr3=PML4 | C_BIT,
+        cr0=0x80050033, cr4=0x620,
+    )  # fmt: skip
+    bench.kernel.write(CODE_AT, bytes.fromhex("488907"))
+    bench.kernel.write(FREE, forged)
+    assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    assert not guard_of(bench).asked
+    assert not stopped(bench.vmsa(FREE))
 
 
 def test_a_host_that_does_not_run_the_services(bench: Bench) -> None:
@@ -463,6 +494,66 @@ def test_a_host_that_does_not_let_them_hear(bench: Bench) -> None:
     assert ([item.gpa for item in report.events], report.lost) == ([SMALL + 3 * PAGE], 2)
 
 
+def test_a_host_that_takes_a_part_of_the_mailbox_away(bench: Bench) -> None:
+    """A long report finds no room, a short one does: it says what was lost."""
+    reports: list[Report] = []
+    guard_of(bench).listen = reports.append
+    assert bench.host.rmpupdate(MAILBOX + PAGE, assigned=False) == RmpResult.SUCCESS
+    pages = range(0x50000, 0x100000, PAGE)
+    assert bench.pvalidate(*pages)[0] == OK
+    assert not reports
+    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    assert [(len(report.events), report.lost) for report in reports] == [(1, len(pages))]
+
+
+def test_what_was_lost_survives_a_snapshot(bench: Bench) -> None:
+    """Else a host that lets nobody hear would only have to save the machine."""
+    bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_SERVICES else None
+    assert bench.pvalidate(SMALL + PAGE, SMALL + 2 * PAGE)[0] == OK
+    bench.on_request = lambda request: None
+    monitor, services = restored(bench)
+    bench.resume(monitor, services)
+    bench.enter(0)
+    assert bench.pvalidate(SMALL + 3 * PAGE)[0] == OK
+    (report,) = guard_of(bench).reports
+    assert ([item.gpa for item in report.events], report.lost) == ([SMALL + 3 * PAGE], 2)
+
+
+def test_what_is_noted_survives_a_snapshot(bench: Bench) -> None:
+    """In the middle of a call: the host is to split an entry, and saves the machine instead."""
+    at = bench.caa() + 8
+    entries = (SMALL + PAGE, FREE + PAGE)
+    bench.kernel.write(at, struct.pack("<HHI2Q", len(entries), 0, 0, *entries))
+    bench.kernel.write_u8(bench.caa(), 1)
+    vmsa = bench.vmsa(KERNEL_VMSA)
+    vmsa.guest_exit_code, vmsa.rax, vmsa.rcx = VMGEXIT, 1, at
+    first = bench.vcpus[0]
+    assert first.steps is not None
+    next(first.steps)
+    assert first.cpu is not None
+    assert first.cpu.fault is not None, "an entry of 2 MiB"
+    assert bench.host.psmash(FREE) == RmpResult.SUCCESS
+    monitor, services = restored(bench)
+    bench.resume(monitor, services)
+    bench.enter(0)
+    assert vmsa.rax == OK
+    assert [item.gpa for report in guard_of(bench).reports for item in report.events] == list(entries)
+
+
+@pytest.mark.parametrize("how", ["asks", "answers"])
+def test_a_service_that_asks_veilmon_when_it_hears(bench: Bench, how: str) -> None:
+    """It cannot, the kernel waits: not noticed by anybody it would have done nothing."""
+    guard = guard_of(bench)
+
+    def asks(report: Report) -> Asking[None]:
+        yield from guard.context.monitor.move([(SMALL, PAGE)], Owner.KERNEL_CODE, Owner.KERNEL)
+
+    guard.answer = {"asks": asks, "answers": lambda report: b""}[how]
+    assert bench.pvalidate(SMALL + PAGE)[0] == OK
+    assert bench.services is not None
+    assert len(bench.services.mistakes) == 1
+
+
 def test_a_service_that_fails_to_hear(bench: Bench) -> None:
     def listen(report: Report) -> None:
         raise KeyError
@@ -532,11 +623,7 @@ def test_what_a_service_does_not_hear_costs_nothing() -> None:
 
 
 def test_snapshot(bench: Bench) -> None:
-    monitor, services = VeilMon(), Recorders()
-    monitor.restore(bench.monitor.save())
-    assert bench.services is not None
-    services.restore(bench.services.save())
-    bench.resume(monitor, services)
+    bench.resume(*restored(bench))
     bench.enter(0)
     assert bench.ask(Guard.number, ALLOW, b"\1")[0] == Status.OK
     vmsa = fault(bench)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
@@ -34,6 +35,14 @@ class Hearing:
     def waits(self) -> bool:
         """Is there something to tell?"""
         return bool(self._noted or self._lost)
+
+    def dump(self) -> dict[str, Any]:
+        """For a snapshot: what is yet to be told."""
+        return {"noted": [list(item) for item in self._noted], "lost": self._lost}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._noted = [Heard(Event(event), vcpu, gpa, size) for event, vcpu, gpa, size in state["noted"]]
+        self._lost = state["lost"]
 
     def note(self, event: Event, vcpu: int, gpa: int, size: int = PAGE_SIZE) -> None:
         """It is done."""

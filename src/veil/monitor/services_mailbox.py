@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
@@ -18,6 +19,7 @@ from veil.formats.service_domain import (
 )
 from veil.formats.status import Status
 from veil.monitor.ghcb import host_features
+from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
@@ -109,8 +111,12 @@ class ServiceDomain:
                 served = yield from self._grants.serve(host.cpu)
                 # What another VCPU is about to do for the domain takes until the host runs that one.
                 tries = 0 if served or self._grants.busy else tries + 1
+            why = "the host does not run the services' domain"
         except FormatError as error:
             raise ServicesUnavailable(str(error)) from error
-        # It must not be served at some later time, when somebody else waits for an answer.
-        self._view.write_u32(self._mailbox, 0)
-        raise ServicesUnavailable("the host does not run the services' domain")
+        except RmpViolation as violation:
+            why = f"the host took the mailbox away: {violation}"
+        with suppress(RmpViolation):
+            # It must not be served at some later time, when somebody else waits for an answer.
+            self._view.write_u32(self._mailbox, 0)
+        raise ServicesUnavailable(why)

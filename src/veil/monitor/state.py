@@ -71,6 +71,7 @@ class MonitorState:
             "sev_features": self.sev_features,
             "blocks": [[vcpu, gpa, size] for vcpu, (gpa, size) in sorted(self.blocks.items())],
             "services": [service.dump() for service in self.services],
+            "hearing": self.hearing.dump() if self.hearing is not None else None,
         }
 
     @classmethod
@@ -81,6 +82,8 @@ class MonitorState:
         self.sev_features = state["sev_features"]
         self.blocks = {vcpu: (gpa, size) for vcpu, gpa, size in state["blocks"]}
         self.know_services([ServiceInfo.load(item) for item in state["services"]])
+        if self.hearing is not None:
+            self.hearing.load(state["hearing"])
         for owner, gpa, size in state["book"]:
             self.book.claim(gpa, size, Owner(owner))
         self.rows.load(state["restrictions"])

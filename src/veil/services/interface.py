@@ -116,7 +116,8 @@ class Service(abc.ABC):
         """VeilMon did this for the kernel, which waits: events of the kinds in `hears`, in their order.
 
         All that one call of the kernel's brought about comes at once. `report.lost` counts those for which VeilMon had
-        no room, of any kind: what the service knows of them is not whole any more.
+        no room, of any kind: what the service knows of them is not whole any more. It cannot ask VeilMon, which waits
+        for it.
         """
 
     def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:

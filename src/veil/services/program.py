@@ -61,6 +61,7 @@ _MAX_MISTAKES = 16
 _IDLE = (_KERNEL, _MONITOR)
 #: in place of an answer: there is none, the request stays pending
 _GONE = b"the host took the services' memory away"
+_REFUSALS = frozenset(Status) - {Status.OK}
 
 
 @dataclass(slots=True)
@@ -174,7 +175,7 @@ class ServiceDomain:
                 service.ran()
             except Exception as error:
                 # The host took a service's memory away: it will be told so when it is asked. Or it is a mistake.
-                self.mistakes.append((service.name, repr(error)))
+                self._note_mistake(service.name, error)
 
     # One step: what is to run next
 
@@ -251,6 +252,8 @@ class ServiceDomain:
         """
         service = self._by_number.get(request.asked.service)
         name = service.name if service is not None else "domain"
+        room = request.size - BLOCK_HEADER
+        error: Exception
         try:
             body = work()
             if isinstance(body, Generator):
@@ -259,23 +262,28 @@ class ServiceDomain:
                 return None
             if not isinstance(body, bytes):
                 raise TypeError(f"an answer is bytes, not {type(body).__name__}")
-            if len(body) > request.size - BLOCK_HEADER:
+            if len(body) > room:
                 raise ValueError(f"an answer of {len(body)} bytes does not fit into a block of {request.size}")
             return Status.OK, body
         except Refused as refusal:
-            return refusal.status, str(refusal).encode()[: request.size - BLOCK_HEADER]
+            if refusal.status in _REFUSALS:
+                return refusal.status, _shown(refusal, str)[:room]
+            error = refusal
         except RmpViolation as violation:
             if request.asker == _KERNEL and self._owns(violation.gpa):
                 # The host took the service's memory away: no mistake. The kernel's request stays pending.
                 return Status.UNAVAILABLE, _GONE
-            error: Exception = violation
+            error = violation
         except Exception as mistake:
             error = mistake
-        self.mistakes.append((name, repr(error)))
+        self._note_mistake(name, error)
         # What went wrong inside of a service is for the CVM's owners, and for VeilMon at boot, to read.
         told = request.asker == _MONITOR and (service is None or request.asked.role == Role.OWNER)
-        detail = f": {error!r}" if told else ""
-        return Status.UNAVAILABLE, f"the service {name} failed{detail}".encode()[: request.size - BLOCK_HEADER]
+        detail = b": " + _shown(error, repr) if told else b""
+        return Status.UNAVAILABLE, (f"the service {name} failed".encode() + detail)[:room]
+
+    def _note_mistake(self, name: str, error: Exception) -> None:
+        self.mistakes.append((name, _shown(error, repr).decode()))
 
     def _owns(self, gpa: int) -> bool:
         parameters = self._parameters
@@ -355,10 +363,13 @@ class ServiceDomain:
             if not events and not (report.lost and service.hears):
                 continue
             try:
-                service.heard(Report(events, report.lost))
+                answer: object = service.heard(Report(events, report.lost))  # type: ignore[func-returns-value]
+                if answer is not None:
+                    # A generator, most likely: nobody would run it.
+                    raise TypeError(f"`heard` returns nothing and cannot ask VeilMon, but gave {type(answer).__name__}")
             except Exception as mistake:
                 # The others must hear it all the same, and the kernel's call is done.
-                self.mistakes.append((service.name, repr(mistake)))
+                self._note_mistake(service.name, mistake)
         return b""
 
     def _guard(self, service: Service, access: RefusedAccess) -> Asking[bytes]:
@@ -371,7 +382,7 @@ class ServiceDomain:
             return verdict.pack()
         except Exception as mistake:
             # The VCPU is stopped: who cannot decide must not let it go on.
-            self.mistakes.append((service.name, repr(mistake)))
+            self._note_mistake(service.name, mistake)
             return Verdict.refuse().pack()
 
 
@@ -380,3 +391,11 @@ def _kernel_pieces(view: View, parameters: ServiceParameters) -> Iterator[Kernel
     for segment in parameters.kernel:
         yield KernelPiece(segment.virtual, segment.gpa, ServiceMemory(view, at, segment.size))
         at += -(-segment.size // PAGE_SIZE) * PAGE_SIZE
+
+
+def _shown(error: Exception, how: Callable[[Exception], str]) -> bytes:
+    """What an exception says. It may be of a service's own class, and its text may hold what is not valid Unicode."""
+    try:
+        return how(error).encode(errors="backslashreplace")
+    except Exception:
+        return f"{type(error).__name__}, which cannot be shown".encode(errors="backslashreplace")

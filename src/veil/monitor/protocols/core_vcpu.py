@@ -71,6 +71,8 @@ def _seal(state: MonitorState, view: View, gpa: int) -> bool:
     # With another VMPL in it the kernel would have made itself a context of VMPL 0.
     if vmsa.vmpl != KERNEL_VMPL or not vmsa.efer & _SVME or vmsa.sev_features != state.sev_features:
         return False
+    # The kernel wrote the page. How the context left is the hardware's word alone: none was entered yet.
+    view.write_u64(gpa + Vmsa.guest_exit_code.offset, 0)
     return view.rmpadjust(gpa, vmpl=KERNEL_VMPL, permissions=sealed, vmsa=True) == RmpResult.SUCCESS
 
 
