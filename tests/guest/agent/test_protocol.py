@@ -18,6 +18,7 @@ from veil.guest.agent.protocol import (
     Failed,
     HostFrame,
     Output,
+    Pong,
     Ready,
     Started,
     Stream,
@@ -67,6 +68,7 @@ def start(connection: AgentConnection) -> int:
 def test_everything_before_the_answer_is_skipped(junk: bytes, chunk: int) -> None:
     connection = AgentConnection()
     connection.hello(42)
+    connection.ping()
     stream = junk + hello(41) + junk + frame(AgentFrame.DATA, 3, junk) + hello(42) + frame(AgentFrame.PONG)
     events = []
     for at in range(0, len(stream), chunk):
@@ -222,3 +224,12 @@ def test_jobs_that_are_over_take_no_frames(connection: AgentConnection) -> None:
 def test_take_in_pieces(connection: AgentConnection) -> None:
     connection.ping(b"abc")
     assert b"".join(iter(lambda: connection.take(5), b"")) == frame(HostFrame.PING, 0, b"abc")
+
+
+def test_answers_that_nobody_asked_for(connection: AgentConnection) -> None:
+    """They would wait here for whoever runs the next command; while users are served nobody does."""
+    connection.ping(b"abc")
+    pong = frame(AgentFrame.PONG, 0, b"abc")
+    assert connection.feed(pong) == [Pong(b"abc")]
+    with pytest.raises(AgentError, match="not sent"):
+        connection.feed(pong)

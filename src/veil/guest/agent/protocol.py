@@ -179,6 +179,8 @@ class AgentConnection:
         self._answer = b""
         self._nonce = 0
         self._ready = False
+        #: pings that the agent has not answered
+        self._pings = 0
         self._dead: str | None = None
 
     @property
@@ -198,6 +200,7 @@ class AgentConnection:
         self._answer = _HEADER.pack(MAGIC, 24, AgentFrame.HELLO, 0, 0)
         self._nonce = nonce
         self._ready = False
+        self._pings = 0
         self._dead = None
         self._jobs.clear()
         self._in.clear()
@@ -285,6 +288,7 @@ class AgentConnection:
 
     def ping(self, data: bytes = b"") -> None:
         """Ask for a Pong with the same (at most 64) bytes."""
+        self._pings += 1
         self._out += _frame(HostFrame.PING, 0, data[:64])
 
     def take(self, limit: int | None = None) -> bytes:
@@ -358,6 +362,10 @@ class AgentConnection:
             raise AgentError(f"the guest's agent did not understand us: {_text(payload[4:])}")
         if kind is AgentFrame.PONG:
             _check(len(payload) <= 64, kind)
+            # Nobody takes events while users are served: without a bound they would fill the host's memory.
+            if not self._pings:
+                raise AgentError("the guest's agent answered a ping that was not sent")
+            self._pings -= 1
             return [Pong(payload)]
         job = self._jobs.get(number)
         if job is None:
