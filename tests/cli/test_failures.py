@@ -25,7 +25,9 @@ _USAGE = (
     "measure --log-full never", "verify", "verify a b", "attest extra", "inspect --png", "inspect extra",
     "doctor extra", "cache nosuch", "cache list extra", "demo extra", "logs nosuch", "logs fetch",
     "logs follow --connect x:1 --format xml", "logs verify --silence 0", "logs verify --untrusted-from -1",
-    "logs rules --connect x:1 a b", "--nosuch", "key extra",
+    "logs rules --connect x:1 a b", "--nosuch", "key extra", "kci status",
+    "kci nosuch", "run --kci maybe -- true", "boot --kci", "serve --kci on --kci-exception everything",
+    "measure --kci on --kci-keys all",
 )  # fmt: skip
 _FAILURES = (
     "run --memory many -- true", "run --memory 3M -- true", "run --memory 0 -- true", "run --memory 900G -- true",
@@ -53,7 +55,12 @@ _FAILURES = (
     "logs rules {d} " + " ".join(_HERE), "logs ack --to {0} " + " ".join(_HERE),
     "logs verify --to {0}", "logs verify --to {e}", "logs verify --to {d}", "logs export --to {d}",
     "logs export --to {0} --directory {d}", "logs export --to {d} --directory {e}",
-    "logs export --to {d} --otlp nonsense",
+    "logs export --to {d} --otlp nonsense", "kci status --connect 127.0.0.1:1",
+    "kci status --connect nowhere --measurement " + _DIGEST, "kci status " + " ".join(_HERE),
+    "run --kci on --no-monitor -- true", "boot --kci halt --no-monitor", "shell --kci-hash " + "00" * 32,
+    "attest --kci off --kci-keys none", "inspect --kci on --kci-hash 00", "measure --kci on --kci-certificate {0}",
+    "run --kci on --kci-certificate {b} -- true", "measure --service kci:mode=maybe",
+    "measure --kci on " + " ".join(f"--kci-hash {number:064x}" for number in range(60)),
 )  # fmt: skip
 
 

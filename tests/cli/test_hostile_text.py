@@ -41,9 +41,10 @@ COMMANDS = {
     "verify": ("report", "--certificates", "table"),
     "logs verify": ("--to", "log"), "logs export": ("--to", "log", "--directory", "lines"),
     "logs fetch": (), "logs follow": ("--seconds", "0"), "logs rules": (), "logs ack": ("--to", "log"),
+    "kci status": (),
 }  # fmt: skip
 """each command, with arguments by which it meets something hostile in one of the tests here"""
-REMOTE = ("attest", "logs fetch", "logs follow", "logs rules")
+REMOTE = ("attest", "kci status", "logs fetch", "logs follow", "logs rules")
 
 
 def _leaves(group: click.Group, before: str = "") -> Iterator[str]:

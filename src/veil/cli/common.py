@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import click
 
+from veil.cli.code_policy import CODE_OPTIONS, code_policy
 from veil.cli.output import EXIT_FAILURE, tell
 from veil.errors import VeilError
+from veil.formats.kci import KCI_NAME
+from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.log_settings import DROP, HALT, LogSettings
 from veil.formats.sizes import format_size
 
@@ -142,6 +145,11 @@ class CvmOptions:
     vcpus: int
     kernel: str | None
     no_monitor: bool
+    kci: str | None = None
+    kci_keys: str | None = None
+    kci_certificate: tuple[str, ...] = ()
+    kci_hash: tuple[str, ...] = ()
+    kci_exception: tuple[str, ...] = ()
     service: tuple[str, ...] = ()
     log_memory: str | None = None
     log_full: str | None = None
@@ -165,12 +173,23 @@ class CvmOptions:
         from veil.formats.errors import FormatError
         from veil.image.services_image import services_from_text
 
-        short = {"memory": self.log_memory, "full": self.log_full}
-        texts = [f"log:{key}={value}" for key, value in short.items() if value is not None]
+        short = {
+            "log": {"memory": self.log_memory, "full": self.log_full},
+            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash, self.kci_exception),
+        }
+        texts = [
+            f"{name}:{key}={value}"
+            for name, settings in short.items()
+            for key, value in settings.items()
+            if value is not None
+        ]
         try:
-            return services_from_text([*texts, *self.service])
+            services = services_from_text([*texts, *self.service])
         except FormatError as error:
             raise VeilError(str(error)) from error
+        if self.no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
+            raise VeilError("kernel code integrity needs VeilMon: --kci off, or leave out --no-monitor")
+        return services
 
 
 def cvm_options(*, services: bool = False, users: bool = False) -> Callable[[Function], Function]:
@@ -178,7 +197,12 @@ def cvm_options(*, services: bool = False, users: bool = False) -> Callable[[Fun
 
     `services`: the protected services' settings too; `users`: who is more than a stranger to it. Both are measured.
     """
-    declared = (*_CVM_OPTIONS, *(_SERVICES_OPTIONS if services else ()), *(_USER_OPTIONS if users else ()))
+    declared = (
+        *_CVM_OPTIONS,
+        *CODE_OPTIONS,
+        *(_SERVICES_OPTIONS if services else ()),
+        *(_USER_OPTIONS if users else ()),
+    )
     names = [item.name for item in fields(CvmOptions)]
 
     def decorate(function: Function) -> Function:

@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import functools
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from veil.cli.common import Function, options
-from veil.cli.output import Mark, say, say_all
-from veil.errors import VeilError, describe
+from veil.cli.files import read_certificates, read_file
+from veil.cli.output import Mark, say, say_all, tell
+from veil.errors import VeilError
 
 if TYPE_CHECKING:
     from veil.formats.launch_digest import LaunchLog
@@ -28,14 +28,13 @@ __all__ = [
     "TrustOptions",
     "checks_as_json",
     "demands",
+    "failures_are_1",
     "hex_bytes",
     "make_policy",
     "make_roots",
     "parse_time",
     "print_checks",
     "read_certificate_table",
-    "read_certificates",
-    "read_file",
     "read_launch_log",
     "trust_options",
 ]
@@ -43,32 +42,21 @@ __all__ = [
 #: The evidence was looked at, and does not prove what was asked for.
 EXIT_NOT_VERIFIED = 1
 
-_MAX_BYTES = 64 << 20
 
+def failures_are_1(function: Function) -> Function:
+    """A command whose exit status tells what is not as it was attested or signed from what cannot be reached."""
 
-def read_file(name: str) -> bytes:
-    """A file's contents, or stdin's for "-"; raises VeilError, for more than 64 MiB, too."""
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise VeilError(f"cannot read {name}: {describe(error)}") from error
-    if len(data) > _MAX_BYTES:
-        raise VeilError(f"{name} has more than {_MAX_BYTES >> 20} MiB, which nothing has that is read here")
-    return data
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        from veil.remote.errors import VerificationFailed
 
+        try:
+            return function(*args, **options)
+        except VerificationFailed as error:
+            tell(f"veil: NOT VERIFIED: {error}")
+            return EXIT_NOT_VERIFIED
 
-def read_certificates(name: str) -> bytes:
-    """A file that has certificates in it; raises VeilError naming it, for there may be several."""
-    from veil.formats.errors import FormatError
-    from veil.remote.attestation.certificates import load_certificates
-
-    data = read_file(name)
-    try:
-        load_certificates(data)
-    except FormatError as error:
-        raise VeilError(f"{name}: {error}") from error
-    return data
+    return run  # type: ignore[return-value]
 
 
 def read_certificate_table(name: str) -> bytes:

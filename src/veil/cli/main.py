@@ -19,6 +19,7 @@ from veil.cli.common import EXIT_INTERRUPTED, status_of
 from veil.cli.demo import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
+from veil.cli.kci import kci
 from veil.cli.key import key
 from veil.cli.logs.commands import logs
 from veil.cli.measure import measure
@@ -51,6 +52,8 @@ def veil() -> None:
       veil verify REPORT ...            verify a report, AMD's own ones too
       veil serve                        carry remote users' secure channels to it
       veil logs fetch ...               the kernel's audit records, out of its own reach
+      veil run --kci on -- CMD          the same with a kernel that runs verified code only
+      veil kci status ...               what that kernel patched, which modules it runs, what was refused
       veil key                          the fingerprint by which others let you read their logs
       veil inspect --png map.png        domains, VMSAs, and who may touch which page
       veil doctor                       what this computer has and lacks
@@ -61,7 +64,7 @@ def veil() -> None:
     """
 
 
-for _command in (run, shell, boot, serve, attest, measure, verify, logs, key, inspect, doctor, cache, demo):
+for _command in (run, shell, boot, serve, attest, measure, verify, logs, kci, key, inspect, doctor, cache, demo):
     veil.add_command(_command)
 
 

@@ -12,10 +12,9 @@ from veil.cli.evidence import (
     hex_bytes,
     print_checks,
     read_certificate_table,
-    read_certificates,
-    read_file,
     trust_options,
 )
+from veil.cli.files import read_certificates, read_file
 from veil.cli.output import emit_json
 from veil.errors import VeilError
 

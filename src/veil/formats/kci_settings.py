@@ -16,7 +16,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_settings import ServiceSettings, setting
 from veil.formats.sizes import parse_size
 
-__all__ = ["BUILD_KEYS", "EXCEPTIONS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings"]
+__all__ = ["BUILD_KEYS", "EXCEPTIONS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings", "certificate_text"]
 
 OFF, ON, HALT = "off", "on", "halt"
 BUILD_KEYS, NO_KEYS = "build", "none"
@@ -26,6 +26,11 @@ EXCEPTIONS = ("kprobes", "ftrace-trampolines", "bpf-jit")
 _MIN_FILE, _MAX_FILE = 1 << 20, 256 << 20
 _SHA256 = 32
 _MAX_ITEMS = 64
+
+
+def certificate_text(der: bytes) -> str:
+    """An item of the setting `certificates`."""
+    return base64.urlsafe_b64encode(der).decode()
 
 
 def _items(text: str) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from veil.formats.errors import FormatError
+from veil.formats.kci_settings import HALT, OFF, ON
+from veil.formats.numbers import u64
 
 __all__ = ["CodeEvent", "CodeWord", "KciStatus", "ModuleStatus", "UserCall"]
 
@@ -51,7 +53,7 @@ class _Json:
         try:
             found = json.loads(data)
             return cls(**found)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"not VeilS-KCI's {cls.__name__}: {str(error)[:100]}") from error
 
 
@@ -95,6 +97,12 @@ class ModuleStatus:
     live: bool
     """Its init function has returned."""
 
+    def __post_init__(self) -> None:
+        u64(self.number)
+        u64(self.text)
+        _check(isinstance(self.live, bool))
+        _check(all(isinstance(item, str) for item in (self.name, self.version, self.signer, self.sha256)))
+
 
 @dataclass(frozen=True)
 class KciStatus(_Json):
@@ -119,8 +127,22 @@ class KciStatus(_Json):
     """the newest ones about what was refused"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self,
-            "modules",
-            tuple(item if isinstance(item, ModuleStatus) else ModuleStatus(**item) for item in self.modules),
-        )
+        _check(self.mode in (OFF, ON, HALT))
+        times = () if self.locked_ns is None else (self.locked_ns,)
+        for number in (*times, self.text_pages, self.read_only_pages, self.violations, self.refused):
+            u64(number)
+        _check(isinstance(self.patches, Mapping))
+        for counts in (self.explained, *self.patches.values()):
+            _check(isinstance(counts, Mapping))
+            for count in counts.values():
+                u64(count)
+        _check(isinstance(self.words, list | tuple) and all(isinstance(item, str) for item in self.words))
+        _check(isinstance(self.modules, list | tuple))
+        modules = (item if isinstance(item, ModuleStatus) else ModuleStatus(**item) for item in self.modules)
+        object.__setattr__(self, "modules", tuple(modules))
+        object.__setattr__(self, "words", tuple(self.words))
+
+
+def _check(sound: object) -> None:
+    if not sound:
+        raise FormatError("a part of VeilS-KCI's status is of another type")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SECONDS, SOME_SECONDS, options, parse_address
-from veil.cli.evidence import TrustOptions, read_file, trust_options
+from veil.cli.common import SECONDS, SOME_SECONDS, options
+from veil.cli.connection import connected, connection_options
+from veil.cli.evidence import failures_are_1
+from veil.cli.files import read_file
 from veil.cli.logs.export import export, export_options, export_or_say, open_sinks
-from veil.cli.logs.verify import count_findings, failures_are_1, say_findings, verify
+from veil.cli.logs.verify import count_findings, say_findings, verify
 from veil.cli.output import emit_json, say, say_all, tell
 from veil.errors import VeilError
 from veil.formats.printable import printable
@@ -50,43 +52,20 @@ logs.add_command(export)
 
 
 _connection_options = options(
-    trust_options,
-    click.option("--connect", required=True, metavar="HOST:PORT", help="Where the CVM's host listens."),
-    click.option("--software", is_flag=True, help="Believe this installation's own software machine."),
-    click.option("--launch-log", metavar="FILE", help="What the CVM is expected to be: of veil measure --log."),
+    connection_options,
     click.option("--to", "folder", default="veil-log", show_default=True, metavar="DIR", help="Where entries go."),
 )
 
 
 @contextlib.contextmanager
 def _reader(
-    known: LogState | None,
-    *,
-    needs: str = "--reader",
-    on_attested: Callable[[Attested], None] = lambda _: None,
-    connect: str,
-    trust: TrustOptions,
+    known: LogState | None, *, on_attested: Callable[[Attested], None] = lambda _: None, **connection: Any
 ) -> Iterator[LogReader]:
-    """The log of an attested CVM. `needs` is the option by which a CVM is launched for users who do this."""
-    from veil.formats.errors import FormatError
-    from veil.formats.status import Status
-    from veil.installation import owner_fingerprint, user_key
-    from veil.remote import ChannelClient, RequestFailed
+    """The log of an attested CVM; `connection` as of `connected`."""
     from veil.remote.log.connect import open_log
 
-    try:
-        believed = trust.of_a_cvm_elsewhere()
-        with ChannelClient.connect(*parse_address(connect), identity=user_key()) as client:
-            yield open_log(client, believed, known=known, on_attested=on_attested)
-    except RequestFailed as error:
-        if error.status != Status.NOT_ALLOWED:
-            raise
-        raise VeilError(
-            "this CVM was launched for others: it does not allow this to your key. Its launcher names your key "
-            f"then: veil serve {needs} {owner_fingerprint().hex()} (the launch digest covers it, and becomes another)"
-        ) from error
-    except FormatError as error:
-        raise VeilError(f"the CVM's answers are unusable: {error}") from error
+    with connected(**connection) as (client, believed):
+        yield open_log(client, believed, known=known, on_attested=on_attested)
 
 
 @logs.command()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SOME_SECONDS, Function
-from veil.cli.evidence import EXIT_NOT_VERIFIED
+from veil.cli.common import SOME_SECONDS
+from veil.cli.evidence import failures_are_1
 from veil.cli.output import emit_json, say, tell
 
 if TYPE_CHECKING:
@@ -20,26 +19,10 @@ if TYPE_CHECKING:
     from veil.remote.log.findings import Finding
     from veil.remote.log.reader import LogState
 
-__all__ = ["EXIT_FINDINGS", "count_findings", "failures_are_1", "say_findings", "verify"]
+__all__ = ["EXIT_FINDINGS", "count_findings", "say_findings", "verify"]
 
 #: Verified, and what was verified asks for attention.
 EXIT_FINDINGS = 3
-
-
-def failures_are_1(function: Function) -> Function:
-    """A command whose exit status tells a log that was tampered with from one that cannot be reached."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        from veil.remote.errors import VerificationFailed
-
-        try:
-            return function(*args, **options)
-        except VerificationFailed as error:
-            tell(f"veil: NOT VERIFIED: {error}")
-            return EXIT_NOT_VERIFIED
-
-    return run  # type: ignore[return-value]
 
 
 def say_findings(analysis: LogAnalysis, *, since: int = 0, only_trouble: bool = False) -> int:
