@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.e2e.module_watcher import REFUSE, TEXT, TOLD
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import KCI_GUID, KCI_NAME
+from veil.formats.kci_settings import ON, KciSettings
 from veil.guest.driver.build import build_driver, build_module
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 from veil.guest.linux.modules import collect_modules
@@ -24,12 +26,17 @@ from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote import ChannelClient
 
 PAGE = 4096
-SERVICES = ServicesImage(
-    "tests.e2e.module_watcher:Services",
-    (*PROTECTED_SERVICES.packages, module_watcher.__name__),
-    {**PROTECTED_SERVICES.settings, KCI_NAME: {}},
-    PROTECTED_SERVICES.memory + module_watcher.MEMORY,
-)
+
+
+def services(settings: KciSettings) -> ServicesImage:
+    return ServicesImage(
+        "tests.e2e.module_watcher:Services",
+        (*PROTECTED_SERVICES.packages, module_watcher.__name__),
+        {**PROTECTED_SERVICES.settings, KCI_NAME: settings.measured()},
+        PROTECTED_SERVICES.memory + module_watcher.MEMORY,
+    )
+
+
 #: of the distribution's, of several kinds; what they depend on comes with them
 MODULES = ["dm-mod", "loop", "zram", "dummy", "nf_tables", "xfs"]
 #: Its init function fails, or not, as asked.
@@ -67,6 +74,11 @@ class Guest:
     def told(self) -> list[dict[str, Any]]:
         return list(self.ask(TOLD))
 
+    def forget(self) -> None:
+        """What was told and refused before."""
+        self.told()
+        self.ask(REFUSE, [])
+
     def put(self, name: str, data: bytes) -> None:
         self.files[name] = data
         file = self._folder / f"{name}.ko"
@@ -99,7 +111,7 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     cache = Cache()
     kernel = debian_kernel(cache, DEFAULT_SERIES)
     assert kernel.modules is not None
-    with ConfidentialVM(services=SERVICES, vcpus=request.param, fresh=True) as vm:
+    with ConfidentialVM(services=services(KciSettings(ON)), vcpus=request.param, fresh=True) as vm:
         guest = Guest(vm, tmp_path_factory.mktemp("modules"))
         for name, data in collect_modules(kernel.modules, MODULES):
             guest.put(name, data)
@@ -107,14 +119,7 @@ def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield guest
 
 
-@pytest.fixture(autouse=True)
-def from_now_on(guest: Guest, request: pytest.FixtureRequest) -> None:
-    if "boot" not in request.node.name:
-        guest.told()
-        guest.ask(REFUSE, [])
-
-
-def test_boot_tells_of_the_driver_itself_and_locks_down_once(guest: Guest) -> None:
+def test_the_boot_tells_of_the_driver_itself_and_locks_down_once(guest: Guest) -> None:
     *told, lock = guest.told()
     driver, live = told[:2]
     assert lock["call"] == "LOCK_DOWN"
@@ -133,6 +138,7 @@ def test_boot_tells_of_the_driver_itself_and_locks_down_once(guest: Guest) -> No
 
 
 def test_modules_come_and_go(guest: Guest) -> None:
+    guest.forget()
     names = [name for name in guest.files if name != "fickle"]
     for name in names:
         guest.sh(f"insmod /root/{name}.ko")
@@ -159,6 +165,7 @@ def test_modules_come_and_go(guest: Guest) -> None:
 
 
 def test_init_fails(guest: Guest) -> None:
+    guest.forget()
     guest.sh("insmod /root/fickle.ko result=-19", fails=True)
     # busybox tries twice: finit_module(), then init_module().
     prepared, gone, *again = guest.told()
@@ -170,12 +177,14 @@ def test_init_fails(guest: Guest) -> None:
 
 
 def test_a_parameter_that_it_does_not_take(guest: Guest) -> None:
+    guest.forget()
     guest.sh("insmod /root/fickle.ko result=many", fails=True)
     told = guest.told()
     assert [item["call"] for item in told[:2]] == ["MODULE_PREPARED", "MODULE_GONE"]
 
 
 def test_what_the_service_refuses_does_not_load(guest: Guest) -> None:
+    guest.forget()
     guest.ask(REFUSE, [digest(guest.files["fickle"])])
     guest.sh("dmesg -c >/dev/null")
     assert "not permitted" in guest.vm.run(["insmod", "/root/fickle.ko"]).stderr.decode()
@@ -187,6 +196,7 @@ def test_what_the_service_refuses_does_not_load(guest: Guest) -> None:
 
 
 def test_a_file_that_is_no_module(guest: Guest) -> None:
+    guest.forget()
     guest.sh("head -c 3000 /root/fickle.ko > /root/part.ko; insmod /root/part.ko", fails=True)
     assert guest.told() == []
     guest.sh("insmod /root/fickle.ko && rmmod fickle")
@@ -194,6 +204,7 @@ def test_a_file_that_is_no_module(guest: Guest) -> None:
 
 def test_many_at_once(guest: Guest) -> None:
     """Each module's memory is told of with the file that is its own."""
+    guest.forget()
     names = ("dummy", "loop", "zram", "fickle", "dm_mod")
     needed = ("zsmalloc", "lz4_compress", "lz4hc_compress")
     guest.sh(" && ".join(f"insmod /root/{name}.ko" for name in needed))
@@ -215,6 +226,29 @@ def test_many_at_once(guest: Guest) -> None:
             assert later == ["MODULE_PREPARED", "MODULE_LIVE", "MODULE_GONE"], name
     assert all(len(sizes) == 1 for sizes in texts.values())
     guest.sh("rmmod " + " ".join(reversed(needed)))
+
+
+def test_hooks_use_no_trampoline_but_the_kernels_own(guest: Guest) -> None:
+    guest.sh("mount -t tracefs tracefs /sys/kernel/tracing")
+    hooks = guest.sh("cat /sys/kernel/tracing/enabled_functions")
+    assert {"audit_log_end", "load_module", "security_bprm_check"} <= set(re.findall(r"^(\w+) \(1\)", hooks, re.M))
+    assert set(re.findall(r"tramp: (\w+)", hooks)) == {"ftrace_caller"}
+
+
+def test_a_driver_that_is_refused_is_not_loaded() -> None:
+    """Nor is anything else, for nobody is there to ask."""
+    with ConfidentialVM(services=services(KciSettings(ON, exceptions=("kprobes",))), fresh=True) as vm:
+        log = vm.run(["dmesg"]).stdout.decode()
+        assert "veil: module veil is not admitted: VeilS-KCI refuses it (-1)" in log
+        assert b"veil " not in vm.run(["cat", "/proc/modules"]).stdout
+        assert vm.run(["ls", "/dev/veil-kci"]).exit_status != 0
+
+
+def test_a_lock_down_that_is_refused() -> None:
+    with ConfidentialVM(services=services(KciSettings(ON, exceptions=("bpf-jit",))), fresh=True) as vm:
+        log = vm.run(["dmesg"]).stdout.decode()
+        assert log.count("veil: VeilS-KCI did not lock the kernel down (-1)") == 1
+        assert b" locked 0" in vm.run(["cat", "/dev/veil"]).stdout
 
 
 def test_without_the_option_there_is_nothing() -> None:

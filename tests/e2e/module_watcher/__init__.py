@@ -27,7 +27,7 @@ from veil.services.log import LogService
 
 __all__ = ["MEMORY", "REFUSE", "TEXT", "TOLD", "ModuleWatcher", "Services"]
 
-#: calls of users: SHA-256s of files to refuse, in hex (or LOCK_DOWN), in JSON; nothing -> what was told since, in JSON;
+#: calls of users: SHA-256s of files to refuse, in hex, or names of calls, in JSON; nothing -> what was told since;
 #: offset -> a page of the text of the module that was prepared last, at that time, in hex
 REFUSE, TOLD, TEXT = range(3)
 _FILE = 24 << 20
@@ -51,6 +51,11 @@ class ModuleWatcher(Service):
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
         return MEMORY
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Measured "exceptions", which mean nothing to a watcher, say what it refuses at boot."""
+        meanings = {"kprobes": KernelCall.MODULE_PREPARED.name, "bpf-jit": KernelCall.LOCK_DOWN.name}
+        self._refused = [meanings[item] for item in settings.get("exceptions", ())]
 
     def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
         if request.call == KernelCall.MODULE_FILE:
@@ -93,7 +98,7 @@ class ModuleWatcher(Service):
             module=self._next,
             all_pages=at == _FILE + len(request.pages) * PAGE_SIZE,
         )
-        if file in self._refused:
+        if not {file, KernelCall.MODULE_PREPARED.name}.isdisjoint(self._refused):
             raise Refused(Status.NOT_ALLOWED, "as the test says")
         self._next += 1
         return struct.pack("<I", self._next - 1)

@@ -12,7 +12,7 @@ __all__ = ["AUDIT_PACKAGES", "audit_tools"]
 
 #: Named here with what auditctl is linked with, so that a cache can be asked whether it has them all.
 AUDIT_PACKAGES = ("auditd", "libaudit1", "libauparse0", "libc6", "libcap-ng0")
-# The first path stands in guest/driver/rules.c.
+# The first path stands in guest/driver/src/log/rules.c.
 _SCRIPTS = {"usr/lib/veil/load-rules": "load-rules", "usr/bin/veil-status": "veil-status"}
 
 
