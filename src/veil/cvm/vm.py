@@ -31,13 +31,12 @@ from veil.host.devices import Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
-from veil.snp import TSC_KHZ, Machine, SnpError, build_engine
+from veil.snp import HOSTED_VMPLS, TSC_KHZ, Machine, SnpError, build_engine
 
 __all__ = ["ConfidentialVM", "Result"]
 
 _BOOT_TIMEOUT = 180.0
 _MAX_CONSOLE = 64 * 1024
-_HOSTED_VMPLS = (0, 1)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
 
@@ -321,7 +320,7 @@ class ConfidentialVM:
         vcpus = self.hypervisor.vcpus
 
         def at_rest() -> bool:
-            return all(vcpu.vmpl not in _HOSTED_VMPLS or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
+            return all(vcpu.vmpl not in HOSTED_VMPLS or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
 
         if self.has_monitor and not at_rest() and self.hypervisor.run(until=at_rest, timeout=10.0) != RunResult.DONE:
             raise VeilError("the monitor did not come to rest; no snapshot was made")

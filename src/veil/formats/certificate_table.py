@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from veil.formats.errors import FormatError
 
-__all__ = ["ARK", "ASK", "CRL", "VCEK", "VLEK", "pack_certificates", "parse_certificates"]
+__all__ = ["ARK", "ASK", "CRL", "VCEK", "VCEK_OID", "VLEK", "pack_certificates", "parse_certificates"]
 
 VCEK = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
 VLEK = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
@@ -21,6 +21,9 @@ VLEK = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
 ASK = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
 ARK = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 CRL = uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
+
+#: What the names of a VCEK's extensions begin with (AMD 57230, "VCEK Certificate Definitions").
+VCEK_OID = "1.3.6.1.4.1.3704.1."
 
 _ENTRY = struct.Struct("<16sII")
 _END = bytes(_ENTRY.size)

@@ -20,11 +20,15 @@ from veil.formats.merkle import HASH_BYTES
 from veil.formats.numbers import u64
 
 __all__ = [
+    "ACKNOWLEDGE_CALL",
     "ENTRY_HEADER",
+    "FETCH_CALL",
     "LOG_GUID",
     "LOG_NUMBER",
     "MAX_RULES",
     "MAX_RULES_MESSAGE",
+    "PROOF_CALL",
+    "RANGE_ANSWER",
     "RULES_ANSWER",
     "RULES_CALL",
     "SILENCE_TOLD_NS",
@@ -85,6 +89,15 @@ class UserCall(enum.IntEnum):
     RULES = 7
     """-> `RulesState`"""
 
+
+#: FETCH: u64 sequence number, u32 bytes.
+FETCH_CALL = struct.Struct("<QI")
+#: RANGE's answer begins with a u64, and hashes follow.
+RANGE_ANSWER = struct.Struct("<Q")
+#: ACKNOWLEDGE: u64 sequence number.
+ACKNOWLEDGE_CALL = struct.Struct("<Q")
+#: INCLUSION: u64 index, u64 size. CONSISTENCY: u64 first size, u64 second size.
+PROOF_CALL = struct.Struct("<QQ")
 
 # What the kernel hands over
 

@@ -9,7 +9,7 @@ __all__ = ["Owner"]
 
 
 class Owner(enum.IntEnum):
-    """Who a page belongs to. What each level may do with it stands in `veil.monitor.ownership`."""
+    """Who a page belongs to. What each level may do with it stands in `veil.monitor.page_rights`."""
 
     NOBODY = 0
     """Not RAM."""

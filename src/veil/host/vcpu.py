@@ -11,6 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 from veil.host.errors import HostError
+from veil.snp.layouts import EVENT_VALID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,6 @@ VMPLS = 4
 NO_IRQ = -1
 
 #: EVENTINJ and EXITINTINFO (APM volume 2, 15.20).
-EVENT_VALID = 1 << 31
 _EVENT_ERROR_CODE = 1 << 11
 _EVENT_EXCEPTION = 3 << 8
 

@@ -29,8 +29,8 @@ from veil.formats.termination import MonitorReason
 from veil.monitor.enclave_contexts import find_fault
 from veil.monitor.errors import MonitorError
 from veil.monitor.kernel_memory import KernelMemory, NotMapped
-from veil.monitor.ownership import ROWS, TRANSITIONS
 from veil.monitor.page_book import Owner
+from veil.monitor.page_rights import ROWS, TRANSITIONS
 from veil.monitor.rmp_changes import retry
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Efer, Vmsa

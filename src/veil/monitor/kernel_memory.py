@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.board import C_BIT
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.snp.errors import RmpViolation
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelMemory", "NotMapped"]
 
-_PRESENT, _LARGE, _C_BIT = 1 << 0, 1 << 7, 1 << 51
-_ADDRESS = (1 << 51) - PAGE_SIZE
+_PRESENT, _LARGE = 1 << 0, 1 << 7
+_ADDRESS = C_BIT - PAGE_SIZE
 _CR0_PG, _CR4_LA57 = 1 << 31, 1 << 12
 _LEVELS = (39, 30, 21, 12)
 _SIZES = {30: 1 << 30, 21: 1 << 21, 12: PAGE_SIZE}
@@ -87,7 +88,7 @@ class KernelMemory:
             if not last:
                 table = entry & _ADDRESS
                 continue
-            if not entry & _C_BIT:
+            if not entry & C_BIT:
                 # The host could change it between the check and the use; services decide by it.
                 raise NotMapped(f"{address:#x} is shared memory")
             size = _SIZES[shift]

@@ -3,7 +3,7 @@
 
 The RMP says what each level may do; this book says what the monitor may agree to change. A kernel names pages by
 address, and every address that it names is looked up here first. What an owner's pages may be used for stands in
-`ownership`.
+`page_rights`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.monitor.ownership import ROWS, TRANSITIONS
+from veil.monitor.page_rights import ROWS, TRANSITIONS
 
 __all__ = ["Owner", "PageBook"]
 

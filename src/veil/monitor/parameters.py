@@ -7,6 +7,7 @@ import ctypes
 import enum
 from collections.abc import Iterable, Sequence
 
+from veil.formats.board import C_BIT, MAX_VCPUS
 from veil.formats.channel import ChannelArea
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
@@ -21,10 +22,9 @@ _MAGIC = 0x4E4F4D4C49455600  # "\0VEILMON", little-endian
 _VERSION = 4
 _MAX_RAM = 4
 _MAX_LAUNCHED = 96
-_MAX_VCPUS = 64
 _MAX_USERS = 8  # owners, and as many readers
 _DIGEST = 32
-_TOP = 1 << 51
+_TOP = C_BIT
 
 #: The shared area: a page for requests to the secure processor, one for responses, these for certificates (Linux takes
 #: as many), then the channel's.
@@ -210,7 +210,7 @@ class MonitorParameters(ctypes.LittleEndianStructure):
         self = cls.from_buffer_copy(data)
         if self.magic != _MAGIC or self.version != _VERSION:
             raise _bad("not of this version")
-        if not 1 <= self.vcpus <= _MAX_VCPUS or not 1 <= self.ram_count <= _MAX_RAM:
+        if not 1 <= self.vcpus <= MAX_VCPUS or not 1 <= self.ram_count <= _MAX_RAM:
             raise _bad(f"{self.vcpus} VCPUs or {self.ram_count} ranges of RAM")
         if self.launched_count > _MAX_LAUNCHED or self.options & ~_OPTIONS:
             raise _bad(f"{self.launched_count} launched ranges or options {self.options:#x}")

@@ -21,7 +21,7 @@ from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.services_mailbox import ServicesUnavailable
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import EVENT_VALID, Efer, Vmsa
 from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ __all__ = ["decide_refusal", "is_refusal"]
 
 _SVME = int(Efer.SVME)
 _NPF = int(ExitCode.NPF)
-#: EXITINTINFO: an event was being delivered
-_EVENT_VALID = 1 << 31
 #: CF, PF, AF, ZF, SF, TF, IF, DF, OF, IOPL, NT, RF, VM, AC, VIF, VIP, ID
 _RFLAGS = 0x3F7FD5
 _GPRS = (
@@ -95,7 +93,7 @@ def _ask(
     if refused and _is_allowed(host, vmsa):
         # Another VCPU got the page back from a service meanwhile: the instruction is tried again.
         return None
-    if not refused or owner not in hearing.guards or vmsa.exit_int_info & _EVENT_VALID:
+    if not refused or owner not in hearing.guards or vmsa.exit_int_info & EVENT_VALID:
         return Verdict.refuse()
     access = RefusedAccess(vcpu.apic_id, gpa, vmsa.exit_info_2, info, owner, _registers(vmsa))
     try:

@@ -10,8 +10,8 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import ServiceInfo
 from veil.monitor.contexts import DomainTable
 from veil.monitor.hearing import Hearing
-from veil.monitor.ownership import Rows
 from veil.monitor.page_book import Owner, PageBook
+from veil.monitor.page_rights import Rows
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.svsm_call import CallHandler
 

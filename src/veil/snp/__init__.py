@@ -14,13 +14,14 @@ from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, Snapsho
 from veil.snp.exit_codes import ExitCode
 from veil.snp.guest_requests import MODEL_TCB
 from veil.snp.hosted import HostedCpu, HostedProgram
-from veil.snp.machine import Machine
+from veil.snp.machine import HOSTED_VMPLS, Machine
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
 from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
 from veil.snp.view import HostView, View
 
 __all__ = [
     "COUNTER_NAMES",
+    "HOSTED_VMPLS",
     "MODEL_TCB",
     "TSC_KHZ",
     "CpuidEntryValues",

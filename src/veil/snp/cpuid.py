@@ -6,11 +6,11 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from veil.formats.board import C_BIT_POSITION
 from veil.snp._engine import Engine
 
-__all__ = ["C_BIT_POSITION", "PROCESSOR_SIGNATURE", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
+__all__ = ["PROCESSOR_SIGNATURE", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
 
-C_BIT_POSITION = 51
 TSC_KHZ = 1_000_000
 
 #: Family 19h, model 01h, stepping 1 (Milan, the first with SNP). The core is older than that, and would say so: tools

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from veil.disk import is_full
 from veil.formats.attestation_report import TcbVersion
-from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
+from veil.formats.certificate_table import ARK, ASK, VCEK, VCEK_OID, pack_certificates
 from veil.private_files import make_folder, write_private
 from veil.snp.errors import SnpError
 
@@ -38,7 +38,6 @@ _CHIP_ID_BYTES = 64
 _RSA_BITS = 4096
 _YEARS = 25
 _VCEK_YEARS = 7
-_OID = "1.3.6.1.4.1.3704.1."
 _FILES = ("ark.key", "ask.key", "chip.id", "chip.secret", "ark.pem", "ask.pem")
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=hashes.SHA384.digest_size)
 
@@ -245,7 +244,7 @@ def _vcek(
         "4": chip_id,
     }
     for suffix, value in values.items():
-        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(_OID + suffix), value)
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(VCEK_OID + suffix), value)
         builder = builder.add_extension(extension, critical=False)
     return builder.sign(issuer_key, hashes.SHA384(), rsa_padding=_PSS)
 

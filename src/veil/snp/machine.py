@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp._engine import Engine, EngineCounters
@@ -31,14 +32,11 @@ from veil.snp.view import GuestBus, HostView, View
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["HIGH_MEMORY", "LOW_MEMORY_END", "Machine"]
-
-#: Device addresses are between these two: RAM above 3 GiB continues at 4 GiB.
-LOW_MEMORY_END = 3 << 30
-HIGH_MEMORY = 4 << 30
+__all__ = ["HOSTED_VMPLS", "Machine"]
 
 _SVME = int(Efer.SVME)
-_HOSTED_VMPLS = (0, 1)
+#: The levels whose programs are Python.
+HOSTED_VMPLS = (0, 1)
 _RIP = Vmsa.rip.offset
 _RDI = Vmsa.rdi.offset
 _VMPL = Vmsa.vmpl.offset
@@ -191,7 +189,7 @@ class Machine:
             return None
         vmpl = self.memory.buf[gpa + _VMPL]
         entry = self._read_u64(gpa + _RIP)
-        if vmpl not in _HOSTED_VMPLS or not self._is_hosted_entry(entry, vmpl):
+        if vmpl not in HOSTED_VMPLS or not self._is_hosted_entry(entry, vmpl):
             self._machine_code.add(gpa)
             return None
         context = self._hosted_context(vmcb, entry, vmpl)
@@ -353,7 +351,7 @@ class Machine:
         if not self.rmp.is_vmsa(vmcb.vmsa_pa):
             raise SnapshotError(f"the snapshot has no VMSA at {vmcb.vmsa_pa:#x}")
         vmpl = self.memory.buf[vmcb.vmsa_pa + _VMPL]
-        if vmpl not in _HOSTED_VMPLS or not self._is_hosted_entry(header_gpa, vmpl):
+        if vmpl not in HOSTED_VMPLS or not self._is_hosted_entry(header_gpa, vmpl):
             raise SnapshotError(f"the snapshot has no hosted program at {header_gpa:#x}")
         fresh = header_gpa not in self._programs
         context = self._hosted_context(

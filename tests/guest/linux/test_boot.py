@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.guest.linux.images import elf
+from veil.formats import board
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import parse_kernel
@@ -153,7 +154,7 @@ def test_everything_fits_or_is_refused(megabytes: int, monitor: int, initrd: int
     assert sum(piece.size for piece in plan.layout.ram) == megabytes * MIB
     for region in plan.regions:
         inside = region.range
-        assert inside.end <= layout.MMIO_HOLE or inside.start >= layout.MMIO_HOLE_END
+        assert inside.end <= board.LOW_MEMORY_END or inside.start >= board.HIGH_MEMORY
         assert plan.layout.monitor is None or not inside.overlaps(plan.layout.monitor)
         if region.name in ("kernel", "initramfs"):
             assert all(kind_at(plan, address) == 1 for address in (inside.start, inside.end - 1))
@@ -243,7 +244,7 @@ def test_acpi_tables(vcpus: int) -> None:
     found, block = tables(vcpus)
     assert len(block) <= layout.ACPI_SIZE
     madt, at, processors = found[b"APIC"], 44, []
-    assert struct.unpack_from("<II", madt, 36) == (layout.LOCAL_APIC, 1)
+    assert struct.unpack_from("<II", madt, 36) == (board.LOCAL_APIC, 1)
     while at < len(madt):
         kind, size = madt[at], madt[at + 1]
         if kind == 0:

@@ -8,22 +8,14 @@ kernel is built without CONFIG_X86_MPPARSE, so it drops its local APIC if told t
 
 import struct
 
-from veil.guest.linux.layout import ACPI_SIZE, ACPI_TABLES, LOCAL_APIC, MMIO_HOLE, AddressRange
+from veil.formats.board import LOCAL_APIC, PCI_IO, PCI_MEMORY, PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT
+from veil.guest.linux.layout import ACPI_SIZE, ACPI_TABLES
 
-# Ports that the host's power management device answers: status and enable (4 bytes), control (2 bytes).
-PM1_EVENT_PORT = 0x600
-PM1_CONTROL_PORT = 0x604
-# SLP_TYP of the state S5 (soft off) in PM1_CONTROL bits 12:10, written together with SLP_EN, bit 13.
+# SLP_TYP of the state S5 (soft off) in PM1_CONTROL bits 12:10, written together with SLP_EN.
 SLEEP_TYPE_OFF = 0
-SLEEP_ENABLE = 1 << 13
 SCI_IRQ = 9
 # Writing RESET_VALUE resets the machine.
-RESET_PORT = 0xCF9
 RESET_VALUE = 0x06
-
-# What the PCI host bridge decodes.
-PCI_IO = AddressRange(0x1000, 0x10000)
-PCI_MEMORY = AddressRange(MMIO_HOLE, 0xFE000000)
 
 # Address space descriptors (6.4.3.5): types, and 'produced by the bridge, both ends fixed'.
 _MEMORY, _IO, _BUS = 0, 1, 2
@@ -95,9 +87,10 @@ def _dsdt_aml() -> bytes:
     return sleep + _package(b"\x10", b"\\_SB_" + _package(b"\x5b\x82", bridge))
 
 
-def _span(window: AddressRange) -> tuple[int, int, int, int]:
+def _span(window: tuple[int, int]) -> tuple[int, int, int, int]:
     """Minimum, maximum, translation and length of an address space descriptor (6.4.3.5)."""
-    return window.start, window.end - 1, 0, window.size
+    start, end = window
+    return start, end - 1, 0, end - start
 
 
 def _package(opcode: bytes, body: bytes) -> bytes:

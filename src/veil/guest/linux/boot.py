@@ -10,6 +10,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from veil.formats.board import C_BIT_POSITION, MAX_VCPUS
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
@@ -18,9 +19,6 @@ from veil.guest.linux import layout as at
 from veil.guest.linux.acpi import acpi_tables
 from veil.guest.linux.cmdline import check_command_line
 from veil.guest.linux.layout import AddressRange, Layout, plan_layout
-
-C_BIT = 51
-MAX_VCPUS = 64
 
 _PRESENT, _WRITABLE, _ACCESSED, _DIRTY, _LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
 _CC_BLOB_MAGIC = 0x45444D41
@@ -105,7 +103,7 @@ def prepare_linux(
     memory: int,
     vcpus: int = 1,
     monitor_size: int = 0,
-    c_bit: int | None = C_BIT,
+    c_bit: int | None = C_BIT_POSITION,
 ) -> LinuxBoot:
     """The boot data of an SNP guest. `monitor_size` bytes at the top of low memory are kept from the kernel; 0 means
     that there is no monitor. `c_bit` None gives the same guest without memory encryption, for tests elsewhere."""

@@ -15,6 +15,7 @@
 
 from dataclasses import dataclass
 
+from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.errors import GuestImageError
 
@@ -35,10 +36,6 @@ SECRETS = 0x108000
 CPUID = 0x109000
 CAA = 0x10A000
 FIRMWARE_END = 0x110000
-
-MMIO_HOLE = 0xC0000000
-MMIO_HOLE_END = 1 << 32
-LOCAL_APIC = 0xFEE00000
 
 MAX_MEMORY = 64 * GIB
 # What a 6.12 kernel needs free beside itself to come up and run a few commands.
@@ -77,9 +74,9 @@ class Layout:
     @property
     def ram(self) -> tuple[AddressRange, ...]:
         """All memory of the machine, with the MMIO hole left out."""
-        if self.memory <= MMIO_HOLE:
+        if self.memory <= LOW_MEMORY_END:
             return (AddressRange(0, self.memory),)
-        return (AddressRange(0, MMIO_HOLE), AddressRange(MMIO_HOLE_END, MMIO_HOLE_END + self.memory - MMIO_HOLE))
+        return (AddressRange(0, LOW_MEMORY_END), AddressRange(HIGH_MEMORY, HIGH_MEMORY + self.memory - LOW_MEMORY_END))
 
     @property
     def guest_ram(self) -> tuple[AddressRange, ...]:
@@ -98,7 +95,7 @@ class Layout:
 
 def address_space(memory: int) -> int:
     """The end of the guest-physical addresses of a machine with `memory` bytes (RMP and memory maps are that long)."""
-    return memory if memory <= MMIO_HOLE else memory + MMIO_HOLE_END - MMIO_HOLE
+    return memory if memory <= LOW_MEMORY_END else memory + HIGH_MEMORY - LOW_MEMORY_END
 
 
 def plan_layout(memory: int, kernel: AddressRange, initrd_size: int, monitor_size: int = 0) -> Layout:
@@ -117,7 +114,7 @@ def plan_layout(memory: int, kernel: AddressRange, initrd_size: int, monitor_siz
         )
     if kernel.start < FIRMWARE_END:
         raise GuestImageError(f"the kernel wants to lie at {kernel.start:#x}, where the boot data is")
-    top = min(memory, MMIO_HOLE) - monitor_size
+    top = min(memory, LOW_MEMORY_END) - monitor_size
     initrd_start = (top - initrd_size) & -PAGE_SIZE
     return Layout(
         memory,

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.board import PCI_IO, PCI_MEMORY
 from veil.host.devices._state import checked_int
 from veil.host.devices.bus import Window
 
@@ -19,11 +20,7 @@ if TYPE_CHECKING:
 
     from veil.host.devices.bus import IoBus, MmioBus
 
-__all__ = ["PCI_IO", "PCI_MEMORY", "PciBus", "PciFunction"]
-
-#: What the bridge decodes: (first, last + 1).
-PCI_IO = (0x1000, 0x10000)
-PCI_MEMORY = (0xC0000000, 0xFE000000)
+__all__ = ["PciBus", "PciFunction"]
 
 _ADDRESS_PORT, _DATA_PORT = 0xCF8, 0xCFC
 _ENABLE = 1 << 31

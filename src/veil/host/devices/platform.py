@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.board import LOCAL_APIC
 from veil.host.devices._dma import ConfinedMemory
-from veil.host.devices.apic.apic import APIC_BASE, APIC_PAGE_SIZE, LocalApic
+from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
 from veil.host.devices.apic.msrs import MsrTable
 from veil.host.devices.bus import IoBus, MmioBus
@@ -179,14 +180,14 @@ class Platform:
 
     def mmio_read(self, gpa: int, size: int, vcpu: int = 0) -> int:
         """A load by a VCPU: each sees its own APIC at one address."""
-        offset = gpa - APIC_BASE
+        offset = gpa - LOCAL_APIC
         if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
             return self.apics[vcpu].read_page(offset, size)
         return self.mmio.read(gpa, size)
 
     def mmio_write(self, gpa: int, size: int, value: int, vcpu: int = 0) -> None:
         """A store by a VCPU."""
-        offset = gpa - APIC_BASE
+        offset = gpa - LOCAL_APIC
         if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
             self.apics[vcpu].write_page(offset, size, value)
         else:

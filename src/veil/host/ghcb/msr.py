@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.board import C_BIT_POSITION
 from veil.formats.ghcb import (
     MSR_DATA_SHIFT,
     MSR_ERROR,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["handle_ghcb_msr"]
 
-C_BIT = 51
 
 _MASK_32 = 0xFFFFFFFF
 _MASK_52 = (1 << 52) - 1
@@ -50,7 +50,7 @@ _RUN_VMPL_RESERVED = _MASK_32 & ~MSR_INFO_MASK
 
 
 def _sev_info(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
-    return VERSION_MAX << 48 | VERSION_MIN << 32 | C_BIT << 24 | MsrResponse.SEV_INFO
+    return VERSION_MAX << 48 | VERSION_MIN << 32 | C_BIT_POSITION << 24 | MsrResponse.SEV_INFO
 
 
 def _cpuid(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:

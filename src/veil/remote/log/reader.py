@@ -8,7 +8,6 @@ goes on from an older state of the machine, does not fit to it.
 from __future__ import annotations
 
 import json
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.errors import FormatError
-from veil.formats.log import LOG_GUID, Head, LogEntry, LogManifest, RulesState, UserCall, parse_entries
+from veil.formats.log import (
+    ACKNOWLEDGE_CALL,
+    FETCH_CALL,
+    LOG_GUID,
+    RANGE_ANSWER,
+    RULES_ANSWER,
+    Head,
+    LogEntry,
+    LogManifest,
+    RulesState,
+    UserCall,
+    parse_entries,
+)
 from veil.formats.merkle import CompactRange, leaf_hash
 from veil.formats.numbers import u64
 from veil.remote.channel.client import ChannelClient
@@ -28,7 +39,6 @@ from veil.remote.errors import RemoteError, VerificationFailed
 __all__ = ["LogReader", "LogState", "Sighting", "check_head"]
 
 _CHUNK = 192 << 10
-_U32, _U64, _FETCH = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<QI")
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ class LogReader:
         tree_begin = tree.copy()
         entries: list[LogEntry] = []
         while tree.size < head.size:
-            data = self._client.request(LOG_GUID, UserCall.FETCH, _FETCH.pack(tree.size, _CHUNK))
+            data = self._client.request(LOG_GUID, UserCall.FETCH, FETCH_CALL.pack(tree.size, _CHUNK))
             before = tree.size
             for entry in parse_entries(data):
                 if entry.sequence != tree.size:
@@ -183,10 +193,10 @@ class LogReader:
                 f"entries {tree.size} to {head.first - 1} were acknowledged by somebody else before they were read here"
             )
         data = self._client.request(LOG_GUID, UserCall.RANGE)
-        if len(data) < _U64.size or (len(data) - _U64.size) % 32:
+        if len(data) < RANGE_ANSWER.size or (len(data) - RANGE_ANSWER.size) % 32:
             raise FormatError(f"a compact range of {len(data)} bytes")
-        (size,) = _U64.unpack_from(data)
-        parts = [data[at : at + 32] for at in range(_U64.size, len(data), 32)]
+        (size,) = RANGE_ANSWER.unpack_from(data)
+        parts = [data[at : at + 32] for at in range(RANGE_ANSWER.size, len(data), 32)]
         if not size <= head.size:
             raise VerificationFailed("the log forgot more than it has")
         return CompactRange(size, parts)
@@ -194,15 +204,15 @@ class LogReader:
     def acknowledge(self) -> int:
         """Let the log forget what was verified here; owners only. Returns how many entries that are."""
         size = self.state.tree.size
-        self._client.request(LOG_GUID, UserCall.ACKNOWLEDGE, _U64.pack(size))
+        self._client.request(LOG_GUID, UserCall.ACKNOWLEDGE, ACKNOWLEDGE_CALL.pack(size))
         return size
 
     def set_rules(self, text: bytes) -> int:
         """Have the kernel given these audit rules, lines for auditctl; owners only. Returns their generation."""
         data = self._client.request(LOG_GUID, UserCall.SET_RULES, text)
-        if len(data) != _U32.size:
+        if len(data) != RULES_ANSWER.size:
             raise FormatError(f"a generation of audit rules of {len(data)} bytes")
-        return int(_U32.unpack(data)[0])
+        return int(RULES_ANSWER.unpack(data)[0])
 
     def rules(self) -> RulesState:
         """The rules that are wanted, and what the kernel says of them."""

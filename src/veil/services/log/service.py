@@ -14,9 +14,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from veil.formats.log import (
+    ACKNOWLEDGE_CALL,
     ENTRY_HEADER,
+    FETCH_CALL,
     LOG_GUID,
     LOG_NUMBER,
+    PROOF_CALL,
+    RANGE_ANSWER,
     EntryKind,
     Head,
     KernelCall,
@@ -36,7 +40,7 @@ from veil.services.log.store import LogFull, LogStore
 __all__ = ["LogService"]
 
 _MAX_FETCH = 224 << 10
-_U64, _TWO, _FETCH = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<QI")
+_U64 = struct.Struct("<Q")
 #: Room that the kernel's calls leave free, so that the service can still record that they found no room.
 _RESERVE = ENTRY_HEADER.size + _U64.size
 
@@ -155,24 +159,24 @@ class LogService(Service):
         return self._head().pack()
 
     def _fetch(self, user: User, body: bytes) -> bytes:
-        sequence, most = _arguments(_FETCH, body)
+        sequence, most = _arguments(FETCH_CALL, body)
         return self.store.read(sequence, min(most, _MAX_FETCH))
 
     def _range(self, user: User, body: bytes) -> bytes:
         found = self.store.range_at_first()
-        return _U64.pack(found.size) + b"".join(found.hashes)
+        return RANGE_ANSWER.pack(found.size) + b"".join(found.hashes)
 
     def _inclusion(self, user: User, body: bytes) -> bytes:
-        return _proof(self.store.inclusion(*_arguments(_TWO, body)))
+        return _proof(self.store.inclusion(*_arguments(PROOF_CALL, body)))
 
     def _consistency(self, user: User, body: bytes) -> bytes:
-        return _proof(self.store.consistency(*_arguments(_TWO, body)))
+        return _proof(self.store.consistency(*_arguments(PROOF_CALL, body)))
 
     def _tell_rules(self, user: User, body: bytes) -> bytes:
         return self._rules.state()
 
     def _acknowledge(self, user: User, body: bytes) -> bytes:
-        (upto,) = _arguments(_U64, body)
+        (upto,) = _arguments(ACKNOWLEDGE_CALL, body)
         if upto > self.store.next:
             raise Refused(Status.BAD_REQUEST, f"there are {self.store.next} entries, not {upto}")
         self.store.acknowledge(upto)

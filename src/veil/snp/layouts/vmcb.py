@@ -7,7 +7,10 @@ import ctypes
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["Vmcb"]
+__all__ = ["EVENT_VALID", "Vmcb"]
+
+#: EVENTINJ and EXITINTINFO, bit 31: there is an event (24593, 15.20).
+EVENT_VALID = 1 << 31
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 

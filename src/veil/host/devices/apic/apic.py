@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.board import LOCAL_APIC
 from veil.host.devices._state import checked_int, load_integers, save_integers
 from veil.host.devices.apic.timer import ApicTimer, TimerMode
 
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 
     from veil.host.devices.apic.timer import Clock
 
-__all__ = ["APIC_BASE", "APIC_PAGE_SIZE", "Delivery", "LocalApic", "Register"]
+__all__ = ["APIC_PAGE_SIZE", "Delivery", "LocalApic", "Register"]
 
-APIC_BASE = 0xFEE00000
 APIC_PAGE_SIZE = 0x1000
 
 BASE_BSP = 1 << 8
@@ -127,7 +127,7 @@ class LocalApic:
         self.timer = ApicTimer(clock)
         self._send = send
         self._bsp = bsp
-        self.base = APIC_BASE | BASE_ENABLE | (BASE_BSP if bsp else 0) | (BASE_X2APIC if x2apic else 0)
+        self.base = LOCAL_APIC | BASE_ENABLE | (BASE_BSP if bsp else 0) | (BASE_X2APIC if x2apic else 0)
         self.irr = 0
         self.isr = 0
         self.pending: int | None = None
@@ -172,14 +172,14 @@ class LocalApic:
     def write_base(self, value: int) -> bool:
         """WRMSR to IA32_APIC_BASE; False is #GP. The page cannot be moved: nobody does, and it would shadow memory."""
         enable, x2apic = value & BASE_ENABLE, value & BASE_X2APIC
-        if value & _BASE_RESERVED or value & 0xFFFFFFFFFF000 != APIC_BASE or (x2apic and not enable):
+        if value & _BASE_RESERVED or value & 0xFFFFFFFFFF000 != LOCAL_APIC or (x2apic and not enable):
             return False
         was_x2apic = self.base & BASE_X2APIC
         # From x2APIC mode the only ways lead to off; from off the only way leads to xAPIC mode.
         if (was_x2apic and enable and not x2apic) or (not self.base & BASE_ENABLE and x2apic):
             return False
         was_enabled = self.base & BASE_ENABLE
-        self.base = APIC_BASE | enable | x2apic | self.base & BASE_BSP
+        self.base = LOCAL_APIC | enable | x2apic | self.base & BASE_BSP
         if was_enabled and not enable:
             self.reset()
         if x2apic and not was_x2apic:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.host.devices.apic.apic import APIC_BASE, Delivery
+from veil.formats.board import LOCAL_APIC
+from veil.host.devices.apic.apic import Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ class InterruptRouter:
 
     def send_message(self, address: int, data: int) -> None:
         """A device writes to the message area; anything else is not an interrupt, and not guest memory either."""
-        if address & _MESSAGES != APIC_BASE or address >> 32:
+        if address & _MESSAGES != LOCAL_APIC or address >> 32:
             return
         destination = address >> 12 & 0xFF
         logical = bool(address & _MSI_LOGICAL)

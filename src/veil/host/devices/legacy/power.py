@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.board import PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, SLEEP_ENABLE
 from veil.host.devices._state import load_integers, save_integers
 
 if TYPE_CHECKING:
@@ -16,15 +17,11 @@ if TYPE_CHECKING:
 
     from veil.host.devices.bus import IoBus
 
-__all__ = ["PM1_CONTROL_PORT", "PM1_EVENT_PORT", "PowerControl"]
+__all__ = ["PowerControl"]
 
-PM1_EVENT_PORT = 0x600
-PM1_CONTROL_PORT = 0x604
-_RESET_CONTROL = 0xCF9
 _KEYBOARD_COMMAND = 0x64
 
 _SCI_ENABLE = 1 << 0
-_SLEEP_ENABLE = 1 << 13
 _RESET_CPU = 0x04
 _PULSE_RESET = 0xFE
 
@@ -49,7 +46,7 @@ class PowerControl:
         bus.add_register(PM1_CONTROL_PORT, *self._byte("_control", 0))
         read, _ = self._byte("_control", 1)
         bus.add_register(PM1_CONTROL_PORT + 1, read, self._write_control_high)
-        bus.add_register(_RESET_CONTROL, lambda: self._reset_control, self._write_reset_control)
+        bus.add_register(RESET_PORT, lambda: self._reset_control, self._write_reset_control)
         bus.add_register(_KEYBOARD_COMMAND, None, self._write_keyboard_command)
 
     def _byte(self, name: str, index: int) -> tuple[Callable[[], int], Callable[[int], None]]:
@@ -63,8 +60,8 @@ class PowerControl:
         return read, write
 
     def _write_control_high(self, value: int) -> None:
-        self._control = (self._control & 0xFF | value << 8) & ~_SLEEP_ENABLE | _SCI_ENABLE
-        if value << 8 & _SLEEP_ENABLE and self.on_power_off is not None:
+        self._control = (self._control & 0xFF | value << 8) & ~SLEEP_ENABLE | _SCI_ENABLE
+        if value << 8 & SLEEP_ENABLE and self.on_power_off is not None:
             self.on_power_off()
 
     def _write_reset_control(self, value: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.board import C_BIT
 from veil.formats.ghcb import GhcbReason
 from veil.host.ghcb.fields import GhcbFault
 
@@ -17,7 +18,7 @@ __all__ = ["mmio_read", "mmio_write"]
 
 _LENGTHS = (1, 2, 4, 8)
 #: Physical addresses end below the C-bit.
-_ADDRESS_END = 1 << 51
+_ADDRESS_END = C_BIT
 
 
 def _target(host: Host, ghcb: GhcbPage) -> tuple[int, int]:

@@ -11,8 +11,8 @@ from tests.monitor.echo import Services
 from tests.monitor.harness import MONITOR_VMSA, PAGE, RAM, Bench
 from veil.formats.domains import Domain
 from veil.monitor import Option, Owner
-from veil.monitor.ownership import ROWS, TRANSITIONS, Rows
 from veil.monitor.page_book import PageBook
+from veil.monitor.page_rights import ROWS, TRANSITIONS, Rows
 from veil.snp.rmp import Permission
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "monitor.md"

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the machine has what: the ACPI tables and the memory map say it, the devices and the machine are it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "C_BIT",
+    "C_BIT_POSITION",
+    "HIGH_MEMORY",
+    "LOCAL_APIC",
+    "LOW_MEMORY_END",
+    "MAX_VCPUS",
+    "PCI_IO",
+    "PCI_MEMORY",
+    "PM1_CONTROL_PORT",
+    "PM1_EVENT_PORT",
+    "RESET_PORT",
+    "SLEEP_ENABLE",
+]
+
+#: Of a page table entry, as of an address: the page is private (CPUID 8000_001F EBX).
+C_BIT_POSITION = 51
+C_BIT = 1 << C_BIT_POSITION
+
+#: As many as the tables and VeilMon's memory have room for.
+MAX_VCPUS = 64
+
+# RAM ends here and goes on there; between them are devices.
+LOW_MEMORY_END = 0xC0000000
+HIGH_MEMORY = 1 << 32
+LOCAL_APIC = 0xFEE00000
+#: What the PCI host bridge decodes: (first, last + 1).
+PCI_IO = (0x1000, 0x10000)
+PCI_MEMORY = (LOW_MEMORY_END, 0xFE000000)
+
+# Power management (ACPI specification 6.5, 4.8.3): status and enable (4 bytes), control (2 bytes), and reset.
+PM1_EVENT_PORT = 0x600
+PM1_CONTROL_PORT = 0x604
+#: SLP_EN of PM1_CONTROL.
+SLEEP_ENABLE = 1 << 13
+RESET_PORT = 0xCF9
