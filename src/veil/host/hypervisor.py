@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
@@ -25,6 +26,7 @@ from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, 
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, RunState, Vcpu
+from veil.snp.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -40,12 +42,15 @@ SLICE_NS = 1_000_000
 LONG_SLICE_NS = 50_000_000
 #: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
 MAX_PAUSES = 16
+#: Answers that VeilMon takes in a slice before anybody else runs.
+_MAX_ANSWERS = 256
 
 #: The services are run at least every other one of these: they tell a kernel that is silent from one that is not run.
 PULSE_NS = 1_000_000_000
 _SERVICE_VMPL = 1
 
 _FOREVER = 1 << 63
+_VMGEXIT = int(ExitCode.VMGEXIT)
 
 
 class RunResult(enum.Enum):
@@ -410,6 +415,7 @@ class Hypervisor(Host):
         guest_vmpl = self.guest_vmpl
         several = len(self.vcpus) > 1
         alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
+        answers = 0
         begin = clock()
         limit = min(end_ns, begin + (LONG_SLICE_NS if alone else SLICE_NS))
         if begin < self._turns.not_before < limit and self._channel_waits:
@@ -440,6 +446,11 @@ class Hypervisor(Host):
             if self.on_event is not None:
                 self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
             handlers.get(code, unexpected)(self, vcpu, context)
+            if vmpl == 0 and guest_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
+                # The answer lies in shared pages, which the kernel on another VCPU could write before VeilMon reads it.
+                answers += 1
+                if answers < _MAX_ANSWERS:
+                    continue
             if self.reschedule or inbox or (until is not None and until()):
                 return
             if several and self.device_accessed and self._signalled(vcpu):
