@@ -258,6 +258,11 @@ def test_a_host_that_does_not_run_the_services(bench: Bench) -> None:
     vmsa = fault(bench)
     assert stopped(vmsa)
     assert bench.kernel.read_u64(SMALL) == 0
+    # Nor is it decided when it is too late.
+    bench.on_request = lambda request: None
+    bench.enter(0, vmpl=1)
+    assert not guard_of(bench).asked
+    assert bench.kernel.read_u64(SMALL) == 0
 
 
 def test_a_host_that_runs_the_kernel_while_it_is_decided(bench: Bench) -> None:
