@@ -209,8 +209,10 @@ class Hypervisor(Host):
         for context in vcpu.contexts.values():
             if context.on_init:
                 context.on_init = False
-                vcpu.start(context.vmpl)
-                self.reschedule = True
+                # A level above it is not to be left in the middle, on a kernel's word; it will switch by itself.
+                if not vcpu.is_busy_above(context.vmpl):
+                    vcpu.start(context.vmpl)
+                    self.reschedule = True
                 return
 
     def sipi(self, index: int) -> None:

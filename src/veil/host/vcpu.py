@@ -172,6 +172,11 @@ class Vcpu:
         """The current VMPL; None before there is a VMSA."""
         return None if self.current is None else self.current.vmpl
 
+    def is_busy_above(self, vmpl: int) -> bool:
+        """Does a level more privileged than this one run on it?"""
+        running = self.state in (RunState.RUNNABLE, RunState.HALTED)
+        return running and self.vmpl is not None and self.vmpl < vmpl
+
     def set_vmsa(self, vmpl: int, vmsa: int) -> Context:
         """A new VMSA for a level, replacing what the level had.
 

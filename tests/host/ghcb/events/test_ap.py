@@ -129,3 +129,20 @@ class TestRunVmpl:
             guest.call(0x80000018, target)
             levels.append(guest.host.vcpus[0].vmpl)
         assert levels == [3, 0, 3]
+
+
+@pytest.mark.parametrize("vmpl", [0, 1])
+def test_an_init_does_not_cut_a_more_privileged_level_off(vmpl: int) -> None:
+    """A kernel could so leave VeilMon in the middle of its work for users, which nobody would take up again."""
+    guest = Guest(2, monitor=True)
+    vcpu = guest.host.vcpus[1]
+    for level in (0, 1):
+        vcpu.set_vmsa(level, 0x3000 + level * 0x1000)
+    vcpu.start(vmpl)
+    waiting = vcpu.set_vmsa(3, 0x2000)
+    waiting.on_init = True
+    guest.host.init(1)
+    assert (vcpu.vmpl, vcpu.state) == (vmpl, RunState.RUNNABLE)
+    # It is started when that level wants it run.
+    assert guest.host.switch_vmpl(vcpu, vcpu.contexts[vmpl], 3)
+    assert vcpu.current is waiting

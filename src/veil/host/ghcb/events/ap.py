@@ -70,8 +70,7 @@ def _check_vmsa(host: Host, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: in
 
 def _start(host: Host, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
     """Let the new context run, unless its VCPU is busy at a more privileged level, which will switch to it."""
-    busy = target.state in (RunState.RUNNABLE, RunState.HALTED) and target.vmpl is not None and target.vmpl < vmpl
-    if target is not vcpu and not busy:
+    if target is not vcpu and not target.is_busy_above(vmpl):
         target.start(vmpl)
         host.reschedule = True
 
