@@ -36,13 +36,17 @@ _LABEL_EVERY = 32  # pixels
 _COLOURS = {
     "VMPL 3: read, write, execute": (70, 160, 90),
     "not validated": (120, 120, 120),
+    "VMPL 3: read, write, user code": (160, 205, 120),
     "VMPL 3: not all of these": (200, 190, 80),
+    "VMPL 3: supervisor code, not writable": (225, 120, 30),
     "VMPL 0 only": (40, 70, 160),
     "VMPL 1, not VMPL 3": (150, 80, 200),
     "shared with the host": (200, 60, 60),
     "VMSA (framed)": (255, 255, 255),
 }
 _NAMES = list(_COLOURS)
+#: What VeilS-KCI leaves the kernel of memory that is not verified code.
+_DATA = Permission.R | Permission.W | Permission.UX
 
 
 def _classes(table: NDArray[Any]) -> NDArray[np.uint8]:
@@ -52,6 +56,9 @@ def _classes(table: NDArray[Any]) -> NDArray[np.uint8]:
     result[permissions[:, 1] != 0] = _NAMES.index("VMPL 1, not VMPL 3")
     result[permissions[:, 3] != 0] = _NAMES.index("VMPL 3: not all of these")
     result[permissions[:, 3] == Permission.ALL] = _NAMES.index("VMPL 3: read, write, execute")
+    result[permissions[:, 3] == _DATA] = _NAMES.index("VMPL 3: read, write, user code")
+    verified = (permissions[:, 3] & (Permission.SX | Permission.W)) == Permission.SX
+    result[verified] = _NAMES.index("VMPL 3: supervisor code, not writable")
     result[(flags & EntryFlag.VMSA) != 0] = _NAMES.index("VMSA (framed)")
     result[(flags & EntryFlag.VALIDATED) == 0] = _NAMES.index("not validated")
     result[(flags & EntryFlag.ASSIGNED) == 0] = _NAMES.index("shared with the host")
