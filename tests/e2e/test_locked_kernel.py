@@ -73,7 +73,7 @@ def test_the_kernel_works_and_patches_itself(locked: Path, restore: Callable[[Pa
     status = guest.status()
     for kind in ("jump label", "static call", "static call trampoline"):
         assert len(status.patches[kind]) > 10, kind
-    assert (status.violations, status.words) == (0, ())
+    assert (status.violations, status.words) == (0, [])
 
 
 def test_lock_down_is_once(locked: Path, restore: Callable[[Path], LockedGuest]) -> None:

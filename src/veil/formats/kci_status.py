@@ -140,7 +140,7 @@ class KciStatus(_Json):
         _check(isinstance(self.modules, list | tuple))
         modules = (item if isinstance(item, ModuleStatus) else ModuleStatus(**item) for item in self.modules)
         object.__setattr__(self, "modules", tuple(modules))
-        object.__setattr__(self, "words", tuple(self.words))
+        object.__setattr__(self, "words", list(self.words))
 
 
 def _check(sound: object) -> None:
