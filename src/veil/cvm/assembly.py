@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from veil.cache import Cache
@@ -17,6 +19,7 @@ from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
 from veil.image.launch_image import LaunchImage, build_image
+from veil.image.services_image import ServicesImage
 from veil.snp import TSC_KHZ, Machine
 
 __all__ = ["Assembly"]
@@ -71,16 +74,28 @@ class Assembly:
             cpuid=machine.cpuid_entries(chosen.vcpus),
             owners=chosen.owners,
             readers=chosen.readers,
-            services=chosen.services,
+            services=self._services(driver),
         )
+
+    def _code_integrity(self) -> KciSettings | None:
+        """VeilS-KCI's settings, if it is to do something."""
+        services = self._configuration.services
+        settings = services.settings.get(KCI_NAME) if services is not None else None
+        found = KciSettings.of(settings) if settings is not None else None
+        return found if found is not None and found.mode != OFF else None
 
     def _driver_options(self) -> str:
         """The user's, and whether VeilS-KCI is there to be asked."""
-        chosen = self._configuration
-        settings = chosen.services.settings.get(KCI_NAME) if chosen.services is not None else None
-        if settings is None or KciSettings.of(settings).mode == OFF:
-            return chosen.driver_options
-        return f"kci=/{DRIVER_FILE} {chosen.driver_options}".rstrip()
+        options = self._configuration.driver_options
+        return f"kci=/{DRIVER_FILE} {options}".rstrip() if self._code_integrity() is not None else options
+
+    def _services(self, driver: bytes | None) -> ServicesImage | None:
+        """The services. The driver is in the initramfs, which is measured; so VeilS-KCI admits it by its hash."""
+        services, settings = self._configuration.services, self._code_integrity()
+        if services is None or settings is None or driver is None:
+            return services
+        hashes = (*settings.hashes, hashlib.sha256(driver).hexdigest())
+        return replace(services, settings={**services.settings, KCI_NAME: replace(settings, hashes=hashes).measured()})
 
     def _driver(self, kernel: Kernel) -> bytes | None:
         if self._configuration.services is None or not has_headers(kernel.release):

@@ -73,7 +73,7 @@ def take_code(
 ) -> Asking[dict[MemoryType, GuardedCode]]:
     """Make its code executable and no more writable, if it is what it must be: in this order, so that what is compared
     is what will run. Raises KciError or ModuleRefused; then its pages are the kernel's as before."""
-    rules = code.rules
+    rules = {kind: piece for kind, piece in code.rules.items() if kind in frames}
     pages = [gpa for kind in rules for gpa in frames[kind]]
     if len(set(pages)) != len(pages):
         raise ModuleRefused("a page of the module is named twice")

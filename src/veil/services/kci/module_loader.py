@@ -37,11 +37,12 @@ _MAX_MODULES = 1024
 _MAX_EARLY = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Early:
     admitted: AdmittedFile
     told: ModulePrepared
     pages: Sequence[int]
+    live: bool = False
 
 
 class ModuleLoader:
@@ -126,7 +127,9 @@ class ModuleLoader:
     def admit_early(self, configuration: Configuration, text: GuardedCode) -> Asking[None]:
         """Those that were loaded before lock-down. Raises what `take` raises."""
         for number, early in sorted(self._early.items()):
-            yield from self._admit(number, early.admitted, early.told, early.pages, configuration, text)
+            yield from self._admit(
+                number, early.admitted, early.told, early.pages, configuration, text, live=early.live
+            )
             del self._early[number]
 
     def _admit(
@@ -137,18 +140,24 @@ class ModuleLoader:
         pages: Sequence[int],
         configuration: Configuration,
         text: GuardedCode,
+        *,
+        live: bool = False,
     ) -> Asking[None]:
         self._text = text
         prepared = self._prepare(admitted, told)
         self._exports.add(prepared.name, prepared.exports)
         try:
+            frames = frames_of(told, pages)
+            if live:
+                # Its init code is the kernel's memory again, and nobody's code.
+                frames.pop(MemoryType.INIT_TEXT, None)
             code = ModuleCode(prepared, text.rules.near)
-            module = LoadedModule(number, prepared, told, code.targets, admitted.body)
+            module = LoadedModule(number, prepared, told, code.targets, admitted.body, live=live)
             module.code = yield from take_code(
                 self._context,
                 self._measured,
                 prepared,
-                frames_of(told, pages),
+                frames,
                 code,
                 configuration,
             )
@@ -187,6 +196,7 @@ class ModuleLoader:
     def live(self, number: int) -> Asking[None]:
         """Its init code is not code any more."""
         if number in self._early:
+            self._early[number].live = True
             return
         module = self._module(number)
         module.live = True
