@@ -17,12 +17,24 @@
 
 #define TRAMPOLINE "ftrace_caller"
 
+/* ENDBR64, and what the kernel writes in its place where no pointer leads (arch/x86/include/asm/ibt.h). */
+#define ENDBR 0xfa1e0ff3
+#define SEALED_ENDBR 0x001f0f66
+
+/* A kprobe at the beginning of a function stands behind its ENDBR. */
+static unsigned long beginning(const struct kprobe *found)
+{
+	const u32 *before = (const u32 *)found->addr - 1;
+
+	return (unsigned long)(*before == ENDBR || *before == SEALED_ENDBR ? before : (const u32 *)found->addr);
+}
+
 static int hook(struct veil_hook *what, const struct kprobe *found, const struct kprobe *trampoline)
 {
 	int error;
 
 	what->address = (unsigned long)found->addr;
-	what->ops.trampoline = (unsigned long)trampoline->addr;
+	what->ops.trampoline = beginning(trampoline);
 	error = ftrace_set_filter_ip(&what->ops, what->address, 0, 1);
 	if (!error)
 		error = register_ftrace_function(&what->ops);

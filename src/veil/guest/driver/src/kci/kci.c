@@ -34,7 +34,7 @@ MODULE_PARM_DESC(kci, "where this driver's file is: VeilS-KCI is in the image, a
 static int admit_driver(void)
 {
 	struct veil_kci_file file = {};
-	ssize_t length = kernel_read_file_from_path(own_file, 0, &file.copy, LARGEST_DRIVER, NULL, READING_UNKNOWN);
+	ssize_t length = kernel_read_file_from_path(own_file, 0, &file.copy, LARGEST_DRIVER, NULL, READING_MODULE);
 	int error;
 
 	if (length < 0) {
