@@ -45,6 +45,7 @@ from veil.services import Asking, KernelRequest, MonitorRefused, Refused, Servic
 from veil.services.program import MAX_ASKS
 from veil.snp import RmpViolation, SnapshotError
 from veil.snp.rmp import Permission, RmpResult
+from veil.snp.view import View
 
 MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
 TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH, NOT_A_STATUS, UNSPEAKABLE, NOT_TEXT = range(10, 20)
@@ -232,6 +233,22 @@ def test_pages_of_a_large_rmp_entry(bench: Bench) -> None:
         bench.kernel.write(FREE + PAGE, b"evil")
     bench.kernel.write(FREE, b"mine")
     bench.kernel.write(FREE + 2 * PAGE, b"mine")
+
+
+def test_an_enclaves_page_is_zero_before_the_kernel_may_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may run another VCPU of the kernel's at any step."""
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, target=Owner.ENCLAVE)) == (Status.OK, b"done")
+    zero, readable = View.zero, []
+
+    def watched(view: View, gpa: int, length: int) -> None:
+        readable.append(bench.kernel.allows(SMALL, Permission.R, PAGE))
+        zero(view, gpa, length)
+
+    monkeypatch.setattr(View, "zero", watched)
+    body = moved(SMALL, source=Owner.ENCLAVE, target=Owner.KERNEL)
+    assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"done")
+    assert readable == [False]
+    assert bench.kernel.allows(SMALL, Permission.R, PAGE)
 
 
 def test_what_an_enclave_held_nobody_finds(bench: Bench) -> None:
