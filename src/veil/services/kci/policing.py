@@ -10,7 +10,7 @@ from veil.formats.kci_settings import HALT
 from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_events import VECTOR_GP, VECTOR_PF, Access, RefusedAccess, Verdict
+from veil.formats.service_events import VECTOR_GP, Access, RefusedAccess, Verdict
 from veil.services.context import Asking, MonitorClient
 from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
@@ -21,9 +21,6 @@ from veil.services.kci.patches import PatchRefused
 from veil.services.kci.stores import Store, read_store
 
 __all__ = ["police"]
-
-# Page-fault error code (24593, 8.4.2).
-_PRESENT, _WRITE, _USER, _FETCH = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 
 
 def police(
@@ -53,7 +50,9 @@ def police(
         patch = code.patch(configuration, address, store.data)
     except KciError as error:
         _tell(access, store, measured, ledger, str(error))
-        return Verdict.refuse() if mode == HALT else _exception(access, store)
+        # A kernel that makes a mistake survives #GP as it survives others; one that attacks has gained nothing.
+        # #PF would not end: Linux finds that its page tables allow the access, and tries again (a stale TLB entry).
+        return Verdict.refuse() if mode == HALT else Verdict.inject(VECTOR_GP)
     ledger.patched(patch, measured.image.symbols.describe(patch.address).partition("+")[0])
     return access.resume(gprs=store.gprs, rip=store.rip)
 
@@ -94,16 +93,3 @@ def _tell(access: RefusedAccess, store: Store | None, measured: MeasuredKernel, 
         symbol=symbol,
         bytes=store.data.hex() if store is not None else None,
     )
-
-
-def _exception(access: RefusedAccess, store: Store | None) -> Verdict:
-    """A kernel that makes a mistake survives it as it survives others; one that attacks has gained nothing."""
-    user = _USER if access.registers.cpl == 3 else 0
-    if access.access == Access.FETCH | Access.FINAL:
-        rip = access.registers.rip
-        # An instruction may begin in a page that can be executed.
-        at = rip if rip % PAGE_SIZE == access.gpa % PAGE_SIZE else rip // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE
-        return Verdict.inject(VECTOR_PF, _PRESENT | _FETCH | user, at % (1 << 64))
-    if access.access == Access.WRITE | Access.FINAL and store is not None:
-        return Verdict.inject(VECTOR_PF, _PRESENT | _WRITE | user, store.address)
-    return Verdict.inject(VECTOR_GP)

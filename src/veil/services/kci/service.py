@@ -182,6 +182,10 @@ class KciService(Service):
         UserCall.STATUS: Call(Role.READER, _tell_status),
     }
 
+    def manifest(self) -> bytes:
+        """The policy."""
+        return json.dumps(self._settings.measured(), sort_keys=True).encode()
+
     # Snapshots
 
     def save(self) -> bytes:
