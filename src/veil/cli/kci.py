@@ -69,8 +69,7 @@ def status_lines(found: KciStatus) -> Iterator[str]:
         for kind, symbols in sorted(found.patches.items()):
             yield f"  {printable(kind):<{width}}  {sum(symbols.values()):>8}  {_most(symbols)}"
     yield f"modules: {len(found.modules)} run, {found.refused} {'was' if found.refused == 1 else 'were'} refused"
-    for module in found.modules:
-        yield from _module(module)
+    yield from map(_module, found.modules)
     yield f"violations: {found.violations}"
     if found.words:
         yield f"what was refused, the newest {len(found.words)} last:"
@@ -88,12 +87,12 @@ def _state(found: KciStatus) -> str:
     return f"NOT LOCKED DOWN, mode {found.mode}: lock-down was refused, or the measured init has not come to it yet"
 
 
-def _module(module: ModuleStatus) -> Iterator[str]:
+def _module(module: ModuleStatus) -> str:
     version = f" {printable(module.version)}" if module.version else ""
     state = "" if module.live else ", not started yet"
     signer = f"signed by {printable(module.signer)}" if module.signer else "the policy lists its hash"
-    yield f"  {printable(module.name)}{version}: {_pages(module.text // PAGE_SIZE)} of code, {signer}{state}"
-    yield f"    SHA-256 {printable(module.sha256)}"
+    code = _pages(module.text // PAGE_SIZE)
+    return f"  {printable(module.name)}{version}: {code} of code, {signer}{state}; SHA-256 {printable(module.sha256)}"
 
 
 def _pages(count: int) -> str:

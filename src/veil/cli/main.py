@@ -16,7 +16,7 @@ from veil.cli.attest import attest
 from veil.cli.boot import boot
 from veil.cli.cache import cache
 from veil.cli.common import EXIT_INTERRUPTED, status_of
-from veil.cli.demo import demo
+from veil.cli.demo.command import demo
 from veil.cli.doctor import doctor
 from veil.cli.inspect import inspect
 from veil.cli.kci import kci
@@ -55,7 +55,7 @@ def veil() -> None:
       veil run --kci on -- CMD          the same with a kernel that runs verified code only
       veil kci status ...               what that kernel patched, which modules it runs, what was refused
       veil key                          the fingerprint by which others let you read their logs
-      veil inspect --png map.png        domains, VMSAs, and who may touch which page
+      veil inspect --png map.png        domains, VMSAs, and who may touch or execute which page
       veil doctor                       what this computer has and lacks
 
     Exit status: that of the guest's command (run, shell); 1 not verified, 3 verified with findings that mean trouble;

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from veil.cache import Cache
 from veil.cvm.configuration import Configuration
+from veil.errors import VeilError
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
@@ -18,6 +19,7 @@ from veil.guest.initramfs.archive import DRIVER_FILE, build_initramfs
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
+from veil.guest.linux.modules import collect_modules
 from veil.image.launch_image import LaunchImage, build_image
 from veil.image.services_image import ServicesImage
 from veil.snp import TSC_KHZ, Machine
@@ -48,6 +50,13 @@ class Assembly:
     def intruder(self) -> bytes:
         """A kernel module for this kernel that does what one would who took it over."""
         return build_intruder(self._cache, self.kernel(), self._progress)
+
+    def kernel_modules(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
+        """(name, file) of modules of the kernel and of all they need, each after what it needs. Raises VeilError."""
+        tree = self.kernel().modules
+        if tree is None:
+            raise VeilError("this kernel is a file, and came without modules")
+        return collect_modules(tree, list(names))
 
     def image(self, machine: Machine) -> LaunchImage:
         """The image for a machine, whose CPUID values are in it."""
@@ -98,6 +107,13 @@ class Assembly:
         return replace(services, settings={**services.settings, KCI_NAME: replace(settings, hashes=hashes).measured()})
 
     def _driver(self, kernel: Kernel) -> bytes | None:
-        if self._configuration.services is None or not has_headers(kernel.release):
+        if self._configuration.services is None:
+            return None
+        if not has_headers(kernel.release):
+            if self._code_integrity() is not None:
+                raise VeilError(
+                    f"Debian has no headers for the kernel {kernel.release}: it gets no driver, and nobody would ask "
+                    "for lock-down. Take another kernel, or --kci off"
+                )
             return None
         return build_driver(self._cache, kernel, self._progress)

@@ -19,7 +19,6 @@ from typing import Unpack, overload
 
 from veil.cache import Cache
 from veil.cvm.assembly import Assembly
-from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.session import AgentSession
@@ -34,10 +33,21 @@ from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import HOSTED_VMPLS, TSC_KHZ, Machine, SnpError, build_engine
 
-__all__ = ["ConfidentialVM"]
+__all__ = ["ConfidentialVM", "Result"]
 
 _BOOT_TIMEOUT = 180.0
 _MAX_CONSOLE = 64 * 1024
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: `exit_status` as shells give it, 128 + number for a signal."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_status: int
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,7 @@ class ConfidentialVM:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    environment={**ENVIRONMENT, **(env or {})},
+                    environment={**_ENVIRONMENT, **(env or {})},
                     directory=directory,
                     timeout=timeout,
                 )
@@ -259,7 +269,7 @@ class ConfidentialVM:
         if not is_terminal():
             raise VeilError("an interactive program needs a terminal as stdin; without one, use run()")
         with self._explained():
-            environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
+            environment = {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
             return interactive(self.agent, self.hypervisor, argv, environment, output)
 
     def user_transport(self, *, timeout: float = 30.0) -> VmTransport:
@@ -375,6 +385,11 @@ class ConfidentialVM:
     def build_intruder(self) -> bytes:
         """A kernel module for this guest that does what one would who took its kernel over; for demonstrations."""
         return self._assembly.intruder()
+
+    def kernel_modules(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
+        """(name, file) of modules of this guest's kernel and of all they need, each after what it needs. Raises
+        VeilError."""
+        return self._assembly.kernel_modules(names)
 
     def _build_image(self, machine: Machine) -> LaunchImage:
         return self._assembly.image(machine)

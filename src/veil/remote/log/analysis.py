@@ -30,6 +30,7 @@ _SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET = 1300, 1305, 1332
 _LOOKED_AT = frozenset({_SYSCALL, _CONFIG_CHANGE, _TIME_INJOFFSET})
 #: AUDIT_FIRST_USER_MSG and so on: what programs have the kernel record, with the time at which it does
 _FROM_PROGRAMS = frozenset((*range(1100, 1200), *range(2100, 3000)))
+_MODULES = frozenset({CodeEvent.MODULE_ADMITTED, CodeEvent.MODULE_GONE})
 #: of a record, in words about it
 _SHOWN = 120
 _STAMP = re.compile(rb"audit\((\d{1,20})\.(\d{3}):(\d{1,10})\): ?")
@@ -182,7 +183,8 @@ class LogAnalysis:
             return
         # What tries to get past code integrity is in the kernel already.
         distrust = said.event is CodeEvent.VIOLATION
-        self._report(FindingKind.CODE, entry, printable(said.words), trouble=said.trouble, distrust=distrust)
+        kind = FindingKind.MODULES if said.event in _MODULES else FindingKind.CODE_INTEGRITY
+        self._report(kind, entry, printable(said.words), trouble=said.trouble, distrust=distrust)
 
     def _tell(self, entry: LogEntry) -> None:
         try:

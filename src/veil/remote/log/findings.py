@@ -43,7 +43,11 @@ class FindingKind(enum.Enum):
     RULES = "rules"
     """the audit rules or settings were changed"""
     CODE = "code"
-    """code that the kernel was about to load, and what code integrity says of its code"""
+    """code that the kernel was about to load, as it said"""
+    CODE_INTEGRITY = "code-integrity"
+    """what VeilS-KCI says: locked down or not, what was refused"""
+    MODULES = "modules"
+    """modules that it admitted, and that went"""
     UNREADABLE = "unreadable"
     RESUMED = "resumed"
     DROPPED = "dropped"
@@ -79,13 +83,15 @@ class Finding:
 
 
 class Findings:
-    """A list that a hostile kernel cannot make long: of each kind a given number is kept, the rest is counted."""
+    """A list that a hostile kernel cannot make long: of each kind a given number of notes and one of trouble are kept,
+    the rest is counted."""
 
     def __init__(self, untrusted_from: int | None = None) -> None:
         """`untrusted_from`: from this entry on the user trusts nothing anyway, and findings are not trouble."""
         self._untrusted_from = untrusted_from
         self.items: list[Finding] = []
         self.counts: dict[FindingKind, int] = {}
+        self._apart: dict[tuple[FindingKind, bool], int] = {}
         self.first_distrusted: Finding | None = None
         self.trouble = 0
 
@@ -93,7 +99,10 @@ class Findings:
         """One more."""
         if self._untrusted_from is not None and finding.distrusted_from >= self._untrusted_from:
             finding = dataclasses.replace(finding, trouble=False)
-        count = self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        self.counts[finding.kind] = self.counts.get(finding.kind, 0) + 1
+        # Apart, or many notes of a kind would crowd out what means trouble.
+        apart = finding.kind, finding.trouble
+        count = self._apart[apart] = self._apart.get(apart, 0) + 1
         self.trouble += finding.trouble
         first = self.first_distrusted
         if finding.distrust and (first is None or finding.distrusted_from < first.distrusted_from):

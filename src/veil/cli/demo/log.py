@@ -1,38 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""veil demo: what `make run` shows."""
+"""The demonstration's second part: an intruder who takes the kernel over, and what VeilS-LOG kept."""
 
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from veil.cli.common import Progress
-from veil.cli.output import raw, say
+from veil.cli.demo.guest import attested_client, in_guest, put
+from veil.cli.output import say
 from veil.errors import VeilError
-from veil.private_files import write_new
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
     from veil.formats.launch_digest import LaunchLog
     from veil.formats.log import LogEntry
-    from veil.remote.attestation.evidence import Attested
     from veil.remote.log.folder import LogFolder
     from veil.remote.log.reader import LogReader
 
-__all__ = ["demo"]
-
-_SCRIPT = """
-echo '$ uname -a'; uname -a
-echo "\\$ dmesg | grep -E 'Memory Encryption|SNP running'"
-dmesg | grep -E 'Memory Encryption|SNP running'
-echo "\\$ grep -o -w svsm /proc/cpuinfo"; grep -o -w svsm /proc/cpuinfo
-"""
+__all__ = ["show_log"]
 
 # What somebody does who breaks in, up to the point at which the kernel is theirs.
 _BREAK_IN = """
@@ -50,53 +36,18 @@ cat /etc/passwd >/etc/copy
 _SHOWN = ("/etc/passwd", "op=privilege", "lport=4444", "intruder.ko")
 
 
-@click.command()
-def demo() -> int:
-    """Boot the stock kernel under VeilMon and attest it; then break into its kernel, and read what VeilS-LOG kept.
-
-    The intruder is a kernel module of ours: it wipes the kernel's own audit queues and log, forges a record, and
-    switches audit off behind the kernel's back.
-    """
-    from veil.cvm import ConfidentialVM
-
-    vm = ConfidentialVM(progress=Progress())
-    # Before the boot: the guest runs in this thread, and stands still while something else does.
-    intruder, expected = vm.build_intruder(), vm.build_image().log()
-    with vm, tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
-        say(f"launch digest {vm.machine.secure_processor.measurement.hex()}")
-        _in_guest(vm, _SCRIPT)
-        with _open_log(vm, expected) as reader:
-            _show_log(vm, reader, intruder, Path(directory))
-    return 0
-
-
-def _in_guest(vm: ConfidentialVM, script: str) -> None:
-    result = vm.run(["/bin/sh", "-c", script], stdout=lambda data: raw(1, data), stderr=lambda data: raw(2, data))
-    if result.exit_status:
-        raise VeilError(f"the guest's script ended with status {result.exit_status}")
-
-
-@contextmanager
-def _open_log(vm: ConfidentialVM, expected: LaunchLog) -> Iterator[LogReader]:
-    """As `veil attest --software` does: raises VerificationFailed if anything does not hold."""
-    from veil import installation
-    from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
+def show_log(vm: ConfidentialVM, expected: LaunchLog, intruder: bytes, directory: Path) -> None:
+    """Of a CVM that was launched with --kci off. Raises VeilError if anything is not as it is to be shown."""
     from veil.remote.log.connect import open_log
 
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-        yield open_log(client, Trust(Policy(), roots=roots, expected=expected), on_attested=_show_attestation)
+    say("the same without code integrity (--kci off), another CVM")
+    with attested_client(vm, expected) as (client, trust):
+        reader = open_log(client, trust)
+        say(f"launch digest {expected.digest().hex()}, verified")
+        _break_in(vm, reader, intruder, directory)
 
 
-def _show_attestation(outcome: Attested) -> None:
-    say("$ veil attest --software")
-    for name in ("freshness", "channel key", "report signature", "measurement", "VMPL"):
-        words = next(check.words for check in outcome.checks if check.name == name)
-        say(f"ok    {name:<16}  {words}")
-    say(f"verified ({len(outcome.checks)} checks); machine: {outcome.machine}")
-
-
-def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory: Path) -> None:
+def _break_in(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory: Path) -> None:
     """Audit rules, a break-in, a kernel that is no longer its own; and the evidence."""
     from veil.formats.log import EntryKind, parse_records
     from veil.remote.log.audit_rules import default_rules, load_rules
@@ -106,10 +57,10 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory:
     load_rules(reader, default_rules(), wait=vm.wait)
     say("the kernel says that it has loaded the rules")
     say("somebody breaks in, and writes to /etc/passwd; then loads a module that hides it")
-    _in_guest(vm, _BREAK_IN)
-    _put_intruder(vm, intruder, directory)
+    in_guest(vm, _BREAK_IN)
+    put(vm, "intruder.ko", intruder, directory)
     handed_over = _records_handed_over(vm)
-    _in_guest(vm, _HIDE)
+    in_guest(vm, _HIDE)
     say("$ veil logs fetch")
     folder = LogFolder(directory / "evidence")
     head = reader.head()
@@ -132,19 +83,13 @@ def _show_log(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory:
 
 def _show_entry(entry: LogEntry) -> None:
     """Lines that tell of the break-in."""
-    from veil.remote.log.audit_lines import audit_lines
+    from veil.remote.log.folder import audit_lines
 
     for line in audit_lines(entry):
         kind, _, text = line.decode(errors="replace").strip().partition(" msg=")
         if any(word in text for word in _SHOWN) and kind in ("type=PATH", "type=TRUSTED_APP"):
             words = text.partition("msg='")[2].rstrip("'") or text.partition("): ")[2].partition(" inode=")[0]
             say(f"  entry {entry.sequence}: {words}")
-
-
-def _put_intruder(vm: ConfidentialVM, intruder: bytes, directory: Path) -> None:
-    place = directory / "intruder.ko"
-    write_new(place, intruder)
-    vm.copy_in(place, "/root/intruder.ko")
 
 
 def _records_handed_over(vm: ConfidentialVM) -> int:
