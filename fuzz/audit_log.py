@@ -24,9 +24,9 @@ from veil.formats.log import (
     read_entries,
 )
 from veil.remote.log.analysis import LogAnalysis
+from veil.remote.log.audit_lines import audit_lines
 from veil.remote.log.export import entry_value
 from veil.remote.log.findings import claimed_text
-from veil.remote.log.folder import audit_lines
 from veil.remote.log.reader import LogState
 
 __all__ = ["TARGETS"]

@@ -19,6 +19,7 @@ from typing import Unpack, overload
 
 from veil.cache import Cache
 from veil.cvm.assembly import Assembly
+from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.session import AgentSession
@@ -33,21 +34,10 @@ from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import HOSTED_VMPLS, TSC_KHZ, Machine, SnpError, build_engine
 
-__all__ = ["ConfidentialVM", "Result"]
+__all__ = ["ConfidentialVM"]
 
 _BOOT_TIMEOUT = 180.0
 _MAX_CONSOLE = 64 * 1024
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_ENVIRONMENT = {"PATH": _PATH, "HOME": "/root", "USER": "root", "TERM": "dumb", "LANG": "C.UTF-8"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a command ended: `exit_status` as shells give it, 128 + number for a signal."""
-
-    stdout: bytes
-    stderr: bytes
-    exit_status: int
 
 
 @dataclass(frozen=True)
@@ -243,7 +233,7 @@ class ConfidentialVM:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    environment={**_ENVIRONMENT, **(env or {})},
+                    environment={**ENVIRONMENT, **(env or {})},
                     directory=directory,
                     timeout=timeout,
                 )
@@ -269,7 +259,7 @@ class ConfidentialVM:
         if not is_terminal():
             raise VeilError("an interactive program needs a terminal as stdin; without one, use run()")
         with self._explained():
-            environment = {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
+            environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "vt100")}
             return interactive(self.agent, self.hypervisor, argv, environment, output)
 
     def user_transport(self, *, timeout: float = 30.0) -> VmTransport:

@@ -26,7 +26,10 @@ class Role(enum.IntEnum):
 
 
 class Call(NamedTuple, Generic[_Handler]):
-    """A call that users may make: the least role that it takes, and who answers it."""
+    """A call that users may make: the least role that it takes, and who answers it.
+
+    They stand with what answers them: `user_calls` of a service; VeilMon's in `monitor/channel/user_requests.py`.
+    """
 
     role: Role
     handler: _Handler

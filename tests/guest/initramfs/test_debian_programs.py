@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest.debian import Apt
+from veil.guest.apt import Apt
 from veil.guest.elf import parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs import debian_programs as module

@@ -14,7 +14,8 @@ from tests.remote.log.killing import Killed, killing
 from tests.services.log.desk import Desk, event
 from veil.formats.log import AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log.folder import LogFolder, audit_lines
+from veil.remote.log.audit_lines import audit_lines
+from veil.remote.log.folder import LogFolder
 
 
 @pytest.fixture

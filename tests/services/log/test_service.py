@@ -33,7 +33,8 @@ from veil.formats.status import Status
 from veil.monitor import Option, VeilMon
 from veil.remote.channel.client import RequestFailed
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log.folder import LogFolder, audit_lines
+from veil.remote.log.audit_lines import audit_lines
+from veil.remote.log.folder import LogFolder
 from veil.remote.log.reader import LogReader, LogState
 from veil.snp import RmpViolation
 

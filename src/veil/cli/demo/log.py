@@ -83,7 +83,7 @@ def _break_in(vm: ConfidentialVM, reader: LogReader, intruder: bytes, directory:
 
 def _show_entry(entry: LogEntry) -> None:
     """Lines that tell of the break-in."""
-    from veil.remote.log.folder import audit_lines
+    from veil.remote.log.audit_lines import audit_lines
 
     for line in audit_lines(entry):
         kind, _, text = line.decode(errors="replace").strip().partition(" msg=")

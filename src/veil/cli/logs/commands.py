@@ -165,8 +165,8 @@ def follow(
 
 
 def _print(entry: LogEntry, form: str) -> None:
+    from veil.remote.log.audit_lines import audit_lines
     from veil.remote.log.export import entry_value
-    from veil.remote.log.folder import audit_lines
 
     if form == "audit":
         say_all(printable(line[:-1], None) for line in audit_lines(entry))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from veil.cache import Cache, cache_key
 from veil.disk import refuse_full_disk
-from veil.guest.debian import Apt
+from veil.guest.apt import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.linux.btf import btf_section, member_offsets
 from veil.guest.linux.kernel import Kernel

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veil.cache import Cache
 from veil.guest.agent.build import build_agent
-from veil.guest.debian import Apt
+from veil.guest.apt import Apt
 from veil.guest.errors import GuestImageError
 from veil.guest.linux.modules import collect_modules, present_modules
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from veil.cache import Cache, cache_key
-from veil.guest.debian import Apt
+from veil.guest.apt import Apt
 from veil.guest.elf import is_elf, parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node, unpacked_package

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veil.cache import Cache, cache_key
-from veil.guest.debian import Apt
+from veil.guest.apt import Apt
 from veil.guest.elf import ElfKernel, is_elf, parse_kernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux.bzimage import bzimage_release, extract_vmlinux, find_banner, is_bzimage

@@ -13,46 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from veil.errors import describe
-from veil.formats.audit_types import type_name
 from veil.formats.errors import FormatError
 from veil.formats.log import EntryKind, LogEntry, parse_records, read_entries
 from veil.formats.merkle import leaf_hash
 from veil.formats.numbers import u64
 from veil.private_files import make_folder, open_own, write_private
 from veil.remote.errors import RemoteError, VerificationFailed
+from veil.remote.log.audit_lines import WITH_RECORDS, audit_lines
 from veil.remote.log.reader import LogState, check_head
 
-__all__ = ["LogFolder", "LogSummary", "audit_lines", "locked", "opened", "replace_file", "write_all"]
+__all__ = ["LogFolder", "LogSummary", "locked", "opened", "replace_file", "write_all"]
 
 _ENTRIES, _STATE, _AUDIT, _LOCK = "entries.bin", "state.json", "audit.log", ".lock"
 _FLUSH = 1 << 20
-#: ausearch and aureport take what goes beyond MAX_AUDIT_MESSAGE_LENGTH (8970, with a zero) for the next line.
-_MAX_LINE = 8968
-_CUT = b" (cut)"
-_WITH_RECORDS = (EntryKind.RECORDS, EntryKind.INTENT)
-
-
-def audit_lines(entry: LogEntry) -> Iterator[bytes]:
-    """An entry's records as auditd would have written them; nothing for heartbeats and the service's own words.
-
-    Records come from the kernel, and an attacker in it may choose their bytes: line ends in them are made visible,
-    and what no tool would read in one piece is cut, so that no record has a line of its own making. A sound kernel
-    writes names with line ends in hexadecimal, backslashes as they are, and no record that long.
-    """
-    if entry.kind not in _WITH_RECORDS:
-        return
-    try:
-        records = parse_records(entry.body)
-    except FormatError:
-        return
-    for record in records:
-        text = record.text
-        if b"\n" in text or b"\0" in text:
-            text = text.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\0", b"\\0")
-        line = f"type={type_name(record.type)} msg=".encode() + text
-        if len(line) > _MAX_LINE:
-            line = line[: _MAX_LINE - len(_CUT)] + _CUT
-        yield line + b"\n"
 
 
 @dataclass
@@ -77,7 +50,7 @@ class LogSummary:
             self.resumed += 1
         elif entry.kind == EntryKind.DROPPED:
             self.dropped += int.from_bytes(entry.body, "little")
-        elif entry.kind in _WITH_RECORDS:
+        elif entry.kind in WITH_RECORDS:
             if records is None:
                 try:
                     records = len(parse_records(entry.body))

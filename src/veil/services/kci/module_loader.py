@@ -7,6 +7,7 @@ has no code that can be executed.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,8 +111,9 @@ class ModuleLoader:
         try:
             if len(self.modules) + len(self._early) >= _MAX_MODULES:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
-            admitted = self._measured.policy.admit(self._file())
-            digest = admitted.digest.hex()
+            file = self._file()
+            digest = hashlib.sha256(file).hexdigest()
+            admitted = self._measured.policy.admit(file)
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
                     raise ModuleRefused(f"{_MAX_EARLY} modules wait for lock-down already")

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a hostile driver may tell of modules: in any order, of any size, twice."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veil.formats.kci import MemoryType, ModuleMemory, ModulePrepared
+from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.kci_status import CodeEvent, CodeWord
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.kci.errors import KciError
+from veil.services.kci.ledger import Ledger
+from veil.services.kci.module_loader import ModuleLoader
+from veil.services.kci.modules import Keyring, ModulePolicy, ModuleRefused
+
+LARGEST = 1 << 20
+FILE = bytes(range(256)) * 40
+TOLD = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory(0xFFFFFFFFC0000000, PAGE_SIZE)})
+
+
+class _Driver:
+    """The kernel's pages, and a loader that is told of them."""
+
+    def __init__(self, *allowed: bytes) -> None:
+        self.words: list[CodeWord] = []
+        self.memory = bytearray(LARGEST)
+        self.pages: dict[int, bytes] = {}
+        hashes = frozenset(hashlib.sha256(file).digest() for file in allowed)
+        context: Any = SimpleNamespace(
+            memory=SimpleNamespace(read=lambda at, size: bytes(self.memory[at : at + size])), monitor=self, guest=None
+        )
+        measured: Any = SimpleNamespace(policy=ModulePolicy(Keyring([]), hashes))
+        ledger = Ledger(lambda word: self.words.append(CodeWord.parse(word)))
+        self.loader = ModuleLoader(context, KciSettings(mode=ON, largest_module=LARGEST), measured, ledger)
+
+    def copy_in(self, pages: list[int], length: int, offset: int) -> Generator[Any, Any, None]:
+        """As VeilMon does."""
+        content = b"".join(self.pages[page] for page in pages)[:length]
+        assert len(content) == length
+        assert offset + length <= LARGEST
+        self.memory[offset : offset + length] = content
+        return
+        yield
+
+    def put(self, data: bytes) -> list[int]:
+        pages = [PAGE_SIZE * (100 + number) for number in range(-(-len(data) // PAGE_SIZE))]
+        for number, page in enumerate(pages):
+            self.pages[page] = data[number * PAGE_SIZE :][:PAGE_SIZE].ljust(PAGE_SIZE, b"\0")
+        return pages
+
+    def send(self, file: bytes) -> None:
+        self.run(self.loader.take_file(struct.pack("<QQ", len(file), 0), self.put(file)))
+
+    def take(self) -> int:
+        return int(self.run(self.loader.take(TOLD, [0], None, None)))
+
+    @staticmethod
+    def run(work: Generator[Any, Any, Any]) -> Any:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value
+        raise AssertionError("nobody is asked here")
+
+
+def test_a_file_is_used_once() -> None:
+    driver = _Driver(FILE)
+    driver.send(FILE)
+    assert driver.take() == 1
+    with pytest.raises(ModuleRefused, match="did not come before"):
+        driver.take()
+    driver.send(FILE)
+    assert driver.take() == 2
+
+
+def test_parts_come_in_order() -> None:
+    driver = _Driver(FILE)
+    pages = driver.put(FILE)
+
+    def part(offset: int, *some: int, length: int = len(FILE)) -> None:
+        driver.run(driver.loader.take_file(struct.pack("<QQ", length, offset), some))
+
+    part(0, pages[0])
+    with pytest.raises(ModuleRefused, match="did not come before"):
+        driver.take()
+    part(0, pages[0])
+    part(PAGE_SIZE, *pages[1:])
+    driver.take()
+    part(0, pages[0])
+    for offset, some, length in (
+        (0, (), len(FILE)),
+        (PAGE_SIZE, (), len(FILE)),
+        (2 * PAGE_SIZE, pages[2:], len(FILE)),
+        (PAGE_SIZE, pages[1:], len(FILE) + 1),
+        (PAGE_SIZE, [*pages[1:], 0], len(FILE)),
+        (1, pages[1:], len(FILE)),
+        (0, pages, 0),
+        (0, pages, LARGEST + 1),
+        (0, pages, 1 << 63),
+        (1 << 63, pages, len(FILE)),
+    ):
+        with pytest.raises(KciError):
+            part(offset, *some, length=length)
+
+
+def test_nobody_vouches() -> None:
+    driver = _Driver()
+    driver.send(FILE)
+    with pytest.raises(ModuleRefused, match="not signed"):
+        driver.take()
+    assert [word.event for word in driver.words] == [CodeEvent.MODULE_REFUSED]
+    assert driver.words[0].detail["hash"] == hashlib.sha256(FILE).hexdigest()
+
+
+def test_before_lock_down_modules_wait_and_are_bounded() -> None:
+    driver = _Driver(FILE)
+    for _ in range(64):
+        driver.send(FILE)
+        driver.take()
+    driver.send(FILE)
+    with pytest.raises(ModuleRefused, match="wait for lock-down"):
+        driver.take()
+    driver.run(driver.loader.live(1))
+    driver.run(driver.loader.gone(1))
+    driver.send(FILE)
+    assert driver.take() == 65
+
+
+def test_modules_that_there_are_not() -> None:
+    driver = _Driver(FILE)
+    for number in (0, 1, 1 << 31):
+        for change in (driver.loader.live, driver.loader.gone):
+            with pytest.raises(KciError, match="no module"):
+                driver.run(change(number))
+
+
+@given(st.binary(max_size=24), st.lists(st.integers(0, 3).map(lambda number: PAGE_SIZE * number), max_size=4))
+def test_any_part(body: bytes, pages: list[int]) -> None:
+    driver = _Driver(FILE)
+    driver.pages = {PAGE_SIZE * number: bytes(PAGE_SIZE) for number in range(4)}
+    try:
+        driver.run(driver.loader.take_file(body, pages))
+    except KciError:
+        return
+    assert pages
