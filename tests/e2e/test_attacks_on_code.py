@@ -113,6 +113,28 @@ def test_writes_are_stopped_whatever_the_way(resume: Callable[[str], Guest], cod
     assert guest.vm.run(["sh", "-c", "echo works | wc -c"], timeout=30).stdout == b"6\n"
 
 
+def test_a_modules_text(resume: Callable[[str], Guest]) -> None:
+    guest = resume("on")
+    target = RunningKernel(guest.vm).module_functions("veil")[0]
+    before = guest.text(target, 8)
+    assert guest.attack("wp", target, "0:6666666666666666") == [_EFAULT]
+    assert guest.text(target, 8) == before
+    word = guest.violations()[-1]
+    assert (word.detail["address"], word.detail["owner"]) == (target, "MODULE_CODE")
+    off = resume("off")
+    target = RunningKernel(off.vm).module_functions("veil")[0]
+    assert off.attack("wp", target, f"0:{off.text(target, 8).hex()}") == [0]
+
+
+def test_data_is_not_protected(resume: Callable[[str], Guest], code: KernelCode) -> None:
+    """The program that the kernel starts to have modules loaded is another one from here on."""
+    guest = resume("on")
+    target = code.image.symbols["modprobe_path"]
+    assert guest.attack("alias", target, f"0:{b'/tmp/intruder'.hex()}00") == [0]
+    assert guest.vm.run(["cat", "/proc/sys/kernel/modprobe"], timeout=30).stdout == b"/tmp/intruder\n"
+    assert guest.status().violations == 0
+
+
 def test_off_writes_get_through(resume: Callable[[str], Guest], code: KernelCode) -> None:
     guest = resume("off")
     target = code.image.symbols[PLACES[0]] + 16

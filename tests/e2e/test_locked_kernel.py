@@ -13,6 +13,7 @@ from tests.e2e.kernel_text import WORKLOAD
 from tests.e2e.locked_guest import LockedGuest, services
 from veil.cvm import ConfidentialVM
 from veil.cvm.assembly import Assembly
+from veil.formats.kci import KernelCall
 from veil.formats.kci_status import CodeEvent
 from veil.remote.channel.client import RequestFailed
 from veil.snp import Permission
@@ -98,3 +99,6 @@ def test_a_changed_kernel_is_not_locked(booted: Path, restore: Callable[[Path], 
     with pytest.raises(RequestFailed, match="again"):
         guest.lock_down()
     assert guest.vm.run(["true"], timeout=30).exit_status == 0
+    # Modules are the kernel's own affair from here on.
+    assert guest.ask(KernelCall.MODULE_PREPARED, b"") == bytes(4)
+    assert guest.status().refused == 0

@@ -35,6 +35,7 @@ def police(
     """What becomes of a VCPU that stands still at an access to a page that is guarded. `codes` is called only if it
     could be a patch."""
     store: Store | None = None
+    code: GuardedCode | None = None
     try:
         if access.access != Access.WRITE | Access.FINAL:
             raise PatchRefused(_other_access(access))
@@ -49,7 +50,7 @@ def police(
         address = _place(code, access.gpa, store)
         patch = code.patch(configuration, address, store.data)
     except KciError as error:
-        _tell(access, store, measured, ledger, str(error))
+        _tell(access, store, code, measured, ledger, str(error))
         # A kernel that makes a mistake survives #GP as it survives others; one that attacks has gained nothing.
         # #PF would not end: Linux finds that its page tables allow the access, and tries again (a stale TLB entry).
         return Verdict.refuse() if mode == HALT else Verdict.inject(VECTOR_GP)
@@ -76,8 +77,16 @@ def _other_access(access: RefusedAccess) -> str:
     return f"an access to {access.owner.name}: {access.access!r}"
 
 
-def _tell(access: RefusedAccess, store: Store | None, measured: MeasuredKernel, ledger: Ledger, why: str) -> None:
-    address, symbols = measured.address_of(access.gpa), measured.image.symbols
+def _tell(
+    access: RefusedAccess,
+    store: Store | None,
+    code: GuardedCode | None,
+    measured: MeasuredKernel,
+    ledger: Ledger,
+    why: str,
+) -> None:
+    symbols = measured.image.symbols
+    address = measured.address_of(access.gpa) if code is None else code.address_of(access.gpa)
     symbol = symbols.describe(address) if address is not None else None
     where = f"{symbol} in " if symbol is not None else ""
     ledger.tell(
