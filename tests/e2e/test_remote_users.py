@@ -93,6 +93,21 @@ def test_attest_from_elsewhere(served: Served, tmp_path: Path) -> None:
     assert veil("attest", "--connect", served.address, *root, "--measurement", digest).return_value == 0
 
 
+def test_the_state_of_the_code_from_elsewhere(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of a CVM that is not locked down; `test_kci_user` has one that is."""
+    digest = json.loads(veil("measure", "--memory", MEMORY, "--json").output)["launch_digest"]
+    of = ("kci", "status", "--connect", served.address, "--software", "--measurement")
+    assert veil(*of, digest).output.startswith("not locked down: this CVM was launched with --kci off")
+    assert json.loads(veil(*of, digest, "--json").output)["locked_ns"] is None
+    other = json.loads(veil("measure", "--memory", MEMORY, "--kci", "on", "--json").output)["launch_digest"]
+    wrong = veil(*of, other)
+    assert (wrong.return_value, "locked" in wrong.output) == (1, False)
+    stranger = UserKey.generate()
+    monkeypatch.setattr(installation, "user_key", lambda: stranger)
+    refused = veil(*of, digest)
+    assert "--reader" in str(refused.exception)
+
+
 def test_only_readers_and_owners_read_the_log(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger may be the host itself: he gets no record, and reads what to do about it."""
     with served.client() as stranger:

@@ -125,14 +125,17 @@ _USER_OPTIONS = (
         "--owner",
         multiple=True,
         metavar="HEX|none",
-        help="SHA-256 of an owner's public key (`veil key`): reads the log, makes room in it, sets rules. By default "
+        help="SHA-256 of an owner's public key (`veil key`): reads the log and the state of the kernel's code, "
+        "makes room, sets rules. By default "
         "this installation's user.",
     ),
     click.option(
         "--reader",
         multiple=True,
         metavar="HEX",
-        help="SHA-256 of a public key (`veil key`) whose holder may read the log, and nothing else.",
+        help="SHA-256 of a public key (`veil key`) whose holder may read the log and the state of the kernel's "
+        "code (`veil kci status`), "
+        "and nothing else.",
     ),
 )
 

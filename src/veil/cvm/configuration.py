@@ -68,7 +68,7 @@ class Configuration:
     modules: tuple[str, ...] = ()
     """Of the kernel's modules: inserted at start, each with its parameters after a space."""
     owners: tuple[bytes, ...] = ()
-    """SHA-256 of the public keys of users who may read the log, make room in it and set rules."""
+    """SHA-256 of the public keys of users who may read what services keep, make room in the log and set rules."""
     readers: tuple[bytes, ...] = ()
     """Of users who may read it."""
     policy: int = DEFAULT_POLICY

@@ -43,7 +43,8 @@ class KciSettings(ServiceSettings):
     FormatError."""
 
     mode: str = setting(OFF, str)
-    """"off": no lock-down; "on": what is refused does not happen, and stands in the log; "halt": the CVM ends, too."""
+    """"off": no lock-down; "on": what is refused does not happen, and stands in the log; "halt": the
+    first violation ends the kernel, too, and so does lock-down that is refused; a module that is refused does not."""
     keys: str = setting(BUILD_KEYS, str)
     """"build": the certificates that are built into the measured kernel may sign modules; "none": they may not."""
     certificates: tuple[str, ...] = setting((), _items)
