@@ -110,7 +110,7 @@ def test_other_kinds_of_signatures(head: bytes) -> None:
     _refused(append_signature(_BODY, sign(_BODY), head=head), "not a PKCS#7 message")
 
 
-@pytest.mark.parametrize("length", [0, len(_FILE), 1 << 31, (1 << 32) - 1])
+@pytest.mark.parametrize("length", [0, len(_FILE), 1 << 31, (1 << 32) - 1], ids=["none", "the file", "2 GiB", "4 GiB"])
 def test_absurd_lengths(length: int) -> None:
     end = len(_FILE) - len(MARKER)
     _refused(_FILE[: end - 4] + length.to_bytes(4, "big") + MARKER, f"claims {length} bytes")
