@@ -26,7 +26,7 @@ _USAGE = (
     "doctor extra", "cache nosuch", "cache list extra", "demo extra", "logs nosuch", "logs fetch",
     "logs follow --connect x:1 --format xml", "logs verify --silence 0", "logs verify --untrusted-from -1",
     "logs rules --connect x:1 a b", "--nosuch", "key extra", "kci status",
-    "kci nosuch", "run --kci maybe -- true", "boot --kci", "serve --kci on --kci-exception everything",
+    "kci nosuch", "run --kci maybe -- true", "boot --kci",
     "measure --kci on --kci-keys all",
 )  # fmt: skip
 _FAILURES = (

@@ -120,8 +120,8 @@ def test_options_become_the_policy(tmp_path: Path) -> None:
     pem = tmp_path / "key.pem"
     pem.write_bytes(chip().ark.public_bytes(Encoding.PEM))
     hashes = ("ab" * 32, "cd" * 32)
-    found = _policy(kci=HALT, kci_keys="none", kci_hash=hashes, kci_exception=("kprobes",), kci_certificate=(str(der),))
-    assert found == KciSettings(HALT, "none", found.certificates, hashes, ("kprobes",))
+    found = _policy(kci=HALT, kci_keys="none", kci_hash=hashes, kci_certificate=(str(der),))
+    assert found == KciSettings(HALT, "none", found.certificates, hashes)
     assert found.allowed_certificates == (der.read_bytes(),)
     assert _policy(kci=ON, kci_certificate=(str(pem),)).allowed_certificates == (chip().ark.public_bytes(Encoding.DER),)
 

@@ -7,7 +7,7 @@ import click
 
 from veil.cli.files import read_certificates
 from veil.errors import VeilError
-from veil.formats.kci_settings import BUILD_KEYS, EXCEPTIONS, HALT, NO_KEYS, OFF, ON, KciSettings, certificate_text
+from veil.formats.kci_settings import BUILD_KEYS, HALT, NO_KEYS, OFF, ON, KciSettings, certificate_text
 
 __all__ = ["CODE_OPTIONS", "code_policy"]
 
@@ -38,12 +38,6 @@ CODE_OPTIONS = (
         metavar="HEX",
         help="SHA-256 of a module that needs no signature: of the file, not compressed (xz -dc x.ko.xz | sha256sum).",
     ),
-    click.option(
-        "--kci-exception",
-        multiple=True,
-        type=click.Choice(EXCEPTIONS),
-        help="What else may make code (docs/kci.md).",
-    ),
 )
 
 
@@ -52,13 +46,12 @@ def code_policy(
     keys: str | None,
     certificates: tuple[str, ...],
     hashes: tuple[str, ...],
-    exceptions: tuple[str, ...],
 ) -> dict[str, str | None]:
     """The options' values as the text of settings, None for those that nobody gave; raises VeilError."""
-    if (mode or KciSettings.mode) == OFF and any((keys, certificates, hashes, exceptions)):
+    if (mode or KciSettings.mode) == OFF and any((keys, certificates, hashes)):
         # A wish to be protected must not come to nothing without a word.
         raise VeilError("which code may run is only asked with --kci on or --kci halt")
-    lists = {"certificates": _certificates(certificates), "hashes": hashes, "exceptions": exceptions}
+    lists = {"certificates": _certificates(certificates), "hashes": hashes}
     return {"mode": mode, "keys": keys, **{name: ":".join(items) or None for name, items in lists.items()}}
 
 

@@ -152,7 +152,6 @@ class CvmOptions:
     kci_keys: str | None = None
     kci_certificate: tuple[str, ...] = ()
     kci_hash: tuple[str, ...] = ()
-    kci_exception: tuple[str, ...] = ()
     service: tuple[str, ...] = ()
     log_memory: str | None = None
     log_full: str | None = None
@@ -178,7 +177,7 @@ class CvmOptions:
 
         short = {
             "log": {"memory": self.log_memory, "full": self.log_full},
-            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash, self.kci_exception),
+            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash),
         }
         texts = [
             f"{name}:{key}={value}"
