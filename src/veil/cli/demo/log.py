@@ -28,7 +28,7 @@ nc -l -p 4444 & sleep 0.1; kill %1
 echo '$ dmesg | grep -c audit:'; dmesg | grep -c audit:
 """
 _HIDE = """
-echo '$ insmod intruder.ko'; insmod /root/intruder.ko
+echo '$ insmod intruder.ko'; insmod /root/intruder.ko || exit
 echo '$ dmesg | grep -c audit:'; dmesg | grep -c audit:
 echo '$ dmesg | tail -3'; dmesg | tail -3 | cut -c1-80
 cat /etc/passwd >/etc/copy
