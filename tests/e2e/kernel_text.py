@@ -6,10 +6,9 @@ from __future__ import annotations
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.guest.linux.kernel import Kernel, debian_kernel
-from veil.services.kci import KciError, KernelCode, KernelImage, Segment, explain_trampoline
+from veil.services.kci import KciError, KernelCode, KernelImage, Segment
 from veil.snp.layouts import Vmsa
 
-_PAGE = 4096
 _ADDRESS = 0x0007_FFFF_FFFF_F000  # without the C-bit, which is bit 51
 _PRESENT, _LARGE = 1 << 0, 1 << 7
 
@@ -79,14 +78,6 @@ class RunningKernel:
         return self._functions[name]
 
 
-def admit_hooks(code: KernelCode, running: RunningKernel) -> int:
-    """Explain the trampolines of the driver's hooks and let the kernel's functions call them; returns their number."""
+def admit_driver(code: KernelCode, running: RunningKernel) -> None:
+    """Let the kernel's calls lead to the driver's functions too."""
     code.admit(code.near.admit(targets=running.module_functions("veil")))
-    now = running.read(code.range.start, code.range.size)
-    configuration = code.explain(now, running.read).configuration
-    found = code.unknown_entry_targets(now)
-    for target in found:
-        page = running.read(target, _PAGE)
-        trampoline = explain_trampoline(code.image.symbols, code.near, configuration, target, page, running.read)
-        code.admit(code.near.admit(entry_targets=[trampoline.address]))
-    return len(found)

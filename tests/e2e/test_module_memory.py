@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.kernel_text import RunningKernel, admit_hooks
+from tests.e2e.kernel_text import RunningKernel, admit_driver
 from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import MemoryType, ModuleMemory
@@ -33,7 +33,7 @@ class Guest:
         self.vm = vm
         self.running = RunningKernel(vm)
         self.kernel = KernelCode(image())
-        admit_hooks(self.kernel, self.running)
+        admit_driver(self.kernel, self.running)
         now = self.running.read(self.kernel.range.start, self.kernel.range.size)
         explained = self.kernel.explain(now, self.running.read)
         assert explained.sound

@@ -13,7 +13,6 @@ from veil.services.kci.patches import Patch, PatchRefused, Step, decide
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 from veil.services.kci.surroundings import Surroundings
 from veil.services.kci.tables import PatchTables, Section, parse_tables
-from veil.services.kci.trampolines import Trampoline, TrampolineRefused, explain_trampoline
 
 __all__ = [
     "AddressRange",
@@ -34,11 +33,8 @@ __all__ = [
     "Step",
     "Surroundings",
     "TableError",
-    "Trampoline",
-    "TrampolineRefused",
     "Unexplained",
     "decide",
-    "explain_trampoline",
     "kernel_ranges",
     "parse_tables",
     "physical_range",

@@ -29,11 +29,10 @@ from veil.services.kci.boot_sites import (
 )
 from veil.services.kci.errors import KciError, TableError
 from veil.services.kci.image import AddressRange
-from veil.services.kci.instructions import CALL
 from veil.services.kci.live_sites import KINDS, LiveSites
 from veil.services.kci.surroundings import ReadMemory, Surroundings
 from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import Bytes, Places, branch_targets, cut, distinct, put, rows, same
+from veil.services.kci.windows import Bytes, Places, cut, distinct, put, rows, same
 
 __all__ = ["CodeRules", "Configuration", "Explanation", "Unexplained"]
 
@@ -137,15 +136,6 @@ class CodeRules:
     def admit(self, near: Surroundings) -> None:
         """From now on other code is around: calls may lead to what it lists."""
         self._near = near
-
-    def unknown_entry_targets(self, now: bytes) -> list[int]:
-        """What traced functions call, in the code as it is `now`, that has not been admitted: trampolines, perhaps."""
-        entry = np.flatnonzero(self.live.kinds == KINDS.index("function entry"))
-        content = cut(np.frombuffer(now, np.uint8), self.live.offsets[entry], 6)
-        calls = content[:, 0] == CALL
-        targets = np.unique(branch_targets(self.live.addresses[entry], content)[calls])
-        known = np.append(self._near.entry_targets, np.uint64(self._near.entry_call or 0))
-        return [int(target) for target in np.setdiff1d(targets, known)]
 
     def has_lock_prefix(self, address: int) -> bool:
         """Whether a lock prefix may stand at an address of the code, or be taken out there."""
