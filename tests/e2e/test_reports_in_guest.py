@@ -15,9 +15,9 @@ from veil import installation
 from veil.cli.main import veil as cli
 from veil.cvm import ConfidentialVM
 from veil.formats.attestation_report import AttestationReport
-from veil.formats.log import LOG_GUID
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots, attest
+from veil.services.protected import ProtectedServices
 
 #: The kernel's own level; without it, level 0 is asked for, which is refused.
 _OWN = "echo 3 > privlevel"
@@ -106,7 +106,7 @@ def test_level_0_through_the_monitor(vm: ConfidentialVM, tmp_path: Path) -> None
     # What the kernel was given is what VeilMon's channel proves to have: a user may come through either.
     with ChannelClient(vm.user_transport()) as client:
         services = parse_manifest(manifest)
-        assert set(services) == {CHANNEL_SERVICE, LOG_GUID}
+        assert set(services) == {CHANNEL_SERVICE, *(service.guid for service in ProtectedServices.service_types)}
         assert services[CHANNEL_SERVICE] == client.server_key
     ask(vm, nonce, "echo svsm > service_provider", f"echo {CHANNEL_SERVICE} > service_guid", name="one")
     single, key = sh(vm, f"cat {TSM}/one/outblob"), sh(vm, f"cat {TSM}/one/manifestblob")
