@@ -25,7 +25,7 @@ help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
 	@echo "make setup  only the environment in $(VENV)"
-	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (20 minutes)"
+	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (50 minutes)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
