@@ -17,8 +17,8 @@ CODE_OPTIONS = (
         "--kci",
         type=click.Choice([OFF, ON, HALT]),
         help="Kernel code integrity: with on, the kernel runs no supervisor code but its own and verified modules; "
-        f"what is refused stands in the protected log. With halt the first violation ends the kernel (a module that "
-        f"is refused is none).  [default: {KciSettings.mode}]",
+        f"what is refused stands in the protected log. With halt the first violation ends the kernel (a "
+        f"refused module does not count as one).  [default: {KciSettings.mode}]",
     ),
     click.option(
         "--kci-keys",

@@ -28,6 +28,7 @@ from veil.formats.service_events import Event
 __all__ = [
     "BLOCK_ENTRY",
     "COPY_PAGES",
+    "MOVE_PAGES",
     "MOVE_RANGES",
     "OUTBOX_SIZE",
     "READ_BYTES",
@@ -58,7 +59,7 @@ MOVE_RANGES = 512
 #: The most that one request may read of the kernel's virtual memory.
 READ_BYTES = PAGE_SIZE
 #: The most pages that one request may move: 16 MiB.
-_MOVE_PAGES = 4096
+MOVE_PAGES = 4096
 
 _MOVE = struct.Struct("<HHI")
 _RANGE = struct.Struct("<QQ")
@@ -126,8 +127,8 @@ class Move:
             if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa < end:
                 raise FormatError(f"the range {gpa:#x}+{size:#x} of a move is not one of whole pages, named once")
             end = gpa + size
-        if sum(size for _, size in ranges) > _MOVE_PAGES * PAGE_SIZE:
-            raise FormatError(f"a move is of {_MOVE_PAGES} pages at most")
+        if sum(size for _, size in ranges) > MOVE_PAGES * PAGE_SIZE:
+            raise FormatError(f"a move is of {MOVE_PAGES} pages at most")
         return cls(_owner(source), _owner(target), ranges)
 
 

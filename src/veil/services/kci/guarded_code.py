@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import MOVE_PAGES, MOVE_RANGES
 from veil.services.context import Asking, GuestMemory, MonitorClient
 from veil.services.kci.code_rules import CodeRules, Configuration
 from veil.services.kci.errors import KciError
@@ -14,8 +15,7 @@ from veil.services.kci.patches import Patch, decide
 
 __all__ = ["GuardedCode", "move_pages"]
 
-_MOVE_BYTES = 16 << 20
-_MOVE_RANGES = 512
+_MOVE_BYTES = MOVE_PAGES * PAGE_SIZE
 
 
 class GuardedCode:
@@ -71,7 +71,7 @@ def move_pages(monitor: MonitorClient, pages: Sequence[int], source: Owner, targ
     try:
         while ranges:
             some: list[tuple[int, int]] = []
-            while ranges and len(some) < _MOVE_RANGES and sum(size for _, size in some) + ranges[0][1] <= _MOVE_BYTES:
+            while ranges and len(some) < MOVE_RANGES and sum(size for _, size in some) + ranges[0][1] <= _MOVE_BYTES:
                 some.append(ranges.pop(0))
             yield from monitor.move(some, source, target)
             done.append(some)

@@ -38,7 +38,7 @@ class Surroundings:
     entry_call: int | None
     """__fentry__, which functions call before they are patched."""
     entry_targets: NDArray[np.uint64]
-    """What a traced function may call instead: ftrace_caller, ftrace_regs_caller, trampolines that were admitted."""
+    """What a traced function may call instead: ftrace_caller, ftrace_regs_caller."""
     dispatchers: tuple[int, ...]
     """The calls inside of those, which Linux points at the tracer in use (ftrace_update_ftrace_func)."""
     dispatch_targets: NDArray[np.uint64]
@@ -49,17 +49,13 @@ class Surroundings:
     marked: bool
     """The compiler prepared for IBT: such functions begin with ENDBR64."""
 
-    def admit(self, *, entry_targets: Iterable[int] = (), targets: Iterable[int] = ()) -> Surroundings:
-        """The same with more ftrace trampolines, and with more functions (those of a module that was verified)."""
-        return replace(
-            self,
-            entry_targets=_union(self.entry_targets, entry_targets),
-            targets=_union(self.targets, targets),
-        )
+    def admit(self, *, targets: Iterable[int]) -> Surroundings:
+        """The same with more functions: those of a module that was verified."""
+        return replace(self, targets=_union(self.targets, targets))
 
     def retire(self, gone: AddressRange) -> Surroundings:
         """The same without what lies in a piece of code that is no longer executable."""
-        return replace(self, entry_targets=_without(self.entry_targets, gone), targets=_without(self.targets, gone))
+        return replace(self, targets=_without(self.targets, gone))
 
 
 def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTables) -> Surroundings:
