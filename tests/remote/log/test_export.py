@@ -339,7 +339,7 @@ def test_no_address(folder: LogFolder, url: str) -> None:
 def test_values_say_what_was_dropped() -> None:
     desk = Desk(full="drop")
     number = 0
-    while not desk.service._dropped:
+    while not desk.service.writer.dropped:
         desk.log(number := number + 1)
     reader = desk.reader()
     list(reader.fetch())

@@ -10,17 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.monitor.harness import Bench
 from tests.remote.log.killing import Killed, killing
 from tests.services.log.desk import Desk, event
-from veil.formats.log import AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
+from tests.services.log.harness import boot, log, reader
+from veil.formats.errors import FormatError
+from veil.formats.log import KernelCall
 from veil.remote.errors import RemoteError, VerificationFailed
-from veil.remote.log.audit_lines import audit_lines
 from veil.remote.log.folder import LogFolder
 
 
 @pytest.fixture
 def desk() -> Desk:
     return Desk()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return boot()
 
 
 @pytest.fixture
@@ -121,8 +128,8 @@ def test_two_without_the_lock(desk: Desk, folder: LogFolder) -> None:
     """What it is for: both fetch the same entries, and both append them."""
     desk.log(1)
     readers = [desk.reader(folder.known()) for _ in range(2)]
-    for reader in readers:
-        folder.add(list(reader.fetch()), reader.state)
+    for one in readers:
+        folder.add(list(one.fetch()), one.state)
     with pytest.raises(VerificationFailed):
         folder.verify()
 
@@ -240,17 +247,40 @@ def test_the_machines_time_is_bound_to_the_users(desk: Desk) -> None:
     assert seen.wall_ns(desk.now - 7) == seen.answered_ns - 7
 
 
-def test_no_record_has_a_line_of_its_own_making() -> None:
-    """Line ends are escaped; and ausearch takes what goes beyond 8969 bytes for the next line."""
-    forged = b'type=SYSCALL msg=audit(1700000000.000:1): comm="ls"'
-    stamp = b"audit(1700000000.000:7): "
-    for text in (stamp + b"x\n" + forged, stamp + b"x" * (8969 - len(stamp) - len("type=SYSCALL msg=")) + forged):
-        body = pack_records([AuditRecord(1300, text)])
-        (line,) = audit_lines(LogEntry(0, 1, EntryKind.RECORDS, body, b""))
-        assert line.count(b"\n") == 1
-        assert len(line) <= 8969
-        assert not line[8969:]
-        assert line.endswith(b"\n")
-    honest = stamp + b"x" * 8900
-    (line,) = audit_lines(LogEntry(0, 1, EntryKind.RECORDS, pack_records([AuditRecord(1302, honest)]), b""))
-    assert line == b"type=PATH msg=" + honest + b"\n"
+def test_folder(bench: Bench, tmp_path: Path) -> None:
+    folder = LogFolder(tmp_path / "evidence")
+    assert folder.known() is None
+    log(bench, 1)
+    reading = reader(bench)
+    assert folder.add(list(reading.fetch()), reading.state) == 2
+    log(bench, 2)
+    reading = reader(bench, folder.known())
+    # An interrupted run leaves more than the state says.
+    with open(folder.path / "entries.bin", "ab") as stream:
+        stream.write(b"half an entry")
+    assert folder.add(list(reading.fetch()), reading.state) == 1
+    found = folder.verify()
+    assert (found.entries, found.records, found.unreadable) == (3, 2, 0)
+    text = (folder.path / "audit.log").read_bytes()
+    assert text == b"type=SYSCALL msg=audit(1.000:1): syscall=59\ntype=SYSCALL msg=audit(1.000:2): syscall=59\n"
+
+
+@pytest.mark.parametrize("at", [0, 10, 30, -1])
+def test_changed_folder(bench: Bench, tmp_path: Path, at: int) -> None:
+    folder = LogFolder(tmp_path)
+    log(bench, 1)
+    reading = reader(bench)
+    folder.add(list(reading.fetch()), reading.state)
+    data = bytearray((tmp_path / "entries.bin").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "entries.bin").write_bytes(data)
+    with pytest.raises((VerificationFailed, RemoteError, FormatError)):
+        folder.verify()
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError, match="no log"):
+        LogFolder(tmp_path / "none").verify()
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(RemoteError, match="unusable"):
+        LogFolder(tmp_path).known()

@@ -116,15 +116,15 @@ class Log(RuleBasedStateMachine):
 
     def say(self, call: KernelCall, body: bytes) -> None:
         service = self.desk.service
-        dropped = service._dropped
+        dropped = service.writer.dropped
         status = self.desk.kernel(call, body)
         new = list(parse_entries(b"".join(self.look())))
-        if status == Status.OK and service._dropped == dropped:
+        if status == Status.OK and service.writer.dropped == dropped:
             assert (new[-1].body, new[-1].time_ns) == (body, self.desk.now)
             own = new[:-1]
         else:
             assert status == (Status.FULL if self.full == "halt" else Status.OK)
-            assert service._dropped == dropped + (self.full == "drop")
+            assert service.writer.dropped == dropped + (self.full == "drop")
             own = new
         assert all(entry.kind in (EntryKind.DROPPED, EntryKind.RESUMED, EntryKind.SILENCE) for entry in own)
 
@@ -219,7 +219,7 @@ class Log(RuleBasedStateMachine):
             return "older state"
         if self.truth[: head.size] != self.known:
             return "forked|changed|acknowledged by somebody else|older state"
-        if self.desk.now < head.time_ns or self.desk.service._dropped < head.dropped:
+        if self.desk.now < head.time_ns or self.desk.service.writer.dropped < head.dropped:
             return "older state"
         if self.desk.service.store.first > head.size:
             return "acknowledged by somebody else"
@@ -237,7 +237,7 @@ class Log(RuleBasedStateMachine):
         if begin is not None:
             assert reader.state.begin.size == begin
         assert reader.state.seen is not None
-        assert reader.state.seen.head.dropped == self.desk.service._dropped
+        assert reader.state.seen.head.dropped == self.desk.service.writer.dropped
         self.known = list(self.truth)
 
     @rule(data=st.data(), lie=st.sampled_from(LIES))
@@ -251,7 +251,11 @@ class Log(RuleBasedStateMachine):
         assert reader.state.seen is not None
         if lie not in ("fork", "replay"):
             head, service = reader.state.seen.head, self.desk.service
-            assert (head.time_ns, head.last_ns, head.dropped) == (self.desk.now, service._last_ns, service._dropped)
+            assert (head.time_ns, head.last_ns, head.dropped) == (
+                self.desk.now,
+                service.kernel.last_ns,
+                service.writer.dropped,
+            )
         found = [entry.raw for entry in self.folder.entries()]
         branches = [self.truth, *(self.pasts if lie in ("fork", "replay") else [])]
         matching = [branch[:size] for branch in branches if branch[begin:size] == found and len(branch) >= size]

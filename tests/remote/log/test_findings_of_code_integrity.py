@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Words of other services in the log."""
+"""What a user is told of the words of VeilS-KCI in the log."""
 
 from __future__ import annotations
 
 import json
 
-from tests.monitor.harness import Bench
-from tests.services.log.harness import log, reader, service
-from tests.services.log.test_service import bench as bench
 from veil.formats.kci import KCI_NUMBER
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.log import EntryKind, LogEntry, ServiceWord
@@ -24,30 +21,6 @@ def _findings(*bodies: bytes) -> list[Finding]:
     return [
         item for item in analysis.findings.items if item.kind in (FindingKind.CODE_INTEGRITY, FindingKind.UNREADABLE)
     ]
-
-
-def test_words_are_entries(bench: Bench) -> None:
-    for number in range(3):
-        assert service(bench).keep_word(7, b"word %d" % number)
-    words = [entry for entry in reader(bench).fetch() if entry.kind == EntryKind.WORD]
-    assert [ServiceWord.parse(entry.body) for entry in words] == [(7, b"word %d" % number) for number in range(3)]
-
-
-def test_words_without_room_come_later_and_are_bounded(bench: Bench) -> None:
-    while log(bench, 1)[0] == 0:
-        pass
-    for number in range(100):
-        service(bench).keep_word(7, b"word %d" % number + bytes(200))
-    reading = reader(bench)
-    entries = list(reading.fetch())
-    before = [entry for entry in entries if entry.kind == EntryKind.WORD]
-    reading.acknowledge()
-    log(bench, 2)
-    later = list(reading.fetch())
-    after = [entry for entry in later if entry.kind == EntryKind.WORD]
-    assert len(after) == 64
-    dropped = [entry for entry in later if entry.kind == EntryKind.DROPPED]
-    assert sum(entry.dropped for entry in dropped) == 100 - len(before) - len(after)
 
 
 def test_what_code_integrity_says_is_found() -> None:

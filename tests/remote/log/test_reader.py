@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a user of VeilS-LOG gets from logs that lie, relays that meddle, and machines that were taken back."""
+"""What a user of VeilS-LOG gets from logs that lie, and from machines that were taken back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.monitor.harness import Bench
-from tests.monitor.wire import Wire
 from tests.services.log.harness import (
-    OWNER,
     Machine,
+    Services,
     boot,
     log,
     lying,
@@ -28,22 +27,10 @@ from tests.services.log.harness import (
     user,
 )
 from veil.formats.errors import FormatError
-from veil.formats.log import (
-    ENTRY_HEADER,
-    LOG_GUID,
-    LOG_NUMBER,
-    AuditRecord,
-    EntryKind,
-    Head,
-    KernelCall,
-    UserCall,
-    pack_records,
-    parse_entries,
-)
+from veil.formats.log import LOG_GUID, EntryKind, Head, UserCall, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash
 from veil.formats.status import Status
-from veil.remote import ChannelClosed
-from veil.remote.channel.client import ChannelClient
+from veil.monitor import VeilMon
 from veil.remote.errors import VerificationFailed
 from veil.remote.log.reader import LogReader, LogState
 
@@ -72,8 +59,7 @@ def test_head_with_another_key(bench: Bench) -> None:
     with pytest.raises(VerificationFailed, match="not signed by the log's key"):
         lying(bench, forge).head()
     # The log's own key is what the reader believes.
-    own = service(bench)._key
-    assert own is not None
+    own = service(bench).key.private
     assert lying(bench, on(UserCall.HEAD, lambda data: signed(Head.parse(data), own))).head().size == 1
 
 
@@ -180,116 +166,7 @@ def test_forged_beginning(bench: Bench) -> None:
     assert records(list(reader(bench).fetch())) == [record(9)]
 
 
-# A hostile relay
-
-
-class Relay(Wire):
-    """Between user and VeilMon; from the handshake on, what comes down passes through `plan`."""
-
-    def __init__(self, bench: Bench, plan: Callable[[list[bytes]], list[bytes]]) -> None:
-        super().__init__(bench)
-        self.plan = plan
-        self.hostile = False
-        self.sent: list[bytes] = []
-
-    def receive(self) -> bytes:
-        if not self.hostile:
-            return super().receive()
-        if not self.sent:
-            got: list[bytes] = []
-            while data := super().receive():
-                got.append(data)
-            # TLS records of the download, one by one.
-            raw, got = b"".join(got), []
-            while raw:
-                end = 5 + int.from_bytes(raw[3:5], "big")
-                got.append(raw[:end])
-                raw = raw[end:]
-            self.sent = self.plan(got)
-        return self.sent.pop(0) if self.sent else b""
-
-
-def _flip(pieces: list[bytes]) -> list[bytes]:
-    return [pieces[0][:-1] + bytes((pieces[0][-1] ^ 1,)), *pieces[1:]]
-
-
-@pytest.mark.parametrize(
-    "plan",
-    [
-        lambda pieces: [*pieces[:1], *pieces],
-        lambda pieces: [pieces[1], pieces[0], *pieces[2:]],
-        lambda pieces: pieces[1:],
-        lambda pieces: pieces[:-1],
-        lambda pieces: [b"".join(pieces)[:-1]],
-        lambda pieces: [*pieces[:2], *pieces[3:]],
-        _flip,
-    ],
-    ids=["replayed", "reordered", "first dropped", "truncated", "cut short", "one dropped", "changed"],
-)
-def test_relay(bench: Bench, plan: Callable[[list[bytes]], list[bytes]]) -> None:
-    """A download of several TLS records: the user gets all of it or none."""
-    big = AuditRecord(1300, bytes(range(250)) * 60)
-    for _ in range(4):
-        assert bench.ask(LOG_NUMBER, KernelCall.RECORDS, pack_records([big])) == OK
-    wire = Relay(bench, plan)
-    reading = LogReader(ChannelClient(wire, identity=OWNER), manifest(bench))
-    head = reading.head()
-    wire.hostile = True
-    with pytest.raises(ChannelClosed):
-        list(reading.fetch(head))
-    assert reading.state.tree.size == 0, "nothing was taken for verified"
-
-    honest = Relay(bench, lambda pieces: pieces)
-    reading = LogReader(ChannelClient(honest, identity=OWNER), manifest(bench))
-    honest.hostile = True
-    assert records(list(reading.fetch())) == [big] * 4
-
-
-def test_the_same_without_tls(bench: Bench) -> None:
-    """The counter-test: a relay within the channel gets changes past a user who verifies nothing."""
-    log(bench, 1)
-
-    def change(data: bytes) -> bytes:
-        return data.replace(b"syscall=59", b"syscall=00")
-
-    with user(bench) as client:
-        raw = change(client.request(LOG_GUID, UserCall.FETCH, struct.pack("<QI", 0, 1 << 16)))
-    assert list(parse_entries(raw))[1].body.endswith(b"syscall=00")
-    with pytest.raises(VerificationFailed, match="at least one was changed"):
-        list(lying(bench, on(UserCall.FETCH, change)).fetch())
-
-
-# An old machine
-
-
-def _fill(bench: Bench) -> None:
-    """Until the log is full: one that never is would let this go on forever."""
-    smallest = ENTRY_HEADER.size
-    for _ in range(1 + (1 << 20) // smallest):
-        status = bench.ask(LOG_NUMBER, KernelCall.HEARTBEAT)[0]
-        if status != Status.OK:
-            assert status == Status.FULL
-            return
-    pytest.fail("the log was not full after more heartbeats than a MiB holds")
-
-
-def test_a_machine_resumed_while_its_log_was_full(bench: Bench) -> None:
-    """The host chooses the moment: that it was resumed, and which of two it is, is told when there is room."""
-    _fill(bench)
-    start = Machine(bench)
-    logs = []
-    for _ in range(2):
-        start.restore(bench)
-        reading = reader(bench)
-        entries = list(reading.fetch())
-        assert reading.head().dropped == 0, "the kernel lost nothing"
-        reading.acknowledge()
-        entries += list(reading.fetch())
-        assert [entry.kind for entry in entries[-1:]] == [EntryKind.RESUMED]
-        logs.append((entries, LogState.load(json.loads(reading.state.pack()))))
-    assert logs[0][0][-1].body != logs[1][0][-1].body
-    with pytest.raises(VerificationFailed, match="it was forked"):
-        reader(bench, logs[0][1]).head()
+# Machines that were taken back
 
 
 def test_a_machine_saved_again_before_its_services_ran(bench: Bench) -> None:
@@ -298,3 +175,75 @@ def test_a_machine_saved_again_before_its_services_ran(bench: Bench) -> None:
     Machine(bench).restore(bench)
     Machine(bench).restore(bench)
     assert records(list(reader(bench).fetch())) == [record(1)]
+
+
+def test_an_older_state_of_the_machine_is_noticed(bench: Bench) -> None:
+    log(bench, 1)
+    assert bench.services is not None
+    old = bench.services.save()
+    log(bench, 2)
+    log(bench, 3)
+    known = (reading := reader(bench)).state
+    list(reading.fetch())
+    known = LogState.load(json.loads(reading.state.pack()))
+    services = Services()
+    services.restore(old)
+    monitor = VeilMon()
+    monitor.restore(bench.monitor.save())
+    bench.resume(monitor, services)
+    with pytest.raises(VerificationFailed, match="taken back to an older state"):
+        list(reader(bench, known).fetch())
+    # It goes on until it has as many entries again: then they are others.
+    log(bench, 2)
+    log(bench, 3)
+    with pytest.raises(VerificationFailed, match=r"forked|changed"):
+        list(reader(bench, known).fetch())
+    fresh = list(reader(bench).fetch())
+    assert EntryKind.RESUMED in [entry.kind for entry in fresh]
+
+
+def test_another_launch_is_another_log(bench: Bench) -> None:
+    reading = reader(bench)
+    list(reading.fetch())
+    with pytest.raises(VerificationFailed, match="another log"):
+        reader(boot(), reading.state)
+
+
+def test_acknowledged_by_somebody_else(bench: Bench) -> None:
+    log(bench, 1)
+    mine = reader(bench)
+    list(mine.fetch())
+    log(bench, 2)
+    other = reader(bench)
+    list(other.fetch())
+    log(bench, 3)
+    other.acknowledge()
+    with pytest.raises(VerificationFailed, match="acknowledged by somebody else"):
+        list(mine.fetch())
+    # A user who has never read it begins where it begins now.
+    assert records(list(reader(bench).fetch())) == [record(3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (on(UserCall.FETCH, lambda data: data.replace(b":2)", b":7)")), "at least one was changed"),
+        (on(UserCall.FETCH, lambda data: b""), "does not give number"),
+        (on(UserCall.FETCH, lambda data: data[24:]), "came where 0 was due"),
+        (on(UserCall.HEAD, lambda data: data[:-1] + bytes((data[-1] ^ 1,))), "not signed"),
+        (on(UserCall.HEAD, lambda data: dataclasses.replace(Head.parse(data), root=bytes(32)).pack()), "not signed"),
+        (on(UserCall.HEAD, lambda data: dataclasses.replace(Head.parse(data), size=1).pack()), "not signed"),
+    ],
+)  # fmt: skip
+def test_lies(bench: Bench, change: Callable[[int, bytes], bytes], words: str) -> None:
+    for number in range(4):
+        log(bench, number)
+    with pytest.raises(VerificationFailed, match=words):
+        list(lying(bench, change).fetch())
+
+
+def test_answers_that_cannot_be(bench: Bench) -> None:
+    log(bench, 1)
+    for call, data in ((UserCall.HEAD, b"x"), (UserCall.FETCH, b"x"), (UserCall.FETCH, bytes(20) + b"\xff" * 4)):
+        with pytest.raises(FormatError):
+            list(lying(bench, on(call, lambda _, data=data: data)).fetch())  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a compromised kernel tries at VeilS-LOG's request blocks, and floods."""
+"""What a compromised kernel and host try at VeilS-LOG's request blocks, and at its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.monitor.harness import (
-    BLOCK,
     BLOCK_PAGES,
     BLOCKS,
     FREE,
@@ -25,15 +24,8 @@ from tests.monitor.harness import (
     Bench,
     kernel_vmsa,
 )
-from tests.services.log.harness import SMALLEST, boot, log, reader, record, records, service
-from veil.formats.log import (
-    LOG_NUMBER,
-    AuditRecord,
-    EntryKind,
-    KernelCall,
-    UserCall,
-    pack_records,
-)
+from tests.services.log.harness import boot, log, reader, record, records, service
+from veil.formats.log import LOG_NUMBER, KernelCall, pack_records
 from veil.formats.request_block import BLOCK_HEADER, BlockRequest, read_answer, write_request
 from veil.formats.status import Status
 from veil.monitor import Option
@@ -41,7 +33,6 @@ from veil.monitor.page_book import Owner
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.errors import VerificationFailed
 from veil.services import program
-from veil.services.log.store import LogStore
 from veil.snp import Permission, RmpViolation
 from veil.snp.view import View
 
@@ -229,77 +220,16 @@ def test_a_host_that_takes_the_logs_memory_away(bench: Bench) -> None:
     assert service(bench).store.next == 2
 
 
-def test_numbers_that_are_the_services_own(bench: Bench) -> None:
-    """The kernel cannot write what only the service says: launched, restored, dropped."""
-    for call in (*(kind for kind in EntryKind if kind >= EntryKind.STARTED), 0xFFFF):
-        assert bench.ask(LOG_NUMBER, call, bytes(32)) == (Status.UNKNOWN_CALL, b"")
-    for number in (0, 2, 99, 0xFFFF):
-        assert bench.ask(number, KernelCall.RECORDS, b"") == (Status.UNKNOWN_SERVICE, b"")
-    # Users' calls mean something else here: the kernel neither acknowledges nor sets rules.
-    assert bench.ask(LOG_NUMBER, UserCall.SET_RULES, b"-D")[0] == Status.UNKNOWN_CALL
-    assert bench.ask(LOG_NUMBER, UserCall.ACKNOWLEDGE, struct.pack("<Q", 1))[0] == Status.BAD_REQUEST
-    assert [entry.kind for entry in reader(bench).fetch()] == [EntryKind.STARTED]
-    assert bench.ask(LOG_NUMBER, KernelCall.HEARTBEAT)[0] == Status.OK
-
-
-# Sizes, floods
-
-
-def test_nothing_and_everything(bench: Bench) -> None:
-    """Calls without records, records without text, and a call as large as a block."""
-    bench.call(PROTOCOL, REGISTER, BLOCK, 16)
-    size = 16 * PAGE
-    bodies = [b"", pack_records([AuditRecord(1300, b"")] * 100), b"\xff" * 8, bytes(size - BLOCK_HEADER)]
-    reading = reader(bench)
-    found = [item.body for item in list(reading.fetch())]
-    for body in bodies:
-        reading.acknowledge()
-        write_request(bench.kernel, BLOCK, size, BlockRequest(LOG_NUMBER, KernelCall.RECORDS, body))
-        bench.enter(0, vmpl=1)
-        assert read_answer(bench.kernel, BLOCK, size) == OK
-        found += [item.body for item in list(reading.fetch())]
-    assert found[1:] == bodies
-
-
-def nodes(store: LogStore) -> int:
-    """Hashes that are kept of the tree."""
-    return sum(map(len, store._tree._levels)) // 32
-
-
-@pytest.mark.parametrize("full", ["halt", "drop"])
-def test_flood_of_empty_calls(full: str) -> None:
-    """The most entries for the memory: what is kept beside the memory is bounded by it, too."""
-    bench = boot(full)
-    most = SMALLEST // 24
-    for _ in range(most + 500):
-        status, _ = bench.ask(LOG_NUMBER, KernelCall.RECORDS)
-        assert status == (Status.OK if full == "drop" else status)
-    store = service(bench).store
-    assert 0 <= store.free < 64
-    assert most - 10 < store.next <= most
-    assert len(store._positions) == store.next
-    reading = reader(bench)
-    entries = list(reading.fetch())
-    assert len(entries) == store.next
-    assert nodes(store) < 2 * store.next
-    kept = sum(entry.kind == EntryKind.RECORDS for entry in entries)
-    assert reading.head().dropped == (0 if full == "halt" else most + 500 - kept)
-    reading.acknowledge()
-    assert nodes(store) < 20
-    assert len(store._positions) == (full == "drop"), "how many were dropped"
-    assert store.free >= SMALLEST - 64
-
-
-def test_dropped_calls_are_told_as_soon_as_there_is_room() -> None:
-    """Not with the next call: a kernel that was taken over may make none."""
-    bench = boot("drop")
-    while not service(bench)._dropped:
-        log(bench, 1)
-    reading = reader(bench)
-    list(reading.fetch())
-    reading.acknowledge()
-    (entry,) = reading.fetch()
-    assert (entry.kind, int.from_bytes(entry.body, "little")) == (EntryKind.DROPPED, 1)
+def test_unprotected_log_can_be_rewritten_before_it_is_hashed() -> None:
+    """The counter-test of everything that stands on the memory's protection, with a rewritten length."""
+    bench = boot(options=Option.UNPROTECTED)
+    log(bench, 1)
+    log(bench, 2)
+    second = SERVICE_MEMORY + 24 + len(service(bench).store._bytes(24, 24 + 8 + len(record(1).text)))
+    assert bench.kernel.read(second, 8) == struct.pack("<Q", 2)
+    bench.kernel.write(second, struct.pack("<Q", 7))
+    with pytest.raises(VerificationFailed, match="entry 7 came where 2 was due"):
+        list(reader(bench).fetch())
 
 
 def test_two_vcpus_at_once() -> None:
@@ -318,15 +248,3 @@ def test_two_vcpus_at_once() -> None:
         entries = [item.body for item in list(reading.fetch())]
         assert {len(body) for body in entries[-2:]} == {len(body), len(body) // 40} or turn < 5
         reading.acknowledge()
-
-
-def test_unprotected_log_can_be_rewritten_before_it_is_hashed() -> None:
-    """The counter-test of everything that stands on the memory's protection, with a rewritten length."""
-    bench = boot(options=Option.UNPROTECTED)
-    log(bench, 1)
-    log(bench, 2)
-    second = SERVICE_MEMORY + 24 + len(service(bench).store._bytes(24, 24 + 8 + len(record(1).text)))
-    assert bench.kernel.read(second, 8) == struct.pack("<Q", 2)
-    bench.kernel.write(second, struct.pack("<Q", 7))
-    with pytest.raises(VerificationFailed, match="entry 7 came where 2 was due"):
-        list(reader(bench).fetch())

@@ -14,10 +14,10 @@ from veil.formats.log import MAX_RULES, MAX_RULES_MESSAGE, RULES_ANSWER, RULES_C
 from veil.formats.status import Status
 from veil.services.interface import Refused
 
-__all__ = ["Rules"]
+__all__ = ["AuditRules"]
 
 
-class Rules:
+class AuditRules:
     """One set at a time; generations count up."""
 
     def __init__(self) -> None:
