@@ -15,6 +15,7 @@ _TYPES: dict[str, Any] = {
     **{f"u{bits}": kind for bits, kind in zip((8, 16, 32, 64), (ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32,
        ctypes.c_uint64), strict=True)},
     "s32": ctypes.c_int32,
+    "int64_t": ctypes.c_int64,
 }  # fmt: skip
 _TYPES |= {f"uint{name[1:]}_t": kind for name, kind in _TYPES.items() if name.startswith("u")}
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-ENC's calls: what the driver asks, on which the service relies for nothing but the enclave's progress."""
+
+from __future__ import annotations
+
+import enum
+import struct
+import uuid
+from typing import NamedTuple
+
+from veil.formats.errors import FormatError
+
+__all__ = [
+    "CONTENT_PAGES",
+    "ENC_GUID",
+    "ENC_NAME",
+    "ENC_NUMBER",
+    "RELEASED_PAGES",
+    "AddContent",
+    "Created",
+    "EnclaveCall",
+    "Finished",
+]
+
+ENC_NAME = "enc"
+ENC_NUMBER = 3
+ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
+
+#: The most pages that one request names, so that its work is bounded: 4 MiB.
+CONTENT_PAGES = 1024
+#: The most that one DESTROY gives back: 16 MiB.
+RELEASED_PAGES = 4096
+
+
+class EnclaveCall(enum.IntEnum):
+    """What the driver asks. Enclaves are named by the number that CREATE gave them.
+
+    Pages are by reference, the kernel's own; from the answer on the enclave has them until DESTROY.
+    """
+
+    CREATE = 0
+    """A packed `Layout` -> `Created`. FULL: there are as many enclaves as there can be."""
+    DONATE = 1
+    """u32 enclave; pages for its page tables, slots, ZERO records and pool. What they hold is lost. -> nothing"""
+    WINDOW = 2
+    """u32 enclave, u32 slot; pages, `window_pages` of them in the order of their addresses. The kernel keeps its rights
+    on them. -> nothing"""
+    ADD = 3
+    """`AddContent`; pages with the content. In ascending order: record after record, page after page. -> nothing"""
+    FINISH = 4
+    """u32 enclave, when everything is there -> `Finished`. NOT_ALLOWED: content is not what the layout says."""
+    SERVE = 5
+    """u32 enclave, u32 slot: the service looks into that slot's mailbox. -> nothing"""
+    DESTROY = 6
+    """u32 enclave -> u32 pages that it still has: ask again until there are none. What was given back is zero.
+    UNAVAILABLE while a slot runs on another VCPU."""
+
+
+_ADD = struct.Struct("<IIQ")
+_CREATED = struct.Struct("<IIQ")
+_FINISHED_HEAD = struct.Struct("<48s")
+
+
+class Created(NamedTuple):
+    """`pages`: how many DONATE must bring before FINISH."""
+
+    enclave: int
+    pages: int
+
+    def pack(self) -> bytes:
+        """u32 enclave, u32 0, u64 pages."""
+        return _CREATED.pack(self.enclave, 0, self.pages)
+
+
+class AddContent(NamedTuple):
+    """`record`: its number in the layout; `page`: the first of the pages, from the record's start."""
+
+    enclave: int
+    record: int
+    page: int
+
+    @classmethod
+    def parse(cls, body: bytes) -> AddContent:
+        """Raises FormatError."""
+        if len(body) != _ADD.size:
+            raise FormatError(f"a request to add content has {_ADD.size} bytes, not {len(body)}")
+        return cls(*_ADD.unpack(body))
+
+    def pack(self) -> bytes:
+        """u32 enclave, u32 record, u64 page."""
+        return _ADD.pack(*self)
+
+
+class Finished(NamedTuple):
+    """The measurement, and for each slot the page of its VMSA, by which the host is asked to run it."""
+
+    measurement: bytes
+    contexts: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """48 bytes, then a u64 GPA for each slot."""
+        return _FINISHED_HEAD.pack(self.measurement) + struct.pack(f"<{len(self.contexts)}Q", *self.contexts)
