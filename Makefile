@@ -19,11 +19,12 @@ case "$$said" in \
 esac; [ $$status = 0 ]
 endef
 
-.PHONY: help run test setup lint bench bench-strangers bench-audit soak fuzz clean
+.PHONY: help run test test-kci setup lint bench bench-strangers bench-audit soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
+	@echo "make test-kci  the end-to-end tests once more, with kernels that VeilS-KCI has locked down (docs/kci.md)"
 	@echo "make setup  only the environment in $(VENV)"
 	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (50 minutes)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
@@ -60,6 +61,11 @@ lint: $(STAMP)
 test: lint
 	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_OPTIONS)
+
+# VEIL_KCI is the default of --kci, and of the tests' guests that do not say themselves what they need.
+test-kci: $(STAMP)
+	VEIL_KCI=on PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
+	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests/e2e $(PYTEST_OPTIONS)
 
 # In parts: .venv/bin/python -m bench --help
 bench: $(STAMP)

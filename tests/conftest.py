@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`.
 
-And which tests come first when several processes share them.
+And which tests come first when several processes share them; and with VEIL_KCI=on (make test-kci) the guests of all tests
+that do not say otherwise are locked down by VeilS-KCI.
 """
 
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from veil.formats.kci_settings import KciSettings
 
 _E2E = Path(__file__).parent / "e2e"
 #: each of its boots takes a minute
@@ -26,3 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", derandomize=False, print_blob=True, deadline=None)
 settings.load_profile("same")
+
+
+def _code_integrity(mode: str) -> None:
+    """Make it the default of this process, as the variable makes it that of the command `veil`. What has the settings'
+    defaults in it is imported later: by the tests, and by the other files of fixtures."""
+    KciSettings(mode=mode)
+    _, *others = KciSettings.__init__.__defaults__ or ()
+    KciSettings.mode = mode
+    KciSettings.__init__.__defaults__ = (mode, *others)
+
+
+if "VEIL_KCI" in os.environ:
+    _code_integrity(os.environ["VEIL_KCI"])

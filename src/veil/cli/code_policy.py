@@ -16,9 +16,10 @@ CODE_OPTIONS = (
     click.option(
         "--kci",
         type=click.Choice([OFF, ON, HALT]),
+        envvar="VEIL_KCI",
         help="Kernel code integrity: with on, the kernel runs no supervisor code but its own and verified modules; "
         f"what is refused stands in the protected log. With halt the first violation ends the kernel (a "
-        f"refused module does not count as one).  [default: {KciSettings.mode}]",
+        f"refused module does not count as one).  [default: $VEIL_KCI, or {KciSettings.mode}]",
     ),
     click.option(
         "--kci-keys",
