@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`.
 
-And which tests come first when several processes share them; and with VEIL_KCI=on (make test-kci) the guests of all tests
-that do not say otherwise are locked down by VeilS-KCI.
+And which tests come first when several processes share them. And with VEIL_KCI=on (make test-kci) VeilS-KCI locks the
+guests of all tests down that do not say otherwise.
 """
 
 import os

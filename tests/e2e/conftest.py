@@ -10,7 +10,7 @@ from typing import Unpack
 
 import pytest
 
-from tests.e2e.snapshots import Resume, RunSnapshots, keep_copy
+from tests.e2e.snapshots import OPEN_KERNEL, Resume, RunSnapshots, keep_copy
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
@@ -58,11 +58,14 @@ def auditd() -> Mapping[str, Node]:
 
 
 @pytest.fixture
-def resume(snapshots: RunSnapshots) -> Iterator[Resume]:
+def resume(snapshots: RunSnapshots, request: pytest.FixtureRequest) -> Iterator[Resume]:
     """Makes copies of a guest, the default one or one with other settings; each is the test's own."""
+    open_kernel = request.node.get_closest_marker("open_kernel") is not None
     made: list[ConfidentialVM] = []
 
     def make(memory: str = "512M", vcpus: int = 1, **settings: Unpack[Settings]) -> ConfidentialVM:
+        if open_kernel:
+            settings.setdefault("services", OPEN_KERNEL)
         made.append(ConfidentialVM.restore(snapshots.of(Configuration.make(memory, vcpus, **settings))))
         return made[-1]
 

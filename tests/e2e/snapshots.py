@@ -14,8 +14,13 @@ import pytest
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
+from veil.formats.kci_settings import OFF, KciSettings
+from veil.image.services_image import protected_services
 
-__all__ = ["Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache"]
+__all__ = ["OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache"]
+
+#: Services that leave the kernel as it is, whatever VEIL_KCI says.
+OPEN_KERNEL = protected_services(KciSettings(mode=OFF))
 
 
 class Resume(Protocol):

@@ -62,6 +62,7 @@ def test_signals_and_messages(vm: ConfidentialVM) -> None:
     assert any(b"a word from a user" in item.text for item in found)
 
 
+@pytest.mark.open_kernel("the driver is unloaded")
 def test_status(vm: ConfidentialVM) -> None:
     load_rules(log_reader(vm), RULES, wait=vm.wait)
     said = vm.run(["veil-status"])

@@ -129,6 +129,7 @@ def test_words_of_the_kernels_choice(vm: ConfidentialVM, reader: LogReader) -> N
     assert len(reader.rules().words) == 1024
 
 
+@pytest.mark.open_kernel("the driver is unloaded")
 def test_a_kernel_without_driver_says_nothing(vm: ConfidentialVM, reader: LogReader) -> None:
     sh(vm, "rmmod veil")
     with pytest.raises(RemoteError, match="has not loaded the rules"):

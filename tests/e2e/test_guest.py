@@ -89,6 +89,7 @@ def test_inspection_sees_the_domains(vm: ConfidentialVM, tmp_path: Path) -> None
     assert seen.shared + seen.assigned == seen.pages
 
 
+@pytest.mark.open_kernel("one of its colours is that of memory that the kernel can write and execute")
 def test_the_picture_says_what_it_shows_and_where(vm: ConfidentialVM, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from tests.e2e import module_watcher
-from tests.e2e.module_watcher import REFUSE, TEXT, TOLD
+from tests.e2e.module_watcher import REFUSE, REFUSE_LOCK_DOWN, REFUSE_MODULES, TEXT, TOLD
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import KCI_GUID, KCI_NAME
-from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.guest.driver.build import build_driver, build_module
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 from veil.guest.linux.modules import collect_modules
-from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage, protected_services
 from veil.remote import ChannelClient
 
 PAGE = 4096
@@ -237,7 +237,7 @@ def test_hooks_use_no_trampoline_but_the_kernels_own(guest: Guest) -> None:
 
 def test_a_driver_that_is_refused_is_not_loaded() -> None:
     """Nor is anything else, for nobody is there to ask."""
-    with ConfidentialVM(services=services(KciSettings(ON, exceptions=("kprobes",))), fresh=True) as vm:
+    with ConfidentialVM(services=services(KciSettings(ON, hashes=(REFUSE_MODULES,))), fresh=True) as vm:
         log = vm.run(["dmesg"]).stdout.decode()
         assert "veil: module veil is not admitted: VeilS-KCI refuses it (-1)" in log
         assert b"veil " not in vm.run(["cat", "/proc/modules"]).stdout
@@ -245,14 +245,14 @@ def test_a_driver_that_is_refused_is_not_loaded() -> None:
 
 
 def test_a_lock_down_that_is_refused() -> None:
-    with ConfidentialVM(services=services(KciSettings(ON, exceptions=("bpf-jit",))), fresh=True) as vm:
+    with ConfidentialVM(services=services(KciSettings(ON, hashes=(REFUSE_LOCK_DOWN,))), fresh=True) as vm:
         log = vm.run(["dmesg"]).stdout.decode()
         assert log.count("veil: VeilS-KCI did not lock the kernel down (-1)") == 1
         assert b" locked 0" in vm.run(["cat", "/dev/veil"]).stdout
 
 
 def test_without_the_option_there_is_nothing() -> None:
-    with ConfidentialVM(fresh=True) as vm:
+    with ConfidentialVM(services=protected_services(KciSettings(OFF)), fresh=True) as vm:
         done = vm.run(["sh", "-c", "ls /dev/veil-kci; cat /dev/veil; cat /proc/sys/net/core/bpf_jit_enable"])
         assert b"kci " not in done.stdout
         assert done.stdout.endswith(b"1\n")

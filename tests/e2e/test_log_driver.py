@@ -21,6 +21,8 @@ from veil.host.ghcb import msr
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 
+pytestmark = pytest.mark.open_kernel("the kernel is the attacker: it loads a module of its own, and loses the driver")
+
 
 @pytest.fixture
 def kernel(resume: Resume, tmp_path: Path) -> HostileKernel:

@@ -77,6 +77,7 @@ def test_records_that_were_not_handed_over(audited: ConfidentialVM, monkeypatch:
     assert analysis.findings.first_distrusted in found
 
 
+@pytest.mark.open_kernel("the driver is unloaded")
 def test_the_driver_is_unloaded(audited: ConfidentialVM) -> None:
     assert trouble(audited) == []
     sh(audited, "rmmod veil")
@@ -132,6 +133,7 @@ def test_a_machine_that_stands_still(vm: ConfidentialVM) -> None:
     assert analysis.findings.first_distrusted is None
 
 
+@pytest.mark.open_kernel("the kernel is the attacker, and loads a module of its own")
 @pytest.mark.parametrize("lies", [False, True])
 @pytest.mark.parametrize("honest_host", [False, True])
 def test_a_kernel_that_is_silent_and_runs_on(vm: ConfidentialVM, tmp_path: Path, lies: bool, honest_host: bool) -> None:

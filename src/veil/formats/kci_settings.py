@@ -16,12 +16,10 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_settings import ServiceSettings, setting
 from veil.formats.sizes import parse_size
 
-__all__ = ["BUILD_KEYS", "EXCEPTIONS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings", "certificate_text"]
+__all__ = ["BUILD_KEYS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings", "certificate_text"]
 
 OFF, ON, HALT = "off", "on", "halt"
 BUILD_KEYS, NO_KEYS = "build", "none"
-#: What needs code that no file and no table explains, and can be allowed by name (docs/kci.md).
-EXCEPTIONS = ("kprobes", "ftrace-trampolines", "bpf-jit")
 
 _MIN_FILE, _MAX_FILE = 1 << 20, 256 << 20
 _SHA256 = 32
@@ -51,21 +49,16 @@ class KciSettings(ServiceSettings):
     """Others that may: X.509, DER, in base64."""
     hashes: tuple[str, ...] = setting((), _items)
     """SHA-256 of modules' files that need no signature, in hex: of the whole file, not compressed."""
-    exceptions: tuple[str, ...] = setting((), _items)
-    """Of `EXCEPTIONS`."""
     largest_module: int = setting(16 << 20, parse_size)
     """Bytes of the largest module's file, not compressed: so much memory the service has for its private copy."""
 
     def __post_init__(self) -> None:
-        for name in ("certificates", "hashes", "exceptions"):
+        for name in ("certificates", "hashes"):
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         if self.mode not in (OFF, ON, HALT):
             raise FormatError(f"VeilS-KCI's setting 'mode' must be {OFF}, {ON} or {HALT}, not {self.mode!r}")
         if self.keys not in (BUILD_KEYS, NO_KEYS):
             raise FormatError(f"VeilS-KCI's setting 'keys' must be {BUILD_KEYS} or {NO_KEYS}, not {self.keys!r}")
-        for item in self.exceptions:
-            if item not in EXCEPTIONS:
-                raise FormatError(f"{item!r} is not one of VeilS-KCI's exceptions: {', '.join(EXCEPTIONS)}")
         if type(self.largest_module) is not int or not _MIN_FILE <= self.largest_module <= _MAX_FILE:
             raise FormatError("the largest module's file has 1 MiB to 256 MiB")
         object.__setattr__(self, "largest_module", -(-self.largest_module // PAGE_SIZE) * PAGE_SIZE)

@@ -25,11 +25,13 @@ from veil.services import (
 )
 from veil.services.log import LogService
 
-__all__ = ["MEMORY", "REFUSE", "TEXT", "TOLD", "ModuleWatcher", "Services"]
+__all__ = ["MEMORY", "REFUSE", "REFUSE_LOCK_DOWN", "REFUSE_MODULES", "TEXT", "TOLD", "ModuleWatcher", "Services"]
 
 #: calls of users: SHA-256s of files to refuse, in hex, or names of calls, in JSON; nothing -> what was told since;
 #: offset -> a page of the text of the module that was prepared last, at that time, in hex
 REFUSE, TOLD, TEXT = range(3)
+#: Hashes in the settings, of no file: what the watcher refuses at boot.
+REFUSE_MODULES, REFUSE_LOCK_DOWN = "00" * 32, "01" * 32
 _FILE = 24 << 20
 MEMORY = _FILE + (32 << 20)
 
@@ -53,9 +55,9 @@ class ModuleWatcher(Service):
         return MEMORY
 
     def start(self, settings: dict[str, Any]) -> None:
-        """Measured "exceptions", which mean nothing to a watcher, say what it refuses at boot."""
-        meanings = {"kprobes": KernelCall.MODULE_PREPARED.name, "bpf-jit": KernelCall.LOCK_DOWN.name}
-        self._refused = [meanings[item] for item in settings.get("exceptions", ())]
+        """What it refuses at boot is measured."""
+        meanings = {REFUSE_MODULES: KernelCall.MODULE_PREPARED.name, REFUSE_LOCK_DOWN: KernelCall.LOCK_DOWN.name}
+        self._refused = [meanings[item] for item in settings.get("hashes", ()) if item in meanings]
 
     def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
         if request.call == KernelCall.MODULE_FILE:

@@ -50,7 +50,7 @@ static int hook(struct veil_hook *what, const struct kprobe *found, const struct
  * Finds the wanted functions, and the trampoline behind them, all at once: to give a kprobe up takes a grace period, whether
  * it is one or many.
  */
-static int find(const struct veil_hook *hooks, int count, struct kprobe *places, struct kprobe **found)
+static int find(struct veil_hook *hooks, int count, struct kprobe *places, struct kprobe **found)
 {
 	int number = 0, error = 0, i;
 
@@ -60,12 +60,16 @@ static int find(const struct veil_hook *hooks, int count, struct kprobe *places,
 		places[i].symbol_name = i < count ? hooks[i].function : TRAMPOLINE;
 		places[i].flags = KPROBE_FLAG_DISABLED;
 		error = register_kprobe(&places[i]);
-		if (!error)
+		if (!error) {
 			found[number++] = &places[i];
-		else if (i == count && places[i].addr)
+		} else if (i == count && places[i].addr) {
 			error = 0; /* no place for a probe, but it is known where it is */
-		else
+		} else if (i < count && hooks[i].optional) {
+			hooks[i].wanted = false;
+			error = 0;
+		} else {
 			pr_err("veil: cannot find %s (%d)\n", places[i].symbol_name, error);
+		}
 	}
 	unregister_kprobes(found, number);
 	return error;
@@ -81,6 +85,8 @@ int veil_hook(struct veil_hook *hooks, int count)
 		if (!hooks[i].wanted)
 			continue;
 		error = hook(&hooks[i], &places[i], &places[count]);
+		if (error && hooks[i].optional)
+			error = 0;
 		if (error)
 			pr_err("veil: cannot hook %s (%d)\n", hooks[i].function, error);
 	}

@@ -12,6 +12,8 @@ struct veil_hook {
 	/* What the function's call means to the service, in a word. */
 	const char *event;
 	bool wanted;
+	/* The kernel may have no such function: then there is no hook. */
+	bool optional;
 	bool active;
 	/* Where the function's call to ftrace is, once it is hooked. */
 	unsigned long address;

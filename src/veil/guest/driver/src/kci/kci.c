@@ -51,6 +51,7 @@ static int admit_driver(void)
 static const struct veil_part parts[] = {
 	{ "files", veil_kci_files_begin, veil_kci_files_end },
 	{ "modules", veil_kci_modules_begin, veil_kci_modules_end, veil_kci_modules_state },
+	{ "new_code", veil_kci_new_code_begin, veil_kci_new_code_end },
 	{ "driver", admit_driver },
 	{ "ask", NULL, NULL, veil_kci_ask_state },
 	{ "lock_down", veil_kci_lock_down_begin, veil_kci_lock_down_end, veil_kci_lock_down_state },

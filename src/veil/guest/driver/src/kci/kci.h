@@ -54,5 +54,10 @@ int veil_kci_modules_state(char *text, size_t size);
 int veil_kci_lock_down_begin(void);
 void veil_kci_lock_down_end(void);
 int veil_kci_lock_down_state(char *text, size_t size);
+bool veil_kci_is_locked(void);
+
+/* new_code.c: code that Linux would make at run time */
+int veil_kci_new_code_begin(void);
+void veil_kci_new_code_end(void);
 
 #endif

@@ -30,6 +30,11 @@ static int lock_down(void)
 	return 0;
 }
 
+bool veil_kci_is_locked(void)
+{
+	return READ_ONCE(locked);
+}
+
 static ssize_t lock_down_write(struct file *file, const char __user *from, size_t size, loff_t *at)
 {
 	int error;
