@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.log_guest import trust_in
-from tests.e2e.snapshots import Resume, boots, keep_copy, linked_cache
+from tests.e2e.snapshots import OPEN_KERNEL, Resume, boots, keep_copy, linked_cache
 from veil import installation
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.plain_values import from_plain, to_plain
@@ -96,9 +96,10 @@ def _change(old: Path, new: Path, name: str, change: Callable[[bytes], bytes]) -
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot of a guest that has not begun: small, because a copy of all of its memory is made for each change."""
+    """A snapshot of a guest that has not begun: small, because a copy of all of its memory is made for each change. So
+    its kernel is in it once."""
     path = tmp_path_factory.mktemp("launched") / "snapshot"
-    with closing(ConfidentialVM("160M")) as vm:
+    with closing(ConfidentialVM("160M", services=OPEN_KERNEL)) as vm:
         vm.launch()
         write_cvm(path, vm.machine, vm.hypervisor, vm.configuration)
     return path
