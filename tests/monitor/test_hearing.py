@@ -50,7 +50,7 @@ from veil.snp import SnapshotError
 from veil.snp.rmp import RmpResult
 
 OK = ResultCode.SUCCESS
-RUN_SERVICES = 1 << 32 | 0x016
+RUN_SERVICES, RUN_KERNEL = 1 << 32 | 0x016, 3 << 32 | 0x016
 
 
 class Recorder(Guard):
@@ -290,6 +290,34 @@ def test_the_context_cannot_be_deleted_meanwhile(bench: Bench) -> None:
     assert vcpu.steps is not None
     next(vcpu.steps)  # VeilMon asks the services, and the host runs another VCPU
     assert bench.call(0, 3, KERNEL_VMSA, vcpu=1).rax == ResultCode.BUSY
+
+
+def test_another_vcpus_services_take_it_further(bench: Bench) -> None:
+    """An honest host runs them each second, on any VCPU. The answer is VeilMon's, before the kernel goes on."""
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    bench.enter(1, vmpl=1)
+    runs: list[bool] = []
+
+    def say(access: RefusedAccess) -> Asking[Verdict]:
+        yield from guard_of(bench).context.monitor.read_virtual(0, CODE_AT, 1)
+        return access.resume(rip=CODE_AT + 3)
+
+    def on_request(request: int) -> None:
+        if request == RUN_SERVICES and bench.vcpus[0].vmpl == 0:
+            runs.append(True)
+            if len(runs) == 2:
+                # VeilMon has answered what VMPL 1 asked.
+                bench.enter(1, vmpl=1)
+        assert bench.vcpus[0].vmpl == 0 or request != RUN_KERNEL, "the kernel's access is not decided yet"
+
+    guard_of(bench).say = say
+    bench.on_request = on_request
+    vmsa = fault(bench)
+    assert len(runs) == 2
+    assert not stopped(vmsa)
+    assert vmsa.rip == CODE_AT + 3
 
 
 def test_unprotected_nothing_is_refused() -> None:

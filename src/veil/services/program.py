@@ -56,9 +56,6 @@ _MONITOR, _KERNEL = Domain.MON.vmpl, Domain.UNT.vmpl
 #: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
 MAX_ASKS = 1024
 _MAX_MISTAKES = 16
-#: Whom to run when nobody asked. Before the kernel is there, VeilMon may wait on this VCPU for an answer that another
-#: one gave.
-_IDLE = (_KERNEL, _MONITOR)
 #: in place of an answer: there is none, the request stays pending
 _GONE = b"the host took the services' memory away"
 _REFUSALS = frozenset(Status) - {Status.OK}
@@ -154,18 +151,18 @@ class ServiceDomain:
         return record
 
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
-        asked_monitor = False
+        asked_monitor, last = False, _KERNEL
         idle: list[int] = []
         while True:
             target = self._step(cpu.view, cpu.start_argument, asked_monitor)
             asked_monitor = self._waiting is not None and target == _MONITOR
             if target is not None:
-                idle = []
+                idle, last = [], target
                 cpu.ghcb_msr = run_vmpl_request(target)
             else:
                 self._tell_services()
                 # A refusal may be an old one, and somebody may have come with a request since.
-                idle = idle[1:] if idle and cpu.ghcb_msr == RUN_VMPL_REFUSED else list(_IDLE)
+                idle = idle[1:] if idle and cpu.ghcb_msr == RUN_VMPL_REFUSED else _nobody_asked(last)
                 cpu.ghcb_msr = run_vmpl_request(idle[0]) if idle else MsrRequest.AP_RESET_HOLD
             yield
 
@@ -384,6 +381,15 @@ class ServiceDomain:
             # The VCPU is stopped: who cannot decide must not let it go on.
             self._note_mistake(service.name, mistake)
             return Verdict.refuse().pack()
+
+
+def _nobody_asked(last: int) -> list[int]:
+    """Whom to run then, after `last` was run.
+
+    VeilMon may wait on this VCPU for an answer that another VCPU gave meanwhile. It must have it before the kernel
+    goes on there, whose refused access the answer may be about; and before there is a kernel.
+    """
+    return [_MONITOR, _KERNEL] if last == _MONITOR else [_KERNEL, _MONITOR]
 
 
 def _kernel_pieces(view: View, parameters: ServiceParameters) -> Iterator[KernelPiece]:
