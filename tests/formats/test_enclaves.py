@@ -30,6 +30,7 @@ from veil.formats.enclaves import (
     Prot,
     Record,
     RecordKind,
+    StartBlock,
     ThreadPart,
     WindowBlock,
     WindowState,
@@ -165,6 +166,7 @@ def test_calls() -> None:
 ABI = Declarations.of([files("veil.guest.enclaves").joinpath("abi.h").read_text()])
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "veil_window_block": WindowBlock,
+    "veil_start_block": StartBlock,
     "veil_mailbox": Mailbox,
     "veil_cpuid_entry": CpuidFunction,
     "veil_enclave_info": InfoPage,
@@ -174,6 +176,7 @@ NUMBERS = [
     "ARENA", "WINDOW", "WINDOW_STRIDE", "RUNTIME", "THREADS", "THREAD_STRIDE", "SYSTEM", "SYSTEM_STRIDE", "IDT", "INFO",
     "TOP", "MAX_SLOTS", "MAX_RECORDS", "MAX_PAGES", "VECTOR_STRIDE", "CODE_SELECTOR", "DATA_SELECTOR",
     "MAILBOX_PENDING", "MAILBOX_DATA", "INFO_CPUID", "INFO_CPUID_ENTRIES",
+    "START_MAGIC",
 ]  # fmt: skip
 
 

@@ -28,13 +28,13 @@ __all__ = [
     "INFO",
     "INFO_CPUID",
     "INFO_CPUID_ENTRIES",
-    "LEAVE_GHCB_MSR",
     "MAILBOX_DATA",
     "MAILBOX_PENDING",
     "MAX_PAGES",
     "MAX_RECORDS",
     "MAX_SLOTS",
     "RUNTIME",
+    "START_MAGIC",
     "SYSTEM",
     "SYSTEM_STRIDE",
     "THREADS",
@@ -52,6 +52,7 @@ __all__ = [
     "Record",
     "RecordKind",
     "Stack",
+    "StartBlock",
     "ThreadPart",
     "WindowBlock",
     "WindowState",
@@ -95,9 +96,6 @@ _VECTORS = 256
 
 CODE_SELECTOR = 0x23
 DATA_SELECTOR = 0x1B
-
-#: GHCB MSR of every context of VMPL 2, which its host keeps: VMGEXIT means "run VMPL 3" and nothing else.
-LEAVE_GHCB_MSR = 0x3_0000_0016
 
 
 class ThreadPart(enum.IntEnum):
@@ -369,6 +367,27 @@ class WindowBlock(ctypes.LittleEndianStructure):
 
 check_offsets(WindowBlock, 0x48, {"signal": 0x04, "nr": 0x08, "args": 0x10, "result": 0x40})
 
+
+class StartBlock(ctypes.LittleEndianStructure):
+    """What the process passes to the program, at the second page of slot 0's window before it is entered. Untrusted.
+
+    Behind it are `bytes` bytes: the arguments and then the environment, each text with its NUL.
+    """
+
+    _pack_ = 1
+    _fields_ = [
+        ("magic", ctypes.c_uint64),
+        ("arguments", ctypes.c_uint32),
+        ("environment", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("reserved_014", ctypes.c_uint32),
+    ]
+
+
+check_offsets(StartBlock, 0x18, {"arguments": 0x08, "environment": 0x0C, "bytes": 0x10})
+#: "VEILARGS", little-endian
+START_MAGIC = int.from_bytes(b"VEILARGS", "little")
+
 # The mailbox: memory of the enclave's, which the service reaches too.
 
 #: `Mailbox.status` as the runtime leaves it: what is still there after a return was not served.
@@ -397,6 +416,8 @@ class MailboxCall(enum.IntEnum):
     """args: length. Data: a label; answered by 32 bytes that only an enclave of this measurement gets."""
     TIME = 8
     """`result`: the machine's time in nanoseconds, from any point; it never goes back."""
+    FAULT = 9
+    """`result`: CR2 of the slot, which at CPL 3 nobody can read: the address of its last page fault."""
 
 
 class Mailbox(ctypes.LittleEndianStructure):
@@ -410,12 +431,6 @@ class Mailbox(ctypes.LittleEndianStructure):
         ("result", ctypes.c_uint64),
         ("data", ctypes.c_uint8 * (PAGE_SIZE - MAILBOX_DATA)),
     ]
-
-    call: int
-    status: int
-    args: ctypes.Array[ctypes.c_uint64]
-    result: int
-    data: ctypes.Array[ctypes.c_uint8]
 
 
 check_offsets(Mailbox, PAGE_SIZE, {"status": 0x04, "args": 0x08, "result": 0x38, "data": MAILBOX_DATA})

@@ -67,6 +67,16 @@ struct veil_window_block {
 	int64_t result;
 };
 
+/* StartBlock. Untrusted, at the second page of slot 0's window. */
+#define VEIL_ENC_START_MAGIC 0x534752414c494556
+struct veil_start_block {
+	uint64_t magic;
+	uint32_t arguments;
+	uint32_t environment;
+	uint32_t bytes;
+	uint32_t reserved_014;
+};
+
 /* MailboxCall */
 enum veil_mailbox_call {
 	VEIL_MAILBOX_MAP = 1,
@@ -77,6 +87,7 @@ enum veil_mailbox_call {
 	VEIL_MAILBOX_REPORT = 6,
 	VEIL_MAILBOX_KEY = 7,
 	VEIL_MAILBOX_TIME = 8,
+	VEIL_MAILBOX_FAULT = 9,
 };
 
 /* Mailbox */
