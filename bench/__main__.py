@@ -61,11 +61,13 @@ def _compare(report: Report, directory: Path, options: argparse.Namespace) -> No
         _say,
         pairs=options.pairs,
         turns=options.turns,
+        boots=options.boots,
         workloads=_selected(options.only),
     )
     report.notes.append(
-        f"{options.pairs} pairs of fresh boots, each workload {options.turns} times in each boot after a first; "
-        "medians. Times of commands from sending to exit; processor time is user and system of the guest's process."
+        f"{options.pairs} pairs. Of each pair's {options.boots} boots, and of the {options.turns} runs of each "
+        "workload in the last of them, the least counts; of the pairs the median. Times of commands from sending to "
+        "exit; processor time is user and system of the guest's process. VeilMon's and services' share is of all runs."
     )
 
 
@@ -96,7 +98,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description="Figures of Veil, against QEMU where it is installed.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--pairs", type=int, default=20, help="how many pairs of fresh boots (default 20)")
-    parser.add_argument("--turns", type=int, default=1, help="how often each boot runs a workload, after a first time")
+    parser.add_argument("--turns", type=int, default=12, help="how often a guest runs a workload, after a first time")
+    parser.add_argument("--boots", type=int, default=2, help="how often each guest of a pair is booted")
     parser.add_argument(
         "--only",
         action="append",
@@ -115,8 +118,8 @@ def main() -> int:
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
     part.add_argument("--strangers", action="store_true", help="only what hostile connections do to a guest")
     options = parser.parse_args()
-    if options.pairs < 1 or options.turns < 1 or options.connections < 1:
-        parser.error("--pairs, --turns and --connections are 1 or more")
+    if min(options.pairs, options.turns, options.boots, options.connections) < 1:
+        parser.error("--pairs, --turns, --boots and --connections are 1 or more")
     report = Report()
     try:
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as name:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -56,10 +56,12 @@ class WorkerFailed(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by the clock, and seconds of processor time (user and system) of the process that runs the guest."""
+    """Seconds by the clock; seconds of processor time (user and system) of the process that runs the guest; and of the
+    seconds by the clock those in which VeilMon and services ran."""
 
     wall: float
     processor: float
+    hosted: float = 0
 
 
 class Guest(Protocol):
@@ -79,9 +81,11 @@ class Guest(Protocol):
         """End the guest."""
 
 
-def _stopwatch(processor_seconds: Callable[[], float]) -> Callable[[], Cost]:
-    wall, processor = time.perf_counter(), processor_seconds()
-    return lambda: Cost(time.perf_counter() - wall, processor_seconds() - processor)
+def _stopwatch(
+    processor_seconds: Callable[[], float], hosted_seconds: Callable[[], float] = lambda: 0.0
+) -> Callable[[], Cost]:
+    wall, processor, hosted = time.perf_counter(), processor_seconds(), hosted_seconds()
+    return lambda: Cost(time.perf_counter() - wall, processor_seconds() - processor, hosted_seconds() - hosted)
 
 
 class VeilGuest:
@@ -93,11 +97,14 @@ class VeilGuest:
         self.vm = ConfidentialVM(MEMORY, monitor=monitor, fresh=True)
         self.vm.start()
         self.run(["true"])
-        self.boot = spent()
+        self.boot = replace(spent(), hosted=self._hosted_seconds())
+
+    def _hosted_seconds(self) -> float:
+        return self.vm.machine.hosted_ns / 1e9
 
     def run(self, argv: Sequence[str]) -> Cost:
         """See `Guest`."""
-        spent = _stopwatch(time.process_time)
+        spent = _stopwatch(time.process_time, self._hosted_seconds)
         result = self.vm.run(argv, env=_ENVIRONMENT, timeout=_COMMAND_SECONDS)
         cost = spent()
         if result.exit_status:
@@ -141,7 +148,7 @@ class ProcessGuest:
             raise WorkerFailed(f"the process of the guest {self.name!r} ended with {self._process.wait()}")
         answer = json.loads(line)
         self.counts = answer["counts"]
-        return Cost(answer["wall"], answer["processor"])
+        return Cost(answer["wall"], answer["processor"], answer["hosted"])
 
     def _ask(self, **request: object) -> Cost:
         assert self._process.stdin is not None

@@ -30,13 +30,14 @@ def measure_pairs(
     *,
     pairs: int,
     turns: int,
+    boots: int,
     workloads: Sequence[Workload] = WORKLOADS,
     other_rounds: int = 5,
 ) -> list[Row]:
     """The boot's row and one for each workload.
 
-    `pair`: makers of the two guests; `others` are booted and measured beside the first `other_rounds` pairs. Each
-    guest runs each workload once to get warm, and then `turns` times.
+    `pair`: makers of the two guests; `others` are booted and measured beside the first `other_rounds` pairs. Each is
+    booted `boots` times; the last one runs each workload once to get warm, and then `turns` times.
     """
     rows = {name: Row(name) for name in (BOOT, *(workload.name for workload in workloads))}
     for make in pair:
@@ -44,13 +45,14 @@ def measure_pairs(
     start = time.monotonic()
     for number in range(pairs):
         makers = [*pair, *(others if number < other_rounds else ())]
-        random.shuffle(makers)
         with contextlib.ExitStack() as stack:
+            before = _boots(makers, boots - 1)
             guests: list[Guest] = []
-            for make in makers:
+            for make in random.sample(makers, len(makers)):
                 guests.append(make())
                 stack.callback(guests[-1].close)
-                rows[BOOT].add(guests[-1].name, [guests[-1].boot])
+            for guest in guests:
+                rows[BOOT].add(guest.name, [*before.get(guest.name, ()), guest.boot])
             for guest in guests if workloads else ():
                 prepare(guest, directory)
             for workload in workloads:
@@ -60,6 +62,16 @@ def measure_pairs(
         ratios = ", ".join(f"{row.ratios[-1]:.3f}" for row in rows.values())
         say(f"pair {number + 1} of {pairs}: {ratios}; about {left / 60:.0f} min left")
     return list(rows.values())
+
+
+def _boots(makers: Sequence[Maker], boots: int) -> dict[str, list[Cost]]:
+    costs: dict[str, list[Cost]] = {}
+    for _ in range(boots):
+        for make in random.sample(makers, len(makers)):
+            guest = make()
+            costs.setdefault(guest.name, []).append(guest.boot)
+            guest.close()
+    return costs
 
 
 def _turns(guests: Sequence[Guest], workload: Workload, turns: int) -> dict[str, list[Cost]]:

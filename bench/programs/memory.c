@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #define WORDS (UINT64_C(64) << 20 >> 3)
-#define ACCESSES 8000000
+#define ACCESSES 1000000
 
 int main(void)
 {

@@ -71,10 +71,11 @@ def test_a_pair_counts_by_its_own_ratio() -> None:
     assert row.interval is None
 
 
-def test_the_median_of_a_boots_runs_counts() -> None:
+def test_the_least_of_a_boots_runs_counts_and_the_monitors_share_of_all() -> None:
     row = Row("gzip")
-    row.add("veil", [Cost(9, 1), Cost(3, 7), Cost(5, 2)])
-    assert row.costs["veil"] == [Cost(5, 2)]
+    row.add("veil", [Cost(9, 1, hosted=1), Cost(3, 7), Cost(4, 2, hosted=3)])
+    assert row.costs["veil"] == [Cost(3, 1, hosted=0.75)]
+    assert row.hosted_share == pytest.approx(0.25)
     assert row.ratio("veil", "qemu") is None
 
 

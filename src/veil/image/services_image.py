@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,9 +59,14 @@ class ServicesImage:
         domain = getattr(importlib.import_module(module), name)
         return any(service.guards for service in domain.service_types)
 
+    @functools.cached_property
+    def archive(self) -> bytes:
+        """The sources that are measured."""
+        return pack_sources(self.packages)
+
     def region_size(self, kernel: Sequence[KernelSegment]) -> int:
         """Bytes with this kernel, a multiple of 2 MiB."""
-        archive = _whole_pages(len(pack_sources(self.packages)))
+        archive = _whole_pages(len(self.archive))
         size = CODE + PAGE_SIZE + archive + self.memory + self.kernel_size(kernel)
         return -(-size // PAGE_SIZE_2M) * PAGE_SIZE_2M
 
@@ -107,7 +113,7 @@ def service_regions(
     services: ServicesImage, own: int, vcpus: int, kernel: Sequence[KernelSegment]
 ) -> list[LaunchRegion]:
     """Parameters, then the program: header and archive. `own`: where the services' region begins."""
-    archive = pack_sources(services.packages)
+    archive = services.archive
     archive_gpa = own + CODE + PAGE_SIZE
     memory = archive_gpa + _whole_pages(len(archive))
     end = own + services.region_size(kernel)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ class Machine:
         )
         self._hosted: dict[int, _HostedContext] = {}
         self._machine_code: set[int] = set()
+        #: how long hosted code has run, in nanoseconds by the clock
+        self.hosted_ns = 0
         self._programs: dict[int, HostedProgram] = {}
         self._vmrun = self._engine.vmrun_function
         self._handle = self._engine.handle
@@ -224,6 +227,7 @@ class Machine:
         state = self.rmp.state
         exit_info_1 = exit_info_2 = 0
         state[VMSA_WORD] = gpa
+        begun = time.perf_counter_ns()
         try:
             next(steps)
             code = _VMGEXIT
@@ -246,6 +250,7 @@ class Machine:
             raise SnapshotError(f"{what} cannot go on from its state: {error!r}") from error
         finally:
             state[VMSA_WORD] = NO_VMSA
+            self.hosted_ns += time.perf_counter_ns() - begun
         _EXIT.pack_into(vmcb, _EXIT_AT, code, exit_info_1, exit_info_2, 0)
         _U64.pack_into(self.memory.mapping, gpa + _EXIT_CODE, code)
 
