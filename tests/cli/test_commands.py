@@ -11,7 +11,7 @@ import pytest
 
 import veil.cvm
 from veil.cli import main
-from veil.cli.common import parse_address
+from veil.cli.option_types import parse_address
 from veil.cvm import Configuration
 from veil.errors import VeilError
 from veil.formats.log_settings import LogSettings

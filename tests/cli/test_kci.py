@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.snp.chip import chip
 from veil.cli import main
-from veil.cli.common import CvmOptions
+from veil.cli.cvm_options import CvmOptions
 from veil.errors import VeilError
 from veil.formats.kci_settings import HALT, OFF, ON, KciSettings
 from veil.formats.kci_status import KciStatus, ModuleStatus

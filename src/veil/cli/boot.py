@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.common import CvmOptions, Progress, cvm_options
+from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import Console, emit_json, say, tell
+from veil.cli.progress import Progress
 
 __all__ = ["boot"]
 

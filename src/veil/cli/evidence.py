@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import Function, options
+from veil.cli.exit_statuses import EXIT_NOT_VERIFIED
 from veil.cli.files import read_certificates, read_file
+from veil.cli.option_types import Function, options
 from veil.cli.output import Mark, say, say_all, tell
 from veil.errors import VeilError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from veil.remote import Check, Policy, Trust, TrustedRoots
 
 __all__ = [
-    "EXIT_NOT_VERIFIED",
     "TrustOptions",
     "checks_as_json",
     "demands",
@@ -38,9 +38,6 @@ __all__ = [
     "read_launch_log",
     "trust_options",
 ]
-
-#: The evidence was looked at, and does not prove what was asked for.
-EXIT_NOT_VERIFIED = 1
 
 
 def failures_are_1(function: Function) -> Function:

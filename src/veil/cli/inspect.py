@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.common import CvmOptions, Progress, cvm_options
+from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import emit_json, say, say_all
+from veil.cli.progress import Progress
 from veil.errors import VeilError, describe
 from veil.formats.page_sizes import PAGE_SIZE
 

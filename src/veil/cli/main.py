@@ -15,15 +15,15 @@ import click
 from veil.cli.attest import attest
 from veil.cli.boot import boot
 from veil.cli.cache import cache
-from veil.cli.common import EXIT_INTERRUPTED, status_of
 from veil.cli.demo.command import demo
 from veil.cli.doctor import doctor
+from veil.cli.exit_statuses import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_PIPE, status_of
 from veil.cli.inspect import inspect
 from veil.cli.kci import kci
 from veil.cli.key import key
 from veil.cli.logs.commands import logs
 from veil.cli.measure import measure
-from veil.cli.output import EXIT_FAILURE, EXIT_PIPE, OutputError, finish, give_up, keep_descriptors, tell
+from veil.cli.output import OutputError, finish, give_up, keep_descriptors, tell
 from veil.cli.run import run
 from veil.cli.serve import serve
 from veil.cli.shell import shell

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import CvmOptions, Progress, cvm_options
+from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import emit_json, say, tell
+from veil.cli.progress import Progress
 from veil.errors import VeilError, describe
 
 __all__ = ["measure"]

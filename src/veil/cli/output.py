@@ -21,11 +21,10 @@ from typing import Any, TextIO
 
 import click
 
+from veil.cli.exit_statuses import EXIT_FAILURE, EXIT_PIPE
 from veil.formats.printable import one_line, printable
 
 __all__ = [
-    "EXIT_FAILURE",
-    "EXIT_PIPE",
     "Console",
     "Mark",
     "OutputError",
@@ -39,10 +38,6 @@ __all__ = [
     "tell",
 ]
 
-#: Veil itself failed (the guest's own statuses are passed through, and most programs' are small).
-EXIT_FAILURE = 125
-#: As the shell says of a program that SIGPIPE ended.
-EXIT_PIPE = 141
 _CONSOLE_LINE = 1000
 #: Nobody reads more, and somebody else may have made it that long.
 _MAX_LINE = 10_000

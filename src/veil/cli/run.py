@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import click
 
-from veil.cli.common import SECONDS, CvmOptions, Progress, cvm_options
+from veil.cli.cvm_options import CvmOptions, cvm_options
+from veil.cli.option_types import SECONDS
 from veil.cli.output import emit_json, raw
+from veil.cli.progress import Progress
 from veil.errors import VeilError
 
 __all__ = ["piped_stdin", "run"]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from veil.cli.common import CvmOptions, Progress, cvm_options, parse_address
+from veil.cli.cvm_options import CvmOptions, cvm_options
+from veil.cli.option_types import parse_address
 from veil.cli.output import say, tell
+from veil.cli.progress import Progress
 from veil.errors import VeilError, describe
 from veil.private_files import write_private
 

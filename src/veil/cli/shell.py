@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.common import CvmOptions, Progress, cvm_options
+from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import raw
+from veil.cli.progress import Progress
 from veil.cli.run import piped_stdin
 
 __all__ = ["shell"]

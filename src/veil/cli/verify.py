@@ -6,7 +6,6 @@ from __future__ import annotations
 import click
 
 from veil.cli.evidence import (
-    EXIT_NOT_VERIFIED,
     TrustOptions,
     checks_as_json,
     hex_bytes,
@@ -14,6 +13,7 @@ from veil.cli.evidence import (
     read_certificate_table,
     trust_options,
 )
+from veil.cli.exit_statuses import EXIT_NOT_VERIFIED
 from veil.cli.files import read_certificates, read_file
 from veil.cli.output import emit_json
 from veil.errors import VeilError

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.common import Progress
 from veil.cli.demo.code import show_code
 from veil.cli.demo.guest import in_guest
 from veil.cli.demo.log import show_log
 from veil.cli.output import say
+from veil.cli.progress import Progress
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SECONDS, SOME_SECONDS, options
 from veil.cli.connection import connected, connection_options
 from veil.cli.evidence import failures_are_1
 from veil.cli.files import read_file
 from veil.cli.logs.export import export, export_options, export_or_say, open_sinks
 from veil.cli.logs.verify import count_findings, say_findings, verify
+from veil.cli.option_types import SECONDS, SOME_SECONDS, options
 from veil.cli.output import emit_json, say, say_all, tell
 from veil.errors import VeilError
 from veil.formats.printable import printable

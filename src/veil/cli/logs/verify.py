@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.common import SOME_SECONDS
 from veil.cli.evidence import failures_are_1
+from veil.cli.exit_statuses import EXIT_FINDINGS
+from veil.cli.option_types import SOME_SECONDS
 from veil.cli.output import emit_json, say, tell
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
     from veil.remote.log.findings import Finding
     from veil.remote.log.reader import LogState
 
-__all__ = ["EXIT_FINDINGS", "count_findings", "say_findings", "verify"]
-
-#: Verified, and what was verified asks for attention.
-EXIT_FINDINGS = 3
+__all__ = ["count_findings", "say_findings", "verify"]
 
 
 def say_findings(analysis: LogAnalysis, *, since: int = 0, only_trouble: bool = False) -> int:

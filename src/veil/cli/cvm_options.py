@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the commands share: options, progress, errors, exit codes."""
+"""The options that say which CVM is meant, and the configuration that they make."""
 
 from __future__ import annotations
 
 import functools
-import math
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
 from veil.cli.code_policy import CODE_OPTIONS, code_policy
-from veil.cli.output import EXIT_FAILURE, tell
+from veil.cli.option_types import Function, options
 from veil.errors import VeilError
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
@@ -26,61 +23,7 @@ if TYPE_CHECKING:
     from veil.cvm.configuration import Settings
     from veil.image.services_image import ServicesImage
 
-__all__ = [
-    "EXIT_INTERRUPTED",
-    "SECONDS",
-    "SOME_SECONDS",
-    "CvmOptions",
-    "Function",
-    "Progress",
-    "cvm_options",
-    "options",
-    "parse_address",
-    "status_of",
-]
-
-EXIT_INTERRUPTED = 130
-
-
-def status_of(error: VeilError) -> int:
-    """A command that the guest cannot start has a status of its own; all else is `EXIT_FAILURE`."""
-    from veil.guest.errors import CommandNotStarted
-
-    return error.exit_status if isinstance(error, CommandNotStarted) else EXIT_FAILURE
-
-
-class _Seconds(click.FloatRange):
-    """Numbers that there is a clock for."""
-
-    name = "seconds"
-
-    def __init__(self, *, above_zero: bool = False) -> None:
-        super().__init__(min=0, min_open=above_zero, max=1e9)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As a float."""
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
-        return seconds
-
-
-#: The type of an option that says how long.
-SECONDS = _Seconds()
-SOME_SECONDS = _Seconds(above_zero=True)
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def options(*declared: Callable[[Any], Any]) -> Callable[[Function], Function]:
-    """Several of click's options as one decorator; they come in help in this order."""
-
-    def decorate(function: Function) -> Function:
-        for option in reversed(declared):
-            function = option(function)
-        return function
-
-    return decorate
+__all__ = ["CvmOptions", "cvm_options"]
 
 
 _CVM_OPTIONS = (
@@ -235,23 +178,3 @@ def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
     if any(len(item) != 32 for item in found):
         raise VeilError(words)
     return found
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT; raises VeilError."""
-    host, _, port = text.rpartition(":")
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 0xFFFF:
-        raise VeilError(f"{text!r} is not an address: write HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-class Progress:
-    """Says on stderr what takes long: a line a step, with the seconds of the step before."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._start = time.monotonic()
-
-    def __call__(self, message: str) -> None:
-        if not self._quiet:
-            tell(f"veil: {message}")
