@@ -8,19 +8,21 @@ exception stores its vector, error code and RIP in `Trap` and halts.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tests.machine_code import assemble
 from veil.snp import ExitCode, Machine, PageSize, Permission, RmpResult
 from veil.snp.layouts import Vmcb, Vmsa, VmsaSegment
 
-__all__ = ["CODE", "FREE", "SHARED", "SmallGuest", "Trap"]
+__all__ = ["CODE", "FREE", "SHARED", "TABLES", "SmallGuest", "Trap"]
 
 PAGE = 4096
 MEMORY = 4 << 20
 SHARED = 1 << 30
 
 _PML4, _PDPT, _PD, _PT, _PD_SHARED = 0x1000, 0x2000, 0x3000, 0x4000, 0x6000
+#: the page tables
+TABLES = range(_PML4, 0x7000, PAGE)
 IDT, _GDT, _HANDLERS, TRAPS, _TSS = 0x8000, 0x9000, 0xA000, 0xB000, 0xC000
 VMSA = 0xD000
 CODE, STACK = 0x10000, 0x20000
@@ -84,7 +86,7 @@ class SmallGuest:
         self.put(code)
         self.vmcb = self.make_context(VMSA, vmpl=vmpl, cpl=cpl)
 
-    def __enter__(self) -> SmallGuest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

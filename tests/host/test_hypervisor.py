@@ -138,19 +138,6 @@ class TestInterrupts:
         run_script(guest, leave(ExitCode.NPF, 1 << 31, 0x9000, event=event), check)
         assert repeated == [event]
 
-    def test_preemptible_level(self) -> None:
-        guest = Guest(monitor=True)
-        vcpu = guest.host.vcpus[0]
-        vcpu.set_vmsa(2, 0x3000)
-        vcpu.set_vmsa(3, VMSA_1)
-        vcpu.start(2)
-        guest.platform.vectors[0] = [0x31]
-        run_script(guest, leave(ExitCode.INTR), vmsa=0x3000)
-        guest.host.preemptible_vmpls = frozenset({2})
-        taken: list[int] = []
-        run_script(guest, take_interrupt(taken), vmsa=VMSA_1)
-        assert (taken, vcpu.vmpl) == ([0x31], 3)
-
 
 class TestTurns:
     def test_halted_vcpu_is_skipped(self) -> None:

@@ -72,6 +72,7 @@ SMALL, FREE, FREE_2M = 0x20000, LARGE, 2 * LARGE
 
 SVME = int(Efer.SVME)
 VMGEXIT, NPF = 0x403, 0x400
+ENCLAVE_VMPL = 2
 RUN_KERNEL, RUN_OK, RUN_REFUSED = run_vmpl_request(3), MsrResponse.RUN_VMPL, RUN_VMPL_REFUSED
 
 
@@ -201,6 +202,9 @@ class Bench:
         self.processor = GuestRequests(chip, cpuid_signature=0, report_version=3)
         self.on_message = self.carry
         self.certificates = b"certificates"
+        #: the contexts of VMPL 2 that the host knows, and whether it does as it is told about them
+        self.enclaves: set[int] = set()
+        self.takes_enclaves = True
         self.channel = Channel(self)
         make = parameters if services is None else with_services
         self.services = services() if services is not None else None
@@ -362,9 +366,21 @@ class Bench:
             self.host.write_u64(gpa + GhcbField.RBX, needed)
         else:
             assert code == NaeEvent.AP_CREATION
+            if exit_info_1 >> 16 & 0xF == ENCLAVE_VMPL:
+                self._enclave(gpa, exit_info_1 & 0xFFFF, exit_info_2)
+                return gpa
             assert exit_info_1 & 0xFFFF == ApRequest.CREATE
             self.vcpus[exit_info_1 >> 32].vmsas[exit_info_1 >> 16 & 0xF] = exit_info_2
         return gpa
+
+    def _enclave(self, ghcb: int, request: int, vmsa: int) -> None:
+        if not self.takes_enclaves:
+            self.host.write(ghcb + GhcbField.SW_EXITINFO1, struct.pack("<Q", 2))
+        elif request == ApRequest.CREATE:
+            self.enclaves.add(vmsa)
+        else:
+            assert request == ApRequest.DESTROY
+            self.enclaves.remove(vmsa)
 
     def carry(self, request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
         """What an honest host does with a guest message: (errors, pages needed)."""
@@ -468,6 +484,7 @@ class Bench:
         # Every VMSA is one that the monitor made or checked.
         domains = self.monitor.domains
         known = {vmsa for vcpu in domains.vcpus for mine in vcpu.contexts.values() for vmsa in mine.vmsas}
+        known |= domains.enclaves
         assert {int(page) * PAGE for page in np.flatnonzero(vmsas)} == known
         for vcpu in domains.vcpus:
             for vmsa, caa in vcpu.kernel.vmsas.items():

@@ -13,10 +13,12 @@ import enum
 __all__ = [
     "AP_CREATION_APIC_ID_SHIFT",
     "AP_CREATION_VMPL_SHIFT",
+    "LEAVE_ENCLAVE",
     "MSR_DATA_SHIFT",
     "MSR_ERROR",
     "MSR_INFO_MASK",
     "MSR_PAGE_OPERATION_SHIFT",
+    "RUN_CONTEXT_SHIFT",
     "RUN_VMPL_REFUSED",
     "SHARED_BUFFER",
     "SHARED_BUFFER_END",
@@ -30,6 +32,8 @@ __all__ = [
     "NaeEvent",
     "PageOperation",
     "VmmError",
+    "run_context_ended",
+    "run_context_request",
     "run_vmpl_request",
     "termination_request",
     "valid_bit",
@@ -82,6 +86,30 @@ RUN_VMPL_REFUSED = MSR_ERROR | MsrResponse.RUN_VMPL
 def run_vmpl_request(vmpl: int) -> int:
     """The request to run this VCPU's VMSA of another VMPL."""
     return vmpl << 32 | _RUN_VMPL
+
+
+# Contexts of VMPL 2 (an extension, docs/fidelity.md): there are many, they belong to no VCPU, and a request names one.
+
+#: in a request to run VMPL 2: the number of the page with the VMSA, bits 63:40, which 56421 reserves (0: no such page)
+RUN_CONTEXT_SHIFT = 40
+_PAGE_SHIFT = 12
+#: what the GHCB MSR of each such context holds. At CPL 3 there is no WRMSR: VMGEXIT alone has VMPL 3 run again.
+LEAVE_ENCLAVE = run_vmpl_request(3)
+_ENDED = 2 << 32
+_CODE_MASK = 0xFFFFFF
+
+
+def run_context_request(vmsa: int) -> int:
+    """The request to run a context of VMPL 2: the GPA of its page, below 64 GiB."""
+    return vmsa >> _PAGE_SHIFT << RUN_CONTEXT_SHIFT | run_vmpl_request(2)
+
+
+def run_context_ended(exit_code: int) -> int:
+    """The response if the context left by an exit that nobody handles: 2 in bits 39:32, the exit code in 63:40.
+
+    0 there means that it left by itself or for an interrupt, 1 that the host does not run it (`RUN_VMPL_REFUSED`).
+    """
+    return (exit_code & _CODE_MASK) << RUN_CONTEXT_SHIFT | _ENDED | MsrResponse.RUN_VMPL
 
 
 def termination_request(reason_set: int, reason: int) -> int:
@@ -214,7 +242,8 @@ class ApRequest(enum.IntEnum):
     DESTROY = 2
 
 
-#: in SW_EXITINFO1 of AP creation: bits 19:16 and 63:32
+#: in SW_EXITINFO1 of AP creation: bits 19:16 and 63:32. For VMPL 2 under a kernel of VMPL 3 the APIC ID says nothing,
+#: and DESTROY names the VMSA in SW_EXITINFO2 (an extension, docs/fidelity.md).
 AP_CREATION_VMPL_SHIFT = 16
 AP_CREATION_APIC_ID_SHIFT = 32
 

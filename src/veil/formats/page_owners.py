@@ -38,3 +38,5 @@ class Owner(enum.IntEnum):
     """A shielded program's memory."""
     ENCLAVE_VMSA = 13
     """A shielded program's context."""
+    ENCLAVE_WINDOW = 14
+    """Where a shielded program and its untrusted process pass each other what they like."""

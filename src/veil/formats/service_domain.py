@@ -65,7 +65,7 @@ _MOVE = struct.Struct("<HHI")
 _RANGE = struct.Struct("<QQ")
 _COPY = struct.Struct("<QII")
 _RESTRICT = struct.Struct("<HHI")
-_CONTEXT = struct.Struct("<IIQ")
+_CONTEXT = struct.Struct("<Q")
 _READ_VIRTUAL = struct.Struct("<IIQ")
 
 
@@ -200,22 +200,21 @@ class ReadVirtual:
 
 @dataclass(frozen=True)
 class EnclaveContext:
-    """A context of VMPL 2 on a VCPU (APIC ID). Its page is its name."""
+    """A context of VMPL 2. Its page is its name; it runs on each VCPU."""
 
-    vcpu: int
     gpa: int
 
     def pack(self) -> bytes:
         """As it stands in the outbox."""
-        return _CONTEXT.pack(self.vcpu, 0, self.gpa)
+        return _CONTEXT.pack(self.gpa)
 
     @classmethod
     def parse(cls, body: bytes) -> EnclaveContext:
         """Raises FormatError for anything but a page."""
-        vcpu, reserved, gpa = _unpack(_CONTEXT, body)
-        if len(body) != _CONTEXT.size or reserved or gpa % PAGE_SIZE:
+        (gpa,) = _unpack(_CONTEXT, body)
+        if len(body) != _CONTEXT.size or gpa % PAGE_SIZE:
             raise FormatError(f"a context is one page, not {gpa:#x}")
-        return cls(vcpu, gpa)
+        return cls(gpa)
 
 
 def _unpack(shape: struct.Struct, body: bytes) -> tuple[int, ...]:

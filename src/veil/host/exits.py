@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.formats.ghcb import MSR_INFO_MASK
+from veil.formats.ghcb import MSR_INFO_MASK, RUN_VMPL_REFUSED, MsrRequest, run_context_ended
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
 from veil.host.ghcb.msr import handle_ghcb_msr
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
-__all__ = ["EXIT_HANDLERS", "unexpected"]
+__all__ = ["EXIT_HANDLERS", "leave_enclave", "unexpected"]
 
 
 def _vmgexit(host: Host, vcpu: Vcpu, context: Context) -> None:
@@ -105,6 +105,27 @@ def _describe_fault(info: int, vmpl: int) -> str:
     return "the access is outside of guest memory"
 
 
+def leave_enclave(host: Host, vcpu: Vcpu, context: Context) -> None:
+    """An exit of a context of VMPL 2. Whatever an enclave does, it ends nothing but its own run."""
+    vmcb = context.vmcb
+    code: int = vmcb.exit_code
+    if code in _RUNS_ON:
+        EXIT_HANDLERS[code](host, vcpu, context)
+    elif code == ExitCode.VMGEXIT:
+        # The GHCB MSR says so too, and nothing in the enclave could have it say anything else.
+        counts = host.counts.msr_requests
+        counts[MsrRequest.RUN_VMPL] = counts.get(MsrRequest.RUN_VMPL, 0) + 1
+        host.leave_enclave(vcpu)
+    elif code == ExitCode.INVALID:
+        host.leave_enclave(vcpu, RUN_VMPL_REFUSED)
+    else:
+        context.keep_event()
+        hook = host.on_npf
+        if code == ExitCode.NPF and hook and hook(vcpu.index, context.vmpl, vmcb.exit_info_2, vmcb.exit_info_1):
+            return
+        host.leave_enclave(vcpu, run_context_ended(code))
+
+
 EXIT_HANDLERS: dict[int, Callable[[Host, Vcpu, Context], None]] = {
     int(ExitCode.VMGEXIT): _vmgexit,
     int(ExitCode.INTR): _interrupted,
@@ -116,6 +137,10 @@ EXIT_HANDLERS: dict[int, Callable[[Host, Vcpu, Context], None]] = {
     int(ExitCode.INVALID): _invalid,
     int(ExitCode.NPF): _nested_page_fault,
 }
+
+
+#: exits that are nobody's doing: the context goes on
+_RUNS_ON = frozenset({ExitCode.INTR, ExitCode.VINTR, ExitCode.NMI, ExitCode.PAUSE})
 
 
 def unexpected(host: Host, vcpu: Vcpu, context: Context) -> None:

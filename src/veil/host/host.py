@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.formats.ghcb import HypervisorFeatures
+from veil.formats.ghcb import RUN_VMPL_REFUSED, HypervisorFeatures
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.counters import Counters
 from veil.host.cpuid_answers import CpuidAnswers
+from veil.host.enclave_contexts import ENCLAVE_VMPL, EnclaveContexts
 from veil.host.errors import HostError
 from veil.host.events import PageStateEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state
@@ -63,6 +64,9 @@ class Host:
         self.guest_vmpl = guest_vmpl
         ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
         self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
+        #: at which contexts run that belong to no VCPU, in the kernel's place (-1: at none)
+        self.enclave_vmpl = ENCLAVE_VMPL if guest_vmpl > ENCLAVE_VMPL else -1
+        self.enclaves = EnclaveContexts(machine.new_vmcb)
         self.cpuid = CpuidAnswers(cpuid)
         self.certificates = certificates
         #: what each level may not ask about; a test that makes the host hostile puts an empty one here
@@ -94,6 +98,8 @@ class Host:
         if not self.in_ram(gpa, length) or not self.protection.allows(context.vmpl, gpa, length):
             return False
         # VMSAs, of the launch and of AP creation, wherever they lie.
+        if context.vmpl > self.enclave_vmpl and self.enclaves.touches(gpa, length):
+            return False
         return not any(
             other.vmpl < context.vmpl and gpa <= other.vmcb.vmsa_pa < gpa + length
             for vcpu in self.vcpus
@@ -129,3 +135,31 @@ class Host:
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True
+
+    def enter_enclave(self, vcpu: Vcpu, context: Context, vmsa: int) -> bool:
+        """The kernel wants a context of VMPL 2 run in its place; False if that is not to be."""
+        enclave = self.enclaves.get(vmsa)
+        # Only the kernel: the way back leads to it. What another VCPU has begun is that one's until it leaves.
+        if enclave is None or context.vmpl != self.guest_vmpl or any(other.current is enclave for other in self.vcpus):
+            return False
+        vcpu.current = enclave
+        if self.on_event is not None:
+            self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, enclave.vmpl))
+        return True
+
+    def leave_enclave(self, vcpu: Vcpu, answer: int | None = None) -> None:
+        """Back to the VCPU's kernel, which finds `answer` to its request, or the one that it got when it was done."""
+        enclave, kernel = vcpu.current, vcpu.contexts.get(self.guest_vmpl)
+        assert enclave is not None
+        if kernel is None or not self.switch_vmpl(vcpu, enclave, self.guest_vmpl):
+            vcpu.park()
+        elif answer is not None:
+            kernel.vmcb.ghcb_gpa = answer
+
+    def drop_enclave(self, vmsa: int) -> bool:
+        """The context must not run any more; False if there was none. A VCPU that ran it goes back to its kernel."""
+        enclave = self.enclaves.drop(vmsa)
+        for vcpu in self.vcpus:
+            if enclave is not None and vcpu.current is enclave:
+                self.leave_enclave(vcpu, RUN_VMPL_REFUSED)
+        return enclave is not None

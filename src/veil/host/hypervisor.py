@@ -18,7 +18,7 @@ from veil.formats.launch_digest import PageType
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.events import ExitEvent
-from veil.host.exits import EXIT_HANDLERS, unexpected
+from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
 from veil.host.kernel_end import KernelEnd
@@ -91,8 +91,6 @@ class Hypervisor(Host):
             certificates=certificates,
         )
         self.kernel_end = KernelEnd(self)
-        #: levels from which the host goes back to the guest's level when an interrupt is due (VMPL 2 with enclaves)
-        self.preemptible_vmpls: frozenset[int] = frozenset()
         self._clock = clock
         self._next: Vcpu | None = None
         self._turn = 0
@@ -434,7 +432,9 @@ class Hypervisor(Host):
                         context.withdraw_interrupt()
                 elif vector != context.irq:
                     context.offer_interrupt(vector)
-            elif vmpl in self.preemptible_vmpls and self._preempt(vcpu):
+            elif context.is_enclave and platform.pending_vector(index) is not None:
+                # Whatever the kernel's RFLAGS.IF: it stands in its request to run the enclave, with interrupts off.
+                self.leave_enclave(vcpu)
                 continue
             if self.device_accessed:
                 self._refresh_timer()
@@ -447,7 +447,7 @@ class Hypervisor(Host):
             counts[code] = counts.get(code, 0) + 1
             if self.on_event is not None:
                 self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
-            handlers.get(code, unexpected)(self, vcpu, context)
+            (leave_enclave if context.is_enclave else handlers.get(code, unexpected))(self, vcpu, context)
             if vmpl == 0 and guest_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
                 # The answer lies in shared pages, which the kernel on another VCPU could write before VeilMon reads it.
                 answers += 1
@@ -466,14 +466,6 @@ class Hypervisor(Host):
                 if any(self._can_run(other) for other in self.vcpus if other is not vcpu):
                     return
 
-    def _preempt(self, vcpu: Vcpu) -> bool:
-        """An interrupt for the guest's level ends the run of a level that may be interrupted."""
-        target = vcpu.contexts.get(self.guest_vmpl)
-        if target is None or self.platform.pending_vector(vcpu.index) is None:
-            return False
-        vcpu.start(self.guest_vmpl)
-        return True
-
     # Bookkeeping
 
     def counters(self) -> dict[str, int]:
@@ -484,6 +476,7 @@ class Hypervisor(Host):
         """Everything of the host that a snapshot needs; memory and VMSAs are the machine's."""
         return {
             "guest_vmpl": self.guest_vmpl,
+            "enclaves": self.enclaves.dump(),
             "vcpus": [vcpu.dump() for vcpu in self.vcpus],
             "turn": self._turn,
             "ap_jump_table": self.ap_jump_table,
@@ -497,13 +490,14 @@ class Hypervisor(Host):
         try:
             vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
             guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]
-            protected = state["protected"]
+            protected, enclaves = state["protected"], state["enclaves"]
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(f"snapshot: the host's state is damaged ({error!r})") from error
         if len(vcpus) != len(self.vcpus):
             raise HostError(f"snapshot: it has {len(vcpus)} VCPUs, this host has {len(self.vcpus)}")
+        self.enclaves.load(enclaves)
         for vcpu, saved in zip(self.vcpus, vcpus, strict=True):
-            vcpu.load(saved)
+            vcpu.load(saved, self.enclaves.get)
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
         if any(_SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):

@@ -58,11 +58,12 @@ class KernelEnd:
     def may_enter(self, vcpu: Vcpu, vmpl: int) -> bool:
         """May the host by itself run this level on the VCPU now?
 
-        While the kernel lives, in its place only: VMPL 0 and 1 are not to be left in the middle. Afterwards wherever
-        they have nothing to do, as VeilMon waits in an AP reset hold where there is no kernel to run.
+        While the kernel lives, in its place or an enclave's only: VMPL 0 and 1 are not to be left in the middle.
+        Afterwards wherever they have nothing to do, as VeilMon waits in an AP reset hold where no kernel is to run.
         """
         if vmpl not in vcpu.contexts:
             return False
         if self.error is not None:
             return vcpu.state != RunState.RUNNABLE
-        return vcpu.vmpl == self._host.guest_vmpl and vcpu.state in _INTERRUPTIBLE
+        in_its_place = vcpu.vmpl in (self._host.guest_vmpl, self._host.enclave_vmpl)
+        return in_its_place and vcpu.state in _INTERRUPTIBLE

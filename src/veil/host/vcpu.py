@@ -70,6 +70,9 @@ class Context:
 
     __slots__ = ("ghcb", "handed_on", "hold", "irq", "on_init", "refused", "vmcb", "vmpl")
 
+    #: it runs in the kernel's place, and may be left for the kernel at any instruction
+    is_enclave = False
+
     def __init__(self, vmpl: int, vmcb: Any, vmsa: int) -> None:
         self.vmpl = vmpl
         self.vmcb = vmcb
@@ -173,9 +176,10 @@ class Vcpu:
         return None if self.current is None else self.current.vmpl
 
     def is_busy_above(self, vmpl: int) -> bool:
-        """Does a level more privileged than this one run on it?"""
+        """Does a level more privileged than this one run on it, which is not to be left in the middle?"""
         running = self.state in (RunState.RUNNABLE, RunState.HALTED)
-        return running and self.vmpl is not None and self.vmpl < vmpl
+        current = self.current
+        return running and current is not None and current.vmpl < vmpl and not current.is_enclave
 
     def set_vmsa(self, vmpl: int, vmsa: int) -> Context:
         """A new VMSA for a level, replacing what the level had.
@@ -190,16 +194,24 @@ class Vcpu:
             context.vmcb.v_intr = context.vmcb.event_inj = context.vmcb.interrupt_shadow = 0
             context.ghcb = old.ghcb
         self.contexts[vmpl] = context
-        if old is not None and self.current is old:
+        if (old is not None and self.current is old) or self._runs_enclave_of(vmpl):
             self.current = context
         return context
+
+    def _runs_enclave_of(self, vmpl: int) -> bool:
+        """Does an enclave's context run in this level's place?"""
+        return self.current is not None and self.current.is_enclave and self.current.vmpl < vmpl
 
     def drop_vmsa(self, vmpl: int) -> None:
         """The level's VMSA is gone; a VCPU that was running it has nothing to run."""
         context = self.contexts.pop(vmpl, None)
-        if context is not None and self.current is context:
-            self.current = None
-            self.state = RunState.PARKED
+        if context is not None and (self.current is context or self._runs_enclave_of(vmpl)):
+            self.park()
+
+    def park(self) -> None:
+        """There is nothing to run."""
+        self.current = None
+        self.state = RunState.PARKED
 
     def start(self, vmpl: int) -> None:
         """Run this level's VMSA."""
@@ -212,13 +224,17 @@ class Vcpu:
             "apic_id": self.apic_id,
             "state": int(self.state),
             "current": -1 if self.current is None else self.current.vmpl,
+            "enclave": self.current.vmcb.vmsa_pa if self.current is not None and self.current.is_enclave else -1,
             "contexts": [context.dump() for context in self.contexts.values()],
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], enclave: Callable[[int], Context | None] = lambda vmsa: None) -> None:
+        """`enclave` finds a context of VMPL 2 by its VMSA."""
         try:
             contexts = {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state["contexts"]}
-            current = contexts[state["current"]] if state["current"] >= 0 else None
+            current = enclave(int(state["enclave"]))
+            if current is None:
+                current = contexts[state["current"]] if state["current"] >= 0 else None
             run_state = RunState(state["state"])
             apic_id = int(state["apic_id"])
         except (KeyError, TypeError, ValueError) as error:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The domain table and VCPU replication: every VCPU has one VMSA, or more, for each domain that runs on it."""
+"""The domain table and VCPU replication: every VCPU has one VMSA, or more, for each domain that runs on it.
+
+DomENC has as many as there are threads of enclaves, on whichever VCPU."""
 
 from __future__ import annotations
 
@@ -44,13 +46,15 @@ class DomainContexts:
 
 
 class VcpuContexts:
-    """One VCPU's contexts."""
+    """One VCPU's contexts, of all domains but DomENC."""
 
     __slots__ = ("apic_id", "contexts", "kernel", "unfinished")
 
     def __init__(self, apic_id: int) -> None:
         self.apic_id = apic_id
-        self.contexts = {domain: DomainContexts() for domain in Domain}
+        self.contexts: dict[Domain, DomainContexts] = {
+            domain: DomainContexts() for domain in Domain if domain is not Domain.ENC
+        }
         #: of DomUNT, which each call asks for
         self.kernel = self.contexts[Domain.UNT]
         #: the VMSA whose call waits for the host; its registers will be written when it is done
@@ -66,6 +70,8 @@ class DomainTable:
 
     def __init__(self, vcpus: int) -> None:
         self.vcpus = [VcpuContexts(apic_id) for apic_id in range(vcpus)]
+        #: the VMSAs of DomENC, which belong to no VCPU: each may run on each of them
+        self.enclaves: set[int] = set()
 
     def by_apic_id(self, apic_id: int) -> VcpuContexts | None:
         """The VCPU, or None."""
@@ -86,20 +92,22 @@ class DomainTable:
         """Is the page a calling area?"""
         return any(gpa in vcpu.kernel.vmsas.values() for vcpu in self.vcpus)
 
-    def dump(self) -> list[dict[str, Any]]:
-        return [
+    def dump(self) -> dict[str, Any]:
+        vcpus = [
             {
                 domain.name: {"vmsa": mine.vmsa, "caa": mine.caa, "vmsas": sorted(mine.vmsas.items())}
                 for domain, mine in vcpu.contexts.items()
             }
             for vcpu in self.vcpus
         ]
+        return {"vcpus": vcpus, "enclaves": sorted(self.enclaves)}
 
     @classmethod
-    def load(cls, state: list[dict[str, Any]]) -> DomainTable:
+    def load(cls, state: dict[str, Any]) -> DomainTable:
         """From a snapshot."""
-        self = cls(len(state))
-        for vcpu, item in zip(self.vcpus, state, strict=True):
+        self = cls(len(state["vcpus"]))
+        self.enclaves = set(state["enclaves"])
+        for vcpu, item in zip(self.vcpus, state["vcpus"], strict=True):
             for domain, mine in vcpu.contexts.items():
                 saved = item[domain.name]
                 mine.vmsa, mine.caa, mine.vmsas = saved["vmsa"], saved["caa"], dict(saved["vmsas"])

@@ -37,6 +37,7 @@ from veil.snp.layouts import Efer, Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
+    from veil.monitor.ghcb import Ghcb
     from veil.monitor.state import MonitorState
     from veil.snp.hosted import HostedCpu
 
@@ -66,29 +67,31 @@ class Grants:
         #: a request is being served: its steps wait for the host on some VCPU
         self.busy = False
 
-    def serve(self, cpu: HostedCpu) -> Generator[None, None, bool]:
+    def serve(self, host: Ghcb) -> Generator[None, None, bool]:
         """Do what the domain asks for, if it asks; was there anything?"""
+        cpu = host.cpu
         if not self._offered or self.busy or not cpu.view.read_u32(self._outbox):
             return False
         self.busy = True
         try:
-            status, body = yield from self._answer(cpu)
+            status, body = yield from self._answer(host)
         finally:
             self.busy = False
         write_answer(cpu.view, self._outbox, self._size, status, body)
         return True
 
-    def _answer(self, cpu: HostedCpu) -> Generator[None, None, tuple[Status, bytes]]:
+    def _answer(self, host: Ghcb) -> Generator[None, None, tuple[Status, bytes]]:
         try:
-            request = take_request(cpu.view, self._outbox, self._size)
+            request = take_request(host.cpu.view, self._outbox, self._size)
             assert request is not None
-            return Status.OK, (yield from self._do(cpu, request))
+            return Status.OK, (yield from self._do(host, request))
         except FormatError as error:
             return Status.BAD_REQUEST, str(error).encode()
         except _Refused as refusal:
             return refusal.status, str(refusal).encode()
 
-    def _do(self, cpu: HostedCpu, request: BlockRequest) -> Generator[None, None, bytes]:
+    def _do(self, host: Ghcb, request: BlockRequest) -> Generator[None, None, bytes]:
+        cpu = host.cpu
         if request.call == GrantCall.MOVE:
             yield from self._move(cpu, Move.parse(request.body))
         elif request.call == GrantCall.COPY_IN:
@@ -96,9 +99,9 @@ class Grants:
         elif request.call == GrantCall.RESTRICT:
             yield from self._restrict(cpu, Restrict.parse(request.body))
         elif request.call == GrantCall.MAKE_VMSA:
-            yield from self._make_vmsa(cpu, EnclaveContext.parse(request.body))
+            yield from self._make_vmsa(host, EnclaveContext.parse(request.body).gpa)
         elif request.call == GrantCall.DROP_VMSA:
-            yield from self._drop_vmsa(cpu, EnclaveContext.parse(request.body))
+            yield from self._drop_vmsa(host, EnclaveContext.parse(request.body).gpa)
         elif request.call == GrantCall.READ_VIRTUAL:
             return self._read_virtual(cpu, ReadVirtual.parse(request.body))
         else:
@@ -108,7 +111,7 @@ class Grants:
     # MOVE
 
     def _move(self, cpu: HostedCpu, move: Move) -> Generator[None, None, None]:
-        book, rows = self._state.book, self._state.rows
+        book = self._state.book
         source, target = move.source, move.target
         transition = TRANSITIONS.get((source, target))
         if transition is None or not transition.services_may_ask:
@@ -122,8 +125,7 @@ class Grants:
         # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
         for gpa, size in move.ranges:
             book.move(gpa, size, target)
-        before = {domain: rows.permissions(source, domain) for domain in _LEVELS}
-        after = {domain: rows.permissions(target, domain) for domain in _LEVELS}
+        before, after = self._levels(source), self._levels(target)
         try:
             # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
             yield from self._adjust(cpu, pages, {domain: before[domain] & after[domain] for domain in _LEVELS})
@@ -198,57 +200,61 @@ class Grants:
 
     # MAKE_VMSA, DROP_VMSA
 
-    def _make_vmsa(self, cpu: HostedCpu, context: EnclaveContext) -> Generator[None, None, None]:
-        book, rows, gpa = self._state.book, self._state.rows, context.gpa
-        vcpu = self._state.domains.by_apic_id(context.vcpu)
-        if vcpu is None:
-            raise _Refused(Status.BAD_REQUEST, f"there is no VCPU {context.vcpu}")
+    def _make_vmsa(self, host: Ghcb, gpa: int) -> Generator[None, None, None]:
+        cpu, book = host.cpu, self._state.book
         if book.owner(gpa) is not Owner.ENCLAVE:
             raise _Refused(Status.NOT_ALLOWED, f"the page {gpa:#x} is not an enclave's")
         if not cpu.view.allows(gpa, Permission.RW, PAGE_SIZE):
             raise _Refused(Status.UNAVAILABLE, f"the page {gpa:#x} is not validated memory")
         book.move(gpa, PAGE_SIZE, Owner.ENCLAVE_VMSA)
-        sealed = {domain: rows.permissions(Owner.ENCLAVE_VMSA, domain) for domain in _LEVELS}
         try:
-            # Out of everybody's reach before it is looked at: what is checked is what will run.
-            yield from self._adjust(cpu, [gpa], sealed)
-            why = find_fault(Vmsa.from_buffer_copy(cpu.view.read(gpa, PAGE_SIZE)), self._state.sev_features)
-            if why is not None:
-                raise _Refused(Status.BAD_REQUEST, why)
-            yield from self._adjust(cpu, [gpa], {Domain.UNT: sealed[Domain.UNT]}, vmsa=True)
+            yield from self._seal(cpu, gpa)
         except (_Refused, RmpViolation) as error:
-            yield from self._take_back(
-                cpu, [gpa], {domain: rows.permissions(Owner.ENCLAVE, domain) for domain in _LEVELS}
-            )
+            yield from self._take_back(cpu, [gpa], self._levels(Owner.ENCLAVE))
             book.claim(gpa, PAGE_SIZE, Owner.ENCLAVE)
             if isinstance(error, _Refused):
                 raise
             raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
-        # None of them runs by itself: `vmsa` of the table is the one that does.
-        vcpu.contexts[Domain.ENC].vmsas[gpa] = None
+        self._state.domains.enclaves.add(gpa)
+        if not (yield from host.create_enclave(gpa, self._state.sev_features)):
+            yield from self._unseal(cpu, gpa)
+            raise _Refused(Status.UNAVAILABLE, f"the host does not take the context at {gpa:#x}")
 
-    def _drop_vmsa(self, cpu: HostedCpu, context: EnclaveContext) -> Generator[None, None, None]:
-        view, gpa = cpu.view, context.gpa
-        vcpu = self._state.domains.by_apic_id(context.vcpu)
-        if vcpu is None or gpa not in vcpu.contexts[Domain.ENC].vmsas:
-            raise _Refused(Status.NOT_ALLOWED, f"the page {gpa:#x} is no context of VMPL 2 on VCPU {context.vcpu}")
-        sealed = self._state.rows.permissions(Owner.ENCLAVE_VMSA, Domain.UNT)
+    def _seal(self, cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
+        sealed = self._levels(Owner.ENCLAVE_VMSA)
+        # Out of everybody's reach before it is looked at: what is checked is what will run.
+        yield from self._adjust(cpu, [gpa], sealed)
+        why = find_fault(Vmsa.from_buffer_copy(cpu.view.read(gpa, PAGE_SIZE)), self._state.sev_features)
+        if why is not None:
+            raise _Refused(Status.BAD_REQUEST, why)
+        yield from self._adjust(cpu, [gpa], {Domain.UNT: sealed[Domain.UNT]}, vmsa=True)
+
+    def _drop_vmsa(self, host: Ghcb, gpa: int) -> Generator[None, None, None]:
+        if gpa not in self._state.domains.enclaves:
+            raise _Refused(Status.NOT_ALLOWED, f"the page {gpa:#x} is no context of VMPL 2")
+        yield from self._unseal(host.cpu, gpa)
+        yield from host.destroy_enclave(gpa)
+
+    def _unseal(self, cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
+        view = cpu.view
         try:
             efer = view.read_u64(gpa + Vmsa.efer.offset)
             # No VMRUN enters it from here on, whatever the host tries before the attribute is gone.
             view.write_u64(gpa + Vmsa.efer.offset, efer & ~Efer.SVME)
             try:
-                yield from self._adjust(cpu, [gpa], {Domain.UNT: sealed})
+                yield from self._adjust(cpu, [gpa], {Domain.UNT: self._levels(Owner.ENCLAVE_VMSA)[Domain.UNT]})
             except _Refused:
                 view.write_u64(gpa + Vmsa.efer.offset, efer)
                 raise
             view.zero(gpa, PAGE_SIZE)
             self._state.book.move(gpa, PAGE_SIZE, Owner.ENCLAVE)
-            vcpu.contexts[Domain.ENC].drop(gpa)
-            rows = self._state.rows
-            yield from self._adjust(cpu, [gpa], {domain: rows.permissions(Owner.ENCLAVE, domain) for domain in _LEVELS})
+            self._state.domains.enclaves.discard(gpa)
+            yield from self._adjust(cpu, [gpa], self._levels(Owner.ENCLAVE))
         except RmpViolation as error:
             raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
+
+    def _levels(self, owner: Owner) -> dict[Domain, Permission]:
+        return {domain: self._state.rows.permissions(owner, domain) for domain in _LEVELS}
 
     # RESTRICT
 

@@ -60,6 +60,8 @@ ROWS: dict[Owner, Row] = {
     Owner.MODULE_CODE: Row(kernel=_SUPERVISOR_CODE, services=_RW),
     Owner.ENCLAVE: Row(services=_RW, enclaves=_RW | Permission.UX),
     Owner.ENCLAVE_VMSA: Row(),
+    # Data for both, code for nobody. It stays validated: an enclave must not find another page there.
+    Owner.ENCLAVE_WINDOW: Row(kernel=_RW, services=_RW, enclaves=_RW),
 }
 
 
@@ -95,6 +97,8 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
     (Owner.KERNEL, Owner.MODULE_CODE): _BY_SERVICE,
     (Owner.MODULE_CODE, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE): _BY_SERVICE,
+    (Owner.KERNEL, Owner.ENCLAVE_WINDOW): _BY_SERVICE,
+    (Owner.ENCLAVE_WINDOW, Owner.KERNEL): _BY_SERVICE,
     # By requests of their own, in which the page's content is checked, and its registers erased.
     (Owner.ENCLAVE, Owner.ENCLAVE_VMSA): _BY_CALL,
     (Owner.ENCLAVE_VMSA, Owner.ENCLAVE): Transition(zero=True),

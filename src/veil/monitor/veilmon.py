@@ -221,7 +221,7 @@ class VeilMon:
                 can_run = can_run and vcpu.kernel.vmsa is not None
                 cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
                 # The services' domain asked for something, and waits.
-                for_services = self._grants is not None and (yield from self._grants.serve(cpu))
+                for_services = self._grants is not None and (yield from self._grants.serve(self._hosts[vcpu.apic_id]))
                 if for_services:
                     cpu.ghcb_msr = _RUN_SERVICES
                 yield

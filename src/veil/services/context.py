@@ -132,16 +132,16 @@ class MonitorClient:
         """
         return (yield from _ask(GrantCall.READ_VIRTUAL, ReadVirtual(vcpu, address, length).pack()))
 
-    def make_vmsa(self, vcpu: int, gpa: int) -> Asking[None]:
-        """A page of ENCLAVE, which holds a VMSA of VMPL 2 and CPL 3, becomes a context of this VCPU (APIC ID).
+    def make_vmsa(self, gpa: int) -> Asking[None]:
+        """A page of ENCLAVE, which holds a VMSA of VMPL 2 and CPL 3, becomes a context that each VCPU may run.
 
         From here on nobody but VeilMon reaches its registers.
         """
-        yield from _ask(GrantCall.MAKE_VMSA, EnclaveContext(vcpu, gpa).pack())
+        yield from _ask(GrantCall.MAKE_VMSA, EnclaveContext(gpa).pack())
 
-    def drop_vmsa(self, vcpu: int, gpa: int) -> Asking[None]:
+    def drop_vmsa(self, gpa: int) -> Asking[None]:
         """It becomes a page of ENCLAVE again, zeroed. UNAVAILABLE while it runs."""
-        yield from _ask(GrantCall.DROP_VMSA, EnclaveContext(vcpu, gpa).pack())
+        yield from _ask(GrantCall.DROP_VMSA, EnclaveContext(gpa).pack())
 
 
 def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:

@@ -15,6 +15,7 @@ from veil.formats.ghcb import (
     MSR_ERROR,
     MSR_INFO_MASK,
     MSR_PAGE_OPERATION_SHIFT,
+    RUN_CONTEXT_SHIFT,
     RUN_VMPL_REFUSED,
     MsrRequest,
     MsrResponse,
@@ -90,10 +91,15 @@ def _page_state_change(host: Host, vcpu: Vcpu, context: Context, value: int) -> 
 
 
 def _run_vmpl(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
-    # Bits 31:12 and 63:40 must be zero; they would make the level a large number or go unnoticed.
-    if value & _RUN_VMPL_RESERVED or not host.switch_vmpl(vcpu, context, value >> 32):
+    # Bits 31:12 must be zero; they would go unnoticed.
+    if value & _RUN_VMPL_RESERVED:
         return RUN_VMPL_REFUSED
-    return _RUN_VMPL_DONE
+    vmpl, page = value >> 32 & 0xFF, value >> RUN_CONTEXT_SHIFT
+    if not page:
+        done = host.switch_vmpl(vcpu, context, vmpl)
+    else:
+        done = vmpl == host.enclave_vmpl and host.enter_enclave(vcpu, context, page * PAGE_SIZE)
+    return _RUN_VMPL_DONE if done else RUN_VMPL_REFUSED
 
 
 def _hv_features(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:

@@ -146,3 +146,52 @@ def test_an_init_does_not_cut_a_more_privileged_level_off(vmpl: int) -> None:
     # It is started when that level wants it run.
     assert guest.host.switch_vmpl(vcpu, vcpu.contexts[vmpl], 3)
     assert vcpu.current is waiting
+
+
+class TestEnclaves:
+    """Contexts of VMPL 2 under a kernel of VMPL 3: registered, and of no VCPU."""
+
+    EVENT = 0x80000013
+
+    def test_registered_and_forgotten(self) -> None:
+        guest = three_vcpus()
+        assert guest.call(self.EVENT, ap(1, 2, 1), 0x3000, rax=1) == OK
+        context = guest.host.enclaves.get(0x3000)
+        assert context is not None
+        assert (context.vmpl, context.vmcb.ghcb_gpa) == (2, 3 << 32 | 0x16)
+        assert [2 in vcpu.contexts for vcpu in guest.host.vcpus] == [False] * 3
+        assert guest.call(self.EVENT, ap(0, 2, 2), 0x3000) == OK
+        assert guest.host.enclaves.get(0x3000) is None
+        assert guest.call(self.EVENT, ap(0, 2, 2), 0x3000) == malformed(GhcbReason.INVALID_INPUT)
+
+    @pytest.mark.parametrize(
+        ("info1", "vmsa", "features"),
+        [
+            (ap(0, 2, 0), 0x3000, 1),
+            (ap(0, 2, 3), 0x3000, 1),
+            (ap(0, 2, 1), 0x3008, 1),
+            (ap(0, 2, 1), MEMORY, 1),
+            (ap(0, 2, 1), GHCB, 1),
+            (ap(0, 2, 1), 0x3000, 0),
+        ],
+    )
+    def test_refused(self, info1: int, vmsa: int, features: int) -> None:
+        guest = three_vcpus()
+        assert guest.call(self.EVENT, info1, vmsa, rax=features) == malformed(GhcbReason.INVALID_INPUT)
+        assert guest.host.enclaves.get(vmsa) is None
+
+    @pytest.mark.parametrize("request_code", [1, 2])
+    def test_a_kernel_registers_none_and_takes_none_away(self, request_code: int) -> None:
+        guest = three_vcpus()
+        guest.host.enclaves.add(0x3000)
+        guest.host.vcpus[0].start(3)
+        known = guest.host.enclaves.get(0x3000)
+        for vmsa in (0x3000, 0x4000):
+            answer = guest.call(self.EVENT, ap(0, 2, request_code), vmsa, rax=1)
+            assert answer == malformed(GhcbReason.INVALID_INPUT)
+        assert (guest.host.enclaves.get(0x3000), guest.host.enclaves.get(0x4000)) == (known, None)
+
+    def test_a_guest_whose_kernel_is_at_vmpl_2_has_none(self) -> None:
+        guest = Guest(2, monitor=True, guest_vmpl=2)
+        assert guest.call(self.EVENT, ap(1, 2, 1), 0x3000, rax=1) == OK
+        assert guest.host.vcpus[1].vmpl == 2

@@ -26,7 +26,10 @@ def _invalid() -> GhcbFault:
 
 
 def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
-    """SW_EXITINFO1: APIC ID 63:32, VMPL 19:16, request 15:0; SW_EXITINFO2: the VMSA; RAX: its SEV_FEATURES."""
+    """SW_EXITINFO1: APIC ID 63:32, VMPL 19:16, request 15:0; SW_EXITINFO2: the VMSA; RAX: its SEV_FEATURES.
+
+    Contexts of VMPL 2 under a kernel of VMPL 3 belong to no VCPU: to create one is to register it.
+    """
     info = ghcb.exit_info_1
     request, vmpl = info & 0xFFFF, info >> AP_CREATION_VMPL_SHIFT & 0xF
     target = host.vcpu_by_apic_id(info >> AP_CREATION_APIC_ID_SHIFT)
@@ -37,7 +40,10 @@ def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     if vmpl < context.vmpl:
         raise _invalid()
     vmsa: int | None = ghcb.exit_info_2
-    if request == ApRequest.DESTROY:
+    if vmpl == host.enclave_vmpl:
+        _enclave(host, vcpu, context, target, request, ghcb)
+        vmsa = vmsa if request == ApRequest.CREATE else None
+    elif request == ApRequest.DESTROY:
         vmsa = None
         target.drop_vmsa(vmpl)
         host.reschedule = True
@@ -54,6 +60,16 @@ def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
         raise _invalid()
     if host.on_event is not None:
         host.on_event(ApCreationEvent(vcpu.index, context.vmpl, target.index, vmpl, vmsa))
+
+
+def _enclave(host: Host, vcpu: Vcpu, context: Context, target: Vcpu, request: int, ghcb: GhcbPage) -> None:
+    gpa = ghcb.exit_info_2
+    if request == ApRequest.CREATE:
+        _check_vmsa(host, vcpu, context, target, host.enclave_vmpl, ghcb)
+        host.drop_enclave(gpa)
+        host.enclaves.add(gpa)
+    elif request != ApRequest.DESTROY or not host.drop_enclave(gpa):
+        raise _invalid()
 
 
 def _check_vmsa(host: Host, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: int, ghcb: GhcbPage) -> None:
