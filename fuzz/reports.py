@@ -26,7 +26,7 @@ from veil.formats.attestation_report import (
 from veil.remote.attestation.policy import Policy
 from veil.remote.attestation.report_encodings import read_report
 from veil.remote.attestation.verify import verify_report
-from veil.snp.guest_requests import MODEL_TCB
+from veil.snp import MODEL_TCB
 
 __all__ = ["TARGETS"]
 

@@ -144,7 +144,7 @@ def test_a_kernel_that_is_silent_and_runs_on(vm: ConfidentialVM, tmp_path: Path,
     kernel = HostileKernel(vm, tmp_path)
     log_reader(vm).head()
     if not honest_host:
-        vm.hypervisor._pulse_ns = 1 << 62
+        vm.hypervisor.pulse.due_ns = 1 << 62
     heart, ticker = kernel.symbol("heartbeat_work"), kernel.symbol("ticker")
     if lies:
         kernel.do("stop_ticker", ticker=ticker)

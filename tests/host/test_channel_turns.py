@@ -11,7 +11,7 @@ import pytest
 from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import GuestHung, RunResult
 from veil.host.channel_turns import ACTIONS, GUEST_SHARE
-from veil.host.hypervisor import PULSE_NS
+from veil.host.pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 
@@ -112,7 +112,7 @@ def test_a_kernel_that_halted_for_good_has_users_all_the_same() -> None:
         return ExitCode.HLT
 
     guest = Served()
-    guest.host._pulse_ns = PULSE_NS
+    guest.host.pulse.due_ns = PULSE_NS
     guest.machine.scripts[KERNEL_VMSA] = _Endless(halt)  # type: ignore[assignment]
     guest.platform.channel.pending = True
     run(guest, 2 * PULSE_NS)

@@ -24,6 +24,7 @@ from veil.host.host import Host
 from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.protection import ProtectedRange, Protection
+from veil.host.pulse import FOREVER, SERVICE_VMPL, Pulse
 from veil.host.saved_state import require_like
 from veil.host.vcpu import NO_IRQ, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
@@ -45,11 +46,6 @@ MAX_PAUSES = 16
 #: Answers that VeilMon takes in a slice before anybody else runs.
 _MAX_ANSWERS = 256
 
-#: The services are run at least every other one of these: they tell a kernel that is silent from one that is not run.
-PULSE_NS = 1_000_000_000
-_SERVICE_VMPL = 1
-
-_FOREVER = 1 << 63
 _VMGEXIT = int(ExitCode.VMGEXIT)
 
 
@@ -95,9 +91,7 @@ class Hypervisor(Host):
         self._next: Vcpu | None = None
         self._turn = 0
         self._timer_ns = 0
-        self._pulse_ns = _FOREVER  # from the first time on that the services run
-        self._services_ran = False
-        self._pulsed: Vcpu | None = None  # where the services run without having been called
+        self.pulse = Pulse(clock)
         self._inbox: deque[Callable[[], None]] = deque()
         self._stop: HostError | None = None
         self._stopped = False
@@ -189,16 +183,12 @@ class Hypervisor(Host):
         """As `Host`; keeps the account of whose turn it is."""
         if not super().switch_vmpl(vcpu, context, vmpl):
             return False
-        if vmpl == _SERVICE_VMPL:
-            self._services_ran = True
-            if self._pulse_ns == _FOREVER:
-                self._pulse_ns = self._clock() + PULSE_NS
-        if vcpu is self._pulsed and vmpl == self.guest_vmpl:
-            # The kernel's second begins when it runs again: however long a pulse takes, another one does not follow it.
-            self._pulsed = None
-            self._pulse_ns = self._clock() + PULSE_NS
-        if vcpu is self._turns.vcpu and vmpl == self.guest_vmpl:
-            self.reschedule = True  # the turn is over
+        if vmpl == SERVICE_VMPL:
+            self.pulse.services_run()
+        elif vmpl == self.guest_vmpl:
+            self.pulse.kernel_runs(vcpu)
+            if vcpu is self._turns.vcpu:
+                self.reschedule = True  # the turn is over
         return True
 
     def init(self, index: int) -> None:
@@ -232,7 +222,7 @@ class Hypervisor(Host):
         `until` is asked after every exit, so it should be cheap.
         """
         clock = self._clock
-        end_ns = _FOREVER if timeout is None else clock() + int(timeout * 1e9)
+        end_ns = FOREVER if timeout is None else clock() + int(timeout * 1e9)
         while True:
             self.reschedule = False
             self._drain()
@@ -249,7 +239,7 @@ class Hypervisor(Host):
             if self.device_accessed or now >= self._timer_ns:
                 self._tick(now)
             # Before the channel: users who never stop asking must not keep the services from being run.
-            pulsed = now >= self._pulse_ns and self._turns.vcpu is None and self._pulse(now)
+            pulsed = now >= self.pulse.due_ns and self._turns.vcpu is None and self._pulse(now)
             if not pulsed and (self._turns.vcpu is not None or self._channel_waits):
                 self._serve_channel(now)
             vcpu = self._choose()
@@ -302,21 +292,14 @@ class Hypervisor(Host):
         turns.end()
 
     def _pulse(self, now: int) -> bool:
-        """The kernel did not call the services for a while: run them all the same, where they can interrupt it.
-
-        Do they run now? They do not if the kernel has called them after all.
-        """
-        pulsed = False
-        self._pulse_ns = now + PULSE_NS
-        if not self._services_ran and self.guest_vmpl > _SERVICE_VMPL:
-            for vcpu in self.vcpus:
-                if self.kernel_end.may_enter(vcpu, _SERVICE_VMPL):
-                    vcpu.start(_SERVICE_VMPL)
-                    self._next = self._pulsed = vcpu
-                    pulsed = True
-                    break
-        self._services_ran = False
-        return pulsed
+        """Run the services where they can interrupt the kernel, if nobody has called them. Do they run now?"""
+        able = (vcpu for vcpu in self.vcpus if self.kernel_end.may_enter(vcpu, SERVICE_VMPL))
+        vcpu = self.pulse.choose(now, able if self.guest_vmpl > SERVICE_VMPL else ())
+        if vcpu is None:
+            return False
+        vcpu.start(SERVICE_VMPL)
+        self._next = vcpu
+        return True
 
     def _drain(self) -> None:
         inbox = self._inbox
@@ -329,7 +312,7 @@ class Hypervisor(Host):
         self._refresh_timer()
 
     def _refresh_timer(self) -> None:
-        deadline = _FOREVER
+        deadline = FOREVER
         self.device_accessed = False
         if self.kernel_end.error is not None:
             self._timer_ns = deadline  # nobody takes their interrupts any more
@@ -392,8 +375,8 @@ class Hypervisor(Host):
             )
             self.kernel_end.outlive(hung)
             return
-        until_ns = min(self._timer_ns, self._pulse_ns, end_ns)
-        timeout = None if until_ns == _FOREVER else max(0, until_ns - self._clock()) / 1e9
+        until_ns = min(self._timer_ns, self.pulse.due_ns, end_ns)
+        timeout = None if until_ns == FOREVER else max(0, until_ns - self._clock()) / 1e9
         self._wakeup.wait(timeout)
         self._wakeup.clear()
         self.device_accessed = True
@@ -500,8 +483,8 @@ class Hypervisor(Host):
             vcpu.load(saved, self.enclaves.get)
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
-        if any(_SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
-            self._pulse_ns = self._clock() + PULSE_NS
+        if any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
+            self.pulse.begin()
         self.guest_vmpl, self._turn, self.ap_jump_table = guest_vmpl, turn % len(self.vcpus), jump_table
         self.protection = Protection.load(protected)
         self.platform.load(platform)

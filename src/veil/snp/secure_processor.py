@@ -12,14 +12,14 @@ from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import LaunchError, SnpError
-from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
+from veil.snp.guest_requests import FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity, check_id_block
 from veil.snp.layouts import CPUID_COUNT_MAX, SECRETS_VERSION, CpuidPage, SecretsPage
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp, RmpResult
 
 if TYPE_CHECKING:
-    from veil.snp.endorsement import Endorsement
+    from veil.snp.endorsement import MODEL_TCB, Endorsement
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "launch_digest"]
 
