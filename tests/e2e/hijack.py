@@ -52,6 +52,9 @@ class Hijack:
         self.monitor_gpa = self.monitor_vmsa_gpa & ~0x1FFFFF
         # Tests change single pages here: a host splits the entry when VeilMon first asks for one.
         self.split(TABLES)
+        # A locked-down kernel would not execute the code. What the tests ask is what else stands in its way.
+        for gpa in range(CODE, _STACK, PAGE):
+            self.monitor.rmpadjust(gpa, vmpl=3, permissions=Permission.ALL)
         self._tables()
 
     def _tables(self) -> None:

@@ -12,8 +12,6 @@ from veil.cvm import ConfidentialVM
 from veil.snp import EntryFlag, ExitCode, RmpViolation
 from veil.snp.hosted import HOSTED_MAGIC
 
-pytestmark = pytest.mark.open_kernel("the kernel runs what the tests put into its memory")
-
 _VMPL_DENIED = 1 << 36 | 1 << 34 | 1 << 31
 
 Resume = Callable[[], ConfidentialVM]

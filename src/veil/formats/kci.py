@@ -45,7 +45,8 @@ class KernelCall(enum.IntEnum):
     """`ModulePrepared` of the file that came last; by reference the pages of its memory, type after type in the order
     of `MemoryType`. The module is COMING: its text is final. -> u32 number of the module from now on"""
     MODULE_LIVE = 3
-    """u32 number: its init function has returned, the init memory goes back to the kernel. -> nothing"""
+    """u32 number: its init function has returned, the init memory goes back to the kernel, and what is read-only after
+    init is so. -> nothing"""
     MODULE_GONE = 4
     """u32 number: it is unloaded, or its init function failed. -> nothing"""
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A module whose code VMPL 3 may execute: how it gets there, and what is known of it."""
+"""A module whose code VMPL 3 may execute, and whose read-only data it may not write: how it gets there, and what is
+known of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from veil.formats.kci import MemoryType, ModulePrepared
 from veil.formats.kci_status import ModuleStatus
@@ -18,7 +21,19 @@ from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import ModuleRefused, Prepared
 
-__all__ = ["LoadedModule", "code_again", "frames_of", "take_code"]
+__all__ = [
+    "INIT",
+    "LoadedModule",
+    "code_again",
+    "frames_of",
+    "take_code",
+    "take_late_data",
+    "take_read_only",
+]
+
+#: What goes back to the kernel when the init function has returned.
+INIT = (MemoryType.INIT_TEXT, MemoryType.INIT_RODATA)
+_READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
 
 
 @dataclass
@@ -34,6 +49,10 @@ class LoadedModule:
     body: bytes
     """Its file, without signature: from which all of this follows again."""
     code: dict[MemoryType, GuardedCode] = field(default_factory=dict)
+    read_only: dict[MemoryType, Sequence[int]] = field(default_factory=dict)
+    """Pages of its data that nobody can write."""
+    late: Sequence[int] = ()
+    """Pages of what is read-only once its init function has returned."""
     live: bool = False
 
     @property
@@ -52,7 +71,9 @@ class LoadedModule:
 
 
 def frames_of(told: ModulePrepared, pages: Sequence[int]) -> dict[MemoryType, Sequence[int]]:
-    """The pages of each type of memory. Raises ModuleRefused unless they are as many as the memory has."""
+    """The pages of each type of memory. Raises ModuleRefused unless they are as many as the memory has, each once."""
+    if len(set(pages)) != len(pages):
+        raise ModuleRefused("a page of the module is named twice")
     found, at = {}, 0
     for kind in sorted(told.memory):
         count = told.memory[kind].size // PAGE_SIZE
@@ -75,8 +96,6 @@ def take_code(
     is what will run. Raises KciError or ModuleRefused; then its pages are the kernel's as before."""
     rules = {kind: piece for kind, piece in code.rules.items() if kind in frames}
     pages = [gpa for kind in rules for gpa in frames[kind]]
-    if len(set(pages)) != len(pages):
-        raise ModuleRefused("a page of the module is named twice")
     try:
         yield from move_pages(context.monitor, pages, Owner.KERNEL, Owner.MODULE_CODE)
     except MonitorRefused as error:
@@ -99,6 +118,53 @@ def take_code(
         yield from move_pages(context.monitor, pages, Owner.MODULE_CODE, Owner.KERNEL)
         raise
     return found
+
+
+def take_read_only(
+    context: ServiceContext, prepared: Prepared, frames: Mapping[MemoryType, Sequence[int]]
+) -> Asking[dict[MemoryType, Sequence[int]]]:
+    """Let nobody write what is never written in a sound kernel, if it is what it must be. Its exception table is in it.
+    Raises ModuleRefused; then its pages are the kernel's as before."""
+    found = {kind: frames[kind] for kind in _READ_ONLY if kind in frames}
+    pages = [gpa for piece in found.values() for gpa in piece]
+    yield from _take_data(context, pages)
+    for kind, piece in found.items():
+        wrong = _first_difference(
+            b"".join(context.guest.read(gpa, PAGE_SIZE) for gpa in piece),
+            prepared.images[kind],
+            prepared.memory[kind].address,
+            prepared.unordered,
+        )
+        if wrong is not None:
+            yield from move_pages(context.monitor, pages, Owner.KERNEL_RODATA, Owner.KERNEL)
+            raise ModuleRefused(f"its read-only data is not what its file makes of it, at {wrong:#x} first")
+    return found
+
+
+def take_late_data(context: ServiceContext, module: LoadedModule) -> Asking[None]:
+    """Its init function has returned: nobody writes from here on what is read-only after it. What it wrote there is its
+    own. Raises ModuleRefused."""
+    if module.late:
+        yield from _take_data(context, module.late)
+        module.read_only[MemoryType.RO_AFTER_INIT] = module.late
+        module.late = ()
+
+
+def _take_data(context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
+    try:
+        yield from move_pages(context.monitor, pages, Owner.KERNEL, Owner.KERNEL_RODATA)
+    except MonitorRefused as error:
+        raise ModuleRefused(f"its read-only pages cannot be taken: {error}") from error
+
+
+def _first_difference(found: bytes, expected: bytes, address: int, anything: Sequence[range]) -> int | None:
+    """Where two contents of memory at an address differ, but for the addresses of which nothing is said."""
+    if found == expected:
+        return None
+    different = np.nonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0]
+    for piece in anything:
+        different = different[(different < piece.start - address) | (different >= piece.stop - address)]
+    return address + int(different[0]) if len(different) else None
 
 
 def code_again(

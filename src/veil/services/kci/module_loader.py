@@ -24,7 +24,15 @@ from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.image import AddressRange
 from veil.services.kci.ledger import Ledger
-from veil.services.kci.loaded_modules import LoadedModule, code_again, frames_of, take_code
+from veil.services.kci.loaded_modules import (
+    INIT,
+    LoadedModule,
+    code_again,
+    frames_of,
+    take_code,
+    take_late_data,
+    take_read_only,
+)
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer, prepare
@@ -151,18 +159,27 @@ class ModuleLoader:
         try:
             frames = frames_of(told, pages)
             if live:
-                # Its init code is the kernel's memory again, and nobody's code.
-                frames.pop(MemoryType.INIT_TEXT, None)
+                # The kernel's memory again, and nobody's code.
+                for kind in INIT:
+                    frames.pop(kind, None)
             code = ModuleCode(prepared, text.rules.near)
             module = LoadedModule(number, prepared, told, code.targets, admitted.body, live=live)
-            module.code = yield from take_code(
-                self._context,
-                self._measured,
-                prepared,
-                frames,
-                code,
-                configuration,
-            )
+            module.late = frames.get(MemoryType.RO_AFTER_INIT, ())
+            module.read_only = yield from take_read_only(self._context, prepared, frames)
+            try:
+                if live:
+                    yield from take_late_data(self._context, module)
+                module.code = yield from take_code(
+                    self._context,
+                    self._measured,
+                    prepared,
+                    frames,
+                    code,
+                    configuration,
+                )
+            except Exception:
+                yield from self._release_data(module, *MemoryType)
+                raise
         except Exception:
             self._exports.remove(prepared.name)
             raise
@@ -196,13 +213,15 @@ class ModuleLoader:
             code.rules.admit(near)
 
     def live(self, number: int) -> Asking[None]:
-        """Its init code is not code any more."""
+        """Its init code is not code any more, and what only that writes is read-only. Raises KciError, ModuleRefused,
+        MonitorRefused."""
         if number in self._early:
             self._early[number].live = True
             return
         module = self._module(number)
         module.live = True
-        yield from self._release(module, MemoryType.INIT_TEXT)
+        yield from self._release(module, *INIT)
+        yield from take_late_data(self._context, module)
 
     def gone(self, number: int) -> Asking[None]:
         """None of its code is code any more."""
@@ -237,6 +256,14 @@ class ModuleLoader:
             self._surround(self._text.rules.near.retire(AddressRange(code.address, code.address + code.size)))
             yield from move_pages(self._context.monitor, code.pages, Owner.MODULE_CODE, Owner.KERNEL)
             del module.code[kind]
+        yield from self._release_data(module, *kinds)
+
+    def _release_data(self, module: LoadedModule, *kinds: MemoryType) -> Asking[None]:
+        for kind in kinds:
+            pages = module.read_only.get(kind)
+            if pages is not None:
+                yield from move_pages(self._context.monitor, pages, Owner.KERNEL_RODATA, Owner.KERNEL)
+                del module.read_only[kind]
 
     # Snapshots
 
@@ -258,6 +285,8 @@ class ModuleLoader:
                     "told": module.told.pack().hex(),
                     "live": module.live,
                     "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
+                    "read_only": {int(kind): list(pages) for kind, pages in module.read_only.items()},
+                    "late": list(module.late),
                 }
                 for module in self.modules.values()
             ],
@@ -280,6 +309,8 @@ class ModuleLoader:
             module = LoadedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
             pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
             module.code = code_again(self._context.guest, prepared, pages, rules)
+            module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}
+            module.late = item["late"]
             self._know(module)
         self._saved = []
 

@@ -16,9 +16,10 @@ from veil.services.kci.image import AddressRange, KernelImage, text_range
 __all__ = ["KernelRanges", "kernel_ranges", "physical_range"]
 
 # Inside of read-only data; listed by name, so that a kernel that keeps one elsewhere is noticed.
-_KEPT = ("sys_call_table", "__start___ex_table", "__start_ro_after_init", "idt_table", "pv_ops")
-# Pages of their own outside of it that the kernel writes no more once it has booted (arch/x86/kernel/idt.c).
-_OWN_PAGES = (("idt_table", 256 * 16),)
+_KEPT = ("sys_call_table", "__start___ex_table", "__start_ro_after_init", "idt_table", "pv_ops", "empty_zero_page")
+# Pages of their own outside of it that the kernel writes no more once it has booted (arch/x86/kernel/idt.c), or never:
+# the page of zeros, which all processes share.
+_OWN_PAGES = (("idt_table", 256 * 16), ("empty_zero_page", PAGE_SIZE))
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class KernelRanges:
     """Executable: entry code, retpoline thunks, templates of ftrace trampolines and the rest lie in it."""
     read_only: tuple[AddressRange, ...]
     """Data that the kernel write-protects itself: .rodata with what was writable up to the end of boot, __ex_table,
-    the IDT."""
+    the IDT; and the page of zeros."""
     gone: tuple[AddressRange, ...]
     """Freed at the end of boot: init sections, alternatives, gaps. Not code any more, whatever they hold."""
     kept: dict[str, int]
