@@ -76,7 +76,7 @@ def test_text() -> None:
     [
         ("log", "which service"),
         (":full=drop", "which service"),
-        ("disk:size=1", "no service 'disk': the services are log, kci"),
+        ("disk:size=1", "no service 'disk': the services are log, kci, enc"),
         ("log:colour=red", "they are memory=..., full=..."),
         ("log:memory", "they are memory=..., full=..."),
         ("log:memory=lots", "'lots' is not a size"),

@@ -440,11 +440,13 @@ class Bench:
         assert self.call(16, 0, gpa, BLOCK_PAGES, vcpu=vcpu).rax == ResultCode.SUCCESS
         return gpa
 
-    def ask(self, service: int, call: int, body: bytes = b"", *, vcpu: int = 0) -> tuple[Status, bytes]:
+    def ask(
+        self, service: int, call: int, body: bytes = b"", *, vcpu: int = 0, pages: Sequence[int] = ()
+    ) -> tuple[Status, bytes]:
         """The kernel asks a service."""
         known = self.monitor.state.blocks.get(vcpu)
         gpa = known[0] if known is not None else self.register(vcpu)
-        write_request(self.kernel, gpa, BLOCK_PAGES * PAGE, BlockRequest(service, call, body))
+        write_request(self.kernel, gpa, BLOCK_PAGES * PAGE, BlockRequest(service, call, body, pages=tuple(pages)))
         self.enter(vcpu, vmpl=1)
         answer = read_answer(self.kernel, gpa, BLOCK_PAGES * PAGE)
         assert answer is not None

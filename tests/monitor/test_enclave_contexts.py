@@ -110,10 +110,13 @@ def known(bench: Bench) -> tuple[set[int], set[int]]:
 def test_a_sealed_context(bench: Bench) -> None:
     assert ask(bench, MAKE) == b"done"
     assert bench.rmp.is_vmsa(SMALL)
-    assert (permissions(bench), known(bench)) == ([0, 0, 0], ({SMALL}, {SMALL}))
+    assert (permissions(bench), known(bench)) == ([1, 0, 0], ({SMALL}, {SMALL}))
     assert bench.monitor.book.owner(SMALL) is Owner.ENCLAVE_VMSA
     # Nobody gets at it by another way.
-    for view in (bench.kernel, bench.view(1), bench.view(2)):
+    assert bench.view(1).read(SMALL, 8) == context()[:8], "the services look, and change nothing"
+    with pytest.raises(RmpViolation):
+        bench.view(1).write(SMALL, b"x")
+    for view in (bench.kernel, bench.view(2)):
         with pytest.raises(RmpViolation):
             view.read(SMALL, 8)
         with pytest.raises(RmpViolation):
@@ -206,7 +209,7 @@ def test_a_host_that_does_not_take_it(bench: Bench, runs: bool, monkeypatch: pyt
     assert bench.rmp.is_vmsa(SMALL) == runs
     monkeypatch.undo()
     if runs:
-        assert (permissions(bench), known(bench)[0]) == ([0, 0, 0], {SMALL})
+        assert (permissions(bench), known(bench)[0]) == ([1, 0, 0], {SMALL})
         assert ask(bench, DROP) == b"done"
     assert known(bench) == (set(), set())
     assert bench.monitor.book.owner(SMALL) is Owner.ENCLAVE

@@ -11,11 +11,15 @@ from pathlib import Path
 from veil.cache import Cache
 from veil.cvm.configuration import Configuration
 from veil.errors import VeilError
+from veil.formats.enclave_calls import ENC_NAME
+from veil.formats.enclave_settings import ON as ENCLAVES_ON
+from veil.formats.enclave_settings import EncSettings
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
+from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
 from veil.guest.ingredients import ingredients_at_hand
-from veil.guest.initramfs.archive import DRIVER_FILE, build_initramfs
+from veil.guest.initramfs.archive import DRIVER_FILE, Node, build_initramfs
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
@@ -38,7 +42,9 @@ class Assembly:
     def ingredients(self) -> dict[str, str] | None:
         """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
         chosen = self._configuration
-        return ingredients_at_hand(self._cache, chosen.kernel, driver=chosen.services is not None)
+        return ingredients_at_hand(
+            self._cache, chosen.kernel, driver=chosen.services is not None, enclaves=self._makes_enclaves()
+        )
 
     def kernel(self) -> Kernel:
         """The kernel, fetched if need be."""
@@ -64,6 +70,8 @@ class Assembly:
         require_bootable(kernel, monitor=chosen.monitor)
         driver = self._driver(kernel)
         tools = audit_tools(self._cache, self._progress) if driver is not None else {}
+        if driver is not None and self._makes_enclaves():
+            tools[STARTER_FILE] = Node.file(build_starter(self._cache).read_bytes(), 0o755)
         initramfs = build_initramfs(
             self._cache,
             module_tree=kernel.modules,
@@ -93,10 +101,19 @@ class Assembly:
         found = KciSettings.of(settings) if settings is not None else None
         return found if found is not None and found.mode != OFF else None
 
+    def _makes_enclaves(self) -> bool:
+        services = self._configuration.services
+        settings = services.settings.get(ENC_NAME) if services is not None else None
+        return settings is not None and EncSettings.of(settings).mode == ENCLAVES_ON
+
     def _driver_options(self) -> str:
-        """The user's, and whether VeilS-KCI is there to be asked."""
-        options = self._configuration.driver_options
-        return f"kci=/{DRIVER_FILE} {options}".rstrip() if self._code_integrity() is not None else options
+        """The user's, and whether VeilS-KCI and VeilS-ENC are there to be asked."""
+        options = [self._configuration.driver_options]
+        if self._code_integrity() is not None:
+            options.insert(0, f"kci=/{DRIVER_FILE}")
+        if self._makes_enclaves():
+            options.insert(0, "enc=1")
+        return " ".join(filter(None, options))
 
     def _services(self, driver: bytes | None) -> ServicesImage | None:
         """The services. The driver is in the initramfs, which is measured; so VeilS-KCI admits it by its hash."""

@@ -95,6 +95,8 @@ class GrantCall(enum.IntEnum):
     """`EnclaveContext`: a page of an enclave's, filled by the service, becomes a context of VMPL 2."""
     DROP_VMSA = 5
     """`EnclaveContext`: it is the enclave's memory again, and zero."""
+    CPUID = 6
+    """-> the entries of the launch's CPUID page, 0x30 bytes each."""
 
 
 def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:

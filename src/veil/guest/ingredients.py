@@ -9,6 +9,7 @@ from pathlib import Path
 from veil.cache import Cache, cache_key
 from veil.guest.agent.build import agent_at_hand
 from veil.guest.driver.build import driver_at_hand, has_headers
+from veil.guest.enclaves.starter.build import starter_at_hand
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import BUSYBOX, kept_package
 from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
@@ -17,9 +18,9 @@ from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
 __all__ = ["ingredients_at_hand", "still_to_make"]
 
 
-def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str, str] | None:
+def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bool = False) -> dict[str, str] | None:
     """Name -> checksum of each, for a kernel as users name it (a Debian series or a file) and, if wanted, the
-    driver with its tools. None if one must be fetched or built first.
+    driver with its tools, and what starts enclaves. None if one must be fetched or built first.
 
     The checksums are of the very files, not of what they were made from: after a change of compiler, headers or
     packages there are others.
@@ -47,6 +48,8 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool) -> dict[str,
     found["agent"] = _digest(agent_at_hand(cache))
     if driver:
         found["driver"] = _digest(driver_at_hand(cache, release))
+    if driver and enclaves:
+        found["veil-enclave"] = _digest(starter_at_hand(cache))
     whole = {name: digest for name, digest in found.items() if digest is not None}
     return whole if len(whole) == len(found) else None
 

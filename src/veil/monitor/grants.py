@@ -33,7 +33,7 @@ from veil.monitor.page_book import Owner
 from veil.monitor.page_rights import ROWS, TRANSITIONS
 from veil.monitor.rmp_changes import retry
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import CpuidPage, Efer, Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class Grants:
             yield from self._make_vmsa(host, EnclaveContext.parse(request.body).gpa)
         elif request.call == GrantCall.DROP_VMSA:
             yield from self._drop_vmsa(host, EnclaveContext.parse(request.body).gpa)
+        elif request.call == GrantCall.CPUID:
+            return self._cpuid(cpu)
         elif request.call == GrantCall.READ_VIRTUAL:
             return self._read_virtual(cpu, ReadVirtual.parse(request.body))
         else:
@@ -197,6 +199,16 @@ class Grants:
             raise _Refused(Status.BAD_REQUEST, str(error)) from error
         except RmpViolation as violation:
             raise _Refused(Status.BAD_REQUEST, f"the context's registers are gone: {violation}") from violation
+
+    # CPUID
+
+    def _cpuid(self, cpu: HostedCpu) -> bytes:
+        """Out of the page whose digest the parameters have: the kernel's copy is the kernel's to change."""
+        try:
+            page = CpuidPage.from_buffer_copy(cpu.view.read(self._state.parameters.cpuid_gpa, PAGE_SIZE))
+        except RmpViolation as violation:
+            raise _Refused(Status.UNAVAILABLE, f"the host took the CPUID page away: {violation}") from violation
+        return b"".join(map(bytes, page.functions[: page.count]))
 
     # MAKE_VMSA, DROP_VMSA
 

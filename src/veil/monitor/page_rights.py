@@ -59,7 +59,8 @@ ROWS: dict[Owner, Row] = {
     Owner.KERNEL_RODATA: Row(kernel=_R | Permission.UX, services=_R),
     Owner.MODULE_CODE: Row(kernel=_SUPERVISOR_CODE, services=_RW),
     Owner.ENCLAVE: Row(services=_RW, enclaves=_RW | Permission.UX),
-    Owner.ENCLAVE_VMSA: Row(),
+    # For CR2, the address of its last page fault, which it cannot read at CPL 3.
+    Owner.ENCLAVE_VMSA: Row(services=_R),
     # Data for both, code for nobody. It stays validated: an enclave must not find another page there.
     Owner.ENCLAVE_WINDOW: Row(kernel=_RW, services=_RW, enclaves=_RW),
 }

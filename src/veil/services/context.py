@@ -132,6 +132,10 @@ class MonitorClient:
         """
         return (yield from _ask(GrantCall.READ_VIRTUAL, ReadVirtual(vcpu, address, length).pack()))
 
+    def cpuid(self) -> Asking[bytes]:
+        """The entries of the CPUID page as it was launched, 0x30 bytes each (`veil.snp.layouts.CpuidFunction`)."""
+        return (yield from _ask(GrantCall.CPUID, b""))
+
     def make_vmsa(self, gpa: int) -> Asking[None]:
         """A page of ENCLAVE, which holds a VMSA of VMPL 2 and CPL 3, becomes a context that each VCPU may run.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from veil.services.enc.service import EncService
 from veil.services.kci.service import KciService
 from veil.services.log import LogService
 from veil.services.program import ServiceDomain
@@ -13,4 +14,4 @@ __all__ = ["ProtectedServices"]
 class ProtectedServices(ServiceDomain):
     """What runs at VMPL 1 unless somebody chooses otherwise."""
 
-    service_types = (LogService, KciService)
+    service_types = (LogService, KciService, EncService)

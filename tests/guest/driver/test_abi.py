@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import re
 import struct
@@ -10,10 +11,10 @@ import struct
 import pytest
 
 from tests.c_declarations import Declarations
-from veil.formats import kci, log, request_block
+from veil.formats import enclave_calls, enclaves, kci, log, request_block
 from veil.formats.audit_types import type_name
 from veil.formats.domains import Domain
-from veil.formats.ghcb import MsrRequest, MsrResponse
+from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
 from veil.guest.driver.build import driver_sources
@@ -27,11 +28,16 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
     "veil_status": ("VEIL_", Status, {"VEIL_NO_ANSWER"}),
     "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),
     "veil_kci_call": ("VEIL_KCI_", kci.KernelCall, set()),
+    "veil_enclave_call": ("VEIL_ENCLAVE_CALL_", enclave_calls.EnclaveCall, set()),
+    "veil_window_state": ("VEIL_WINDOW_", enclaves.WindowState, set()),
+    "veil_mailbox_call": ("VEIL_MAILBOX_", enclaves.MailboxCall, set()),
 }
 
 NUMBERS = {
+    "ENCLAVE_VMPL": Domain.ENC.vmpl,
     "MONITOR_VMPL": Domain.MON.vmpl,
     "REGISTER_BLOCK": services.ServicesCall.REGISTER_BLOCK,
+    "RUN_CONTEXT_SHIFT": RUN_CONTEXT_SHIFT,
     "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,
     "RUN_VMPL_RESPONSE": MsrResponse.RUN_VMPL,
     "SERVICES_PROTOCOL": services.ServicesProtocol.number,
@@ -39,10 +45,13 @@ NUMBERS = {
     "SVSM_BUSY": ResultCode.BUSY,
     "SVSM_INCOMPLETE": ResultCode.INCOMPLETE,
     "SVSM_SUCCESS": ResultCode.SUCCESS,
+    "VEIL_ENC_CONTENT_PAGES": enclave_calls.CONTENT_PAGES,
+    "VEIL_ENC_SERVICE": enclave_calls.ENC_NUMBER,
     "VEIL_KCI_MEMORY_TYPES": len(kci.MemoryType),
     "VEIL_KCI_SERVICE": kci.KCI_NUMBER,
     "VEIL_HEARTBEAT_VERSION": log._HEARTBEAT_VERSION,
     "VEIL_LOG_SERVICE": log.LOG_NUMBER,
+    "VEIL_RAN_CONTEXT": MsrResponse.RUN_VMPL,
     "VEIL_TICK_MS": log.TICK_NS // 1_000_000,
     "VEIL_MAX_RULES": log.MAX_RULES,
     "VEIL_MAX_RULES_MESSAGE": log.MAX_RULES_MESSAGE,
@@ -65,9 +74,11 @@ def test_every_enumeration_is_compared() -> None:
 def test_every_structure_is_compared() -> None:
     compared = {
         "veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa",
-        "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared",
+        "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared", "layout_start", "created", "add_request", "finished",
     }  # fmt: skip
-    own = {"veil_pages"}
+    # tests/formats/test_enclaves.py compares these.
+    compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
+    own = {"veil_pages", "veil_enclave_create", "veil_enclave_add", "veil_enclave_finish", "veil_enclave_enter"}
     assert DRIVER.structs.keys() == compared | own, "compare a new one with its definition in `formats`"
 
 
@@ -112,6 +123,19 @@ def test_a_piece_of_a_file() -> None:
         ("length", 0, 8),
         ("offset", 8, 8),
     ]
+
+
+def test_requests_about_enclaves() -> None:
+    header, start = enclaves._Header, DRIVER.structs["layout_start"]
+    for name in ("slots", "window_pages", "records"):
+        assert start[name].offset == getattr(header, name).offset
+    assert DRIVER.numbers["LAYOUT_START"] == ctypes.sizeof(header)
+    assert DRIVER.numbers["RECORD_SIZE"] == enclaves._RECORD.size
+    for name, layout in (("created", enclave_calls._CREATED), ("add_request", enclave_calls._ADD)):
+        assert DRIVER.sizes[name] == layout.size
+        assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
+    finished = DRIVER.structs["finished"]
+    assert len(enclave_calls.Finished(bytes(48), ()).pack()) == finished["contexts"].offset
 
 
 def test_answer_with_rules() -> None:

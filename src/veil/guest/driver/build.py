@@ -36,6 +36,8 @@ DRIVER_COMPILER = "gcc"
 # A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
 _LAYOUT = "kci/layout.h"
 _LAYOUTS = {"load_info": ("hdr", "len")}
+# What the driver shares with those outside of the kernel who use enclaves.
+_ENCLAVE_HEADERS = ("abi.h", "device.h")
 # No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
 # information would be stripped anyway, but has paths in it, from which the linker's build ID would be computed.
 _FLAGS = (
@@ -46,7 +48,8 @@ _FLAGS = (
 
 def driver_sources() -> dict[str, bytes]:
     """The driver's files by path in its folder: each service has a folder of its own."""
-    return _sources(files("veil.guest").joinpath("driver/src"))
+    shared = {f"enc/{name}": files("veil.guest.enclaves").joinpath(name).read_bytes() for name in _ENCLAVE_HEADERS}
+    return _sources(files("veil.guest").joinpath("driver/src")) | shared
 
 
 def _sources(place: Traversable, prefix: str = "") -> dict[str, bytes]:

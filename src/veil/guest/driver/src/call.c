@@ -25,6 +25,9 @@
 #define RUN_VMPL_RESPONSE 0x017
 #define MONITOR_VMPL 0
 #define SERVICE_VMPL 1
+#define ENCLAVE_VMPL 2
+/* Of a request: the number of the page with the VMSA. */
+#define RUN_CONTEXT_SHIFT 40
 
 #define SVSM_SUCCESS 0
 #define SVSM_INCOMPLETE 0x80000000u
@@ -47,19 +50,36 @@ struct svsm_caa {
 static DEFINE_PER_CPU(struct veil_block *, blocks);
 static int hotplug_state;
 
-/* Interrupts are off: between the MSR and VMGEXIT nobody else may use the GHCB. */
-static bool switch_to(u64 vmpl, u64 *rax, u64 *rcx, u64 *rdx)
+/* Interrupts are off: between the MSR and VMGEXIT nobody else may use the GHCB. Gives the host's answer. */
+static u64 request(u64 what, u64 *rax, u64 *rcx, u64 *rdx)
 {
 	u64 before = native_read_msr(MSR_GHCB), answer;
 	u64 a = rax ? *rax : 0, c = rcx ? *rcx : 0, d = rdx ? *rdx : 0;
 
-	native_wrmsrl(MSR_GHCB, vmpl << 32 | RUN_VMPL_REQUEST);
+	native_wrmsrl(MSR_GHCB, what);
 	asm volatile("rep; vmmcall" : "+a"(a), "+c"(c), "+d"(d) : : "memory");
 	answer = native_read_msr(MSR_GHCB);
 	native_wrmsrl(MSR_GHCB, before);
 	if (rax)
 		*rax = a;
-	return answer == RUN_VMPL_RESPONSE;
+	return answer;
+}
+
+static bool switch_to(u64 vmpl, u64 *rax, u64 *rcx, u64 *rdx)
+{
+	return request(vmpl << 32 | RUN_VMPL_REQUEST, rax, rcx, rdx) == RUN_VMPL_RESPONSE;
+}
+
+u64 veil_run_context(u64 vmsa)
+{
+	unsigned long flags;
+	u64 answer;
+
+	local_irq_save(flags);
+	answer = request(PHYS_PFN(vmsa) << RUN_CONTEXT_SHIFT | (u64)ENCLAVE_VMPL << 32 | RUN_VMPL_REQUEST, NULL, NULL,
+			 NULL);
+	local_irq_restore(flags);
+	return answer;
 }
 
 /* An SVSM call; interrupts are off. */

@@ -59,6 +59,13 @@ struct veil_request {
 	u32 answer_length;
 };
 
+/*
+ * Runs a context of VMPL 2, whose VMSA is the page at this address, on this CPU until it leaves or an interrupt comes. What
+ * the host answers is VEIL_RAN_CONTEXT, or why the context does not run (veil/formats/ghcb.py).
+ */
+#define VEIL_RAN_CONTEXT 0x017
+u64 veil_run_context(u64 vmsa);
+
 int veil_call_begin(void);
 void veil_call_end(void);
 

@@ -16,6 +16,7 @@
 #include <linux/slab.h>
 
 #include "call.h"
+#include "enc/enc.h"
 #include "kci/kci.h"
 #include "log/log.h"
 #include "veil.h"
@@ -25,6 +26,7 @@ static const struct veil_part parts[] = {
 	{ "call", veil_call_begin, veil_call_end },
 	{ "log", veil_log_begin, veil_log_end, veil_log_state },
 	{ "kci", veil_kci_begin, veil_kci_end, veil_kci_state },
+	{ "enc", veil_enc_begin, veil_enc_end, veil_enc_state },
 };
 
 static ssize_t state_read(struct file *file, char __user *to, size_t size, loff_t *at)

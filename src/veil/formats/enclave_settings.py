@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-ENC's settings: what a launch decides about enclaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from veil.formats.errors import FormatError
+from veil.formats.service_settings import ServiceSettings, setting
+
+__all__ = ["OFF", "ON", "EncSettings"]
+
+OFF, ON = "off", "on"
+_MOST = 4096
+
+
+@dataclass(frozen=True)
+class EncSettings(ServiceSettings):
+    """Whether processes may make enclaves (docs/enclaves.md). Raises FormatError."""
+
+    mode: str = setting(OFF, str)
+    """"off": every request for an enclave is refused; "on": processes that may open /dev/veil-enclave make them."""
+    most: int = setting(1024, int)
+    """Enclaves at once."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in (OFF, ON):
+            raise FormatError(f"VeilS-ENC's setting 'mode' must be {OFF} or {ON}, not {self.mode!r}")
+        if type(self.most) is not int or not 1 <= self.most <= _MOST:
+            raise FormatError(f"VeilS-ENC's setting 'most' is 1 to {_MOST} enclaves, not {self.most!r}")

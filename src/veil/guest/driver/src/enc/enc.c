@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * VeilS-ENC in the kernel: /dev/veil-enclave, on which processes make enclaves, and its line in /dev/veil. There
+ *	enclaves	that there are
+ *	made		since the driver was loaded
+ *	entries		into all of them, after interrupts too
+ */
+#include <linux/atomic.h>
+#include <linux/fs.h>
+#include <linux/kernel.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/pfn.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/version.h>
+
+#include "../pages.h"
+#include "enc.h"
+
+static bool wanted;
+module_param_named(enc, wanted, bool, 0444);
+MODULE_PARM_DESC(enc, "VeilS-ENC is in the image, and its mode is on");
+
+static atomic64_t present, made;
+
+static int enclave_open(struct inode *inode, struct file *file)
+{
+	struct veil_enclave *enclave = kzalloc(sizeof(*enclave), GFP_KERNEL_ACCOUNT);
+	size_t slot;
+
+	if (!enclave)
+		return -ENOMEM;
+	mutex_init(&enclave->lock);
+	INIT_LIST_HEAD(&enclave->pages);
+	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
+		mutex_init(&enclave->slots[slot].lock);
+	file->private_data = enclave;
+	return 0;
+}
+
+/* No ioctl and no window is left: each holds the file. */
+static int enclave_release(struct inode *inode, struct file *file)
+{
+	struct veil_enclave *enclave = file->private_data;
+
+	if (enclave->created)
+		atomic64_dec(&present);
+	veil_enclave_destroy(enclave);
+	kfree(enclave);
+	return 0;
+}
+
+static int enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create)
+{
+	bool before = enclave->created;
+	int error = veil_enclave_create(enclave, create);
+
+	if (!before && enclave->created) {
+		atomic64_inc(&present);
+		atomic64_inc(&made);
+	}
+	return error;
+}
+
+static int make(struct veil_enclave *enclave, unsigned int command, void *argument)
+{
+	int error;
+
+	if (mutex_lock_killable(&enclave->lock))
+		return -EINTR;
+	if (command == VEIL_ENCLAVE_CREATE)
+		error = enclave_create(enclave, argument);
+	else if (command == VEIL_ENCLAVE_ADD)
+		error = veil_enclave_add(enclave, argument);
+	else
+		error = veil_enclave_finish(enclave, argument);
+	mutex_unlock(&enclave->lock);
+	return error;
+}
+
+static long enclave_ioctl(struct file *file, unsigned int command, unsigned long address)
+{
+	union {
+		struct veil_enclave_create create;
+		struct veil_enclave_add add;
+		struct veil_enclave_finish finish;
+		struct veil_enclave_enter enter;
+	} argument = {};
+	void __user *user = (void __user *)address;
+	int error;
+
+	if (command != VEIL_ENCLAVE_CREATE && command != VEIL_ENCLAVE_ADD && command != VEIL_ENCLAVE_FINISH &&
+	    command != VEIL_ENCLAVE_ENTER)
+		return -ENOTTY;
+	if ((_IOC_DIR(command) & _IOC_WRITE) && copy_from_user(&argument, user, _IOC_SIZE(command)))
+		return -EFAULT;
+	if (command == VEIL_ENCLAVE_ENTER)
+		error = veil_enclave_enter(file->private_data, &argument.enter);
+	else
+		error = make(file->private_data, command, &argument);
+	if ((_IOC_DIR(command) & _IOC_READ) && copy_to_user(user, &argument, _IOC_SIZE(command)) && !error)
+		error = -EFAULT;
+	return error;
+}
+
+static int enclave_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct veil_enclave *enclave = file->private_data;
+	unsigned long offset = vma->vm_pgoff << PAGE_SHIFT, slot = offset / VEIL_ENC_WINDOW_STRIDE;
+	struct veil_pages *window;
+	u32 at;
+
+	if (!smp_load_acquire(&enclave->finished))
+		return -EINVAL;
+	if (offset % VEIL_ENC_WINDOW_STRIDE || slot >= enclave->slot_count || !(vma->vm_flags & VM_SHARED))
+		return -EINVAL;
+	/* The hardware would not run it. */
+	if (vma->vm_flags & VM_EXEC)
+		return -EPERM;
+	window = enclave->slots[slot].window;
+	if (vma->vm_end - vma->vm_start != window->count * PAGE_SIZE)
+		return -EINVAL;
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_mod(vma, VM_DONTCOPY | VM_DONTEXPAND, VM_MAYEXEC);
+#else
+	vma->vm_flags = (vma->vm_flags | VM_DONTCOPY | VM_DONTEXPAND) & ~VM_MAYEXEC;
+#endif
+	for (at = 0; at < window->count; at++) {
+		int error =
+			vm_insert_page(vma, vma->vm_start + at * PAGE_SIZE, pfn_to_page(PHYS_PFN(window->gpas[at])));
+
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+static const struct file_operations operations = {
+	.owner = THIS_MODULE,
+	.open = enclave_open,
+	.release = enclave_release,
+	.unlocked_ioctl = enclave_ioctl,
+	.mmap = enclave_mmap,
+};
+
+static struct miscdevice device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "veil-enclave",
+	.fops = &operations,
+	.mode = 0666,
+};
+
+int veil_enc_begin(void)
+{
+	return wanted ? misc_register(&device) : 0;
+}
+
+void veil_enc_end(void)
+{
+	if (wanted)
+		misc_deregister(&device);
+}
+
+int veil_enc_state(char *text, size_t size)
+{
+	if (!wanted)
+		return 0;
+	return scnprintf(text, size, " enclaves %lld made %lld entries %lld", atomic64_read(&present),
+			 atomic64_read(&made), veil_enclave_entries());
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* VeilS-ENC's part of the driver: what its files share. */
+#ifndef VEIL_ENC_H
+#define VEIL_ENC_H
+
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/types.h>
+
+#include "device.h"
+
+#define VEIL_ENC_SERVICE 3
+/* veil/formats/enclave_calls.py: CONTENT_PAGES. */
+#define VEIL_ENC_CONTENT_PAGES 1024
+
+/* veil/formats/enclave_calls.py: EnclaveCall. */
+enum veil_enclave_call {
+	VEIL_ENCLAVE_CALL_CREATE = 0,
+	VEIL_ENCLAVE_CALL_DONATE = 1,
+	VEIL_ENCLAVE_CALL_WINDOW = 2,
+	VEIL_ENCLAVE_CALL_ADD = 3,
+	VEIL_ENCLAVE_CALL_FINISH = 4,
+	VEIL_ENCLAVE_CALL_SERVE = 5,
+	VEIL_ENCLAVE_CALL_DESTROY = 6,
+};
+
+struct veil_pages;
+
+/* Pages that an enclave has, or may have: they are freed when the service has given all of them back. */
+struct veil_enclave_pages {
+	struct list_head list;
+	struct veil_pages *pages;
+};
+
+struct veil_enclave_slot {
+	/* Held by who runs it. */
+	struct mutex lock;
+	struct veil_pages *window;
+	/* GPA of its VMSA. */
+	u64 context;
+};
+
+struct veil_enclave {
+	/* Held while it is made. */
+	struct mutex lock;
+	bool created, finished;
+	u32 number, slot_count, window_pages;
+	struct list_head pages;
+	struct veil_enclave_slot slots[VEIL_ENC_MAX_SLOTS];
+};
+
+/* enc.c: all of it, for the driver's table */
+int veil_enc_begin(void);
+void veil_enc_end(void);
+int veil_enc_state(char *text, size_t size);
+
+/* ask.c: the calls; 0 or an error as in device.h */
+int veil_enclave_ask(enum veil_enclave_call call, const struct veil_pages *pages, const void *body, size_t length,
+		     void *answer, size_t room, size_t *answered);
+
+/* memory.c: NULL or an error pointer if there is none */
+struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count);
+/* All pages of the enclave. */
+void veil_enclave_free(struct veil_enclave *enclave);
+void *veil_enclave_page(const struct veil_pages *pages, size_t at);
+
+/* make.c */
+int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
+int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add *add);
+int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
+/* Gives everything back. */
+void veil_enclave_destroy(struct veil_enclave *enclave);
+
+/* run.c */
+int veil_enclave_enter(struct veil_enclave *enclave, struct veil_enclave_enter *enter);
+u64 veil_enclave_entries(void);
+
+#endif

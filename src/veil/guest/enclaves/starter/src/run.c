@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A thread for each slot that runs: enters it, does what it asks for, enters it again. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "starter.h"
+
+#define PAGE 4096
+#define WINDOW_ROOM (VEIL_ENC_WINDOW_STRIDE - PAGE - sizeof(struct veil_start_block))
+#define STACK (64 * 1024)
+
+static int device;
+static uint32_t slot_count;
+
+static size_t put_texts(char *to, size_t used, char **texts, uint32_t *count)
+{
+	for (; *texts; texts++, (*count)++) {
+		size_t length = strlen(*texts) + 1;
+
+		if (length > WINDOW_ROOM - used)
+			fail("arguments and environment", E2BIG);
+		memcpy(to + used, *texts, length);
+		used += length;
+	}
+	return used;
+}
+
+void pass_arguments(char **arguments, char **environment)
+{
+	struct veil_start_block *start = (struct veil_start_block *)(VEIL_ENC_WINDOW + PAGE);
+	size_t used;
+
+	start->magic = VEIL_ENC_START_MAGIC;
+	used = put_texts((char *)(start + 1), 0, arguments, &start->arguments);
+	start->bytes = (uint32_t)put_texts((char *)(start + 1), used, environment, &start->environment);
+}
+
+/* As it stands, and its result as the kernel gives it: not by way of errno, which is the C library's. */
+static int64_t call(uint64_t nr, const uint64_t *args)
+{
+	register uint64_t r10 __asm__("r10") = args[3];
+	register uint64_t r8 __asm__("r8") = args[4];
+	register uint64_t r9 __asm__("r9") = args[5];
+	int64_t result;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"(nr), "D"(args[0]), "S"(args[1]), "d"(args[2]), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return result;
+}
+
+static void *run_slot(void *argument);
+
+static int64_t spawn(uint64_t slot)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+	int error;
+
+	if (slot >= slot_count)
+		return -EINVAL;
+	window_block((uint32_t)slot)->state = VEIL_WINDOW_IDLE;
+	pthread_attr_init(&attributes);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setstacksize(&attributes, STACK);
+	error = pthread_create(&thread, &attributes, run_slot, (void *)(uintptr_t)slot);
+	pthread_attr_destroy(&attributes);
+	return -error;
+}
+
+static void answer(volatile struct veil_window_block *block, int64_t result)
+{
+	block->result = result;
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	block->state = VEIL_WINDOW_IDLE;
+}
+
+static void *run_slot(void *argument)
+{
+	const uint32_t slot = (uint32_t)(uintptr_t)argument;
+	volatile struct veil_window_block *block = window_block(slot);
+	uint64_t args[6];
+	size_t at;
+
+	offer_signals_to(slot);
+	for (;;) {
+		struct veil_enclave_enter enter = { .slot = slot };
+
+		if (ioctl(device, VEIL_ENCLAVE_ENTER, &enter)) {
+			/* EBUSY: the thread that ended in this slot is still on its way out. */
+			if (errno == EINTR || errno == EBUSY)
+				continue;
+			if (errno == EIO)
+				fprintf(stderr, "veil-enclave: slot %u does not run any more: the host answers %#llx\n",
+					slot, (unsigned long long)enter.answer);
+			else
+				fprintf(stderr, "veil-enclave: slot %u: %s\n", slot, strerror(errno));
+			_exit(STARTER_FAILED);
+		}
+		for (at = 0; at < 6; at++)
+			args[at] = block->args[at];
+		switch (enter.state) {
+		case VEIL_WINDOW_SYSCALL:
+			answer(block, call(block->nr, args));
+			break;
+		case VEIL_WINDOW_SPAWN:
+			answer(block, spawn(args[0]));
+			break;
+		case VEIL_WINDOW_THREAD_EXIT:
+			if (slot)
+				return NULL;
+			/* The first thread is the process, which goes on until the program ends. */
+			for (;;)
+				pause();
+		case VEIL_WINDOW_EXIT:
+			if (args[1] && args[1] < NSIG)
+				die_by((int)args[1]);
+			_exit((int)args[0] & 0xff);
+		default:
+			refuse("the enclave asks for something that there is not");
+		}
+	}
+}
+
+void run_enclave(int opened, uint32_t slots)
+{
+	device = opened;
+	slot_count = slots;
+	run_slot(NULL);
+	_exit(STARTER_FAILED);
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * veil-enclave IMAGE [ARGUMENT...]: makes the enclave of an image (X.enclave), runs it, ends as it ends.
+ *
+ * What the image says of arguments, environment and files is enforced inside the enclave; here all is passed.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "starter.h"
+
+extern char **environ;
+
+void fail(const char *what, int error)
+{
+	fprintf(stderr, "veil-enclave: %s: %s\n", what, strerror(error));
+	_exit(STARTER_FAILED);
+}
+
+void refuse(const char *what)
+{
+	fprintf(stderr, "veil-enclave: %s\n", what);
+	_exit(STARTER_FAILED);
+}
+
+int main(int count, char **arguments)
+{
+	struct image image = { 0 };
+	uint32_t slots;
+	int device;
+
+	if (count < 2)
+		refuse("usage: veil-enclave IMAGE [ARGUMENT...]");
+	open_image(arguments[1], &image);
+	device = make_enclave(&image, &slots);
+	pass_arguments(arguments + 1, environ);
+	take_signals();
+	run_enclave(device, slots);
+}

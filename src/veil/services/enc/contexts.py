@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the processor finds in an enclave before its first instruction: descriptor tables, task state, registers.
+
+System calls and all exceptions are delivered at CPL 3, to the runtime (24593, 8.9, "long-mode interrupt control
+transfers" to a gate of equal privilege): nothing of an enclave is ever supervisor code, and the RMP would not run it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from veil.formats.board import C_BIT
+from veil.formats.domains import Domain
+from veil.formats.enclaves import (
+    CODE_SELECTOR,
+    DATA_SELECTOR,
+    IDT,
+    SYSTEM,
+    SYSTEM_STRIDE,
+    THREAD_STRIDE,
+    THREADS,
+    VECTOR_STRIDE,
+    ThreadPart,
+    vector_stack,
+)
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.snp.layouts import Efer, SevFeatures, Vmsa, VmsaSegment
+
+__all__ = ["descriptor_page", "first_context", "interrupt_table"]
+
+# Attributes as in descriptors' bits 47:40 and 55:52. "Accessed" is set: the processor would write it into the table.
+_CODE, _DATA, _TASK, _LOCAL = 0xAFB, 0xCF3, 0x08B, 0x082
+_FLAT = 0xFFFFFFFF
+_DESCRIPTORS = 8
+_TASK_SELECTOR = 0x30
+#: where the task state is in its page, and its size without I/O permissions (24593, figure 12-8)
+_TSS, _TSS_SIZE = 0x100, 0x68
+_STACK_TABLE = struct.Struct("<3Q")
+_STACK_TABLE_OFFSET, _IO_MAP_OFFSET = 0x24, 0x66
+_GATE = struct.Struct("<HHBBHII")
+#: present, DPL 3, 64-bit interrupt gate: whatever raises the vector, INT n of the program too, comes to the runtime
+_INTERRUPT_GATE = 0xEE
+
+_EFER = Efer.SVME | Efer.LME | Efer.LMA | Efer.NXE  # SCE is not there: SYSCALL raises #UD
+_CR0 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1 << 0  # PG WP NE ET MP PE
+_CR4 = 1 << 20 | 1 << 16 | 1 << 10 | 1 << 9 | 1 << 5  # SMEP FSGSBASE OSXMMEXCPT OSFXSR PAE
+_RFLAGS = 1 << 1 | 1 << 9  # IF: interrupts are the host's to take back the VCPU with
+_PAT = 0x0007_0406_0007_0406
+_XCR0_X87 = 1
+_DR6, _DR7 = 0xFFFF0FF0, 0x400
+_MXCSR, _FCW, _FTW = 0x1F80, 0x037F, 0xFFFF
+
+
+def descriptor_page(slot: int) -> bytes:
+    """A slot's page at SYSTEM: GDT and TSS."""
+    page = bytearray(PAGE_SIZE)
+    for selector, attributes in ((CODE_SELECTOR, _CODE), (DATA_SELECTOR, _DATA)):
+        struct.pack_into("<Q", page, selector & ~7, _descriptor(attributes))
+    thread = THREADS + slot * THREAD_STRIDE
+    stacks = (ThreadPart.IST1_TOP, ThreadPart.IST2_TOP, ThreadPart.IST3_TOP)
+    _STACK_TABLE.pack_into(page, _TSS + _STACK_TABLE_OFFSET, *(thread + top for top in stacks))
+    struct.pack_into("<H", page, _TSS + _IO_MAP_OFFSET, _TSS_SIZE)
+    return bytes(page)
+
+
+def _descriptor(attributes: int) -> int:
+    return (attributes & 0xFF) << 40 | (attributes >> 8) << 52 | 0xFFFF | 0xF << 48
+
+
+def interrupt_table(vectors: int) -> bytes:
+    """The page at IDT: the gate of vector v leads to `vectors` + 16 * v."""
+    gates = []
+    for vector in range(PAGE_SIZE // _GATE.size):
+        handler = vectors + vector * VECTOR_STRIDE
+        gates.append(
+            _GATE.pack(
+                handler & 0xFFFF, CODE_SELECTOR, vector_stack(vector), _INTERRUPT_GATE, handler >> 16 & 0xFFFF,
+                handler >> 32, 0,
+            )
+        )  # fmt: skip
+    return b"".join(gates)
+
+
+def first_context(slot: int, entry: int, root: int) -> bytes:
+    """The page of a slot's VMSA. `root`: the highest page table."""
+    system = SYSTEM + slot * SYSTEM_STRIDE
+    data = VmsaSegment(DATA_SELECTOR, _DATA, _FLAT, 0)
+    thread = VmsaSegment(0, _DATA, _FLAT, 0)
+    vmsa = Vmsa(
+        es=data, ds=data, ss=data, fs=thread, gs=thread,
+        cs=VmsaSegment(CODE_SELECTOR, _CODE, _FLAT, 0),
+        gdtr=VmsaSegment(0, 0, _DESCRIPTORS * 8 - 1, system),
+        idtr=VmsaSegment(0, 0, PAGE_SIZE - 1, IDT),
+        ldtr=VmsaSegment(0, _LOCAL, 0, 0),
+        tr=VmsaSegment(_TASK_SELECTOR, _TASK, _TSS_SIZE - 1, system + _TSS),
+        vmpl=Domain.ENC.vmpl, cpl=3, efer=_EFER, sev_features=SevFeatures.SNP,
+        cr0=_CR0, cr3=root | C_BIT, cr4=_CR4, xcr0=_XCR0_X87, g_pat=_PAT, dr6=_DR6, dr7=_DR7,
+        rflags=_RFLAGS, rip=entry, rdi=slot, rsp=THREADS + slot * THREAD_STRIDE + ThreadPart.STACK_TOP,
+        mxcsr=_MXCSR, x87_fcw=_FCW, x87_ftw=_FTW,
+    )  # fmt: skip
+    return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One enclave: how it is made, page by page, what it has, how all of it goes back.
+
+Every byte that the kernel gives is checked after it is out of the kernel's reach: content is moved, then measured, then
+mapped. A request that fails leaves the enclave as it was, or unusable; then it can only be destroyed.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from veil.formats.enclaves import (
+    IDT,
+    INFO,
+    SYSTEM,
+    SYSTEM_STRIDE,
+    THREAD_PAGES,
+    THREAD_STRIDE,
+    THREADS,
+    WINDOW,
+    WINDOW_STRIDE,
+    InfoPage,
+    Layout,
+    Prot,
+    RecordKind,
+    ThreadPart,
+)
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.enc.contexts import descriptor_page, first_context, interrupt_table
+from veil.services.enc.errors import EnclaveError
+from veil.services.enc.frames import give, runs, take
+from veil.services.enc.page_tables import PageTables, tables_needed
+
+if TYPE_CHECKING:
+    from veil.services.context import Asking, GuestMemory, ServiceContext
+
+__all__ = ["Enclave", "State", "pages_needed"]
+
+_MAILBOX_PAGE = ThreadPart.MAILBOX // PAGE_SIZE
+#: Tables for what the pool's pages may be mapped at, beyond one for each 2 MiB of them.
+_MORE_TABLES = 16
+
+
+class State(enum.Enum):
+    """Of an enclave."""
+
+    MAKING = "making"
+    READY = "ready"
+    UNUSABLE = "unusable"
+    """It is not what its layout says, or could not be made to its end."""
+
+
+def _ranges(layout: Layout) -> list[tuple[int, int]]:
+    """(first address, address behind the last) of all that is mapped when it starts."""
+    slots = range(layout.slots)
+    return [
+        *((record.va, record.end) for record in layout.records),
+        *((WINDOW + at * WINDOW_STRIDE, WINDOW + at * WINDOW_STRIDE + layout.window_pages * PAGE_SIZE) for at in slots),
+        (THREADS, THREADS + layout.slots * THREAD_STRIDE),
+        *((SYSTEM + at * SYSTEM_STRIDE, SYSTEM + at * SYSTEM_STRIDE + PAGE_SIZE) for at in slots),
+        (IDT, IDT + PAGE_SIZE),
+        (INFO, INFO + PAGE_SIZE),
+    ]
+
+
+def pages_needed(layout: Layout) -> int:
+    """How many pages an enclave of this layout needs beside its content and its windows."""
+    for_pool = 2 * -(-layout.pool_pages // 512) + _MORE_TABLES
+    slots = layout.slots * (THREAD_PAGES + 2)  # GDT and TSS, VMSA
+    return tables_needed(_ranges(layout)) + for_pool + slots + 2 + layout.zero_pages + layout.pool_pages
+
+
+class Enclave:
+    """Everything that VeilS-ENC knows of one."""
+
+    def __init__(self, number: int, layout: Layout) -> None:
+        self.number = number
+        self.layout = layout
+        self.measurement = layout.measurement
+        self.state = State.MAKING
+        self.owned: list[int] = []
+        """Its pages (ENCLAVE), in the order in which they came."""
+        self.spare: list[int] = []
+        """Of these: those that hold nothing, and were never mapped. Page tables are made of them."""
+        self.pool: list[int] = []
+        """Those that the runtime may have mapped."""
+        self.windows: dict[int, list[int]] = {}
+        """Slot -> pages (ENCLAVE_WINDOW)."""
+        self.contexts: list[int] = []
+        """Slot -> page of its VMSA (ENCLAVE_VMSA; one of `owned`)."""
+        self.mailboxes: list[int] = []
+        """Slot -> page of its mailbox."""
+        self._tables: PageTables | None = None
+        self._record = 0
+        self._page = 0
+        self._hash = hashlib.sha384()
+        self._skip_zero_records()
+
+    # Making one
+
+    def donate(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
+        """Pages whose content does not matter."""
+        self._require(State.MAKING)
+        if len(self.owned) + len(pages) > pages_needed(self.layout) + self._content_pages():
+            raise EnclaveError("an enclave gets no more pages than it needs")
+        yield from take(context.monitor, pages, Owner.ENCLAVE)
+        self.owned += pages
+        self.spare += pages
+
+    def add_window(self, context: ServiceContext, slot: int, pages: Sequence[int]) -> Asking[None]:
+        """A slot's window, which the kernel goes on reading and writing."""
+        self._require(State.MAKING)
+        if slot >= self.layout.slots or slot in self.windows or len(pages) != self.layout.window_pages:
+            raise EnclaveError(f"slot {slot} needs no window of {len(pages)} pages")
+        yield from take(context.monitor, pages, Owner.ENCLAVE_WINDOW)
+        self.windows[slot] = list(pages)
+        self._make_tables(context.guest).map(WINDOW + slot * WINDOW_STRIDE, pages, Prot.R | Prot.W, fixed=True)
+
+    def add_content(self, context: ServiceContext, record: int, page: int, pages: Sequence[int]) -> Asking[None]:
+        """The next pages of content; the last ones of a record show whether it is what the layout says."""
+        self._require(State.MAKING)
+        if (record, page) != (self._record, self._page) or record >= len(self.layout.records):
+            raise EnclaveError(f"record {self._record}, page {self._page} comes next, not record {record}, page {page}")
+        expected = self.layout.records[record]
+        if not 0 < len(pages) <= expected.pages - page:
+            raise EnclaveError(f"record {record} has {expected.pages} pages")
+        yield from take(context.monitor, pages, Owner.ENCLAVE)
+        self.owned += pages
+        self._page += len(pages)
+        try:
+            for gpa, size in runs(pages):
+                self._hash.update(context.guest.read(gpa, size))
+            self._make_tables(context.guest).map(expected.va + page * PAGE_SIZE, pages, expected.prot)
+            if self._page == expected.pages:
+                self._finish_record(expected.digest)
+        except Exception:
+            self.state = State.UNUSABLE
+            raise
+
+    def _finish_record(self, digest: bytes) -> None:
+        if self._hash.digest() != digest:
+            raise EnclaveError(f"the content of record {self._record} is not what the layout says")
+        self._record, self._page, self._hash = self._record + 1, 0, hashlib.sha384()
+        self._skip_zero_records()
+
+    def _skip_zero_records(self) -> None:
+        records = self.layout.records
+        while self._record < len(records) and records[self._record].kind is RecordKind.ZERO:
+            self._record += 1
+
+    def finish(self, context: ServiceContext, tsc_khz: int, cpuid: bytes) -> Asking[None]:
+        """All is there: the rest is made, and each slot becomes a context."""
+        self._require(State.MAKING)
+        layout = self.layout
+        if self._record < len(layout.records):
+            raise EnclaveError(f"record {self._record} of {len(layout.records)} is not there yet")
+        missing = [slot for slot in range(layout.slots) if slot not in self.windows]
+        if missing:
+            raise EnclaveError(f"slot {missing[0]} has no window")
+        if len(self.owned) < pages_needed(layout) + self._content_pages():
+            raise EnclaveError("the enclave does not have all of its pages yet")
+        self.state = State.UNUSABLE  # until all of it is done
+        self._map_rest(context.guest, InfoPage.of(layout, self.number, tsc_khz, cpuid))
+        for slot in range(layout.slots):
+            yield from self._make_context(context, slot)
+        self.pool = [self.spare.pop() for _ in range(layout.pool_pages)]
+        self.state = State.READY
+
+    def _map_rest(self, guest: GuestMemory, info: InfoPage) -> None:
+        layout, tables = self.layout, self._make_tables(guest)
+        for record in layout.records:
+            if record.kind is RecordKind.ZERO:
+                tables.map(record.va, [self._zeroed(guest) for _ in range(record.pages)], record.prot)
+        for slot in range(layout.slots):
+            area = [self._zeroed(guest) for _ in range(THREAD_PAGES)]
+            tables.map(THREADS + slot * THREAD_STRIDE, area, Prot.R | Prot.W, fixed=True)
+            self.mailboxes.append(area[_MAILBOX_PAGE])
+            tables.map_system(SYSTEM + slot * SYSTEM_STRIDE, self._filled(guest, descriptor_page(slot)))
+        tables.map_system(IDT, self._filled(guest, interrupt_table(layout.vectors)))
+        tables.map(INFO, [self._filled(guest, bytes(info))], Prot.R, fixed=True)
+
+    def _make_context(self, context: ServiceContext, slot: int) -> Asking[None]:
+        root = self._make_tables(context.guest).root
+        page = self._filled(context.guest, first_context(slot, self.layout.entry, root))
+        yield from context.monitor.make_vmsa(page)
+        self.contexts.append(page)
+
+    # Its end
+
+    def release(self, context: ServiceContext, most: int) -> Asking[int]:
+        """Give back `most` pages at most; returns how many there are still. Raises MonitorRefused while a slot runs."""
+        self.state = State.UNUSABLE
+        while self.contexts:
+            yield from context.monitor.drop_vmsa(self.contexts[-1])
+            self.contexts.pop()
+        for pages in self.windows.values():
+            yield from give(context.monitor, pages, len(pages), Owner.ENCLAVE_WINDOW)
+        yield from give(context.monitor, self.owned, most, Owner.ENCLAVE)
+        return len(self.owned) + sum(map(len, self.windows.values()))
+
+    # Parts
+
+    def _require(self, state: State) -> None:
+        if self.state is not state:
+            raise EnclaveError(f"enclave {self.number} is {self.state.value}")
+
+    def _content_pages(self) -> int:
+        """That came until now."""
+        records = self.layout.records[: self._record]
+        return self._page + sum(record.pages for record in records if record.kind is RecordKind.CONTENT)
+
+    @property
+    def tables(self) -> PageTables:
+        """There are some as soon as anything is mapped."""
+        assert self._tables is not None
+        return self._tables
+
+    def _make_tables(self, guest: GuestMemory) -> PageTables:
+        if self._tables is None:
+            self._tables = PageTables(guest, self.spare)
+        return self._tables
+
+    def _zeroed(self, guest: GuestMemory) -> int:
+        return self._filled(guest, bytes(PAGE_SIZE))
+
+    def _filled(self, guest: GuestMemory, content: bytes) -> int:
+        if not self.spare:
+            raise EnclaveError(f"enclave {self.number} has no more pages")
+        page = self.spare.pop()
+        guest.write(page, content)
+        return page
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "number": self.number, "layout": self.layout.pack().hex(), "state": self.state.value, "owned": self.owned,
+            "spare": self.spare, "pool": self.pool, "windows": list(self.windows.items()), "contexts": self.contexts,
+            "mailboxes": self.mailboxes, "progress": [self._record, self._page],
+            "tables": None if self._tables is None else self._tables.dump(),
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, guest: GuestMemory, state: dict[str, Any]) -> Enclave:
+        """Take back what `dump` gave."""
+        made = cls(state["number"], Layout.parse(bytes.fromhex(state["layout"])))
+        made.state = State(state["state"])
+        made.owned, made.spare, made.pool = state["owned"], state["spare"], state["pool"]
+        made.windows = dict(state["windows"])
+        made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
+        made._record, made._page = state["progress"]
+        if state["tables"] is not None:
+            made._tables = PageTables.load(guest, made.spare, state["tables"])
+        if made._page:
+            # The hash of a record that is not complete is made again.
+            va = made.layout.records[made._record].va
+            for at in range(made._page):
+                found = made.tables.lookup(va + at * PAGE_SIZE)
+                assert found is not None
+                made._hash.update(guest.read(found[0], PAGE_SIZE))
+        return made

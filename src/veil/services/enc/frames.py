@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pages that change hands between the kernel and an enclave, in as few requests to VeilMon as there can be.
+
+VeilMon looks each page up in its book: it must be the kernel's, so it is private memory of the guest, of no other
+enclave, and not given twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import MOVE_PAGES, MOVE_RANGES
+from veil.services.context import MonitorRefused
+
+if TYPE_CHECKING:
+    from veil.services.context import Asking, MonitorClient
+
+__all__ = ["give", "runs", "take"]
+
+
+def runs(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """(GPA, size) of pages that follow each other, in the order in which they come."""
+    start = end = -1
+    for page in pages:
+        if page != end:
+            if end > start:
+                yield start, end - start
+            start = page
+        end = page + PAGE_SIZE
+    if end > start:
+        yield start, end - start
+
+
+def _batches(pages: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
+    """What one request to VeilMon may name."""
+    batch: list[tuple[int, int]] = []
+    room = MOVE_PAGES * PAGE_SIZE
+    for gpa, size in runs(sorted(pages)):
+        while size:
+            if not room or len(batch) == MOVE_RANGES:
+                yield batch
+                batch, room = [], MOVE_PAGES * PAGE_SIZE
+            part = min(size, room)
+            batch.append((gpa, part))
+            gpa, size, room = gpa + part, size - part, room - part
+    if batch:
+        yield batch
+
+
+def take(monitor: MonitorClient, pages: Sequence[int], target: Owner) -> Asking[None]:
+    """All of these pages of the kernel's, or none. Raises MonitorRefused."""
+    taken: list[list[tuple[int, int]]] = []
+    try:
+        for batch in _batches(pages):
+            yield from monitor.move(batch, Owner.KERNEL, target)
+            taken.append(batch)
+    except MonitorRefused:
+        for batch in taken:
+            # Refused for reasons of the host's, and then the pages stay out of the kernel's reach.
+            with suppress(MonitorRefused):
+                yield from monitor.move(batch, target, Owner.KERNEL)
+        raise
+
+
+def give(monitor: MonitorClient, pages: list[int], most: int, source: Owner) -> Asking[None]:
+    """Take `most` pages at most from the end of a list: the kernel has them again. Those of ENCLAVE are zeroed.
+
+    Raises MonitorRefused; what is still in the list was not given.
+    """
+    while pages and most > 0:
+        some = pages[-min(most, MOVE_RANGES) :]
+        yield from monitor.move(list(runs(sorted(some))), source, Owner.KERNEL)
+        del pages[-len(some) :]
+        most -= len(some)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What enclaves get beside memory: keys of their own, secrets that a remote user sent, and statements for others.
+
+All of it goes by the measurement: an enclave with one other byte gets another key, and no secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives import hashes, hmac, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from veil.formats.enclave_reports import EnclaveStatement, EnclaveWord
+from veil.services.enc.errors import EnclaveError
+
+if TYPE_CHECKING:
+    from veil.services.enc.enclave import Enclave
+
+__all__ = ["EnclaveKeys"]
+
+_MAX_SECRETS = 256
+_LONGEST_SECRET = 2048
+_LONGEST_LINE = 512
+
+
+class EnclaveKeys:
+    """Root of the keys, secrets, the key of statements, and the way into the protected log."""
+
+    def __init__(self, record: Callable[[bytes], None], root: bytes, signer: ec.EllipticCurvePrivateKey) -> None:
+        self._record = record
+        self._root = root
+        self._signer = signer
+        self._secrets: dict[tuple[bytes, bytes], bytes] = {}
+
+    @classmethod
+    def generate(cls, record: Callable[[bytes], None], root: bytes) -> EnclaveKeys:
+        """For one launch."""
+        return cls(record, root, ec.generate_private_key(ec.SECP256R1()))
+
+    @property
+    def public(self) -> bytes:
+        """SubjectPublicKeyInfo of the key of statements, DER."""
+        return self._signer.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+
+    def derive(self, measurement: bytes, label: bytes) -> bytes:
+        """32 bytes: the same for the same measurement and label under one root."""
+        mac = hmac.HMAC(self._root, hashes.SHA256())
+        mac.update(b"enclave key\0" + measurement + label)
+        return mac.finalize()
+
+    def statement(self, enclave: Enclave, data: bytes) -> bytes:
+        """Signed: this enclave asked for these 64 bytes to be said."""
+        said = EnclaveStatement(enclave.number, enclave.measurement, data)
+        return said._replace(signature=self._signer.sign(said.signed_bytes, ec.ECDSA(hashes.SHA256()))).pack()
+
+    # Secrets
+
+    def provision(self, measurement: bytes, name: bytes, secret: bytes) -> None:
+        """Keep a secret for enclaves of this measurement; an empty one removes it. Raises EnclaveError."""
+        if not secret:
+            self._secrets.pop((measurement, name), None)
+            return
+        if len(secret) > _LONGEST_SECRET:
+            raise EnclaveError(f"a secret has {_LONGEST_SECRET} bytes at most, not {len(secret)}")
+        if len(self._secrets) >= _MAX_SECRETS and (measurement, name) not in self._secrets:
+            raise EnclaveError(f"there are {_MAX_SECRETS} secrets already: remove one")
+        self._secrets[measurement, name] = secret
+
+    def secret(self, measurement: bytes, name: bytes) -> bytes | None:
+        """What was provisioned under this name."""
+        return self._secrets.get((measurement, name))
+
+    # The protected log
+
+    def tell(self, enclave: Enclave, line: bytes) -> None:
+        """A line of an enclave's own."""
+        self.note("says", enclave, line[:_LONGEST_LINE].decode(errors="replace"))
+
+    def note(self, event: str, enclave: Enclave, words: str) -> None:
+        """What became of an enclave."""
+        self._record(EnclaveWord(event, enclave.number, words, enclave.measurement.hex()).pack())
+
+    # Snapshots, which are secret
+
+    def dump(self) -> dict[str, Any]:
+        private = self._signer.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        secrets = [[part.hex() for part in (*key, secret)] for key, secret in self._secrets.items()]
+        return {"root": self._root.hex(), "signer": private.hex(), "secrets": secrets}
+
+    @classmethod
+    def load(cls, record: Callable[[bytes], None], state: dict[str, Any]) -> EnclaveKeys:
+        """Take back what `dump` gave."""
+        signer = serialization.load_der_private_key(bytes.fromhex(state["signer"]), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        made = cls(record, bytes.fromhex(state["root"]), signer)
+        for measurement, name, secret in state["secrets"]:
+            made._secrets[bytes.fromhex(measurement), bytes.fromhex(name)] = bytes.fromhex(secret)
+        return made

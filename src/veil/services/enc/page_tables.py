@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An enclave's page tables (APM volume 2, 24593, 5.3): four levels, in pages that no table maps.
+
+The rights of VMPL 2 are the same on all pages of all enclaves. What tells two enclaves apart is that each one's tables
+name its own pages only, and that nobody but this module writes them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from veil.formats.board import C_BIT
+from veil.formats.enclaves import Prot
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.enc.errors import EnclaveError, NoFrames
+
+if TYPE_CHECKING:
+    from veil.services.context import GuestMemory
+
+__all__ = ["PageTables", "tables_needed"]
+
+_PRESENT, _WRITE, _USER = 1 << 0, 1 << 1, 1 << 2
+#: The processor need not set them, for which it would write into a table.
+_USED = 1 << 5 | 1 << 6
+_NO_EXECUTE = 1 << 63
+#: Of the bits that are left to software: the enclave may have the page changed. It need not be present.
+_OWN = 1 << 9
+_ADDRESS = C_BIT - PAGE_SIZE
+_TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
+_IN_TABLE = 512
+_TABLE_ENTRY = struct.Struct("<Q")
+#: Bits of a virtual page number that lie below the index of a table of this level: 1 has the pages, 4 is the root.
+_BELOW = {1: 9, 2: 18, 3: 27}
+
+
+def tables_needed(ranges: Sequence[tuple[int, int]]) -> int:
+    """How many tables, the root among them, pages at these addresses (first, behind the last) need together."""
+    needed = 1
+    for shift in _BELOW.values():
+        seen = -1
+        for first, behind in sorted(ranges):
+            start, last = first // PAGE_SIZE >> shift, (behind - 1) // PAGE_SIZE >> shift
+            needed += last - max(start, seen + 1) + 1 if last > seen else 0
+            seen = max(seen, last)
+    return needed
+
+
+class PageTables:
+    """The tables of one enclave. `frames`: pages for more of them, never mapped before; they are taken from its end.
+
+    A page that a thread could write through an old translation must not become a table: hence pages of their own.
+    """
+
+    def __init__(self, guest: GuestMemory, frames: list[int]) -> None:
+        self._guest = guest
+        self._frames = frames
+        #: (level, virtual page number without the bits below) -> where the table is
+        self._tables: dict[tuple[int, int], int] = {}
+        self.root = self._take()
+
+    def _take(self) -> int:
+        if not self._frames:
+            raise NoFrames("the enclave has no more pages for page tables")
+        gpa = self._frames.pop()
+        self._guest.write(gpa, bytes(PAGE_SIZE))
+        return gpa
+
+    # What the service maps
+
+    def map(self, va: int, frames: Sequence[int], prot: Prot, *, fixed: bool = False) -> None:
+        """Map pages in a row from `va` on. Raises EnclaveError if one is mapped already, NoFrames without tables.
+
+        `fixed`: it stays as it is, whatever the enclave asks for.
+        """
+        self._require_free(va, len(frames))
+        bits = _bits(prot) | (0 if fixed else _OWN)
+        self._write(va, [frame | bits for frame in frames])
+
+    def map_system(self, va: int, frame: int) -> None:
+        """Map a page that the processor alone reads (descriptor tables): not the user's, read-only."""
+        self._require_free(va, 1)
+        self._write(va, [frame | C_BIT | _PRESENT | _USED | _NO_EXECUTE])
+
+    # What the enclave has changed
+
+    def unmap(self, va: int, pages: int) -> list[int]:
+        """The pages that were mapped there, which no entry names any more. Raises EnclaveError for a fixed one."""
+        found: list[int] = []
+        for table, first, count in self._existing(va, pages):
+            entries = self._read(table, first, count)
+            self._refuse_fixed(entries)
+            found += [entry & _ADDRESS for entry in entries if entry]
+            self._guest.write(table + first * _TABLE_ENTRY.size, bytes(count * _TABLE_ENTRY.size))
+        return found
+
+    def protect(self, va: int, pages: int, prot: Prot) -> int:
+        """Change what is mapped there; returns how many pages. Raises EnclaveError for a fixed one."""
+        bits, changed = _bits(prot) | _OWN, 0
+        for table, first, count in self._existing(va, pages):
+            entries = self._read(table, first, count)
+            self._refuse_fixed(entries)
+            new = [entry & _ADDRESS | bits if entry else 0 for entry in entries]
+            changed += count - new.count(0)
+            self._guest.write(table + first * _TABLE_ENTRY.size, struct.pack(f"<{count}Q", *new))
+        return changed
+
+    def lookup(self, va: int) -> tuple[int, Prot] | None:
+        """(page, what the enclave may do there now), None if nothing is mapped."""
+        for table, first, _ in self._existing(va, 1):
+            (entry,) = self._read(table, first, 1)
+            if entry:
+                return entry & _ADDRESS, _prot(entry)
+        return None
+
+    # Tables
+
+    def _pieces(self, va: int, pages: int) -> Iterator[tuple[int, int, int]]:
+        """(table's key, first entry, entries) for each table of the first level that a range touches."""
+        page, end = va // PAGE_SIZE, va // PAGE_SIZE + pages
+        while page < end:
+            first = page % _IN_TABLE
+            count = min(_IN_TABLE - first, end - page)
+            yield page >> _BELOW[1], first, count
+            page += count
+
+    def _existing(self, va: int, pages: int) -> Iterator[tuple[int, int, int]]:
+        """(table, first entry, entries) for those that are there; a large range costs no more than there are tables."""
+        first, last = va // PAGE_SIZE >> _BELOW[1], (va // PAGE_SIZE + pages - 1) >> _BELOW[1]
+        if last - first < len(self._tables):
+            keys = [key for key in range(first, last + 1) if (1, key) in self._tables]
+        else:
+            keys = sorted(key for level, key in self._tables if level == 1 and first <= key <= last)
+        start, end = va // PAGE_SIZE, va // PAGE_SIZE + pages
+        for key in keys:
+            base = key << _BELOW[1]
+            low, high = max(start, base), min(end, base + _IN_TABLE)
+            yield self._tables[1, key], low - base, high - low
+
+    def _read(self, table: int, first: int, count: int) -> tuple[int, ...]:
+        return struct.unpack(
+            f"<{count}Q", self._guest.read(table + first * _TABLE_ENTRY.size, count * _TABLE_ENTRY.size)
+        )
+
+    def _refuse_fixed(self, entries: Sequence[int]) -> None:
+        if any(entry and not entry & _OWN for entry in entries):
+            raise EnclaveError("a page of the enclave that is not its own to change")
+
+    def _require_free(self, va: int, pages: int) -> None:
+        for table, first, count in self._existing(va, pages):
+            if any(self._read(table, first, count)):
+                raise EnclaveError(f"something is mapped already from {va:#x} on")
+        missing = {
+            (level, page >> shift)
+            for page in (va // PAGE_SIZE + at for at in (*range(0, pages, _IN_TABLE), pages - 1))
+            for level, shift in _BELOW.items()
+        } - self._tables.keys()
+        if len(missing) > len(self._frames):
+            raise NoFrames(f"the enclave has {len(self._frames)} pages left for page tables, and needs {len(missing)}")
+
+    def _write(self, va: int, entries: Sequence[int]) -> None:
+        at = 0
+        for key, first, count in self._pieces(va, len(entries)):
+            table = self._table(1, key)
+            self._guest.write(table + first * _TABLE_ENTRY.size, struct.pack(f"<{count}Q", *entries[at : at + count]))
+            at += count
+
+    def _table(self, level: int, key: int) -> int:
+        if level > len(_BELOW):
+            return self.root
+        table = self._tables.get((level, key))
+        if table is None:
+            above = self._table(level + 1, key // _IN_TABLE)
+            table = self._tables[level, key] = self._take()
+            self._guest.write(above + key % _IN_TABLE * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(table | _TABLE))
+        return table
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """Where the tables are; what is in them is guest memory."""
+        return {"root": self.root, "tables": [[*key, gpa] for key, gpa in self._tables.items()]}
+
+    @classmethod
+    def load(cls, guest: GuestMemory, frames: list[int], state: dict[str, Any]) -> PageTables:
+        """Take back what `dump` gave."""
+        made = cls.__new__(cls)
+        made._guest, made._frames, made.root = guest, frames, state["root"]
+        made._tables = {(level, key): gpa for level, key, gpa in state["tables"]}
+        return made
+
+
+def _bits(prot: Prot) -> int:
+    if not prot:
+        return C_BIT | _USED | _NO_EXECUTE
+    write = _WRITE if prot & Prot.W else 0
+    return C_BIT | _PRESENT | _USER | _USED | write | (0 if prot & Prot.X else _NO_EXECUTE)
+
+
+def _prot(entry: int) -> Prot:
+    if not entry & _PRESENT or not entry & _USER:
+        return Prot.NONE
+    return Prot.R | (Prot.W if entry & _WRITE else Prot.NONE) | (Prot.NONE if entry & _NO_EXECUTE else Prot.X)

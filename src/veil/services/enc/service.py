@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-ENC: what the kernel and remote users ask, and what becomes of enclaves over a snapshot."""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from veil.formats.board import TSC_KHZ
+from veil.formats.enclave_calls import (
+    CONTENT_PAGES,
+    ENC_GUID,
+    ENC_NUMBER,
+    RELEASED_PAGES,
+    AddContent,
+    Created,
+    EnclaveCall,
+    Finished,
+)
+from veil.formats.enclave_reports import EnclaveManifest
+from veil.formats.enclave_settings import OFF, EncSettings
+from veil.formats.enclaves import Layout
+from veil.formats.errors import FormatError
+from veil.formats.status import Status
+from veil.services.context import Asking, MonitorRefused
+from veil.services.enc import mailbox
+from veil.services.enc.enclave import Enclave, State, pages_needed
+from veil.services.enc.errors import EnclaveError, NoFrames
+from veil.services.enc.keys import EnclaveKeys
+from veil.services.interface import KernelRequest, Refused, Service
+from veil.snp.errors import RmpViolation
+
+__all__ = ["EncService"]
+
+_ONE = struct.Struct("<I")
+_TWO = struct.Struct("<II")
+
+
+class EncService(Service):
+    """Any number of enclaves, each made by a process through the driver; the kernel is trusted with none of it."""
+
+    name = "enc"
+    number = ENC_NUMBER
+    guid: ClassVar[uuid.UUID] = ENC_GUID
+    settings_type = EncSettings
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """No enclave yet."""
+        self._settings = EncSettings.of(settings)
+        self._keys = EnclaveKeys.generate(self.context.record, self.nonce())
+        self._enclaves: dict[int, Enclave] = {}
+        self._next = 1
+        self._cpuid: bytes | None = None
+
+    # The kernel
+
+    def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
+        """What the driver asks (`EnclaveCall`)."""
+        if self._settings.mode == OFF:
+            raise Refused(Status.NOT_ALLOWED, "this CVM was launched without enclaves")
+        handler = _CALLS.get(request.call)
+        if handler is None:
+            raise Refused(Status.UNKNOWN_CALL, f"enclaves have no call {request.call} for the kernel")
+        return self._answer(handler, request)
+
+    def _answer(self, handler: _Handler, request: KernelRequest) -> Asking[bytes]:
+        try:
+            outcome = handler(self, request)
+            return outcome if isinstance(outcome, bytes) else (yield from outcome)
+        except FormatError as error:
+            raise Refused(Status.BAD_REQUEST, str(error)) from None
+        except NoFrames as error:
+            raise Refused(Status.FULL, str(error)) from None
+        except EnclaveError as error:
+            raise Refused(Status.NOT_ALLOWED, str(error)) from None
+        except MonitorRefused as error:
+            raise Refused(error.status, str(error)) from None
+        except RmpViolation as error:
+            raise Refused(Status.UNAVAILABLE, f"the host took an enclave's page away: {error}") from None
+
+    def _create(self, request: KernelRequest) -> Asking[bytes]:
+        layout = Layout.parse(request.body)
+        if len(self._enclaves) >= self._settings.most:
+            raise Refused(Status.FULL, f"there are {len(self._enclaves)} enclaves already")
+        if self._cpuid is None:
+            self._cpuid = yield from self.context.monitor.cpuid()
+        enclave = self._enclaves[self._next] = Enclave(self._next, layout)
+        self._next += 1
+        return Created(enclave.number, pages_needed(layout)).pack()
+
+    def _donate(self, request: KernelRequest) -> Asking[bytes]:
+        (number,) = _unpack(_ONE, request)
+        yield from self._enclave(number).donate(self.context, _pages(request))
+        return b""
+
+    def _window(self, request: KernelRequest) -> Asking[bytes]:
+        number, slot = _unpack(_TWO, request)
+        yield from self._enclave(number).add_window(self.context, slot, _pages(request))
+        return b""
+
+    def _add(self, request: KernelRequest) -> Asking[bytes]:
+        number, record, page = AddContent.parse(request.body)
+        enclave = self._enclave(number)
+        try:
+            yield from enclave.add_content(self.context, record, page, _pages(request))
+        except EnclaveError as error:
+            if enclave.state is State.UNUSABLE:
+                self._keys.note("refused", enclave, str(error))
+            raise
+        return b""
+
+    def _finish(self, request: KernelRequest) -> Asking[bytes]:
+        (number,) = _unpack(_ONE, request)
+        enclave = self._enclave(number)
+        yield from enclave.finish(self.context, TSC_KHZ, self._cpuid or b"")
+        self._keys.note("finished", enclave, f"{len(enclave.owned)} pages, {len(enclave.contexts)} slots")
+        return Finished(enclave.measurement, tuple(enclave.contexts)).pack()
+
+    def _serve(self, request: KernelRequest) -> bytes:
+        number, slot = _unpack(_TWO, request)
+        enclave = self._enclave(number)
+        if enclave.state is not State.READY or slot >= len(enclave.mailboxes):
+            raise EnclaveError(f"enclave {number} has no slot {slot} that runs")
+        mailbox.serve(self.context, self._keys, enclave, slot)
+        return b""
+
+    def _destroy(self, request: KernelRequest) -> Asking[bytes]:
+        (number,) = _unpack(_ONE, request)
+        enclave = self._enclave(number)
+        left = yield from enclave.release(self.context, RELEASED_PAGES)
+        if not left:
+            del self._enclaves[number]
+        return _ONE.pack(left)
+
+    def _enclave(self, number: int) -> Enclave:
+        found = self._enclaves.get(number)
+        if found is None:
+            raise EnclaveError(f"there is no enclave {number}")
+        return found
+
+    # Attestation
+
+    def manifest(self) -> bytes:
+        """The key that signs statements, and the mode."""
+        return EnclaveManifest(self._keys.public, self._settings.mode).pack()
+
+    # Snapshots
+
+    def save(self) -> bytes:
+        """All enclaves; what their pages hold is guest memory."""
+        state = {
+            "next": self._next,
+            "keys": self._keys.dump(),
+            "cpuid": None if self._cpuid is None else self._cpuid.hex(),
+            "enclaves": [enclave.dump() for enclave in self._enclaves.values()],
+        }
+        return json.dumps(state).encode()
+
+    def restore(self, settings: dict[str, Any], data: bytes) -> None:
+        """The same enclaves, with the same keys."""
+        state = json.loads(data)
+        self._settings = EncSettings.of(settings)
+        self._keys = EnclaveKeys.load(self.context.record, state["keys"])
+        self._next = state["next"]
+        self._cpuid = None if state["cpuid"] is None else bytes.fromhex(state["cpuid"])
+        enclaves = (Enclave.load(self.context.guest, item) for item in state["enclaves"])
+        self._enclaves = {enclave.number: enclave for enclave in enclaves}
+
+
+_Handler = Callable[[EncService, KernelRequest], bytes | Asking[bytes]]
+_CALLS: dict[int, _Handler] = {
+    EnclaveCall.CREATE: EncService._create,
+    EnclaveCall.DONATE: EncService._donate,
+    EnclaveCall.WINDOW: EncService._window,
+    EnclaveCall.ADD: EncService._add,
+    EnclaveCall.FINISH: EncService._finish,
+    EnclaveCall.SERVE: EncService._serve,
+    EnclaveCall.DESTROY: EncService._destroy,
+}
+
+
+def _unpack(shape: struct.Struct, request: KernelRequest) -> tuple[int, ...]:
+    if len(request.body) != shape.size:
+        raise FormatError(f"this call has {shape.size} bytes, not {len(request.body)}")
+    return shape.unpack(request.body)
+
+
+def _pages(request: KernelRequest) -> tuple[int, ...]:
+    if not 0 < len(request.pages) <= CONTENT_PAGES:
+        raise FormatError(f"a request names 1 to {CONTENT_PAGES} pages, not {len(request.pages)}")
+    return request.pages
