@@ -13,6 +13,7 @@ _DYNAMIC = struct.Struct("<qQ")
 _ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB = 1, 5
+_PF_X, _PF_W, _PF_R = 1, 2, 4
 _KERNEL_HALF = 1 << 47
 
 
@@ -118,3 +119,73 @@ def parse_linking(data: bytes, name: str) -> Linking:
 
 def _string(data: bytes, offset: int) -> str:
     return data[offset : data.index(b"\0", offset)].decode("ascii")
+
+
+@dataclass(frozen=True)
+class ProgramSegment:
+    """A PT_LOAD of a program: `data` goes to `address`, up to `size` bytes the rest is zero."""
+
+    address: int
+    data: bytes
+    size: int
+    readable: bool
+    writable: bool
+    executable: bool
+
+
+@dataclass(frozen=True)
+class ElfProgram:
+    """The load map of a program or of a dynamic loader. Addresses are from the place where it is loaded, if that is free
+    to choose (`movable`)."""
+
+    movable: bool
+    entry: int
+    headers: int
+    """Where its program headers are in memory, 0 if they are not loaded."""
+    header_count: int
+    segments: tuple[ProgramSegment, ...]
+    interpreter: str | None
+
+    @property
+    def start(self) -> int:
+        """The lowest address used."""
+        return self.segments[0].address
+
+    @property
+    def end(self) -> int:
+        """The address after the highest one used."""
+        return max(segment.address + segment.size for segment in self.segments)
+
+
+def parse_program(data: bytes, name: str) -> ElfProgram:
+    """Of an x86-64 program; `name` is for messages. Raises GuestImageError."""
+    if not is_elf(data) or len(data) < _HEADER.size:
+        raise GuestImageError(f"{name}: not an ELF program")
+    ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, _, _, _ = _HEADER.unpack_from(data)
+    if ident[4:6] != b"\x02\x01" or machine != _EM_X86_64 or kind not in (_ET_EXEC, _ET_DYN):
+        raise GuestImageError(f"{name}: an ELF file, but no program for x86-64")
+    if phentsize != _PROGRAM.size or phoff + phnum * phentsize > len(data):
+        raise GuestImageError(f"{name}: its ELF program headers lie outside the file")
+    segments, headers = [], 0
+    for index in range(phnum):
+        tag, flags, offset, virtual, _, filesz, memsz, _ = _PROGRAM.unpack_from(data, phoff + index * phentsize)
+        if tag != _PT_LOAD or not memsz:
+            continue
+        if offset + filesz > len(data) or filesz > memsz or virtual + memsz > _KERNEL_HALF:
+            raise GuestImageError(f"{name}: ELF segment {index} lies outside the file or the address space")
+        segments.append(
+            ProgramSegment(
+                virtual, data[offset : offset + filesz], memsz,
+                bool(flags & _PF_R), bool(flags & _PF_W), bool(flags & _PF_X),
+            )
+        )  # fmt: skip
+        if offset <= phoff and phoff + phnum * phentsize <= offset + filesz:
+            headers = virtual + phoff - offset
+    segments.sort(key=lambda segment: segment.address)
+    if not segments:
+        raise GuestImageError(f"{name}: an ELF file without loadable segments")
+    for before, after in itertools.pairwise(segments):
+        if before.address + before.size > after.address:
+            raise GuestImageError(f"{name}: its ELF segments overlap at {after.address:#x}")
+    interpreter = parse_linking(data, name).interpreter
+    return ElfProgram(kind == _ET_DYN, entry, headers, phnum, tuple(segments), interpreter)

@@ -3,7 +3,9 @@
 #ifndef VEIL_ENCLAVE_ABI_H
 #define VEIL_ENCLAVE_ABI_H
 
-#ifdef __KERNEL__
+#ifdef __ASSEMBLER__
+/* numbers only */
+#elif defined(__KERNEL__)
 #include <linux/types.h>
 #else
 #include <stdint.h>

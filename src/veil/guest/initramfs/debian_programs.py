@@ -14,7 +14,7 @@ from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node, unpacked_package
 from veil.private_files import write_new
 
-__all__ = ["debian_programs"]
+__all__ = ["PackageFiles", "debian_programs"]
 
 _LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
 _CLOSURES = "closure"
@@ -37,7 +37,7 @@ def debian_programs(
     A package once fetched is used until its cache entry is removed. Raises GuestImageError.
     """
     nodes: dict[str, Node] = {}
-    found = _Packages(cache, packages, programs, progress)
+    found = PackageFiles(cache, packages, programs, progress)
     for name in files:
         nodes |= found.tree(name)
     waiting, loaders = list(programs), set()
@@ -59,11 +59,11 @@ def debian_programs(
     return nodes
 
 
-class _Packages:
+class PackageFiles:
     """Unpacked packages: the named ones, and as many of those they depend on as it takes to find a library."""
 
     def __init__(
-        self, cache: Cache, packages: Sequence[str], programs: Sequence[str], say: Callable[[str], None] | None
+        self, cache: Cache, packages: Sequence[str], programs: Sequence[str], say: Callable[[str], None] | None = None
     ) -> None:
         self._cache = cache
         self._apt = Apt(cache)
@@ -91,7 +91,7 @@ class _Packages:
             self._cache.entry(_CLOSURES, self._key, lambda place: write_new(place / "packages", text))
 
     def program(self, name: str) -> Path:
-        """A program of the named packages, or a library of anybody's."""
+        """A program of the named packages, or a library of anybody's. Raises GuestImageError."""
         path = PurePosixPath(name)
         is_library = ".so" in path.name
         places = [f"{folder}/{path.name}" for folder in _LIBRARIES] if is_library else [name]
@@ -129,7 +129,7 @@ class _Packages:
             yield
 
     def tree(self, name: str) -> dict[str, Node]:
-        """A file, or a folder's files, of the named packages."""
+        """A file, or a folder's files, of the named packages. Raises GuestImageError."""
         for root in self._roots[: len(self._packages)]:
             place = root / name
             if place.is_dir() and not place.is_symlink():

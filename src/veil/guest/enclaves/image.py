@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An enclave's image: a reproducible ustar archive of `layout`, `content`, `manifest.toml` and the trusted files.
+
+Only the layout is measured, and it covers the content. The manifest is there for readers: what counts is in the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from veil.formats.enclaves import Layout, RecordKind
+from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.guest.errors import GuestImageError
+
+__all__ = ["EnclaveImage"]
+
+_LAYOUT, _CONTENT, _MANIFEST, _FILES = "layout", "content", "manifest.toml", "files"
+
+
+@dataclass(frozen=True)
+class EnclaveImage:
+    """What is in an X.enclave file."""
+
+    layout: Layout
+    content: bytes
+    """Pages of the CONTENT records, one after the other."""
+    manifest: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Trusted files by path, which the starter puts into the guest if they are not there."""
+
+    @property
+    def measurement(self) -> bytes:
+        """48 bytes."""
+        return self.layout.measurement
+
+    def pack(self) -> bytes:
+        """The archive; the same image gives the same bytes."""
+        stream = io.BytesIO()
+        members = {
+            _LAYOUT: self.layout.pack(),
+            _CONTENT: self.content,
+            _MANIFEST: self.manifest.encode(),
+            **{f"{_FILES}{path}": data for path, data in sorted(self.files.items())},
+        }
+        try:
+            with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                for name, data in members.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    member.mode = 0o755 if data[:4] == b"\x7fELF" else 0o644
+                    archive.addfile(member, io.BytesIO(data))
+        except ValueError as error:
+            raise GuestImageError(f"an enclave's image cannot hold {name}: {error}") from error
+        return stream.getvalue()
+
+    @classmethod
+    def parse(cls, data: bytes, name: str) -> EnclaveImage:
+        """Raises GuestImageError, with `name`, for what is no image or whose content is not as the layout says."""
+        members: dict[str, bytes] = {}
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+                for member in archive:
+                    stream = archive.extractfile(member)
+                    if stream is not None:
+                        members[member.name] = stream.read()
+            layout = Layout.parse(members[_LAYOUT])
+            content, manifest = members[_CONTENT], members[_MANIFEST].decode()
+        except (tarfile.TarError, KeyError, UnicodeDecodeError, FormatError, ValueError) as error:
+            raise GuestImageError(f"{name}: not an enclave's image: {error}") from error
+        image = cls(
+            layout,
+            content,
+            manifest,
+            {path.removeprefix(_FILES): file for path, file in members.items() if path.startswith(f"{_FILES}/")},
+        )
+        image.check(name)
+        return image
+
+    def check(self, name: str) -> None:
+        """Raise GuestImageError unless the content has the layout's digests."""
+        at = 0
+        for record in self.layout.records:
+            if record.kind is not RecordKind.CONTENT:
+                continue
+            pages = self.content[at : at + record.pages * PAGE_SIZE]
+            if hashlib.sha384(pages).digest() != record.digest:
+                raise GuestImageError(f"{name}: the content at {record.va:#x} is not what the layout says")
+            at += len(pages)
+        if at != len(self.content):
+            raise GuestImageError(f"{name}: more content than the layout says")

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An enclave's manifest: what its program gets and may do. A TOML file; what it does not name is refused.
+
+docs/enclaves.md has the keys in words. Each value is checked when the manifest is read, and a key that is not known is
+an error, for a misspelt one would be a rule that is not there.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from veil.formats.enclaves import MAX_SLOTS
+from veil.formats.errors import FormatError
+from veil.formats.sizes import format_size, parse_size
+from veil.guest.enclaves.calls import allowed_numbers
+from veil.guest.errors import GuestImageError
+
+__all__ = ["SIGNALS", "Manifest"]
+
+MIB = 1 << 20
+_LEAST_MEMORY, _MOST_MEMORY = 1 * MIB, 4096 * MIB
+_LEAST_STACK, _MOST_STACK = 64 << 10, 64 * MIB
+#: Signals that a process outside may pass on; those of faults are the enclave's own.
+SIGNALS = {
+    "HUP": 1, "INT": 2, "QUIT": 3, "USR1": 10, "USR2": 12, "ALRM": 14, "TERM": 15, "CHLD": 17, "CONT": 18, "URG": 23,
+    "WINCH": 28, "IO": 29,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The defaults allow a program to compute, and to use what it was started with: streams, nothing else."""
+
+    memory: int = 64 * MIB
+    """Bytes that it can map while it runs, besides what its files hold."""
+    stack: int = 1 * MIB
+    """Bytes of the first thread's stack, part of `memory`."""
+    threads: int = 8
+    """The most at once, the first included."""
+    end_on_unsupported: bool = False
+    """A system call that is not supported or not allowed ends the enclave; else it is answered by ENOSYS."""
+    arguments: tuple[str, ...] = ()
+    """Fixed ones, the program's name first if they are not empty."""
+    arguments_outside: bool = False
+    """Whether arguments are taken from who starts it; they follow the fixed ones."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    environment_outside: tuple[str, ...] = ()
+    """Names of variables that are taken from outside; "*": all."""
+    directory: str = "/"
+    trusted: tuple[str, ...] = ()
+    """Files, or with "/" at the end folders, whose content is measured now."""
+    read: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    sealed: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    signals: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_range("memory", self.memory, _LEAST_MEMORY, _MOST_MEMORY)
+        _check_range("stack", self.stack, _LEAST_STACK, _MOST_STACK)
+        if not 1 <= self.threads <= MAX_SLOTS:
+            raise GuestImageError(f"manifest: threads must be 1 to {MAX_SLOTS}, not {self.threads}")
+        for key in ("trusted", "read", "passed", "sealed"):
+            for path in getattr(self, key):
+                _check_path(_KEY_OF.get(key, key), path)
+        _check_path("directory", self.directory)
+        for text in (*self.arguments, *self.environment, *self.environment.values(), *self.environment_outside):
+            if "\0" in text:
+                raise GuestImageError("manifest: a text with a NUL character")
+        for name in (*self.environment, *self.environment_outside):
+            if not name or "=" in name:
+                raise GuestImageError(f"manifest: environment: {name!r} is not the name of a variable")
+        for name in self.signals:
+            if name not in SIGNALS:
+                raise GuestImageError(f"manifest: signals: {name!r} is not one of {', '.join(SIGNALS)}")
+        allowed_numbers(self.allow, self.deny)
+
+    @classmethod
+    def parse(cls, text: str, name: str = "manifest") -> Manifest:
+        """From TOML. Raises GuestImageError, with `name`."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise GuestImageError(f"{name}: {error}") from error
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Manifest:
+        """From tables as TOML has them. Raises GuestImageError."""
+        found: dict[str, Any] = {}
+        flat = {
+            (key, inner): value
+            for key, table in values.items()
+            if isinstance(table, Mapping) and key in _TABLES
+            for inner, value in table.items()
+        } | {("", key): value for key, value in values.items() if key not in _TABLES}
+        for key in _TABLES:
+            if key in values and not isinstance(values[key], Mapping):
+                raise GuestImageError(f"manifest: {key} must be a table: [{key}]")
+        for (table, key), value in flat.items():
+            words = f"{table}.{key}" if table else key
+            if (table, key) not in _KEYS:
+                raise GuestImageError(f"manifest: there is no key {words} (docs/enclaves.md lists them)")
+            name, read = _KEYS[table, key]
+            found[name] = read(words, value)
+        return cls(**found)
+
+    def text(self) -> str:
+        """TOML that `parse` reads as this manifest, always the same for the same one."""
+        lines = [
+            f'memory = "{format_size(self.memory)}"',
+            f'stack = "{format_size(self.stack)}"',
+            f"threads = {self.threads}",
+            f'unsupported = "{"end" if self.end_on_unsupported else "refuse"}"',
+            f"directory = {_quoted(self.directory)}",
+            f"signals = {_array(self.signals)}",
+            "",
+            "[arguments]",
+            f"fixed = {_array(self.arguments)}",
+            f"outside = {'true' if self.arguments_outside else 'false'}",
+            "",
+            "[environment]",
+            f"outside = {_array(self.environment_outside)}",
+            "fixed = { "
+            + ", ".join(f"{_quoted(name)} = {_quoted(value)}" for name, value in sorted(self.environment.items()))
+            + " }",
+            "",
+            "[files]",
+            f"trusted = {_array(self.trusted)}",
+            f"read = {_array(self.read)}",
+            f"pass = {_array(self.passed)}",
+            f"sealed = {_array(self.sealed)}",
+            "",
+            "[calls]",
+            f"allow = {_array(self.allow)}",
+            f"deny = {_array(self.deny)}",
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _size(words: str, value: object) -> int:
+    try:
+        return parse_size(str(value)) if isinstance(value, str) else _number(words, value)
+    except FormatError as error:
+        raise GuestImageError(f"manifest: {words}: {error}") from error
+
+
+def _number(words: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise GuestImageError(f"manifest: {words} must be a number")
+    return value
+
+
+def _flag(words: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise GuestImageError(f"manifest: {words} must be true or false")
+    return value
+
+
+def _text(words: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise GuestImageError(f"manifest: {words} must be a text")
+    return value
+
+
+def _texts(words: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise GuestImageError(f"manifest: {words} must be a list of texts")
+    return tuple(value)
+
+
+def _variables(words: str, value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise GuestImageError(f"manifest: {words} must be a table of texts")
+    return dict(value)
+
+
+def _unsupported(words: str, value: object) -> bool:
+    if value not in ("refuse", "end"):
+        raise GuestImageError(f'manifest: {words} must be "refuse" or "end"')
+    return value == "end"
+
+
+def _check_range(words: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise GuestImageError(
+            f"manifest: {words} must be {format_size(least)} to {format_size(most)}, not {format_size(value)}"
+        )
+
+
+def _check_path(words: str, path: str) -> None:
+    whole = path.rstrip("/") or "/"
+    if not path.startswith("/") or posixpath.normpath(whole) != whole or "\0" in path or len(path) > 1000:
+        raise GuestImageError(
+            f"manifest: {words}: {path!r} is not an absolute path without '.', '..' and double slashes"
+        )
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def _array(texts: tuple[str, ...]) -> str:
+    return "[" + ", ".join(map(_quoted, texts)) + "]"
+
+
+_TABLES = ("arguments", "environment", "files", "calls")
+_KEYS: dict[tuple[str, str], tuple[str, Callable[[str, object], object]]] = {
+    ("", "memory"): ("memory", _size),
+    ("", "stack"): ("stack", _size),
+    ("", "threads"): ("threads", _number),
+    ("", "unsupported"): ("end_on_unsupported", _unsupported),
+    ("", "directory"): ("directory", _text),
+    ("", "signals"): ("signals", _texts),
+    ("arguments", "fixed"): ("arguments", _texts),
+    ("arguments", "outside"): ("arguments_outside", _flag),
+    ("environment", "fixed"): ("environment", _variables),
+    ("environment", "outside"): ("environment_outside", _texts),
+    ("files", "trusted"): ("trusted", _texts),
+    ("files", "read"): ("read", _texts),
+    ("files", "pass"): ("passed", _texts),
+    ("files", "sealed"): ("sealed", _texts),
+    ("calls", "allow"): ("allow", _texts),
+    ("calls", "deny"): ("deny", _texts),
+}
+_KEY_OF = {"passed": "files.pass", "read": "files.read", "trusted": "files.trusted", "sealed": "files.sealed"}

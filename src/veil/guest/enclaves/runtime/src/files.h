@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Open files, and what the manifest says of paths. Descriptors have the numbers that the process outside gives them. */
+#ifndef RUNTIME_FILES_H
+#define RUNTIME_FILES_H
+
+#include "runtime.h"
+
+#define DESCRIPTORS 1000
+#define AT_FDCWD -100
+#define LONGEST_PATH 4096
+#define O_ACCMODE 3
+#define O_CREAT 0x40
+#define O_TRUNC 0x200
+#define O_APPEND 0x400
+#define O_DIRECTORY 0x10000
+#define O_CLOEXEC 0x80000
+#define O_PATH 0x200000
+
+enum file_kind {
+	FILE_OUTSIDE,
+	FILE_TRUSTED,
+	FILE_SEALED,
+	FILE_RANDOM,
+};
+
+/* What descriptors share after dup(). `offset`: of kinds that the runtime reads itself. */
+struct open_file {
+	u32 kind;
+	u32 users;
+	u32 access; /* O_RDONLY, O_WRONLY, O_RDWR */
+	u32 flags;
+	u64 offset;
+	const struct config_file *trusted;
+	struct sealed_file *sealed;
+	struct epoll_entry *watched; /* wait.c */
+	u32 path_length;
+	struct lock lock;
+	char path[];
+};
+
+bool is_open(s32 fd);
+/* One use more of an open file, or NULL; each has its end in release(). */
+struct open_file *use(struct thread *, s32 fd);
+void release(struct thread *, struct open_file *);
+/* A descriptor that came from outside: the number, or a negative error. `file`: NULL for one that is just outside's. */
+s64 new_descriptor(struct thread *, s32 fd, struct open_file *file);
+struct open_file *new_file(struct thread *, u32 kind, const char *path, u64 length);
+
+/* 0; -ENOENT to read, -EACCES to change what the manifest does not name. */
+s64 path_allowed(const char *path, u64 length, bool change);
+bool is_folder_of_rule(const char *path, u64 length);
+s64 path_from(struct thread *, s32 folder, u64 from, char *to);
+
+/* trusted.c */
+const struct config_file *trusted_file(const char *path, u64 length);
+bool is_trusted_folder(const char *path, u64 length);
+s64 open_trusted(struct thread *, const struct config_file *, const char *path, u32 flags);
+s64 read_trusted(struct thread *, s32 fd, const struct config_file *, u64 offset, u64 to, u64 bytes);
+u64 trusted_number(const struct config_file *);
+
+/* sha256.c */
+void sha256(const u8 *data, u64 bytes, u8 digest[32]);
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The handlers that calls.def names, and what their modules need of each other. */
+#ifndef RUNTIME_HANDLERS_H
+#define RUNTIME_HANDLERS_H
+
+#include "runtime.h"
+#include "signal_numbers.h"
+
+#define CALL(nr, name, group, result, ...)
+#define OWN(nr, name, group, handler) HANDLER(handler);
+#include "calls.def"
+#undef CALL
+#undef OWN
+
+struct open_file;
+struct epoll_entry;
+
+/* files.c */
+s64 duplicate(struct thread *, s32 fd, u64 command, u64 least_number);
+/* pipes.c: two descriptors that came from outside, copied to own[]; 0 or a negative error */
+s64 new_pair(struct thread *, const s32 *shared, s32 own[2]);
+/* status.c */
+bool is_regular(struct thread *, s32 fd);
+/* wait.c */
+void forget_watched(struct thread *, struct open_file *);
+/* sealed.c */
+s64 open_sealed(struct thread *, const char *path, u64 length, u64 flags, u64 mode);
+s64 read_sealed(struct thread *, struct open_file *, s32 fd, u64 to, u64 bytes, u64 offset);
+s64 write_sealed(struct thread *, struct open_file *, s32 fd, u64 from, u64 bytes, u64 offset);
+u64 sealed_size(const struct open_file *);
+s64 truncate_sealed(struct thread *, struct open_file *, s32 fd, u64 size);
+/* the size of what is kept in it, if the path is a sealed file's */
+void sealed_status(struct thread *, const char *path, u64 length, s64 *size);
+
+#endif

@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The program's memory is managed in here: the kernel is not asked, so it cannot lie about where something is. The
+ * service maps pages of the pool, zeroed, and changes what may be done with them. Larger areas get pages when they are
+ * touched, a few at once.
+ */
+#include "areas.h"
+#include "memory.h"
+
+/* Areas up to here get their pages at once; and so many come by one fault. */
+#define AT_ONCE (64 * PAGE)
+#define MAP_LIMIT (4096 * PAGE)
+#define LOW_START 0x10000000
+#define LOW_END 0x80000000
+#define FIRST_ADDRESS 0x10000
+
+static struct lock memory_lock;
+static u64 brk_now;
+
+static u64 arena_end(void)
+{
+	return VEIL_ENC_ARENA + ((const struct veil_enclave_info *)VEIL_ENC_INFO)->arena_pages * PAGE;
+}
+
+/* A page that can be written or executed can be read: the processor's tables know nothing else. */
+static u32 real_prot(u32 prot)
+{
+	return prot ? prot | PROT_READ : 0;
+}
+
+static bool ask_map(struct thread *self, u64 start, u64 end, u32 prot)
+{
+	for (u64 at = start; at < end;) {
+		u64 part = least(end - at, MAP_LIMIT);
+
+		if (ask_service(self, VEIL_MAILBOX_MAP, at, part / PAGE, real_prot(prot), NULL) != STATUS_OK) {
+			if (at > start)
+				ask_service(self, VEIL_MAILBOX_UNMAP, start, (at - start) / PAGE, 0, NULL);
+			return false;
+		}
+		at += part;
+	}
+	return true;
+}
+
+static void ask_unmap(struct thread *self, u64 start, u64 end)
+{
+	if (ask_service(self, VEIL_MAILBOX_UNMAP, start, (end - start) / PAGE, 0, NULL) != STATUS_OK)
+		attacked(self, "the service does not take back the pages at %x", start);
+}
+
+static void ask_protect(struct thread *self, u64 start, u64 end, u32 prot)
+{
+	if (ask_service(self, VEIL_MAILBOX_PROTECT, start, (end - start) / PAGE, real_prot(prot), NULL) != STATUS_OK)
+		attacked(self, "the service does not protect the pages at %x", start);
+}
+
+void memory_start(void)
+{
+	const struct config_area *known = config_at(CONFIG->areas);
+	struct thread *self = thread_of(0);
+
+	for (u32 i = 0; i < CONFIG->area_count; i++)
+		area_add(self, (struct area){ known[i].start, known[i].end, known[i].prot, true, true });
+	brk_now = CONFIG->brk_start;
+}
+
+/* Take away what is in a range, pages too. The lock is held. */
+static bool clear_range(struct thread *self, u64 start, u64 end)
+{
+	if (!area_cut(self, start, end))
+		return false;
+	for (u32 at = area_after(start); area_number(at) && area_number(at)->start < end; at++)
+		if (area_number(at)->resident)
+			ask_unmap(self, area_number(at)->start, area_number(at)->end);
+	area_remove(start, end);
+	return true;
+}
+
+static bool may_be_anywhere(u64 start, u64 bytes)
+{
+	return start >= FIRST_ADDRESS && !(start % PAGE) && is_user(start, bytes);
+}
+
+/* Where to put a new area; a negative error. */
+static s64 choose(struct thread *self, u64 wanted, u64 bytes, u32 flags)
+{
+	u64 place;
+
+	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
+		if (wanted % PAGE)
+			return -EINVAL;
+		if (!may_be_anywhere(wanted, bytes))
+			return -ENOMEM;
+		if (area_free(wanted, wanted + bytes))
+			return (s64)wanted;
+		if (flags & MAP_FIXED_NOREPLACE)
+			return -EEXIST;
+		return clear_range(self, wanted, wanted + bytes) ? (s64)wanted : -ENOMEM;
+	}
+	wanted = page_down(wanted);
+	if (may_be_anywhere(wanted, bytes) && area_free(wanted, wanted + bytes) &&
+	    (!(flags & MAP_32BIT) || wanted + bytes <= LOW_END))
+		return (s64)wanted;
+	if (flags & MAP_32BIT)
+		place = area_find(bytes, LOW_START, LOW_END);
+	else
+		place = area_find(bytes, VEIL_ENC_ARENA, arena_end());
+	return place ? (s64)place : -ENOMEM;
+}
+
+/* The content of a file, page for page; what lies behind its end stays zero. */
+static s64 fill(struct thread *self, s32 fd, u64 to, u64 bytes, u64 offset)
+{
+	while (bytes) {
+		s64 done = pread_file(self, fd, to, bytes, offset);
+
+		if (done <= 0)
+			return done;
+		to += (u64)done;
+		offset += (u64)done;
+		bytes -= (u64)done;
+	}
+	return 0;
+}
+
+static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
+{
+	u64 next = start;
+
+	if (!area_cut(self, start, end))
+		return -ENOMEM;
+	for (u32 at = area_after(start); area_number(at) && area_number(at)->start < end; at++) {
+		struct area *area = area_number(at);
+
+		if (area->start != next)
+			break;
+		next = area->end;
+		if (area->resident && area->prot != prot)
+			ask_protect(self, area->start, area->end, prot);
+		area->prot = prot;
+	}
+	area_join(start, end);
+	return next < end ? -ENOMEM : 0;
+}
+
+s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset)
+{
+	bool file = !(flags & MAP_ANONYMOUS), resident;
+	s64 place, result;
+
+	if (!bytes || prot & ~(u32)PROT_ALL || offset % PAGE || bytes > VEIL_ENC_TOP)
+		return -EINVAL;
+	bytes = page_up(bytes);
+	lock(self, &memory_lock);
+	place = choose(self, wanted, bytes, flags);
+	if (place < 0)
+		goto out;
+	resident = file || (prot && bytes <= AT_ONCE && !(flags & MAP_NORESERVE));
+	if (resident && !ask_map(self, (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot)) {
+		if (file) {
+			place = -ENOMEM;
+			goto out;
+		}
+		resident = false;
+	}
+	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot, resident,
+					   file })) {
+		if (resident)
+			ask_unmap(self, (u64)place, (u64)place + bytes);
+		place = -ENOMEM;
+		goto out;
+	}
+	if (file) {
+		/* Without the lock: to read may take long, and locks of its own. */
+		unlock(&memory_lock);
+		result = fill(self, fd, (u64)place, bytes, offset);
+		lock(self, &memory_lock);
+		if (result >= 0)
+			result = protect_locked(self, (u64)place, (u64)place + bytes, prot);
+		if (result < 0) {
+			clear_range(self, (u64)place, (u64)place + bytes);
+			place = result;
+			goto out;
+		}
+	}
+	area_join((u64)place, (u64)place + bytes);
+out:
+	unlock(&memory_lock);
+	return place;
+}
+
+s64 memory_unmap(struct thread *self, u64 start, u64 bytes)
+{
+	s64 result;
+
+	if (start % PAGE || !bytes || !is_user(start, bytes))
+		return -EINVAL;
+	lock(self, &memory_lock);
+	result = clear_range(self, start, start + page_up(bytes)) ? 0 : -ENOMEM;
+	unlock(&memory_lock);
+	return result;
+}
+
+s64 memory_protect(struct thread *self, u64 start, u64 bytes, u32 prot)
+{
+	s64 result;
+
+	if (start % PAGE || prot & ~(u32)PROT_ALL)
+		return -EINVAL;
+	bytes = page_up(bytes);
+	if (!bytes)
+		return 0;
+	if (!is_user(start, bytes))
+		return -ENOMEM;
+	lock(self, &memory_lock);
+	result = protect_locked(self, start, start + bytes, prot);
+	unlock(&memory_lock);
+	return result;
+}
+
+s64 memory_advise(struct thread *self, u64 start, u64 bytes, u32 advice)
+{
+	s64 result = 0;
+
+	if (start % PAGE)
+		return -EINVAL;
+	bytes = page_up(bytes);
+	if (!bytes || advice != MADV_DONTNEED)
+		return 0;
+	if (!is_user(start, bytes))
+		return -ENOMEM;
+	lock(self, &memory_lock);
+	if (!area_cut(self, start, start + bytes))
+		result = -ENOMEM;
+	for (u32 at = area_after(start); !result && area_number(at) && area_number(at)->start < start + bytes; at++) {
+		struct area *area = area_number(at);
+
+		if (!area->resident || area->file)
+			continue;
+		ask_unmap(self, area->start, area->end);
+		area->resident = false;
+	}
+	area_join(start, start + bytes);
+	unlock(&memory_lock);
+	return result;
+}
+
+/* Pages and areas from one place to another, which is free. */
+static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
+{
+	u64 end = from + bytes;
+
+	for (u32 at = area_after(from); area_number(at) && area_number(at)->start < end; at = area_after(from)) {
+		struct area area = *area_number(at);
+		u64 place = to + (area.start - from);
+
+		if (area.resident) {
+			/* It must be readable for a moment, whatever it is for the program. */
+			if (!ask_map(self, place, place + (area.end - area.start), PROT_READ | PROT_WRITE))
+				return false;
+			if (!area.prot)
+				ask_protect(self, area.start, area.end, PROT_READ);
+			if (copy_user((void *)place, (void *)area.start, area.end - area.start))
+				attacked(self, "pages at %x are not where the service put them", area.start);
+			ask_unmap(self, area.start, area.end);
+			if (area.prot != (PROT_READ | PROT_WRITE))
+				ask_protect(self, place, place + (area.end - area.start), area.prot);
+		}
+		to = place + (area.end - area.start);
+		from = area.end;
+		area_remove(area.start, area.end);
+		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file }))
+			return false;
+	}
+	return true;
+}
+
+static s64 grow(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64 wanted)
+{
+	struct area last;
+	s64 place;
+
+	if (!area_number(area_after(start + old - 1)) || area_number(area_after(start + old - 1))->start >= start + old)
+		return -EFAULT;
+	last = *area_number(area_after(start + old - 1));
+	if (!(flags & MREMAP_FIXED) && is_user(start, new) && area_free(start + old, start + new)) {
+		place = (s64)start;
+	} else {
+		if (!(flags & MREMAP_MAYMOVE))
+			return -ENOMEM;
+		place = choose(self, wanted, new, flags & MREMAP_FIXED ? MAP_FIXED : 0);
+		if (place < 0)
+			return place;
+		if (!area_cut(self, start, start + old) || !move_range(self, start, (u64)place, old))
+			return -ENOMEM;
+	}
+	if (new > old &&
+	    !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false }))
+		return -ENOMEM;
+	area_join((u64)place, (u64)place + new);
+	return place;
+}
+
+s64 memory_move(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64 wanted)
+{
+	s64 result = (s64)start;
+
+	old = page_up(old);
+	new = page_up(new);
+	if (start % PAGE || !new || !old || flags & ~(u32)(MREMAP_MAYMOVE | MREMAP_FIXED) || !is_user(start, old))
+		return -EINVAL;
+	if (flags & MREMAP_FIXED && (!(flags & MREMAP_MAYMOVE) || (wanted < start + old && start < wanted + new)))
+		return -EINVAL;
+	lock(self, &memory_lock);
+	if (new < old && !clear_range(self, start + new, start + old))
+		result = -ENOMEM;
+	else if (new > old || flags & MREMAP_FIXED)
+		result = grow(self, start, least(old, new), new, flags, flags & MREMAP_FIXED ? wanted : 0);
+	unlock(&memory_lock);
+	return result;
+}
+
+s64 memory_brk(struct thread *self, u64 end)
+{
+	u64 old, new;
+
+	lock(self, &memory_lock);
+	old = page_up(brk_now);
+	new = page_up(end);
+	if (end < CONFIG->brk_start || end > CONFIG->brk_end)
+		goto out;
+	if (new > old) {
+		bool now;
+
+		if (!area_free(old, new))
+			goto out;
+		now = new - old <= AT_ONCE && ask_map(self, old, new, PROT_READ | PROT_WRITE);
+		if (!area_add(self, (struct area){ old, new, PROT_READ | PROT_WRITE, now, false }))
+			goto out;
+		area_join(old, new);
+	} else if (new < old && !clear_range(self, new, old)) {
+		goto out;
+	}
+	brk_now = end;
+out:
+	end = brk_now;
+	unlock(&memory_lock);
+	return (s64)end;
+}
+
+bool memory_bring(struct thread *self, u64 address, u32 needed)
+{
+	bool there = false;
+	struct area *area;
+	u64 start, end;
+
+	if (!is_user(address, 1))
+		return false;
+	lock(self, &memory_lock);
+	area = area_number(area_after(address));
+	if (!area || area->start > address || needed & ~real_prot(area->prot))
+		goto out;
+	if (area->resident) {
+		there = true; /* another thread was faster */
+		goto out;
+	}
+	start = most(address & ~(AT_ONCE - 1), area->start);
+	end = least((address & ~(AT_ONCE - 1)) + AT_ONCE, area->end);
+	if (!ask_map(self, start, end, area->prot)) {
+		start = page_down(address);
+		end = start + PAGE;
+		if (!ask_map(self, start, end, area->prot)) {
+			log_line(self, "out of memory: all %d pages of the pool are in use", CONFIG->pool_pages);
+			end_enclave(self, 137, 9);
+		}
+	}
+	if (!area_cut(self, start, end))
+		end_enclave(self, 137, 9);
+	area_number(area_after(start))->resident = true;
+	area_join(start, end);
+	there = true;
+out:
+	unlock(&memory_lock);
+	return there;
+}
+
+s32 memory_prot(struct thread *self, u64 address)
+{
+	struct area *area;
+	s32 prot = -1;
+
+	lock(self, &memory_lock);
+	area = area_number(area_after(address));
+	if (area && area->start <= address)
+		prot = (s32)area->prot;
+	unlock(&memory_lock);
+	return prot;
+}

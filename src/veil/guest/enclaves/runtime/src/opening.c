@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* open and its like: which kind of file a path is, by the manifest. */
+#include "files.h"
+#include "handlers.h"
+
+#define NR_OPENAT 257
+#define O_TMPFILE 0x410000
+
+static bool is_path(const char *path, u64 length, const char *name)
+{
+	u64 size = 0;
+
+	while (name[size])
+		size++;
+	return size == length && !memcmp(path, name, size);
+}
+
+static bool is_random(const char *path, u64 length)
+{
+	return is_path(path, length, "/dev/urandom") || is_path(path, length, "/dev/random");
+}
+
+static s64 open_outside(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
+{
+	char *buffer = take_buffer(self, length + 1);
+
+	if (!buffer)
+		return -ENOMEM;
+	memcpy(buffer, path, length);
+	buffer[length] = 0;
+	return outside(self, NR_OPENAT, (u64)(s64)AT_FDCWD, (u64)buffer, flags, mode, 0, 0);
+}
+
+static s64 opened(struct thread *self, s64 fd, u32 kind, const char *path, u64 length, u64 flags)
+{
+	struct open_file *file;
+
+	if (fd < 0)
+		return fd;
+	file = new_file(self, kind, path, length);
+	if (!file)
+		return new_descriptor(self, DESCRIPTORS, NULL);
+	file->access = flags & O_ACCMODE;
+	file->flags = (u32)flags;
+	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+}
+
+/* A number that no other file has, without a file that anybody believes. */
+static s64 open_random(struct thread *self, const char *path, u64 length, u64 flags)
+{
+	s64 fd = open_outside(self, "/dev/null", 9, 2 | (flags & O_CLOEXEC), 0);
+
+	return opened(self, fd, FILE_RANDOM, path, length, 2);
+}
+
+static s64 open_path(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
+{
+	const struct config_file *trusted = trusted_file(path, length);
+	bool change = (flags & O_ACCMODE) || flags & (O_CREAT | O_TRUNC);
+	const struct config_rule *rule;
+	s64 result;
+
+	if (trusted)
+		return flags & O_DIRECTORY ? -ENOTDIR : open_trusted(self, trusted, path, (u32)flags);
+	if (is_random(path, length))
+		return open_random(self, path, length, flags);
+	result = path_allowed(path, length, change && !(flags & O_PATH));
+	if (result)
+		return result;
+	rule = rule_of(path, length);
+	if (!rule && !(flags & (O_DIRECTORY | O_PATH)))
+		return -EISDIR;
+	if (rule && rule->kind == RULE_SEALED && !(flags & (O_DIRECTORY | O_PATH)))
+		return open_sealed(self, path, length, flags, mode);
+	return opened(self, open_outside(self, path, length, flags, mode), FILE_OUTSIDE, path, length, flags);
+}
+
+static s64 open_at(struct thread *self, s32 folder, u64 name, u64 flags, u64 mode)
+{
+	char path[LONGEST_PATH];
+	s64 length = path_from(self, folder, name, path);
+
+	return length < 0 ? length : open_path(self, path, (u64)length, flags, mode);
+}
+
+HANDLER(do_open)
+{
+	return open_at(self, AT_FDCWD, a[0], a[1], a[2]);
+}
+
+HANDLER(do_openat)
+{
+	return open_at(self, (s32)a[0], a[1], a[2], a[3]);
+}

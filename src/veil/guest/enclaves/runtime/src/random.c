@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Random bytes from the processor: the kernel and the host have no part in them. */
+#include "machine.h"
+#include "runtime.h"
+
+#define TRIES 1000
+
+void random_bytes(struct thread *self, void *to, u64 bytes)
+{
+	u8 *next = to;
+
+	while (bytes) {
+		u64 word = 0, part = least(bytes, sizeof(word));
+		u32 tries = 0;
+
+		while (!random_word(&word))
+			if (++tries == TRIES)
+				attacked(self, "the processor gives no random numbers");
+		memcpy(next, &word, part);
+		next += part;
+		bytes -= part;
+	}
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The mailbox: VeilS-ENC serves what is asked there. The kernel only makes it run, and may leave that. */
+#include "machine.h"
+#include "runtime.h"
+
+static struct veil_mailbox *mailbox_of(const struct thread *self)
+{
+	return (struct veil_mailbox *)((u8 *)thread_of(self->slot) + VEIL_ENC_MAILBOX);
+}
+
+u32 ask_service(struct thread *self, u32 call, u64 a0, u64 a1, u64 a2, u64 *result)
+{
+	struct veil_mailbox *mailbox = mailbox_of(self);
+
+	mailbox->args[0] = a0;
+	mailbox->args[1] = a1;
+	mailbox->args[2] = a2;
+	mailbox->result = 0;
+	mailbox->call = call;
+	WRITE_ONCE(mailbox->status, VEIL_ENC_MAILBOX_PENDING);
+	do
+		ask_window(self, VEIL_WINDOW_SERVICE, 0, 0);
+	while (READ_ONCE(mailbox->status) == VEIL_ENC_MAILBOX_PENDING);
+	if (result)
+		*result = mailbox->result;
+	return mailbox->status;
+}
+
+u64 ask_fault_address(struct thread *self)
+{
+	u64 address = ~(u64)0;
+
+	if (ask_service(self, VEIL_MAILBOX_FAULT, 0, 0, 0, &address) != STATUS_OK)
+		return ~(u64)0;
+	return address;
+}
+
+bool derive_key(struct thread *self, const char *label, u64 length, u8 key[32])
+{
+	struct veil_mailbox *mailbox = mailbox_of(self);
+
+	memcpy(mailbox->data, label, length);
+	if (ask_service(self, VEIL_MAILBOX_KEY, length, 0, 0, NULL) != STATUS_OK)
+		return false;
+	memcpy(key, mailbox->data, 32);
+	memset(mailbox->data, 0, 32);
+	return true;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Numbers of signal(7) and sigaction(2). */
+#ifndef RUNTIME_SIGNAL_NUMBERS_H
+#define RUNTIME_SIGNAL_NUMBERS_H
+
+enum {
+	SIGILL = 4,
+	SIGTRAP = 5,
+	SIGABRT = 6,
+	SIGBUS = 7,
+	SIGFPE = 8,
+	SIGKILL = 9,
+	SIGSEGV = 11,
+	SIGPIPE = 13,
+	SIGCHLD = 17,
+	SIGCONT = 18,
+	SIGSTOP = 19,
+	SIGTSTP = 20,
+	SIGTTIN = 21,
+	SIGTTOU = 22,
+	SIGURG = 23,
+	SIGWINCH = 28,
+	SIGSYS = 31,
+	SIGNALS = 64,
+
+	ILL_ILLOPN = 2,
+	FPE_INTDIV = 1,
+	FPE_FLTDIV = 3,
+	FPE_FLTINV = 7,
+	SEGV_MAPERR = 1,
+	SEGV_ACCERR = 2,
+	TRAP_BRKPT = 1,
+	TRAP_TRACE = 2,
+	SI_USER = 0,
+	SI_KERNEL = 0x80,
+	SI_TKILL = -6,
+	SI_QUEUE = -1,
+
+	SA_NOCLDSTOP = 1,
+	SA_SIGINFO = 4,
+	SA_RESTORER = 0x04000000,
+	SA_ONSTACK = 0x08000000,
+	SA_RESTART = 0x10000000,
+	SA_NODEFER = 0x40000000,
+
+	SS_ONSTACK = 1,
+	SS_DISABLE = 2,
+	LEAST_STACK = 2048,
+
+	SIG_BLOCK = 0,
+	SIG_UNBLOCK = 1,
+	SIG_SETMASK = 2,
+};
+
+#define SA_RESETHAND 0x80000000u
+#define SIG_DFL 0
+#define SIG_IGN 1
+#define SIGNAL_BIT(number) ((u64)1 << ((number) - 1))
+
+#endif

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Sockets: addresses and messages, whose lengths come back from outside. */
+#include "calls.h"
+#include "files.h"
+#include "handlers.h"
+
+#define LONGEST_ADDRESS 128
+#define MOST_VECTORS 64
+#define MOST_CONTROL 4096
+#define LARGEST_OPTION 4096
+
+struct vector {
+	u64 base, length;
+};
+
+/* struct msghdr */
+struct message {
+	u64 name;
+	u32 name_length, pad;
+	u64 vectors, count, control, control_length;
+	u32 flags, pad2;
+};
+
+/* An address with its length, which goes out as the space there is and comes back as what it takes. */
+struct address {
+	u8 *buffer;
+	u32 *length;
+	u32 space;
+};
+
+static s64 put_address(struct thread *self, u64 length_at, struct address *to)
+{
+	u32 space;
+
+	if (copy_in(&space, length_at, sizeof(space)))
+		return -EFAULT;
+	if ((s32)space < 0)
+		return -EINVAL;
+	to->space = space;
+	to->buffer = take_buffer(self, LONGEST_ADDRESS);
+	to->length = take_buffer(self, sizeof(u32));
+	memset(to->buffer, 0, LONGEST_ADDRESS);
+	*to->length = LONGEST_ADDRESS;
+	return 0;
+}
+
+static s64 take_address(struct thread *self, const struct address *from, u64 to, u64 length_at)
+{
+	u32 length = READ_ONCE(*from->length);
+
+	if (length > LONGEST_ADDRESS)
+		attacked(self, "a socket's address has %d bytes", (u64)length);
+	if (copy_out(to, from->buffer, least(length, from->space)))
+		return -EFAULT;
+	return copy_out(length_at, &length, sizeof(length));
+}
+
+HANDLER(do_accept)
+{
+	struct address address = { 0 };
+	s64 fd;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (a[1]) {
+		s64 result = put_address(self, a[2], &address);
+
+		if (result)
+			return result;
+	}
+	fd = outside(self, 288, a[0], (u64)address.buffer, (u64)address.length, self->regs.rax == 288 ? a[3] : 0, 0, 0);
+	if (fd < 0)
+		return fd;
+	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+	if (fd >= 0 && a[1] && take_address(self, &address, a[1], a[2]))
+		return -EFAULT;
+	return fd;
+}
+
+HANDLER(do_getname)
+{
+	struct address address;
+	s64 result;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	result = put_address(self, a[2], &address);
+	result = result ?: outside(self, self->regs.rax, a[0], (u64)address.buffer, (u64)address.length, 0, 0, 0);
+	return result ? result : take_address(self, &address, a[1], a[2]);
+}
+
+HANDLER(do_recvfrom)
+{
+	struct address address = { 0 };
+	u64 bytes;
+	u8 *buffer;
+	s64 result;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (a[4]) {
+		result = put_address(self, a[5], &address);
+		if (result)
+			return result;
+	}
+	bytes = least(a[2], buffer_left(self));
+	buffer = take_buffer(self, bytes);
+	result = outside(self, 45, a[0], (u64)buffer, bytes, a[3], (u64)address.buffer, (u64)address.length);
+	if (result < 0)
+		return result;
+	/* MSG_TRUNC: how long it would have been, which is a number and no length of anything here. */
+	if (result > (s64)bytes && (!(a[3] & 0x20) || result > 0x7fffffff))
+		attacked(self, "recvfrom of %d bytes is answered by %d", bytes, (u64)result);
+	if (copy_out(a[1], buffer, least((u64)result, bytes)))
+		return -EFAULT;
+	return a[4] ? take_address(self, &address, a[4], a[5]) ?: result : result;
+}
+
+HANDLER(do_socketpair)
+{
+	s32 *shared = take_buffer(self, 8), own[2];
+	s64 result = outside(self, 53, a[0], a[1], a[2], (u64)shared, 0, 0);
+
+	if (result)
+		return result;
+	return new_pair(self, shared, own) ?: copy_out(a[3], own, sizeof(own));
+}
+
+HANDLER(do_getsockopt)
+{
+	u32 space, *length = take_buffer(self, sizeof(*length));
+	u8 *value = take_buffer(self, LARGEST_OPTION);
+	s64 result;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (copy_in(&space, a[4], sizeof(space)))
+		return -EFAULT;
+	space = (u32)least(space, LARGEST_OPTION);
+	*length = space;
+	memset(value, 0, space);
+	result = outside(self, 55, a[0], a[1], a[2], (u64)value, (u64)length, 0);
+	if (result)
+		return result;
+	if (READ_ONCE(*length) > space)
+		attacked(self, "getsockopt of %d bytes is answered by %d", (u64)space, (u64)*length);
+	space = (u32)least(READ_ONCE(*length), space);
+	if (copy_out(a[3], value, space))
+		return -EFAULT;
+	return copy_out(a[4], &space, sizeof(space));
+}
+
+/* A message as it goes out: one vector, for all data lie together in the window. */
+struct shared_message {
+	struct message *message;
+	struct vector *vector;
+	u8 *name, *control, *data;
+	u64 total;
+};
+
+static s64 put_message(struct thread *self, const struct message *own, struct vector *vectors,
+		       struct shared_message *to)
+{
+	u64 total = 0;
+
+	if (own->count > MOST_VECTORS || own->name_length > LONGEST_ADDRESS || own->control_length > MOST_CONTROL)
+		return -EMSGSIZE;
+	if (copy_in(vectors, own->vectors, own->count * sizeof(*vectors)))
+		return -EFAULT;
+	to->message = take_buffer(self, sizeof(*to->message));
+	to->vector = take_buffer(self, sizeof(*to->vector));
+	to->name = take_buffer(self, LONGEST_ADDRESS);
+	to->control = take_buffer(self, MOST_CONTROL);
+	for (u64 i = 0; i < own->count; i++) {
+		/* What has no room is not sent or received by this call: a stream goes on with the next. */
+		vectors[i].length = least(vectors[i].length, buffer_left(self) - total);
+		total += vectors[i].length;
+	}
+	to->total = total;
+	to->data = take_buffer(self, total);
+	if (!to->data || !to->control)
+		return -ENOMEM;
+	*to->vector = (struct vector){ (u64)to->data, total };
+	*to->message = (struct message){
+		.name = own->name ? (u64)to->name : 0, .name_length = own->name ? own->name_length : 0,
+		.vectors = (u64)to->vector, .count = 1, .control = own->control ? (u64)to->control : 0,
+		.control_length = own->control ? own->control_length : 0, .flags = own->flags,
+	};
+	return 0;
+}
+
+HANDLER(do_sendmsg)
+{
+	struct message own;
+	struct vector vectors[MOST_VECTORS];
+	struct shared_message to;
+	s64 result;
+	u64 at = 0;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (copy_in(&own, a[1], sizeof(own)))
+		return -EFAULT;
+	result = put_message(self, &own, vectors, &to);
+	if (result)
+		return result;
+	if ((own.name && copy_in(to.name, own.name, own.name_length)) ||
+	    (own.control && copy_in(to.control, own.control, own.control_length)))
+		return -EFAULT;
+	for (u64 i = 0; i < own.count; at += vectors[i++].length)
+		if (copy_in(to.data + at, vectors[i].base, vectors[i].length))
+			return -EFAULT;
+	result = outside(self, 46, a[0], (u64)to.message, a[2], 0, 0, 0);
+	if (result > (s64)to.total)
+		attacked(self, "sendmsg of %d bytes is answered by %d", to.total, (u64)result);
+	if (result == -EPIPE && !(a[2] & 0x4000))
+		signal_self(self, self, SIGPIPE, SI_USER);
+	return result;
+}
+
+/* Ancillary data: each part in its place, and descriptors that came with it are known from now on. */
+static void check_control(struct thread *self, u8 *data, u64 bytes)
+{
+	for (u64 at = 0; bytes - at >= 16;) {
+		u64 length;
+		u32 level, type;
+
+		memcpy(&length, data + at, 8);
+		memcpy(&level, data + at + 8, 4);
+		memcpy(&type, data + at + 12, 4);
+		if (length < 16 || length > bytes - at)
+			attacked(self, "ancillary data of %d bytes in %d", length, bytes - at);
+		for (u64 place = 16; level == 1 && type == 1 && place + 4 <= length; place += 4) {
+			s32 fd;
+
+			memcpy(&fd, data + at + place, 4);
+			if (new_descriptor(self, fd, NULL) < 0)
+				memset(data + at + place, 0xff, 4);
+		}
+		at = least(bytes, at + ((length + 7) & ~(u64)7));
+	}
+}
+
+HANDLER(do_recvmsg)
+{
+	struct message own, answer;
+	struct vector vectors[MOST_VECTORS];
+	struct shared_message to;
+	u8 control[MOST_CONTROL];
+	s64 result;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (copy_in(&own, a[1], sizeof(own)))
+		return -EFAULT;
+	own.name_length = (u32)least(own.name_length, LONGEST_ADDRESS);
+	result = put_message(self, &own, vectors, &to);
+	if (result)
+		return result;
+	result = outside(self, 47, a[0], (u64)to.message, a[2], 0, 0, 0);
+	if (result < 0)
+		return result;
+	memcpy(&answer, to.message, sizeof(answer));
+	if ((result > (s64)to.total && (!(a[2] & 0x20) || result > 0x7fffffff)) || answer.name_length > LONGEST_ADDRESS ||
+	    answer.control_length > own.control_length)
+		attacked(self, "recvmsg of %d bytes is answered by %d", to.total, (u64)result);
+	for (u64 i = 0, at = 0, got = least((u64)result, to.total); i < own.count && at < got; i++) {
+		u64 part = least(vectors[i].length, got - at);
+
+		if (copy_out(vectors[i].base, to.data + at, part))
+			return -EFAULT;
+		at += part;
+	}
+	if (own.control) {
+		memcpy(control, to.control, answer.control_length);
+		check_control(self, control, answer.control_length);
+		if (copy_out(own.control, control, answer.control_length))
+			return -EFAULT;
+	}
+	if (own.name && copy_out(own.name, to.name, least(answer.name_length, own.name_length)))
+		return -EFAULT;
+	own.name_length = answer.name_length;
+	own.control_length = answer.control_length;
+	own.flags = answer.flags;
+	return copy_out(a[1], &own, sizeof(own)) ?: result;
+}

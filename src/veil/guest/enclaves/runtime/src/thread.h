@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What a slot knows of its thread: the first page of the slot's area, which the slot's stacks share their alignment with. */
+#ifndef RUNTIME_THREAD_H
+#define RUNTIME_THREAD_H
+
+#include "../../abi.h"
+#include "base.h"
+
+/* As entry.S stores them; `vector` and `error` are the event's, the rest is the program's. */
+struct regs {
+	u64 r15, r14, r13, r12, r11, r10, r9, r8;
+	u64 rbp, rdi, rsi, rdx, rcx, rbx, rax;
+	u64 vector, error;
+	u64 rip, cs, rflags, rsp, ss;
+};
+
+enum thread_state {
+	THREAD_FREE,
+	THREAD_READY, /* prepared by clone(); the slot has not been entered for it */
+	THREAD_RUNS,
+};
+
+struct thread {
+	struct regs regs; /* first: entry.S */
+	u32 slot;
+	u32 state;
+	s32 tid;
+	u32 buffer_used; /* of the window, by the call that goes on */
+	u64 fs_base;	 /* for a new thread, if it is not 0 */
+	u64 clear_tid;	 /* address that exit writes 0 to */
+
+	/* signals.c */
+	u64 mask, pending;
+	u64 mask_before; /* of sigsuspend and the like, to restore */
+	bool mask_kept;
+	bool in_wait; /* the thread waits outside, for a wake word */
+	u64 alternate_stack, alternate_size;
+	u32 alternate_flags;
+	s32 signal_codes[65];
+	u64 fault_address;
+
+	/* futex.c */
+	struct thread *next_waiter;
+	u64 futex; /* address waited for, 0: none */
+	u32 futex_bits;
+	bool woken;
+	u32 futex_key; /* a count: which wait this is */
+};
+
+_Static_assert(sizeof(struct thread) <= PAGE, "a slot's control page holds its thread");
+
+static inline struct thread *thread_of(u32 slot)
+{
+	return (struct thread *)(VEIL_ENC_THREADS + (u64)slot * VEIL_ENC_THREAD_STRIDE);
+}
+
+#endif

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * poll, select, epoll. Only events that were asked for come back; and what a program keeps with a descriptor in an
+ * epoll set, mostly a pointer, never leaves the enclave: outside it is the descriptor's number.
+ */
+#include "calls.h"
+#include "files.h"
+#include "handlers.h"
+
+#define MOST_POLLED 4096
+#define ALWAYS_REPORTED 0x38 /* POLLERR, POLLHUP, POLLNVAL */
+#define MOST_SELECTED 1024
+#define MOST_EVENTS 1024
+#define EPOLL_ALWAYS 0x18
+#define EPOLL_ADD 1
+#define EPOLL_DELETE 2
+#define EPOLL_MODIFY 3
+
+struct polled {
+	s32 fd;
+	s16 events, revents;
+};
+
+struct epoll_event {
+	u32 events;
+	u64 data;
+} __attribute__((packed));
+
+/* What an epoll descriptor watches. */
+struct epoll_entry {
+	struct epoll_entry *next;
+	s32 fd;
+	u32 events;
+	u64 data;
+};
+
+/* A new signal mask for as long as the call waits; it goes back when the call ends, after a handler. */
+static s64 mask_for_wait(struct thread *self, u64 place)
+{
+	u64 mask;
+
+	if (!place)
+		return 0;
+	if (copy_in(&mask, place, sizeof(mask)))
+		return -EFAULT;
+	self->mask_before = self->mask;
+	self->mask_kept = true;
+	self->mask = mask & ~(SIGNAL_BIT(SIGKILL) | SIGNAL_BIT(SIGSTOP));
+	return signal_waits(self) ? -EINTR : 0;
+}
+
+static s64 poll_outside(struct thread *self, u64 place, u64 count, u64 nr, u64 timeout)
+{
+	u64 bytes = count * sizeof(struct polled);
+	struct polled *shared = take_buffer(self, bytes), *own = heap_take(self, bytes);
+	s64 result, found = 0;
+
+	if (!shared || !own || copy_in(own, place, bytes)) {
+		heap_give(self, own);
+		return shared && own ? -EFAULT : -ENOMEM;
+	}
+	for (u64 i = 0; i < count; i++) {
+		own[i].revents = 0;
+		shared[i] = own[i];
+		/* Not a number of the process's own. */
+		if (own[i].fd >= 0 && !is_open(own[i].fd))
+			shared[i].fd = DESCRIPTORS;
+	}
+	result = outside(self, nr, (u64)shared, count, timeout, 0, 8, 0);
+	if (result > (s64)count)
+		attacked(self, "poll of %d descriptors is answered by %d", count, (u64)result);
+	for (u64 i = 0; result > 0 && i < count; i++) {
+		if (own[i].fd < 0)
+			continue;
+		own[i].revents = (s16)(READ_ONCE(shared[i].revents) & (own[i].events | ALWAYS_REPORTED));
+		found += own[i].revents ? 1 : 0;
+	}
+	if (result >= 0)
+		result = copy_out(place, own, bytes) ?: found;
+	heap_give(self, own);
+	return result;
+}
+
+HANDLER(do_poll)
+{
+	return (u32)a[1] > MOST_POLLED ? -EINVAL : poll_outside(self, a[0], (u32)a[1], 7, a[2]);
+}
+
+static s64 put_time(struct thread *self, u64 from, u64 *to)
+{
+	s64 *time;
+
+	*to = 0;
+	if (!from)
+		return 0;
+	time = take_buffer(self, 16);
+	*to = (u64)time;
+	return time ? copy_in(time, from, 16) : -ENOMEM;
+}
+
+HANDLER(do_ppoll)
+{
+	u64 timeout;
+	s64 result = put_time(self, a[2], &timeout);
+
+	if ((u32)a[1] > MOST_POLLED)
+		return -EINVAL;
+	result = result ?: mask_for_wait(self, a[3]);
+	return result ?: poll_outside(self, a[0], (u32)a[1], 271, timeout);
+}
+
+static s64 select_outside(struct thread *self, const u64 *a, u64 nr, u64 timeout)
+{
+	u64 own[3][MOST_SELECTED / 64] = { 0 }, *shared[3] = { 0 };
+	u64 bytes = (a[0] + 63) / 64 * 8;
+	s64 result, found = 0;
+
+	if (a[0] > MOST_SELECTED)
+		return -EINVAL;
+	for (u32 i = 0; i < 3; i++) {
+		if (!a[i + 1])
+			continue;
+		shared[i] = take_buffer(self, sizeof(own[i]));
+		if (copy_in(own[i], a[i + 1], bytes))
+			return -EFAULT;
+		for (u64 fd = 0; fd < a[0]; fd++)
+			if (own[i][fd / 64] >> fd % 64 & 1 && !is_open((s32)fd))
+				return -EBADF;
+		memcpy(shared[i], own[i], sizeof(own[i]));
+	}
+	result = outside(self, nr, a[0], (u64)shared[0], (u64)shared[1], (u64)shared[2], timeout, 0);
+	if (result > (s64)(3 * a[0]))
+		attacked(self, "select of %d descriptors is answered by %d", a[0], (u64)result);
+	if (result < 0)
+		return result;
+	for (u32 i = 0; i < 3; i++) {
+		if (!a[i + 1])
+			continue;
+		for (u32 word = 0; word < bytes / 8; word++) {
+			own[i][word] &= result ? READ_ONCE(shared[i][word]) : 0;
+			for (u64 bits = own[i][word]; bits; bits &= bits - 1)
+				found++;
+		}
+		if (copy_out(a[i + 1], own[i], bytes))
+			return -EFAULT;
+	}
+	return found;
+}
+
+HANDLER(do_select)
+{
+	u64 timeout;
+	s64 result = put_time(self, a[4], &timeout);
+
+	return result ?: select_outside(self, a, 23, timeout);
+}
+
+HANDLER(do_pselect)
+{
+	u64 timeout, mask[2] = { 0 };
+	s64 result = put_time(self, a[4], &timeout);
+
+	if (!result && a[5])
+		result = copy_in(mask, a[5], sizeof(mask)) ?: mask_for_wait(self, mask[0]);
+	return result ?: select_outside(self, a, 270, timeout);
+}
+
+HANDLER(do_epoll_create)
+{
+	s64 fd;
+
+	fd = outside(self, 291, self->regs.rax == 291 ? a[0] : 0, 0, 0, 0, 0, 0);
+	return fd < 0 ? fd : new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+}
+
+void forget_watched(struct thread *self, struct open_file *file)
+{
+	while (file->watched) {
+		struct epoll_entry *entry = file->watched;
+
+		file->watched = entry->next;
+		heap_give(self, entry);
+	}
+}
+
+static struct epoll_entry **find_watched(struct open_file *file, s32 fd)
+{
+	struct epoll_entry **link = &file->watched;
+
+	while (*link && (*link)->fd != fd)
+		link = &(*link)->next;
+	return link;
+}
+
+/* After the kernel has done it too; entries of descriptors closed meanwhile may be there still. */
+static s64 note_watched(struct thread *self, struct open_file *file, u64 operation, s32 fd,
+			const struct epoll_event *event)
+{
+	struct epoll_entry **link = find_watched(file, fd), *entry = *link;
+
+	if (operation == EPOLL_DELETE) {
+		if (entry)
+			*link = entry->next;
+		heap_give(self, entry);
+		return 0;
+	}
+	if (!entry) {
+		entry = heap_take(self, sizeof(*entry));
+		if (!entry)
+			return -ENOMEM;
+		entry->fd = fd;
+		entry->next = file->watched;
+		file->watched = entry;
+	}
+	entry->events = event->events;
+	entry->data = event->data;
+	return 0;
+}
+
+HANDLER(do_epoll_ctl)
+{
+	struct open_file *file = use(self, (s32)a[0]);
+	struct epoll_event event = { 0 }, *shared = take_buffer(self, sizeof(*shared));
+	s64 result = 0;
+
+	if (!file || !is_open((s32)a[2]))
+		result = -EBADF;
+	else if (a[1] < EPOLL_ADD || a[1] > EPOLL_MODIFY)
+		result = -EINVAL;
+	else if (a[1] != EPOLL_DELETE && copy_in(&event, a[3], sizeof(event)))
+		result = -EFAULT;
+	if (!result) {
+		*shared = (struct epoll_event){ event.events, (u32)a[2] };
+		lock(self, &file->lock);
+		/* Known before the kernel may report it. */
+		if (a[1] != EPOLL_DELETE)
+			result = note_watched(self, file, a[1], (s32)a[2], &event);
+		unlock(&file->lock);
+		result = result ?: outside(self, 233, a[0], a[1], a[2], (u64)shared, 0, 0);
+		if (!result && a[1] == EPOLL_DELETE) {
+			lock(self, &file->lock);
+			note_watched(self, file, a[1], (s32)a[2], &event);
+			unlock(&file->lock);
+		}
+	}
+	release(self, file);
+	return result > 0 ? 0 : result;
+}
+
+static s64 take_events(struct thread *self, struct open_file *file, const struct epoll_event *shared, s64 count, u64 to)
+{
+	s64 done = 0;
+
+	for (s64 i = 0; i < count; i++) {
+		u32 events = READ_ONCE(shared[i].events);
+		u64 data = READ_ONCE(shared[i].data);
+		struct epoll_event event = { 0 };
+		struct epoll_entry *entry = NULL;
+
+		lock(self, &file->lock);
+		if (data < DESCRIPTORS)
+			entry = *find_watched(file, (s32)data);
+		if (entry)
+			event = (struct epoll_event){ events & (entry->events | EPOLL_ALWAYS), entry->data };
+		unlock(&file->lock);
+		if (!entry)
+			attacked(self, "epoll reports %x, which nobody watches", data);
+		if (!event.events)
+			continue;
+		if (copy_out(to + (u64)done * sizeof(event), &event, sizeof(event)))
+			return -EFAULT;
+		done++;
+	}
+	return done;
+}
+
+HANDLER(do_epoll_wait)
+{
+	struct open_file *file = use(self, (s32)a[0]);
+	u64 count = least((u32)a[2], MOST_EVENTS);
+	struct epoll_event *shared = take_buffer(self, count * sizeof(*shared));
+	s64 result = 0;
+
+	if (!file)
+		return -EBADF;
+	if ((s32)a[2] <= 0 || !shared)
+		result = -EINVAL;
+	else if (self->regs.rax == 281)
+		result = mask_for_wait(self, a[4]);
+	if (!result) {
+		result = outside(self, 232, a[0], (u64)shared, count, a[3], 0, 0);
+		if (result > (s64)count)
+			attacked(self, "epoll_wait for %d events is answered by %d", count, (u64)result);
+		if (result > 0)
+			result = take_events(self, file, shared, result, a[1]);
+	}
+	release(self, file);
+	return result;
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The way out: the window, which this enclave's process and the kernel write as they like at any time. What is in it
+ * is read once, and is a claim.
+ */
+#include "machine.h"
+#include "runtime.h"
+
+#define BUFFER_AT PAGE
+#define WAKE_WORD 0x80
+#define NR_FUTEX 202
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+
+static u8 *window_of(u32 slot)
+{
+	return (u8 *)(VEIL_ENC_WINDOW + (u64)slot * VEIL_ENC_WINDOW_STRIDE);
+}
+
+struct veil_window_block *block_of(u32 slot)
+{
+	return (struct veil_window_block *)window_of(slot);
+}
+
+u64 buffer_left(const struct thread *self)
+{
+	return VEIL_ENC_WINDOW_STRIDE - BUFFER_AT - self->buffer_used;
+}
+
+void *take_buffer(struct thread *self, u64 bytes)
+{
+	void *place = window_of(self->slot) + BUFFER_AT + self->buffer_used;
+
+	if (bytes > buffer_left(self))
+		return NULL;
+	self->buffer_used += (u32)least((bytes + 15) & ~(u64)15, buffer_left(self));
+	return place;
+}
+
+/* Until somebody says that the request is served. An interrupt ends a VMGEXIT as well, and then it is not. */
+static void leave_with(struct thread *self, u32 state)
+{
+	struct veil_window_block *block = block_of(self->slot);
+	u32 offered;
+
+	order_writes();
+	WRITE_ONCE(block->state, state);
+	do
+		leave(self);
+	while (READ_ONCE(block->state) != VEIL_WINDOW_IDLE);
+	offered = READ_ONCE(block->signal);
+	if (offered) {
+		WRITE_ONCE(block->signal, 0);
+		offer_signal(offered);
+	}
+}
+
+static s64 result_of(struct thread *self, const struct veil_window_block *block)
+{
+	s64 result = READ_ONCE(block->result);
+
+	if (result >= 0)
+		return result;
+	if (result >= -LAST_ERROR)
+		return result;
+	/* ERESTARTSYS and its like are the kernel's own. */
+	if (result <= -ERESTART && result >= -516)
+		return -EINTR;
+	attacked(self, "a system call is answered by %x, which no system call is", (u64)result);
+}
+
+s64 ask_window(struct thread *self, u32 state, u64 a0, u64 a1)
+{
+	struct veil_window_block *block = block_of(self->slot);
+
+	WRITE_ONCE(block->args[0], a0);
+	WRITE_ONCE(block->args[1], a1);
+	leave_with(self, state);
+	return state == VEIL_WINDOW_SERVICE ? 0 : result_of(self, block);
+}
+
+s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5)
+{
+	struct veil_window_block *block = block_of(self->slot);
+	const u64 args[6] = { a0, a1, a2, a3, a4, a5 };
+
+	WRITE_ONCE(block->nr, nr);
+	for (u32 i = 0; i < 6; i++)
+		WRITE_ONCE(block->args[i], args[i]);
+	leave_with(self, VEIL_WINDOW_SYSCALL);
+	return result_of(self, block);
+}
+
+void end_enclave(struct thread *self, int status, int signal)
+{
+	struct veil_window_block *block = block_of(self->slot);
+
+	for (;;) {
+		WRITE_ONCE(block->args[0], (u64)status & 0xff);
+		WRITE_ONCE(block->args[1], (u64)signal);
+		order_writes();
+		WRITE_ONCE(block->state, VEIL_WINDOW_EXIT);
+		leave(self);
+	}
+}
+
+/* Returns when the slot is entered for another thread. */
+static void wait_for_work(struct thread *self)
+{
+	struct veil_window_block *block = block_of(self->slot);
+
+	while (__atomic_load_n(&self->state, __ATOMIC_ACQUIRE) != THREAD_READY) {
+		WRITE_ONCE(block->state, VEIL_WINDOW_THREAD_EXIT);
+		leave(self);
+	}
+	WRITE_ONCE(block->state, VEIL_WINDOW_IDLE);
+}
+
+void end_thread(struct thread *self)
+{
+	wait_for_work(self);
+	self->state = THREAD_RUNS;
+	if (self->fs_base)
+		set_fs_base(self->fs_base);
+	resume(self);
+}
+
+/* The word in the window only spares leaving again and again: whether it was given is known in here. */
+void wait_for_word(struct thread *self, const s64 *timeout, s64 *result)
+{
+	u32 *word = (u32 *)(window_of(self->slot) + WAKE_WORD);
+	s64 *time = NULL;
+
+	if (timeout) {
+		time = (s64 *)(window_of(self->slot) + WAKE_WORD + 16);
+		time[0] = timeout[0];
+		time[1] = timeout[1];
+	}
+	*result = outside(self, NR_FUTEX, (u64)word, FUTEX_WAIT, 0, (u64)time, 0, 0);
+}
+
+void give_word(struct thread *self, struct thread *other)
+{
+	u32 *word = (u32 *)(window_of(other->slot) + WAKE_WORD);
+
+	WRITE_ONCE(*word, 1);
+	outside(self, NR_FUTEX, (u64)word, FUTEX_WAKE, 1, 0, 0, 0);
+}
