@@ -46,7 +46,7 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
         stack_bytes=_page_up(manifest.stack), heap_bytes=_HEAP_BYTES, pool_pages=manifest.memory // PAGE_SIZE,
         slots=manifest.threads, program=path, flags=_flags(manifest), directory=manifest.directory,
         calls=allowed_numbers(manifest.allow, manifest.deny),
-        signals=frozenset(SIGNALS[name] for name in manifest.signals), areas=pages.areas(RUNTIME),
+        signals=frozenset(SIGNALS[name] for name in manifest.signals), areas=pages.areas(),
         rules=_rules(manifest), files=trusted, arguments=manifest.arguments,
         environment=[f"{name}={value}" for name, value in sorted(manifest.environment.items())],
         passed=manifest.environment_outside,

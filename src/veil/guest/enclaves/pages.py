@@ -82,14 +82,12 @@ class EnclavePages:
             contents.append(content)
         return records, b"".join(contents)
 
-    def areas(self, below: int) -> list[ConfigArea]:
-        """Those of the program: what does not lie in the fixed part of the address space."""
+    def areas(self) -> list[ConfigArea]:
+        """All pages that are there, as areas of equal rights."""
         found: list[ConfigArea] = []
         for numbers in self._runs():
             start, end = numbers[0] * PAGE_SIZE, (numbers[-1] + 1) * PAGE_SIZE
             prot = int(self._pages[numbers[0]].prot)
-            if below <= start < below + (1 << 44):
-                continue
             if found and found[-1].end == start and found[-1].prot == prot:
                 found[-1] = ConfigArea(found[-1].start, end, prot)
             else:
