@@ -17,6 +17,7 @@ from veil.cli.boot import boot
 from veil.cli.cache import cache
 from veil.cli.demo.command import demo
 from veil.cli.doctor import doctor
+from veil.cli.enclaves.commands import enclave
 from veil.cli.exit_statuses import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_PIPE, status_of
 from veil.cli.inspect import inspect
 from veil.cli.kci import kci
@@ -54,6 +55,7 @@ def veil() -> None:
       veil logs fetch ...               the kernel's audit records, out of its own reach
       veil run --kci on -- CMD          the same with a kernel that runs verified code only
       veil kci status ...               what that kernel patched, which modules it runs, what was refused
+      veil enclave build PROGRAM        an enclave of a Linux program as it is
       veil key                          the fingerprint by which others let you read their logs
       veil inspect --png map.png        domains, VMSAs, and who may touch or execute which page
       veil doctor                       what this computer has and lacks
@@ -64,7 +66,23 @@ def veil() -> None:
     """
 
 
-for _command in (run, shell, boot, serve, attest, measure, verify, logs, kci, key, inspect, doctor, cache, demo):
+for _command in (
+    run,
+    shell,
+    boot,
+    serve,
+    attest,
+    measure,
+    verify,
+    logs,
+    kci,
+    key,
+    enclave,
+    inspect,
+    doctor,
+    cache,
+    demo,
+):
     veil.add_command(_command)
 
 

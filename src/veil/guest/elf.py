@@ -135,8 +135,7 @@ class ProgramSegment:
 
 @dataclass(frozen=True)
 class ElfProgram:
-    """The load map of a program or of a dynamic loader. Addresses are from the place where it is loaded, if that is free
-    to choose (`movable`)."""
+    """The load map of a program or a dynamic loader. Addresses of a `movable` one are from the place that is chosen."""
 
     movable: bool
     entry: int

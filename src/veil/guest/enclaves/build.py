@@ -83,10 +83,10 @@ def _brk_end(start: int, manifest: Manifest) -> int:
 
 
 def _flags(manifest: Manifest) -> ConfigFlag:
-    flags = ConfigFlag(0)
-    flags |= ConfigFlag.ARGUMENTS_OUTSIDE if manifest.arguments_outside else ConfigFlag(0)
-    flags |= ConfigFlag.END_ON_UNSUPPORTED if manifest.end_on_unsupported else ConfigFlag(0)
-    flags |= ConfigFlag.SIGNALS_OUTSIDE if manifest.signals else ConfigFlag(0)
+    flags = ConfigFlag.NONE
+    flags |= ConfigFlag.ARGUMENTS_OUTSIDE if manifest.arguments_outside else ConfigFlag.NONE
+    flags |= ConfigFlag.END_ON_UNSUPPORTED if manifest.end_on_unsupported else ConfigFlag.NONE
+    flags |= ConfigFlag.SIGNALS_OUTSIDE if manifest.signals else ConfigFlag.NONE
     return flags
 
 

@@ -46,5 +46,7 @@ def _numbers(name: str) -> frozenset[int]:
     found = frozenset(call.number for call in system_calls() if name in (call.name, call.group))
     if not found:
         groups = ", ".join(sorted({call.group for call in system_calls()}))
-        raise GuestImageError(f"calls: {name!r} is no system call that the runtime has, and no group of them ({groups})")
+        raise GuestImageError(
+            f"calls: {name!r} is no system call that the runtime has, and no group of them ({groups})"
+        )
     return found

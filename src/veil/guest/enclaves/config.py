@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the builder bakes into an enclave for its runtime: `struct config` of runtime/src/config.h, with what it names."""
+"""What the builder bakes into an enclave for its runtime: `struct config` of runtime/src/config.h and what it names."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _AREA = struct.Struct("<2Q2I")
 class ConfigFlag(enum.IntFlag):
     """What the manifest switches on."""
 
+    NONE = 0
     ARGUMENTS_OUTSIDE = 1
     END_ON_UNSUPPORTED = 2
     SIGNALS_OUTSIDE = 4
@@ -112,7 +113,7 @@ class Config:
     pool_pages: int
     slots: int
     program: str
-    flags: ConfigFlag = ConfigFlag(0)
+    flags: ConfigFlag = ConfigFlag.NONE
     directory: str = "/"
     calls: frozenset[int] = frozenset()
     signals: frozenset[int] = frozenset()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An enclave's image: a reproducible ustar archive of `layout`, `content`, `manifest.toml` and the trusted files.
 
-Only the layout is measured, and it covers the content. The manifest is there for readers: what counts is in the content.
+Only the layout is measured, and it covers the content. The manifest is there for readers: what counts is in the
+content.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files that an enclave trusts by hash: its libraries, those of all that it may load, and what the manifest names."""
+"""The files that an enclave trusts by hash: libraries, and what its manifest names."""
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -121,8 +120,3 @@ def collect_trusted(source: FileSource, program: bytes, name: str, trusted: Iter
             found[path] = source.library(library)
             waiting.append((path, found[path]))
     return found
-
-
-def file_mode(data: bytes) -> int:
-    """Of a file that travels along."""
-    return stat.S_IFREG | (0o755 if is_elf(data) else 0o644)

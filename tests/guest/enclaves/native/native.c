@@ -153,10 +153,26 @@ void leave(struct thread *self)
 static void load(struct thread *self, const struct user_context *from, u64 vector)
 {
 	self->regs = (struct regs){
-		.r15 = from->r15, .r14 = from->r14, .r13 = from->r13, .r12 = from->r12, .r11 = from->r11, .r10 = from->r10,
-		.r9 = from->r9, .r8 = from->r8, .rbp = from->rbp, .rdi = from->rdi, .rsi = from->rsi, .rdx = from->rdx,
-		.rcx = from->rcx, .rbx = from->rbx, .rax = from->rax, .vector = vector, .error = from->error,
-		.rip = from->rip, .rflags = from->rflags, .rsp = from->rsp,
+		.r15 = from->r15,
+		.r14 = from->r14,
+		.r13 = from->r13,
+		.r12 = from->r12,
+		.r11 = from->r11,
+		.r10 = from->r10,
+		.r9 = from->r9,
+		.r8 = from->r8,
+		.rbp = from->rbp,
+		.rdi = from->rdi,
+		.rsi = from->rsi,
+		.rdx = from->rdx,
+		.rcx = from->rcx,
+		.rbx = from->rbx,
+		.rax = from->rax,
+		.vector = vector,
+		.error = from->error,
+		.rip = from->rip,
+		.rflags = from->rflags,
+		.rsp = from->rsp,
 	};
 }
 

@@ -14,7 +14,7 @@
 #define CALL_BYTES 2
 #define NR_RT_SIGRETURN 15
 
-#define CALL(nr, call_name, group, call_result, ...) \
+#define CALL(nr, call_name, group, call_result, ...)                                                                   \
 	[nr] = { .name = #call_name, .result = call_result, .arguments = { __VA_ARGS__ } },
 #define OWN(nr, call_name, group, call_handler) [nr] = { .name = #call_name, .handler = call_handler },
 static const struct call calls[CALL_NUMBERS] = {

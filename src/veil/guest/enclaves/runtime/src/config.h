@@ -20,12 +20,9 @@ enum config_flags {
 	FLAG_ARGUMENTS_OUTSIDE = 1,
 	FLAG_END_ON_UNSUPPORTED = 2,
 	FLAG_SIGNALS_OUTSIDE = 4,
-	FLAG_DIRECTORY_OUTSIDE = 8,
-	FLAG_SPAWN = 16,
 };
 
 enum rule_kind {
-	RULE_TRUSTED = 1,
 	RULE_PASS = 2,
 	RULE_READ = 3, /* passed through, to be read only */
 	RULE_SEALED = 4,

@@ -52,14 +52,14 @@ static const struct {
 	u32 request;
 	u16 in, out;
 } requests[] = {
-	{ 0x5401, 0, 36 }, /* TCGETS */
-	{ 0x5402, 36, 0 }, /* TCSETS, TCSETSW, TCSETSF */
+	{ 0x5401, 0, 36 },					/* TCGETS */
+	{ 0x5402, 36, 0 },					/* TCSETS, TCSETSW, TCSETSF */
 	{ 0x5403, 36, 0 }, { 0x5404, 36, 0 }, { 0x540f, 0, 4 }, /* TIOCGPGRP */
-	{ 0x5410, 4, 0 }, /* TIOCSPGRP */
-	{ 0x5413, 0, 8 }, /* TIOCGWINSZ */
-	{ 0x541b, 0, 4 }, /* FIONREAD */
-	{ 0x5421, 4, 0 }, /* FIONBIO */
-	{ 0x5450, 0, 0 }, /* FIONCLEX, FIOCLEX */
+	{ 0x5410, 4, 0 },					/* TIOCSPGRP */
+	{ 0x5413, 0, 8 },					/* TIOCGWINSZ */
+	{ 0x541b, 0, 4 },					/* FIONREAD */
+	{ 0x5421, 4, 0 },					/* FIONBIO */
+	{ 0x5450, 0, 0 },					/* FIONCLEX, FIOCLEX */
 	{ 0x5451, 0, 0 },
 };
 
@@ -238,7 +238,7 @@ HANDLER(do_arch_prctl)
 		base = a[0] == ARCH_GET_FS ? fs_base() : gs_base();
 		return copy_out(a[1], &base, sizeof(base));
 	default:
-			return -EINVAL;
+		return -EINVAL;
 	}
 }
 

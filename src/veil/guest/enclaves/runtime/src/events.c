@@ -225,7 +225,8 @@ void event_of_program(struct thread *self)
 		return;
 	default:
 		/* #GP and #SS among them: who raised them cannot be proved, and they end most programs anyway. */
-		attacked(self, "vector %d with error code %x at %x", self->regs.vector, self->regs.error, self->regs.rip);
+		attacked(self, "vector %d with error code %x at %x", self->regs.vector, self->regs.error,
+			 self->regs.rip);
 	}
 }
 
@@ -236,7 +237,8 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 	u64 address;
 
 	if (frame->vector != VECTOR_PF || (!copies && !swaps) || frame->error & (FAULT_RESERVED | FAULT_FETCH))
-		attacked(self, "vector %d with error code %x in the runtime at %x", frame->vector, frame->error, frame->rip);
+		attacked(self, "vector %d with error code %x in the runtime at %x", frame->vector, frame->error,
+			 frame->rip);
 	address = ask_fault_address(self);
 	if (address == ~(u64)0)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);

@@ -271,8 +271,7 @@ bool is_folder_of_rule(const char *path, u64 length)
 	for (u32 i = 0; i < CONFIG->rule_count; i++) {
 		const char *start = config_at(rules[i].path);
 
-		if (rules[i].length > length && !memcmp(start, path, length) &&
-		    (length == 1 || start[length] == '/'))
+		if (rules[i].length > length && !memcmp(start, path, length) && (length == 1 || start[length] == '/'))
 			return true;
 	}
 	return is_trusted_folder(path, length);

@@ -164,8 +164,8 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 		}
 		resident = false;
 	}
-	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot, resident,
-					   file })) {
+	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot,
+					   resident, file })) {
 		if (resident)
 			ask_unmap(self, (u64)place, (u64)place + bytes);
 		place = -ENOMEM;
@@ -295,8 +295,7 @@ static s64 grow(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64
 		if (!area_cut(self, start, start + old) || !move_range(self, start, (u64)place, old))
 			return -ENOMEM;
 	}
-	if (new > old &&
-	    !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false }))
+	if (new > old && !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false }))
 		return -ENOMEM;
 	area_join((u64)place, (u64)place + new);
 	return place;

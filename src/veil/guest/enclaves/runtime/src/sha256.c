@@ -60,7 +60,9 @@ static void add_block(u32 state[8], const u8 *data)
 
 void sha256(const u8 *data, u64 bytes, u8 digest[32])
 {
-	u32 state[8] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19 };
+	u32 state[8] = {
+		0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19
+	};
 	u8 last[2 * BLOCK] = { 0 };
 	u64 whole = bytes / BLOCK * BLOCK, rest = bytes - whole, size = rest < BLOCK - 8 ? BLOCK : 2 * BLOCK;
 	u64 bits = __builtin_bswap64(bytes * 8);

@@ -62,9 +62,10 @@ static bool ignored(s32 number)
 {
 	u64 handler = actions[number].handler;
 
-	return handler == SIG_IGN || (handler == SIG_DFL && (number == SIGCHLD || number == SIGURG || number == SIGWINCH ||
-							      number == SIGCONT || number == SIGTSTP ||
-							      number == SIGTTIN || number == SIGTTOU));
+	return handler == SIG_IGN ||
+	       (handler == SIG_DFL &&
+		(number == SIGCHLD || number == SIGURG || number == SIGWINCH || number == SIGCONT ||
+		 number == SIGTSTP || number == SIGTTIN || number == SIGTTOU));
 }
 
 static u64 waiting(const struct thread *self)
@@ -129,16 +130,33 @@ static void save(const struct thread *self, u64 mask, struct signal_frame *frame
 	frame->user.flags = UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS;
 	frame->user.stack = self->alternate_stack;
 	frame->user.stack_size = self->alternate_size;
-	frame->user.stack_flags = !self->alternate_size		    ? SS_DISABLE
-				  : on_alternate(self, from->rsp) ? SS_ONSTACK
-								    : 0;
+	frame->user.stack_flags = !self->alternate_size ? SS_DISABLE : on_alternate(self, from->rsp) ? SS_ONSTACK : 0;
 	frame->user.mask = mask;
 	*to = (struct context){
-		.r8 = from->r8, .r9 = from->r9, .r10 = from->r10, .r11 = from->r11, .r12 = from->r12, .r13 = from->r13,
-		.r14 = from->r14, .r15 = from->r15, .rdi = from->rdi, .rsi = from->rsi, .rbp = from->rbp,
-		.rbx = from->rbx, .rdx = from->rdx, .rax = from->rax, .rcx = from->rcx, .rsp = from->rsp,
-		.rip = from->rip, .rflags = from->rflags, .cs = VEIL_ENC_CODE_SELECTOR, .ss = VEIL_ENC_DATA_SELECTOR,
-		.error = from->error, .vector = from->vector, .old_mask = mask, .cr2 = self->fault_address,
+		.r8 = from->r8,
+		.r9 = from->r9,
+		.r10 = from->r10,
+		.r11 = from->r11,
+		.r12 = from->r12,
+		.r13 = from->r13,
+		.r14 = from->r14,
+		.r15 = from->r15,
+		.rdi = from->rdi,
+		.rsi = from->rsi,
+		.rbp = from->rbp,
+		.rbx = from->rbx,
+		.rdx = from->rdx,
+		.rax = from->rax,
+		.rcx = from->rcx,
+		.rsp = from->rsp,
+		.rip = from->rip,
+		.rflags = from->rflags,
+		.cs = VEIL_ENC_CODE_SELECTOR,
+		.ss = VEIL_ENC_DATA_SELECTOR,
+		.error = from->error,
+		.vector = from->vector,
+		.old_mask = mask,
+		.cr2 = self->fault_address,
 	};
 }
 
@@ -165,7 +183,8 @@ static void run_handler(struct thread *self, s32 number, s32 code, const struct 
 	else
 		frame.information.fields[0] = (u32)process_number(self);
 	fp_save(self, fp);
-	if (!(action->flags & SA_RESTORER) || copy_out(fp_place, fp, FP_BYTES) || copy_out(place, &frame, sizeof(frame)))
+	if (!(action->flags & SA_RESTORER) || copy_out(fp_place, fp, FP_BYTES) ||
+	    copy_out(place, &frame, sizeof(frame)))
 		end_by(self, SIGSEGV);
 	self->mask |= action->mask;
 	if (!(action->flags & SA_NODEFER))

@@ -182,9 +182,13 @@ static s64 put_message(struct thread *self, const struct message *own, struct ve
 		return -ENOMEM;
 	*to->vector = (struct vector){ (u64)to->data, total };
 	*to->message = (struct message){
-		.name = own->name ? (u64)to->name : 0, .name_length = own->name ? own->name_length : 0,
-		.vectors = (u64)to->vector, .count = 1, .control = own->control ? (u64)to->control : 0,
-		.control_length = own->control ? own->control_length : 0, .flags = own->flags,
+		.name = own->name ? (u64)to->name : 0,
+		.name_length = own->name ? own->name_length : 0,
+		.vectors = (u64)to->vector,
+		.count = 1,
+		.control = own->control ? (u64)to->control : 0,
+		.control_length = own->control ? own->control_length : 0,
+		.flags = own->flags,
 	};
 	return 0;
 }
@@ -261,8 +265,8 @@ HANDLER(do_recvmsg)
 	if (result < 0)
 		return result;
 	memcpy(&answer, to.message, sizeof(answer));
-	if ((result > (s64)to.total && (!(a[2] & 0x20) || result > 0x7fffffff)) || answer.name_length > LONGEST_ADDRESS ||
-	    answer.control_length > own.control_length)
+	if ((result > (s64)to.total && (!(a[2] & 0x20) || result > 0x7fffffff)) ||
+	    answer.name_length > LONGEST_ADDRESS || answer.control_length > own.control_length)
 		attacked(self, "recvmsg of %d bytes is answered by %d", to.total, (u64)result);
 	for (u64 i = 0, at = 0, got = least((u64)result, to.total); i < own.count && at < got; i++) {
 		u64 part = least(vectors[i].length, got - at);

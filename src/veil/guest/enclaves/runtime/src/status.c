@@ -45,15 +45,24 @@ _Static_assert(sizeof(struct status) == 144 && sizeof(struct extended) == 256, "
 static void describe_trusted(const struct config_file *file, struct status *to)
 {
 	*to = (struct status){
-		.device = TRUSTED_DEVICE, .number = trusted_number(file), .links = 1, .mode = S_IFREG | 0555,
-		.size = (s64)file->size, .block_size = BLOCK_SIZE, .blocks = (s64)((file->size + 511) / 512),
+		.device = TRUSTED_DEVICE,
+		.number = trusted_number(file),
+		.links = 1,
+		.mode = S_IFREG | 0555,
+		.size = (s64)file->size,
+		.block_size = BLOCK_SIZE,
+		.blocks = (s64)((file->size + 511) / 512),
 	};
 }
 
 static void describe_folder(struct status *to)
 {
-	*to = (struct status){ .device = TRUSTED_DEVICE, .number = 1, .links = 2, .mode = S_IFDIR | 0755,
-			       .size = BLOCK_SIZE, .block_size = BLOCK_SIZE };
+	*to = (struct status){ .device = TRUSTED_DEVICE,
+			       .number = 1,
+			       .links = 2,
+			       .mode = S_IFDIR | 0755,
+			       .size = BLOCK_SIZE,
+			       .block_size = BLOCK_SIZE };
 }
 
 /* Values on which programs allocate memory or count must be ones that can be. */

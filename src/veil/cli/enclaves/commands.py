@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The group of commands."""
+
+from __future__ import annotations
+
+import click
+
+from veil.cli.enclaves.build import build
+from veil.cli.enclaves.inspect import inspect
+
+__all__ = ["enclave"]
+
+
+@click.group()
+def enclave() -> None:
+    """Programs that run shielded from the guest's kernel, at VMPL 2.
+
+    \b
+      veil enclave build sqlite3 --package sqlite3 --set arguments.outside=true -o sqlite3.enclave
+      veil enclave inspect sqlite3.enclave
+    """
+
+
+for _command in (build, inspect):
+    enclave.add_command(_command)

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs on the runtime as an ordinary process: the calls' semantics, without the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
+
+_HELLO = r"""
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char **argv)
+{
+	char line[100];
+	printf("%d %s %s\n", argc, argv[argc - 1], getenv("WORD"));
+	while (fgets(line, sizeof(line), stdin))
+		printf("> %s", line);
+	return 3;
+}
+"""
+
+
+@pytest.mark.parametrize("flag", ["-static", "-static-pie", "-pie", "-no-pie"])
+def test_a_program_gets_its_arguments_streams_and_status(native: NativeRuntime, tmp_path: Path, flag: str) -> None:
+    image = native.build(compile_program(tmp_path, _HELLO, flag))
+    done = native.run(image, "p", "one two", stdin=b"a\nb\n", environment={"WORD": "w"})
+    assert (done.stdout, done.stderr, done.returncode) == (b"2 one two w\n> a\n> b\n", b"", 3)
+
+
+def test_nothing_comes_from_outside_unless_the_manifest_says_so(native: NativeRuntime, tmp_path: Path) -> None:
+    program = compile_program(tmp_path, _HELLO, "-static")
+    manifest: dict[str, object] = {"arguments": {"fixed": ["p", "fixed"]}, "environment": {"fixed": {"WORD": "w"}}}
+    image = native.build(program, manifest)
+    done = native.run(image, "p", "evil", environment={"WORD": "evil"})
+    assert (done.stdout, done.returncode) == (b"2 fixed w\n", 3)
+
+
+_THREADS = r"""
+#include <pthread.h>
+#include <stdio.h>
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t all = PTHREAD_COND_INITIALIZER;
+static __thread int own;
+static int sum, there;
+static void *work(void *number)
+{
+	for (own = 0; own < 1000; own++) {
+		pthread_mutex_lock(&mutex);
+		sum += (int)(long)number;
+		pthread_mutex_unlock(&mutex);
+	}
+	pthread_mutex_lock(&mutex);
+	if (++there == 8)
+		pthread_cond_broadcast(&all);
+	while (there < 8)
+		pthread_cond_wait(&all, &mutex);
+	pthread_mutex_unlock(&mutex);
+	return (void *)(long)own;
+}
+int main(void)
+{
+	pthread_t threads[8];
+	long total = 0;
+	for (int round = 0; round < 5; round++) {
+		there = 0;
+		for (long i = 0; i < 8; i++)
+			if (pthread_create(&threads[i], 0, work, (void *)(i + 1)))
+				return 1;
+		for (int i = 0; i < 8; i++) {
+			void *result;
+			pthread_join(threads[i], &result);
+			total += (long)result;
+		}
+	}
+	printf("%d %ld\n", sum, total);
+	return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("flag", ["-static", "-pie"])
+def test_threads_wait_for_each_other(native: NativeRuntime, tmp_path: Path, flag: str) -> None:
+    done = native.run(native.build(compile_program(tmp_path, _THREADS, flag)), "p")
+    assert (done.stdout, done.stderr, done.returncode) == (b"180000 40000\n", b"", 0)
+
+
+_SIGNALS = r"""
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+static sigjmp_buf back;
+static char *page;
+static void jump(int number) { siglongjmp(back, number); }
+static void repair(int number, siginfo_t *info, void *context)
+{
+	(void)number; (void)context;
+	if (info->si_addr == page + 100)
+		mprotect(page, 4096, PROT_READ | PROT_WRITE);
+	else
+		_exit(9);
+}
+static int count;
+static void tick(int number) { (void)number; count++; }
+int main(void)
+{
+	struct sigaction action = { .sa_sigaction = repair, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	static char stack[65536];
+	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	double kept = 1.5;
+	page = mmap(0, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	sigaltstack(&alternate, 0);
+	sigaction(SIGSEGV, &action, 0);
+	page[100] = 'x';
+	printf("repaired %c %.1f\n", page[100], kept);
+	signal(SIGFPE, jump);
+	volatile int zero = 0;
+	int caught = sigsetjmp(back, 1);
+	if (!caught)
+		printf("%d\n", 100 / zero);
+	printf("caught %d\n", caught);
+	signal(SIGUSR1, tick);
+	sigset_t set, old;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &set, &old);
+	raise(SIGUSR1);
+	printf("blocked %d\n", count);
+	sigprocmask(SIG_SETMASK, &old, 0);
+	printf("delivered %d\n", count);
+	signal(SIGILL, jump);
+	caught = sigsetjmp(back, 1);
+	if (!caught)
+		__asm__ volatile("ud2");
+	printf("caught %d\n", caught);
+	fflush(stdout);
+	raise(SIGTERM);
+	return 0;
+}
+"""
+
+
+def test_signals_reach_their_handlers(native: NativeRuntime, tmp_path: Path) -> None:
+    done = native.run(native.build(compile_program(tmp_path, _SIGNALS, "-static")), "p")
+    assert done.stdout.decode().splitlines() == [
+        "repaired x 1.5", "caught 8", "blocked 0", "delivered 1", "caught 4",
+    ]  # fmt: skip
+    assert done.returncode == 143
+
+
+_MEMORY = r"""
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	size_t size = 40 << 20;
+	char *big = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (size_t at = 0; at < size; at += 8192)
+		big[at] = (char)(at >> 13);
+	big = mremap(big, size, 2 * size, MREMAP_MAYMOVE);
+	for (size_t at = 0; at < size; at += 8192)
+		if (big[at] != (char)(at >> 13))
+			return 1;
+	if (big[size + 5])
+		return 2;
+	madvise(big, size, MADV_DONTNEED);
+	if (big[8192])
+		return 3;
+	munmap(big, 2 * size);
+	char *start = sbrk(0);
+	if (sbrk(1 << 20) != start || start[1000])
+		return 4;
+	memset(start, 7, 1 << 20);
+	unsigned char *code = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memcpy(code, "\xb8\x2a\x00\x00\x00\xc3", 6);
+	printf("%d\n", ((int (*)(void))code)());
+	FILE *file = fopen(argv[argc - 1], "r");
+	char *map = mmap(0, 10, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+	printf("%.5s\n", map);
+	char *strings[100];
+	for (int i = 0; i < 100; i++)
+		strings[i] = strdup("something");
+	for (int i = 0; i < 100; i++)
+		free(strings[i]);
+	return mmap((void *)0x700000000000, 4096, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+}
+"""
+
+
+def test_memory_is_managed_inside(native: NativeRuntime, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("words")
+    done = native.run(native.build(compile_program(tmp_path, _MEMORY, "-static")), "p", str(tmp_path / "text"))
+    assert (done.stdout, done.returncode) == (b"42\nwords\n", 0)
+
+
+_FILES = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		char text[32] = "";
+		int file = open(argv[i] + 1, argv[i][0] == 'w' ? O_WRONLY | O_CREAT : O_RDONLY, 0600);
+		if (file < 0) {
+			printf("%s\n", strerror(errno));
+			continue;
+		}
+		if (argv[i][0] == 'w' ? write(file, "x", 1) < 0 : read(file, text, 10) < 0)
+			printf("%s\n", strerror(errno));
+		else
+			printf("good %s\n", text);
+	}
+	return 0;
+}
+"""
+
+
+def test_files_are_as_the_manifest_says(native: NativeRuntime, tmp_path: Path) -> None:
+    for name in ("trusted", "changed", "read/a", "free/a", "other"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"in {name}")
+    program = compile_program(tmp_path, _FILES, "-static")
+    files = {
+        "trusted": [f"{tmp_path}/trusted", f"{tmp_path}/changed"],
+        "read": [f"{tmp_path}/read/"],
+        "pass": [f"{tmp_path}/free/"],
+    }
+    image = native.build(program, {**ANYTHING, "files": files})
+    (tmp_path / "changed").write_text("in channel")
+
+    def tries(*names: str) -> list[str]:
+        done = native.run(image, "p", *(f"{name[0]}{tmp_path}/{name[1:]}" for name in names))
+        return done.stdout.decode().splitlines()
+
+    assert tries("rtrusted", "wtrusted") == ["good in trusted", "Permission denied"]
+    assert tries("rchanged") == ["Input/output error"]
+    assert tries("rread/a", "wread/a", "wread/b") == ["good in read/a", *["Permission denied"] * 2]
+    assert tries("rfree/a", "wfree/b") == ["good in free/a", "good "]
+    assert tries("rother", "wother", "rfree/../other") == [
+        "No such file or directory", "Permission denied", "No such file or directory",
+    ]  # fmt: skip
+
+
+_SOCKETS = r"""
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <netinet/in.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+static void *client(void *place)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	char text[20] = "";
+	if (connect(fd, place, sizeof(struct sockaddr_in)))
+		return "connect";
+	send(fd, "ping", 4, 0);
+	recv(fd, text, sizeof(text), 0);
+	return strcmp(text, "pong") ? "answer" : 0;
+}
+int main(void)
+{
+	struct sockaddr_in place = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof(place);
+	int server = socket(AF_INET, SOCK_STREAM, 0), set = epoll_create1(0), pipes[2], counter = eventfd(0, 0);
+	char text[20] = "";
+	pthread_t thread;
+	void *failed;
+	bind(server, (void *)&place, sizeof(place));
+	listen(server, 5);
+	getsockname(server, (void *)&place, &length);
+	pthread_create(&thread, 0, client, &place);
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = &place }, got[4];
+	epoll_ctl(set, EPOLL_CTL_ADD, server, &event);
+	int count = epoll_wait(set, got, 4, 5000);
+	printf("%d %d\n", count, got[0].data.ptr == &place);
+	int peer = accept(server, 0, 0);
+	struct iovec part = { text, 4 };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	printf("%zd %s\n", recvmsg(peer, &message, 0), text);
+	send(peer, "pong", 4, 0);
+	pthread_join(thread, &failed);
+	printf("%s\n", failed ? (char *)failed : "good");
+	if (pipe(pipes))
+		return 1;
+	struct pollfd polled[2] = { { pipes[0], POLLIN, 0 }, { counter, POLLOUT, 0 } };
+	printf("%d", poll(polled, 2, 0));
+	printf(" %d %d\n", polled[0].revents, polled[1].revents);
+	int timer = timerfd_create(CLOCK_MONOTONIC, 0);
+	struct itimerspec soon = { .it_value.tv_nsec = 1000 };
+	timerfd_settime(timer, 0, &soon, 0);
+	unsigned long times = 0;
+	ssize_t bytes = read(timer, &times, 8);
+	printf("%zd %d\n", bytes, times > 0);
+	return 0;
+}
+"""
+
+
+def test_sockets_and_events(native: NativeRuntime, tmp_path: Path) -> None:
+    done = native.run(native.build(compile_program(tmp_path, _SOCKETS, "-static")), "p")
+    assert done.stdout.decode().splitlines() == ["1 1", "4 ping", "good", "1 0 4", "8 1"]
+    assert (done.stderr, done.returncode) == (b"", 0)
+
+
+def test_what_cannot_be_is_refused_with_a_line(native: NativeRuntime, tmp_path: Path) -> None:
+    text = r"""
+#include <stdio.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+#include <errno.h>
+int main(void)
+{
+	for (int i = 0; i < 3; i++)
+		if (fork() >= 0)
+			return 1;
+	perror("fork");
+	if (syscall(SYS_io_uring_setup, 1, 0) != -1 || errno != ENOSYS)
+		return 2;
+	return 0;
+}
+"""
+    done = native.run(native.build(compile_program(tmp_path, text, "-static")), "p")
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines() == [
+        "log: system call 56 (clone): an enclave cannot fork",
+        "fork: Function not implemented",
+        "log: system call 425 (unknown): not supported",
+    ]
+    ended = native.run(native.build(tmp_path / "program", {**ANYTHING, "unsupported": "end"}), "p")
+    assert ended.returncode == 125
