@@ -18,7 +18,7 @@ def _declarations() -> Declarations:
 
 def test_the_header_is_the_runtimes() -> None:
     members = _declarations().structs["config"]
-    fields = {name: getattr(ConfigHeader, name) for name, _ in ConfigHeader._fields_}
+    fields = {field[0]: getattr(ConfigHeader, field[0]) for field in ConfigHeader._fields_}
     assert {name: (item.offset, item.size) for name, item in fields.items()} == {
         name: (member.offset, member.size) for name, member in members.items()
     }
