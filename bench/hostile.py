@@ -8,6 +8,7 @@ unread, and handshakes begun with one ClientHello that was recorded once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import selectors
@@ -16,11 +17,16 @@ import sys
 import time
 from collections.abc import Callable
 
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
+from veil import installation
 from veil.formats.channel import Request, pack_request
+from veil.formats.knock import KNOCK, pack_proof
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
+from veil.remote import UserKey
 
 __all__ = ["KINDS"]
 
@@ -133,6 +139,41 @@ class Comer(Flooder):
         return not (self._ready and not self._out)
 
 
+class Impostor:
+    """Knocks as an owner whose public key they know, signs with another one, and goes."""
+
+    def __init__(self) -> None:
+        self._out = KNOCK
+
+    @property
+    def wants(self) -> int:
+        """Which events it waits for."""
+        return selectors.EVENT_WRITE if self._out else selectors.EVENT_READ
+
+    def received(self, data: bytes) -> bool:
+        """False: give the connection up."""
+        self._out = pack_proof(_owner(), data, lambda _: _signature())
+        return True
+
+    def send(self, sock: socket.socket) -> None:
+        """As much as goes."""
+        if self._out[:1] != KNOCK[:1]:
+            sock.send(self._out)
+            raise ConnectionResetError
+        self._out = self._out[sock.send(self._out) :]
+
+
+@functools.cache
+def _owner() -> bytes:
+    public = installation.user_key().private_key.public_key()
+    return public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+@functools.cache
+def _signature() -> bytes:
+    return UserKey.generate().private_key.sign(b"", ec.ECDSA(hashes.SHA256()))
+
+
 class Silent:
     """Connects and says nothing."""
 
@@ -156,7 +197,7 @@ class Leaver(Silent):
         raise ConnectionResetError
 
 
-Attacker = Flooder | Greeter | Silent
+Attacker = Flooder | Greeter | Impostor | Silent
 
 KINDS: dict[str, Callable[[], Attacker]] = {
     "pings without end": lambda: Flooder(_PINGS),
@@ -164,6 +205,7 @@ KINDS: dict[str, Callable[[], Attacker]] = {
     "reports without end": lambda: Flooder(_REPORTS),
     "handshakes begun": Greeter,
     "handshakes done": Comer,
+    "false knocks": Impostor,
     "never reading": lambda: Flooder(_PINGS, reads=False),
     "half open": Silent,
     "connect and go": Leaver,

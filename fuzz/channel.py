@@ -73,6 +73,7 @@ def _frame_seeds() -> Iterable[bytes]:
         pack_frame(1, FrameKind.DATA, b"hello"),
         pack_frame(1, FrameKind.CREDIT, b"\0\x10\0\0"),
         pack_frame(1, FrameKind.CLOSE),
+        pack_frame(2, FrameKind.EXPECTED),
     ]
     for step in (0, 6, 255):
         yield bytes((step,)) + b"".join(frames)

@@ -127,11 +127,12 @@ def test_frames_arrive_however_they_are_cut(sent: list[Frame], cuts: list[int]) 
     "data",
     [
         pack_frame(1, FrameKind.OPEN, b"x"),
+        pack_frame(1, FrameKind.EXPECTED, b"x"),
         pack_frame(1, FrameKind.CREDIT, b"x"),
         pack_frame(1, FrameKind.CLOSE, b"xxxx"),
         pack_frame(1, FrameKind.PROVEN, b"x"),
         pack_frame(1, FrameKind.DATA, bytes(MAX_FRAME_DATA + 1)),
-        b"\0\0\0\0\x06\0\0\0\0\0\0\0",
+        b"\0\0\0\0\x07\0\0\0\0\0\0\0",
         b"\0\0\0\0\x02\0\x01\0\0\0\0\0",
     ],
 )

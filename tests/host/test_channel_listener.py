@@ -13,19 +13,24 @@ from typing import Any
 import pytest
 
 from veil.formats.channel import Frame, FrameKind
+from veil.formats.knock import CHALLENGE_BYTES, KNOCK
 from veil.host import channel_listener
 from veil.host.channel_listener import (
     DRAIN_S,
+    EXPECTED,
     GREETED,
     LOBBY,
+    PROVE_S,
     SILENT_S,
     STAY_S,
     STRANGERS,
     ChannelListener,
 )
 from veil.host.devices import ChannelConnection, ChannelDevice
+from veil.remote import UserKey
 
 PLACES = 4
+OWNER = UserKey.generate()
 
 
 class Host:
@@ -48,9 +53,12 @@ class Device(ChannelDevice):
     def __init__(self) -> None:
         super().__init__(None)  # type: ignore[arg-type]
         self.opened: list[ChannelConnection] = []
+        self.expected: list[ChannelConnection] = []
 
-    def open(self) -> ChannelConnection:
-        self.opened.append(super().open())
+    def open(self, *, expected: bool = False) -> ChannelConnection:
+        self.opened.append(super().open(expected=expected))
+        if expected:
+            self.expected.append(self.opened[-1])
         return self.opened[-1]
 
 
@@ -60,7 +68,12 @@ class Desk:
     def __init__(self) -> None:
         self.now = 1000.0
         self.host, self.device = Host(), Device()
-        self.listener = ChannelListener(self.host, self.device, clock=self.clock)  # type: ignore[arg-type]
+        self.listener = ChannelListener(
+            self.host,  # type: ignore[arg-type]
+            self.device,
+            named=[OWNER.fingerprint],
+            clock=self.clock,
+        )
         self.users: list[socket.socket] = []
 
     def clock(self) -> float:
@@ -71,6 +84,7 @@ class Desk:
     def connect(self) -> socket.socket:
         """Somebody comes; the listener has looked."""
         sock = socket.create_connection(self.listener.address, 5)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.users.append(sock)
         self.look()
         return sock
@@ -100,6 +114,13 @@ class Desk:
         connection.on_data(b"ServerHello")
         self.look()
         return connection
+
+    def knock(self, sock: socket.socket, key: UserKey = OWNER) -> None:
+        """He knocks, with his key."""
+        sock.sendall(KNOCK)
+        self.look()
+        sock.sendall(key.answer(sock.recv(CHALLENGE_BYTES)))
+        self.look()
 
     def later(self, seconds: float) -> None:
         """Time passes."""
@@ -373,3 +394,86 @@ def test_nobody_makes_room_before_veilmon_looked_at_him(desk: Desk) -> None:
     desk.later(STAY_S)
     assert waiting.is_open
     assert not done.is_open
+
+
+def test_an_owner_does_not_wait_with_strangers(desk: Desk) -> None:
+    """All places are taken, each for a while yet, and the lobby is full of those who want them."""
+    held = [desk.answered(desk.connect()) for _ in range(PLACES)]
+    for _ in range(10 * PLACES):
+        desk.connect().sendall(b"hello")
+    desk.look()
+    owner = desk.connect()
+    desk.knock(owner)
+    for _ in range(PLACES):
+        desk.connect().sendall(b"hello")
+    desk.look()
+    assert len(desk.device.opened) == PLACES + 1
+    assert desk.device.expected == [desk.device.opened[-1]]
+    assert all(connection.is_open for connection in held)
+    # Nor does he give way to them, before VeilMon has come to him and after.
+    for _ in range(3):
+        desk.later(STAY_S)
+    assert desk.device.expected[0].is_open
+    assert not held[0].is_open
+
+
+def test_an_owner_does_not_wait_for_veilmons_look_at_strangers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
+    for _ in range(GREETED):
+        desk.say(desk.connect())
+    desk.connect().sendall(b"hello")
+    desk.look()
+    assert len(desk.device.opened) == GREETED
+    desk.knock(desk.connect())
+    assert len(desk.device.expected) == 1
+
+
+def test_what_follows_a_knock_goes_to_veilmon(desk: Desk) -> None:
+    owner = desk.connect()
+    desk.knock(owner)
+    owner.sendall(b"ClientHello")
+    desk.look()
+    (connection,) = desk.device.expected
+    assert bytes(desk.device._waiting).endswith(b"ClientHello")
+    assert connection.on_data is not None
+    connection.on_data(b"ServerHello")
+    desk.look()
+    assert owner.recv(64) == b"ServerHello"
+
+
+def test_a_strangers_knock_changes_nothing(desk: Desk) -> None:
+    """A user whom the launch does not name, but who has a key: what he says then is what counts."""
+    sock = desk.connect()
+    desk.knock(sock, UserKey.generate())
+    assert desk.device.opened == []
+    desk.say(sock, b"ClientHello")
+    assert desk.device.expected == []
+    assert bytes(desk.device._waiting).endswith(b"ClientHello")
+
+
+def test_who_knocks_and_says_no_more_is_dropped(desk: Desk) -> None:
+    sock = desk.connect()
+    sock.sendall(KNOCK)
+    desk.look()
+    desk.later(SILENT_S + 1)
+    sock.recv(CHALLENGE_BYTES)
+    assert not is_open(sock)
+
+
+def test_who_knocked_and_proves_nothing_to_veilmon_is_dropped(desk: Desk) -> None:
+    first, second = desk.connect(), desk.connect()
+    for sock in (first, second):
+        desk.knock(sock)
+    proven = desk.device.expected[1]
+    assert proven.on_proven is not None
+    proven.on_proven()
+    desk.look()
+    desk.later(PROVE_S + 1)
+    assert [connection.is_open for connection in desk.device.expected] == [False, True]
+    assert not desk.listener._expected
+
+
+def test_owners_who_prove_nothing_make_room_for_one_another(desk: Desk) -> None:
+    for _ in range(EXPECTED + 1):
+        desk.knock(desk.connect())
+    assert [connection.is_open for connection in desk.device.expected] == [False, *[True] * EXPECTED]

@@ -14,11 +14,14 @@ from veil.remote.channel.client import ChannelClient
 
 
 class Wire:
-    """A transport through the bench's host; `tamper` sees and changes what passes."""
+    """A transport through the bench's host; `up` and `down` see and change what passes.
 
-    def __init__(self, bench: Bench) -> None:
+    `expected`: the host believes that it is somebody whom the launch names.
+    """
+
+    def __init__(self, bench: Bench, *, expected: bool = False) -> None:
         self.bench = bench
-        self.connection: ChannelConnection = bench.channel.device.open()
+        self.connection: ChannelConnection = bench.channel.device.open(expected=expected)
         self.received: deque[bytes] = deque()
         self.connection.on_data = self.received.append
         self.up: Callable[[bytes], bytes] = lambda data: data

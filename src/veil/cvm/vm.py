@@ -272,7 +272,8 @@ class ConfidentialVM:
         """Carry users who come by TCP to VeilMon; `serve` runs the guest meanwhile."""
         if not self.has_monitor:
             raise VeilError("without a monitor there is nobody to carry users' connections to")
-        listener = ChannelListener(self.hypervisor, self.platform.channel, host, port)
+        named = (*self.configuration.owners, *self.configuration.readers)
+        listener = ChannelListener(self.hypervisor, self.platform.channel, host, port, named=named)
         listener.start()
         return listener
 

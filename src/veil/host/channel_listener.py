@@ -5,7 +5,8 @@ A thread of its own waits on the sockets; whatever touches the device is done in
 channel's turns. Anybody may come, so everything here is bounded: strangers' connections, how fast new ones are taken
 in, and how long one may hold a place and neither speak nor read.
 
-Whoever comes is first in the lobby, which costs a descriptor and nothing else. Who has said something there is let in
+Whoever comes is first in the lobby, which costs a descriptor and nothing else. Whom the launch names can show it there
+(`veil.host.knocks`), and is let in at once. Who has said something else is let in
 when there is a place with VeilMon, the newest first: connections that wait already are in nobody's way, and one
 that was put out and comes again waits behind nobody but takes only the place that it gave up. When the lobby is full
 its oldest goes. When all places are taken the oldest stranger makes room for the newest, but each has `STAY_S`, and
@@ -27,17 +28,35 @@ from typing import TYPE_CHECKING
 
 from veil.formats.channel import WINDOW
 from veil.host.errors import HostError
+from veil.host.knocks import Doorkeeper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from veil.host.devices.channel import ChannelConnection, ChannelDevice
     from veil.host.hypervisor import Hypervisor
+    from veil.host.knocks import Knock
 
-__all__ = ["ACCEPTS", "BURST", "DRAIN_S", "GREETED", "LOBBY", "SILENT_S", "STAY_S", "STRANGERS", "ChannelListener"]
+__all__ = [
+    "ACCEPTS",
+    "BURST",
+    "DRAIN_S",
+    "EXPECTED",
+    "GREETED",
+    "LOBBY",
+    "PROVE_S",
+    "SILENT_S",
+    "STAY_S",
+    "STRANGERS",
+    "ChannelListener",
+]
 
 #: Connections of users of whom VeilMon has not said that they are somebody. It has as many places for them.
 STRANGERS = 256
+#: Connections of users who knocked, until VeilMon says that they are somebody; for one more the oldest goes.
+EXPECTED = 64
+#: How long VeilMon may take to say so, in seconds.
+PROVE_S = 10.0
 #: What a stranger has at least before making room, in seconds: enough for a handshake and an attestation.
 STAY_S = 1.0
 #: Connections in the lobby, if the process may have so many descriptors.
@@ -77,8 +96,9 @@ def _lobby_size() -> int:
 class _User:
     """One TCP connection. Fields are the listener thread's, but for `connection`, which is the hypervisor's."""
 
-    def __init__(self, sock: socket.socket, now: float) -> None:
+    def __init__(self, sock: socket.socket, knock: Knock, now: float) -> None:
         self.socket = sock
+        self.knock = knock
         self.connection: ChannelConnection | None = None
         self.out: deque[bytes] = deque()
         self.reading = True
@@ -104,10 +124,15 @@ class ChannelListener:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        named: Iterable[bytes] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Port 0 takes a free one, see `address`. Raises HostError if the address cannot be had."""
+        """Port 0 takes a free one, see `address`. `named`: SHA-256 of the public keys of those whom the launch names.
+
+        Raises HostError if the address cannot be had.
+        """
         self._clock = clock
+        self._doorkeeper = Doorkeeper(named)
         self._hypervisor = hypervisor
         self._device = device
         try:
@@ -127,6 +152,8 @@ class ChannelListener:
         self._lobby: dict[socket.socket, _User] = {}
         #: and of these those that have said something; the first to do so come first
         self._waiting: dict[socket.socket, _User] = {}
+        #: those that knocked and that VeilMon has not named yet, the oldest first
+        self._expected: dict[socket.socket, _User] = {}
         #: those that have a place and that VeilMon has not named, the oldest first
         self._strangers: dict[socket.socket, _User] = {}
         #: those that VeilMon has not looked at yet, and since when
@@ -220,7 +247,9 @@ class ChannelListener:
         if len(self._lobby) >= self._lobby_size:
             self._drop(next(iter(self._lobby.values())))
         sock.setblocking(False)
-        self._users[sock] = self._lobby[sock] = _User(sock, now)
+        # Answers are small and waited for (Nagle's algorithm holds them back by 40 ms).
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._users[sock] = self._lobby[sock] = _User(sock, self._doorkeeper.hear(), now)
         self._selector.register(sock, selectors.EVENT_READ)
         return True
 
@@ -229,19 +258,54 @@ class ChannelListener:
         return self._next_accept - BURST / ACCEPTS
 
     def _hear(self, user: _User) -> None:
-        """Somebody in the lobby has said something, or is gone. What it said is read when it is let in."""
+        """Somebody in the lobby has said something, or is gone. What is no knock is read when they are let in."""
+        if not user.knock.over:
+            self._hear_knock(user)
+            return
         try:
             spoke = bool(user.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return
         except OSError:
             spoke = False
-        if not spoke:
+        if spoke:
+            self._wait(user)
+        else:
+            self._drop(user)
+
+    def _hear_knock(self, user: _User) -> None:
+        knock = user.knock
+        try:
+            data = user.socket.recv(knock.wants)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
             self._drop(user)
             return
+        if answer := knock.heard(data):
+            # A new connection has room for it; else the user's time is up some day.
+            with contextlib.suppress(OSError):
+                user.socket.send(answer)
+        elif knock.named:
+            self._expect(user)
+        elif knock.words:
+            self._wait(user)
+
+    def _wait(self, user: _User) -> None:
         self._waiting[user.socket] = user
         user.reading = False
         self._watch(user)
+
+    def _expect(self, user: _User) -> None:
+        """Let somebody in whom the launch names."""
+        if len(self._expected) >= EXPECTED:
+            self._drop(next(iter(self._expected.values())))
+        del self._lobby[user.socket]
+        self._expected[user.socket] = user
+        user.known, user.since, user.alive = True, self._clock(), self._clock()
+        self._hypervisor.post_for_channel(functools.partial(self._open, user))
 
     def _let_in(self) -> None:
         """Those for whom there is a place, the newest first."""
@@ -267,9 +331,11 @@ class ChannelListener:
 
     def _first_words(self, user: _User) -> bytes:
         """What was said in the lobby; nothing if they have gone since: no work for VeilMon."""
+        data = user.knock.words
         try:
-            data = user.socket.recv(_PIECE)
-            gone = len(data) < _PIECE and not user.socket.recv(1, socket.MSG_PEEK)
+            more = user.socket.recv(_PIECE)
+            data += more
+            gone = len(more) < _PIECE and not (more and user.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return data
         except OSError:
@@ -303,7 +369,8 @@ class ChannelListener:
             stranger = not user.known or user.socket in self._strangers
             owes = bool(user.out) or not user.known
             patience = DRAIN_S if user.ending else SILENT_S
-            if owes and (stranger or user.ending) and now - user.alive > patience:
+            late = user.socket in self._expected and now - user.since > PROVE_S
+            if late or (owes and (stranger or user.ending) and now - user.alive > patience):
                 self._drop(user)
 
     def _serve(self, user: _User, events: int) -> None:
@@ -369,7 +436,7 @@ class ChannelListener:
     def _drop(self, user: _User) -> None:
         if self._users.pop(user.socket, None) is None:
             return
-        for those in (self._lobby, self._waiting, self._strangers, self._greeted):
+        for those in (self._lobby, self._waiting, self._expected, self._strangers, self._greeted):
             those.pop(user.socket, None)
         if user.socket in self._selector.get_map():
             self._selector.unregister(user.socket)
@@ -402,12 +469,13 @@ class ChannelListener:
         self._greeted.pop(user.socket, None)
 
     def _prove(self, user: _User) -> None:
+        self._expected.pop(user.socket, None)
         self._strangers.pop(user.socket, None)
 
     # The hypervisor's thread
 
     def _open(self, user: _User) -> None:
-        connection = user.connection = self._device.open()
+        connection = user.connection = self._device.open(expected=user.knock.named)
         connection.on_data = lambda data: self._later(functools.partial(self._give, user, data))
         connection.on_room = lambda: self._later(functools.partial(self._resume, user))
         connection.on_taken = lambda: self._look_at(user)

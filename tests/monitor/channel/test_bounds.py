@@ -22,6 +22,7 @@ from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.monitor.channel.bounds import (
     MAX_ENTRY_NS,
+    MAX_EXPECTED,
     MAX_FRAMES,
     MAX_HANDSHAKE_BYTES,
     MAX_HANDSHAKE_NS,
@@ -32,7 +33,7 @@ from veil.monitor.channel.bounds import (
 )
 from veil.monitor.channel.connection import Rank
 from veil.monitor.channel.link import ChannelLink
-from veil.remote.channel.client import ChannelClient, ChannelClosed
+from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.channel.identity import UserKey
 
 MS = 1_000_000
@@ -116,6 +117,19 @@ class Hello:
             self._tls.do_handshake()
         with contextlib.suppress(SSL.WantReadError):
             self.wire.send(self._tls.bio_read(1 << 16))
+
+
+class Entering(Wire):
+    """Whoever waits has VeilMon entered once more; counted."""
+
+    entries = 0
+
+    def receive(self) -> bytes:
+        while not self.received and self.connection.is_open:
+            self.entries += 1
+            assert self.entries < 1000
+            enter(self.bench)
+        return super().receive()
 
 
 def test_one_connections_backlog(bench: Bench, clock: Clock, answered: list[Request]) -> None:
@@ -205,21 +219,11 @@ def test_an_owner_gets_in_whatever_strangers_do(bench: Bench, clock: Clock, answ
     frames = len(asking) * 10 + MAX_STRANGERS
     for _ in range(MAX_STRANGERS // 2):
         Hello(bench)
-    entries = 0
-
-    class Counting(Wire):
-        def receive(self) -> bytes:
-            nonlocal entries
-            while not self.received and self.connection.is_open:
-                entries += 1
-                assert entries < 1000
-                enter(self.bench)
-            return super().receive()
-
-    with ChannelClient(Counting(bench), identity=OWNER) as owner:
+    wire = Entering(bench)
+    with ChannelClient(wire, identity=OWNER) as owner:
         ping(owner)
     # What came before his own frames is taken first, and handshakes before his, in their turn with strangers' requests.
-    assert entries <= frames / MAX_FRAMES + (MAX_STRANGERS // 2) / MAX_HANDSHAKES + 4
+    assert wire.entries <= frames / MAX_FRAMES + (MAX_STRANGERS // 2) / MAX_HANDSHAKES + 4
 
 
 def test_owners_are_never_put_out(bench: Bench, link: ChannelLink, clock: Clock) -> None:
@@ -364,3 +368,100 @@ def test_the_host_is_told_who_is_somebody(bench: Bench, link: ChannelLink, clock
         with ChannelClient(wire, identity=identity) as client:
             ping(client)
     assert named == ["owner"]
+
+
+def test_whom_the_host_expects_waits_for_no_stranger(
+    bench: Bench, link: ChannelLink, clock: Clock, answered: list[Request]
+) -> None:
+    """However many there are, and whatever they do: a few entries. What the ring holds before his is taken first."""
+    asking = [user(bench) for _ in range(MAX_STRANGERS // 2)]
+    bench.channel.run()
+    for client in asking:
+        flood(client, 10)
+    for _ in range(MAX_STRANGERS // 2):
+        Hello(bench)
+    frames = len(asking) * 10 + MAX_STRANGERS
+    wire = Entering(bench, expected=True)
+    with ChannelClient(wire, identity=OWNER) as owner:
+        ping(owner)
+    assert wire.entries <= frames / MAX_FRAMES + 4
+    assert not link._expected
+
+
+def test_strangers_do_not_put_out_whom_the_host_expects(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    wire = Wire(bench, expected=True)
+    bench.channel.run()
+    for _ in range(2 * MAX_STRANGERS):
+        Hello(bench)
+        bench.channel.run()
+    assert wire.connection.is_open
+    with ChannelClient(wire, identity=OWNER) as owner:
+        ping(owner)
+
+
+def test_whom_the_host_expects_is_nobody_until_he_proves_it(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """The host's word gives precedence and nothing else: no role, no larger requests, no longer handshake."""
+    with ChannelClient(Wire(bench, expected=True), identity=UserKey.generate()) as stranger:
+        ping(stranger)
+        connection = next(reversed(link._connections.values()))
+        assert connection.rank == Rank.STRANGER
+        assert not link._expected
+        with pytest.raises(RequestFailed, match="only a reader or an owner"):
+            stranger.request(CHANNEL_SERVICE, MonitorCall.STATUS)
+        with pytest.raises(ChannelClosed):
+            ping(stranger, bytes(MAX_STRANGER_MESSAGE + 1))
+    late = Wire(bench, expected=True)
+    bench.channel.run()
+    clock.now += MAX_HANDSHAKE_NS
+    bench.channel.run()
+    with user(bench) as client:
+        ping(client)
+    assert not late.connection.is_open
+
+
+def test_a_host_that_expects_everybody(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """What VeilMon holds stays bounded, and its owners who are in stay in."""
+    owner = user(bench, OWNER)
+    wires = []
+    for _ in range(MAX_EXPECTED + 2):
+        wires.append(Wire(bench, expected=True))
+    bench.channel.run()
+    assert len(link._expected) == MAX_EXPECTED
+    assert [wire.connection.is_open for wire in wires] == [False, False, *[True] * MAX_EXPECTED]
+    ping(owner)
+    # Those that turn out to be strangers count as such.
+    for _ in range(MAX_STRANGERS + 5):
+        ChannelClient(Wire(bench, expected=True))
+        bench.channel.run()
+    strangers = [item for item in link._connections.values() if item.rank == Rank.STRANGER]
+    assert len(strangers) == MAX_STRANGERS
+    ping(owner)
+
+
+def test_answers_of_strangers_do_not_hold_up_an_owners(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    """Though each has a backlog as large as the ring to VeilMon's host."""
+    strangers = [user(bench) for _ in range(3)]
+    owner = user(bench, OWNER)
+    bench.channel.run()
+    for stranger in strangers:
+        for _ in range(4):
+            stranger.send(CHANNEL_SERVICE, MonitorCall.PING, bytes(MAX_STRANGER_MESSAGE - 512))
+    owner.send(CHANNEL_SERVICE, MonitorCall.PING, b"the owner's")
+    sent: list[int] = []
+    for connection in list(link._connections.values()):
+        next_frame = connection.next_frame
+        connection.next_frame = _noted(next_frame, connection.rank, sent)  # type: ignore[method-assign]
+    enter(bench)
+    assert Rank.KNOWN in sent
+    assert sent == sorted(sent), "his first"
+    assert owner.receive().body == b"the owner's"
+
+
+def _noted(next_frame: Callable[[], bytes | None], rank: int, sent: list[int]) -> Callable[[], bytes | None]:
+    def noted() -> bytes | None:
+        frame = next_frame()
+        if frame is not None:
+            sent.append(rank)
+        return frame
+
+    return noted

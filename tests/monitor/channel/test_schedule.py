@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from veil.monitor.channel.bounds import MAX_CREDIT_NS
+from veil.monitor.channel.bounds import MAX_CREDIT_NS, MAX_HANDSHAKES
 from veil.monitor.channel.connection import Connection, Rank
 from veil.monitor.channel.schedule import Budget, Schedule
 
 MS = 1_000_000
 #: What a step takes: a report by the secure processor, a ClientHello answered.
-COST = {Rank.STRANGER: 3 * MS, Rank.HANDSHAKE: 7 * MS // 10, Rank.KNOWN: MS // 10}
+COST = {Rank.STRANGER: 3 * MS, Rank.HANDSHAKE: 7 * MS // 10, Rank.EXPECTED: 7 * MS // 10, Rank.KNOWN: MS // 10}
 
 
 class Endless(Connection):
@@ -78,3 +78,39 @@ def test_time_that_was_not_wanted_is_not_made_up_for() -> None:
     least = (1000 * MS - MAX_CREDIT_NS) // 2 - max(COST.values())
     assert flood.took[Rank.HANDSHAKE] - before >= least
     assert flood.took[Rank.STRANGER] >= least
+
+
+def test_whom_the_host_expects_waits_for_none_of_them() -> None:
+    """Whatever floods there are he is next; and a flood of his kind leaves owners the first place."""
+    flood = Flood()
+    flood.come(Rank.HANDSHAKE, 256)
+    flood.come(Rank.STRANGER, 256)
+    flood.run(1000)
+    flood.come(Rank.EXPECTED, 1)
+    budget = Budget(lambda: flood.now)
+    first = flood.schedule.next(budget)
+    assert first is not None
+    assert first.rank == Rank.EXPECTED
+    flood.come(Rank.EXPECTED, 64)
+    flood.come(Rank.KNOWN, 1)
+    first = flood.schedule.next(Budget(lambda: flood.now))
+    assert first is not None
+    assert first.rank == Rank.KNOWN
+
+
+def test_whom_the_host_expects_are_served_in_turn() -> None:
+    flood = Flood()
+    flood.come(Rank.EXPECTED, 3)
+    numbers = []
+    for _ in range(3):
+        one = flood.schedule.next(Budget(lambda: flood.now))
+        assert one is not None
+        numbers.append(one.number)
+    assert numbers == sorted(numbers)
+
+
+def test_an_entry_is_bounded_for_them_as_well() -> None:
+    flood = Flood()
+    flood.come(Rank.EXPECTED, 64)
+    budget = Budget(lambda: 0)
+    assert sum(flood.schedule.next(budget) is not None for _ in range(64)) == MAX_HANDSHAKES

@@ -41,6 +41,8 @@ class FrameKind(enum.IntEnum):
     """u32: the number of further bytes that may be sent."""
     PROVEN = 5
     """From VeilMon: this user has proved to be somebody whom the launch names, so others should make room for them."""
+    EXPECTED = 6
+    """From the host, in place of OPEN: a new connection of somebody who seems to be such a user, by their knock."""
 
 
 _KINDS = frozenset(FrameKind)

@@ -162,12 +162,12 @@ class ChannelDevice:
         """Has VeilMon said where its rings are, and can the host still reach them?"""
         return self._area is not None and not self._gone
 
-    def open(self) -> ChannelConnection:
-        """A new connection."""
+    def open(self, *, expected: bool = False) -> ChannelConnection:
+        """A new connection. `expected`: of somebody whom the launch seems to name; VeilMon comes to them first."""
         connection = ChannelConnection(self, self._next)
         self._next += 1
         self._connections[connection.number] = connection
-        self.put(pack_frame(connection.number, FrameKind.OPEN))
+        self.put(pack_frame(connection.number, FrameKind.EXPECTED if expected else FrameKind.OPEN))
         return connection
 
     def forget(self, connection: ChannelConnection) -> None:

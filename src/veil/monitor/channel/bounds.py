@@ -11,6 +11,7 @@ __all__ = [
     "MAX_BACKLOG",
     "MAX_CREDIT_NS",
     "MAX_ENTRY_NS",
+    "MAX_EXPECTED",
     "MAX_FRAMES",
     "MAX_HANDSHAKES",
     "MAX_HANDSHAKE_BYTES",
@@ -30,6 +31,8 @@ __all__ = [
 MAX_STRANGERS = 256
 #: Connections of users whom it names.
 MAX_KNOWN = 64
+#: Handshakes of those whom the host expects to be such users.
+MAX_EXPECTED = 64
 #: A handshake takes no longer.
 MAX_HANDSHAKE_NS = 5_000_000_000
 #: Frames that wait for room in the ring, in bytes: with more, no further frame is taken from it.
@@ -48,7 +51,7 @@ MAX_STRANGER_BACKLOG = 16 << 10
 MAX_FRAMES = 128
 #: steps on all connections (a request answered, or a piece of input decrypted),
 MAX_STEPS = 64
-#: of them steps in handshakes, which take the longest,
+#: of them steps in handshakes, which take the longest (and as many in those that the host expects),
 MAX_HANDSHAKES = 8
 #: of them steps for strangers,
 MAX_STRANGER_STEPS = 16

@@ -41,9 +41,11 @@ class Rank(enum.IntEnum):
 
     KNOWN = 0
     """They proved a key that the launch names."""
-    HANDSHAKE = 1
+    EXPECTED = 1
+    """Nothing yet, but the host says that it will be such a key: a matter of whose turn it is, and of nothing else."""
+    HANDSHAKE = 2
     """Nothing yet: TLS is not established."""
-    STRANGER = 2
+    STRANGER = 3
     """They have no such key."""
 
 
@@ -51,11 +53,17 @@ class Connection:
     """What it holds is bounded: a window of input, a request, a backlog and a response."""
 
     def __init__(
-        self, number: int, accept: Callable[[], TlsEnd], roles: Mapping[bytes, Role], *, opened_ns: int
+        self,
+        number: int,
+        accept: Callable[[], TlsEnd],
+        roles: Mapping[bytes, Role],
+        *,
+        opened_ns: int,
+        expected: bool = False,
     ) -> None:
         self.number = number
         self.opened_ns = opened_ns
-        self.rank = Rank.HANDSHAKE
+        self.rank = Rank.EXPECTED if expected else Rank.HANDSHAKE
         self.user = User(None, Role.ANYONE)
         self.closing = False
         self._accept = accept
@@ -70,6 +78,11 @@ class Connection:
         self._to_grant = 0
         self._to_tell = False
         self._out = bytearray()
+
+    @property
+    def in_handshake(self) -> bool:
+        """Has nobody proved anything yet?"""
+        return self.rank in (Rank.EXPECTED, Rank.HANDSHAKE)
 
     @property
     def has_work(self) -> bool:
@@ -122,7 +135,7 @@ class Connection:
             plain = tls.receive(piece)
         finally:
             self._out += tls.take()
-        if self.rank == Rank.HANDSHAKE:
+        if self.in_handshake:
             self._handshake_left -= max(len(piece), MIN_HANDSHAKE_STEP)
             if tls.established:
                 self._meet(tls)
@@ -165,7 +178,7 @@ class Connection:
             self._to_tell = False
             return pack_frame(self.number, FrameKind.PROVEN)
         # In a handshake each piece is acknowledged: the host sees by it how many wait to be looked at.
-        if self._to_grant >= (1 if self.rank == Rank.HANDSHAKE else STRANGER_WINDOW // 4) and not self.closing:
+        if self._to_grant >= (1 if self.in_handshake else STRANGER_WINDOW // 4) and not self.closing:
             grant, self._to_grant = self._to_grant, 0
             self._may_receive += grant
             return pack_frame(self.number, FrameKind.CREDIT, grant.to_bytes(4, "little"))

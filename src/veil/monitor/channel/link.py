@@ -24,7 +24,14 @@ from veil.formats.channel import (
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
-from veil.monitor.channel.bounds import MAX_FRAMES, MAX_HANDSHAKE_NS, MAX_KNOWN, MAX_STRANGERS, MAX_UNSENT
+from veil.monitor.channel.bounds import (
+    MAX_EXPECTED,
+    MAX_FRAMES,
+    MAX_HANDSHAKE_NS,
+    MAX_KNOWN,
+    MAX_STRANGERS,
+    MAX_UNSENT,
+)
 from veil.monitor.channel.connection import Connection, Rank
 from veil.monitor.channel.schedule import Budget, Schedule
 from veil.snp.errors import RmpViolation
@@ -82,7 +89,10 @@ class ChannelLink:
         self._greeted: dict[int, Connection] = {}
         #: those of users whom the launch names, the least recently heard of first
         self._known: dict[int, Connection] = {}
-        #: those that may have something to send, in turn
+        #: those whom the host expects to be such users, until they are or are not, the oldest first
+        self._expected: dict[int, Connection] = {}
+        #: those that may have something to send, in turn: users whom the launch names or the host expects, and others
+        self._touched_first: dict[int, Connection] = {}
         self._touched: dict[int, Connection] = {}
         self._received: deque[Frame] = deque()
         self._generations = Generations(self._memory, area)
@@ -99,10 +109,15 @@ class ChannelLink:
         self._broken = False
 
     def _forget(self) -> None:
-        for those in (self._connections, self._greeted, self._known, self._touched):
+        for those in self._lists:
             those.clear()
         self._received.clear()
         self._schedule = Schedule()
+
+    @property
+    def _lists(self) -> tuple[dict[int, Connection], ...]:
+        those = self._connections, self._greeted, self._known, self._expected
+        return *those, self._touched_first, self._touched
 
     def dump(self) -> dict[str, Any]:
         return {
@@ -166,7 +181,7 @@ class ChannelLink:
             self._received.extend(self._frames.feed(self._in.read()))
         for _ in range(min(MAX_FRAMES, len(self._received))):
             frame = self._received.popleft()
-            if frame.kind == FrameKind.OPEN:
+            if frame.kind in (FrameKind.OPEN, FrameKind.EXPECTED):
                 self._open(frame)
                 continue
             connection = self._connections.get(frame.connection)
@@ -176,7 +191,7 @@ class ChannelLink:
                 self._remove(connection)  # at once: it must take nobody's place
                 continue
             connection.handle(frame)
-            self._touched[connection.number] = connection
+            self._touch(connection)
             if connection.number in self._known:
                 self._known[connection.number] = self._known.pop(connection.number)
 
@@ -184,27 +199,34 @@ class ChannelLink:
         number = frame.connection
         if number in self._connections:
             raise FormatError(f"connection {number} is opened twice")
-        if len(self._connections) - len(self._known) >= MAX_STRANGERS:
-            # Strangers who keep connections open do not keep anybody out.
-            self._close(next(item for item in self._connections.values() if item.rank != Rank.KNOWN))
-        self._connections[number] = self._greeted[number] = Connection(
-            number, self._accept, self._roles, opened_ns=self._clock()
-        )
+        expected = frame.kind == FrameKind.EXPECTED
+        if expected and len(self._expected) >= MAX_EXPECTED:
+            self._close(next(iter(self._expected.values())))
+        connection = Connection(number, self._accept, self._roles, opened_ns=self._clock(), expected=expected)
+        self._connections[number] = self._greeted[number] = connection
+        if expected:
+            self._expected[number] = connection
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Strangers who keep connections open do not keep anybody out: for one too many the oldest goes."""
+        if len(self._connections) - len(self._known) - len(self._expected) > MAX_STRANGERS:
+            self._close(next(item for item in self._connections.values() if item.rank > Rank.EXPECTED))
 
     def _close_late_ones(self) -> None:
         now = self._clock()
         while self._greeted:
             first = next(iter(self._greeted.values()))
-            if first.rank == Rank.HANDSHAKE and now - first.opened_ns < MAX_HANDSHAKE_NS:
+            if first.in_handshake and now - first.opened_ns < MAX_HANDSHAKE_NS:
                 return
             del self._greeted[first.number]
-            if first.rank == Rank.HANDSHAKE:
+            if first.in_handshake:
                 self._close(first)
 
     def _serve(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         """Work on connections in turn, until there is nothing to do or the kernel should run again."""
         budget = Budget(self._clock)
-        for touched in self._touched.values():
+        for touched in (*self._touched_first.values(), *self._touched.values()):
             self._schedule.put(touched)
         while (connection := self._schedule.next(budget)) is not None:
             rank, begin = connection.rank, self._clock()
@@ -213,34 +235,48 @@ class ChannelLink:
                 response = yield from self._requests.answer(host, vcpu, connection.user, request)
                 connection.respond(response)
             self._schedule.charge(rank, self._clock() - begin)
-            if rank == Rank.HANDSHAKE and connection.rank == Rank.KNOWN:
-                self._admit(connection)
-            self._touched[connection.number] = connection
+            if rank != connection.rank:
+                self._meet(connection)
+                if connection.number not in self._connections:
+                    continue
+            self._touch(connection)
             self._schedule.put(connection)
 
-    def _admit(self, connection: Connection) -> None:
-        """A user whom the launch names. One more than there may be: the one who was silent the longest goes."""
-        if len(self._known) >= MAX_KNOWN:
-            self._close(next(iter(self._known.values())))
-        self._known[connection.number] = connection
+    def _touch(self, connection: Connection) -> None:
+        """It may have something to send."""
+        first = connection.rank <= Rank.EXPECTED
+        (self._touched_first if first else self._touched).setdefault(connection.number, connection)
+
+    def _meet(self, connection: Connection) -> None:
+        """Its handshake is done. Of users whom the launch names, with one more than there may be, the one who was
+        silent the longest goes."""
+        self._expected.pop(connection.number, None)
+        self._touched_first.pop(connection.number, None)
+        self._touched.pop(connection.number, None)
+        if connection.rank == Rank.KNOWN:
+            if len(self._known) >= MAX_KNOWN:
+                self._close(next(iter(self._known.values())))
+            self._known[connection.number] = connection
+        else:
+            self._make_room()
 
     def _close(self, connection: Connection) -> None:
         self._remove(connection)
         self._unsent += pack_frame(connection.number, FrameKind.CLOSE)
 
     def _remove(self, connection: Connection) -> None:
-        for those in (self._connections, self._known, self._greeted, self._touched):
+        for those in self._lists:
             those.pop(connection.number, None)
         self._schedule.drop(connection)
 
     def _send_frames(self) -> None:
         """Frames of the connections that have some, in turn, as long as the ring takes them whole."""
-        while self._touched and not self._broken and self._flush():
-            connection = self._touched.pop(next(iter(self._touched)))
+        while (touched := self._touched_first or self._touched) and not self._broken and self._flush():
+            connection = touched.pop(next(iter(touched)))
             frame = connection.next_frame()
             if frame is not None:
                 self._unsent += frame
-                self._touched[connection.number] = connection
+                touched[connection.number] = connection
             elif connection.closing:
                 self._close(connection)
             else:

@@ -27,7 +27,12 @@ class Budget:
         self._clock = clock
         self._until = clock() + MAX_ENTRY_NS
         self._steps = MAX_STEPS
-        self._of = {Rank.KNOWN: MAX_STEPS, Rank.HANDSHAKE: MAX_HANDSHAKES, Rank.STRANGER: MAX_STRANGER_STEPS}
+        self._of = {
+            Rank.KNOWN: MAX_STEPS,
+            Rank.EXPECTED: MAX_HANDSHAKES,
+            Rank.HANDSHAKE: MAX_HANDSHAKES,
+            Rank.STRANGER: MAX_STRANGER_STEPS,
+        }
 
     @property
     def over(self) -> bool:
@@ -47,10 +52,11 @@ class Budget:
 class Schedule:
     """Connections that have something to do, by rank, in turn.
 
-    Users whom the launch names come first. Handshakes (one may be an owner's) and strangers' requests have the same
-    time, not the same number of steps: a stranger's report takes as long as several steps of a handshake. Of handshakes
-    the newest and the oldest alternate: who comes now is mostly answered at once, however many were begun before, and
-    nobody waits for more than twice the queue.
+    Users whom the launch names come first, then the handshakes of those whom the host expects to be such users: however
+    many others there are, they wait for one another only. Other handshakes and strangers' requests have the same
+    time, not the same number of steps: a stranger's report takes as long as several steps of a handshake. Of these
+    handshakes the newest and the oldest alternate: who comes now is mostly answered at once, however many were begun
+    before, and nobody waits for more than twice the queue.
     """
 
     def __init__(self) -> None:
@@ -96,7 +102,7 @@ class Schedule:
 
     def charge(self, rank: Rank, nanoseconds: int) -> None:
         """A step for a user of this rank took so long."""
-        if rank != Rank.KNOWN:
+        if rank in self._took_ns:
             self._took_ns[rank] += nanoseconds
 
     def _order(self) -> Iterable[Rank]:
@@ -105,4 +111,4 @@ class Schedule:
         least = max(took.values()) - MAX_CREDIT_NS
         for rank in took:
             took[rank] = max(took[rank], least)
-        return Rank.KNOWN, *sorted(took, key=lambda rank: (took[rank], rank))
+        return Rank.KNOWN, Rank.EXPECTED, *sorted(took, key=lambda rank: (took[rank], rank))

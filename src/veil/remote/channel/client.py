@@ -17,6 +17,7 @@ from OpenSSL import SSL
 from veil.errors import describe
 from veil.formats.channel import MAX_MESSAGE, MessageReader, Request, Response, pack_request
 from veil.formats.errors import FormatError
+from veil.formats.knock import CHALLENGE_BYTES, KNOCK
 from veil.formats.printable import printable
 from veil.formats.status import Status
 from veil.remote.channel.identity import UserKey
@@ -71,9 +72,12 @@ class SocketTransport:
     def connect(cls, host: str, port: int, *, timeout: float = 30.0) -> SocketTransport:
         """A TCP connection; raises RemoteError."""
         try:
-            return cls(socket.create_connection((host, port), timeout), timeout=timeout)
+            connected = socket.create_connection((host, port), timeout)
+            # Handshakes and requests are small and waited for (Nagle's algorithm holds them back by 40 ms).
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise RemoteError(f"cannot connect to {host}:{port}: {describe(error)}") from error
+        return cls(connected, timeout=timeout)
 
     def wait_for(self, timeout: float | None) -> None:
         """From now on each send and receive takes no more than so many seconds."""
@@ -126,6 +130,7 @@ class ChannelClient:
     def connect(cls, host: str, port: int, *, timeout: float = 30.0, identity: UserKey | None = None) -> ChannelClient:
         """Over TCP. Tries again, within `timeout` seconds, while the handshake is dropped or not answered.
 
+        With an `identity` it begins with a knock, so that the host need not have users wait whom the launch names.
         `timeout` is also that of each later send and receive. Raises RemoteError.
         """
         end = time.monotonic() + timeout
@@ -135,6 +140,8 @@ class ChannelClient:
             transport = SocketTransport.connect(host, port, timeout=max(_PAUSE_S, left))
             transport.wait_for(max(_PAUSE_S, min(patience, left)))
             try:
+                if identity is not None:
+                    _knock(transport, identity)
                 client = cls(transport, identity=identity)
             except _NoHandshake:
                 raise
@@ -265,6 +272,23 @@ class ChannelClient:
                 self._transport.send(data)
         except SSL.WantReadError:
             return
+
+
+def _knock(transport: Transport, identity: UserKey) -> None:
+    """Show the host that the launch names us, if it does."""
+    transport.send(KNOCK)
+    challenge = b""
+    while len(challenge) < CHALLENGE_BYTES and KNOCK.startswith(challenge[: len(KNOCK)]):
+        data = transport.receive()
+        if not data:
+            raise ChannelClosed("the channel was closed")
+        challenge += data
+    try:
+        proof = identity.answer(challenge)
+    except FormatError as error:
+        transport.close()
+        raise _NoHandshake(f"no secure channel: no CVM's host is at this address ({error})") from error
+    transport.send(proof)
 
 
 def _describe(error: SSL.Error) -> str:

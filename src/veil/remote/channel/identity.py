@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from veil.errors import describe
+from veil.formats.knock import pack_proof
 from veil.private_files import make_folder, write_private
 from veil.remote.errors import RemoteError
 
@@ -60,9 +61,16 @@ class UserKey:
         return cls(key, builder.sign(key, hashes.SHA256()))
 
     @property
-    def fingerprint(self) -> bytes:
-        """SHA-256 of the public key (DER SubjectPublicKeyInfo): what a CVM is launched with."""
-        public = self.private_key.public_key().public_bytes(
+    def _public(self) -> bytes:
+        return self.private_key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        return hashlib.sha256(public).digest()
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of the public key (DER SubjectPublicKeyInfo): what a CVM is launched with."""
+        return hashlib.sha256(self._public).digest()
+
+    def answer(self, challenge: bytes) -> bytes:
+        """What a host that challenges us is to see before it lets us in (`veil.formats.knock`); raises FormatError."""
+        return pack_proof(self._public, challenge, lambda text: self.private_key.sign(text, ec.ECDSA(hashes.SHA256())))
