@@ -17,6 +17,8 @@ from veil.formats.log import EntryKind
 from veil.remote.errors import VerificationFailed
 from veil.remote.log.reader import LogState
 
+pytestmark = pytest.mark.open_kernel("a module of the tests' own makes the records")
+
 
 @pytest.fixture
 def start(resume: Callable[[], ConfidentialVM], tmp_path: Path) -> Iterator[Callable[[], ConfidentialVM]]:
