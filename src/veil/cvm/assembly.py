@@ -19,7 +19,7 @@ from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
 from veil.guest.ingredients import ingredients_at_hand
-from veil.guest.initramfs.archive import DRIVER_FILE, Node, build_initramfs
+from veil.guest.initramfs.archive import DRIVER_FILE, LOCK_DOWN_FILE, Node, build_initramfs
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
@@ -78,7 +78,7 @@ class Assembly:
             modules=chosen.modules,
             driver=driver,
             driver_options=self._driver_options(),
-            extra=tools | dict(chosen.files),
+            extra=tools | dict(chosen.files) | self._lock_down_file(),
             progress=self._progress,
         )
         return build_image(
@@ -114,6 +114,11 @@ class Assembly:
         if self._makes_enclaves():
             options.insert(0, "enc=1")
         return " ".join(filter(None, options))
+
+    def _lock_down_file(self) -> dict[str, Node]:
+        """What the measured init goes by when there is no driver that it could ask for lock-down."""
+        settings = self._code_integrity()
+        return {LOCK_DOWN_FILE: Node.file(settings.mode.encode())} if settings is not None else {}
 
     def _services(self, driver: bytes | None) -> ServicesImage | None:
         """The services. The driver is in the initramfs, which is measured; so VeilS-KCI admits it by its hash."""

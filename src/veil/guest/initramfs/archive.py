@@ -35,6 +35,8 @@ _MODULES = "lib/veil/modules"
 _DRIVER = "veil"
 #: Where veil.ko is.
 DRIVER_FILE = f"{_MODULES}.d/{_DRIVER}.ko"
+#: what VeilS-KCI's policy is, for process 1; not there if it is off
+LOCK_DOWN_FILE = "lib/veil/lock-down"
 _FILES = {
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",

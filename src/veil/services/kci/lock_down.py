@@ -20,7 +20,7 @@ from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.measured import MeasuredKernel
 from veil.snp.rmp import Permission
 
-__all__ = ["LockedText", "NotSound", "forbid_other_code", "guard_text", "lock_text", "unlock_text"]
+__all__ = ["LockedText", "NotSound", "forbid_all_code", "forbid_other_code", "guard_text", "lock_text", "unlock_text"]
 
 
 class NotSound(KciError):
@@ -91,3 +91,9 @@ def unlock_text(context: ServiceContext, code: GuardedCode, read_only: Sequence[
 def forbid_other_code(context: ServiceContext) -> Asking[None]:
     """For good, and for pages that are validated later too: VMPL 3 executes as a supervisor what is verified code."""
     yield from context.monitor.restrict(Owner.KERNEL, Domain.UNT, Permission.ALL & ~Permission.SX)
+
+
+def forbid_all_code(context: ServiceContext) -> Asking[None]:
+    """The kernel's end: VMPL 3 executes nothing as a supervisor any more, on no VCPU, whatever the host runs."""
+    for owner in (Owner.KERNEL_CODE, Owner.MODULE_CODE, Owner.KERNEL):
+        yield from context.monitor.restrict(owner, Domain.UNT, Permission.ALL & ~Permission.SX)

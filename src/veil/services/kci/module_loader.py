@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,19 +269,22 @@ class ModuleLoader:
 
     def dump(self) -> dict[str, Any]:
         """The modules' files, and where they lie."""
-        if self._early:
-            # Between a module and lock-down, at boot: files that wait are not worth being kept.
-            return {"next": self._next, "modules": []}
         return {
             "next": self._next,
+            "early": [
+                {
+                    "number": number,
+                    **_dump_file(early.admitted),
+                    "told": early.told.pack().hex(),
+                    "pages": list(early.pages),
+                    "live": early.live,
+                }
+                for number, early in self._early.items()
+            ],
             "modules": [
                 {
                     "number": module.number,
-                    "body": module.body.hex(),
-                    "digest": module.prepared.digest.hex(),
-                    "signer": None
-                    if module.prepared.signer is None
-                    else [module.prepared.signer.name, module.prepared.signer.fingerprint.hex()],
+                    **_dump_file(AdmittedFile(module.body, module.prepared.digest, module.prepared.signer)),
                     "told": module.told.pack().hex(),
                     "live": module.live,
                     "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
@@ -295,13 +298,18 @@ class ModuleLoader:
     def load(self, state: dict[str, Any]) -> None:
         """From `dump`; `rebuild` makes the rest when it is needed."""
         self._next, self._saved = state["next"], state["modules"]
+        self._early = {
+            item["number"]: _Early(
+                _load_file(item), ModulePrepared.parse(bytes.fromhex(item["told"])), item["pages"], live=item["live"]
+            )
+            for item in state["early"]
+        }
 
     def rebuild(self, text: GuardedCode) -> None:
         """The modules of a snapshot again, with their rules."""
         self._text = text
         for item in self._saved:
-            signer = None if item["signer"] is None else Signer(item["signer"][0], bytes.fromhex(item["signer"][1]))
-            admitted = AdmittedFile(bytes.fromhex(item["body"]), bytes.fromhex(item["digest"]), signer)
+            admitted = _load_file(item)
             told = ModulePrepared.parse(bytes.fromhex(item["told"]))
             prepared = self._prepare(admitted, told)
             self._exports.add(prepared.name, prepared.exports)
@@ -313,6 +321,20 @@ class ModuleLoader:
             module.late = item["late"]
             self._know(module)
         self._saved = []
+
+
+def _dump_file(admitted: AdmittedFile) -> dict[str, Any]:
+    signer = admitted.signer
+    return {
+        "body": admitted.body.hex(),
+        "digest": admitted.digest.hex(),
+        "signer": None if signer is None else [signer.name, signer.fingerprint.hex()],
+    }
+
+
+def _load_file(state: Mapping[str, Any]) -> AdmittedFile:
+    signer = None if state["signer"] is None else Signer(state["signer"][0], bytes.fromhex(state["signer"][1]))
+    return AdmittedFile(bytes.fromhex(state["body"]), bytes.fromhex(state["digest"]), signer)
 
 
 def _vouched(prepared: Prepared) -> str:

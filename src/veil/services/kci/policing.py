@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from veil.formats.kci_settings import HALT
 from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_events import VECTOR_GP, Access, RefusedAccess, Verdict
+from veil.formats.service_events import Access, RefusedAccess, Verdict
 from veil.services.context import Asking, MonitorClient
 from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
@@ -30,10 +29,9 @@ def police(
     configuration: Configuration | None,
     measured: MeasuredKernel,
     ledger: Ledger,
-    mode: str,
-) -> Asking[Verdict]:
-    """What becomes of a VCPU that stands still at an access to a page that is guarded. `codes` is called only if it
-    could be a patch."""
+) -> Asking[Verdict | None]:
+    """How a VCPU goes on that stands still at an access to a page that is guarded; None for a violation, which is told.
+    `codes` is called only if it could be a patch."""
     store: Store | None = None
     code: GuardedCode | None = None
     try:
@@ -51,9 +49,7 @@ def police(
         patch = code.patch(configuration, address, store.data)
     except KciError as error:
         _tell(access, store, code, measured, ledger, str(error))
-        # A kernel that makes a mistake survives #GP as it survives others; one that attacks has gained nothing.
-        # #PF would not end: Linux finds that its page tables allow the access, and tries again (a stale TLB entry).
-        return Verdict.refuse() if mode == HALT else Verdict.inject(VECTOR_GP)
+        return None
     ledger.patched(patch, measured.image.symbols.describe(patch.address).partition("+")[0])
     return access.resume(gprs=store.gprs, rip=store.rip)
 

@@ -15,7 +15,7 @@ from veil.formats.kci_settings import HALT, OFF, KciSettings
 from veil.formats.kci_status import CodeEvent, KciStatus, UserCall
 from veil.formats.page_owners import Owner
 from veil.formats.roles import Call, Role
-from veil.formats.service_events import RefusedAccess, Verdict
+from veil.formats.service_events import VECTOR_GP, RefusedAccess, Verdict
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
@@ -23,7 +23,7 @@ from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
-from veil.services.kci.lock_down import forbid_other_code, guard_text, lock_text, unlock_text
+from veil.services.kci.lock_down import forbid_all_code, forbid_other_code, guard_text, lock_text, unlock_text
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_loader import ModuleLoader
 from veil.services.kci.policing import police
@@ -83,6 +83,8 @@ class KciService(Service):
         if self._locked_ns is not None or self._refused:
             words = "lock-down was asked for again"
             self._ledger.tell(CodeEvent.VIOLATION, words)
+            if self._settings.mode == HALT:
+                yield from self._end_kernel()
             raise Refused(Status.NOT_ALLOWED, words)
         try:
             locked = yield from lock_text(self.context, self._measured)
@@ -97,8 +99,7 @@ class KciService(Service):
             self._refused = True
             self._ledger.tell(CodeEvent.NOT_LOCKED, f"the kernel is not locked down: {error}")
             if self._settings.mode == HALT:
-                # Nothing of the kernel can be executed any more: its next instruction is refused.
-                yield from forbid_other_code(self.context)
+                yield from self._end_kernel()
             raise Refused(Status.NOT_ALLOWED, f"the kernel is not locked down: {error}") from None
         self._text, self._locked_ns = locked.code, self.now()
         self._configuration = locked.explanation.configuration
@@ -138,17 +139,33 @@ class KciService(Service):
 
     # What the hardware refused
 
-    def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
+    def access_refused(self, access: RefusedAccess) -> Asking[Verdict]:
         """A patch of the kernel's, or a violation."""
-        return police(
-            access,
-            self.context.monitor,
-            self._codes,
-            self._configuration,
-            self._measured,
-            self._ledger,
-            self._settings.mode,
+        if self._is_ended:
+            # What other VCPUs come upon when none can execute anything: the first violation says why.
+            return Verdict.refuse()
+        verdict = yield from police(
+            access, self.context.monitor, self._codes, self._configuration, self._measured, self._ledger
         )
+        if verdict is not None:
+            return verdict
+        if self._settings.mode == HALT:
+            yield from self._end_kernel()
+            return Verdict.refuse()
+        # A kernel that makes a mistake survives #GP as it survives others; one that attacks has gained nothing.
+        # #PF would not end: Linux finds that its page tables allow the access, and tries again (a stale TLB entry).
+        return Verdict.inject(VECTOR_GP)
+
+    @property
+    def _is_ended(self) -> bool:
+        return self._settings.mode == HALT and (self._refused or self._ledger.violations > 0)
+
+    def _end_kernel(self) -> Asking[None]:
+        try:
+            yield from forbid_all_code(self.context)
+        except MonitorRefused as error:
+            # The host keeps pages from VeilMon. The VCPU that did it stands still all the same.
+            self._ledger.tell(CodeEvent.VIOLATION, f"the kernel's other VCPUs may run on: {error}")
 
     def _codes(self) -> list[GuardedCode]:
         text = self._guarded_text()

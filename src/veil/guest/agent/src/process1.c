@@ -19,7 +19,8 @@
 #include "process1.h"
 
 #define MODULE_LIST "/lib/veil/modules"
-/* There if VeilS-KCI is in the image, and its policy is not off. */
+/* There if VeilS-KCI is in the image, and its policy is not off: "on" or "halt". */
+#define LOCK_DOWN_POLICY "/lib/veil/lock-down"
 #define LOCK_DOWN "/dev/veil-kci"
 #define BPF_JIT "/proc/sys/net/core/bpf_jit_enable"
 #define PORT_NAME "veil.agent"
@@ -130,19 +131,30 @@ static int write_word(const char *place, const char *word)
 	return result;
 }
 
-/* From here on the kernel executes verified code alone. What a JIT compiler writes is not: filters are interpreted. */
+/*
+ * From here on the kernel executes verified code alone. What a JIT compiler writes is not: filters are interpreted. With
+ * "halt" nothing else begins unless it is so, even if there is no driver to ask for it.
+ */
 static void lock_down(void)
 {
-	int error;
+	char why[96], policy[8] = "";
+	int error, file = open(LOCK_DOWN_POLICY, O_RDONLY | O_CLOEXEC);
 
-	if (access(LOCK_DOWN, F_OK) < 0)
+	if (file < 0)
 		return;
+	if (read(file, policy, sizeof(policy) - 1) < 0)
+		policy[0] = 0;
+	close(file);
 	error = write_word(BPF_JIT, "0");
 	if (error)
 		printf("veil-init: cannot turn the BPF JIT off: %s\n", strerror(error));
 	error = write_word(LOCK_DOWN, "1");
-	if (error)
-		printf("veil-init: the kernel is not locked down: %s\n", strerror(error));
+	if (!error)
+		return;
+	snprintf(why, sizeof(why), "the kernel is not locked down: %s", strerror(error));
+	if (strcmp(policy, "on") != 0)
+		power_off(why);
+	printf("veil-init: %s\n", why);
 }
 
 static pid_t start_agent(void)
