@@ -136,7 +136,9 @@ class ConfidentialVM:
     # Life
 
     def __enter__(self) -> ConfidentialVM:
-        self.start()
+        # A restored one runs already: to start it would be to boot another guest in its place.
+        if self._running is None:
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:

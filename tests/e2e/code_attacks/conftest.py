@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that are attacked: locked down or not, one for all tests of a file or a copy for a single test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume, build
+from tests.e2e.kernel_text import kernel_image
+from tests.e2e.snapshots import RunSnapshots
+from veil.cvm import ConfidentialVM, Configuration
+from veil.formats.kci_settings import HALT, OFF, ON, KciSettings
+from veil.image.services_image import protected_services
+from veil.services.kci import KernelCode
+
+#: Modules that the policy of these guests allows.
+_ALLOWED = ("attacker",)
+
+
+@pytest.fixture(scope="session")
+def code() -> KernelCode:
+    """The rules for the text of the guests' kernel."""
+    return KernelCode(kernel_image())
+
+
+@pytest.fixture(scope="session")
+def attacked(snapshots: RunSnapshots, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The snapshot of a guest of a mode, with the attacker in its kernel."""
+    folder = tmp_path_factory.mktemp("attacked")
+    modules = {name: build(name) for name in _ALLOWED}
+    hashes = tuple(hashlib.sha256(module).hexdigest() for module in modules.values())
+
+    def make(mode: str) -> Path:
+        path = folder / mode
+        if not path.exists():
+            services = protected_services(KciSettings(mode=mode, hashes=hashes))
+            with ConfidentialVM.restore(snapshots.of(Configuration.make(vcpus=2, services=services))) as vm:
+                guest = CodeGuest(vm)
+                for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):
+                    guest.put(name, module, folder)
+                assert guest.sh("insmod /root/attacker.ko") == (0, "")
+                vm.snapshot(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def resume(attacked: Callable[[str], Path]) -> Iterator[Resume]:
+    """Copies of a guest, each the test's own."""
+    made: list[CodeGuest] = []
+
+    def make(mode: str = ON) -> CodeGuest:
+        made.append(CodeGuest(ConfidentialVM.restore(attacked(mode))))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.vm.close()
+
+
+def _shared(attacked: Callable[[str], Path], mode: str) -> Iterator[CodeGuest]:
+    with ConfidentialVM.restore(attacked(mode)) as vm:
+        yield CodeGuest(vm)
+
+
+@pytest.fixture(scope="module")
+def locked(attacked: Callable[[str], Path]) -> Iterator[CodeGuest]:
+    """One under lock-down for all tests of a file, which find each other's violations in it."""
+    yield from _shared(attacked, ON)
+
+
+@pytest.fixture(scope="module")
+def unlocked(attacked: Callable[[str], Path]) -> Iterator[CodeGuest]:
+    """One without lock-down for all tests of a file, which change its kernel."""
+    yield from _shared(attacked, OFF)
+
+
+@pytest.fixture
+def halting(resume: Resume) -> CodeGuest:
+    """One that a violation ends."""
+    return resume(HALT)
