@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from veil.cache import Cache
-from veil.formats.enclaves import ARENA, RUNTIME, Layout, Prot
+from veil.formats.enclaves import ARENA, RUNTIME, WINDOW, Layout, Prot
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import ElfProgram, parse_program
 from veil.guest.enclaves.calls import allowed_numbers
@@ -22,10 +22,10 @@ _CONFIG = RUNTIME + 0x1000_0000
 _HEAP = RUNTIME + 0x2000_0000
 #: Of the runtime's own memory: for open files, areas, what is read of trusted files.
 _HEAP_BYTES = 1 << 20
-_PROGRAM_BASE = 0x5555_5555_0000
+#: Below the arena, so that brk has room behind it.
+_PROGRAM_BASE = 0x0555_5555_0000
 _INTERPRETER_END = 0x7F00_0000_0000
-_ARENA_PAGES = 1 << 24  # 64 GiB of addresses
-_LEAST_BRK = 1 << 20
+_ARENA_PAGES = (WINDOW - ARENA) // PAGE_SIZE
 
 
 def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Manifest) -> EnclaveImage:
@@ -77,9 +77,8 @@ def _add_runtime(pages: EnclavePages, runtime: Runtime, config: Config) -> None:
 
 
 def _brk_end(start: int, manifest: Manifest) -> int:
-    end = start + manifest.memory
-    # A program at a fixed address below the arena must not grow into it.
-    return min(end, ARENA) if start + _LEAST_BRK < ARENA else end
+    # Behind the arena's start there is no room for it: such a program has no brk, and its C library uses mmap.
+    return max(start, min(start + manifest.memory, ARENA))
 
 
 def _flags(manifest: Manifest) -> ConfigFlag:

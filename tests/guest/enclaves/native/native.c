@@ -115,7 +115,6 @@ static u32 serve(struct thread *self, struct veil_mailbox *mailbox)
 		return 0;
 	case VEIL_MAILBOX_FAULT:
 		mailbox->result = slots[self->slot].fault;
-		slots[self->slot].fault = ~(u64)0;
 		return 0;
 	default:
 		return 3;

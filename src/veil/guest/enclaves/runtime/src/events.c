@@ -31,6 +31,8 @@ enum page_fault {
 };
 
 #define ERROR_CPUID 0x72
+/* In the last page below the middle of the address space, where nothing is ever mapped. */
+#define NO_FAULT (VEIL_ENC_TOP + 0xf00)
 #define FLAG_TF 0x100
 #define CPUID_BYTES 2
 #define LONGEST_INSTRUCTION 15
@@ -137,13 +139,23 @@ static void page_fault(struct thread *self)
 	u64 address = ask_fault_address(self), error = regs->error;
 	u32 needed = error & FAULT_FETCH ? PROT_EXEC : error & FAULT_WRITE ? PROT_WRITE : PROT_READ;
 
-	if (address == ~(u64)0)
+	if (address == NO_FAULT)
 		injected(self, "#PF");
 	if (!(error & FAULT_USER) || error & FAULT_RESERVED)
 		injected(self, "#PF");
 	if (memory_bring(self, address, needed))
 		return;
+	forget_fault_address(self);
 	fault(self, SIGSEGV, memory_prot(self, address) < 0 ? SEGV_MAPERR : SEGV_ACCERR, address);
+}
+
+void forget_fault_address(struct thread *self)
+{
+	u8 byte;
+
+	self->forgets = true;
+	copy_user(&byte, (const void *)NO_FAULT, 1);
+	self->forgets = false;
 }
 
 static void divide_error(struct thread *self)
@@ -239,8 +251,12 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 	if (frame->vector != VECTOR_PF || (!copies && !swaps) || frame->error & (FAULT_RESERVED | FAULT_FETCH))
 		attacked(self, "vector %d with error code %x in the runtime at %x", frame->vector, frame->error,
 			 frame->rip);
+	if (self->forgets) {
+		frame->rip = (u64)copy_user_fault;
+		return;
+	}
 	address = ask_fault_address(self);
-	if (address == ~(u64)0)
+	if (address == NO_FAULT)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);
 	if (memory_bring(self, address, needed))
 		return;

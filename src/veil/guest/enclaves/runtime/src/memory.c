@@ -77,9 +77,11 @@ static bool clear_range(struct thread *self, u64 start, u64 end)
 	return true;
 }
 
-static bool may_be_anywhere(u64 start, u64 bytes)
+/* Where the service maps pages: below the arena, and in it. */
+static bool may_be_there(u64 start, u64 bytes)
 {
-	return start >= FIRST_ADDRESS && !(start % PAGE) && is_user(start, bytes);
+	return start >= FIRST_ADDRESS && !(start % PAGE) && is_user(start, bytes) &&
+	       (start + bytes <= VEIL_ENC_ARENA || (start >= VEIL_ENC_ARENA && start + bytes <= arena_end()));
 }
 
 /* Where to put a new area; a negative error. */
@@ -90,7 +92,7 @@ static s64 choose(struct thread *self, u64 wanted, u64 bytes, u32 flags)
 	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
 		if (wanted % PAGE)
 			return -EINVAL;
-		if (!may_be_anywhere(wanted, bytes))
+		if (!may_be_there(wanted, bytes))
 			return -ENOMEM;
 		if (area_free(wanted, wanted + bytes))
 			return (s64)wanted;
@@ -99,7 +101,7 @@ static s64 choose(struct thread *self, u64 wanted, u64 bytes, u32 flags)
 		return clear_range(self, wanted, wanted + bytes) ? (s64)wanted : -ENOMEM;
 	}
 	wanted = page_down(wanted);
-	if (may_be_anywhere(wanted, bytes) && area_free(wanted, wanted + bytes) &&
+	if (may_be_there(wanted, bytes) && area_free(wanted, wanted + bytes) &&
 	    (!(flags & MAP_32BIT) || wanted + bytes <= LOW_END))
 		return (s64)wanted;
 	if (flags & MAP_32BIT)
@@ -284,7 +286,7 @@ static s64 grow(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64
 	if (!area_number(area_after(start + old - 1)) || area_number(area_after(start + old - 1))->start >= start + old)
 		return -EFAULT;
 	last = *area_number(area_after(start + old - 1));
-	if (!(flags & MREMAP_FIXED) && is_user(start, new) && area_free(start + old, start + new)) {
+	if (!(flags & MREMAP_FIXED) && may_be_there(start, new) && area_free(start + old, start + new)) {
 		place = (s64)start;
 	} else {
 		if (!(flags & MREMAP_MAYMOVE))

@@ -27,6 +27,8 @@ struct frame {
 	u64 vector, error, rip, cs, rflags, rsp, ss;
 };
 void event_in_runtime(struct thread *, struct frame *);
+/* Put an address into CR2 that no fault has, so that the last one cannot be played again. */
+void forget_fault_address(struct thread *);
 
 /* start.c */
 _Noreturn void slot_main(u32 slot);

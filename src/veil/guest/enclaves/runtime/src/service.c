@@ -28,10 +28,10 @@ u32 ask_service(struct thread *self, u32 call, u64 a0, u64 a1, u64 a2, u64 *resu
 
 u64 ask_fault_address(struct thread *self)
 {
-	u64 address = ~(u64)0;
+	u64 address;
 
 	if (ask_service(self, VEIL_MAILBOX_FAULT, 0, 0, 0, &address) != STATUS_OK)
-		return ~(u64)0;
+		attacked(self, "the service does not say where a fault was");
 	return address;
 }
 

@@ -103,6 +103,8 @@ static void take_strings(struct thread *self)
 		attacked(self, "no memory for arguments of %d bytes", (u64)given.bytes);
 	memcpy(text, block + 1, given.bytes);
 	text[given.bytes] = 0;
+	if (!CONFIG->argument_count)
+		add(&arguments, config_at(CONFIG->program));
 	add_fixed(&arguments, CONFIG->arguments, CONFIG->argument_count);
 	add_fixed(&variables, CONFIG->environment, CONFIG->environment_count);
 	for (u64 i = 0; i < (u64)given.arguments + given.environment && at < given.bytes; i++) {
@@ -112,8 +114,8 @@ static void take_strings(struct thread *self)
 		if (i >= given.arguments) {
 			if (is_passed(string))
 				add(&variables, string);
-		} else if (outside_arguments && (i || !arguments.count)) {
-			/* A fixed argv[0] stays, and those from outside come behind the fixed ones. */
+		} else if (outside_arguments && i) {
+			/* The first is what the enclave is called outside. */
 			add(&arguments, string);
 		}
 	}
@@ -214,6 +216,7 @@ static void start_program(struct thread *self)
 	if (stack < 0)
 		attacked(self, "no memory for the program's stack");
 	build_stack(self, (u64)stack + CONFIG->stack_bytes);
+	forget_fault_address(self);
 	self->regs.rip = CONFIG->entry;
 	self->regs.rflags = FLAGS_AT_START;
 }

@@ -38,6 +38,7 @@ struct thread {
 	u32 alternate_flags;
 	s32 signal_codes[65];
 	u64 fault_address;
+	bool forgets; /* events.c: the next fault is on purpose */
 
 	/* futex.c */
 	struct thread *next_waiter;
