@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.guest.driver.build import build_driver, driver_sources, has_headers
+from veil.guest.driver.build import build_driver, build_module, driver_sources, has_headers
 from veil.guest.errors import GuestImageError
-from veil.guest.linux.kernel import Kernel, debian_kernel
+from veil.guest.linux.kernel import Kernel, debian_kernel, open_kernel
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,23 @@ def test_sources() -> None:
 def test_other_kernels(kernel: Kernel) -> None:
     other = Kernel(kernel.vmlinux, "6.12.3-mine", kernel.banner, None, "mine")
     assert has_headers(kernel.release)
+    assert has_headers("6.12.117+deb12-amd64")
+    assert has_headers("6.1.0-50-amd64")
+    assert not has_headers("6.12.117+deb12-rt-amd64")
     assert not has_headers(other.release)
     with pytest.raises(GuestImageError, match="no headers for it"):
         build_driver(Cache(), other)
+
+
+def test_headers_that_lie_beside_a_kernel(kernel: Kernel, tmp_path: Path) -> None:
+    """Packages of a Debian that is not the configured one, unpacked into one folder."""
+    build_driver(Cache(), kernel)
+    kept = Cache().lookup("headers", kernel.release, verify=False)
+    assert kept is not None
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/vmlinuz").write_bytes(kernel.vmlinux.read_bytes())
+    (tmp_path / "usr").symlink_to(kept / "usr")
+    beside = open_kernel(Cache(), tmp_path / "boot/vmlinuz")
+    assert beside.headers == tmp_path / "usr"
+    sources = {"one.c": b'#include <linux/module.h>\nMODULE_LICENSE("GPL");\n', "Kbuild": b"obj-m := one.o\n"}
+    assert build_module(Cache(), beside, "one", sources).startswith(b"\x7fELF")

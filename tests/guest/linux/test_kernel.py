@@ -16,7 +16,7 @@ from veil.errors import VeilError
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux.bzimage import extract_vmlinux
-from veil.guest.linux.kernel import debian_kernel, open_kernel, require_bootable
+from veil.guest.linux.kernel import debian_kernel, is_series, kept_kernel, open_kernel, require_bootable
 
 VMLINUX = elf()
 
@@ -235,6 +235,32 @@ def test_unknown_series(apt: pytest.MonkeyPatch, cache: Cache) -> None:
 
 def test_series_are_not_prefixes(apt: pytest.MonkeyPatch, cache: Cache) -> None:
     assert debian_kernel(cache, "6.1").source.startswith("linux-image-6.1.0-40-cloud")
+
+
+def test_the_ordinary_kernel_of_a_series(apt: pytest.MonkeyPatch, cache: Cache) -> None:
+    apt.setenv(
+        "OFFER", "linux-image-6.12-amd64 linux-image-6.12.9+deb12-amd64 linux-image-6.12.88+deb12-cloud-amd64 "
+        "linux-image-6.12.99+deb12-rt-amd64 linux-image-6.12.77+deb12-amd64-unsigned",
+    )  # fmt: skip
+    assert is_series("6.12-amd64")
+    assert debian_kernel(cache, "6.12-amd64").source.startswith("linux-image-6.12.9+deb12-amd64_")
+    assert kept_kernel(cache, "6.12-amd64") == "linux-image-6.12.9+deb12-amd64_6.12.1-1_amd64"
+    assert kept_kernel(cache, "6.12") is None
+    assert debian_kernel(cache).source.startswith("linux-image-6.12.88+deb12-cloud-amd64_")
+
+
+def test_a_package_that_names_the_one_with_the_kernel(apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path) -> None:
+    """Debian's packages from 6.19 on."""
+    tree = tmp_path / "tree"
+    image = tree / "boot/vmlinuz-6.12.1-made-up"
+    (tree / "usr/lib/modules/6.12.1-made-up/kernel").mkdir(parents=True)
+    image.rename(tree / "usr/lib/modules/6.12.1-made-up/vmlinuz")
+    (tmp_path / "bin/dpkg-deb").write_text(f'#!/bin/sh\nif grep -q linux-binary "$LOG"; then cp -r {tree}/. "$3"; fi\n')
+    kernel = debian_kernel(cache)
+    assert any(line.endswith("linux-binary-6.12.88+deb12-cloud-amd64") for line in log(tmp_path))
+    assert kernel.release == "6.12.1-made-up"
+    assert kernel.modules is not None
+    assert kernel.modules.name == kernel.release
 
 
 @pytest.mark.parametrize(("variable", "message"), [("NO_NET", "no network"), ("NO_SPACE", "the disk is full")])

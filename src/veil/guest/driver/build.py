@@ -31,7 +31,8 @@ __all__ = [
 _HEADERS = "headers"
 _DRIVER = "driver"
 _NAME = "veil"
-_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+\S*?)-cloud-amd64")
+_LIBELF = "libelf1"
+_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+[^-]*(?:-\d+)?)(?:-cloud)?-amd64")
 DRIVER_COMPILER = "gcc"
 # A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
 _LAYOUT = "kci/layout.h"
@@ -44,6 +45,8 @@ _FLAGS = (
     "-g0 -ffile-prefix-map={place}=. -ffile-prefix-map={headers}=/usr -Werror -Wextra -Wno-unused-parameter "
     "-Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type"
 )
+# Options of newer compilers, which a kernel that such a one made has in its configuration.
+_NEWER_OPTIONS = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
 
 
 def driver_sources() -> dict[str, bytes]:
@@ -98,14 +101,16 @@ def build_module(
         say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
         work = directory / "source"
         make_folder(work)
+        version = _debian_version(kernel.release)
         made = {_LAYOUT: _layout(headers, kernel.release)} if name == _NAME else {}
         for file, data in {**sources, **made}.items():
             make_folder((work / file).parent)
             write_new(work / file, data)
-        _make(headers, work, kernel.release, name)
+        _make(headers, work, kernel.release, version, name)
         copy_file(work / f"{name}.ko", directory / f"{name}.ko")
         shutil.rmtree(work)
-        return [*programs_of([DRIVER_COMPILER]), *_tools(), cache.manifest(_HEADERS, kernel.release)]
+        known = _tree(headers, kernel.release) / "Module.symvers" if kernel.headers is not None else None
+        return [*programs_of([DRIVER_COMPILER]), *_tools(), known or cache.manifest(_HEADERS, kernel.release)]
 
     place = built(cache, _DRIVER, _key(kernel.release, name, sources), build)
     return (place / f"{name}.ko").read_bytes()
@@ -118,7 +123,7 @@ def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
 
 def _layout(headers: Path, release: str) -> bytes:
     """STRUCTURE_MEMBER for each, in bytes."""
-    btf = btf_section((headers / "src" / f"linux-headers-{release}" / "vmlinux").read_bytes())
+    btf = btf_section((_tree(headers, release) / "vmlinux").read_bytes())
     lines = ["/* SPDX-License-Identifier: GPL-2.0 */"]
     for structure, members in _LAYOUTS.items():
         offsets = zip(members, member_offsets(btf, structure, members), strict=True)
@@ -131,45 +136,56 @@ def _tools() -> list[Path]:
     return [Path(path) for path in map(find_program, ("make", "strip", "objcopy")) if path is not None]
 
 
-def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
-    """The folder with the unpacked headers of exactly this kernel."""
-    match = _DEBIAN_RELEASE.fullmatch(kernel.release)
+def _debian_version(release: str) -> str:
+    """As it stands in the names of packages that all kernels of a version share. Raises GuestImageError."""
+    match = _DEBIAN_RELEASE.fullmatch(release)
     if match is None:
-        raise GuestImageError(
-            f"Linux {kernel.release} is not one of Debian's cloud kernels: there are no headers for it"
-        )
-    version = match["version"]
-    # The last is what one of the headers' own tools (objtool) stands on; a small system may not have it.
-    packages = (
-        f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", f"linux-kbuild-{version}", "libelf1",
-    )  # fmt: skip
+        raise GuestImageError(f"Linux {release} is not one of Debian's kernels for amd64: there are no headers for it")
+    return match["version"]
+
+
+def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
+    """The folder with the unpacked headers of exactly this kernel: what lies beside it, or Debian's."""
+    version = _debian_version(kernel.release)
+    if kernel.headers is not None:
+        return kernel.headers
+    kbuild = f"linux-kbuild-{version}"
+    packages = [f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", kbuild]
 
     def build(directory: Path) -> None:
         say(f"fetching {packages[0]}")
         apt = Apt(cache)
-        for package in packages:
+        # What one of the headers' own tools (objtool) stands on; a small system may not have it.
+        library = [name for name in apt.dependencies(kbuild) if name.startswith(_LIBELF)]
+        for package in (*packages, *library[:1]):
             apt.unpack(package, directory)
 
     return cache.entry(_HEADERS, kernel.release, build) / "usr"
 
 
-def _make(headers: Path, work: Path, release: str, name: str) -> None:
+def _tree(headers: Path, release: str) -> Path:
+    return headers / "src" / f"linux-headers-{release}"
+
+
+def _make(headers: Path, work: Path, release: str, version: str, name: str) -> None:
     """The headers' Makefiles name each other by absolute paths below /usr/src, so a copy with links is used."""
     if any(character in f"{headers}{work}" for character in " \t:#$%"):
         raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
                               "(set XDG_CACHE_HOME)")  # fmt: skip
-    version = release.removesuffix("-cloud-amd64")
     tree = work / ".headers"
-    shutil.copytree(headers / "src" / f"linux-headers-{release}", tree, symlinks=True)
+    shutil.copytree(_tree(headers, release), tree, symlinks=True)
     for link, target in (("scripts", "scripts"), ("tools", "tools")):
         place = tree / link
         place.unlink(missing_ok=True)
         place.symlink_to(headers / "lib" / f"linux-kbuild-{version}" / target)
-    (tree / "Makefile").unlink(missing_ok=True)
-    write_new(tree / "Makefile", f"include {headers / 'src' / f'linux-headers-{version}-common' / 'Makefile'}\n")
+    makefile = (tree / "Makefile").read_text()
+    (tree / "Makefile").unlink()
+    # Newer ones name their own folder, too.
+    makefile = makefile.replace(f"/usr/src/linux-headers-{release}\n", f"{tree}\n")
+    write_new(tree / "Makefile", makefile.replace("/usr/src/", f"{headers / 'src'}/"))
     command = [
         "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={DRIVER_COMPILER}",
-        "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        "CONFIG_DEBUG_INFO_BTF_MODULES=", *(f"{name}=" for name in _unknown_options(work)),
         "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
     ]  # fmt: skip
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
@@ -182,6 +198,12 @@ def _make(headers: Path, work: Path, release: str, name: str) -> None:
     if strip.returncode:
         refuse_full_disk(strip.stderr, work)
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
+
+
+def _unknown_options(work: Path) -> list[str]:
+    """Of the newer options those that the compiler at hand has not, by their names in the configuration."""
+    check = [DRIVER_COMPILER, "-fsyntax-only", "-x", "c", "/dev/null"]
+    return [name for name, option in _NEWER_OPTIONS.items() if _run([*check, option], work).returncode]
 
 
 def _run(

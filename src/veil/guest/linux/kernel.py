@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest's kernel: Debian's own cloud kernel, unmodified, or any x86-64 Linux that the user names."""
+"""The guest's kernel: one of Debian's own, unmodified, or any x86-64 Linux that the user names."""
 
 import hashlib
 import re
@@ -18,7 +18,9 @@ DEFAULT_SERIES = "6.12"
 FIRST_SNP_GUEST = (5, 19)
 FIRST_SVSM_GUEST = (6, 11)
 
-_SERIES = re.compile(r"\d+\.\d+")
+#: "6.12" is the cloud kernel of a series, "6.12-amd64" the ordinary one.
+_SERIES = re.compile(r"(?P<version>\d+\.\d+)(?P<flavour>(?:-cloud)?-amd64)?")
+_CLOUD = "-cloud-amd64"
 _PACKAGES = "kernel"
 _VMLINUX = "vmlinux"
 _MAX_FILE = 1 << 30
@@ -33,6 +35,8 @@ class Kernel:
     banner: str
     modules: Path | None
     source: str
+    headers: Path | None = None
+    """A folder with Debian's packages of headers, unpacked: src/linux-headers-RELEASE and what that refers to."""
 
     @property
     def version(self) -> tuple[int, int]:
@@ -55,14 +59,15 @@ class Kernel:
 
 
 def is_series(name: str) -> bool:
-    """Does a user who names this kernel mean a Debian series ("6.1"), and not a file?"""
+    """Does a user who names this kernel mean a Debian series ("6.12", "6.12-amd64"), and not a file?"""
     return _SERIES.fullmatch(name) is not None
 
 
 def debian_kernel(
     cache: Cache, series: str = DEFAULT_SERIES, *, refresh: bool = False, progress: Callable[[str], None] | None = None
 ) -> Kernel:
-    """Debian's newest cloud kernel of a series ('6.12', '6.1'), as the configured apt offers it.
+    """Debian's newest kernel of a series, as the configured apt offers it: '6.12' is its cloud kernel, '6.12-amd64' the
+    ordinary one.
 
     A kernel once fetched is used again without asking apt (so it also works offline) until `refresh` is set.
     """
@@ -80,11 +85,14 @@ def debian_kernel(
     def build(directory: Path) -> None:
         say(f"fetching {package}")
         Apt(cache).unpack(package, directory)
-        if not list((directory / "boot").glob("vmlinuz-*")):
+        if _image_in(directory) is None:
+            # From 6.19 on that package only names another one.
+            Apt(cache).unpack(package.replace("linux-image-", "linux-binary-", 1), directory)
+        if _image_in(directory) is None:
             raise GuestImageError(f"{package} holds no kernel")
 
     place = cache.entry(_PACKAGES, key, build)
-    image = next(iter(sorted((place / "boot").glob("vmlinuz-*"))), None)
+    image = _image_in(place)
     if image is None:
         # The manifest is sound but names no kernel: an entry of another version of this program.
         cache.remove(_PACKAGES, key)
@@ -106,7 +114,10 @@ def open_kernel(
     if is_elf(data):
         parse_kernel(data, name)
         release, banner = _identify(data, None, name)
-        return Kernel(path.resolve(), release, banner, modules or _modules_beside(path, release), name)
+        return Kernel(
+            path.resolve(), release, banner, modules or _modules_beside(path, release), name,
+            _headers_beside(path, release),
+        )  # fmt: skip
     if not is_bzimage(data):
         raise GuestImageError(f"{name}: neither a bzImage nor an ELF vmlinux")
 
@@ -120,7 +131,10 @@ def open_kernel(
 
     place = cache.entry(_VMLINUX, cache_key(data, "1"), build)
     release, banner = (place / "banner").read_text().split("\n")
-    return Kernel(place / _VMLINUX, release, banner, modules or _modules_beside(path, release), name)
+    return Kernel(
+        place / _VMLINUX, release, banner, modules or _modules_beside(path, release), name,
+        _headers_beside(path, release),
+    )  # fmt: skip
 
 
 def require_bootable(kernel: Kernel, *, monitor: bool) -> None:
@@ -137,20 +151,36 @@ def require_bootable(kernel: Kernel, *, monitor: bool) -> None:
 
 def kept_kernel(cache: Cache, series: str) -> str | None:
     """The newest kernel package of a series that is in the cache: its key."""
-    pattern = re.compile(rf"linux-image-{re.escape(series)}[.+-][^_]*cloud-amd64_.*")
-    kept = [key for key in cache.keys(_PACKAGES) if pattern.fullmatch(key)]
+    pattern, _ = _packages(series)
+    kept = [key for key in cache.keys(_PACKAGES) if pattern.fullmatch(key.partition("_")[0])]
     return max(kept, key=_order, default=None)
 
 
+def _packages(series: str) -> tuple[re.Pattern[str], str]:
+    """What packages of a series are called, and how their names end."""
+    match = _SERIES.fullmatch(series)
+    assert match is not None
+    flavour = match["flavour"] or _CLOUD
+    version = rf"{re.escape(match['version'])}\.\d+[^_-]*(?:-\d+)?"
+    return re.compile(f"linux-image-{version}{flavour}"), flavour
+
+
+def _image_in(package: Path) -> Path | None:
+    """The kernel in an unpacked package."""
+    found = (sorted(package.glob(place)) for place in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz"))
+    return next((image for images in found for image in images), None)
+
+
 def _newest_offered(apt: Apt, series: str) -> str:
-    pattern = re.compile(rf"linux-image-{re.escape(series)}\.\d[^_]*-cloud-amd64")
-    names = apt.names(r"^linux-image-[0-9].*-cloud-amd64$", pattern)
+    pattern, flavour = _packages(series)
+    names = apt.names(rf"^linux-image-[0-9].*{flavour}$", pattern)
     offered = [name for name in names if pattern.fullmatch(name)]
     if offered:
         return max(offered, key=_order)
-    known = sorted({match[0] for name in names if (match := _SERIES.search(name))}, key=_order)
+    known = sorted({match["version"] for name in names if (match := _SERIES.search(name))}, key=_order)
     has = f"it has {', '.join(known)}" if known else "it has none at all"
-    raise GuestImageError(f"unknown kernel version {series}: the configured Debian offers no such cloud kernel ({has})")
+    kind = "cloud kernel" if flavour == _CLOUD else "kernel"
+    raise GuestImageError(f"unknown kernel version {series}: the configured Debian offers no such {kind} ({has})")
 
 
 def _order(name: str) -> list[int]:
@@ -176,9 +206,18 @@ def _version(release: str) -> tuple[int, int]:
 def _modules_beside(path: Path, release: str) -> Path | None:
     """The modules of a kernel: in `modules/` beside it, or where an unpacked package or a system has them."""
     here = path.resolve().parent
-    for place in (here / "modules", here / f"lib/modules/{release}", here.parent / f"lib/modules/{release}",
+    for place in (here, here / "modules", here / f"lib/modules/{release}", here.parent / f"lib/modules/{release}",
                   here.parent / f"usr/lib/modules/{release}"):  # fmt: skip
         if (place / "kernel").is_dir():
+            return place
+    return None
+
+
+def _headers_beside(path: Path, release: str) -> Path | None:
+    """A folder as /usr, where an unpacked package or a system has the kernel's headers."""
+    here = path.resolve().parent
+    for place in (here / "usr", here.parent / "usr", *here.parents[:3]):
+        if (place / f"src/linux-headers-{release}").is_dir():
             return place
     return None
 

@@ -50,16 +50,22 @@ struct svsm_caa {
 static DEFINE_PER_CPU(struct veil_block *, blocks);
 static int hotplug_state;
 
+/* The kernel's own functions for it have another name in each few versions. */
+static void write_msr(u32 msr, u64 value)
+{
+	asm volatile("wrmsr" : : "c"(msr), "a"((u32)value), "d"((u32)(value >> 32)) : "memory");
+}
+
 /* Interrupts are off: between the MSR and VMGEXIT nobody else may use the GHCB. Gives the host's answer. */
 static u64 request(u64 what, u64 *rax, u64 *rcx, u64 *rdx)
 {
 	u64 before = native_read_msr(MSR_GHCB), answer;
 	u64 a = rax ? *rax : 0, c = rcx ? *rcx : 0, d = rdx ? *rdx : 0;
 
-	native_wrmsrl(MSR_GHCB, what);
+	write_msr(MSR_GHCB, what);
 	asm volatile("rep; vmmcall" : "+a"(a), "+c"(c), "+d"(d) : : "memory");
 	answer = native_read_msr(MSR_GHCB);
-	native_wrmsrl(MSR_GHCB, before);
+	write_msr(MSR_GHCB, before);
 	if (rax)
 		*rax = a;
 	return answer;

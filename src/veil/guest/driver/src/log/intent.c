@@ -10,6 +10,7 @@
 #include <linux/binfmts.h>
 #include <linux/cred.h>
 #include <linux/fs.h>
+#include <linux/hex.h>
 #include <linux/in6.h>
 #include <linux/kernel_read_file.h>
 #include <linux/moduleparam.h>

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VeilS-KCI with a model of what is around it: pages with owners, VeilMon's answers, a kernel's virtual memory.
+
+Nothing of it runs guest code, so a request takes no longer than the service itself does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from veil.formats.kci import KernelCall, ModulePrepared
+from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.kci_status import CodeWord, KciStatus, UserCall
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.roles import Role
+from veil.formats.service_domain import COPY_PAGES, MOVE_PAGES, MOVE_RANGES
+from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
+from veil.formats.status import Status
+from veil.services import KernelRequest, MonitorRefused, User
+from veil.services.context import KernelPiece, ServiceContext
+from veil.services.kci import KernelImage
+from veil.services.kci.service import KciService
+
+__all__ = ["CODE_OWNERS", "ModelMachine"]
+
+CODE_OWNERS = (Owner.KERNEL_CODE, Owner.MODULE_CODE)
+#: Where the model's kernel has the instruction that was refused, and what it stores.
+_RIP, _SOURCE = 0xFFFF888000001000, 0xFFFF888000002000
+_RSI, _RDI = 6, 7
+_REFUSED_WRITE = int(Access.WRITE | Access.FINAL)
+_T = TypeVar("_T")
+_Work = Generator[Any, Any, _T]
+
+
+class _Bytes:
+    """Memory that the service alone has."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.size = len(data)
+        self._data = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= self.size
+        return bytes(self._data[offset : offset + length])
+
+    def write(self, offset: int, data: bytes) -> None:
+        assert 0 <= offset <= offset + len(data) <= self.size
+        self._data[offset : offset + len(data)] = data
+
+
+class ModelMachine:
+    """A machine with a kernel of this image; guest-physical memory that nothing was put into is not there."""
+
+    def __init__(self, image: KernelImage, **settings: Any) -> None:
+        self.pages: dict[int, bytearray] = {}
+        self.owners: dict[int, Owner] = {}
+        self.virtual: dict[int, bytes] = {}
+        self.words: list[CodeWord] = []
+        self.restricted: list[Owner] = []
+        """Owners of pages on which VMPL 3 may execute nothing any more."""
+        for segment in image.segments:
+            self.put(segment.physical, segment.data)
+        chosen = KciSettings(mode=ON, **settings)
+        self._memory = bytearray(chosen.memory_size)
+        copies = [
+            KernelPiece(segment.virtual, segment.physical, _Bytes(bytearray(segment.data)))  # type: ignore[arg-type]
+            for segment in image.segments
+        ]
+        self.service = KciService()
+        self.service.context = ServiceContext(
+            _Bytes(self._memory), lambda: 0, self, self,  # type: ignore[arg-type]
+            lambda word: self.words.append(CodeWord.parse(word)), copies,
+        )  # fmt: skip
+        self.service.start(chosen.measured())
+
+    # Guest-physical memory
+
+    def put(self, gpa: int, data: bytes) -> list[int]:
+        """The kernel has this in its memory from a page's start on; the pages' GPAs."""
+        made = []
+        for at in range(0, max(len(data), 1), PAGE_SIZE):
+            self.pages[gpa + at] = bytearray(data[at : at + PAGE_SIZE].ljust(PAGE_SIZE, b"\0"))
+            self.owners.setdefault(gpa + at, Owner.KERNEL)
+            made.append(gpa + at)
+        return made
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """As the service reads what it may."""
+        found = b""
+        while len(found) < length:
+            page, offset = divmod(gpa + len(found), PAGE_SIZE)
+            assert self.owners[page * PAGE_SIZE] is not Owner.KERNEL, "VMPL 1 has no rights there"
+            found += self.pages[page * PAGE_SIZE][offset : offset + length - len(found)]
+        return found
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """As the service writes code."""
+        for at, byte in enumerate(data, gpa):
+            page, offset = divmod(at, PAGE_SIZE)
+            assert self.owners[page * PAGE_SIZE] in CODE_OWNERS, "the service stores into code only"
+            self.pages[page * PAGE_SIZE][offset] = byte
+
+    # VeilMon, as services ask it
+
+    def move(self, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> _Work[None]:
+        """All pages or none."""
+        assert len(ranges) <= MOVE_RANGES
+        pages = [gpa + at for gpa, size in ranges for at in range(0, size, PAGE_SIZE)]
+        assert len(pages) <= MOVE_PAGES
+        if len(set(pages)) != len(pages) or any(self.owners.get(gpa) is not source for gpa in pages):
+            raise MonitorRefused(Status.NOT_ALLOWED, f"a page is not one of {source.name}")
+        self.owners.update(dict.fromkeys(pages, target))
+        return
+        yield
+
+    def copy_in(self, pages: Sequence[int], length: int, offset: int) -> _Work[None]:
+        """Pages of the kernel's alone."""
+        assert offset + length <= len(self._memory)
+        assert len(pages) == -(-length // PAGE_SIZE)
+        assert COPY_PAGES
+        for number, gpa in enumerate(pages):
+            if self.owners.get(gpa) is not Owner.KERNEL:
+                raise MonitorRefused(Status.BAD_REQUEST, f"the page {gpa:#x} is not the kernel's")
+            at = number * PAGE_SIZE
+            self._memory[offset + at : offset + min(at + PAGE_SIZE, length)] = self.pages[gpa][: length - at]
+        return
+        yield
+
+    def restrict(self, owner: Owner, domain: object, keep: object) -> _Work[None]:
+        """For good."""
+        self.restricted.append(owner)
+        return
+        yield
+
+    def read_virtual(self, vcpu: int, address: int, length: int) -> _Work[bytes]:
+        """What `virtual` has there."""
+        for start, data in self.virtual.items():
+            if start <= address and address + length <= start + len(data):
+                return data[address - start : address - start + length]
+        raise MonitorRefused(Status.BAD_REQUEST, f"{address:#x} is not mapped")
+        yield
+
+    # What the kernel asks
+
+    def ask(self, call: int, body: bytes = b"", pages: Sequence[int] = ()) -> bytes:
+        """Raises Refused."""
+        return run(self.service.kernel_request(KernelRequest(0, call, body, tuple(pages))))
+
+    def send_file(self, file: bytes, gpa: int, piece: int = 1 << 20) -> None:
+        """A module's, as the driver sends it."""
+        pages = self.put(gpa, file)
+        for at in range(0, len(file), piece):
+            some = pages[at // PAGE_SIZE : -(-min(at + piece, len(file)) // PAGE_SIZE)]
+            self.ask(KernelCall.MODULE_FILE, struct.pack("<QQ", len(file), at), some)
+
+    def say_prepared(self, told: ModulePrepared, memory: Mapping[int, bytes], gpa: int) -> tuple[int, list[int]]:
+        """The module's memory by type, in the order of types; its number and its pages."""
+        pages = [page for kind in sorted(told.memory) for page in self.put(gpa + (kind << 24), memory[kind])]
+        return struct.unpack("<I", self.ask(KernelCall.MODULE_PREPARED, told.pack(), pages))[0], pages
+
+    def store(self, gpa: int, data: bytes, *, vcpu: int = 0, info: int = _REFUSED_WRITE, cpl: int = 0) -> Verdict:
+        """A REP MOVSB to a page that the RMP keeps from being written, as the hardware tells it."""
+        code = b"\xf3\xa4"
+        self.virtual = {_RIP: code.ljust(16, b"\x90"), _SOURCE: data}
+        gprs = [0] * 16
+        gprs[1], gprs[_RSI], gprs[_RDI] = len(data), _SOURCE, 0x7F0000000000 | gpa % PAGE_SIZE
+        registers = Registers(tuple(gprs), _RIP, 0x202, 0x80050033, 0, 0x1000, 0x620, 0xD01, 0, 0, cpl)
+        owner = self.owners.get(gpa - gpa % PAGE_SIZE, Owner.NOBODY)
+        verdict = self.service.access_refused(RefusedAccess(vcpu, 0, gpa, info, owner, registers))
+        return run(verdict)
+
+    def text_poke(self, gpa: int, content: bytes) -> bool:
+        """A patch in its three steps; whether all of them were made."""
+        steps = [(gpa, b"\xcc"), (gpa + 1, content[1:]), (gpa, content[:1])]
+        return all(self.store(at, data).decision is Decision.RESUME for at, data in steps if data)
+
+    def status(self) -> KciStatus:
+        """For users."""
+        return KciStatus.parse(bytes(run(self.service.answer_user(User(None, Role.READER), UserCall.STATUS, b""))))
+
+    # What must hold
+
+    def executable(self) -> set[int]:
+        """Pages that VMPL 3 can execute as a supervisor after lock-down."""
+        return {gpa for gpa, owner in self.owners.items() if owner in CODE_OWNERS}
+
+
+def run(work: _T | _Work[_T]) -> _T:
+    """What a handler comes to; the model answers at once."""
+    if not isinstance(work, Generator):
+        return work
+    try:
+        next(work)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    raise AssertionError("the model answers at once")
