@@ -89,12 +89,10 @@ class ModelMachine:
 
     def read(self, gpa: int, length: int) -> bytes:
         """As the service reads what it may."""
-        found = b""
-        while len(found) < length:
-            page, offset = divmod(gpa + len(found), PAGE_SIZE)
-            assert self.owners[page * PAGE_SIZE] is not Owner.KERNEL, "VMPL 1 has no rights there"
-            found += self.pages[page * PAGE_SIZE][offset : offset + length - len(found)]
-        return found
+        first, offset = gpa - gpa % PAGE_SIZE, gpa % PAGE_SIZE
+        pages = range(first, gpa + length, PAGE_SIZE)
+        assert all(self.owners[page] is not Owner.KERNEL for page in pages), "VMPL 1 has no rights there"
+        return b"".join(self.pages[page] for page in pages)[offset : offset + length]
 
     def write(self, gpa: int, data: bytes) -> None:
         """As the service writes code."""
@@ -169,8 +167,9 @@ class ModelMachine:
         gprs[1], gprs[_RSI], gprs[_RDI] = len(data), _SOURCE, 0x7F0000000000 | gpa % PAGE_SIZE
         registers = Registers(tuple(gprs), _RIP, 0x202, 0x80050033, 0, 0x1000, 0x620, 0xD01, 0, 0, cpl)
         owner = self.owners.get(gpa - gpa % PAGE_SIZE, Owner.NOBODY)
-        verdict = self.service.access_refused(RefusedAccess(vcpu, 0, gpa, info, owner, registers))
-        return run(verdict)
+        verdict: Any = self.service.access_refused(RefusedAccess(vcpu, 0, gpa, info, owner, registers))
+        found: Verdict = run(verdict)
+        return found
 
     def text_poke(self, gpa: int, content: bytes) -> bool:
         """A patch in its three steps; whether all of them were made."""

@@ -257,7 +257,8 @@ class CodeRules:
         places = (self._retpolines - base).astype(np.int64)
         before = cut(code, places, 6)
         lengths = retpoline_lengths(before)
-        forms = {form: retpoline_content(self._retpolines, before, form, self._near) for form in RETPOLINE_FORMS}
+        wanted = RETPOLINE_FORMS if known is None else (known.retpolines,)
+        forms = {form: retpoline_content(self._retpolines, before, form, self._near) for form in wanted}
         retpolines = elect(forms, cut(found, places, 6), lengths) if known is None else known.retpolines
         put(code, places, forms[retpolines], lengths)
         return returns, retpolines

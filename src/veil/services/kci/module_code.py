@@ -16,6 +16,7 @@ from veil.services.kci.image import AddressRange
 from veil.services.kci.modules.prepared import Prepared
 from veil.services.kci.surroundings import Surroundings, addressed, entries
 from veil.services.kci.tables import PatchTables, Section, parse_tables
+from veil.services.kci.windows import distinct
 
 __all__ = ["ModuleCode"]
 
@@ -38,17 +39,24 @@ class ModuleCode:
         tables = parse_tables(sections, inside)
         self.targets: list[int] = []
         """Functions to which pointers and static calls may lead: for `Surroundings.admit()`, once it is verified."""
-        contents = [piece.data for piece in prepared.sections.values()]
+        # In one piece, which takes one look for all of them: no address of a module's ends with so many zeros.
+        contents = [bytes(4).join(piece.data for piece in prepared.sections.values())]
         for at, code in self._images.values():
             functions = _between(prepared.symbols, at, len(code))
             called = entries(code, at, functions, tables.endbr_seals, marked=near.marked)
-            self.targets += [int(address) for address in np.union1d(called, addressed(functions, contents))]
+            self.targets += distinct(np.concatenate([called, addressed(functions, contents)])).tolist()
         trampolines = [at for name, at in prepared.symbols.items() if name.startswith("__SCT__")]
         own = near.admit(targets=self.targets)
         self.rules: Mapping[MemoryType, CodeRules] = {
             kind: CodeRules(at, code, _tables(tables, kind), self._read, own, trampolines)
             for kind, (at, code) in self._images.items()
         }
+
+    def admit(self, near: Surroundings) -> None:
+        """The same module at the same place again, with other code around."""
+        own = near.admit(targets=self.targets)
+        for rules in self.rules.values():
+            rules.admit(own)
 
     def _read(self, address: int, length: int) -> bytes:
         for at, code in self._images.values():

@@ -34,8 +34,8 @@ from veil.services.kci.loaded_modules import (
     take_read_only,
 )
 from veil.services.kci.measured import MeasuredKernel
-from veil.services.kci.module_code import ModuleCode
-from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer, prepare
+from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
+from veil.services.kci.recent_modules import RecentModules
 from veil.services.kci.surroundings import Surroundings
 
 __all__ = ["ModuleLoader"]
@@ -70,6 +70,7 @@ class ModuleLoader:
         self._exported: ExportedSymbols | None = None
         self._text: GuardedCode | None = None
         self._saved: list[dict[str, Any]] = []
+        self._recent = RecentModules(measured)
         self.modules: dict[int, LoadedModule] = {}
 
     def codes(self) -> Iterator[GuardedCode]:
@@ -121,7 +122,7 @@ class ModuleLoader:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
             file = self._file()
             digest = hashlib.sha256(file).hexdigest()
-            admitted = self._measured.policy.admit(file)
+            admitted = self._recent.admit(file)
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
                     raise ModuleRefused(f"{_MAX_EARLY} modules wait for lock-down already")
@@ -154,7 +155,7 @@ class ModuleLoader:
         live: bool = False,
     ) -> Asking[None]:
         self._text = text
-        prepared = self._prepare(admitted, told)
+        prepared, code = self._recent.derive(admitted, told, self._exports, text.rules.near)
         self._exports.add(prepared.name, prepared.exports)
         try:
             frames = frames_of(told, pages)
@@ -162,7 +163,6 @@ class ModuleLoader:
                 # The kernel's memory again, and nobody's code.
                 for kind in INIT:
                     frames.pop(kind, None)
-            code = ModuleCode(prepared, text.rules.near)
             module = LoadedModule(number, prepared, told, code.targets, admitted.body, live=live)
             module.late = frames.get(MemoryType.RO_AFTER_INIT, ())
             module.read_only = yield from take_read_only(self._context, prepared, frames)
@@ -192,9 +192,6 @@ class ModuleLoader:
             hash=prepared.digest.hex(),
             signer=prepared.signer.name if prepared.signer is not None else None,
         )
-
-    def _prepare(self, admitted: AdmittedFile, told: ModulePrepared) -> Prepared:
-        return prepare(admitted, told.memory, told.percpu, self._exports, self._measured.module_space)
 
     @property
     def _exports(self) -> ExportedSymbols:
@@ -311,9 +308,8 @@ class ModuleLoader:
         for item in self._saved:
             admitted = _load_file(item)
             told = ModulePrepared.parse(bytes.fromhex(item["told"]))
-            prepared = self._prepare(admitted, told)
+            prepared, rules = self._recent.derive(admitted, told, self._exports, text.rules.near)
             self._exports.add(prepared.name, prepared.exports)
-            rules = ModuleCode(prepared, text.rules.near)
             module = LoadedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
             pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
             module.code = code_again(self._context.guest, prepared, pages, rules)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from veil.services.kci.image import AddressRange, KernelImage
 from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import distinct
+from veil.services.kci.windows import distinct, member
 
 __all__ = ["ENDBR", "ReadMemory", "Surroundings", "addressed", "entries", "kernel_surroundings"]
 
@@ -85,9 +85,13 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
         entry_targets=np.array(sorted(callers), np.uint64),
         dispatchers=tuple(calls),
         dispatch_targets=np.array(sorted(lists), np.uint64),
-        targets=np.union1d(
-            entries(code, text.start, functions, tables.endbr_seals, marked=marked),
-            addressed(functions, [segment.data for segment in image.segments]),
+        targets=distinct(
+            np.concatenate(
+                [
+                    entries(code, text.start, functions, tables.endbr_seals, marked=marked),
+                    addressed(functions, [segment.data for segment in image.segments]),
+                ]
+            )
         ),
         marked=marked,
     )
@@ -109,7 +113,8 @@ def entries(
     fits = offsets + len(ENDBR) <= len(raw)
     functions, offsets = functions[fits], offsets[fits]
     prepared = (raw[offsets[:, None] + np.arange(len(ENDBR))] == np.frombuffer(ENDBR, np.uint8)).all(axis=1)
-    return np.setdiff1d(functions[prepared], seals)
+    found = functions[prepared]
+    return np.asarray(found[~member(found, np.sort(seals))])
 
 
 def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray[np.uint64]:
@@ -122,9 +127,9 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
     if not len(functions):
         return functions
     # The upper half of a kernel address is all ones: instructions and pointers alike hold the lower 32 bits.
-    known = functions.astype(np.uint32)
-    known.sort()
-    found = [np.empty(0, np.uint32)]
+    lower = functions.astype(np.uint32)
+    known = np.sort(lower)
+    seen = np.zeros(len(known), bool)
     for piece in pieces:
         raw = np.frombuffer(piece, np.uint8)
         for high in range(int(known[0]) >> 24, (int(known[-1]) >> 24) + 1):
@@ -133,8 +138,8 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
             for byte in range(4):
                 values |= raw[at + byte].astype(np.uint32) << np.uint32(8 * byte)
             places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-            found.append(values[known[places] == values])
-    return functions[np.isin(functions.astype(np.uint32), np.concatenate(found))]
+            seen[places[known[places] == values]] = True
+    return functions[member(lower, known[seen])]
 
 
 def _padding(name: str) -> bool:
@@ -142,8 +147,12 @@ def _padding(name: str) -> bool:
 
 
 def _union(some: NDArray[np.uint64], more: Iterable[int]) -> NDArray[np.uint64]:
-    return np.union1d(some, np.array(list(more), np.uint64))
+    """Of an ordered array and a few more values."""
+    wanted = distinct(np.array(list(more), np.uint64))
+    new = wanted[~member(wanted, some)]
+    return np.insert(some, np.searchsorted(some, new), new)
 
 
 def _without(some: NDArray[np.uint64], gone: AddressRange) -> NDArray[np.uint64]:
-    return some[(some < np.uint64(gone.start)) | (some >= np.uint64(gone.end))]
+    first, last = np.searchsorted(some, np.array([gone.start, gone.end], np.uint64))
+    return np.concatenate([some[:first], some[last:]]) if first < last else some

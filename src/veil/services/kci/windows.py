@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ __all__ = ["Bytes", "Places", "branch_targets", "branches", "cut", "distinct", "
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Places: TypeAlias = NDArray[np.int64]
+_Number = TypeVar("_Number", np.uint64, np.uint32)
 
 
 def distinct(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -20,7 +21,7 @@ def distinct(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
 
-def member(some: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def member(some: NDArray[_Number], ordered: NDArray[_Number]) -> NDArray[np.bool_]:
     """Which values are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(some), bool)

@@ -50,6 +50,8 @@ class ExportedSymbols:
 
     def __init__(self, kernel: Exports) -> None:
         self._exporters: dict[str, Exports] = {"": kernel}
+        self.changes = 0
+        """Another number whenever a module's symbols come or go."""
 
     def resolve(self, name: str, *, gpl: bool) -> int | None:
         """The value of a symbol for a module whose licence is compatible with the GPL, or is not."""
@@ -69,7 +71,11 @@ class ExportedSymbols:
             if self.resolve(name, gpl=True) is not None:
                 raise ModuleRefused(f"{module} exports {name}, which is exported already")
         self._exporters[module] = exports
+        self._count(exports)
 
     def remove(self, module: str) -> None:
         """Of a module that is gone."""
-        self._exporters.pop(module, None)
+        self._count(self._exporters.pop(module, Exports()))
+
+    def _count(self, exports: Exports) -> None:
+        self.changes += bool(exports.anyone or exports.gpl_only)
