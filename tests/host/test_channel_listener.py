@@ -20,6 +20,7 @@ from veil.host.channel_listener import (
     EXPECTED,
     GREETED,
     LOBBY,
+    LOBBY_SHARE,
     PROVE_S,
     SILENT_S,
     STAY_S,
@@ -38,6 +39,10 @@ class Host:
 
     def __init__(self) -> None:
         self.actions: deque[Callable[[], None]] = deque()
+        self.listener_ns = 0
+
+    def listener_worked(self, nanoseconds: int) -> None:
+        self.listener_ns += nanoseconds
 
     def post_for_channel(self, action: Callable[[], None]) -> None:
         self.actions.append(action)
@@ -67,12 +72,14 @@ class Desk:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.work, self.work_step = 0.0, 0.0
         self.host, self.device = Host(), Device()
         self.listener = ChannelListener(
             self.host,  # type: ignore[arg-type]
             self.device,
             named=[OWNER.fingerprint],
             clock=self.clock,
+            worked=self.worked,
         )
         self.users: list[socket.socket] = []
 
@@ -80,6 +87,11 @@ class Desk:
         """Time passes with each look at it, as it does."""
         self.now += 1e-9
         return self.now
+
+    def worked(self) -> float:
+        """Processor time, which passes with each look at it, if a test says so."""
+        self.work += self.work_step
+        return self.work
 
     def connect(self) -> socket.socket:
         """Somebody comes; the listener has looked."""
@@ -477,3 +489,31 @@ def test_owners_who_prove_nothing_make_room_for_one_another(desk: Desk) -> None:
     for _ in range(EXPECTED + 1):
         desk.knock(desk.connect())
     assert [connection.is_open for connection in desk.device.expected] == [False, *[True] * EXPECTED]
+
+
+def test_the_lobby_has_its_share_of_a_core(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However dear it is what those do who come: the next ones wait, in the kernel, as long as that is worth."""
+    listener: Any = desk.listener
+    hear, cost = listener._hear, 0.1
+
+    def dear(user: object) -> None:
+        desk.work += cost
+        hear(user)
+
+    monkeypatch.setattr(listener, "_hear", dear)
+    begin = desk.now
+    for _ in range(10):
+        desk.connect().sendall(b"hello")
+        desk.look()
+        paid = listener._next_accept - begin
+        assert paid >= desk.work / LOBBY_SHARE
+        assert listener._may_accept() <= begin or len(listener._users) == 1
+    assert desk.work == cost
+    desk.later(cost / LOBBY_SHARE)
+    assert desk.work > cost
+
+
+def test_what_the_listener_needs_is_told(desk: Desk) -> None:
+    desk.work_step = 0.001
+    desk.connect()
+    assert desk.host.listener_ns >= 1_000_000

@@ -157,6 +157,35 @@ def test_what_the_listener_does_is_part_of_it() -> None:
     assert len(done) == 1000, "none is lost"
 
 
+@pytest.mark.parametrize("listener_ns", [MS // 10, MS, 5 * MS])
+def test_the_guest_has_back_what_the_listener_needs(listener_ns: int) -> None:
+    """On a computer of one core, say: the listener works between VeilMon and guest."""
+    guest = Served()
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    monitor = guest.monitor
+
+    def and_listener(vmcb: Vmcb) -> None:
+        monitor(vmcb)
+        guest.ran.append(("listener", guest.now))
+        guest.now += listener_ns
+        guest.host.listener_worked(listener_ns)
+
+    guest.machine.scripts[VMSA] = _Endless(and_listener)  # type: ignore[assignment]
+    guest.platform.channel.pending = True
+    run(guest, 2000 * MS)
+    assert guest.time_of("listener") > 0
+    assert guest.time_of("guest") / guest.now > 0.59
+
+
+def test_a_listener_that_slept_with_its_computer_does_not_stop_users() -> None:
+    guest = Served()
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.platform.channel.pending = True
+    guest.host.listener_worked(3600 * 1000 * MS)
+    run(guest, 1000 * MS)
+    assert guest.platform.channel.entries > 10
+
+
 def _turns(times: list[int]) -> list[int]:
     """How many actions followed one another without a pause."""
     counts = [1]

@@ -44,6 +44,7 @@ __all__ = [
     "EXPECTED",
     "GREETED",
     "LOBBY",
+    "LOBBY_SHARE",
     "PROVE_S",
     "SILENT_S",
     "STAY_S",
@@ -63,6 +64,8 @@ STAY_S = 1.0
 LOBBY = 2048
 #: New connections a second, and how many may come at once.
 ACCEPTS, BURST = 2000, 128
+#: How much of one core the lobby may take, where `ACCEPTS` would take more: by knocks, above all.
+LOBBY_SHARE = 0.3
 #: How many may wait until VeilMon looks at them for the first time (those who waited `STAY_S` do not count): more would
 #: only wait there until they must make room.
 GREETED = 32
@@ -126,12 +129,14 @@ class ChannelListener:
         *,
         named: Iterable[bytes] = (),
         clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
     ) -> None:
         """Port 0 takes a free one, see `address`. `named`: SHA-256 of the public keys of those whom the launch names.
+        `worked` counts seconds of the calling thread's processor time.
 
         Raises HostError if the address cannot be had.
         """
-        self._clock = clock
+        self._clock, self._worked = clock, worked
         self._doorkeeper = Doorkeeper(named)
         self._hypervisor = hypervisor
         self._device = device
@@ -196,8 +201,10 @@ class ChannelListener:
     def _look(self, timeout: float | None) -> int:
         """Wait so long, and do what there is to do; how many sockets had something."""
         events = self._selector.select(timeout)
+        begin, lobby = self._worked(), 0.0
         for key, mask in events:
             sock = key.fileobj
+            before, of_lobby = self._worked(), sock is self._listening or sock in self._lobby
             if sock is self._listening:
                 for _ in range(_ACCEPTS_AT_ONCE):
                     if not self._accept():
@@ -208,10 +215,17 @@ class ChannelListener:
                 self._woken = False
             elif isinstance(sock, socket.socket) and sock in self._users:
                 self._serve(self._users[sock], mask)
+            if of_lobby:
+                lobby += self._worked() - before
         while self._todo:
             self._todo.popleft()()
+        before = self._worked()
         self._let_in()
+        lobby += self._worked() - before
+        # Whoever comes costs something, and the next one waits as long as that is worth.
+        self._next_accept += lobby / LOBBY_SHARE
         self._sweep()
+        self._hypervisor.listener_worked(int((self._worked() - begin) * 1e9))
         return len(events)
 
     def _timeout(self) -> float | None:

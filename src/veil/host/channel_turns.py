@@ -4,6 +4,7 @@
 Anyone who can connect to the host can give VeilMon work without end. Its work is part of a turn: what the users'
 connections had for the hypervisor's thread, then VeilMon, until it has the guest run again. Both do a bounded amount
 and leave the rest for the next turn. After one the guest runs at least `GUEST_SHARE` times as long, unless it sleeps.
+What the listener's thread needed since the last turn counts, too: the computer may have one core for both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["ACTIONS", "GUEST_SHARE", "ChannelTurns"]
 #: What is done at most for users' connections in a turn, before VeilMon is entered.
 ACTIONS = 64
 #: How long the guest runs after a turn, for each nanosecond of the turn. More than one, because a turn costs the
-#: guest more than its time: what it had in the computer's caches, and what the listener's thread needs meanwhile.
+#: guest more than its time: what it had in the computer's caches.
 GUEST_SHARE = 1.5
 #: A turn that took longer (a computer that slept) counts as this.
 _MAX_SINGLE_NS = 250_000_000
@@ -39,6 +40,8 @@ class ChannelTurns:
         self._announced = False
         self._actions: deque[Callable[[], None]] = deque()
         self._took = 0
+        #: by the other thread, all that it told; and how much of it is paid for
+        self._beside = self._paid = 0
         #: on which VCPU VeilMon is at it
         self.vcpu: Vcpu | None = None
         #: the next turn begins no earlier, if the guest has something to do
@@ -51,6 +54,10 @@ class ChannelTurns:
         if not self._announced:
             self._announced = True
             self._announce()
+
+    def worked(self, nanoseconds: int) -> None:
+        """The listener's thread has needed so long since it said so last. For that thread alone."""
+        self._beside += nanoseconds
 
     @property
     def waiting(self) -> bool:
@@ -78,4 +85,7 @@ class ChannelTurns:
     def end(self) -> None:
         """The guest runs again."""
         self.vcpu = None
-        self.not_before = self._clock() + int(min(self._took, _MAX_SINGLE_NS) * GUEST_SHARE)
+        beside = self._beside
+        took = min(self._took, _MAX_SINGLE_NS) + min(beside - self._paid, _MAX_SINGLE_NS)
+        self._paid = beside
+        self.not_before = self._clock() + int(took * GUEST_SHARE)

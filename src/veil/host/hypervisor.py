@@ -58,7 +58,10 @@ class RunResult(enum.Enum):
 
 
 class Hypervisor(Host):
-    """The host of one guest. Only `post`, `post_for_channel`, `wake` and `stop` may be called from other threads."""
+    """The host of one guest.
+
+    Only `post`, `post_for_channel`, `listener_worked`, `wake` and `stop` may be called from other threads.
+    """
 
     def __init__(
         self,
@@ -151,6 +154,10 @@ class Hypervisor(Host):
         """Call `action` in the hypervisor's thread, soon; for input to devices. Safe in any thread."""
         self._inbox.append(action)
         self.wake()
+
+    def listener_worked(self, nanoseconds: int) -> None:
+        """What users of the channel cost in the listener's thread since it said so last: the guest has it back."""
+        self._turns.worked(nanoseconds)
 
     def post_for_channel(self, action: Callable[[], None]) -> None:
         """The same for what users of the channel send: the guest comes first (`ChannelTurns`). Safe in any thread."""

@@ -7,9 +7,14 @@ checked only of a key whose fingerprint the launch has, which takes knowing that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from veil.formats.knock import KNOCK, LENGTH_BYTES, MAX_PROOF, Seal, make_challenge
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 __all__ = ["Doorkeeper", "Knock"]
 
@@ -36,17 +41,30 @@ class Doorkeeper:
 
 def _is_signed(public: bytes, signed: bytes, signature: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = _load(public)
+    try:
+        if key is not None:
+            key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+            return True
+    except InvalidSignature:
+        pass
+    return False
+
+
+@functools.lru_cache(maxsize=32)
+def _load(public: bytes) -> ec.EllipticCurvePublicKey | None:
+    """The key, if it is one for a knock. Only keys come here whose fingerprints the launch has: they are few."""
+    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key = serialization.load_der_public_key(public)
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            return False
-        key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+    except ValueError:
+        return None
+    return key if isinstance(key, ec.EllipticCurvePublicKey) else None
 
 
 class Knock:

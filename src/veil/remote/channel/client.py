@@ -138,10 +138,12 @@ class ChannelClient:
         while True:
             left = end - time.monotonic()
             transport = SocketTransport.connect(host, port, timeout=max(_PAUSE_S, left))
-            transport.wait_for(max(_PAUSE_S, min(patience, left)))
             try:
                 if identity is not None:
+                    # Hosts answer knocks in the order in which users came: who gives up and comes again is the last.
+                    transport.wait_for(max(_PAUSE_S, left))
                     _knock(transport, identity)
+                transport.wait_for(max(_PAUSE_S, min(patience, end - time.monotonic())))
                 client = cls(transport, identity=identity)
             except _NoHandshake:
                 raise
