@@ -8,7 +8,7 @@ memory of VMPL 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
@@ -118,28 +118,48 @@ class Grants:
         transition = TRANSITIONS.get((source, target))
         if transition is None or not transition.services_may_ask:
             raise _Refused(Status.NOT_ALLOWED, f"no service may make a page of {target.name} of one of {source.name}")
-        pages = [page for gpa, size in move.ranges for page in range(gpa, gpa + size, PAGE_SIZE)]
-        for page in pages:
-            if book.owner(page) is not source:
-                raise _Refused(Status.NOT_ALLOWED, f"the page {page:#x} is not one of {source.name}")
-            if not cpu.view.allows(page, Permission.RW, PAGE_SIZE):
-                raise _Refused(Status.UNAVAILABLE, f"the page {page:#x} is not validated memory")
+        for gpa, size in move.ranges:
+            if not book.is_all(source, gpa, size):
+                pages = range(gpa, gpa + size, PAGE_SIZE)
+                other = next(page for page in pages if book.owner(page) is not source)
+                raise _Refused(Status.NOT_ALLOWED, f"the page {other:#x} is not one of {source.name}")
+            if not cpu.view.allows(gpa, Permission.RW, size):
+                raise _Refused(Status.UNAVAILABLE, f"a page from {gpa:#x} on is not validated memory")
         # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
         for gpa, size in move.ranges:
             book.move(gpa, size, target)
         before, after = self._levels(source), self._levels(target)
         try:
             # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
-            yield from self._adjust(cpu, pages, {domain: before[domain] & after[domain] for domain in _LEVELS})
+            both = {domain: before[domain] & after[domain] for domain in _LEVELS}
+            yield from self._adjust_ranges(cpu, move.ranges, before, both)
             if transition.zero:
-                for page in pages:
-                    cpu.view.zero(page, PAGE_SIZE)
-            yield from self._adjust(cpu, pages, after)
+                for gpa, size in move.ranges:
+                    cpu.view.zero(gpa, size)
+            yield from self._adjust_ranges(cpu, move.ranges, both, after)
         except (_Refused, RmpViolation) as error:
-            yield from self._take_back(cpu, pages, before)
+            for gpa, size in move.ranges:
+                yield from self._take_back(cpu, range(gpa, gpa + size, PAGE_SIZE), before)
             for gpa, size in move.ranges:
                 book.claim(gpa, size, source)
             raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+
+    def _adjust_ranges(
+        self,
+        cpu: HostedCpu,
+        ranges: Iterable[tuple[int, int]],
+        before: Mapping[Domain, Permission],
+        after: Mapping[Domain, Permission],
+    ) -> Generator[None, None, None]:
+        """Only what differs: the other permissions of the pages are those of the row already."""
+        changed = {domain: allowed for domain, allowed in after.items() if allowed != before[domain]}
+        for gpa, size in ranges:
+            for domain, allowed in changed.items():
+                code, done = yield from retry(cpu, _rmpadjust_range(cpu, gpa, size, domain, allowed))
+                if code != RmpResult.SUCCESS:
+                    raise _Refused(
+                        Status.UNAVAILABLE, f"RMPADJUST of {gpa + done * PAGE_SIZE:#x}: {RmpResult(code).name}"
+                    )
 
     def _adjust(
         self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission], *, vmsa: bool = False
@@ -322,3 +342,9 @@ def _rmpadjust(
     cpu: HostedCpu, gpa: int, size: PageSize, domain: Domain, permissions: Permission, *, vmsa: bool = False
 ) -> Callable[[], int]:
     return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions, vmsa=vmsa)
+
+
+def _rmpadjust_range(
+    cpu: HostedCpu, gpa: int, size: int, domain: Domain, permissions: Permission
+) -> Callable[[], tuple[RmpResult, int]]:
+    return lambda: cpu.view.rmpadjust_range(gpa, size // PAGE_SIZE, vmpl=domain.vmpl, permissions=permissions)
