@@ -13,6 +13,8 @@ import click
 from veil.cli.code_policy import CODE_OPTIONS, code_policy
 from veil.cli.option_types import Function, options
 from veil.errors import VeilError
+from veil.formats.enclave_calls import ENC_NAME
+from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.log_settings import DROP, HALT, LogSettings
@@ -33,6 +35,7 @@ _CVM_OPTIONS = (
         "--kernel", metavar="PATH|SERIES", help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1)."
     ),
     click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
+    click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
 )
 
 
@@ -91,6 +94,7 @@ class CvmOptions:
     vcpus: int
     kernel: str | None
     no_monitor: bool
+    enclaves: bool = False
     kci: str | None = None
     kci_keys: str | None = None
     kci_certificate: tuple[str, ...] = ()
@@ -120,6 +124,7 @@ class CvmOptions:
 
         short = {
             "log": {"memory": self.log_memory, "full": self.log_full},
+            ENC_NAME: {"mode": ENCLAVES_ON if self.enclaves else None},
             KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash),
         }
         texts = [
@@ -134,6 +139,8 @@ class CvmOptions:
             raise VeilError(str(error)) from error
         if self.no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
             raise VeilError("kernel code integrity needs VeilMon: --kci off, or leave out --no-monitor")
+        if self.no_monitor and self.enclaves:
+            raise VeilError("enclaves need VeilMon: leave out --no-monitor")
         return services
 
 

@@ -8,6 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -41,14 +43,20 @@ def piped_stdin() -> Iterator[bytes] | None:
 @cvm_options()
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
+@click.option(
+    "--enclave",
+    metavar="IMAGE",
+    help="Run an enclave of this image (`veil enclave build`), with COMMAND as its arguments. Implies --enclaves.",
+)
 @click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Kill the command after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with outputs, status and times.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     cvm: CvmOptions,
     files: tuple[str, ...],
     gets: tuple[str, ...],
+    enclave: str | None,
     fresh: bool,
     timeout: float | None,
     as_json: bool,
@@ -60,13 +68,22 @@ def run(
       veil run -- uname -a
       veil run --file prog:/root/prog -- /root/prog arg
       echo hello | veil run -- sha256sum
+      veil run --enclave busybox.enclave -- echo shielded
 
     Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is not a
     program; 125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
     """
     from veil.cvm import ConfidentialVM
+    from veil.cvm.enclaves import enclave_command, image_place
 
+    if enclave is not None:
+        cvm = replace(cvm, enclaves=True)
+        command = enclave_command(Path(enclave), command)
+    elif not command:
+        raise click.UsageError("what is to run? Give a command, or --enclave")
     put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
+    if enclave is not None:
+        put.append((enclave, image_place(Path(enclave))))
     start = time.monotonic()
     with ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(quiet=as_json)) as vm:
         for host_path, guest_path in put:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 from veil.cache import Cache
 from veil.cvm.assembly import Assembly
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
+from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.session import AgentSession
 from veil.cvm.snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
@@ -245,6 +246,11 @@ class ConfidentialVM:
         """Copy a file into the guest; mode bits go with it."""
         with self._explained():
             self.agent.copy_in(Path(host_path), guest_path)
+
+    def run_enclave(self, image: str | os.PathLike[str], arguments: Sequence[str] = (), **streams: Any) -> Result:
+        """Run an enclave's program, from its image on this computer; `streams` as of `run`."""
+        self.copy_in(image, image_place(Path(image)))
+        return self.run(enclave_command(Path(image), arguments), **streams)
 
     def copy_out(self, guest_path: str, host_path: str | os.PathLike[str]) -> None:
         """Copy a file out of the guest."""

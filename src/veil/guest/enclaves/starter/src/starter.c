@@ -26,6 +26,20 @@ void refuse(const char *what)
 	_exit(STARTER_FAILED);
 }
 
+/* As programs are called: /tmp/busybox.enclave is busybox. */
+static char *program_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	char *name = strdup(slash ? slash + 1 : path);
+	char *dot = name ? strrchr(name, '.') : NULL;
+
+	if (!name)
+		fail("the program's name", ENOMEM);
+	if (dot && dot != name && !strcmp(dot, ".enclave"))
+		*dot = 0;
+	return name;
+}
+
 int main(int count, char **arguments)
 {
 	struct image image = { 0 };
@@ -36,6 +50,7 @@ int main(int count, char **arguments)
 		refuse("usage: veil-enclave IMAGE [ARGUMENT...]");
 	open_image(arguments[1], &image);
 	device = make_enclave(&image, &slots);
+	arguments[1] = program_name(arguments[1]);
 	pass_arguments(arguments + 1, environ);
 	take_signals();
 	run_enclave(device, slots);

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Enclaves in a booted guest: of a few instructions, through the driver and the starter, and Debian's own busybox."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.enclave_images import DATA, EXIT, PRINT, SERVE, call_window, enclave_image
+from tests.e2e.snapshots import Resume
+from veil.cvm import CommandTimeout, ConfidentialVM, Result
+from veil.formats.enclave_settings import ON, EncSettings
+from veil.formats.enclaves import ARENA, MailboxCall
+from veil.image.services_image import protected_services
+
+ENCLAVES = protected_services(EncSettings(mode=ON))
+
+
+@pytest.fixture
+def vm(resume: Resume) -> ConfidentialVM:
+    return resume(services=ENCLAVES)
+
+
+def run(vm: ConfidentialVM, folder: Path, image: bytes, *arguments: str, timeout: float = 60) -> Result:
+    place = folder / "test.enclave"
+    place.write_bytes(image)
+    return vm.run_enclave(place, arguments, timeout=timeout)
+
+
+def counts(vm: ConfidentialVM) -> dict[str, int]:
+    """The line of VeilS-ENC in /dev/veil."""
+    (line,) = re.findall(r"^enc (.*)$", vm.run(["cat", "/dev/veil"]).stdout.decode(), re.M)
+    words = line.split()
+    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+#: eight bytes of the mailbox's answer and its status, as what is printed
+ANSWER = """
+    mov rax, [r12 + 0xf038]
+    mov r14, {data}
+    mov [r14], rax
+    mov eax, [r12 + 0xf004]
+    mov [r14 + 8], rax
+"""
+
+
+def answer_of(call: str) -> str:
+    """Code that prints u64 result, u64 status of a call of the service's."""
+    shown = PRINT.replace("lea rsi, [rip + text]", f"mov rsi, {DATA}").replace("length", "16")
+    return call + ANSWER.format(data=DATA) + shown
+
+
+def test_streams_and_status(vm: ConfidentialVM, tmp_path: Path) -> None:
+    result = run(vm, tmp_path, enclave_image(PRINT + EXIT(7)))
+    assert (result.stdout, result.stderr, result.exit_status) == (b"hello\n", b"", 7)
+    assert counts(vm)["enclaves"] == 0
+    assert counts(vm)["made"] == 1
+    ends = "mov qword ptr [rbx + 16], 0\nmov qword ptr [rbx + 24], 15\n" + call_window(4)
+    assert run(vm, tmp_path, enclave_image(ends)).exit_status == 128 + 15
+
+
+def test_what_the_service_answers(vm: ConfidentialVM, tmp_path: Path) -> None:
+    code = (
+        answer_of(SERVE(MailboxCall.MAP, ARENA, 3, 3))
+        + f"mov rax, {ARENA + 0x2FF8}\nmov qword ptr [rax], 5\n"
+        + answer_of(SERVE(MailboxCall.MAP, ARENA, 1, 3))
+        + answer_of(SERVE(99))
+        + EXIT(0)
+    )
+    result = run(vm, tmp_path, enclave_image(code))
+    assert struct.unpack("<6Q", result.stdout) == (3, 0, 0, 3, 0, 2)
+    assert result.exit_status == 0
+
+
+def test_a_page_fault_and_its_address(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """The event comes to the enclave's own handler at CPL 3; where, only the service can tell."""
+    wild = ARENA + 0x1234
+    event = "mov rbx, 0x600000000000\nmov r12, 0x710000000000\n" + answer_of(SERVE(MailboxCall.FAULT)) + EXIT(9)
+    result = run(vm, tmp_path, enclave_image(f"mov rax, {wild}\nmov rax, [rax]", event=event))
+    assert result.exit_status == 9
+    assert struct.unpack("<2Q", result.stdout) == (wild, 0)
+
+
+def test_interrupts_are_the_kernels(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """The enclave computes for half a second; meanwhile the kernel's timer ticks, and it goes on where it was."""
+    loop = """
+        rdtsc
+        shl rdx, 32
+        or rax, rdx
+        mov r15, rax
+    2:  add r13, 1
+        rdtsc
+        shl rdx, 32
+        or rax, rdx
+        sub rax, r15
+        cmp rax, 500000000
+        jb 2b
+    """
+    result = run(vm, tmp_path, enclave_image(loop + PRINT + EXIT(0)))
+    assert (result.stdout, result.exit_status) == (b"hello\n", 0)
+    assert counts(vm)["entries"] > 10
+
+
+def test_one_that_runs_forever_is_killed(vm: ConfidentialVM, tmp_path: Path) -> None:
+    with pytest.raises(CommandTimeout):
+        run(vm, tmp_path, enclave_image("2: jmp 2b"), timeout=2)
+    assert vm.run(["sh", "-c", "for i in 1 2 3 4 5; do grep -q 'enclaves 0' /dev/veil && exit; sleep 1; done; exit 1"]
+                  ).exit_status == 0  # fmt: skip
+    assert run(vm, tmp_path, enclave_image(PRINT + EXIT(0))).stdout == b"hello\n"
+
+
+@pytest.mark.parametrize("code", ["hlt", "ud2", "mov rsp, 1\nud2"], ids=["hlt", "ud2", "no stack"])
+def test_what_an_enclave_cannot_do_is_its_own_end(vm: ConfidentialVM, tmp_path: Path, code: str) -> None:
+    """HLT is an exception at CPL 3, and comes to its own handler, whatever its stack pointer is."""
+    image = enclave_image(code, event="mov rbx, 0x600000000000\n" + EXIT(11))
+    assert run(vm, tmp_path, image).exit_status == 11
+    assert run(vm, tmp_path, enclave_image(PRINT + EXIT(0))).stdout == b"hello\n"
+
+
+def test_threads_in_slots(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """Slot 0 starts slots 1 and 2; each says its number; slot 0 waits for what they write into their common memory."""
+    thread = f"""
+        test rdi, rdi
+        jnz 5f
+        mov qword ptr [rbx + 16], 1
+        {call_window(5)}
+        mov qword ptr [rbx + 16], 2
+        {call_window(5)}
+        mov r14, {DATA}
+    6:  mov qword ptr [rbx + 8], 24
+        {call_window(1)}
+        cmp qword ptr [r14], 2
+        jb 6b
+        {PRINT}
+        {EXIT(0)}
+    5:  mov r14, {DATA}
+        lock add qword ptr [r14], 1
+        {call_window(3)}
+    """
+    result = run(vm, tmp_path, enclave_image(thread, slots=3))
+    assert (result.stdout, result.exit_status) == (b"hello\n", 0)
+
+
+def test_content_that_is_not_as_measured(vm: ConfidentialVM, tmp_path: Path) -> None:
+    image = bytearray(enclave_image(PRINT + EXIT(7)))
+    image[image.rindex(b"hello")] ^= 1
+    result = run(vm, tmp_path, bytes(image))
+    assert (result.stdout, result.exit_status) == (b"", 125)
+    assert b"VeilS-ENC does not take the content: Operation not permitted" in result.stderr
+    assert counts(vm)["enclaves"] == 0
+
+
+def test_no_device_without_the_service(resume: Resume, tmp_path: Path) -> None:
+    vm = resume()
+    assert vm.run(["ls", "/dev/veil-enclave"]).exit_status != 0
+    assert vm.run(["ls", "/bin/veil-enclave"]).exit_status != 0
