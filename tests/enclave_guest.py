@@ -47,12 +47,16 @@ def enter(number: int) -> str:
 class EnclaveGuest(SmallGuest):
     """One kernel (VMPL 3, CPL 0) on each VCPU, and enclaves that the host knows."""
 
+    #: the host leaves plain domain switches to the machine
+    switches_by_machine = True
+
     def __init__(self, kernels: list[str] | str, *enclaves: str, **options: Any) -> None:
         """Intel syntax. An enclave's code may define `handler`; without it every event is an endless loop."""
         kernels = [kernels] if isinstance(kernels, str) else kernels
         super().__init__("cli\n" + kernels[0] + "\nhlt")
         self.platform = FakePlatform()
         self.hypervisor = Hypervisor(self.machine, self.platform, len(kernels), monitor=True, **options)
+        self.hypervisor.switches_by_machine = self.switches_by_machine
         self.permit(SHARED_DATA, Permission.RW, 2)
         for gpa in TABLES:
             self.permit(gpa, Permission.RW, 2)

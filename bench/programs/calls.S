@@ -76,6 +76,17 @@ _start:
 	xchgb %bl, CAA
 	stop 3
 
+	// Slot 4: to a context of VMPL 2 and back.
+	start
+1:	movl $GHCB_MSR, %ecx
+	movl $0x016, %eax
+	movl $(ENCLAVE_VMSA >> 12 << 8 | 2), %edx
+	wrmsr
+	vmgexit
+	movl $GHCB_MSR, %ecx
+	rdmsr
+	stop 4
+
 	set_ghcb_msr 0x100
 	vmgexit
 	hlt

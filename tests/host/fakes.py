@@ -129,6 +129,20 @@ class FakeProcessor:
 Step = Callable[[Vmcb], ExitCode | int | None]
 
 
+class FakeSwitches:
+    """The machine's policy of domain switches, which nobody follows."""
+
+    def put(self, vmsa: int, vmcb: Vmcb | None) -> None:
+        pass
+
+    def aim(self, kernel: Vmcb, held: list[int]) -> None:
+        pass
+
+
+class FakeCounters:
+    switches = 0
+
+
 class FakeMachine:
     """Each VMRUN takes the next step of its VMSA's script; a script that is over halts with interrupts on."""
 
@@ -140,6 +154,7 @@ class FakeMachine:
         self.deadlines: list[int] = []
         self.kicks = 0
         self.attached: list[int] = []
+        self.counters = FakeCounters()
         self.pause_limit: int | None = None
 
     @property
@@ -151,6 +166,14 @@ class FakeMachine:
 
     def new_vmcb(self) -> Vmcb:
         return Vmcb()
+
+    def new_switches(self) -> FakeSwitches:
+        return FakeSwitches()
+
+    def vmrun_switching(self, vmcb: Vmcb, policy: FakeSwitches, deadline_ns: int = 0, /) -> int:
+        """It leaves every switch to the host."""
+        self.vmrun(vmcb, deadline_ns)
+        return vmcb.vmsa_pa
 
     def kick(self) -> None:
         self.kicks += 1

@@ -38,9 +38,14 @@ class EnclaveContext(Context):
 class EnclaveContexts:
     """Those of one guest, by their VMSAs."""
 
-    def __init__(self, new_vmcb: Callable[[], Any]) -> None:
+    def __init__(self, new_vmcb: Callable[[], Any], switches: Any) -> None:
+        """`switches` (`veil.snp.machine.DomainSwitches`) learns of each."""
         self._new_vmcb = new_vmcb
+        self._switches = switches
         self._contexts: dict[int, EnclaveContext] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._contexts)
 
     def get(self, vmsa: int) -> EnclaveContext | None:
         """The context with this VMSA, if it is registered."""
@@ -48,10 +53,12 @@ class EnclaveContexts:
 
     def add(self, vmsa: int) -> None:
         """Register one; again: as it was before it first ran."""
-        self._contexts[vmsa] = EnclaveContext(self._new_vmcb(), vmsa)
+        context = self._contexts[vmsa] = EnclaveContext(self._new_vmcb(), vmsa)
+        self._switches.put(vmsa, context.vmcb)
 
     def drop(self, vmsa: int) -> EnclaveContext | None:
         """Forget it; returns what there was."""
+        self._switches.put(vmsa, None)
         return self._contexts.pop(vmsa, None)
 
     def touches(self, gpa: int, length: int) -> bool:
@@ -74,7 +81,8 @@ class EnclaveContexts:
 
     def load(self, state: Any) -> None:
         try:
-            self._contexts = {}
+            for vmsa in list(self._contexts):
+                self.drop(vmsa)
             for item in state:
                 self.add(int(item["vmsa"]))
                 vmcb = self._contexts[int(item["vmsa"])].vmcb

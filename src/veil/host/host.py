@@ -66,7 +66,8 @@ class Host:
         self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
         #: at which contexts run that belong to no VCPU, in the kernel's place (-1: at none)
         self.enclave_vmpl = ENCLAVE_VMPL if guest_vmpl > ENCLAVE_VMPL else -1
-        self.enclaves = EnclaveContexts(machine.new_vmcb)
+        self.switches = machine.new_switches()
+        self.enclaves = EnclaveContexts(machine.new_vmcb, self.switches)
         self.cpuid = CpuidAnswers(cpuid)
         self.certificates = certificates
         #: what each level may not ask about; a test that makes the host hostile puts an empty one here

@@ -74,6 +74,15 @@ class SnpMachine(Protocol):
 
     def vmrun(self, vmcb: Any, deadline_ns: int = 0, /) -> None: ...
 
+    @property
+    def counters(self) -> Any:
+        """`veil.snp._engine.EngineCounters`."""
+
+    def new_switches(self) -> Any:
+        """`veil.snp.machine.DomainSwitches`."""
+
+    def vmrun_switching(self, vmcb: Any, policy: Any, deadline_ns: int = 0, /) -> int: ...
+
     def kick(self) -> None: ...
 
     def set_pause_limit(self, limit: int, /) -> None: ...

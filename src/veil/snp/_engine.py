@@ -12,7 +12,7 @@ from veil.snp.errors import SnpError
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp
 
-__all__ = ["COUNTER_NAMES", "Engine", "EngineCounters"]
+__all__ = ["COUNTER_NAMES", "Engine", "EngineCounters", "SwitchPolicy"]
 
 _U64 = ctypes.c_uint64
 _U64_MAX = (1 << 64) - 1
@@ -36,6 +36,7 @@ COUNTER_NAMES = (
     "blocks_made",
     "code_stores",
     "events",
+    "switches",
     "instructions",
 )
 
@@ -61,13 +62,38 @@ class EngineCounters(ctypes.Structure):
     blocks_made: int
     code_stores: int
     events: int
+    switches: int
     instructions: int
+
+
+#: `VEIL_MAX_HELD`
+_MAX_HELD = 63
+
+
+class SwitchPolicy(ctypes.Structure):
+    """`struct veil_switch_policy`: domain switches that a host has the engine do by itself."""
+
+    _fields_ = [
+        ("kernel", _U64),
+        ("contexts", _U64),
+        ("pages", _U64),
+        ("held_count", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("held", _U64 * _MAX_HELD),
+    ]
+
+    kernel: int
+    contexts: int
+    pages: int
+    held_count: int
+    held: ctypes.Array[_U64]
 
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "new": ([_PTR, _U64, _U64, _PTR, _PTR], _PTR),
     "free": ([_PTR], None),
     "vmrun": ([_PTR, _PTR, _U64], None),
+    "run_switching": ([_PTR, _PTR, _PTR, _U64], _U64),
     "code_written": ([_PTR, _U64, _U64], None),
     "reset": ([_PTR], None),
     "kick": ([_PTR], None),
@@ -96,6 +122,7 @@ class Engine:
         if not self._handle:
             raise SnpError("the CPU engine cannot start: not enough memory")
         self.vmrun_function = library.veil_engine_vmrun
+        self.run_switching_function = library.veil_engine_run_switching
         self.handle: int = self._handle
         self.set_tsc(0)
 

@@ -46,6 +46,11 @@ _EDITS = (
         "#define TB_JMP_CACHE_SIZE (TB_JMP_LOW_SIZE + TB_JMP_HIGH_SIZE)",
     ),
     (
+        "src/qemu/include/hw/core/cpu.h",
+        "    struct TranslationBlock *tb_jmp_cache[TB_JMP_CACHE_SIZE];\n",
+        "    struct TranslationBlock *tb_jmp_cache[TB_JMP_CACHE_SIZE];\n    unsigned int tb_jmp_low, tb_jmp_high;\n",
+    ),
+    (
         "src/qemu/accel/tcg/cputlb.c",
         "    cpu_tb_jmp_cache_clear(cpu);\n",
         "    void veil_tlb_flushed(CPUState *, bool);\n    veil_tlb_flushed(cpu, asked == ALL_MMUIDX_BITS);\n",

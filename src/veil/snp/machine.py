@@ -17,7 +17,7 @@ import numpy as np
 from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
-from veil.snp._engine import Engine, EngineCounters
+from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
@@ -33,7 +33,7 @@ from veil.snp.view import GuestBus, HostView, View
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["HOSTED_VMPLS", "Machine"]
+__all__ = ["HOSTED_VMPLS", "DomainSwitches", "Machine"]
 
 _SVME = int(Efer.SVME)
 #: The levels whose programs are Python.
@@ -48,6 +48,30 @@ _U64 = struct.Struct("<Q")
 #: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB, and where they are (APM volume 2, table B-1)
 _EXIT = struct.Struct("<QQQQ")
 _EXIT_AT = 0x70
+
+
+class DomainSwitches:
+    """What a host has the machine do by itself at the exits of one VCPU: who its kernel is, what that may have run.
+
+    VMCBs that stand here must outlive it, or be taken out.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self._contexts = np.zeros(pages, dtype=np.uint64)
+        self.policy = SwitchPolicy(contexts=self._contexts.ctypes.data, pages=pages)
+
+    def put(self, vmsa: int, vmcb: Vmcb | None) -> None:
+        """A context of VMPL 2 by its VMSA, or that there is none any more."""
+        if vmsa // PAGE_SIZE < len(self._contexts):
+            self._contexts[vmsa // PAGE_SIZE] = 0 if vmcb is None else ctypes.addressof(vmcb)
+
+    def aim(self, kernel: Vmcb, held: Sequence[int]) -> None:
+        """The kernel whose turn it is, and the VMSAs that other VCPUs are in the middle of."""
+        policy = self.policy
+        policy.kernel = ctypes.addressof(kernel)
+        policy.held_count = len(held)
+        for index, vmsa in enumerate(held):
+            policy.held[index] = vmsa
 
 
 @dataclass(slots=True)
@@ -108,6 +132,7 @@ class Machine:
         self.hosted_ns = 0
         self._programs: dict[int, HostedProgram] = {}
         self._vmrun = self._engine.vmrun_function
+        self._run_switching = self._engine.run_switching_function
         self._handle = self._engine.handle
 
     def close(self) -> None:
@@ -180,6 +205,23 @@ class Machine:
             self._vmrun(self._handle, ctypes.addressof(vmcb), deadline_ns)
         else:
             self._run_hosted(vmcb, context)
+
+    def vmrun_switching(self, vmcb: Vmcb, policy: DomainSwitches, deadline_ns: int = 0) -> int:
+        """The same, and on from there by `policy`: between its kernel and contexts of VMPL 2, until another exit.
+
+        Returns the VMSA whose VMCB holds that exit.
+        """
+        if vmcb.vmsa_pa in self._machine_code:
+            left: int = self._run_switching(
+                self._handle, ctypes.addressof(vmcb), ctypes.addressof(policy.policy), deadline_ns
+            )
+            return left
+        self.vmrun(vmcb, deadline_ns)
+        return vmcb.vmsa_pa
+
+    def new_switches(self) -> DomainSwitches:
+        """For a host that leaves its plain domain switches to the machine."""
+        return DomainSwitches(self.memory.pages)
 
     def _runnable(self, gpa: int) -> bool:
         # Bit 12 of EFER, SVME; looked at first, for most VMSAs have it.

@@ -27,8 +27,12 @@ struct veil_engine_counters {
     uint64_t blocks_made;   /* translated */
     uint64_t code_stores;   /* stores to pages that code was translated from */
     uint64_t events;        /* exceptions and interrupts, their delivery begun */
+    uint64_t switches;      /* between VMPL 3 and 2, without the host */
     uint64_t instructions;  /* begun by the guest; 0 unless the engine was built to count them */
 };
+
+/* VCPUs that a host has beside the one that runs. */
+#define VEIL_MAX_HELD 63
 
 #define VEIL_API __attribute__((visibility("default")))
 
@@ -38,6 +42,23 @@ VEIL_API void veil_engine_free(struct veil_engine *engine);
 /* Runs the VMSA that the VMCB names until an exit, or until CLOCK_MONOTONIC
  * reaches deadline_ns (0: no deadline), which is exit INTR. */
 VEIL_API void veil_engine_vmrun(struct veil_engine *engine, struct veil_vmcb *vmcb, uint64_t deadline_ns);
+/*
+ * What the host has done by itself in veil_engine_run_switching: one VCPU's kernel of VMPL 3, and the contexts of VMPL
+ * 2 that it may have run in its place.
+ */
+struct veil_switch_policy {
+    uint64_t kernel;   /* address of its VMCB */
+    uint64_t contexts; /* address of `pages` numbers: for each page of memory the address of the VMCB of the context
+                          whose VMSA is there, or 0 */
+    uint64_t pages;
+    uint32_t held_count;
+    uint32_t reserved;
+    uint64_t held[VEIL_MAX_HELD]; /* VMSAs that other VCPUs are in the middle of */
+};
+/* The same, and goes on with the other side where the kernel asks for a context, or a context leaves with VMGEXIT.
+ * Returns the VMSA of what left in the end. */
+VEIL_API uint64_t veil_engine_run_switching(struct veil_engine *engine, struct veil_vmcb *vmcb,
+                                            const struct veil_switch_policy *policy, uint64_t deadline_ns);
 /* Translations of [gpa, gpa + length) are dropped: somebody else wrote there. */
 VEIL_API void veil_engine_code_written(struct veil_engine *engine, uint64_t gpa, uint64_t length);
 /* All memory was replaced (snapshot restored). */

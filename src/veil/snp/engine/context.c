@@ -4,6 +4,7 @@
  * context is, is in its VMSA between two runs: a snapshot needs no more.
  */
 #include "context.h"
+#include "spaces.h"
 
 #include "fpu/softfloat.h"
 
@@ -137,21 +138,6 @@ static void save_segments(const CPUX86State *env, struct veil_vmsa *v)
     save_segment(&v->idtr, &env->idt);
 }
 
-/* The guest has no SVM; with the bit that SNP demands in its VMSA, QEMU would think so. */
-static uint64_t guest_efer(const struct veil_vmsa *v)
-{
-    return v->efer & ~(uint64_t)MSR_EFER_SVME;
-}
-
-/* Does the TLB describe this context's address space, with its permissions? */
-static bool is_loaded_space(const struct veil_engine *e, const struct veil_vmsa *v)
-{
-    const CPUX86State *env = e->env;
-
-    return e->loaded_vmsa == e->vmcb->vmsa_pa && e->loaded_vmpl == e->vmpl && env->cr[0] == v->cr0 &&
-           env->cr[3] == v->cr3 && env->cr[4] == v->cr4 && env->efer == guest_efer(v);
-}
-
 /* Control, debug and model-specific registers. */
 static void load_system_registers(CPUX86State *env, const struct veil_vmsa *v)
 {
@@ -159,7 +145,7 @@ static void load_system_registers(CPUX86State *env, const struct veil_vmsa *v)
     env->cr[2] = v->cr2;
     env->cr[3] = v->cr3;
     env->cr[4] = v->cr4;
-    env->efer = guest_efer(v);
+    env->efer = veil_guest_efer(v);
     env->dr[6] = v->dr6;
     env->dr[7] = v->dr7;
     env->star = v->star;
@@ -233,20 +219,13 @@ void veil_context_load(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
     const struct veil_vmsa *v = e->vmsa;
-    const bool same_space = is_loaded_space(e, v);
 
     load_registers(env, v);
     load_segments(env, v);
     load_system_registers(env, v);
     load_fpu(env, v);
     load_hidden_state(e, v);
-    if (!same_space) {
-        e->loaded_vmsa = e->vmcb->vmsa_pa;
-        e->loaded_vmpl = e->vmpl;
-        e->rmp_generation = e->rmp->generation;
-        e->counters.flushes++;
-        tlb_flush(e->cs);
-    }
+    veil_space_enter(e);
 }
 
 void veil_context_save(struct veil_engine *e)
@@ -254,6 +233,7 @@ void veil_context_save(struct veil_engine *e)
     CPUX86State *env = e->env;
     struct veil_vmsa *v = e->vmsa;
 
+    veil_space_leave(e);
     save_registers(env, v);
     v->rip = env->eip;
     v->rflags = cpu_compute_eflags(env) | 2;

@@ -49,6 +49,32 @@ struct veil_locals {
     uint32_t place[VEIL_LOCAL_PLACES];
 };
 
+/* In code_map: code was translated from the page; and it is a page table of a context whose tables hosted code writes.
+ */
+#define VEIL_CODE 1
+#define VEIL_TABLE 2
+/* No instruction of such a context tells of its changes: what hosted code writes to them outdates its TLB. */
+#define VEIL_HOSTED_TABLES_VMPL 2
+
+/* The address space of one context, as the TLB has it or had it (spaces.c). */
+#define VEIL_SPACES 16
+struct veil_space {
+    uint64_t vmsa;                                     /* whose it is, all ones: nobody's, */
+    int vmpl;                                          /* and with whose permissions */
+    uint64_t cr0, cr3, cr4, efer;                      /* when it was left */
+    uint64_t rmp_generation, code_pages, table_writes; /* what its entries know of */
+    uint64_t entered;
+    bool has_tables;
+    bool low_jumps, high_jumps; /* the jump cache has blocks of that half of it */
+    bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
+    unsigned jump_low, jump_high;     /* its places in the jump cache, while it is not loaded */
+    uint32_t fills[NB_MMU_MODES];     /* since the table grew */
+    uint32_t conflicts[NB_MMU_MODES]; /* since the address space changed */
+    struct veil_region global_large[NB_MMU_MODES];
+    struct veil_locals locals[NB_MMU_MODES]; /* since the last MOV to CR3 */
+    CPUTLB tlb;                              /* while it is not loaded */
+};
+
 struct veil_engine {
     uc_engine *uc;
     CPUState *cs;
@@ -59,25 +85,21 @@ struct veil_engine {
     uint64_t low_end;  /* RAM is [0, low_end) and [4 GiB, ram_size) */
     MemoryRegion *ram_region;
     struct veil_rmp *rmp;
-    uint8_t *code_map; /* one byte a page: translated code exists */
+    uint8_t *code_map; /* one byte a page: VEIL_CODE, VEIL_TABLE */
 
     /* the context being run */
     struct veil_vmcb *vmcb;
     struct veil_vmsa *vmsa;
-    uint64_t loaded_vmsa; /* whose address space the TLB describes, */
-    int loaded_vmpl;      /* and whose permissions */
     int vmpl;
-    uint64_t rmp_generation;
+    struct veil_space *space; /* that the TLB describes */
     struct veil_event delivering;
     uint64_t deadline_ns;
     uint64_t tsc_offset;
-    uint32_t fills[NB_MMU_MODES];     /* since the table grew */
-    uint32_t conflicts[NB_MMU_MODES]; /* since the address space changed */
-    bool crowded;                     /* one of them is above the bound */
-    bool low_jumps, high_jumps;       /* the jump cache has blocks of that half of the address space */
-    bool local_high_code; /* since the last flush: code in the upper half of the address space that is not global */
-    struct veil_region global_large[NB_MMU_MODES];
-    struct veil_locals locals[NB_MMU_MODES]; /* since the last MOV to CR3 */
+    bool crowded; /* one of the conflicts is above the bound */
+    struct veil_space spaces[VEIL_SPACES];
+    unsigned next_low, next_high; /* places in the jump cache that no space has */
+    uint64_t code_pages;          /* grows with each page from which code is translated */
+    uint64_t table_writes;        /* with each write of hosted code to a page with VEIL_TABLE */
     uint32_t pauses;
     uint32_t pause_limit;
 

@@ -7,6 +7,7 @@
 #include "clock.h"
 #include "core.h"
 #include "mmu.h"
+#include "spaces.h"
 
 #include "exec/exec-all.h"
 #include "exec/memory.h"
@@ -54,8 +55,7 @@ struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t lo
     e->uc->no_exit_request = true;
     e->uc->exits[0] = 1ULL << 60; /* not canonical: no address is an end */
     CPU_GET_CLASS(e->cs)->tlb_fill = veil_tlb_fill;
-    e->rmp_generation = rmp->generation - 1;
-    e->loaded_vmsa = ~0ULL;
+    veil_spaces_init(e);
     if (veil_ticker_start(e)) {
         uc_close(e->uc);
         free(e);
@@ -68,6 +68,7 @@ void veil_engine_free(struct veil_engine *e)
 {
     if (e) {
         veil_ticker_finish(e);
+        veil_spaces_free(e);
         uc_close(e->uc);
         free(e);
     }
@@ -81,7 +82,12 @@ uint64_t *veil_instruction_count(struct uc_struct *uc)
 
 void veil_engine_code_written(struct veil_engine *e, uint64_t gpa, uint64_t length)
 {
+    uint64_t page;
+
     if (length && gpa < e->ram_size && length <= e->ram_size - gpa) {
+        for (page = gpa >> TARGET_PAGE_BITS; page <= (gpa + length - 1) >> TARGET_PAGE_BITS; page++) {
+            e->table_writes += e->code_map[page] & VEIL_TABLE ? 1 : 0;
+        }
         tb_invalidate_phys_range(e->uc, gpa, gpa + length);
     }
 }
@@ -91,7 +97,7 @@ void veil_engine_reset(struct veil_engine *e)
     tb_flush(e->cs);
     tlb_flush(e->cs);
     memset(e->code_map, 0, e->ram_size >> TARGET_PAGE_BITS);
-    e->loaded_vmsa = ~0ULL;
+    veil_spaces_forget(e);
 }
 
 void veil_engine_cpuid(struct veil_engine *e, uint32_t leaf, uint32_t subleaf, uint32_t out[4])

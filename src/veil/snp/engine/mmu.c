@@ -60,7 +60,7 @@ static enum outcome table_access(struct veil_engine *e, struct walk *w, uint64_t
 static void mark_entry(struct veil_engine *e, uint64_t entry_gpa, unsigned bits)
 {
     e->ram[entry_gpa] |= bits;
-    if (e->code_map[entry_gpa >> TARGET_PAGE_BITS]) {
+    if (e->code_map[entry_gpa >> TARGET_PAGE_BITS] & VEIL_CODE) {
         tb_invalidate_phys_range(e->uc, entry_gpa, entry_gpa + 1);
     }
 }
@@ -141,6 +141,9 @@ static inline enum outcome descend(struct veil_engine *e, struct walk *w, const 
         o = table_access(e, w, entry_gpa, VEIL_RMP_R);
         if (o != TRANSLATED) {
             return o;
+        }
+        if (e->vmpl == VEIL_HOSTED_TABLES_VMPL) {
+            e->code_map[entry_gpa >> TARGET_PAGE_BITS] |= VEIL_TABLE;
         }
         entry = t->pae ? ldq_le_p(e->ram + entry_gpa) : (uint32_t)ldl_le_p(e->ram + entry_gpa);
         if (!(entry & PG_PRESENT_MASK)) {

@@ -115,8 +115,8 @@ static bool attend(struct veil_engine *e)
     if (must_leave(e)) {
         return true;
     }
-    if (unlikely(e->rmp_generation != e->rmp->generation)) {
-        e->rmp_generation = e->rmp->generation;
+    if (unlikely(e->space->rmp_generation != e->rmp->generation)) {
+        e->space->rmp_generation = e->rmp->generation;
         e->counters.flushes++;
         tlb_flush(cs);
     }

@@ -3,6 +3,7 @@
  * The soft TLB: the translations that generated code uses, and what a change of the address space leaves of them.
  */
 #include "tlb.h"
+#include "spaces.h"
 
 #include "exec/ram_addr.h"
 
@@ -35,7 +36,7 @@ void veil_tlb_conflict(CPUState *cs, int mmu_idx)
     struct veil_engine *e = veil_of(cs->env_ptr);
 
     e->counters.tlb_conflicts++;
-    if (++e->conflicts[mmu_idx] > MANY_CONFLICTS) {
+    if (++e->space->conflicts[mmu_idx] > MANY_CONFLICTS) {
         e->crowded = true;
     }
 }
@@ -53,10 +54,10 @@ void veil_tlb_relieve(struct veil_engine *e)
 
     e->crowded = false;
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
-        if (e->conflicts[mmu_idx] <= MANY_CONFLICTS) {
+        if (e->space->conflicts[mmu_idx] <= MANY_CONFLICTS) {
             continue;
         }
-        e->conflicts[mmu_idx] = 0;
+        e->space->conflicts[mmu_idx] = 0;
         for (twice = 0; twice < 2 && table_entries(tlb, mmu_idx) < ROOMY_TABLE; twice++) {
             /* QEMU's rule, in a flush: a table that was full doubles. */
             tlb->d[mmu_idx].window_max_entries = table_entries(tlb, mmu_idx);
@@ -84,24 +85,9 @@ void veil_tlb_resized(struct uc_struct *uc)
 void veil_jump_cached(struct veil_engine *e, uint64_t pc)
 {
     if (pc >> 63) {
-        e->high_jumps = true;
+        e->space->high_jumps = true;
     } else {
-        e->low_jumps = true;
-    }
-}
-
-/* Clears the parts of the jump cache (the shadow header tb-hash.h) that have anything in them. */
-static void forget_jumps(struct veil_engine *e, bool high)
-{
-    TranslationBlock **cache = e->cs->tb_jmp_cache;
-
-    if (e->low_jumps) {
-        e->low_jumps = false;
-        memset(cache, 0, TB_JMP_LOW_SIZE * sizeof(*cache));
-    }
-    if (high && e->high_jumps) {
-        e->high_jumps = false;
-        memset(cache + TB_JMP_LOW_SIZE, 0, TB_JMP_HIGH_SIZE * sizeof(*cache));
+        e->space->low_jumps = true;
     }
 }
 
@@ -136,7 +122,7 @@ static void add_large_page(struct veil_engine *e, int mmu_idx, const struct veil
     desc->large_page_addr = all.address;
     desc->large_page_mask = all.mask;
     if (t->global) {
-        remember_large_page(&e->global_large[mmu_idx], t->vaddr, t->page_size);
+        remember_large_page(&e->space->global_large[mmu_idx], t->vaddr, t->page_size);
     }
 }
 
@@ -154,9 +140,9 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
 
     /* The soft TLB grows only when it is flushed: a program that touches more pages than it has entries would miss
      * forever. */
-    if (++e->fills[mmu_idx] > 2 * entries && desc->n_used_entries * 10 > entries * 7 &&
+    if (++e->space->fills[mmu_idx] > 2 * entries && desc->n_used_entries * 10 > entries * 7 &&
         entries < (1u << CPU_TLB_DYN_MAX_BITS)) {
-        e->fills[mmu_idx] = 0;
+        e->space->fills[mmu_idx] = 0;
         tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
     }
     if (t->page_size > TARGET_PAGE_SIZE) {
@@ -165,7 +151,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     index = tlb_index(env, mmu_idx, page);
     te = tlb_entry(env, mmu_idx, page);
     tlb->c.dirty |= 1 << mmu_idx;
-    e->local_high_code |= t->vaddr >> 63 && !t->global && (t->prot & PAGE_EXEC);
+    e->space->local_high_code |= t->vaddr >> 63 && !t->global && (t->prot & PAGE_EXEC);
 
     for (i = 0; i < CPU_VTLB_SIZE; i++) {
         CPUTLBEntry *v = &desc->vtable[i];
@@ -175,7 +161,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
         }
     }
     if (!t->global && mmu_idx != MMU_USER_IDX) {
-        struct veil_locals *locals = &e->locals[mmu_idx];
+        struct veil_locals *locals = &e->space->locals[mmu_idx];
 
         if (locals->count < VEIL_LOCAL_PLACES) {
             locals->place[locals->count] = index;
@@ -196,8 +182,8 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     te->paddr = gpa;
     te->addr_read = t->prot & PAGE_READ ? page : (target_ulong)-1;
     te->addr_code = t->prot & PAGE_EXEC ? page : (target_ulong)-1;
-    te->addr_write =
-        t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] ? TLB_NOTDIRTY : 0) : (target_ulong)-1;
+    te->addr_write = t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] & VEIL_CODE ? TLB_NOTDIRTY : 0)
+                                          : (target_ulong)-1;
 }
 
 /* Returns how many entries go: one or none. */
@@ -215,7 +201,7 @@ static void drop_local(struct veil_engine *e, int mmu_idx)
     CPUTLB *tlb = env_tlb(e->env);
     CPUTLBDesc *desc = &tlb->d[mmu_idx];
     CPUTLBEntry *table = tlb->f[mmu_idx].table;
-    struct veil_locals *locals = &e->locals[mmu_idx];
+    struct veil_locals *locals = &e->space->locals[mmu_idx];
     size_t entries = table_entries(tlb, mmu_idx), dropped = 0, i;
 
     if (locals->count <= VEIL_LOCAL_PLACES) {
@@ -234,8 +220,8 @@ static void drop_local(struct veil_engine *e, int mmu_idx)
     for (i = 0; i < CPU_VTLB_SIZE; i++) {
         drop_if_local(&desc->vtable[i], &desc->viotlb[i]);
     }
-    desc->large_page_addr = e->global_large[mmu_idx].address;
-    desc->large_page_mask = e->global_large[mmu_idx].mask;
+    desc->large_page_addr = e->space->global_large[mmu_idx].address;
+    desc->large_page_mask = e->space->global_large[mmu_idx].mask;
 }
 
 /*
@@ -254,18 +240,18 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
         return;
     }
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
-        bool search = e->locals[mmu_idx].count > VEIL_LOCAL_PLACES;
+        bool search = e->space->locals[mmu_idx].count > VEIL_LOCAL_PLACES;
 
-        e->conflicts[mmu_idx] = 0;
+        e->space->conflicts[mmu_idx] = 0;
         /* Of a user's pages hardly any is global; and a flush is what makes a table smaller again. */
         if (mmu_idx == MMU_USER_IDX || (search && table_entries(tlb, mmu_idx) > LARGE_TABLE)) {
             tlb_flush_by_mmuidx(e->cs, 1 << mmu_idx);
         } else if (tlb->c.dirty & 1 << mmu_idx) {
             drop_local(e, mmu_idx);
         }
-        e->locals[mmu_idx].count = 0;
+        e->space->locals[mmu_idx].count = 0;
     }
-    forget_jumps(e, e->local_high_code);
+    veil_forget_jumps(e, e->space->local_high_code);
 }
 
 /* INVLPG of any address in a large page drops all of it; QEMU forgets the jumps to its other 4 KiB pages. */
@@ -282,7 +268,7 @@ void __wrap_tlb_flush_page_x86_64(CPUState *cs, target_ulong addr)
     }
     __real_tlb_flush_page_x86_64(cs, addr);
     if (large) {
-        forget_jumps(veil_of(cs->env_ptr), true);
+        veil_forget_jumps(veil_of(cs->env_ptr), true);
     }
 }
 
@@ -295,9 +281,9 @@ void veil_tlb_flushed(CPUState *cs, bool all)
     if (!all || !e) { /* without an engine the core is being made, and its jump cache is empty */
         return;
     }
-    forget_jumps(e, true);
+    veil_forget_jumps(e, true);
     e->counters.full_flushes++;
-    memset(e->conflicts, 0, sizeof(e->conflicts));
-    e->local_high_code = false;
-    memset(e->global_large, -1, sizeof(e->global_large));
+    memset(e->space->conflicts, 0, sizeof(e->space->conflicts));
+    e->space->local_high_code = false;
+    memset(e->space->global_large, -1, sizeof(e->space->global_large));
 }

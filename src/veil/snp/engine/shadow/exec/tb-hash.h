@@ -6,6 +6,9 @@
  * change of the address space then made it look up its own blocks again, so code
  * in the upper half of the address space has a part of its own here, which
  * outlives that change. Sizes are in the edit of hw/core/cpu.h.
+ *
+ * A place depends on the address space, too (tb_jmp_low and tb_jmp_high, multiples of TB_JMP_PAGE_SIZE): the block of
+ * an address in one is never at its place in another, so several can be in the cache at once (engine/spaces.c).
  */
 #ifndef EXEC_TB_HASH_H
 #define EXEC_TB_HASH_H
@@ -23,9 +26,9 @@ static inline unsigned int tb_jmp_cache_hash_page(struct uc_struct *uc, target_u
     target_ulong mixed = (pc ^ pc >> (TARGET_PAGE_BITS - TB_JMP_PAGE_BITS)) >> (TARGET_PAGE_BITS - TB_JMP_PAGE_BITS);
 
     if (pc >> (TARGET_LONG_BITS - 1)) {
-        return TB_JMP_LOW_SIZE + (mixed & (TB_JMP_HIGH_SIZE - TB_JMP_PAGE_SIZE));
+        return TB_JMP_LOW_SIZE + ((mixed ^ uc->cpu->tb_jmp_high) & (TB_JMP_HIGH_SIZE - TB_JMP_PAGE_SIZE));
     }
-    return mixed & (TB_JMP_LOW_SIZE - TB_JMP_PAGE_SIZE);
+    return (mixed ^ uc->cpu->tb_jmp_low) & (TB_JMP_LOW_SIZE - TB_JMP_PAGE_SIZE);
 }
 
 static inline unsigned int tb_jmp_cache_hash_func(struct uc_struct *uc, target_ulong pc)
