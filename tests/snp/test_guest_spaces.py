@@ -33,7 +33,7 @@ class TwoSpaces(SmallGuest):
     def look(self) -> int:
         """What the first context finds."""
         assert self.run() == ExitCode.VMGEXIT
-        return self.vmsa().rbx
+        return int(self.vmsa().rbx)
 
     def run_other(self) -> None:
         assert self.run(self.other) == ExitCode.VMGEXIT
