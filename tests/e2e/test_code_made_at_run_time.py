@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from veil.cvm import ConfidentialVM
 from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.formats.kci_status import KciStatus
 from veil.guest.driver.build import build_module
+from veil.guest.initramfs.archive import fetch_busybox
 from veil.guest.linux.kernel import debian_kernel
 from veil.image.services_image import protected_services
 from veil.remote import ChannelClient
@@ -29,10 +31,22 @@ for at in $(seq 9 24); do
     said=$(echo "p:middle {TRACED}+$at" 2>&1 >kprobe_events) && echo works && break
     case "$said" in *"Cannot allocate memory"*) echo no memory; break;; esac
 done"""
-#: A filter that returns a number, compiled if the kernel does so, and run.
+#: A filter that returns a number, compiled if the kernel does so, and run; and a place for a trampoline of BPF's.
 FILTER = b"""
 #include <linux/filter.h>
+#include <linux/kprobes.h>
 #include <linux/module.h>
+static bool has_trampoline(void)
+{
+	struct kprobe found = { .symbol_name = "arch_alloc_bpf_trampoline", .flags = KPROBE_FLAG_DISABLED };
+	void *(*get)(unsigned int size);
+
+	if (register_kprobe(&found))
+		return false;
+	get = (void *)found.addr;
+	unregister_kprobe(&found);
+	return get(64);
+}
 static int __init filter_init(void)
 {
 	struct sock_filter code[] = { BPF_STMT(BPF_RET | BPF_K, 0x666) };
@@ -42,7 +56,8 @@ static int __init filter_init(void)
 
 	if (error)
 		return error;
-	pr_info("filter: compiled %d, returns %#x\\n", made->jited, bpf_prog_run(made, NULL));
+	pr_info("filter: compiled %d, returns %#x, trampoline %d\\n", made->jited, bpf_prog_run(made, NULL),
+		has_trampoline());
 	bpf_prog_destroy(made);
 	return -ECANCELED;
 }
@@ -56,6 +71,18 @@ MODULE_LICENSE("GPL");
 def bpf_filter() -> bytes:
     sources = {"filter.c": FILTER, "Kbuild": b"obj-m := filter.o"}
     return build_module(Cache(), debian_kernel(Cache()), "filter", sources)
+
+
+def _entry() -> int:
+    """Where in busybox's file its first instruction is."""
+    data = fetch_busybox(Cache()).read_bytes()
+    entry, headers = struct.unpack_from("<QQ", data, 24)
+    (count,) = struct.unpack_from("<H", data, 56)
+    for at in range(headers, headers + 56 * count, 56):
+        kind, _, offset, address, _, size = struct.unpack_from("<IIQQQQ", data, at)
+        if kind == 1 and address <= entry < address + size:
+            return int(entry - address + offset)
+    raise AssertionError
 
 
 class Guest:
@@ -111,6 +138,13 @@ def test_tracers_do_without(guest: Guest, tmp_path: Path) -> None:
     counts = [int(word) for word in said.split()]
     assert len(counts) == 4
     assert all(counts)
+    # Probes of programs are in memory of theirs.
+    said = guest.sh(f"""
+        {TRACING}
+        echo 'p:begins /bin/busybox:{_entry():#x}' >uprobe_events && echo 1 >events/uprobes/enable
+        cat /proc/version >/dev/null; echo 0 >events/uprobes/enable; grep -c begins: trace
+    """)
+    assert int(said)
     assert guest.works(tmp_path)
     assert guest.status().violations == 0
 
@@ -138,6 +172,6 @@ def test_bpf_is_interpreted(guest: Guest, bpf_filter: bytes, tmp_path: Path) -> 
         echo 1 >/proc/sys/net/core/bpf_jit_enable && dmesg -c >/dev/null
         insmod /root/filter.ko 2>/dev/null; dmesg | grep -o 'filter: .*' | head -1
     """)
-    locked = guest.status().locked_ns is not None
-    assert said == f"filter: compiled {int(not locked)}, returns 0x666\n"
+    made = int(guest.status().locked_ns is None)
+    assert said == f"filter: compiled {made}, returns 0x666, trampoline {made}\n"
     assert guest.status().violations == 0
