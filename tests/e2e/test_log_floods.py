@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.hijack import RESULT, VMGEXIT, Hijack
 from tests.e2e.log_guest import log_reader, log_service, records_of
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import OPEN_KERNEL, Resume
 from veil.cvm import ConfidentialVM
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.formats.request_block import BLOCK_HEADER
@@ -102,7 +102,7 @@ def resident() -> int:
 
 
 def small_log(full: str) -> ServicesImage:
-    settings = {"log": {"memory": _MEMORY, "full": full}}
+    settings = {**OPEN_KERNEL.settings, "log": {"memory": _MEMORY, "full": full}}
     return ServicesImage(PROTECTED_SERVICES.entry, PROTECTED_SERVICES.packages, settings, memory=_MEMORY)
 
 
