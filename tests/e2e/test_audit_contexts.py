@@ -20,12 +20,12 @@ RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S openat,execve,unlink,clo
 
 @pytest.mark.parametrize("single", [False, True])
 def test_several_cpus(single: bool, resume: Resume) -> None:
-    vm = resume(vcpus=4)
+    vm = resume(vcpus=2)
     switch = "/sys/module/veil/parameters/log_single"
     assert vm.run(["/bin/sh", "-c", f"echo {int(single)} >{switch}"]).exit_status == 0
     reader = log_reader(vm)
     load_rules(reader, RULES, wait=vm.wait)
-    work = "i=0; while [ $i -lt 25 ]; do touch /tmp/$0.$i; rm /tmp/$0.$i; i=$((i+1)); done"
+    work = "i=0; while [ $i -lt 12 ]; do touch /tmp/$0.$i; rm /tmp/$0.$i; i=$((i+1)); done"
     script = f"for n in 1 2 3 4 5 6; do sh -c '{work}' $n & done; wait; sleep 0.1"
     assert vm.run(["/bin/sh", "-c", script]).exit_status == 0
     assert vm.run(["auditctl", "-D"]).exit_status == 0
@@ -45,7 +45,7 @@ def test_several_cpus(single: bool, resume: Resume) -> None:
     analysis.finish(head)
     assert [item.words for item in analysis.findings.items if item.trouble] == []
     calls = [kinds for kinds in events.values() if SYSCALL in kinds]
-    assert len(calls) > 300
+    assert len(calls) > 140
     # An event's records stay in their order, from the system call to its end, whatever other CPUs do meanwhile.
     disordered = [kinds for kinds in calls if kinds[0] != SYSCALL or kinds[-1] != EOE]
     assert [kinds for kinds in disordered if kinds[0] != CONFIG_CHANGE] == []

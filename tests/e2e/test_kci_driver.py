@@ -15,14 +15,15 @@ import pytest
 
 from tests.e2e import module_watcher
 from tests.e2e.module_watcher import REFUSE, REFUSE_LOCK_DOWN, REFUSE_MODULES, TEXT, TOLD
+from tests.e2e.snapshots import OPEN_KERNEL, Resume
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import KCI_GUID, KCI_NAME
-from veil.formats.kci_settings import OFF, ON, KciSettings
+from veil.formats.kci_settings import ON, KciSettings
 from veil.guest.driver.build import build_driver, build_module
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 from veil.guest.linux.modules import collect_modules
-from veil.image.services_image import PROTECTED_SERVICES, ServicesImage, protected_services
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote import ChannelClient
 
 PAGE = 4096
@@ -106,7 +107,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 VCPU", "2 VCPUs"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.soak), 2], ids=["1 VCPU", "2 VCPUs"])
 def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     cache = Cache()
     kernel = debian_kernel(cache, DEFAULT_SERIES)
@@ -251,10 +252,10 @@ def test_a_lock_down_that_is_refused() -> None:
         assert b" locked 0" in vm.run(["cat", "/dev/veil"]).stdout
 
 
-def test_without_the_option_there_is_nothing() -> None:
-    with ConfidentialVM(services=protected_services(KciSettings(OFF)), fresh=True) as vm:
-        done = vm.run(["sh", "-c", "ls /dev/veil-kci; cat /dev/veil; cat /proc/sys/net/core/bpf_jit_enable"])
-        assert b"kci " not in done.stdout
-        assert done.stdout.endswith(b"1\n")
-        vm.run(["rmmod", "veil"])
-        assert vm.run(["grep", "-c", "^veil ", "/proc/modules"]).stdout == b"0\n"
+def test_without_the_option_there_is_nothing(resume: Resume) -> None:
+    vm = resume(services=OPEN_KERNEL)
+    done = vm.run(["sh", "-c", "ls /dev/veil-kci; cat /dev/veil; cat /proc/sys/net/core/bpf_jit_enable"])
+    assert b"kci " not in done.stdout
+    assert done.stdout.endswith(b"1\n")
+    vm.run(["rmmod", "veil"])
+    assert vm.run(["grep", "-c", "^veil ", "/proc/modules"]).stdout == b"0\n"
