@@ -12,13 +12,14 @@ import pytest
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume, build
 from tests.e2e.kernel_text import kernel_image
 from tests.e2e.snapshots import RunSnapshots
+from tests.services.kci.modules.made_module import authority
 from veil.cvm import ConfidentialVM, Configuration
-from veil.formats.kci_settings import HALT, OFF, ON, KciSettings
+from veil.formats.kci_settings import HALT, OFF, ON, KciSettings, certificate_text
 from veil.image.services_image import protected_services
 from veil.services.kci import KernelCode
 
 #: Modules that the policy of these guests allows.
-_ALLOWED = ("attacker",)
+_ALLOWED = ("attacker", "rootkit")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,9 @@ def attacked(snapshots: RunSnapshots, tmp_path_factory: pytest.TempPathFactory) 
     def make(mode: str) -> Path:
         path = folder / mode
         if not path.exists():
-            services = protected_services(KciSettings(mode=mode, hashes=hashes))
+            # Whoever has the test's key can have modules admitted that are hostile in other ways.
+            policy = KciSettings(mode=mode, hashes=hashes, certificates=(certificate_text(authority().der),))
+            services = protected_services(policy)
             with ConfidentialVM.restore(snapshots.of(Configuration.make(vcpus=2, services=services))) as vm:
                 guest = CodeGuest(vm)
                 for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):

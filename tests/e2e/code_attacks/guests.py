@@ -12,6 +12,7 @@ from veil.cache import Cache
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.guest.driver.build import build_module
 from veil.guest.linux.kernel import debian_kernel
+from veil.monitor import VeilMon
 
 __all__ = ["EFAULT", "RAN", "VICTIM", "CodeGuest", "Resume", "build"]
 
@@ -40,6 +41,12 @@ class CodeGuest(LockedGuest):
         line = " ".join(f"{word:#x}" if isinstance(word, int) else word for word in words)
         done = self.vm.run(["sh", "-c", f"echo {cpu} {line} > /dev/attacker; cat /dev/attacker"], timeout=60)
         return [int(number) for number in done.stdout.split()] or None
+
+    def block(self, vcpu: int) -> int:
+        """GPA of the request block that the driver has on a VCPU."""
+        monitor = self.vm.machine.hosted_program(self.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
+        assert isinstance(monitor, VeilMon)
+        return monitor.state.blocks[vcpu][0]
 
     def store(self, way: str, target: int, steps: str) -> list[int] | None:
         """Each step's result: 0 or EFAULT."""

@@ -13,6 +13,8 @@ from veil.services.kci import KernelCode
 from veil.services.kci.live_sites import Site
 from veil.services.kci.tables import kernel_tables
 
+__all__ = ["idle_site", "legal_steps"]
+
 _CALL, _JMP, _INT3, _NOP5 = 0xE8, 0xE9, "cc", bytes.fromhex("0f1f440000")
 #: Code that nobody executes here, so that a site of it may be half patched for a while.
 _IDLE = re.compile("hibernat|swsusp|swapoff|security_msg_queue|acct_write|__SCT__x86_pmu|unmask_lapic|tdx_kexec")
@@ -30,7 +32,8 @@ def _sites(code: KernelCode, kind: str) -> list[Site]:
     return [site for site in live if site.kind == kind and site.length == 5]
 
 
-def _idle(code: KernelCode, kind: str) -> Site:
+def idle_site(code: KernelCode, kind: str) -> Site:
+    """A site in code that nobody executes here."""
     return next(site for site in _sites(code, kind) if _IDLE.match(code.image.symbols.describe(site.address)))
 
 
@@ -42,8 +45,8 @@ def _forged(code: KernelCode, kind: str, site: Site) -> bytes:
     return _branch(opcode, site.address, middle)
 
 
-def _legal(text: bytes) -> str:
-    """What Linux does itself, to what is there already."""
+def legal_steps(text: bytes) -> str:
+    """What Linux does itself to patch a site, with what is there already."""
     return f"0:{_INT3},1:{text[1:].hex()},0:{text[:1].hex()}"
 
 
@@ -52,9 +55,9 @@ KINDS = ("jump label", "static call", "static tail call", "static call trampolin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_listed_sites(locked: CodeGuest, code: KernelCode, kind: str) -> None:
-    site = _idle(code, kind)
+    site = idle_site(code, kind)
     now, forged = locked.text(site.address, 5), _forged(code, kind, site)
-    assert locked.store("alias", site.address, _legal(now)) == [0, 0, 0]
+    assert locked.store("alias", site.address, legal_steps(now)) == [0, 0, 0]
     known = locked.status().violations
     first, rest = now[:1].hex(), now[1:].hex()
     wrong = {
@@ -95,7 +98,7 @@ def test_a_lock_prefix_does_not_go(locked: CodeGuest, code: KernelCode) -> None:
 
 def test_what_is_legal_elsewhere(locked: CodeGuest, code: KernelCode) -> None:
     """A jump label's step, complete and legal, at another jump label; and where no table lists anything."""
-    here = _idle(code, "jump label")
+    here = idle_site(code, "jump label")
     other = next(item for item in kernel_tables(code.image).jumps if int(item["site"]) != here.address)
     now = locked.text(here.address, 5)
     steps = f"0:cc,1:{_branch(_JMP, here.address, int(other['target']))[1:].hex()},0:{now[:1].hex()}"
@@ -122,7 +125,7 @@ def test_over_the_end_of_a_page(locked: CodeGuest, code: KernelCode) -> None:
     now = locked.text(site.address, 5)
     # By an instruction that crosses into its own next page, too.
     for way in ("alias", "across"):
-        assert locked.store(way, site.address, _legal(now)) == [0, 0, 0]
+        assert locked.store(way, site.address, legal_steps(now)) == [0, 0, 0]
         forged = f"0:cc,1:{_forged(code, site.kind, site)[1:].hex()},0:{now[:1].hex()}"
         assert locked.store(way, site.address, forged) == [0, EFAULT, 0]
         assert locked.text(site.address, 5) == now
@@ -144,7 +147,7 @@ def _put(guest: CodeGuest, way: str, target: int, at: int, data: bytes) -> None:
 
 def test_off_all_of_it_gets_through(unlocked: CodeGuest, code: KernelCode) -> None:
     for kind in KINDS:
-        site = _idle(code, kind)
+        site = idle_site(code, kind)
         _put(unlocked, "alias", site.address, 0, _forged(code, kind, site))
     _put(unlocked, "alias", code.image.symbols[_UNLISTED] + 16, 0, _NOP5)
     _put(unlocked, "alias", _lock_prefix(unlocked, code), 0, b"\x3e")
