@@ -11,14 +11,15 @@ from fuzz.target import Target
 from tests.services.kci.small_kernel import BASE, DATA, FENTRY, NOP5, PHYSICAL, SmallKernel, call, jump
 from veil.services.kci import Explanation, KernelCode, KernelImage, PatchRefused, Segment, decide
 
-__all__ = ["TARGETS"]
+__all__ = ["TARGETS", "kernel"]
 
 _LABEL, _LEADS, _STATIC, _TRACED, _LOCK = (BASE + 0x100 * number for number in range(1, 6))
 _LENGTHS = {_LABEL: 5, _STATIC: 5, _TRACED: 5}
 
 
 @functools.cache
-def _kernel() -> SmallKernel:
+def kernel() -> SmallKernel:
+    """One with a site of each kind that is patched at run time."""
     kernel = SmallKernel()
     kernel.entry("__start___jump_table", kernel.put(_LABEL, NOP5), _LEADS, DATA)
     kernel.entry("__start_static_call_sites", kernel.put(_STATIC, call(_STATIC, BASE + 0x1000)), DATA + 0x100)
@@ -30,12 +31,12 @@ def _kernel() -> SmallKernel:
 
 @functools.cache
 def _code() -> KernelCode:
-    return KernelCode(_kernel().image())
+    return KernelCode(kernel().image())
 
 
 @functools.cache
 def _before() -> Explanation:
-    return _code().explain(bytes(_kernel().text), _zeros)
+    return _code().explain(bytes(kernel().text), _zeros)
 
 
 def _zeros(_: int, length: int) -> bytes:
@@ -51,7 +52,7 @@ def _image(data: bytes) -> None:
 def _stores(data: bytes) -> None:
     """Each store: two bytes of offset in the text, one of length, then what is stored."""
     code = _code()
-    text = bytearray(_kernel().text)
+    text = bytearray(kernel().text)
     configuration = _before().configuration
 
     def read(address: int, length: int) -> bytes:
@@ -75,11 +76,11 @@ def _stores(data: bytes) -> None:
 
 def _pristine(site: int, length: int) -> bytes:
     """A site as the compiler wrote it."""
-    return bytes(_kernel().text[site - BASE : site - BASE + length])
+    return bytes(kernel().text[site - BASE : site - BASE + length])
 
 
 def _images() -> Iterable[bytes]:
-    yield _kernel().image().segments[0].data
+    yield kernel().image().segments[0].data
 
 
 def _patches() -> Iterable[bytes]:

@@ -37,13 +37,13 @@ from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.layout import lay_out
 from veil.services.kci.modules.signature import MARKER, split_signature
 
-__all__ = ["TARGETS"]
+__all__ = ["EXPORTED", "SPACE", "TARGETS", "bodies"]
 
 _PLAIN = (
     pkcs7.PKCS7Options.DetachedSignature, pkcs7.PKCS7Options.Binary, pkcs7.PKCS7Options.NoAttributes,
     pkcs7.PKCS7Options.NoCerts,
 )  # fmt: skip
-_SPACE = ModuleSpace(range(0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000), range(0x39000, 0x59000))
+SPACE = ModuleSpace(range(0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000), range(0x39000, 0x59000))
 #: Debian's own, of which those are taken that are small enough.
 _GENUINE = "nls_cp437", "nls_cp1251", "tcp_highspeed", "llc", "libcrc32c"
 _MAX_BYTES = 24576
@@ -53,7 +53,25 @@ class _Exported(ExportedSymbols):
     """A kernel that exports whatever a module asks for."""
 
     def resolve(self, name: str, *, gpl: bool) -> int | None:
+        return EXPORTED(name)
+
+    def add(self, module: str, exports: Exports) -> None:
+        """Else nothing could be exported any more."""
+        self.changes += 1
+
+
+class _Everything:
+    """Where such a kernel has what it exports."""
+
+    def __call__(self, name: str) -> int:
         return 0xFFFFFFFF81000000 + 16 * len(name)
+
+    @staticmethod
+    def symbols() -> ExportedSymbols:
+        return _Exported(Exports())
+
+
+EXPORTED = _Everything()
 
 
 # As modules are, in what the loader looks at.
@@ -118,13 +136,13 @@ def _verify(data: bytes) -> None:
 
 def _relocate(data: bytes) -> None:
     sizes = lay_out(ModuleElf(data)).sizes
-    memory, at = {}, _SPACE.addresses.start
+    memory, at = {}, SPACE.addresses.start
     for kind in MemoryType:
         size = -(-sizes.get(kind, 0) // PAGE_SIZE) * PAGE_SIZE
         if size:
             memory[kind] = ModuleMemory(at, size)
             at += size
-    prepared = prepare(AdmittedFile(data, bytes(32), None), memory, _SPACE.percpu.start, _Exported(Exports()), _SPACE)
+    prepared = prepare(AdmittedFile(data, bytes(32), None), memory, SPACE.percpu.start, _Exported(Exports()), SPACE)
     for section in prepared.sections.values():
         place = prepared.memory[section.memory]
         assert place.address <= section.address <= section.end <= place.end
@@ -142,7 +160,8 @@ def _files() -> Iterable[bytes]:
     yield _file()
 
 
-def _bodies() -> Iterable[bytes]:
+def bodies() -> Iterable[bytes]:
+    """Of modules, made up and Debian's."""
     yield _body()
     yield from _genuine_bodies()
 
@@ -162,5 +181,5 @@ def _genuine_bodies() -> tuple[bytes, ...]:
 
 TARGETS = (
     Target("module-signature", _verify, _files, words=_WORDS, max_bytes=_MAX_BYTES),
-    Target("module", _relocate, _bodies, words=_WORDS, max_bytes=_MAX_BYTES),
+    Target("module", _relocate, bodies, words=_WORDS, max_bytes=_MAX_BYTES),
 )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
 from veil.formats.errors import FormatError
 from veil.remote.attestation.verify import verify_report
+from veil.services.kci import Explanation
+from veil.services.kci.modules.elf import ModuleElf
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MUTATIONS = 500
@@ -37,6 +40,24 @@ def test_seeds_are_accepted(target: Target) -> None:
 def test_mutations(target: Target) -> None:
     found = {data: finding for data in mutations(target, _MUTATIONS) if (finding := examine(target, data)) is not None}
     assert not found
+
+
+def test_what_code_integrity_must_not_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target finds a service that does not compare, and one that loads wrongly."""
+    target = TARGETS["code-integrity"]
+    plain, _, flipped, *_ = target.seeds()
+    monkeypatch.setattr(Explanation, "sound", property(lambda self: True))
+    with pytest.raises(AssertionError, match="changed code is accepted"):
+        target.run(flipped)
+    monkeypatch.setattr("veil.services.kci.modules.prepared.sort_tables", _forget_text)
+    with pytest.raises(AssertionError, match="TEXT is loaded otherwise"):
+        target.run(plain)
+
+
+def _forget_text(elf: ModuleElf, contents: Mapping[int, bytes]) -> dict[int, bytes]:
+    text = elf.section(".text")
+    assert text is not None
+    return {**contents, text.index: bytes(len(contents[text.index]))}
 
 
 def test_mutations_are_the_same_each_time() -> None:
