@@ -11,7 +11,10 @@ from collections.abc import Mapping
 import pytest
 
 from tests.monitor.harness import Bench, parameters
+from tests.services.enc.enclave_bench import LAYOUT
 from tests.services.log.harness import OWNER, READER, SMALLEST, boot, log, user
+from veil.formats.enclave_calls import ENC_GUID
+from veil.formats.enclave_reports import ATTEST_CALL, EnclaveUserCall, Provision
 from veil.formats.kci import KCI_GUID
 from veil.formats.kci_status import UserCall as KciCall
 from veil.formats.log import LOG_GUID, UserCall
@@ -23,6 +26,8 @@ from veil.monitor.channel.user_requests import Requests
 from veil.monitor.parameters import MonitorParameters
 from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.channel.identity import UserKey
+from veil.services.enc.enclave import Enclave, State
+from veil.services.enc.service import EncService
 from veil.services.kci.service import KciService
 from veil.services.log import LogService
 from veil.services.protected import ProtectedServices
@@ -42,6 +47,9 @@ EXPECTED: dict[tuple[uuid.UUID, int], Role] = {
     (LOG_GUID, UserCall.ACKNOWLEDGE): Role.OWNER,
     (LOG_GUID, UserCall.SET_RULES): Role.OWNER,
     (KCI_GUID, KciCall.STATUS): Role.READER,
+    (ENC_GUID, EnclaveUserCall.LIST): Role.READER,
+    (ENC_GUID, EnclaveUserCall.ATTEST): Role.READER,
+    (ENC_GUID, EnclaveUserCall.PROVISION): Role.OWNER,
 }
 #: arguments with which each succeeds
 BODIES: dict[tuple[uuid.UUID, int], bytes] = {
@@ -51,6 +59,8 @@ BODIES: dict[tuple[uuid.UUID, int], bytes] = {
     (LOG_GUID, UserCall.CONSISTENCY): struct.pack("<QQ", 1, 2),
     (LOG_GUID, UserCall.ACKNOWLEDGE): struct.pack("<Q", 0),
     (LOG_GUID, UserCall.SET_RULES): b"-D\n",
+    (ENC_GUID, EnclaveUserCall.ATTEST): ATTEST_CALL.pack(1, bytes(64)),
+    (ENC_GUID, EnclaveUserCall.PROVISION): Provision(bytes(48), b"name", b"secret").pack(),
 }
 IDENTITIES: dict[str, tuple[UserKey | None, Role]] = {
     "no key": (None, Role.ANYONE),
@@ -66,6 +76,10 @@ def bench() -> Bench:
     owners, readers = [OWNER.fingerprint], [READER.fingerprint]
     bench = Bench(services=ProtectedServices, settings=settings, owners=owners, readers=readers).boot()
     log(bench, 1)
+    assert bench.services is not None
+    (enc,) = (service for service in bench.services.services if isinstance(service, EncService))
+    enclave = enc._enclaves[1] = Enclave(1, LAYOUT)
+    enclave.state = State.READY
     return bench
 
 
@@ -75,8 +89,9 @@ def bench() -> Bench:
         (CHANNEL_SERVICE, MonitorCall, Requests.calls),
         (LOG_GUID, UserCall, LogService.user_calls),
         (KCI_GUID, KciCall, KciService.user_calls),
+        (ENC_GUID, EnclaveUserCall, EncService.user_calls),
     ],
-    ids=["VeilMon", "log", "kci"],
+    ids=["VeilMon", "log", "kci", "enc"],
 )
 def test_every_call_is_declared(
     guid: uuid.UUID, numbers: type[enum.IntEnum], table: Mapping[int, Call[object]]

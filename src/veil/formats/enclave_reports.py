@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
@@ -13,19 +16,58 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from veil.formats.errors import FormatError
+from veil.formats.numbers import u64
 
-__all__ = ["EnclaveManifest", "EnclaveStatement", "EnclaveWord"]
+__all__ = [
+    "ATTEST_CALL",
+    "STATEMENT_DATA",
+    "EnclaveManifest",
+    "EnclaveStatement",
+    "EnclaveStatus",
+    "EnclaveUserCall",
+    "EnclaveWord",
+    "Provision",
+    "Speaker",
+    "pack_enclaves",
+    "parse_enclaves",
+]
 
+#: bytes of whoever wants a statement
+STATEMENT_DATA = 64
+_MEASUREMENT = 48
 _STATEMENT = struct.Struct("<8sQ48s64s")
-_MAGIC = b"VEILENCS"
+#: u64 number of the enclave, 64 bytes: the user's nonce
+ATTEST_CALL = struct.Struct("<Q64s")
+_PROVISION = struct.Struct("<48sHH")
+
+
+class EnclaveUserCall(enum.IntEnum):
+    """What remote users ask VeilS-ENC."""
+
+    LIST = 0
+    """-> `pack_enclaves`. Readers and owners"""
+    ATTEST = 1
+    """`ATTEST_CALL` -> `EnclaveStatement` of the service. Readers and owners"""
+    PROVISION = 2
+    """`Provision` -> nothing. Owners"""
+
+
+class Speaker(enum.Enum):
+    """For whom a statement was made: the start of what is signed."""
+
+    ENCLAVE = b"VEILENCS"
+    """The enclave asked for its 64 bytes to be said."""
+    USER = b"VEILENCA"
+    """A user asked about the enclave; the 64 bytes are the user's nonce."""
 
 
 class EnclaveStatement(NamedTuple):
-    """That an enclave of this measurement runs in the CVM, and asked for these 64 bytes to be said.
+    """That an enclave of this measurement runs in the CVM.
 
     The service's manifest, which a report of VMPL 0 binds, has the key that signs it.
     """
 
+    speaker: Speaker
     enclave: int
     measurement: bytes
     data: bytes
@@ -34,8 +76,8 @@ class EnclaveStatement(NamedTuple):
 
     @property
     def signed_bytes(self) -> bytes:
-        """ "VEILENCS", u64 number of the enclave, 48 bytes measurement, 64 bytes data."""
-        return _STATEMENT.pack(_MAGIC, self.enclave, self.measurement, self.data)
+        """8 bytes `Speaker`, u64 number of the enclave, 48 bytes measurement, 64 bytes data."""
+        return _STATEMENT.pack(self.speaker.value, self.enclave, self.measurement, self.data)
 
     def pack(self) -> bytes:
         """The signed bytes, then the signature."""
@@ -47,9 +89,11 @@ class EnclaveStatement(NamedTuple):
         if len(packed) <= _STATEMENT.size:
             raise FormatError(f"an enclave's statement is cut short: {len(packed)} bytes")
         magic, enclave, measurement, data = _STATEMENT.unpack_from(packed)
-        if magic != _MAGIC:
-            raise FormatError("this is not an enclave's statement")
-        return cls(enclave, measurement, data, packed[_STATEMENT.size :])
+        try:
+            speaker = Speaker(magic)
+        except ValueError:
+            raise FormatError("this is not an enclave's statement") from None
+        return cls(speaker, enclave, measurement, data, packed[_STATEMENT.size :])
 
     def verify(self, public: bytes) -> bool:
         """Did this key (SubjectPublicKeyInfo, DER) sign it?"""
@@ -64,6 +108,72 @@ class EnclaveStatement(NamedTuple):
         except InvalidSignature:
             return False
         return True
+
+
+class Provision(NamedTuple):
+    """A secret for enclaves of a measurement; an empty one removes it."""
+
+    measurement: bytes
+    name: bytes
+    secret: bytes
+
+    def pack(self) -> bytes:
+        """48 bytes measurement, u16 length of the name, u16 of the secret, both."""
+        return _PROVISION.pack(self.measurement, len(self.name), len(self.secret)) + self.name + self.secret
+
+    @classmethod
+    def parse(cls, body: bytes) -> Provision:
+        """Raises FormatError."""
+        if len(body) < _PROVISION.size:
+            raise FormatError(f"a secret's message is cut short: {len(body)} bytes")
+        measurement, name, secret = _PROVISION.unpack_from(body)
+        if not name or len(body) != _PROVISION.size + name + secret:
+            raise FormatError("a secret's message has a name and the secret, and nothing else")
+        rest = body[_PROVISION.size :]
+        return cls(measurement, rest[:name], rest[name:])
+
+
+@dataclass(frozen=True)
+class EnclaveStatus:
+    """An enclave, as users see it. Raises FormatError."""
+
+    number: int
+    measurement: str
+    """In hex."""
+    state: str
+    """"making", "ready" or "unusable"."""
+    slots: int
+    pages: int
+    """That it has: content, memory for the program, page tables and the like."""
+
+    def __post_init__(self) -> None:
+        for count in (self.number, self.slots, self.pages):
+            u64(count)
+        if not isinstance(self.state, str) or not _is_measurement(self.measurement):
+            raise FormatError("a part of an enclave's status is of another type")
+
+
+def _is_measurement(text: object) -> bool:
+    try:
+        return isinstance(text, str) and len(bytes.fromhex(text)) == _MEASUREMENT
+    except ValueError:
+        return False
+
+
+def pack_enclaves(enclaves: Sequence[EnclaveStatus]) -> bytes:
+    """JSON."""
+    return json.dumps([asdict(item) for item in enclaves]).encode()
+
+
+def parse_enclaves(data: bytes) -> list[EnclaveStatus]:
+    """Raises FormatError."""
+    try:
+        found = json.loads(data)
+        if not isinstance(found, list):
+            raise FormatError("a list of enclaves is no list")
+        return [EnclaveStatus(**item) for item in found]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"not a list of enclaves: {error!s:.100}") from error
 
 
 class EnclaveManifest(NamedTuple):

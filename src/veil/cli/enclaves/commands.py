@@ -7,6 +7,7 @@ import click
 
 from veil.cli.enclaves.build import build
 from veil.cli.enclaves.inspect import inspect
+from veil.cli.enclaves.remote import attest, provision
 
 __all__ = ["enclave"]
 
@@ -18,8 +19,10 @@ def enclave() -> None:
     \b
       veil enclave build sqlite3 --package sqlite3 --set arguments.outside=true -o sqlite3.enclave
       veil enclave inspect sqlite3.enclave
+      veil run --enclave sqlite3.enclave -- :memory: 'select 6*7'
+      veil enclave attest sqlite3.enclave --connect HOST:PORT ...
     """
 
 
-for _command in (build, inspect):
+for _command in (build, inspect, attest, provision):
     enclave.add_command(_command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from veil.formats.enclave_reports import EnclaveStatement, EnclaveWord
+from veil.formats.enclave_reports import EnclaveStatement, EnclaveWord, Speaker
 from veil.services.enc.errors import EnclaveError
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class EnclaveKeys:
         mac.update(b"enclave key\0" + measurement + label)
         return mac.finalize()
 
-    def statement(self, enclave: Enclave, data: bytes) -> bytes:
-        """Signed: this enclave asked for these 64 bytes to be said."""
-        said = EnclaveStatement(enclave.number, enclave.measurement, data)
+    def statement(self, speaker: Speaker, enclave: Enclave, data: bytes) -> bytes:
+        """Signed: the enclave is there, and who asked for these 64 bytes to be said."""
+        said = EnclaveStatement(speaker, enclave.number, enclave.measurement, data)
         return said._replace(signature=self._signer.sign(said.signed_bytes, ec.ECDSA(hashes.SHA256()))).pack()
 
     # Secrets

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from veil.formats.enclave_reports import STATEMENT_DATA, Speaker
 from veil.formats.enclaves import (
     ARENA,
     MAILBOX_DATA,
@@ -37,7 +38,6 @@ __all__ = ["serve"]
 _MAP_PAGES = 4096
 _ALL = int(Prot.R | Prot.W | Prot.X)
 _ROOM = PAGE_SIZE - MAILBOX_DATA
-_REPORT_DATA = 64
 
 
 class _Answer(NamedTuple):
@@ -147,7 +147,7 @@ def _secret(request: _Request) -> _Answer:
 
 
 def _report(request: _Request) -> _Answer:
-    statement = request.keys.statement(request.enclave, request.data[:_REPORT_DATA])
+    statement = request.keys.statement(Speaker.ENCLAVE, request.enclave, request.data[:STATEMENT_DATA])
     return _Answer(len(statement), statement)
 
 

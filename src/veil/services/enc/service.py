@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from veil.formats.board import TSC_KHZ
@@ -20,17 +20,26 @@ from veil.formats.enclave_calls import (
     EnclaveCall,
     Finished,
 )
-from veil.formats.enclave_reports import EnclaveManifest
+from veil.formats.enclave_reports import (
+    ATTEST_CALL,
+    EnclaveManifest,
+    EnclaveStatus,
+    EnclaveUserCall,
+    Provision,
+    Speaker,
+    pack_enclaves,
+)
 from veil.formats.enclave_settings import OFF, EncSettings
 from veil.formats.enclaves import Layout
 from veil.formats.errors import FormatError
+from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
 from veil.services.enc import mailbox
 from veil.services.enc.enclave import Enclave, State, pages_needed
 from veil.services.enc.errors import EnclaveError, NoFrames
 from veil.services.enc.keys import EnclaveKeys
-from veil.services.interface import KernelRequest, Refused, Service
+from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
 from veil.snp.errors import RmpViolation
 
 __all__ = ["EncService"]
@@ -140,6 +149,42 @@ class EncService(Service):
         if found is None:
             raise EnclaveError(f"there is no enclave {number}")
         return found
+
+    # Users
+
+    def _list(self, user: User, body: bytes) -> bytes:
+        return pack_enclaves(
+            [
+                EnclaveStatus(
+                    enclave.number, enclave.measurement.hex(), enclave.state.value, enclave.layout.slots,
+                    len(enclave.owned),
+                )
+                for enclave in self._enclaves.values()
+            ]
+        )  # fmt: skip
+
+    def _attest(self, user: User, body: bytes) -> bytes:
+        if len(body) != ATTEST_CALL.size:
+            raise Refused(Status.BAD_REQUEST, f"this call has {ATTEST_CALL.size} bytes")
+        number, nonce = ATTEST_CALL.unpack(body)
+        enclave = self._enclaves.get(number)
+        if enclave is None or enclave.state is not State.READY:
+            raise Refused(Status.UNAVAILABLE, f"no enclave {number} runs")
+        return self._keys.statement(Speaker.USER, enclave, nonce)
+
+    def _provision(self, user: User, body: bytes) -> bytes:
+        try:
+            self._keys.provision(*Provision.parse(body))
+        except (FormatError, EnclaveError) as error:
+            raise Refused(Status.BAD_REQUEST, str(error)) from None
+        return b""
+
+    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
+        EnclaveUserCall.LIST: Call(Role.READER, _list),
+        EnclaveUserCall.ATTEST: Call(Role.READER, _attest),
+        # Who sends a secret decides which enclave acts for whom.
+        EnclaveUserCall.PROVISION: Call(Role.OWNER, _provision),
+    }
 
     # Attestation
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil enclave attest, veil enclave provision"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from veil.cli.connection import connected, connection_options
+from veil.cli.evidence import failures_are_1
+from veil.cli.output import emit_json, say
+from veil.errors import VeilError, describe
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.printable import printable
+from veil.formats.sizes import format_size
+
+__all__ = ["attest", "provision"]
+
+_HEX_DIGITS = 96
+
+
+@click.command()
+@click.argument("image", metavar="[IMAGE|HEX]", required=False)
+@failures_are_1
+@connection_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def attest(image: str | None, as_json: bool, **connection: Any) -> int:
+    """Attest a CVM, then the enclaves that run in it: their measurements, under the key that the report binds.
+
+    With an image (X.enclave) or a measurement (96 hexadecimal digits): only those of this measurement. For readers and
+    owners of the CVM.
+
+    Exit status: 0; 1 not verified, or no such enclave runs; 125 there was nothing that could be verified.
+    """
+    from veil.remote.enc.enclaves import open_enclaves
+
+    wanted = measurement_of(image) if image is not None else None
+    with connected(**connection) as (client, trust):
+        enclaves = open_enclaves(client, trust)
+        running = [item for item in enclaves.all() if item.state == "ready"]
+        said = {item.number: enclaves.attest(item.number).measurement for item in running}
+    found = [item for item in running if wanted in (None, said[item.number])]
+    if as_json:
+        emit_json({"enclaves": [{**asdict(item), "measurement": said[item.number].hex()} for item in found]})
+    else:
+        for item in found:
+            size = format_size(item.pages * PAGE_SIZE)
+            threads = f"{item.slots} thread{'' if item.slots == 1 else 's'} at most"
+            say(f"enclave {item.number}: {said[item.number].hex()}, {threads}, {size}")
+        if not found:
+            say("no enclave runs" if wanted is None else f"no enclave of measurement {wanted.hex()} runs")
+    return 0 if found or wanted is None else 1
+
+
+@click.command()
+@click.argument("image", metavar="IMAGE|HEX")
+@click.argument("name")
+@click.argument("file", metavar="[FILE]", default="-")
+@failures_are_1
+@connection_options
+def provision(image: str, name: str, file: str, **connection: Any) -> int:
+    """Send a secret that only enclaves of one measurement get, under NAME; from FILE, or from stdin.
+
+    The CVM is attested first, and the secret goes through the channel to VeilS-ENC, past the kernel and the host. It is
+    kept until the CVM ends; an empty one removes it. For owners of the CVM.
+
+    \b
+      veil enclave provision server.enclave tls-key key.pem --connect HOST:PORT --software --measurement DIGEST
+    """
+    from veil.remote.enc.enclaves import open_enclaves
+
+    measurement = measurement_of(image)
+    try:
+        secret = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise VeilError(f"cannot read {file}: {describe(error)}") from error
+    with connected(**connection, needs="--owner") as (client, trust):
+        open_enclaves(client, trust).provision(measurement, name.encode(), secret)
+    say(f"{printable(name)}: {len(secret)} bytes for enclaves of {measurement.hex()}")
+    return 0
+
+
+def measurement_of(image: str) -> bytes:
+    """Of an image's file, or as it stands; raises VeilError."""
+    from veil.guest.enclaves.image import EnclaveImage
+
+    if len(image) == _HEX_DIGITS and not Path(image).exists():
+        try:
+            return bytes.fromhex(image)
+        except ValueError:
+            pass
+    try:
+        return EnclaveImage.parse(Path(image).read_bytes(), image).measurement
+    except OSError as error:
+        raise VeilError(f"cannot read {image}: {describe(error)}") from error
