@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from veil.errors import VeilError
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.formats.status import Status
-from veil.remote import ChannelClient, RemoteError, RequestFailed, SocketTransport
+from veil.remote import ChannelClient, ChannelClosed, RemoteError, RequestFailed, SocketTransport
 from veil.remote.channel.identity import UserKey
 
 MEMORY = "512M"
@@ -218,7 +219,8 @@ def test_slow_and_hostile_users_block_nobody(served: Served) -> None:
 def test_users_who_leave_in_the_middle(served: Served) -> None:
     for number in range(20):
         client = served.client(owner=number % 2 == 0)
-        client.send(CHANNEL_SERVICE, PING, bytes(200_000))
+        with contextlib.suppress(ChannelClosed):  # a stranger who says so much may be put out before the end
+            client.send(CHANNEL_SERVICE, PING, bytes(200_000))
         client._transport.close()
     with served.client() as client:
         ping(client)
