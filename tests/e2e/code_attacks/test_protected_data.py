@@ -49,7 +49,8 @@ def test_tables_of_modules(locked: CodeGuest, tmp_path: Path) -> None:
         assert _write(locked, _section(locked, name)) == EFAULT, name
         status = locked.status()
         assert status.violations == known + count
-        assert "a write to KERNEL_RODATA" in status.words[-1]
+        assert f"a write to KERNEL_RODATA ({_MODULE}:" in status.words[-1]
+        assert "RIP attacker:" in status.words[-1]
     # Those of the driver, which was there before lock-down.
     assert _write(locked, _section(locked, ".rodata", "veil")) == EFAULT
     # Its variables are its own; and all of it goes with the module.

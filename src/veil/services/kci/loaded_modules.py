@@ -55,6 +55,26 @@ class LoadedModule:
     """Pages of what is read-only once its init function has returned."""
     live: bool = False
 
+    def address_of(self, gpa: int) -> int | None:
+        """Where in the module a page is that is guarded; None if it has no such page."""
+        for code in self.code.values():
+            if (address := code.address_of(gpa)) is not None:
+                return address
+        for kind, pages in self.read_only.items():
+            if gpa - gpa % PAGE_SIZE in pages:
+                number = pages.index(gpa - gpa % PAGE_SIZE)
+                return self.prepared.memory[kind].address + number * PAGE_SIZE + gpa % PAGE_SIZE
+        return None
+
+    def describe(self, address: int) -> str | None:
+        """`module:symbol+0x12` for an address in its memory; without a symbol `module:RODATA+0x12`."""
+        for kind, place in self.prepared.memory.items():
+            if place.address <= address < place.end:
+                before = ((at, name) for name, at in self.prepared.symbols.items() if place.address <= at <= address)
+                at, name = max(before, default=(place.address, kind.name))
+                return f"{self.prepared.name}:{name}+{address - at:#x}"
+        return None
+
     @property
     def status(self) -> ModuleStatus:
         """For users."""

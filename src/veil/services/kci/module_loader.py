@@ -78,6 +78,18 @@ class ModuleLoader:
         for module in self.modules.values():
             yield from module.code.values()
 
+    def address_of(self, gpa: int) -> int | None:
+        """Where the kernel's image or a module has a page that is guarded."""
+        found = (module.address_of(gpa) for module in self.modules.values())
+        return next((at for at in found if at is not None), None) or self._measured.address_of(gpa)
+
+    def describe(self, address: int) -> str:
+        """`symbol+0x12` for an address of the kernel's, `module:symbol+0x12` for one of a module's."""
+        found = (module.describe(address) for module in self.modules.values())
+        return next((words for words in found if words is not None), None) or self._measured.image.symbols.describe(
+            address
+        )
+
     # Files
 
     def take_file(self, body: bytes, pages: Sequence[int]) -> Asking[bytes]:

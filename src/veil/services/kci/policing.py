@@ -5,6 +5,7 @@ violation."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
@@ -15,11 +16,20 @@ from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
-from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.patches import PatchRefused
 from veil.services.kci.stores import Store, read_store
 
-__all__ = ["police"]
+__all__ = ["Places", "police"]
+
+
+class Places(Protocol):
+    """What lies where in the kernel, for words."""
+
+    def address_of(self, gpa: int) -> int | None:
+        """The virtual address of a page that is guarded."""
+
+    def describe(self, address: int) -> str:
+        """`symbol+0x12`, or the plain address."""
 
 
 def police(
@@ -27,7 +37,7 @@ def police(
     monitor: MonitorClient,
     codes: Callable[[], Iterable[GuardedCode]],
     configuration: Configuration | None,
-    measured: MeasuredKernel,
+    places: Places,
     ledger: Ledger,
 ) -> Asking[Verdict | None]:
     """How a VCPU goes on that stands still at an access to a page that is guarded; None for a violation, which is told.
@@ -48,9 +58,9 @@ def police(
         address = _place(code, access.gpa, store)
         patch = code.patch(configuration, address, store.data)
     except KciError as error:
-        _tell(access, store, code, measured, ledger, str(error))
+        _tell(access, store, places, ledger, str(error))
         return None
-    ledger.patched(patch, measured.image.symbols.describe(patch.address).partition("+")[0])
+    ledger.patched(patch, places.describe(patch.address).partition("+")[0])
     return access.resume(gprs=store.gprs, rip=store.rip)
 
 
@@ -76,19 +86,17 @@ def _other_access(access: RefusedAccess) -> str:
 def _tell(
     access: RefusedAccess,
     store: Store | None,
-    code: GuardedCode | None,
-    measured: MeasuredKernel,
+    places: Places,
     ledger: Ledger,
     why: str,
 ) -> None:
-    symbols = measured.image.symbols
-    address = measured.address_of(access.gpa) if code is None else code.address_of(access.gpa)
-    symbol = symbols.describe(address) if address is not None else None
+    address = places.address_of(access.gpa)
+    symbol = places.describe(address) if address is not None else None
     where = f"{symbol} in " if symbol is not None else ""
     ledger.tell(
         CodeEvent.VIOLATION,
         f"{why} ({where}page {access.gpa & -PAGE_SIZE:#x}, VCPU {access.vcpu}, "
-        f"RIP {symbols.describe(access.registers.rip)})",
+        f"RIP {places.describe(access.registers.rip)})",
         vcpu=access.vcpu,
         gpa=access.gpa,
         owner=access.owner.name,

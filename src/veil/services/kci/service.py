@@ -144,8 +144,9 @@ class KciService(Service):
         if self._is_ended:
             # What other VCPUs come upon when none can execute anything: the first violation says why.
             return Verdict.refuse()
+        self._guarded_text()
         verdict = yield from police(
-            access, self.context.monitor, self._codes, self._configuration, self._measured, self._ledger
+            access, self.context.monitor, self._codes, self._configuration, self._loader, self._ledger
         )
         if verdict is not None:
             return verdict
