@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A module's file or memory changes while it is checked: by another VCPU, at each step, and by the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume
+from veil.errors import VeilError
+from veil.formats.kci import MemoryType
+from veil.services.kci.loaded_modules import frames_of
+from veil.services.kci.module_loader import ModuleLoader
+from veil.snp import EntryFlag, Permission, RmpViolation
+
+PAGE = 4096
+
+
+class _Steps:
+    """Counts the moments of an admission: before VeilMon does what the service asks for, and when it is done. At each
+    of them the kernel may run on other VCPUs; at one of them something happens to a page."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, call: str, attack: Callable[[int], None], at: int | None) -> None:
+        """`call`: "take_file" or "take"; the page is the first of the file, or of the module's text."""
+        self.count = 0
+        self.gpa = 0
+        original = getattr(ModuleLoader, call)
+
+        def watched(loader: ModuleLoader, *arguments: Any) -> Generator[Any, Any, Any]:
+            told, pages, *_ = arguments
+            self.gpa = pages[0] if call == "take_file" else frames_of(told, pages)[MemoryType.TEXT][0]
+            work, answer = original(loader, *arguments), None
+            while True:
+                try:
+                    ask = work.send(answer)
+                except StopIteration as stop:
+                    return stop.value
+                self._pass(attack, at)
+                answer = yield ask
+                self._pass(attack, at)
+
+        patch.setattr(ModuleLoader, call, watched)
+
+    def _pass(self, attack: Callable[[int], None], at: int | None) -> None:
+        if self.count == at:
+            attack(self.gpa)
+        self.count += 1
+
+
+class _OtherVcpu:
+    """Code of the kernel on another VCPU: it has VMPL 3's rights and no others."""
+
+    def __init__(self, guest: CodeGuest) -> None:
+        self._view = guest.vm.machine.view(vmpl=3)
+        self.refused = False
+
+    def __call__(self, gpa: int) -> None:
+        try:
+            self._view.write_u8(gpa, self._view.read_u8(gpa) ^ 1)
+        except RmpViolation:
+            self.refused = True
+
+
+def _permissions(guest: CodeGuest, gpa: int) -> Permission:
+    """What VMPL 3 may do with a page."""
+    return Permission(int(guest.vm.machine.rmp.effective()["perms"][gpa // PAGE, 3]))
+
+
+def _load(guest: CodeGuest) -> int:
+    return guest.sh(f"insmod /root/{VICTIM}.ko")[0]
+
+
+def _first_byte(guest: CodeGuest) -> bytes:
+    found = guest.text(guest.module_text(VICTIM), 1)
+    assert guest.sh(f"rmmod {VICTIM}") == (0, "")
+    return found
+
+
+@pytest.mark.parametrize("call", ["take_file", "take"])
+def test_another_vcpu_at_each_step(locked: CodeGuest, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    with monkeypatch.context() as patch:
+        steps = _Steps(patch, call, lambda gpa: None, None)
+        assert _load(locked) == 0
+    sound = _first_byte(locked)
+    results = set()
+    for moment in range(steps.count):
+        other, known = _OtherVcpu(locked), locked.status().refused
+        with monkeypatch.context() as patch:
+            _Steps(patch, call, other, moment)
+            # busybox tries again if it is refused, and nothing changes then.
+            assert _load(locked) == 0, moment
+        seen = locked.status().refused > known
+        assert _first_byte(locked) == sound, moment
+        results.add("seen" if seen else "not written" if other.refused else "too late")
+    # The file is copied once; text is compared when nobody can write it any more.
+    assert results == ({"seen", "too late"} if call == "take_file" else {"seen", "not written"})
+
+
+@pytest.mark.parametrize(("call", "moment"), [("take_file", 0), ("take", 1)])
+def test_the_host(resume: Resume, monkeypatch: pytest.MonkeyPatch, call: str, moment: int) -> None:
+    """What it takes away is not validated when it gives it back: nothing of it becomes code. Who uses it is stopped."""
+    guest = resume()
+
+    def replace(gpa: int) -> None:
+        host = guest.vm.machine.host_view()
+        host.psmash(gpa & -(2 << 20))
+        host.rmpupdate(gpa, assigned=False)
+        host.write(gpa, b"\xcc" * PAGE)
+        host.rmpupdate(gpa, assigned=True)
+
+    steps = _Steps(monkeypatch, call, replace, moment)
+    # The kernel itself meets the page when it frees it, or later.
+    with suppress(VeilError):
+        guest.vm.run(["insmod", f"/root/{VICTIM}.ko"], timeout=20)
+    assert steps.count > moment
+    assert not guest.vm.machine.rmp.entry(steps.gpa)["flags"] & EntryFlag.VALIDATED
+    assert not _permissions(guest, steps.gpa)
+
+
+def test_off_nobody_looks(unlocked: CodeGuest) -> None:
+    """The same write, when the module runs."""
+    place = unlocked.module_text(VICTIM)
+    other = _OtherVcpu(unlocked)
+    before = unlocked.text(place, 1)
+    found = unlocked.attack("physical", place)
+    assert found is not None
+    other(found[0])
+    assert not other.refused
+    assert unlocked.text(place, 1) != before
