@@ -6,12 +6,14 @@ A host cannot do this (it has no RMPADJUST); the harness does it with VMPL 0's r
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
 
 from veil.cvm import ConfidentialVM
-from veil.snp import EntryFlag, PageSize, Permission, RmpResult
+from veil.snp import EntryFlag, ExitCode, PageSize, Permission, RmpResult
+from veil.snp.layouts import Vmsa
 
 __all__ = ["Torture"]
 
@@ -25,6 +27,8 @@ class Torture:
 
     def __init__(self, vm: ConfidentialVM, seed: int, pages_between: int = 600) -> None:
         self.faults = 0
+        self.end: float = math.inf
+        """When there were that many faults it stops by itself."""
         self.revocations = 0
         self._vm = vm
         self._rmp = vm.machine.rmp
@@ -87,6 +91,11 @@ class Torture:
             return False
         self.faults += 1
         self._restore(page)
-        if self.faults >= self._next:
+        # As VeilMon does when it has decided: entered next for another reason it must not find a refused access here.
+        vmsa = self._vm.hypervisor.vcpus[vcpu].contexts[vmpl].vmcb.vmsa_pa
+        self._top.write_u64(vmsa + Vmsa.guest_exit_code.offset, ExitCode.INVALID)
+        if self.faults >= self.end:
+            self.stop()
+        elif self.faults >= self._next:
             self._revoke()
         return True
