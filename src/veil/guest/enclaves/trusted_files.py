@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -28,8 +28,8 @@ class FileSource(Protocol):
     def file(self, path: str) -> bytes:
         """Links are followed. Raises GuestImageError."""
 
-    def tree(self, path: str) -> Sequence[str]:
-        """Paths of all files below a folder. Raises GuestImageError."""
+    def tree(self, path: str) -> Mapping[str, bytes]:
+        """All files below a folder, by path. Raises GuestImageError."""
 
     def library(self, name: str) -> bytes:
         """A shared library. Raises GuestImageError."""
@@ -50,12 +50,12 @@ class ComputerFiles:
         except OSError as error:
             raise GuestImageError(f"cannot read {path}: {describe(error)}") from error
 
-    def tree(self, path: str) -> Sequence[str]:
+    def tree(self, path: str) -> Mapping[str, bytes]:
         """See `FileSource`."""
         found = sorted(str(item) for item in Path(path).rglob("*") if item.is_file())
         if not found:
             raise GuestImageError(f"{path}: there is no folder with files")
-        return found
+        return {item: self.file(item) for item in found}
 
     def library(self, name: str) -> bytes:
         """From where Debian's loader looks first."""
@@ -84,12 +84,17 @@ class DebianFiles:
 
     def file(self, path: str) -> bytes:
         """See `FileSource`."""
-        return self._files.program(path.lstrip("/")).read_bytes()
+        found = self._files.find(path.lstrip("/"))
+        if found is None and ".so" in path:
+            found = self._files.program(path.lstrip("/"))  # the loader, of a package that these depend on
+        if found is None or not found.is_file():
+            raise GuestImageError(f"no package of {self._names} has {path}")
+        return found.read_bytes()
 
-    def tree(self, path: str) -> Sequence[str]:
-        """See `FileSource`."""
-        nodes = self._files.tree(path.strip("/"))
-        return sorted(f"{path.rstrip('/')}/{name}" if path.strip("/") not in name else f"/{name}" for name in nodes)
+    def tree(self, path: str) -> Mapping[str, bytes]:
+        """See `FileSource`. A link that leads out of the packages is left out."""
+        found = ((f"/{name}", self._files.find(name)) for name in self._files.below(path.strip("/")))
+        return {name: place.read_bytes() for name, place in found if place is not None and place.is_file()}
 
     def library(self, name: str) -> bytes:
         """From the packages, or from one that they depend on."""
@@ -105,8 +110,7 @@ def collect_trusted(source: FileSource, program: bytes, name: str, trusted: Iter
     """
     found: dict[str, bytes] = {}
     for path in trusted:
-        for item in source.tree(path) if path.endswith("/") else [path]:
-            found[item] = source.file(item)
+        found |= source.tree(path) if path.endswith("/") else {path: source.file(path)}
     waiting = [(name, program), *((path, data) for path, data in found.items() if is_elf(data))]
     loader = parse_linking(program, name).interpreter if is_elf(program) else None
     known = {PurePosixPath(loader).name} if loader is not None else set()

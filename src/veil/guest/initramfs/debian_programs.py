@@ -105,6 +105,20 @@ class PackageFiles:
             raise GuestImageError(f"no package of {whom} has {name}")
         return found
 
+    def find(self, name: str) -> Path | None:
+        """A file of the packages unpacked so far, with links followed; None if they have none."""
+        return self._look([name])
+
+    def below(self, name: str) -> list[str]:
+        """All paths below a folder of the named packages, together."""
+        found = {
+            str(path.relative_to(root))
+            for root in self._roots[: len(self._packages)]
+            for path in (root / name).rglob("*")
+            if path.is_symlink() or path.is_file()
+        }
+        return sorted(found)
+
     def _look(self, places: Sequence[str], links: int = 4) -> Path | None:
         for root, name in itertools.product(self._roots, places):
             place = root / name
