@@ -8,6 +8,7 @@ from fuzz import (
     certificates,
     channel,
     code_integrity,
+    enclave_runtime,
     evidence,
     guest_messages,
     kernel_code,
@@ -34,6 +35,7 @@ TARGETS: dict[str, Target] = {
         channel,
         policies,
         audit_log,
+        enclave_runtime,
     )
     for target in module.TARGETS
 }

@@ -36,7 +36,8 @@ static bool make_space(struct thread *self)
 	bigger = heap_take(self, wanted * sizeof(*areas));
 	if (!bigger)
 		return false;
-	memcpy(bigger, areas, count * sizeof(*areas));
+	if (count)
+		memcpy(bigger, areas, count * sizeof(*areas));
 	heap_give(self, areas);
 	areas = bigger;
 	space = wanted;
@@ -84,6 +85,8 @@ void area_remove(u64 start, u64 end)
 
 	while (last < count && areas[last].end <= end)
 		last++;
+	if (first == last)
+		return;
 	memmove(&areas[first], &areas[last], (count - last) * sizeof(*areas));
 	count -= last - first;
 }

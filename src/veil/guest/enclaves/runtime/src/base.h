@@ -8,7 +8,9 @@
 #include <stdint.h>
 
 /* Everything is in one program: no table of addresses is needed. */
+#if !__STDC_HOSTED__
 #pragma GCC visibility push(hidden)
+#endif
 
 typedef uint8_t u8;
 typedef uint16_t u16;

@@ -6,6 +6,7 @@
 #include "calls.h"
 #include "files.h"
 #include "handlers.h"
+#include "machine.h"
 
 #define MOST_POLLED 4096
 #define ALWAYS_REPORTED 0x38 /* POLLERR, POLLHUP, POLLNVAL */
@@ -252,19 +253,20 @@ static s64 take_events(struct thread *self, struct open_file *file, const struct
 	s64 done = 0;
 
 	for (s64 i = 0; i < count; i++) {
-		u32 events = READ_ONCE(shared[i].events);
-		u64 data = READ_ONCE(shared[i].data);
-		struct epoll_event event = { 0 };
+		struct epoll_event got, event = { 0 };
 		struct epoll_entry *entry = NULL;
 
+		/* Once: a compiler that knows memcpy would be free to read it again. */
+		memcpy(&got, &shared[i], sizeof(got));
+		order_writes();
 		lock(self, &file->lock);
-		if (data < DESCRIPTORS)
-			entry = *find_watched(file, (s32)data);
+		if (got.data < DESCRIPTORS)
+			entry = *find_watched(file, (s32)got.data);
 		if (entry)
-			event = (struct epoll_event){ events & (entry->events | EPOLL_ALWAYS), entry->data };
+			event = (struct epoll_event){ got.events & (entry->events | EPOLL_ALWAYS), entry->data };
 		unlock(&file->lock);
 		if (!entry)
-			attacked(self, "epoll reports %x, which nobody watches", data);
+			attacked(self, "epoll reports %x, which nobody watches", got.data);
 		if (!event.events)
 			continue;
 		if (copy_out(to + (u64)done * sizeof(event), &event, sizeof(event)))

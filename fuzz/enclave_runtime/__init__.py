@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The runtime of enclaves, as C under sanitizers, with system calls that a hostile kernel answers."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import random
+import struct
+import subprocess
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from fuzz.target import Target
+from fuzz.world import fuzz_directory
+from veil.cache import cache_key
+from veil.guest.enclaves.calls import system_calls
+from veil.guest.enclaves.config import Config, ConfigFlag, ConfigRule, RuleKind
+from veil.guest.enclaves.runtime.build import runtime_sources
+
+__all__ = ["TARGETS"]
+
+_HARNESS = Path(__file__).parent / "harness.c"
+_FLAGS = (
+    "-std=gnu11", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch", "-Wno-unused-result",
+)  # fmt: skip
+#: What touches the machine or the program's memory, and the heap, are the harness's.
+_LEFT_OUT = ("floating_point.c", "heap.c", "user.c")
+_LONGEST = 1024
+
+
+def _config() -> bytes:
+    """All calls are allowed, and there is a path of each kind."""
+    rules = [ConfigRule(RuleKind.PASS, "/pass", True), ConfigRule(RuleKind.READ, "/read", True),
+             ConfigRule(RuleKind.SEALED, "/sealed", True)]  # fmt: skip
+    return Config(
+        entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0x10000000,
+        brk_end=0x20000000, stack_bytes=1 << 16, heap_bytes=1 << 20, pool_pages=1 << 16, slots=2, program="/program",
+        flags=ConfigFlag.ARGUMENTS_OUTSIDE | ConfigFlag.SIGNALS_OUTSIDE,
+        calls=frozenset(call.number for call in system_calls()), signals=frozenset({2, 10, 15}), rules=rules,
+        files={"/trusted/file": bytes(range(256)) * 600, "/trusted/small": b"words"},
+    ).pack()  # fmt: skip
+
+
+@functools.cache
+def _harness() -> subprocess.Popen[bytes]:
+    """The process that runs inputs. Raises AssertionError if it cannot be built."""
+    folder = fuzz_directory() / "enclave_runtime"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [*sorted(runtime_sources().items()), ("harness.c", _HARNESS.read_bytes())]
+    program = folder / f"harness-{cache_key(*_FLAGS, *(part for item in sources for part in item))}"
+    if not program.exists():
+        source = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
+        units = [str(path) for path in sorted(source.glob("*.c")) if path.name not in _LEFT_OUT]
+        work = program.with_suffix(".new")
+        command = ["cc", *_FLAGS, f"-I{source}", "-o", str(work), str(_HARNESS), *units]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        work.rename(program)
+    config = folder / "config"
+    config.write_bytes(_config())
+    errors = (folder / "errors").open("wb")
+    process = subprocess.Popen(
+        [str(program), str(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        env={"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_abort=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    )  # fmt: skip
+    atexit.register(process.kill)
+    return process
+
+
+def _run(data: bytes) -> None:
+    process = _harness()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    data = data[:_LONGEST]
+    process.stdin.write(struct.pack("<I", len(data)) + data)
+    process.stdin.flush()
+    letter = process.stdout.read(1)
+    assert letter in (b".", b"a", b"s"), _last_error()
+
+
+def _last_error() -> str:
+    text = (fuzz_directory() / "enclave_runtime" / "errors").read_text(errors="replace")
+    lines = [line for line in text.splitlines() if "ERROR" in line or "runtime error" in line or "invariant" in line]
+    return lines[-1] if lines else "the harness's process ended"
+
+
+def _seeds() -> Iterable[bytes]:
+    """Each system call, with a kernel's answers of some kinds."""
+    random_bytes = random.Random(1)
+    for call in system_calls():
+        number = bytes([1, call.number]) if call.number < 200 else bytes([0, call.number - 200])
+        yield b"\x01" + number + bytes([0, 0, 0, 130, 0, 130]) + random_bytes.randbytes(60)
+
+
+TARGETS = (Target("enclave-runtime", _run, _seeds, max_bytes=_LONGEST),)
