@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.e2e.kernel_text import WORKLOAD
 from tests.e2e.locked_guest import LockedGuest, services
+from veil.cli.kci import status_lines
 from veil.cvm import ConfidentialVM
 from veil.cvm.assembly import Assembly
 from veil.formats.kci import KernelCall
 from veil.formats.kci_status import CodeEvent
 from veil.remote.channel.client import RequestFailed
-from veil.snp import Permission
+from veil.services.kci.service import KciService
+from veil.snp import Permission, RmpViolation
 
 PAGE = 4096
 
@@ -83,6 +86,49 @@ def test_lock_down_is_once(locked: Path, restore: Callable[[Path], LockedGuest])
         guest.lock_down()
     assert guest.status().violations == 1
     assert guest.words()[-1].event == CodeEvent.VIOLATION
+
+
+def test_text_does_not_change_while_it_is_locked_down(
+    booted: Path, restore: Callable[[Path], LockedGuest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of the service's other VCPUs of the kernel run: from the first step on none of them writes."""
+    guest = restore(booted)
+    view, place = guest.vm.machine.view(vmpl=3), 0x1000000 + 0x123456
+    refused: list[bool] = []
+    original = KciService._lock_down
+
+    def watched(service: KciService) -> Generator[Any, Any, bytes]:
+        work: Any = original(service)
+        answer: Any = None
+        while True:
+            try:
+                ask = work.send(answer)
+            except StopIteration as stop:
+                return cast(bytes, stop.value)
+            answer = yield ask
+            try:
+                view.write_u8(place, view.read_u8(place))
+            except RmpViolation:
+                refused.append(True)
+            else:
+                refused.append(False)
+
+    monkeypatch.setattr(KciService, "_lock_down", watched)
+    guest.lock_down()
+    assert len(refused) > 2
+    assert all(refused)
+
+
+def test_a_lock_down_that_nobody_asks_for(booted: Path, restore: Callable[[Path], LockedGuest]) -> None:
+    """Nothing is protected, nothing is claimed, and users see it."""
+    guest = restore(booted)
+    status = guest.status()
+    assert (status.mode, status.locked_ns, status.text_pages) == ("on", None, 0)
+    assert next(iter(status_lines(status))).startswith("NOT LOCKED DOWN")
+    assert guest.words() == []
+    permissions = guest.vm.machine.rmp.effective()["perms"][:, 3]
+    both = int(Permission.SX | Permission.W)
+    assert np.count_nonzero((permissions & both) == both) > 100_000
 
 
 def test_a_changed_kernel_is_not_locked(booted: Path, restore: Callable[[Path], LockedGuest]) -> None:
