@@ -16,7 +16,9 @@ from tests.small_guest import PAGE, TABLES, SmallGuest
 from veil.formats.ghcb import run_context_request
 from veil.host import Hypervisor, RunResult, RunState
 from veil.snp import Permission
-from veil.snp.layouts import Vmsa, VmsaSegment
+from veil.snp.layouts import SevFeatures, Vmsa, VmsaSegment
+
+SNP, RESTRICTED = SevFeatures.SNP, SevFeatures.RESTRICTED_INJECTION
 
 __all__ = ["SHARED_DATA", "VMGEXIT", "EnclaveGuest", "enter", "enter_request"]
 
@@ -103,7 +105,12 @@ class EnclaveGuest(SmallGuest):
         gdt = struct.pack("<5Q", 0, 0, 0, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
         self.top.write(system, gdt)
         self.top.write_u64(system + 0x100 + 0x24, base + _STACK + 0x800)  # IST 1
-        values: dict[str, Any] = {"efer": 0x1D00, "rsp": base + _STACK + PAGE - 64, **registers}
+        values: dict[str, Any] = {
+            "efer": 0x1D00,
+            "sev_features": SNP | RESTRICTED,
+            "rsp": base + _STACK + PAGE - 64,
+            **registers,
+        }
         self.make_context(base + _VMSA, vmpl=2, cpl=3, rip=base + _CODE)
         vmsa = Vmsa.from_buffer_copy(self.top.read(base + _VMSA, PAGE))
         vmsa.gdtr, vmsa.idtr = VmsaSegment(0, 0, 0x27, system), VmsaSegment(0, 0, 0xFFF, base + _IDT)

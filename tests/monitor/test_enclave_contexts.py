@@ -78,7 +78,7 @@ def context(**changes: Any) -> bytes:
     """A VMSA of VMPL 2 as a service would write it."""
     values: dict[str, Any] = {
         "vmpl": 2, "cpl": 3, "efer": SVME | 0xD00, "cr0": 0x80010033, "cr4": 0x620, "rflags": 0x202, "rip": 0x1000,
-        "sev_features": SevFeatures.SNP, "cs": VmsaSegment(0x23, 0xAFB, 0xFFFFFFFF, 0),
+        "sev_features": SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION, "cs": VmsaSegment(0x23, 0xAFB, 0xFFFFFFFF, 0),
         "ss": VmsaSegment(0x1B, 0xCF3, 0xFFFFFFFF, 0), **changes,
     }  # fmt: skip
     return bytes(Vmsa(**values)).ljust(PAGE, b"\0")
@@ -152,7 +152,9 @@ def test_dropped(bench: Bench) -> None:
         ("EFER", {"efer": SVME | 0x100}),
         ("EFER", {"efer": SVME | 0x500}),
         ("SEV_FEATURES", {"sev_features": 0}),
-        ("SEV_FEATURES", {"sev_features": 1 | 1 << 4}),
+        ("SEV_FEATURES", {"sev_features": 1}),
+        ("SEV_FEATURES", {"sev_features": 1 << 3}),
+        ("SEV_FEATURES", {"sev_features": 1 | 1 << 3 | 1 << 4}),
         ("CR0", {"cr0": 0x33}),
         ("CR0", {"cr0": 0x80000033}),
         ("CR4", {"cr4": 0x600}),

@@ -34,6 +34,9 @@ class EnclaveContext(Context):
         super().__init__(ENCLAVE_VMPL, vmcb, vmsa)
         vmcb.ghcb_gpa = LEAVE_ENCLAVE
 
+    def keep_event(self) -> None:
+        """Not to be repeated by EVENTINJ, with restricted injection: the instruction is, and raises it again."""
+
 
 class EnclaveContexts:
     """Those of one guest, by their VMSAs."""

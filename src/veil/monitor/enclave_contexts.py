@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from veil.formats.domains import Domain
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import Efer, SevFeatures, Vmsa
 
-__all__ = ["find_fault"]
+__all__ = ["enclave_features", "find_fault"]
 
 _EFER_NEEDED = int(Efer.SVME | Efer.LME | Efer.LMA | Efer.NXE)
 _CR0_NEEDED = 1 << 31 | 1 << 16 | 1 << 0  # PG, WP, PE
@@ -19,13 +19,22 @@ _CS_LONG, _CS_DEFAULT = 1 << 9, 1 << 10
 _DPL, _DPL_3 = 3 << 5, 3 << 5
 
 
+def enclave_features(sev_features: int) -> int:
+    """The SEV_FEATURES of contexts of VMPL 2: the boot VCPU's, and no events from the host.
+
+    An event that the host made up would reach the enclave's handler in ring 3 as if the program had caused it: a #VC, a
+    page fault, an `int 0x80` that was never executed.
+    """
+    return sev_features | SevFeatures.RESTRICTED_INJECTION
+
+
 def find_fault(vmsa: Vmsa, sev_features: int) -> str | None:
     """Why this is not a context of VMPL 2 that may run; None if it is one. `sev_features`: the boot VCPU's."""
     checks = {
         # Of another VMPL the service would have made itself a context of VMPL 0, or one that the kernel's rights run.
         "VMPL": vmsa.vmpl == Domain.ENC.vmpl,
         "CPL": vmsa.cpl == 3,
-        "SEV_FEATURES": vmsa.sev_features == sev_features,
+        "SEV_FEATURES": vmsa.sev_features == enclave_features(sev_features),
         "EFER": vmsa.efer & _EFER_NEEDED == _EFER_NEEDED,
         "CR0": vmsa.cr0 & _CR0_NEEDED == _CR0_NEEDED,
         "CR4": vmsa.cr4 & _CR4_NEEDED == _CR4_NEEDED and not vmsa.cr4 & _CR4_REFUSED,

@@ -26,7 +26,7 @@ from veil.formats.service_domain import (
 )
 from veil.formats.status import Status
 from veil.formats.termination import MonitorReason
-from veil.monitor.enclave_contexts import find_fault
+from veil.monitor.enclave_contexts import enclave_features, find_fault
 from veil.monitor.errors import MonitorError
 from veil.monitor.kernel_memory import KernelMemory, NotMapped
 from veil.monitor.page_book import Owner
@@ -248,7 +248,7 @@ class Grants:
                 raise
             raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
         self._state.domains.enclaves.add(gpa)
-        if not (yield from host.create_enclave(gpa, self._state.sev_features)):
+        if not (yield from host.create_enclave(gpa, enclave_features(self._state.sev_features))):
             yield from self._unseal(cpu, gpa)
             raise _Refused(Status.UNAVAILABLE, f"the host does not take the context at {gpa:#x}")
 

@@ -93,7 +93,7 @@ def first_context(slot: int, entry: int, root: int) -> bytes:
         idtr=VmsaSegment(0, 0, PAGE_SIZE - 1, IDT),
         ldtr=VmsaSegment(0, _LOCAL, 0, 0),
         tr=VmsaSegment(_TASK_SELECTOR, _TASK, _TSS_SIZE - 1, system + _TSS),
-        vmpl=Domain.ENC.vmpl, cpl=3, efer=_EFER, sev_features=SevFeatures.SNP,
+        vmpl=Domain.ENC.vmpl, cpl=3, efer=_EFER, sev_features=SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION,
         cr0=_CR0, cr3=root | C_BIT, cr4=_CR4, xcr0=_XCR0_X87, g_pat=_PAT, dr6=_DR6, dr7=_DR7,
         rflags=_RFLAGS, rip=entry, rdi=slot, rsp=THREADS + slot * THREAD_STRIDE + ThreadPart.STACK_TOP,
         mxcsr=_MXCSR, x87_fcw=_FCW, x87_ftw=_FTW,

@@ -21,6 +21,7 @@
 /* Pseudo exception numbers, above every value that QEMU's core uses. */
 #define VEIL_EXCP_EXIT 0x20000
 
+#define VEIL_VECTOR_HV 28
 #define VEIL_VECTOR_VC 29
 
 #define VEIL_C_BIT (1ULL << 51)
@@ -91,6 +92,7 @@ struct veil_engine {
     struct veil_vmcb *vmcb;
     struct veil_vmsa *vmsa;
     int vmpl;
+    bool restricted;          /* no event from the host but #HV */
     struct veil_space *space; /* that the TLB describes */
     struct veil_event delivering;
     uint64_t deadline_ns;

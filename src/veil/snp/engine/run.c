@@ -123,7 +123,8 @@ static bool attend(struct veil_engine *e)
     if (unlikely(e->crowded)) {
         veil_tlb_relieve(e);
     }
-    if (unlikely(veil_vmcb_v_irq(e->vmcb)) && (env->eflags & IF_MASK) && !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
+    if (unlikely(veil_vmcb_v_irq(e->vmcb)) && !e->restricted && (env->eflags & IF_MASK) &&
+        !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
         e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(e->vmcb)};
         veil_vmcb_clear_v_irq(e->vmcb);
         return true;

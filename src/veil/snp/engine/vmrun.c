@@ -16,7 +16,17 @@ static bool is_runnable(struct veil_engine *e, uint64_t gpa)
         return false;
     }
     vmsa = (const struct veil_vmsa *)(e->ram + gpa);
-    return (vmsa->efer & MSR_EFER_SVME) && vmsa->vmpl < VEIL_RMP_VMPLS && (vmsa->sev_features & 1);
+    return (vmsa->efer & MSR_EFER_SVME) && vmsa->vmpl < VEIL_RMP_VMPLS && (vmsa->sev_features & VEIL_SEV_SNP_ACTIVE);
+}
+
+/* Restricted injection (APM vol. 2, 15.36.16): EVENTINJ brings in #HV and nothing else; V_IRQ does not count (run.c).
+ */
+static bool may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
+{
+    const uint32_t hv = VEIL_VECTOR_HV | SVM_EVTINJ_TYPE_EXEPT | (uint32_t)SVM_EVTINJ_VALID;
+
+    return !(vmsa->sev_features & VEIL_SEV_RESTRICTED_INJECTION) || !(injection & (uint32_t)SVM_EVTINJ_VALID) ||
+           (uint32_t)injection == hv;
 }
 
 /* Event of the VMCB's EVENTINJ (APM vol. 2, 15.20). Types: 0 interrupt, 2 NMI, 3 exception, 4 software interrupt. */
@@ -57,7 +67,7 @@ void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t d
     uint64_t gpa = vmcb->vmsa_pa;
 
     vmcb->exit_int_info = 0;
-    if (!is_runnable(e, gpa)) {
+    if (!is_runnable(e, gpa) || !may_inject((const struct veil_vmsa *)(e->ram + gpa), vmcb->event_inj)) {
         vmcb->exit_code = VEIL_EXIT_INVALID;
         vmcb->exit_info_1 = vmcb->exit_info_2 = 0;
         return;
@@ -66,6 +76,7 @@ void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t d
     e->vmcb = vmcb;
     e->vmsa = (struct veil_vmsa *)(e->ram + gpa);
     e->vmpl = e->vmsa->vmpl;
+    e->restricted = e->vmsa->sev_features & VEIL_SEV_RESTRICTED_INJECTION;
     e->rmp->vmsa_in_use = gpa;
     veil_context_load(e);
     take_injection(e, vmcb);

@@ -100,6 +100,10 @@ _Static_assert(offsetof(struct veil_vmcb, nrip) == 0x0c8, "VMCB");
 _Static_assert(offsetof(struct veil_vmcb, vmsa_pa) == 0x108, "VMCB");
 _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
 
+/* Bits of sev_features (table B-4). */
+#define VEIL_SEV_SNP_ACTIVE (1ULL << 0)
+#define VEIL_SEV_RESTRICTED_INJECTION (1ULL << 3)
+
 /* v_intr: V_IRQ bit 8, V_INTR_VECTOR bits 39:32. */
 static inline bool veil_vmcb_v_irq(const struct veil_vmcb *vmcb)
 {

@@ -29,6 +29,8 @@ class SevFeatures(enum.IntFlag):
 
     SNP = 1 << 0
     """SNP is active."""
+    RESTRICTED_INJECTION = 1 << 3
+    """The host can inject no event but #HV (24593, section 15.36.16)."""
 
 
 class VmsaSegment(ctypes.LittleEndianStructure):
