@@ -78,8 +78,8 @@ def context(**changes: Any) -> bytes:
     """A VMSA of VMPL 2 as a service would write it."""
     values: dict[str, Any] = {
         "vmpl": 2, "cpl": 3, "efer": SVME | 0xD00, "cr0": 0x80010033, "cr4": 0x620, "rflags": 0x202, "rip": 0x1000,
-        "sev_features": SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION, "cs": VmsaSegment(0x23, 0xAFB, 0xFFFFFFFF, 0),
-        "ss": VmsaSegment(0x1B, 0xCF3, 0xFFFFFFFF, 0), **changes,
+        "sev_features": SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION,
+        "cs": VmsaSegment(0x23, 0xAFB, 0xFFFFFFFF, 0), "ss": VmsaSegment(0x1B, 0xCF3, 0xFFFFFFFF, 0), **changes,
     }  # fmt: skip
     return bytes(Vmsa(**values)).ljust(PAGE, b"\0")
 
