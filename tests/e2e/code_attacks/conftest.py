@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.services.kci.modules.made_module import authority
 from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.kci_settings import HALT, OFF, ON, KciSettings, certificate_text
 from veil.image.services_image import protected_services
-from veil.services.kci import KernelCode
+from veil.services.kci import KernelCode, KernelImage, Segment, measured
 
 #: Modules that the policy of these guests allows.
 _ALLOWED = ("attacker", "rootkit")
@@ -26,6 +28,34 @@ _ALLOWED = ("attacker", "rootkit")
 def code() -> KernelCode:
     """The rules for the text of the guests' kernel."""
     return KernelCode(kernel_image())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def derived_once() -> Iterator[None]:
+    """What follows from the image of the guests' kernel is the same for all of them. A service derives it after each
+    restoration, for a snapshot has no objects in it, and that is most of what a test of one attack takes."""
+    images: dict[bytes, KernelImage] = {}
+    codes: dict[int, KernelCode] = {}
+
+    def image(segments: list[Segment]) -> KernelImage:
+        digest = hashlib.sha256()
+        for piece in segments:
+            digest.update(struct.pack("<QQQ", piece.virtual, piece.physical, len(piece.data)) + piece.data)
+        key = digest.digest()
+        if key not in images:
+            images[key] = KernelImage(segments)
+        return images[key]
+
+    def code(of: KernelImage) -> KernelCode:
+        if id(of) not in codes:
+            codes[id(of)] = KernelCode(of)
+        # Modules that come and go change what one guest's rules know of the code around.
+        return copy.copy(codes[id(of)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measured, "KernelImage", image)
+        patch.setattr(measured, "KernelCode", code)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.code_attacks.guests import RAN, VICTIM, CodeGuest, Resume
 from veil.errors import VeilError
 from veil.formats.kci_settings import OFF
+from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.monitor.svsm_call import ResultCode
 from veil.services.kci import KernelCode, physical_range
 from veil.snp import EntryFlag, Permission
@@ -103,6 +104,8 @@ def test_code_is_not_given_back(locked: CodeGuest, code: KernelCode, place: str)
     before = view.read(gpa, PAGE)
     assert _numbers(locked, "pvalidate", gpa, "0") == [_INVALID_ADDRESS]
     assert _numbers(locked, "pvalidate", gpa, "1") == [_INVALID_ADDRESS]
+    # Nor with all that is around it, as one large page.
+    assert _numbers(locked, "pvalidate", gpa & -PAGE_SIZE_2M | 1, "0") == [_INVALID_ADDRESS]
     assert view.read(gpa, PAGE) == before
     permissions = Permission(int(locked.vm.machine.rmp.effective()["perms"][gpa // PAGE, 3]))
     assert not permissions & Permission.W
