@@ -12,10 +12,13 @@ import pytest
 from tests.e2e.enclave_images import DATA, EXIT, PRINT, SERVE, call_window, enclave_image
 from tests.e2e.snapshots import Resume
 from veil.cvm import CommandTimeout, ConfidentialVM, Result
+from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
 from veil.formats.enclaves import ARENA, MailboxCall
 from veil.image.services_image import protected_services
 
+#: so many at once, on one VCPU
+MANY = 200
 ENCLAVES = protected_services(EncSettings(mode=ON))
 
 
@@ -157,3 +160,35 @@ def test_no_device_without_the_service(resume: Resume, tmp_path: Path) -> None:
     vm = resume()
     assert vm.run(["ls", "/dev/veil-enclave"]).exit_status != 0
     assert vm.run(["ls", "/bin/veil-enclave"]).exit_status != 0
+
+
+def test_many_at_once(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """Each waits in the kernel until all of them are there; then all go on, on one VCPU, and end."""
+    code = f"""
+        {PRINT}
+        mov qword ptr [rbx + 8], 0
+        mov qword ptr [rbx + 16], 0
+        lea rax, [rbx + 0x1000]
+        mov [rbx + 24], rax
+        mov qword ptr [rbx + 32], 1
+        {call_window(1)}
+        {EXIT(3)}
+    """
+    image = tmp_path / "many.enclave"
+    image.write_bytes(enclave_image(code, window_pages=2, pool_pages=0))
+    vm.copy_in(image, image_place(image))
+    script = f"""
+        mkfifo /tmp/go; sleep 1000 < /tmp/go > /dev/null &
+        one() {{ {" ".join(enclave_command(image, []))} < /tmp/go >> /tmp/out; echo $? >> /tmp/ends; }}
+        for i in $(seq {MANY}); do one & done
+        exec 3> /tmp/go
+        until [ "$(grep -c hello /tmp/out)" = {MANY} ]; do sleep 0.1; done
+        cat /dev/veil
+        exec 3>&-
+        kill %1; wait
+        sort /tmp/ends | uniq -c
+    """
+    result = vm.run(["sh", "-c", script], timeout=300)
+    assert f"enc enclaves {MANY} made {MANY}" in result.stdout.decode()
+    assert result.stdout.split()[-2:] == [b"%d" % MANY, b"3"]
+    assert counts(vm)["enclaves"] == 0
