@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.host.fakes import FakePlatform
 from tests.machine_code import assemble
 from tests.small_guest import FREE, PAGE, TABLES, VMSA
 from veil.formats.ghcb import LEAVE_ENCLAVE, RUN_VMPL_REFUSED, run_context_ended, run_context_request
-from veil.host import HostError, Hypervisor, RunState
+from veil.host import HostError, Hypervisor, RunResult, RunState
 from veil.snp import ExitCode, RmpResult
 from veil.snp.layouts import Vmsa
 
@@ -289,3 +290,54 @@ def test_counted() -> None:
         assert guest.hypervisor.counters() == {"exit VMGEXIT": 10, "exit HLT": 1, "msr RUN_VMPL": 10}
         # VCPU 0's kernel is looked at by Python once, before the machine switches.
         assert guest.machine.counters.switches == (8 if EnclaveGuest.switches_by_machine else 0)
+
+
+def test_switches_without_end_end_at_the_deadline_and_when_somebody_asks() -> None:
+    with EnclaveGuest(f"7: {enter(0)}jmp 7b", f"1: {VMGEXIT}jmp 1b") as guest:
+        assert guest.hypervisor.run(timeout=0.02) is RunResult.TIMEOUT
+        posted: list[int] = []
+        timer = threading.Timer(0.02, lambda: guest.hypervisor.post(lambda: posted.append(1)))
+        timer.start()
+        assert guest.hypervisor.run(lambda: bool(posted), timeout=10) is RunResult.DONE
+        timer.join()
+        assert guest.hypervisor.counters()["msr RUN_VMPL"] > 4
+
+
+def test_interrupts_come_between_switches() -> None:
+    """The kernel takes each as soon as it lets them in, and each is acknowledged once."""
+    with EnclaveGuest(f"7: {enter(0)}sti\nnop\ncli\njmp 7b", f"1: {VMGEXIT}jmp 1b") as guest:
+        # The handler halts; then the next is due a while later.
+        def due(now: int) -> None:
+            guest.platform.vectors[0] = [0x31]
+
+        guest.platform.on_tick = due
+        for times in range(1, 6):
+            guest.platform.deadline = time.monotonic_ns() + 2_000_000
+            guest.hypervisor.device_accessed = True
+            guest.go()
+            assert guest.trap().times == times
+            assert guest.platform.log == [("ack", 0)] * times
+            guest.resume_kernel()
+
+
+def test_two_kernels_and_their_enclaves() -> None:
+    """Each answer that says it was done stands for one entry, whoever else wants the same context."""
+    entries = f"""
+        mov r15d, 3000
+    7:  {enter(0)}
+        test edx, edx
+        jnz 8f
+        inc r14
+    8:  {enter(1)}
+        test edx, edx
+        jnz 9f
+        inc r14
+    9:  dec r15d
+        jnz 7b
+    """
+    with EnclaveGuest([entries] * 2, *[f"1: inc rbx\n{VMGEXIT}jmp 1b"] * 2) as guest:
+        kernels = [vcpu.contexts[3].vmcb.vmsa_pa for vcpu in guest.hypervisor.vcpus]
+        guest.hypervisor.run(lambda: all(vcpu.state == RunState.HALTED for vcpu in guest.hypervisor.vcpus), timeout=60)
+        done = sum(guest.vmsa(kernel).r14 for kernel in kernels)
+        assert done == sum(guest.registers(number).rbx for number in range(2))
+        assert done > 6000
