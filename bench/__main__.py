@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import micro
 from bench.attestation import measure_attestation, measure_cold
+from bench.code_integrity import measure_code_integrity
 from bench.counts import counts_text, measure_counts
 from bench.follow import measure_follow
 from bench.guests import (
@@ -115,6 +116,7 @@ def main() -> int:
     part.add_argument("--counts", action="store_true", help="only what engine and host count, with and without VeilMon")
     part.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
     part.add_argument("--log", action="store_true", help="only how fast a log is verified")
+    part.add_argument("--code", action="store_true", help="only what lock-down by VeilS-KCI costs")
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
     part.add_argument("--strangers", action="store_true", help="only what hostile connections do to a guest")
     options = parser.parse_args()
@@ -134,6 +136,10 @@ def main() -> int:
                 report.latencies += measure_follow(directory)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
+            if options.code:
+                report.code = measure_code_integrity(directory, _say)
+                print(json.dumps(report.json(), indent=2) if options.json else report.text())
+                return 0
             if options.strangers:
                 report.strangers += measure_strangers(_say, options.only, options.connections)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
@@ -142,6 +148,8 @@ def main() -> int:
                 _compare(report, directory, options)
             if not (options.compare or options.log):
                 _latencies(report, directory)
+            if not (options.compare or options.latencies or options.log):
+                report.code = measure_code_integrity(directory, _say)
             if not options.compare:
                 _say("the log")
                 report.rates += measure_log(directory)

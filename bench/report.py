@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.code_integrity import SWITCH_CYCLES, CodeCost
 from bench.guests import Cost
 from bench.intervals import FEWEST, Interval, median_interval
 
@@ -118,6 +119,7 @@ class Report:
     latencies: list[Latency] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     strangers: list[Strangers] = field(default_factory=list)
+    code: list[CodeCost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -140,6 +142,7 @@ class Report:
             "latencies": [asdict(item) for item in self.latencies],
             "rates": [asdict(item) for item in self.rates],
             "strangers": [asdict(item) for item in self.strangers],
+            "code_integrity": [asdict(item) for item in self.code],
             "notes": self.notes,
         }
 
@@ -173,6 +176,8 @@ class Report:
                 for item in self.strangers
             ]
             lines += _columns([titles, *table])
+        if self.code:
+            lines += ["", *_columns([_CODE_HEADING, *map(_code, self.code)])]
         if self.notes:
             lines += ["", *self.notes]
         return "\n".join(lines)
@@ -201,6 +206,21 @@ def _pairs(row: Row) -> tuple[str, ...]:
         _ratio(row.wall_ratio),
         "-" if row.hosted_share is None else f"{row.hosted_share:.2%}",
         ", ".join(spreads) or "-",
+    )
+
+
+_CODE_HEADING = ("code integrity, processor time, least", "off", "on", "more", "domain switches off", "on",
+                 f"more, at {SWITCH_CYCLES:,} cycles")  # fmt: skip
+
+
+def _code(cost: CodeCost) -> tuple[str, ...]:
+    switches = [cost.switches.get(mode, 0) for mode in ("off", "on")]
+    return (
+        cost.name,
+        *(_microseconds(cost.least(mode) * 1e6) for mode in ("off", "on")),
+        f"{cost.more:+.1%}",
+        *(f"{count:,}" for count in switches),
+        f"{(switches[1] - switches[0]) * SWITCH_CYCLES:,} cycles",
     )
 
 

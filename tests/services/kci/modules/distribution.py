@@ -15,7 +15,17 @@ from veil.guest.linux.kernel import Kernel, debian_kernel
 from veil.services.kci import KernelImage
 from veil.services.kci.modules import Exports, Keyring, kernel_exports, kernel_keyring
 
-__all__ = ["KINDS", "exported", "image", "kernel", "keyring", "module_file", "names", "with_dependencies"]
+__all__ = [
+    "KINDS",
+    "exported",
+    "image",
+    "kernel",
+    "keyring",
+    "module_file",
+    "module_path",
+    "names",
+    "with_dependencies",
+]
 
 #: Modules of different kinds: those with much code, with per-CPU variables, with tracepoints, assembler, static calls,
 #: with exports for others, with tables of their own.
@@ -38,6 +48,11 @@ def _paths() -> dict[str, Path]:
     tree = kernel().modules
     assert tree is not None
     return {path.name.split(".")[0]: path for path in sorted(tree.rglob("*.ko.xz"))}
+
+
+def module_path(name: str) -> Path:
+    """A module's file, as the package has it."""
+    return _paths()[name]
 
 
 @functools.lru_cache(maxsize=40)
