@@ -51,7 +51,7 @@ nft add chain inet t c '{ type filter hook input priority 0; policy accept; }'
 nft add rule inet t c ct state established,related counter accept
 nft add table ip n
 nft add chain ip n p '{ type nat hook postrouting priority 100; }'
-nft add rule ip n p masquerade
+nft add rule ip n p oifname != lo masquerade
 ping -c1 127.0.0.1 >/dev/null
 nft list ruleset | grep -q masquerade
 nft flush ruleset
