@@ -62,7 +62,6 @@ for name in kernel.sched_schedstats net.ipv4.ip_forward kernel.task_delayacct ke
   old=$(sysctl -n $name) || continue
   for value in 0 1 $old; do sysctl -q -w $name=$value || exit 1; done
 done
-echo 0 > /sys/devices/system/cpu/cpu1/online && echo 1 > /sys/devices/system/cpu/cpu1/online
 """
 #: All that depmod finds, each with what it needs, and out again; says how many came.
 MODULES = """

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from veil.formats.kci import ModulePrepared
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
-from veil.services.kci.modules import AdmittedFile, ExportedSymbols, Prepared, prepare
+from veil.services.kci.modules import AdmittedFile, ExportedSymbols, Exports, Prepared, prepare
 from veil.services.kci.surroundings import Surroundings
 
 __all__ = ["RecentModules"]
@@ -27,7 +28,7 @@ _MAX_FILE = 256 << 10
 class _Known:
     admitted: AdmittedFile
     told: ModulePrepared | None = None
-    changes: int = 0
+    exporters: Mapping[str, Exports] | None = None
     derived: tuple[Prepared, ModuleCode] | None = None
 
 
@@ -57,12 +58,13 @@ class RecentModules:
     ) -> tuple[Prepared, ModuleCode]:
         """What its memory must be, and the rules for its code. Raises ModuleRefused, TableError."""
         known = self._known.get(admitted.digest)
-        if known is not None and known.derived is not None and (known.told, known.changes) == (told, exported.changes):
+        now = told, exported.exporters()
+        if known is not None and known.derived is not None and (known.told, known.exporters) == now:
             prepared, code = known.derived
             code.admit(near)
             return prepared, code
         prepared = prepare(admitted, told.memory, told.percpu, exported, self._measured.module_space)
         code = ModuleCode(prepared, near)
         if known is not None:
-            known.told, known.changes, known.derived = told, exported.changes, (prepared, code)
+            (known.told, known.exporters), known.derived = now, (prepared, code)
         return prepared, code

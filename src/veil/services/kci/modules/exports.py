@@ -50,8 +50,6 @@ class ExportedSymbols:
 
     def __init__(self, kernel: Exports) -> None:
         self._exporters: dict[str, Exports] = {"": kernel}
-        self.changes = 0
-        """Another number whenever a module's symbols come or go."""
 
     def resolve(self, name: str, *, gpl: bool) -> int | None:
         """The value of a symbol for a module whose licence is compatible with the GPL, or is not."""
@@ -71,11 +69,11 @@ class ExportedSymbols:
             if self.resolve(name, gpl=True) is not None:
                 raise ModuleRefused(f"{module} exports {name}, which is exported already")
         self._exporters[module] = exports
-        self._count(exports)
 
     def remove(self, module: str) -> None:
         """Of a module that is gone."""
-        self._count(self._exporters.pop(module, Exports()))
+        self._exporters.pop(module, None)
 
-    def _count(self, exports: Exports) -> None:
-        self.changes += bool(exports.anyone or exports.gpl_only)
+    def exporters(self) -> dict[str, Exports]:
+        """Who exports what now; equal as long as every symbol resolves as before."""
+        return {name: exports for name, exports in self._exporters.items() if exports.anyone or exports.gpl_only}
