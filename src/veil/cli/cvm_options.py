@@ -32,8 +32,9 @@ _CVM_OPTIONS = (
     click.option("--memory", default="512M", show_default=True, metavar="SIZE", help="Guest memory: 512M, 4G, ..."),
     click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 4), help="Virtual CPUs."),
     click.option(
-        "--kernel", metavar="PATH|SERIES",
-        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel)."
+        "--kernel",
+        metavar="PATH|SERIES",
+        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel).",
     ),
     click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
     click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
