@@ -175,3 +175,13 @@ def test_bpf_is_interpreted(guest: Guest, bpf_filter: bytes, tmp_path: Path) -> 
     made = int(guest.status().locked_ns is None)
     assert said == f"filter: compiled {made}, returns 0x666, trampoline {made}\n"
     assert guest.status().violations == 0
+
+
+def test_a_processor_that_goes_stays_away(resume: Resume) -> None:
+    """It would begin in the real-mode trampoline. (`test_kernels.py` has one that comes back without lock-down.)"""
+    vm = resume(vcpus=2, services=protected_services(KciSettings(mode=ON)))
+    online = "/sys/devices/system/cpu/cpu1/online"
+    done = vm.run(["sh", "-c", f"echo 0 >{online} && echo 1 >{online}; nproc"], timeout=60)
+    assert done.stdout == b"1\n"
+    assert b"Operation not permitted" in done.stderr
+    assert "CPU 1 stays offline" in vm.run(["dmesg"]).stdout.decode()

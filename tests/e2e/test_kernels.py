@@ -68,6 +68,7 @@ def test_parallel_work_on_several_vcpus(resume: Resume) -> None:
     assert "WARNING:" not in log
 
 
+@pytest.mark.open_kernel("a locked-down kernel starts no processor")
 def test_a_cpu_goes_and_comes_back(resume: Resume) -> None:
     vm = resume(vcpus=2)
     online = "/sys/devices/system/cpu/cpu1/online"

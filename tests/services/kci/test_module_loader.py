@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Generator
 from types import SimpleNamespace
@@ -152,3 +153,19 @@ def test_any_part(body: bytes, pages: list[int]) -> None:
     except KciError:
         return
     assert pages
+
+
+def test_modules_that_wait_for_lock_down_are_in_a_snapshot() -> None:
+    driver = _Driver(FILE)
+    driver.send(FILE)
+    number = driver.take()
+    driver.run(driver.loader.live(number))
+    again = _Driver(FILE)
+    again.loader.load(json.loads(json.dumps(driver.loader.dump())))
+    assert again.loader.dump() == driver.loader.dump()
+    (waiting,) = again.loader.dump()["early"]
+    assert (waiting["number"], waiting["body"], waiting["live"]) == (number, FILE.hex(), True)
+    again.send(FILE)
+    assert again.take() == number + 1
+    again.run(again.loader.gone(number))
+    assert [item["number"] for item in again.loader.dump()["early"]] == [number + 1]

@@ -52,6 +52,7 @@ static const struct veil_part parts[] = {
 	{ "files", veil_kci_files_begin, veil_kci_files_end },
 	{ "modules", veil_kci_modules_begin, veil_kci_modules_end, veil_kci_modules_state },
 	{ "new_code", veil_kci_new_code_begin, veil_kci_new_code_end },
+	{ "processors", veil_kci_processors_begin, veil_kci_processors_end },
 	{ "driver", admit_driver },
 	{ "ask", NULL, NULL, veil_kci_ask_state },
 	{ "lock_down", veil_kci_lock_down_begin, veil_kci_lock_down_end, veil_kci_lock_down_state },

@@ -60,4 +60,8 @@ bool veil_kci_is_locked(void);
 int veil_kci_new_code_begin(void);
 void veil_kci_new_code_end(void);
 
+/* processors.c: those that would come up */
+int veil_kci_processors_begin(void);
+void veil_kci_processors_end(void);
+
 #endif
