@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.ghcb import MSR_INFO_MASK, MsrRequest
+from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
@@ -23,6 +23,7 @@ from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
 from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
+from veil.host.machine_switches import MachineSwitches
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.pulse import FOREVER, SERVICE_VMPL, Pulse
 from veil.host.saved_state import require_like
@@ -92,7 +93,7 @@ class Hypervisor(Host):
         self.kernel_end = KernelEnd(self)
         #: the machine does plain domain switches between the kernel and enclaves; off: each comes to this host
         self.switches_by_machine = True
-        self._switched_before = machine.counters.switches
+        self._machine_switches = MachineSwitches(self)
         self._clock = clock
         self._next: Vcpu | None = None
         self._turn = 0
@@ -408,9 +409,7 @@ class Hypervisor(Host):
         guest_vmpl = self.guest_vmpl
         several = len(self.vcpus) > 1
         enclave_vmpl = self.enclave_vmpl
-        # An observer sees each event: then each comes here.
-        aimed = False
-        switching = self.switches_by_machine and self.on_event is None and bool(self.enclaves)
+        switching = self.switches_by_machine and self._machine_switches.begin()
         alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
         answers = 0
         begin = clock()
@@ -439,14 +438,8 @@ class Hypervisor(Host):
             if not switching or vmpl < enclave_vmpl:
                 vmrun(context.vmcb, deadline)
             else:
-                kernel = vcpu.contexts[guest_vmpl]
-                if not aimed:
-                    self._aim_switches(vcpu, kernel)
-                    aimed = True
-                vmsa = self.machine.vmrun_switching(context.vmcb, self.switches, deadline)
-                if vmsa != context.vmcb.vmsa_pa:
-                    vcpu.current = context = self.enclaves.get(vmsa) or kernel
-                    vmpl = context.vmpl
+                context = self._machine_switches.run(vcpu, context, deadline)
+                vmpl = context.vmpl
             vmcb = context.vmcb
             if context.irq != NO_IRQ and context.interrupt_taken():
                 platform.acknowledge(index)
@@ -473,21 +466,12 @@ class Hypervisor(Host):
                 if any(self._can_run(other) for other in self.vcpus if other is not vcpu):
                     return
 
-    def _aim_switches(self, vcpu: Vcpu, kernel: Context) -> None:
-        """For this slice the machine switches between this kernel and enclaves that no other VCPU is in."""
-        others = [other.current for other in self.vcpus if other is not vcpu]
-        held = [other.vmcb.vmsa_pa for other in others if other is not None and other.is_enclave]
-        self.switches.aim(kernel.vmcb, held)
-
     # Bookkeeping
 
     def counters(self) -> dict[str, int]:
         """How often what happened, by name, the machine's own domain switches with it."""
         counts = self.counts.by_name()
-        switched = self.machine.counters.switches - self._switched_before
-        for name in (f"exit {ExitCode.VMGEXIT.name}", f"msr {MsrRequest.RUN_VMPL.name}"):
-            if switched:
-                counts[name] = counts.get(name, 0) + switched
+        self._machine_switches.add_to(counts)
         return counts
 
     def dump(self) -> dict[str, Any]:
