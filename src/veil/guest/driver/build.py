@@ -191,7 +191,9 @@ def _make(headers: Path, work: Path, release: str, version: str, name: str) -> N
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
     if done.returncode or not (work / f"{name}.ko").exists():
         refuse_full_disk(done.stdout + done.stderr, work)
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line]
+        # What went wrong, rather than what make says of it.
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line or "not found" in line]
+        lines.sort(key=lambda line: line.startswith("make"))
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot build the driver: {reason}")
     strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")], work)
