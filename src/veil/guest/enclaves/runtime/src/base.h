@@ -63,6 +63,7 @@ enum {
 	EFAULT = 14,
 	EBUSY = 16,
 	EEXIST = 17,
+	EXDEV = 18,
 	ENODEV = 19,
 	ENOTDIR = 20,
 	EISDIR = 21,

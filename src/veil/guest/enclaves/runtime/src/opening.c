@@ -70,7 +70,9 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 	rule = rule_of(path, length);
 	if (!rule && !(flags & (O_DIRECTORY | O_PATH)))
 		return -EISDIR;
-	if (rule && rule->kind == RULE_SEALED && !(flags & (O_DIRECTORY | O_PATH)))
+	/* The folder itself is none of the files below it. */
+	if (rule && rule->kind == RULE_SEALED && !(rule->tree && rule->length == length) &&
+	    !(flags & (O_DIRECTORY | O_PATH)))
 		return open_sealed(self, path, length, flags, mode);
 	return opened(self, open_outside(self, path, length, flags, mode), FILE_OUTSIDE, path, length, flags);
 }

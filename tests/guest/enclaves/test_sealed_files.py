@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sealed files: what is outside says nothing, and what somebody else puts there is not read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
+
+_TEXT = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static char buffer[20000];
+static void line(const char *path, int flags)
+{
+	int file = open(path, flags, 0600);
+	ssize_t size = file < 0 ? -1 : read(file, buffer, sizeof(buffer));
+	if (size < 0)
+		printf("%s\n", strerror(errno));
+	else
+		printf("%zd %.6s\n", size, buffer);
+	close(file);
+}
+int main(int argc, char **argv)
+{
+	const char *path = argv[2];
+	struct stat status;
+	int file, copy;
+	if (!strcmp(argv[1], "write")) {
+		file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+		memset(buffer, 'a', sizeof(buffer));
+		memcpy(buffer, "secret", 6);
+		if (write(file, buffer, 10000) != 10000 || pwrite(file, "end", 3, 12000) != 3 || fstat(file, &status))
+			return 1;
+		printf("%ld\n", (long)status.st_size);
+		if (ftruncate(file, 5000) || lseek(file, 0, SEEK_END) != 5000 || write(file, "more", 4) != 4)
+			return 2;
+		close(file);
+	} else if (!strcmp(argv[1], "replay")) {
+		/* What the kernel could do: an older block of the same file. */
+		file = open(path, O_RDWR);
+		copy = open(argv[3], O_RDWR);
+		ssize_t size = read(copy, buffer, sizeof(buffer));
+		pwrite(file, "others", 6, 0);
+		line(path, O_RDONLY);
+		pwrite(copy, buffer, size, 0);
+		line(path, O_RDONLY);
+		return 0;
+	} else if (!strcmp(argv[1], "rename")) {
+		char other[200];
+		snprintf(other, sizeof(other), "%s.new", path);
+		file = open(other, O_RDWR | O_CREAT, 0600);
+		if (write(file, "fresh!", 6) != 6)
+			return 3;
+		close(file);
+		if (rename(other, path))
+			return 4;
+		line(path, O_RDONLY);
+		unlink(path);
+		line(path, O_RDWR | O_CREAT);
+		return 0;
+	}
+	line(path, O_RDONLY);
+	return 0;
+}
+"""
+
+
+@pytest.fixture
+def run(native: NativeRuntime, tmp_path: Path) -> Callable[..., list[str]]:
+    place = tmp_path / "sealed"
+    place.mkdir()
+    # The same folder by another name, through which a test reads what is outside.
+    (tmp_path / "outside").symlink_to(place)
+    files = {"sealed": [f"{place}/"], "pass": [f"{tmp_path}/outside/"]}
+    image = native.build(compile_program(tmp_path, _TEXT, "-static"), {**ANYTHING, "files": files})
+
+    def call(*words: str) -> list[str]:
+        done = native.run(image, "p", *words)
+        assert done.returncode == 0, done
+        return done.stdout.decode().splitlines()
+
+    return call
+
+
+def test_what_was_written_is_read_by_a_later_run(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    assert run("write", str(path)) == ["12003", "5004 secret"]
+    assert run("read", str(path)) == ["5004 secret"]
+    assert b"secret" not in path.read_bytes()
+    assert b"aaaa" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("position", [0, 20, 40, 90, 150, 4400, -1])
+def test_a_changed_byte_is_an_error(run: Callable[..., list[str]], tmp_path: Path, position: int) -> None:
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    # The second block's data are read after the first's: what is good comes, and then the end.
+    assert run("read", str(path))[0] in ("Input/output error", "4096 secret")
+
+
+def test_blocks_of_two_files_do_not_mix(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    first, second = tmp_path / "sealed" / "first", tmp_path / "sealed" / "second"
+    run("write", str(first))
+    run("write", str(second))
+    mixed = bytearray(second.read_bytes())
+    mixed[200:4200] = first.read_bytes()[200:4200]
+    second.write_bytes(mixed)
+    assert run("read", str(second)) == ["Input/output error"]
+
+
+def test_an_older_state_is_noticed_while_the_enclave_runs(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    assert run("replay", str(path), str(tmp_path / "outside" / "file")) == ["5004 others", "Input/output error"]
+
+
+def test_files_are_renamed_and_made_anew(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    assert run("rename", str(path)) == ["6 fresh!", "0 fresh!"]
