@@ -253,6 +253,23 @@ def test_files_are_as_the_manifest_says(native: NativeRuntime, tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_times_are_set_by_descriptor(native: NativeRuntime, tmp_path: Path) -> None:
+    text = r"""
+#include <fcntl.h>
+#include <sys/stat.h>
+int main(int argc, char **argv)
+{
+	struct timespec times[2] = { { 1000, 0 }, { 2000, 0 } };
+	return futimens(open(argv[1], O_RDWR), times) + utimensat(AT_FDCWD, argv[2], times, 0);
+}
+"""
+    for name in ("first", "second"):
+        (tmp_path / name).touch()
+    image = native.build(compile_program(tmp_path, text, "-static"))
+    assert native.run(image, "p", str(tmp_path / "first"), str(tmp_path / "second")).returncode == 0
+    assert [(tmp_path / name).stat().st_mtime for name in ("first", "second")] == [2000, 2000]
+
+
 _SOCKETS = r"""
 #include <poll.h>
 #include <pthread.h>

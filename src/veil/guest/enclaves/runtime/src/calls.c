@@ -116,10 +116,17 @@ static s64 put_argument(struct thread *self, const struct call *call, u32 i, con
 		*to = a[i];
 		return is_open((s32)a[i]) ? 0 : -EBADF;
 	case FOLDER:
-		*to = (u64)(s64)AT_FDCWD;
+		/* futimens() and its like: no path, the descriptor itself is meant. */
+		if (!a[i + 1] && is_open((s32)a[i]))
+			*to = a[i];
+		else
+			*to = (u64)(s64)AT_FDCWD;
 		return 0;
 	case PATH_TO_READ:
 	case PATH_TO_CHANGE:
+		*to = 0;
+		if (!a[i] && i && call->arguments[i - 1].kind == FOLDER && is_open((s32)a[i - 1]))
+			return 0;
 		return put_path(self, i && call->arguments[i - 1].kind == FOLDER ? (s32)a[i - 1] : AT_FDCWD, a[i],
 				argument->kind == PATH_TO_CHANGE, to);
 	case TEXT:
