@@ -55,9 +55,12 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         vm.snapshot(tmp_path / "one")
     with ConfidentialVM.restore(tmp_path / "one") as vm:
         assert vm.configuration == configuration
+        vm.run(["touch", "/root/here"])
         vm.snapshot(tmp_path / "two")
     with ConfidentialVM.restore(tmp_path / "two") as vm:
         assert vm.configuration == configuration
+        # And it is that guest, not another one that was started.
+        assert vm.run(["ls", "/root"]).stdout == b"here\n"
         _behaves(vm, configuration, owner, reader)
 
 
