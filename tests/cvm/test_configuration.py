@@ -55,6 +55,17 @@ def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -
     assert (one == other) == (one.key() == other.key())
 
 
+@pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers"])
+def test_a_list_is_the_same_value(name: str) -> None:
+    items = list(OTHERS[name])
+    one, other = Configuration(**{name: items}), Configuration(**{name: tuple(items)})
+    assert (one, hash(one)) == (other, hash(other))
+    items.clear()
+    assert one == other
+    with pytest.raises(VeilError, match=f"{name} is a sequence"):
+        Configuration(**{name: OTHERS[name][0]})
+
+
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "identity"])
 def test_each_field_is_in_the_key(name: str) -> None:
     default = Configuration()

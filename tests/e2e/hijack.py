@@ -17,7 +17,7 @@ from veil.monitor import VeilMon
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import Vmcb, Vmsa
 
-__all__ = ["CODE", "PVALIDATE", "RESULT", "RMPADJUST", "SHARED", "TABLES", "VMGEXIT", "Hijack"]
+__all__ = ["CODE", "PVALIDATE", "RESULT", "RMPADJUST", "SHARED", "TABLES", "VMGEXIT", "Hijack", "ask_by_msr"]
 
 RMPADJUST = ".byte 0xf3, 0x0f, 0x01, 0xfe"
 PVALIDATE = ".byte 0xf2, 0x0f, 0x01, 0xff"
@@ -30,11 +30,23 @@ PAGE = 4096
 # Free memory of the kernel, whose content it will not miss any more.
 TABLES, CODE, _STACK, RESULT, _ARGUMENTS = 0x8000000, 0x8010000, 0x8020000, 0x8030000, 0x8031000
 _C_BIT = 1 << 51
+_GHCB_MSR = 0xC0010130
 # 56421, section 3
 _GHCB_FIELDS = {
     "rax": 0x1F8, "rcx": 0x308, "rdx": 0x310, "rbx": 0x318, "code": 0x390, "info1": 0x398, "info2": 0x3A0,
     "scratch": 0x3A8,
 }  # fmt: skip
+
+
+def ask_by_msr(value: int) -> str:
+    """Assembler: a request of the GHCB MSR protocol, or of the GHCB page at this GPA."""
+    return f"""
+        mov ecx, {_GHCB_MSR:#x}
+        mov eax, {value & 0xFFFFFFFF:#x}
+        mov edx, {value >> 32:#x}
+        wrmsr
+        {VMGEXIT}
+    """
 
 
 class Hijack:
@@ -138,11 +150,7 @@ class Hijack:
     def ask_host_by_msr(self, value: int) -> int:
         """A request of the GHCB MSR protocol, to the host in its run loop; the MSR afterwards."""
         self.start(f"""
-            mov ecx, 0xc0010130
-            mov eax, {value & 0xFFFFFFFF:#x}
-            mov edx, {value >> 32:#x}
-            wrmsr
-            {VMGEXIT}
+            {ask_by_msr(value)}
             rdmsr
             mov [{RESULT}], eax
             mov [{RESULT + 4}], edx

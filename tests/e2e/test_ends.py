@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.hijack import Hijack, ask_by_msr
 from tests.e2e.snapshots import keep_copy, linked_cache
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
@@ -41,8 +42,6 @@ def test_reset(vm: ConfidentialVM) -> None:
 
 
 def test_triple_fault(vm: ConfidentialVM) -> None:
-    from tests.e2e.hijack import Hijack
-
     Hijack(vm).start("ud2")
     with pytest.raises(TripleFault) as caught:
         vm.hypervisor.run(timeout=5)
@@ -50,9 +49,7 @@ def test_triple_fault(vm: ConfidentialVM) -> None:
 
 
 def test_termination_has_words(vm: ConfidentialVM) -> None:
-    from tests.e2e.hijack import Hijack
-
-    code = "mov ecx, 0xc0010130\nmov eax, 0x71100\nxor edx, edx\nwrmsr\n.byte 0xf3, 0x0f, 0x01, 0xd9\n1: jmp 1b"
+    code = ask_by_msr(0x71100) + "1: jmp 1b"
     Hijack(vm).start(code)
     with pytest.raises(GuestTerminated) as caught:
         vm.hypervisor.run(timeout=5)

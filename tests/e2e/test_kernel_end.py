@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.hijack import VMGEXIT, Hijack
+from tests.e2e.hijack import Hijack, ask_by_msr
 from tests.e2e.log_guest import log_reader
 from veil.cli import main
 from veil.cvm import ConfidentialVM
@@ -22,17 +22,12 @@ from veil.remote import SocketTransport
 from veil.remote.log.analysis import LogAnalysis
 
 Resume = Callable[[], ConfidentialVM]
-_GHCB_MSR = 0xC0010130
 _NS = 1_000_000_000
 
 
 def _by_msr(value: int) -> str:
     return f"""
-        mov ecx, {_GHCB_MSR:#x}
-        mov eax, {value & 0xFFFFFFFF:#x}
-        mov edx, {value >> 32:#x}
-        wrmsr
-        {VMGEXIT}
+        {ask_by_msr(value)}
     1:  pause
         jmp 1b
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.hijack import CODE, PVALIDATE, RESULT, RMPADJUST, SHARED, TABLES, VMGEXIT, Hijack
+from tests.e2e.hijack import CODE, PVALIDATE, RESULT, RMPADJUST, SHARED, TABLES, Hijack, ask_by_msr
 from tests.e2e.log_guest import log_reader, log_service, protected_pages, service_parameters, verified
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
@@ -135,7 +135,7 @@ def test_ghcb(kernel: Hijack) -> None:
     """The host would write its answers into the entries, as it does into any GHCB."""
     gpa = protected_pages(kernel)["end of the entries"]
     before = kernel.monitor.read(gpa, PAGE)
-    code = f"mov ecx, 0xc0010130\nmov eax, {gpa}\nxor edx, edx\nwrmsr\n{VMGEXIT}\nmov qword ptr [{RESULT}], 1\njmp $"
+    code = f"{ask_by_msr(gpa)}\nmov qword ptr [{RESULT}], 1\njmp $"
     host = kernel.vm.hypervisor
     kernel.start(code)
     with pytest.raises(MalformedGhcb, match="private"):

@@ -8,31 +8,19 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.hijack import VMGEXIT, Hijack
+from tests.e2e.hijack import Hijack, ask_by_msr
 from tests.e2e.log_guest import log_reader
 from tests.e2e.snapshots import Resume
 from veil.formats.ghcb import MSR_PAGE_OPERATION_SHIFT, MsrRequest, PageOperation
 from veil.host import RunResult
 
-_GHCB_MSR = 0xC0010130
-
-
-def _ask(value: int) -> str:
-    return f"""
-        mov ecx, {_GHCB_MSR:#x}
-        mov eax, {value & 0xFFFFFFFF:#x}
-        mov edx, {value >> 32:#x}
-        wrmsr
-        {VMGEXIT}
-    """
-
 
 def _share(page: int) -> str:
-    return _ask(page | PageOperation.SHARED << MSR_PAGE_OPERATION_SHIFT | MsrRequest.PAGE_STATE_CHANGE)
+    return ask_by_msr(page | PageOperation.SHARED << MSR_PAGE_OPERATION_SHIFT | MsrRequest.PAGE_STATE_CHANGE)
 
 
-_CALL = _ask(MsrRequest.RUN_VMPL)
-_SERVICES = _ask(1 << 32 | MsrRequest.RUN_VMPL)
+_CALL = ask_by_msr(MsrRequest.RUN_VMPL)
+_SERVICES = ask_by_msr(1 << 32 | MsrRequest.RUN_VMPL)
 _SPIN = "1: pause\njmp 1b"
 
 

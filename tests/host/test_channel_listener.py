@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import selectors
 import socket
@@ -14,20 +15,18 @@ import pytest
 
 from veil.formats.channel import Frame, FrameKind
 from veil.formats.knock import CHALLENGE_BYTES, KNOCK
-from veil.host import channel_listener
+from veil.host import channel_listener, lobby
 from veil.host.channel_listener import (
     DRAIN_S,
     EXPECTED,
     GREETED,
-    LOBBY,
-    LOBBY_SHARE,
     PROVE_S,
     SILENT_S,
     STAY_S,
-    STRANGERS,
     ChannelListener,
 )
 from veil.host.devices import ChannelConnection, ChannelDevice
+from veil.host.lobby import ACCEPTS, LOBBY_SHARE
 from veil.remote import UserKey
 
 PLACES = 4
@@ -250,21 +249,6 @@ def test_who_left_the_lobby_is_no_work_for_veilmon(desk: Desk) -> None:
     assert not desk.listener._lobby
 
 
-def test_the_lobby_has_as_many_places_as_the_process_has_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    def limits(soft: int, hard: int) -> int:
-        monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
-        return channel_listener._lobby_size()
-
-    raised: list[tuple[int, int]] = []
-    monkeypatch.setattr("resource.setrlimit", lambda _, both: raised.append(both))
-    assert limits(1 << 20, 1 << 20) == LOBBY
-    assert raised == []
-    assert limits(1024, 1 << 20) == LOBBY
-    assert raised == [(LOBBY + STRANGERS + 512, 1 << 20)]
-    assert limits(1024, 1024) == 1024 - STRANGERS - 512
-    assert limits(64, 64) == 1
-
-
 def test_whom_the_launch_names_stays(desk: Desk) -> None:
     owner = desk.connect()
     connection = desk.say(owner)
@@ -318,10 +302,32 @@ def test_silent_ones_are_dropped(desk: Desk) -> None:
     assert is_open(speaker)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN])
+def test_a_connection_that_cannot_be_taken_in(desk: Desk, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """For want of descriptors or memory, the oldest gives its own back. If that connection failed, nobody does."""
+    oldest, other = desk.connect(), desk.connect()
+    listener: Any = desk.listener
+
+    class Failing:
+        def accept(self) -> None:
+            raise OSError(number, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listener, "_listening", Failing())
+        before = listener._intake.opens
+        taken = listener._accept()
+    exhausted = number in (errno.EMFILE, errno.ENOMEM)
+    assert taken != exhausted
+    assert is_open(oldest) != exhausted
+    assert is_open(other)
+    # A failure that lasts is not tried more often than connections are taken in, and want not at once.
+    assert listener._intake.opens >= (desk.now if exhausted else before + 0.5 / ACCEPTS)
+
+
 def test_not_everybody_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Taking connections in costs the host's time, too."""
     burst = 8
-    monkeypatch.setattr(channel_listener, "BURST", burst)
+    monkeypatch.setattr(lobby, "BURST", burst)
     for _ in range(2 * burst):
         desk.connect()
     taken = len(desk.listener._users)
@@ -505,9 +511,9 @@ def test_the_lobby_has_its_share_of_a_core(desk: Desk, monkeypatch: pytest.Monke
     for _ in range(10):
         desk.connect().sendall(b"hello")
         desk.look()
-        paid = listener._next_accept - begin
+        paid = listener._intake._next - begin
         assert paid >= desk.work / LOBBY_SHARE
-        assert listener._may_accept() <= begin or len(listener._users) == 1
+        assert listener._intake.opens <= begin or len(listener._users) == 1
     assert desk.work == cost
     desk.later(cost / LOBBY_SHARE)
     assert desk.work > cost

@@ -461,6 +461,30 @@ def test_without_a_restriction_data_is_code(bench: Bench) -> None:
     bench.kernel.check_execute(SMALL)
 
 
+def test_a_page_that_keeps_its_rights(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is told. What is restricted stays so, all the rest as well, and the page when it is asked again."""
+    bench.register()
+    bench.host.psmash(FREE_2M)
+    view_type, keep = type(bench.view(0)), Permission.RW | Permission.UX
+    honest, again = view_type.rmpadjust, bytes((Owner.KERNEL, keep))
+
+    def rmpadjust(self: Any, gpa: int, **more: Any) -> RmpResult:
+        return RmpResult.FAIL_INUSE if gpa == SMALL else honest(self, gpa, **more)
+
+    monkeypatch.setattr(view_type, "rmpadjust", rmpadjust)
+    assert bench.ask(NUMBER, RESTRICT, again) == (Status.OK, b"refused UNAVAILABLE")
+    bench.kernel.check_execute(SMALL)
+    for page in (SMALL - PAGE, SMALL + PAGE, FREE, FREE_2M + LARGE - PAGE, KERNEL_CAA):
+        assert not bench.kernel.allows(page, Permission.SX)
+    assert bench.monitor.state.rows.permissions(Owner.KERNEL, Domain.UNT) == keep
+    # Not even when it is to get all rights: a restriction has no way back.
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL)))[1] == b"refused UNAVAILABLE"
+    monkeypatch.undo()
+    assert bench.ask(NUMBER, RESTRICT, again) == (Status.OK, b"done")
+    assert not bench.kernel.allows(SMALL, Permission.SX)
+    bench.check()
+
+
 @pytest.mark.parametrize("owner", [Owner.MONITOR, Owner.SERVICE, Owner.SERVICE_CODE, Owner.VMSA, Owner.NOBODY])
 def test_rows_that_are_not_a_services_to_restrict(bench: Bench, owner: Owner) -> None:
     assert bench.ask(NUMBER, RESTRICT, bytes((owner, 0))) == (Status.OK, b"refused NOT_ALLOWED")

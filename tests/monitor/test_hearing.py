@@ -389,6 +389,37 @@ def test_virtual_memory_of_a_kernel_that_waits(bench: Bench) -> None:
     ]  # fmt: skip
 
 
+def test_virtual_memory_of_a_kernel_whose_call_waits(bench: Bench) -> None:
+    """It stands still, too, but there is no access to decide: no service has a question."""
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    found: list[object] = []
+
+    def say(access: RefusedAccess) -> Asking[Verdict]:
+        assert bench.monitor.domains.vcpus[1].unfinished == FREE
+        for vcpu in (1, access.vcpu):
+            try:
+                found.append((yield from guard_of(bench).context.monitor.read_virtual(vcpu, CODE_AT, 3)))
+            except MonitorRefused as refused:
+                found.append(refused.status)
+        return access.resume()
+
+    def meanwhile(request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
+        if not found:
+            fault(bench)
+        return bench.carry(request, response, data)
+
+    guard_of(bench).say, bench.on_message = say, meanwhile
+    vmsa = bench.vmsa(FREE)
+    vmsa.cr3 = PML4 | C_BIT
+    # 58019, table 11
+    operation = struct.pack("<QI4xQH6xQI4x", FREE + 2 * PAGE, PAGE, FREE + 3 * PAGE, 64, FREE + 4 * PAGE, PAGE)
+    bench.kernel.write(FREE + 5 * PAGE, operation.ljust(0x58, b"\0"))
+    assert bench.call(1, 0, FREE + 5 * PAGE, vcpu=1).rax == OK
+    assert found == [Status.NOT_ALLOWED, bytes.fromhex("488907")]
+
+
 @pytest.mark.parametrize("table", [MONITOR, SERVICES, 1 << 40])
 def test_page_tables_where_the_kernel_has_no_rights(bench: Bench, table: int) -> None:
     """VeilMon must not read its own memory in the kernel's name."""

@@ -28,6 +28,7 @@ QUIET = ("quiet", "loglevel=4")
 _MAX_VCPUS = 4
 _MAX_USERS = 8
 _DIGEST = 32
+_TUPLES = ("kernel_options", "modules", "owners", "readers")
 
 
 class Settings(TypedDict, total=False):
@@ -86,6 +87,12 @@ class Configuration:
     """More members of the initramfs by path, measured with it (`veil.guest.initramfs.debian_programs`)."""
 
     def __post_init__(self) -> None:
+        # Whoever gives a list means the same value, and must not be able to change it afterwards.
+        for name in _TUPLES:
+            given = getattr(self, name)
+            if isinstance(given, str | bytes):
+                raise VeilError(f"{name} is a sequence, as ({given!r:.40},), not one item")
+            object.__setattr__(self, name, tuple(given))
         object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
         if not 1 <= self.vcpus <= _MAX_VCPUS:
             raise VeilError(f"a CVM has 1 to {_MAX_VCPUS} VCPUs, not {self.vcpus}")
@@ -123,9 +130,6 @@ class Configuration:
             given |= {"owners": (), "readers": (), "services": None}
         elif given.get("owners") is None:
             given["owners"] = (owner_fingerprint(),)
-        for name in ("kernel_options", "modules", "owners", "readers"):
-            if name in given:
-                given[name] = tuple(given[name])
         given["files"] = given.get("files") or {}
         return cls(**given)
 

@@ -5,8 +5,8 @@ A thread of its own waits on the sockets; whatever touches the device is done in
 channel's turns. Anybody may come, so everything here is bounded: strangers' connections, how fast new ones are taken
 in, and how long one may hold a place and neither speak nor read.
 
-Whoever comes is first in the lobby, which costs a descriptor and nothing else. Whom the launch names can show it there
-(`veil.host.knocks`), and is let in at once. Who has said something else is let in
+Whoever comes is first in the lobby (`veil.host.lobby`), which costs a descriptor and nothing else. Whom the launch
+names can show it there (`veil.host.knocks`), and is let in at once. Who has said something else is let in
 when there is a place with VeilMon, the newest first: connections that wait already are in nobody's way, and one
 that was put out and comes again waits behind nobody but takes only the place that it gave up. When the lobby is full
 its oldest goes. When all places are taken the oldest stranger makes room for the newest, but each has `STAY_S`, and
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import resource
 import selectors
 import socket
 import threading
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 from veil.formats.channel import WINDOW
 from veil.host.errors import HostError
 from veil.host.knocks import Doorkeeper
+from veil.host.lobby import Intake, Said, first_words, hear, is_exhausted, lobby_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,13 +38,9 @@ if TYPE_CHECKING:
     from veil.host.knocks import Knock
 
 __all__ = [
-    "ACCEPTS",
-    "BURST",
     "DRAIN_S",
     "EXPECTED",
     "GREETED",
-    "LOBBY",
-    "LOBBY_SHARE",
     "PROVE_S",
     "SILENT_S",
     "STAY_S",
@@ -60,12 +56,6 @@ EXPECTED = 64
 PROVE_S = 10.0
 #: What a stranger has at least before making room, in seconds: enough for a handshake and an attestation.
 STAY_S = 1.0
-#: Connections in the lobby, if the process may have so many descriptors.
-LOBBY = 2048
-#: New connections a second, and how many may come at once.
-ACCEPTS, BURST = 2000, 128
-#: How much of one core the lobby may take, where `ACCEPTS` would take more: by knocks, above all.
-LOBBY_SHARE = 0.3
 #: How many may wait until VeilMon looks at them for the first time (those who waited `STAY_S` do not count): more would
 #: only wait there until they must make room.
 GREETED = 32
@@ -80,20 +70,6 @@ _BACKLOG = 1024
 _SWEEP_S = 0.5
 #: Connections that are taken in between two looks at the others.
 _ACCEPTS_AT_ONCE = 16
-#: Descriptors that the process needs for other things.
-_OTHER_FILES = 512
-
-
-def _lobby_size() -> int:
-    """As many as this process may have; the soft limit is raised, if the hard one allows."""
-    wanted = LOBBY + STRANGERS + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return LOBBY
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(LOBBY, soft - STRANGERS - _OTHER_FILES))
 
 
 class _User:
@@ -152,7 +128,7 @@ class ChannelListener:
             self._selector.register(sock, selectors.EVENT_READ)
         self._todo: deque[Callable[[], None]] = deque()
         self._users: dict[socket.socket, _User] = {}
-        self._lobby_size = _lobby_size()
+        self._lobby_size = lobby_size(STRANGERS)
         #: of them those that are not let in, the oldest first,
         self._lobby: dict[socket.socket, _User] = {}
         #: and of these those that have said something; the first to do so come first
@@ -165,7 +141,7 @@ class ChannelListener:
         self._greeted: dict[socket.socket, float] = {}
         self._woken = False
         self._accepting = True
-        self._next_accept = 0.0
+        self._intake = Intake(clock)
         self._next_sweep = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="channel listener", daemon=True)
@@ -222,8 +198,7 @@ class ChannelListener:
         before = self._worked()
         self._let_in()
         lobby += self._worked() - before
-        # Whoever comes costs something, and the next one waits as long as that is worth.
-        self._next_accept += lobby / LOBBY_SHARE
+        self._intake.worked(lobby)
         self._sweep()
         self._hypervisor.listener_worked(int((self._worked() - begin) * 1e9))
         return len(events)
@@ -232,7 +207,7 @@ class ChannelListener:
         """Seconds until there is something to look after."""
         waits = [self._next_sweep] if self._users else []
         if not self._accepting:
-            waits.append(self._may_accept())
+            waits.append(self._intake.opens)
         if self._waiting:
             waits.append(self._may_let_in())
         return max(0.0, min(waits) - self._clock()) if waits else None
@@ -240,7 +215,7 @@ class ChannelListener:
     def _accept(self) -> bool:
         """Take a connection in; False if there is none, or it may not be now."""
         now = self._clock()
-        if self._may_accept() > now:
+        if self._intake.opens > now:
             # Those who come meanwhile wait in the kernel.
             self._accepting = False
             self._selector.unregister(self._listening)
@@ -249,15 +224,19 @@ class ChannelListener:
             sock, _ = self._listening.accept()
         except BlockingIOError:
             return False
-        except OSError:
-            # No descriptors left, mostly: the oldest gives one back.
+        except OSError as error:
+            self._intake.took_one()
+            if not is_exhausted(error):
+                # That one ended before it was taken in, or the network between: nobody pays for it (accept(2)).
+                return True
+            # The oldest gives its descriptor back.
             for those in (self._lobby, self._strangers):
                 if those:
                     self._drop(next(iter(those.values())))
                     break
-            self._next_accept = now + _SWEEP_S + BURST / ACCEPTS
+            self._intake.pause()
             return False
-        self._next_accept = max(self._next_accept, now) + 1 / ACCEPTS
+        self._intake.took_one()
         if len(self._lobby) >= self._lobby_size:
             self._drop(next(iter(self._lobby.values())))
         sock.setblocking(False)
@@ -267,44 +246,14 @@ class ChannelListener:
         self._selector.register(sock, selectors.EVENT_READ)
         return True
 
-    def _may_accept(self) -> float:
-        """When the next connection can be taken in."""
-        return self._next_accept - BURST / ACCEPTS
-
     def _hear(self, user: _User) -> None:
-        """Somebody in the lobby has said something, or is gone. What is no knock is read when they are let in."""
-        if not user.knock.over:
-            self._hear_knock(user)
-            return
-        try:
-            spoke = bool(user.socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return
-        except OSError:
-            spoke = False
-        if spoke:
-            self._wait(user)
-        else:
+        """Somebody in the lobby has said something, or is gone."""
+        said = hear(user.socket, user.knock)
+        if said is Said.GONE:
             self._drop(user)
-
-    def _hear_knock(self, user: _User) -> None:
-        knock = user.knock
-        try:
-            data = user.socket.recv(knock.wants)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._drop(user)
-            return
-        if answer := knock.heard(data):
-            # A new connection has room for it; else the user's time is up some day.
-            with contextlib.suppress(OSError):
-                user.socket.send(answer)
-        elif knock.named:
+        elif said is Said.PROOF:
             self._expect(user)
-        elif knock.words:
+        elif said is Said.WORDS:
             self._wait(user)
 
     def _wait(self, user: _User) -> None:
@@ -328,7 +277,7 @@ class ChannelListener:
             if self._may_let_in() > now:
                 return
             user = self._waiting[next(reversed(self._waiting))]
-            data = self._first_words(user)
+            data = first_words(user.socket, user.knock, _PIECE)
             if not data:
                 self._drop(user)
                 continue
@@ -342,19 +291,6 @@ class ChannelListener:
                 del self._greeted[next(iter(self._greeted))]
             self._hypervisor.post_for_channel(functools.partial(self._open, user))
             self._hypervisor.post_for_channel(functools.partial(self._deliver, user, data))
-
-    def _first_words(self, user: _User) -> bytes:
-        """What was said in the lobby; nothing if they have gone since: no work for VeilMon."""
-        data = user.knock.words
-        try:
-            more = user.socket.recv(_PIECE)
-            data += more
-            gone = len(more) < _PIECE and not (more and user.socket.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return data
-        except OSError:
-            return b""
-        return b"" if gone else data
 
     def _may_let_in(self) -> float:
         """When the next in the lobby can be let in."""
@@ -371,7 +307,7 @@ class ChannelListener:
 
     def _sweep(self) -> None:
         now = self._clock()
-        if not self._accepting and now >= self._may_accept():
+        if not self._accepting and now >= self._intake.opens:
             self._accepting = True
             self._selector.register(self._listening, selectors.EVENT_READ)
         if now < self._next_sweep:

@@ -48,7 +48,7 @@ class DomainContexts:
 class VcpuContexts:
     """One VCPU's contexts, of all domains but DomENC."""
 
-    __slots__ = ("apic_id", "contexts", "kernel", "unfinished")
+    __slots__ = ("apic_id", "contexts", "deciding", "kernel", "unfinished")
 
     def __init__(self, apic_id: int) -> None:
         self.apic_id = apic_id
@@ -59,6 +59,8 @@ class VcpuContexts:
         self.kernel = self.contexts[Domain.UNT]
         #: the VMSA whose call waits for the host; its registers will be written when it is done
         self.unfinished: int | None = None
+        #: the VMSA whose refused access the services decide: they may read what it could; it is unfinished as well
+        self.deciding: int | None = None
 
     def vmsas(self) -> dict[Domain, int]:
         """The VMSA of each domain that can run on this VCPU now."""

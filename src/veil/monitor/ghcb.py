@@ -2,6 +2,10 @@
 """The monitor's requests to the untrusted host: MSR protocol and a GHCB page for each VCPU (56421).
 
 All are generators: they `yield` at the VMGEXIT. Nothing that the host answers is trusted beyond "it was done or not".
+
+Who raises MonitorError here (reason 5, HOST_REFUSED) serves the boot alone: without memory to share and VCPUs to run on
+there is no VeilMon, and nothing yet that could be lost. After the boot no answer ends VeilMon, for what the services
+keep would end with it: the caller is told, or the answer does not matter.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from veil.snp.hosted import HostedCpu
 
 __all__ = [
     "Ghcb",
+    "give_way",
     "host_features",
     "register_ghcb",
     "share_page",
@@ -68,6 +73,12 @@ def host_features(cpu: HostedCpu) -> Generator[None, None, int]:
     return (yield from _msr_call(cpu, MsrRequest.HV_FEATURES)) >> MSR_DATA_SHIFT
 
 
+def give_way(cpu: HostedCpu) -> Generator[None, None, None]:
+    """Let the host run others. It is asked something that changes nothing; what it answers does not matter."""
+    cpu.ghcb_msr = MsrRequest.HV_FEATURES
+    yield
+
+
 def register_ghcb(cpu: HostedCpu, gpa: int) -> Generator[None, None, None]:
     """Register the page; the host must echo it."""
     if (yield from _msr_call(cpu, gpa | MsrRequest.REGISTER_GPA)) >> MSR_DATA_SHIFT != gpa >> MSR_DATA_SHIFT:
@@ -96,9 +107,10 @@ class Ghcb:
         self._gpa = gpa
 
     def create_vcpu(self, apic_id: int, vmpl: int, vmsa: int, sev_features: int) -> Generator[None, None, None]:
-        """SNP AP creation: make the host run this VMSA at this VMPL of the VCPU."""
+        """SNP AP creation, at boot: make the host run this VMSA at this VMPL of the VCPU."""
         request = apic_id << AP_CREATION_APIC_ID_SHIFT | vmpl << AP_CREATION_VMPL_SHIFT | ApRequest.CREATE
-        yield from self._must(NaeEvent.AP_CREATION, request, vmsa, rax=sev_features)
+        if (yield from self._request(NaeEvent.AP_CREATION, request, vmsa, rax=sev_features)):
+            raise MonitorError(MonitorReason.HOST_REFUSED, f"the host refused GHCB request {NaeEvent.AP_CREATION:#x}")
 
     def create_enclave(self, vmsa: int, sev_features: int) -> Generator[None, None, bool]:
         """The host may run this VMSA of VMPL 2 from now on, on each VCPU; False if it does not say so."""
@@ -111,8 +123,9 @@ class Ghcb:
         yield from self._request(NaeEvent.AP_CREATION, request, vmsa)
 
     def out(self, port: int, value: int) -> Generator[None, None, None]:
-        """OUT of 4 bytes."""
-        yield from self._must(NaeEvent.IOIO, port << 16 | _OUT_DWORD, 0, rax=value)
+        """OUT of 4 bytes. What the host answers does not matter: one that does not listen serves no users, and the
+        kernel, which can write the shared page, has the services' memory ended with no false answer."""
+        yield from self._request(NaeEvent.IOIO, port << 16 | _OUT_DWORD, 0, rax=value)
 
     def run_vmpl(self, vmpl: int) -> Generator[None, None, bool]:
         """Have the host run this VCPU's VMSA of another level; False if it refuses. It is back for whatever reason."""
@@ -134,10 +147,6 @@ class Ghcb:
 
     def _result(self) -> int:
         return self.cpu.view.read_u64(self._gpa + _EXIT_INFO_2, private=False)
-
-    def _must(self, code: int, exit_info_1: int, exit_info_2: int, *, rax: int) -> Generator[None, None, None]:
-        if (yield from self._request(code, exit_info_1, exit_info_2, rax=rax)):
-            raise MonitorError(MonitorReason.HOST_REFUSED, f"the host refused GHCB request {code:#x}")
 
     def _request(
         self, code: int, exit_info_1: int, exit_info_2: int, *, rax: int = 0, rbx: int = 0

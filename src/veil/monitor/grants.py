@@ -2,8 +2,8 @@
 """The grants broker: what the services' domain asks VeilMon to change, in the outbox (`formats.service_domain`).
 
 VeilMon alone executes RMPADJUST and PVALIDATE. A request is decoded whole, checked whole, then done; one that cannot be
-done to its end is taken back. The host decides when VeilMon runs and on which VCPU, and nothing else: the outbox is
-memory of VMPL 0 and 1.
+done to its end is taken back, but for a restriction: what was taken stays taken. The host decides when VeilMon runs
+and on which VCPU, and nothing else: the outbox is memory of VMPL 0 and 1.
 """
 
 from __future__ import annotations
@@ -209,11 +209,12 @@ class Grants:
 
     def _read_virtual(self, cpu: HostedCpu, read: ReadVirtual) -> bytes:
         vcpu = self._state.domains.by_apic_id(read.vcpu)
-        # Only while the context stands still: else its tables would be those of whatever process runs by then.
-        if vcpu is None or vcpu.unfinished is None:
-            raise _Refused(Status.NOT_ALLOWED, f"no context of VCPU {read.vcpu} waits for the services")
+        # Only while the context stands still: else its tables would be those of whatever process runs by then. Nor in
+        # a call that waits for the host: no service has a question about those.
+        if vcpu is None or vcpu.deciding is None:
+            raise _Refused(Status.NOT_ALLOWED, f"no access of VCPU {read.vcpu} is being decided")
         try:
-            vmsa = Vmsa.from_buffer_copy(cpu.view.read(vcpu.unfinished, PAGE_SIZE))
+            vmsa = Vmsa.from_buffer_copy(cpu.view.read(vcpu.deciding, PAGE_SIZE))
             return KernelMemory(cpu.view, vmsa).read(read.address, read.length)
         except NotMapped as error:
             raise _Refused(Status.BAD_REQUEST, str(error)) from error
@@ -299,12 +300,20 @@ class Grants:
         for other in owners:
             # Before the pages: whatever is granted meanwhile is granted by the new row.
             self._state.rows.restrict(other, domain, Permission(restrict.keep))
+        refused: list[str] = []
         for other in owners:
             for gpa, size in list(self._state.book.ranges(other)):
-                yield from self._apply(cpu, gpa, gpa + size, other, domain)
+                refused += yield from self._apply(cpu, gpa, gpa + size, other, domain)
+        # The rows stay as they are now, and so do all pages that could be changed: to give rights back because one
+        # page kept them would leave more of them. Asked again, it tries again.
+        if refused:
+            raise _Refused(Status.UNAVAILABLE, refused[0])
 
-    def _apply(self, cpu: HostedCpu, gpa: int, end: int, owner: Owner, domain: Domain) -> Generator[None, None, None]:
-        permissions = self._state.rows.permissions(owner, domain)
+    def _apply(
+        self, cpu: HostedCpu, gpa: int, end: int, owner: Owner, domain: Domain
+    ) -> Generator[None, None, list[str]]:
+        """Give the pages their row's rights; what was refused, in words, while the others get them."""
+        permissions, refused = self._state.rows.permissions(owner, domain), list[str]()
         while gpa < end:
             if gpa % PAGE_SIZE_2M == 0 and end - gpa >= PAGE_SIZE_2M:
                 code = yield from self._apply_to(cpu, gpa, PageSize.SIZE_2M, owner, domain, permissions)
@@ -315,8 +324,9 @@ class Grants:
             for page in range(gpa, stop, PAGE_SIZE):
                 code = yield from self._apply_to(cpu, page, PageSize.SIZE_4K, owner, domain, permissions)
                 if code != RmpResult.SUCCESS:
-                    raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
+                    refused.append(f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
             gpa = stop
+        return refused
 
     def _apply_to(
         self, cpu: HostedCpu, gpa: int, size: PageSize, owner: Owner, domain: Domain, permissions: Permission

@@ -65,7 +65,7 @@ def decide_refusal(
     view.write_u64(gpa + Vmsa.efer.offset, efer & ~_SVME)
     view.write_u64(gpa + Vmsa.guest_exit_code.offset, ExitCode.INVALID)
     # And the kernel must not have its page back, or its registers written when they are another context's.
-    vcpu.unfinished = gpa
+    vcpu.unfinished = vcpu.deciding = gpa
     try:
         vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE_SIZE))
         verdict = yield from _ask(state, domain, host, vcpu, gpa, vmsa)
@@ -77,7 +77,7 @@ def decide_refusal(
         # Another VCPU's kernel had the host take the VMSA away meanwhile: no VMRUN enters it any more.
         return
     finally:
-        vcpu.unfinished = None
+        vcpu.unfinished = vcpu.deciding = None
 
 
 def _ask(

@@ -18,7 +18,7 @@ from veil.formats.service_domain import (
     parse_description,
 )
 from veil.formats.status import Status
-from veil.monitor.ghcb import host_features
+from veil.monitor.ghcb import give_way
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ServiceDomain:
     def _wait(self, host: Ghcb) -> Generator[None, None, None]:
         """Until the mailbox is this VCPU's. While another one has it there is only that the host may run that one."""
         while self.busy:
-            yield from host_features(host.cpu)
+            yield from give_way(host.cpu)
         self.busy = True
 
     def _request(self, host: Ghcb, vcpu: int, request: BlockRequest) -> Generator[None, None, tuple[Status, bytes]]:

@@ -122,13 +122,17 @@ class MonitorClient:
             yield from _ask(GrantCall.COPY_IN, CopyIn(self._memory.gpa(offset + at, part), part, some).pack())
 
     def restrict(self, owner: Owner, domain: Domain, keep: Permission) -> Asking[None]:
-        """From now on a domain has on an owner's pages, those to come as well, no more than `keep` of its rights."""
+        """From now on a domain has on an owner's pages, those to come as well, no more than `keep` of its rights.
+
+        UNAVAILABLE if pages keep more: all others are restricted all the same, and it can be asked again.
+        """
         yield from _ask(GrantCall.RESTRICT, Restrict(owner, domain.vmpl, keep).pack())
 
     def read_virtual(self, vcpu: int, address: int, length: int) -> Asking[bytes]:
-        """What the kernel's page tables on a VCPU have at a virtual address, 4 KiB at most; in `access_refused` only.
+        """What the kernel's page tables on a VCPU have at a virtual address, 4 KiB at most.
 
-        The kernel could read it there itself, and can change it at any time.
+        Only while an access of that VCPU is decided, which is in `access_refused`. The kernel could read it there
+        itself, and can change it at any time on another VCPU.
         """
         return (yield from _ask(GrantCall.READ_VIRTUAL, ReadVirtual(vcpu, address, length).pack()))
 

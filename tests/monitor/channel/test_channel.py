@@ -33,6 +33,7 @@ from veil.formats.channel import (
     FrameKind,
     pack_frame,
 )
+from veil.formats.ghcb import MSR_INFO_MASK, GhcbField, NaeEvent
 from veil.formats.monitor_calls import MonitorCall
 from veil.formats.services_manifest import CHANNEL_SERVICE, attested_report_data, parse_manifest
 from veil.formats.status import Status
@@ -379,6 +380,26 @@ def test_pages_taken_away(bench: Bench) -> None:
     with pytest.raises(ChannelClosed):
         ping(client)
     bench.enter(0)
+    assert bench.call(0, 6, 1).rax == 0
+
+
+@pytest.mark.parametrize("value", [2, 1 << 32 | 2, (1 << 64) - 1])
+def test_what_the_host_answers_to_the_doorbell(bench: Bench, value: int) -> None:
+    """A host that lies, or a kernel that writes where its answers lie: VeilMon and what the services keep go on."""
+    rung: list[int] = []
+
+    def lie(request: int) -> int | None:
+        if request & MSR_INFO_MASK or bench.host.read_u64(request + GhcbField.SW_EXITCODE) != NaeEvent.IOIO:
+            return None
+        answer = bench._msr(bench.vcpus[0], request)
+        bench.host.write_u64(request + GhcbField.SW_EXITINFO1, value)
+        rung.append(request)
+        return answer
+
+    bench.on_request = lie
+    with user(bench) as client:
+        pings(client)
+    assert rung
     assert bench.call(0, 6, 1).rax == 0
 
 

@@ -23,6 +23,13 @@ def test_a_byte_order_mark_before_text(text: bytes) -> None:
     assert read_report(b"\xef\xbb\xbf" + text + b"\r\n").report == REPORT
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", [base64.b64encode(REPORT).decode(), REPORT.hex() + "\r\n", "{}"])
+def test_utf_16_is_named(text: str, encoding: str) -> None:
+    with pytest.raises(FormatError, match=r"UTF-16.*save it as ASCII or UTF-8"):
+        read_report(text.encode(encoding))
+
+
 def test_what_is_read_is_named() -> None:
     with pytest.raises(FormatError, match="base64, hexadecimal"):
         read_report(base64.b64encode(REPORT[:-8]))

@@ -86,6 +86,8 @@ class ServicesProtocol:
             # What the host took away meanwhile is refused, and has lost all permissions with it (RMPUPDATE).
             with suppress(RmpViolation):
                 code = self._adjust(page, Owner.KERNEL)
+                # Nobody but the silicon can make this fail, neither kernel nor host. If it does, the services' domain
+                # has a page that the book says is the kernel's: better no guest than one whose book is wrong.
                 if code != RmpResult.SUCCESS and self._view.allows(page, Permission.R, PAGE_SIZE):
                     raise MonitorError(MonitorReason.HOST_REFUSED, f"VMPL 1 keeps the page {page:#x}: {code.name}")
 

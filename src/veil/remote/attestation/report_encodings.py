@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import struct
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ __all__ = ["ReportFile", "read_report"]
 #: MSG_REPORT_RSP without an error: status, the report's size, reserved. Some programs keep all of it.
 _RESPONSE = struct.pack("<II24x", 0, REPORT_BYTES)
 _ARMOUR = b"-----BEGIN "
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _PLAIN = frozenset(b"\t\n\v\f\r") | frozenset(range(0x20, 0x7F))
 
 
@@ -65,6 +67,12 @@ def read_report(data: bytes) -> ReportFile:
 
 def _from_text(data: bytes) -> bytes:
     wanted = f"an attestation report has {REPORT_BYTES} bytes, or text for them"
+    if _is_utf_16(data):
+        raise FormatError(
+            f"{wanted}: this is text in UTF-16, as PowerShell's `>` writes it; save it as ASCII or UTF-8 "
+            "(`iconv -f UTF-16 -t UTF-8`, or PowerShell's Set-Content -Encoding ascii). Bytes that went through `>` "
+            "are lost: have the tool write its file itself"
+        )
     if data.lstrip().startswith(_ARMOUR):
         raise FormatError(
             f"{wanted}: this is PEM; give what stands between its BEGIN and END lines, if that is a report"
@@ -79,3 +87,11 @@ def _from_text(data: bytes) -> bytes:
             "not read (for xxd's, `xxd -r` gives the bytes back)"
         )
     return found
+
+
+def _is_utf_16(data: bytes) -> bool:
+    """With its mark, or without: then each other byte is zero, and the rest plain text."""
+    if data.startswith(_UTF_16):
+        return True
+    halves = data[::2], data[1::2]
+    return len(data) > 1 and any(not any(high) and _PLAIN.issuperset(low) for low, high in (halves, halves[::-1]))
