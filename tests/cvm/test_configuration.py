@@ -57,7 +57,7 @@ def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -
 
 @pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers"])
 def test_a_list_is_the_same_value(name: str) -> None:
-    items = list(OTHERS[name])
+    items: Any = list(OTHERS[name])
     one, other = Configuration(**{name: items}), Configuration(**{name: tuple(items)})
     assert (one, hash(one)) == (other, hash(other))
     items.clear()
