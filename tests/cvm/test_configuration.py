@@ -57,13 +57,16 @@ def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -
 
 @pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers"])
 def test_a_list_is_the_same_value(name: str) -> None:
-    items: Any = list(OTHERS[name])
-    one, other = Configuration(**{name: items}), Configuration(**{name: tuple(items)})
+    def make(value: Any) -> Configuration:
+        return Configuration(**{name: value})
+
+    items = list(OTHERS[name])
+    one, other = make(items), make(tuple(items))
     assert (one, hash(one)) == (other, hash(other))
     items.clear()
     assert one == other
     with pytest.raises(VeilError, match=f"{name} is a sequence"):
-        Configuration(**{name: OTHERS[name][0]})
+        make(OTHERS[name][0])
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "identity"])
