@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.enclave_images import EXIT, PRINT, enclave_image
 from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
+from veil.host import Event, ExitEvent
+from veil.host.enclave_contexts import ENCLAVE_VMPL
 from veil.image.services_image import protected_services
+from veil.snp import ExitCode
+from veil.snp.layouts import EVENT_VALID, SevFeatures, Vmcb, Vmsa
 
 ENCLAVES = protected_services(EncSettings(mode=ON))
 
@@ -68,3 +75,38 @@ def test_an_enclave_in_a_snapshot(resume: Resume, tmp_path: Path) -> None:
         assert again.run(["sh", "-c", until], timeout=100).stdout == b"hello\n5\n"
     # And in the one that it was taken of.
     assert vm.run(["sh", "-c", until], timeout=100).stdout == b"hello\n5\n"
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+def test_a_host_that_injects_events_wherever_it_can(resume: Resume, tmp_path: Path, restricted: bool) -> None:
+    """At each exit of the enclave it calls VMRUN itself, with a #VC, a page fault and `int 0x80` of its own.
+
+    Without restricted injection they arrive, and this enclave, which takes each event for its end, ends.
+    """
+    vm = resume(services=ENCLAVES)
+    image = enclave_image(computing(20_000_000) + (PRINT + computing(1_000_000)) * 5 + EXIT(5), event=EXIT(66))
+    command = put(vm, tmp_path, image)
+    tried: list[int] = []
+
+    def attack(event: Event) -> None:
+        first = vm.hypervisor.vcpus[0]
+        if not isinstance(event, ExitEvent) or event.vmpl != ENCLAVE_VMPL or first.current is None:
+            return
+        vmsa = first.current.vmcb.vmsa_pa
+        if not restricted:
+            features = vmsa + Vmsa.sev_features.offset
+            vm.machine.view(vmpl=0).write_u64(features, SevFeatures.SNP)
+        for injected in (29 | 3 << 8 | 1 << 11 | 0x72 << 32, 14 | 3 << 8 | 1 << 11 | 4 << 32, 0x80 | 4 << 8, 0x80):
+            vmcb = Vmcb(vmsa_pa=vmsa, event_inj=injected | EVENT_VALID)
+            vm.machine.vmrun(vmcb, time.monotonic_ns() + 1_000_000)
+            tried.append(vmcb.exit_code)
+
+    vm.hypervisor.on_event = attack
+    result = vm.run(["sh", "-c", command], timeout=100)
+    if restricted:
+        assert len(tried) > 20
+        assert set(tried) == {ExitCode.INVALID}
+        assert (result.stdout, result.exit_status) == (b"hello\n" * 5, 5)
+    else:
+        assert ExitCode.INVALID not in tried
+        assert (result.stdout, result.exit_status) == (b"", 66)
