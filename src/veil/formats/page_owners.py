@@ -31,7 +31,7 @@ class Owner(enum.IntEnum):
     KERNEL_CODE = 9
     """Code of the kernel that a service keeps from being changed."""
     KERNEL_RODATA = 10
-    """Read-only data of the kernel, the code of the vDSO with it, which processes run."""
+    """Read-only data of the kernel and its modules, the code of the vDSO with it, which processes run."""
     MODULE_CODE = 11
     """Code of a kernel module that a service has accepted."""
     ENCLAVE = 12
