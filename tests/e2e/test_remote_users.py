@@ -22,6 +22,7 @@ from tests.e2e.snapshots import Resume
 from veil import installation
 from veil.cli.main import veil as cli
 from veil.errors import VeilError
+from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.services_manifest import CHANNEL_SERVICE
 from veil.formats.status import Status
@@ -95,12 +96,15 @@ def test_attest_from_elsewhere(served: Served, tmp_path: Path) -> None:
 
 
 def test_the_state_of_the_code_from_elsewhere(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here of a CVM that is not locked down; `test_kci_user` has one that is."""
+    """Here of a CVM that is not locked down, unless VEIL_KCI says so; `test_kci_user` has one that is."""
+    locked = KciSettings.mode != OFF
     digest = json.loads(veil("measure", "--memory", MEMORY, "--json").output)["launch_digest"]
     of = ("kci", "status", "--connect", served.address, "--software", "--measurement")
-    assert veil(*of, digest).output.startswith("not locked down: this CVM was launched with --kci off")
-    assert json.loads(veil(*of, digest, "--json").output)["locked_ns"] is None
-    other = json.loads(veil("measure", "--memory", MEMORY, "--kci", "on", "--json").output)["launch_digest"]
+    words = "locked down " if locked else "not locked down: this CVM was launched with --kci off"
+    assert veil(*of, digest).output.startswith(words)
+    assert (json.loads(veil(*of, digest, "--json").output)["locked_ns"] is not None) == locked
+    measured = veil("measure", "--memory", MEMORY, "--kci", OFF if locked else ON, "--json")
+    other = json.loads(measured.output)["launch_digest"]
     wrong = veil(*of, other)
     assert (wrong.return_value, "locked" in wrong.output) == (1, False)
     stranger = UserKey.generate()
