@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm
+from tests.cli.desk_connection import connect_to
 from tests.cli.written_log import write_log
 from tests.remote.attestation.model_chain import MODEL
 from tests.services.log.desk import Desk
@@ -29,7 +29,6 @@ from veil.formats.channel import MessageReader, Response, pack_response
 from veil.formats.log import AuditRecord, KernelCall, pack_records
 from veil.formats.status import Status
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
-from veil.remote.log.reader import LogReader, LogState
 
 Veil = Callable[..., tuple[int, str, str]]
 
@@ -181,11 +180,7 @@ def test_records_in_a_folder(veil_command: Veil, tmp_path: Path) -> None:
 def test_records_that_come(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk()
 
-    @contextlib.contextmanager
-    def reader(known: LogState | None, **_: Any) -> Iterator[LogReader]:
-        yield desk.reader(known)
-
-    monkeypatch.setattr("veil.cli.logs.commands._reader", reader)
+    connect_to(desk, monkeypatch)
     desk.kernel(KernelCall.RECORDS, pack_records(RECORDS))
     desk.kernel(KernelCall.INTENT, pack_records([AuditRecord(1121, INTENT)]))
     connect = ("--connect", "127.0.0.1:1")

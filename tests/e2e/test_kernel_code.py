@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.kernel_text import WORKLOAD, RunningKernel, admit_driver, kernel_image
+from tests.e2e.patching_workload import WORKLOAD
+from tests.e2e.running_kernel import RunningKernel, admit_driver
+from tests.services.kci.debian_image import kernel_image
 from veil.cvm import ConfidentialVM
 from veil.services.kci import KernelCode, kernel_ranges, physical_range
 from veil.services.kci.code_rules import Explanation

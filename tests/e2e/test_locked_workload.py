@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.audit.programs import PREPARE, PROGRAMS, program_files
-from tests.e2e.kernel_text import WORKLOAD
 from tests.e2e.locked_guest import LockedGuest
+from tests.e2e.patching_workload import WORKLOAD
 from tests.services.kci.modules.distribution import KINDS, kernel, module_path, with_dependencies
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM

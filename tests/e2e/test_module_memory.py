@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.kernel_text import RunningKernel, admit_driver
+from tests.e2e.running_kernel import RunningKernel, admit_driver
 from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import MemoryType, ModuleMemory

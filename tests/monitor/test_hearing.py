@@ -671,8 +671,8 @@ def test_two_vcpus_at_once(bench: Bench) -> None:
 def test_what_is_noted_is_bounded() -> None:
     hearing = Hearing(frozenset({Event.PAGES_TAKEN}), frozenset())
     for number in range(MAX_HEARD + 3):
-        hearing.note(Event.PAGES_GIVEN, 0, number * PAGE)
-        hearing.note(Event.PAGES_TAKEN, 0, number * PAGE)
+        hearing.pages(0, number * PAGE, PAGE, taken=False)
+        hearing.pages(0, number * PAGE, PAGE, taken=True)
     report = hearing.take()
     assert (len(report.events), report.lost) == (MAX_HEARD, 3)
     assert Report.parse(report.pack()) == report

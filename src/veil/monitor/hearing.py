@@ -44,8 +44,19 @@ class Hearing:
         self._noted = [Heard(Event(event), vcpu, gpa, size) for event, vcpu, gpa, size in state["noted"]]
         self._lost = state["lost"]
 
-    def note(self, event: Event, vcpu: int, gpa: int, size: int = PAGE_SIZE) -> None:
-        """It is done."""
+    def pages(self, vcpu: int, gpa: int, size: int, *, taken: bool) -> None:
+        """PVALIDATE of a page or of 2 MiB is done: the kernel took it, or gives it back."""
+        self._note(Event.PAGES_TAKEN if taken else Event.PAGES_GIVEN, vcpu, gpa, size)
+
+    def created(self, vcpu: int, vmsa: int) -> None:
+        """A VCPU has a new context of the kernel's."""
+        self._note(Event.VCPU_CREATED, vcpu, vmsa)
+
+    def deleted(self, vcpu: int, vmsa: int) -> None:
+        """It has one less."""
+        self._note(Event.VCPU_DELETED, vcpu, vmsa)
+
+    def _note(self, event: Event, vcpu: int, gpa: int, size: int = PAGE_SIZE) -> None:
         if event not in self._events:
             return
         # A host that never lets a call come to its end must not have VeilMon collect without end.

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.cli.desk_connection import connect_to
 from tests.services.log.desk import Desk
 from veil.cli import main
 from veil.formats.log import AuditRecord, KernelCall, pack_records
-from veil.remote.log.reader import LogReader, LogState
 
 Veil = Callable[..., tuple[int, str, str]]
 CONNECT = ("--connect", "127.0.0.1:1")
@@ -28,10 +26,6 @@ def desk() -> Desk:
 
 @pytest.fixture
 def veil(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Veil:
-    @contextlib.contextmanager
-    def reader(known: LogState | None, **_: Any) -> Iterator[LogReader]:
-        yield desk.reader(known)
-
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["veil", "logs", *arguments])
         with pytest.raises(SystemExit) as caught:
@@ -39,7 +33,7 @@ def veil(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pyt
         return int(caught.value.code or 0), *capfd.readouterr()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("veil.cli.logs.commands._reader", reader)
+    connect_to(desk, monkeypatch)
     return run
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume, build
-from tests.e2e.kernel_text import kernel_image
 from tests.e2e.snapshots import RunSnapshots
+from tests.services.kci.debian_image import kernel_image
 from tests.services.kci.modules.made_module import authority
 from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.kci_settings import HALT, OFF, ON, KciSettings, certificate_text

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from tests.e2e.kernel_text import RunningKernel
 from tests.e2e.locked_guest import LockedGuest
+from tests.e2e.running_kernel import RunningKernel
 from veil.cache import Cache
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.guest.driver.build import build_module

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.e2e.code_attacks.guests import EFAULT, CodeGuest
-from tests.e2e.kernel_text import RunningKernel
+from tests.e2e.running_kernel import RunningKernel
 from veil.services.kci import KernelCode
 
 #: A module of the distribution's that has all three kinds of tables: read-only, of exceptions, read-only after init.

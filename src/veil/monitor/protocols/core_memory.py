@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
-from veil.formats.service_events import Event
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
@@ -17,7 +15,6 @@ from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
-    from veil.monitor.hearing import Hearing
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
@@ -96,14 +93,10 @@ def pvalidate(state: MonitorState, view: View, request: SvsmRequest) -> SvsmResu
         if done != first:
             view.write_u16(gpa + _NEXT_OFFSET, done)
             if state.hearing is not None:
-                _note(state.hearing, request.vcpu, changes[: done - first])
+                for entry in changes[: done - first]:
+                    size = PAGE_SIZE_2M if entry & _SIZE_MASK else PAGE_SIZE
+                    state.hearing.pages(request.vcpu, entry & _PFN_MASK, size, taken=bool(entry & _VALIDATE))
     return SvsmResult(code)
-
-
-def _note(hearing: Hearing, vcpu: int, entries: Iterable[int]) -> None:
-    for entry in entries:
-        event = Event.PAGES_TAKEN if entry & _VALIDATE else Event.PAGES_GIVEN
-        hearing.note(event, vcpu, entry & _PFN_MASK, PAGE_SIZE_2M if entry & _SIZE_MASK else PAGE_SIZE)
 
 
 def _change(state: MonitorState, view: View, entry: int) -> ResultCode:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_events import Event
 from veil.monitor.page_book import Owner
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
@@ -54,7 +53,7 @@ def create_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmRe
     view.write_u64(caa, 0)
     state.register_kernel(target.apic_id, vmsa, caa)
     if state.hearing is not None:
-        state.hearing.note(Event.VCPU_CREATED, target.apic_id, vmsa)
+        state.hearing.created(target.apic_id, vmsa)
     return SvsmResult(ResultCode.SUCCESS)
 
 
@@ -102,5 +101,5 @@ def delete_vcpu(state: MonitorState, view: View, request: SvsmRequest) -> SvsmRe
     assert caa is not None
     state.release_caa(caa)
     if state.hearing is not None:
-        state.hearing.note(Event.VCPU_DELETED, holder.apic_id, vmsa)
+        state.hearing.deleted(holder.apic_id, vmsa)
     return SvsmResult(ResultCode.SUCCESS)

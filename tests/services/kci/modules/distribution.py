@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e.kernel_text import kernel_image
+from tests.services.kci.debian_image import kernel_image
 from veil.cache import Cache
 from veil.guest.linux.kernel import Kernel, debian_kernel
 from veil.services.kci import KernelImage

@@ -1,34 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel of a booted guest: its image as it was measured, and its memory now."""
+"""The kernel of a booted guest: its memory now, by virtual address."""
 
 from __future__ import annotations
 
-from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.guest.linux.kernel import Kernel, debian_kernel
-from veil.services.kci import KciError, KernelCode, KernelImage, Segment
+from veil.services.kci import KciError, KernelCode
 from veil.snp.layouts import Vmsa
 
 _ADDRESS = 0x0007_FFFF_FFFF_F000  # without the C-bit, which is bit 51
 _PRESENT, _LARGE = 1 << 0, 1 << 7
-
-#: Switches jump labels, static calls and trampolines: networking, cgroup controllers, tracepoints on and off.
-WORKLOAD = """
-ip link set lo up; ping -c1 127.0.0.1
-mkdir -p /tmp/groups /tmp/trace; mount -t cgroup2 none /tmp/groups
-for name in $(cat /tmp/groups/cgroup.controllers); do echo +$name > /tmp/groups/cgroup.subtree_control; done
-mkdir /tmp/groups/one; echo $$ > /tmp/groups/one/cgroup.procs
-mount -t tracefs none /tmp/trace
-for event in sched/sched_switch raw_syscalls irq kmem net; do echo 1 > /tmp/trace/events/$event/enable; done
-echo 0 > /tmp/trace/events/kmem/enable
-grep -q sched_switch /tmp/trace/trace && echo traced
-"""
-
-
-def kernel_image(kernel: Kernel | None = None) -> KernelImage:
-    """The image of Debian's default kernel, or another's."""
-    load = (kernel or debian_kernel(Cache())).load()
-    return KernelImage([Segment(piece.virtual, piece.address, piece.data) for piece in load.segments])
 
 
 class RunningKernel:

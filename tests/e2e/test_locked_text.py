@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tests.e2e.kernel_text import WORKLOAD
 from tests.e2e.locked_guest import LockedGuest, services
+from tests.e2e.patching_workload import WORKLOAD
 from veil.cli.kci import status_lines
 from veil.cvm import ConfidentialVM
 from veil.cvm.assembly import Assembly
