@@ -15,11 +15,14 @@ __all__ = [
     "ENC_GUID",
     "ENC_NAME",
     "ENC_NUMBER",
+    "RECLAIM_PAGES",
     "RELEASED_PAGES",
     "AddContent",
     "Created",
     "EnclaveCall",
     "Finished",
+    "Reclaim",
+    "Reclaimed",
 ]
 
 ENC_NAME = "enc"
@@ -30,6 +33,8 @@ ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
 CONTENT_PAGES = 1024
 #: The most that one DESTROY gives back: 16 MiB.
 RELEASED_PAGES = 4096
+#: The most that one RECLAIM takes: as many as fit into an answer.
+RECLAIM_PAGES = 15
 
 
 class EnclaveCall(enum.IntEnum):
@@ -50,10 +55,16 @@ class EnclaveCall(enum.IntEnum):
     FINISH = 4
     """u32 enclave, when everything is there -> `Finished`. NOT_ALLOWED: content is not what the layout says."""
     SERVE = 5
-    """u32 enclave, u32 slot: the service looks into that slot's mailbox. -> nothing"""
+    """u32 enclave, u32 slot: the service looks into that slot's mailbox -> nothing; or u64 address of a page that must
+    be returned first, then it is asked again."""
     DESTROY = 6
     """u32 enclave -> u32 pages that it still has: ask again until there are none. What was given back is zero.
     UNAVAILABLE while a slot runs on another VCPU."""
+    RECLAIM = 7
+    """`Reclaim` -> `Reclaimed`: the kernel has these pages again, and what was in them, encrypted."""
+    RETURN = 8
+    """u32 enclave, u32 0, u64 address; one page, with what RECLAIM gave for this address. NOT_ALLOWED for anything
+    else: it is the kernel's still. Where nothing is missing any more, the page is one more of the pool. -> nothing"""
 
 
 _ADD = struct.Struct("<IIQ")
@@ -100,3 +111,39 @@ class Finished(NamedTuple):
     def pack(self) -> bytes:
         """48 bytes, then a u64 GPA for each slot."""
         return _FINISHED_HEAD.pack(self.measurement) + struct.pack(f"<{len(self.contexts)}Q", *self.contexts)
+
+
+_RECLAIM = struct.Struct("<IIQ")
+
+
+class Reclaim(NamedTuple):
+    """`pages` of an enclave, the first that there are from an address on."""
+
+    enclave: int
+    pages: int
+    address: int
+
+    def pack(self) -> bytes:
+        """u32 enclave, u32 pages, u64 address."""
+        return _RECLAIM.pack(*self)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Reclaim:
+        """Raises FormatError."""
+        if len(body) != _RECLAIM.size:
+            raise FormatError(f"a request for pages has {_RECLAIM.size} bytes, not {len(body)}")
+        made = cls(*_RECLAIM.unpack(body))
+        if not 0 < made.pages <= RECLAIM_PAGES:
+            raise FormatError(f"1 to {RECLAIM_PAGES} pages are taken at once, not {made.pages}")
+        return made
+
+
+class Reclaimed(NamedTuple):
+    """Of each page: the address that it had, the GPA, what was in it (AES-256-GCM without nonce and tag)."""
+
+    pages: tuple[tuple[int, int, bytes], ...]
+
+    def pack(self) -> bytes:
+        """u64 how many, u64 address and u64 GPA of each, then 4096 bytes of each."""
+        head = [number for va, gpa, _ in self.pages for number in (va, gpa)]
+        return struct.pack(f"<{1 + len(head)}Q", len(self.pages), *head) + b"".join(page[2] for page in self.pages)

@@ -40,3 +40,5 @@ class Owner(enum.IntEnum):
     """A shielded program's context."""
     ENCLAVE_WINDOW = 14
     """Where a shielded program and its untrusted process pass each other what they like."""
+    ENCLAVE_LEAVING = 15
+    """A shielded program's memory on its way back to the kernel: it cannot change any more."""

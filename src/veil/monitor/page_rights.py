@@ -62,6 +62,8 @@ ROWS: dict[Owner, Row] = {
     # For CR2, the address of its last page fault, which it cannot read at CPL 3.
     Owner.ENCLAVE_VMSA: Row(services=_R),
     # Data for both, code for nobody. It stays validated: an enclave must not find another page there.
+    # No thread writes it any more while the service encrypts it.
+    Owner.ENCLAVE_LEAVING: Row(services=_RW),
     Owner.ENCLAVE_WINDOW: Row(kernel=_RW, services=_RW, enclaves=_RW),
 }
 
@@ -98,6 +100,8 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
     (Owner.KERNEL, Owner.MODULE_CODE): _BY_SERVICE,
     (Owner.MODULE_CODE, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE): _BY_SERVICE,
+    (Owner.ENCLAVE, Owner.ENCLAVE_LEAVING): _BY_SERVICE,
+    (Owner.ENCLAVE_LEAVING, Owner.KERNEL): _BY_SERVICE_ZEROED,
     (Owner.KERNEL, Owner.ENCLAVE_WINDOW): _BY_SERVICE,
     (Owner.ENCLAVE_WINDOW, Owner.KERNEL): _BY_SERVICE,
     # By requests of their own, in which the page's content is checked, and its registers erased.

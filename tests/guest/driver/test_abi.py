@@ -20,6 +20,7 @@ from veil.formats.status import Status
 from veil.guest.driver.build import driver_sources
 from veil.monitor.protocols import services
 from veil.monitor.svsm_call import ResultCode
+from veil.services.enc import service as enc_service
 
 DRIVER = Declarations.of(data.decode() for data in driver_sources().values())
 
@@ -75,6 +76,7 @@ def test_every_structure_is_compared() -> None:
     compared = {
         "veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa",
         "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared", "layout_start", "created", "add_request", "finished",
+        "reclaim_request", "reclaimed_page", "return_request",
     }  # fmt: skip
     # tests/formats/test_enclaves.py compares these.
     compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
@@ -131,9 +133,16 @@ def test_requests_about_enclaves() -> None:
         assert start[name].offset == getattr(header, name).offset
     assert DRIVER.numbers["LAYOUT_START"] == ctypes.sizeof(header)
     assert DRIVER.numbers["RECORD_SIZE"] == enclaves._RECORD.size
-    for name, layout in (("created", enclave_calls._CREATED), ("add_request", enclave_calls._ADD)):
+    for name, layout in (
+        ("created", enclave_calls._CREATED),
+        ("add_request", enclave_calls._ADD),
+        ("reclaim_request", enclave_calls._RECLAIM),
+        ("return_request", enc_service._RETURN),
+    ):
         assert DRIVER.sizes[name] == layout.size
         assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
+    assert DRIVER.sizes["reclaimed_page"] == 16
+    assert DRIVER.numbers["RECLAIM_PAGES"] == enclave_calls.RECLAIM_PAGES
     finished = DRIVER.structs["finished"]
     assert len(enclave_calls.Finished(bytes(48), ()).pack()) == finished["contexts"].offset
 

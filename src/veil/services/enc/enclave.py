@@ -30,6 +30,8 @@ from veil.formats.enclaves import (
 )
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.services.context import MonitorRefused
+from veil.services.enc.away import AwayPages
 from veil.services.enc.contexts import descriptor_page, first_context, interrupt_table
 from veil.services.enc.errors import EnclaveError
 from veil.services.enc.frames import give, runs, take
@@ -94,6 +96,8 @@ class Enclave:
         """Slot -> page of its VMSA (ENCLAVE_VMSA; one of `owned`)."""
         self.mailboxes: list[int] = []
         """Slot -> page of its mailbox."""
+        self.away = AwayPages()
+        """What the kernel asked back."""
         self._tables: PageTables | None = None
         self._record = 0
         self._page = 0
@@ -189,6 +193,51 @@ class Enclave:
         yield from context.monitor.make_vmsa(page)
         self.contexts.append(page)
 
+    # Paging
+
+    def reclaim(self, context: ServiceContext, address: int, most: int) -> Asking[list[tuple[int, int, bytes]]]:
+        """(address, page, what was in it, encrypted) of pages that the kernel has from here on. Raises MonitorRefused.
+
+        First no thread reaches them any more, by its tables and by the RMP; then they are encrypted; then given. What
+        is the runtime's own stays: it could not handle the fault.
+        """
+        self._require(State.READY)
+        start = max(address & -PAGE_SIZE, PAGE_SIZE)
+        found = self.tables.present(start, WINDOW, most) if start < WINDOW else []
+        given: list[tuple[int, int, bytes]] = []
+        for va in found:
+            frame = self.tables.send_away(va)
+            try:
+                yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE, Owner.ENCLAVE_LEAVING)
+            except MonitorRefused:
+                self.tables.bring_back(va, frame)
+                if not given:
+                    raise
+                break
+            sealed = self.away.seal(va, context.guest.read(frame, PAGE_SIZE))
+            self.owned.remove(frame)
+            yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE_LEAVING, Owner.KERNEL)
+            given.append((va, frame, sealed))
+        return given
+
+    def take_back(self, context: ServiceContext, va: int, page: int) -> Asking[None]:
+        """A page that comes back. Raises EnclaveError if it does not hold what was given last for this address."""
+        self._require(State.READY)
+        yield from take(context.monitor, [page], Owner.ENCLAVE)
+        try:
+            wanted = self.tables.is_away(va)
+            content = self.away.open(va, context.guest.read(page, PAGE_SIZE)) if wanted else bytes(PAGE_SIZE)
+        except EnclaveError:
+            yield from context.monitor.move([(page, PAGE_SIZE)], Owner.ENCLAVE, Owner.KERNEL)
+            raise
+        self.owned.append(page)
+        context.guest.write(page, content)
+        if wanted:
+            self.tables.bring_back(va, page)
+        else:
+            self.away.forget(va)
+            self.pool.append(page)
+
     # Its end
 
     def release(self, context: ServiceContext, most: int) -> Asking[int]:
@@ -242,6 +291,7 @@ class Enclave:
             "number": self.number, "layout": self.layout.pack().hex(), "state": self.state.value, "owned": self.owned,
             "spare": self.spare, "pool": self.pool, "windows": list(self.windows.items()), "contexts": self.contexts,
             "mailboxes": self.mailboxes, "progress": [self._record, self._page],
+            "away": self.away.dump(),
             "tables": None if self._tables is None else self._tables.dump(),
         }  # fmt: skip
 
@@ -253,6 +303,7 @@ class Enclave:
         made.owned, made.spare, made.pool = state["owned"], state["spare"], state["pool"]
         made.windows = dict(state["windows"])
         made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
+        made.away = AwayPages.load(state["away"])
         made._record, made._page = state["progress"]
         if state["tables"] is not None:
             made._tables = PageTables.load(guest, made.spare, state["tables"])

@@ -78,12 +78,19 @@ class _Request(NamedTuple):
         return Prot(self.args[2])
 
 
-def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: int) -> None:
-    """Answer the request in a slot's mailbox, if there is one."""
+def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: int) -> int | None:
+    """Answer the request in a slot's mailbox, if there is one.
+
+    An address: the kernel must return the page there first, and the request waits.
+    """
     gpa = enclave.mailboxes[slot]
     asked = Mailbox.from_buffer_copy(context.guest.read(gpa, PAGE_SIZE))
     if asked.status != MAILBOX_PENDING:
-        return
+        return None
+    if asked.call == MailboxCall.FAULT:
+        missing = _fault_address(context, enclave, slot) & -PAGE_SIZE
+        if missing < TOP and enclave.tables.is_away(missing):
+            return missing
     request = _Request(context, keys, enclave, slot, tuple(asked.args), bytes(asked.data))
     try:
         status, answer = Status.OK, _CALLS.get(asked.call, _unknown)(request)
@@ -98,6 +105,7 @@ def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: in
     context.guest.write(gpa + Mailbox.result.offset, answer.result.to_bytes(8, "little"))
     # Last: what the runtime looks at first.
     context.guest.write(gpa + Mailbox.status.offset, int(status).to_bytes(4, "little"))
+    return None
 
 
 def _unknown(request: _Request) -> _Answer:
@@ -125,7 +133,8 @@ def _map(request: _Request) -> _Answer:
 def _unmap(request: _Request) -> _Answer:
     va, pages = request.range()
     frames = request.enclave.tables.unmap(va, pages)
-    request.enclave.pool += frames
+    # What the kernel has comes back to the pool if it returns it.
+    request.enclave.pool += filter(None, frames)
     return _Answer(len(frames))
 
 
@@ -161,8 +170,11 @@ def _time(request: _Request) -> _Answer:
 
 
 def _fault(request: _Request) -> _Answer:
-    gpa = request.enclave.contexts[request.slot]
-    return _Answer(int.from_bytes(request.context.guest.read(gpa + Vmsa.cr2.offset, 8), "little"))
+    return _Answer(_fault_address(request.context, request.enclave, request.slot))
+
+
+def _fault_address(context: ServiceContext, enclave: Enclave, slot: int) -> int:
+    return int.from_bytes(context.guest.read(enclave.contexts[slot] + Vmsa.cr2.offset, 8), "little")
 
 
 _CALLS: dict[int, Callable[[_Request], _Answer]] = {

@@ -27,6 +27,8 @@ _USED = 1 << 5 | 1 << 6
 _NO_EXECUTE = 1 << 63
 #: Of the bits that are left to software: the enclave may have the page changed. It need not be present.
 _OWN = 1 << 9
+#: The kernel has the page, encrypted; and once it is back it can be reached.
+_AWAY, _REACHABLE = 1 << 10, 1 << 11
 _ADDRESS = C_BIT - PAGE_SIZE
 _TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
 _IN_TABLE = 512
@@ -86,7 +88,10 @@ class PageTables:
     # What the enclave has changed
 
     def unmap(self, va: int, pages: int) -> list[int]:
-        """The pages that were mapped there, which no entry names any more. Raises EnclaveError for a fixed one."""
+        """The pages that were mapped there, which no entry names any more; 0 for each that the kernel has.
+
+        Raises EnclaveError for a fixed one.
+        """
         found: list[int] = []
         for table, first, count in self._existing(va, pages):
             entries = self._read(table, first, count)
@@ -101,7 +106,7 @@ class PageTables:
         for table, first, count in self._existing(va, pages):
             entries = self._read(table, first, count)
             self._refuse_fixed(entries)
-            new = [entry & _ADDRESS | bits if entry else 0 for entry in entries]
+            new = [_changed(entry, bits) for entry in entries]
             changed += count - new.count(0)
             self._guest.write(table + first * _TABLE_ENTRY.size, struct.pack(f"<{count}Q", *new))
         return changed
@@ -113,6 +118,41 @@ class PageTables:
             if entry:
                 return entry & _ADDRESS, _prot(entry)
         return None
+
+    # What the kernel asks back
+
+    def present(self, va: int, end: int, most: int) -> list[int]:
+        """Addresses of the first pages from `va` on, before `end`, that are there and not fixed."""
+        found: list[int] = []
+        for table, first, count, base in self._places(va, (end - va) // PAGE_SIZE):
+            for at, entry in enumerate(self._read(table, first, count)):
+                if entry & _OWN and not entry & _AWAY:
+                    found.append(base + at * PAGE_SIZE)
+                    if len(found) == most:
+                        return found
+        return found
+
+    def send_away(self, va: int) -> int:
+        """No access leads to the page any more; returns it."""
+        ((table, first, _, _),) = self._places(va, 1)
+        (entry,) = self._read(table, first, 1)
+        assert entry & _OWN
+        assert not entry & _AWAY
+        away = entry & ~(_ADDRESS | _PRESENT) | _AWAY | (_REACHABLE if entry & _PRESENT else 0)
+        self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(away))
+        return entry & _ADDRESS
+
+    def is_away(self, va: int) -> bool:
+        """Does the kernel have the page that is mapped there?"""
+        return any(self._read(table, first, 1)[0] & _AWAY for table, first, _, _ in self._places(va & -PAGE_SIZE, 1))
+
+    def bring_back(self, va: int, frame: int) -> None:
+        """The page is there again, in another place, with the rights that it had or was given since."""
+        ((table, first, _, _),) = self._places(va, 1)
+        (entry,) = self._read(table, first, 1)
+        assert entry & _AWAY
+        back = entry & ~(_AWAY | _REACHABLE) | frame | (_PRESENT if entry & _REACHABLE else 0)
+        self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(back))
 
     # Tables
 
@@ -126,7 +166,11 @@ class PageTables:
             page += count
 
     def _existing(self, va: int, pages: int) -> Iterator[tuple[int, int, int]]:
-        """(table, first entry, entries) for those that are there; a large range costs no more than there are tables."""
+        """(table, first entry, entries) for those that are there."""
+        return ((table, first, count) for table, first, count, _ in self._places(va, pages))
+
+    def _places(self, va: int, pages: int) -> Iterator[tuple[int, int, int, int]]:
+        """The same with the first address; a large range costs no more than there are tables."""
         first, last = va // PAGE_SIZE >> _BELOW[1], (va // PAGE_SIZE + pages - 1) >> _BELOW[1]
         if last - first < len(self._tables):
             keys = [key for key in range(first, last + 1) if (1, key) in self._tables]
@@ -136,7 +180,7 @@ class PageTables:
         for key in keys:
             base = key << _BELOW[1]
             low, high = max(start, base), min(end, base + _IN_TABLE)
-            yield self._tables[1, key], low - base, high - low
+            yield self._tables[1, key], low - base, high - low, low * PAGE_SIZE
 
     def _read(self, table: int, first: int, count: int) -> tuple[int, ...]:
         return struct.unpack(
@@ -189,6 +233,15 @@ class PageTables:
         made._guest, made._frames, made.root = guest, frames, state["root"]
         made._tables = {(level, key): gpa for level, key, gpa in state["tables"]}
         return made
+
+
+def _changed(entry: int, bits: int) -> int:
+    """An entry with other rights."""
+    if not entry:
+        return 0
+    if entry & _AWAY:
+        return bits & ~_PRESENT | _AWAY | (_REACHABLE if bits & _PRESENT else 0)
+    return entry & _ADDRESS | bits
 
 
 def _bits(prot: Prot) -> int:

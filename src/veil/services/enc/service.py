@@ -19,6 +19,8 @@ from veil.formats.enclave_calls import (
     Created,
     EnclaveCall,
     Finished,
+    Reclaim,
+    Reclaimed,
 )
 from veil.formats.enclave_reports import (
     ATTEST_CALL,
@@ -30,8 +32,9 @@ from veil.formats.enclave_reports import (
     pack_enclaves,
 )
 from veil.formats.enclave_settings import OFF, EncSettings
-from veil.formats.enclaves import Layout
+from veil.formats.enclaves import TOP, Layout
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
@@ -46,6 +49,8 @@ __all__ = ["EncService"]
 
 _ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
+_RETURN = struct.Struct("<IIQ")
+_ADDRESS = struct.Struct("<Q")
 
 
 class EncService(Service):
@@ -133,7 +138,24 @@ class EncService(Service):
         enclave = self._enclave(number)
         if enclave.state is not State.READY or slot >= len(enclave.mailboxes):
             raise EnclaveError(f"enclave {number} has no slot {slot} that runs")
-        mailbox.serve(self.context, self._keys, enclave, slot)
+        missing = mailbox.serve(self.context, self._keys, enclave, slot)
+        return b"" if missing is None else _ADDRESS.pack(missing)
+
+    def _reclaim(self, request: KernelRequest) -> Asking[bytes]:
+        asked = Reclaim.parse(request.body)
+        given = yield from self._enclave(asked.enclave).reclaim(self.context, asked.address, asked.pages)
+        return Reclaimed(tuple(given)).pack()
+
+    def _return(self, request: KernelRequest) -> Asking[bytes]:
+        number, _, va = _unpack(_RETURN, request)
+        if len(request.pages) != 1 or va % PAGE_SIZE or va >= TOP:
+            raise FormatError("one page comes back at a time, at its address")
+        enclave = self._enclave(number)
+        try:
+            yield from enclave.take_back(self.context, va, request.pages[0])
+        except EnclaveError as error:
+            self._keys.note("refused", enclave, str(error))
+            raise
         return b""
 
     def _destroy(self, request: KernelRequest) -> Asking[bytes]:
@@ -224,6 +246,8 @@ _CALLS: dict[int, _Handler] = {
     EnclaveCall.FINISH: EncService._finish,
     EnclaveCall.SERVE: EncService._serve,
     EnclaveCall.DESTROY: EncService._destroy,
+    EnclaveCall.RECLAIM: EncService._reclaim,
+    EnclaveCall.RETURN: EncService._return,
 }
 
 

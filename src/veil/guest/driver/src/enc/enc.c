@@ -167,6 +167,6 @@ int veil_enc_state(char *text, size_t size)
 {
 	if (!wanted)
 		return 0;
-	return scnprintf(text, size, " enclaves %lld made %lld entries %lld", atomic64_read(&present),
-			 atomic64_read(&made), veil_enclave_entries());
+	return scnprintf(text, size, " enclaves %lld made %lld entries %lld reclaimed %lld", atomic64_read(&present),
+			 atomic64_read(&made), veil_enclave_entries(), veil_enclave_reclaimed());
 }

@@ -22,6 +22,8 @@ enum veil_enclave_call {
 	VEIL_ENCLAVE_CALL_FINISH = 4,
 	VEIL_ENCLAVE_CALL_SERVE = 5,
 	VEIL_ENCLAVE_CALL_DESTROY = 6,
+	VEIL_ENCLAVE_CALL_RECLAIM = 7,
+	VEIL_ENCLAVE_CALL_RETURN = 8,
 };
 
 struct veil_pages;
@@ -40,9 +42,15 @@ struct veil_enclave_slot {
 	u64 context;
 };
 
+struct file;
+
 struct veil_enclave {
-	/* Held while it is made. */
+	/* Held while it is made, and while pages come and go. */
 	struct mutex lock;
+	/* Of all that are finished. */
+	struct list_head list;
+	/* What the kernel has of it, encrypted, each page at its address: may be swapped. */
+	struct file *store;
 	bool created, finished;
 	u32 number, slot_count, window_pages;
 	struct list_head pages;
@@ -63,6 +71,8 @@ struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t co
 /* All pages of the enclave. */
 void veil_enclave_free(struct veil_enclave *enclave);
 void *veil_enclave_page(const struct veil_pages *pages, size_t at);
+/* One page, which it has no longer. */
+void veil_enclave_free_page(struct veil_enclave *enclave, u64 gpa);
 
 /* make.c */
 int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
@@ -70,6 +80,15 @@ int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add
 int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
 /* Gives everything back. */
 void veil_enclave_destroy(struct veil_enclave *enclave);
+
+/* paging.c */
+/* Pages of all enclaves that are to be the kernel's again; gives how many. */
+int veil_enclaves_reclaim(size_t count);
+void veil_enclave_may_be_reclaimed(struct veil_enclave *enclave);
+void veil_enclave_forget(struct veil_enclave *enclave);
+/* The page at this address of the enclave comes back. */
+int veil_enclave_return(struct veil_enclave *enclave, u64 address);
+u64 veil_enclave_reclaimed(void);
 
 /* run.c */
 int veil_enclave_enter(struct veil_enclave *enclave, struct veil_enclave_enter *enter);

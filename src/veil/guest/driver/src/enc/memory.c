@@ -31,8 +31,26 @@ static void free_list(struct veil_pages *pages)
 	u32 at;
 
 	for (at = 0; at < pages->count; at++)
-		put_page(pfn_to_page(PHYS_PFN(pages->gpas[at])));
+		if (pages->gpas[at])
+			put_page(pfn_to_page(PHYS_PFN(pages->gpas[at])));
 	kvfree(pages);
+}
+
+void veil_enclave_free_page(struct veil_enclave *enclave, u64 gpa)
+{
+	struct veil_enclave_pages *held;
+	u32 at;
+
+	list_for_each_entry(held, &enclave->pages, list)
+	{
+		for (at = 0; at < held->pages->count; at++) {
+			if (held->pages->gpas[at] == gpa) {
+				held->pages->gpas[at] = 0;
+				put_page(pfn_to_page(PHYS_PFN(gpa)));
+				return;
+			}
+		}
+	}
 }
 
 struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count)

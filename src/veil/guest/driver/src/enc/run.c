@@ -16,11 +16,23 @@ u64 veil_enclave_entries(void)
 	return atomic64_read(&entries);
 }
 
-static int serve(const struct veil_enclave *enclave, u32 slot)
+/* What the enclave asks for may wait for a page that the kernel has. */
+static int serve(struct veil_enclave *enclave, u32 slot)
 {
 	u32 body[] = { enclave->number, slot };
 
-	return veil_enclave_ask(VEIL_ENCLAVE_CALL_SERVE, NULL, body, sizeof(body), NULL, 0, NULL);
+	for (;;) {
+		u64 missing;
+		size_t length;
+		int error = veil_enclave_ask(VEIL_ENCLAVE_CALL_SERVE, NULL, body, sizeof(body), &missing,
+					     sizeof(missing), &length);
+
+		if (error || length != sizeof(missing))
+			return error;
+		error = veil_enclave_return(enclave, missing);
+		if (error)
+			return error;
+	}
 }
 
 static int run(struct veil_enclave *enclave, struct veil_enclave_enter *enter)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pages that the kernel takes back from an enclave, and what it may return."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from tests.monitor.harness import PAGE
+from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services
+from tests.services.enc.test_service import owners, translated
+from veil.formats.enclave_calls import RECLAIM_PAGES, EnclaveCall, Reclaim
+from veil.formats.enclaves import ARENA, RUNTIME, MailboxCall, Prot
+from veil.formats.page_owners import Owner
+from veil.formats.status import Status
+from veil.monitor import VeilMon
+from veil.snp import RmpViolation
+
+RW = Prot.R | Prot.W
+#: what the test writes into the pages of the arena
+TEXTS = [b"%d" % at * 100 for at in range(4)]
+
+
+class PagingBench(EnclaveBench):
+    """An enclave with four pages in its arena, and two of its own records below."""
+
+    def start(self) -> int:
+        number = self.make()
+        assert self.mail(number, MailboxCall.MAP, ARENA, 4, RW).status == Status.OK
+        for at, text in enumerate(TEXTS):
+            self.view(2).write(translated(self, number, ARENA + at * PAGE)[1], text)
+        return number
+
+    def reclaim(self, number: int, pages: int, address: int = ARENA) -> list[tuple[int, int, bytes]]:
+        """In requests of as many pages as fit into the bench's block."""
+        found: list[tuple[int, int, bytes]] = []
+        while len(found) < pages:
+            some = self._reclaim(number, min(pages - len(found), 3), address)
+            if not some:
+                break
+            found += some
+            address = found[-1][0] + PAGE
+        return found
+
+    def _reclaim(self, number: int, pages: int, address: int) -> list[tuple[int, int, bytes]]:
+        status, answer = self.enc(EnclaveCall.RECLAIM, Reclaim(number, pages, address).pack())
+        assert status == Status.OK
+        (count,) = struct.unpack_from("<Q", answer)
+        head = struct.iter_unpack("<2Q", answer[8 : 8 + 16 * count])
+        start = 8 + 16 * count
+        assert len(answer) == start + count * PAGE
+        return [(*pair, answer[start + at * PAGE :][:PAGE]) for at, pair in enumerate(head)]
+
+    def give_back(self, number: int, va: int, content: bytes, page: int | None = None) -> Status:
+        page = self.frames(1)[0] if page is None else page
+        self.kernel.write(page, content)
+        return self.enc(EnclaveCall.RETURN, struct.pack("<IIQ", number, 0, va), [page])[0]
+
+    def text(self, number: int, at: int) -> bytes:
+        return self.view(2).read(translated(self, number, ARENA + at * PAGE)[1], len(TEXTS[at]))
+
+    def fault(self, number: int, address: int) -> bytes:
+        """The runtime asks about a page fault; what the kernel is told."""
+        self.vmsa(self.enclave(number).contexts[0]).cr2 = address
+        self.view(2).write(
+            self.enclave(number).mailboxes[0], struct.pack("<II", MailboxCall.FAULT, 0xFFFFFFFF) + bytes(56)
+        )
+        status, answer = self.enc(EnclaveCall.SERVE, struct.pack("<II", number, 0))
+        assert status == Status.OK
+        return answer
+
+
+@pytest.fixture
+def bench() -> PagingBench:
+    bench = PagingBench()
+    bench.boot()
+    return bench
+
+
+def test_away_and_back(bench: PagingBench) -> None:
+    number = bench.start()
+    before = [translated(bench, number, ARENA + at * PAGE)[1] for at in range(4)]
+    given = bench.reclaim(number, 3)
+    assert [(va, page) for va, page, _ in given] == [(ARENA + at * PAGE, before[at]) for at in range(3)]
+    for va, page, sealed in given:
+        assert bench.monitor.book.owner(page) is Owner.KERNEL
+        assert bench.kernel.read(page, PAGE) == bytes(PAGE)
+        assert translated(bench, number, va) == (0, 0)
+        assert not any(text[:16] in sealed for text in TEXTS), "encrypted"
+    assert bench.text(number, 3) == TEXTS[3]
+    # The runtime asks about the fault, and is answered when the page is there.
+    assert bench.fault(number, ARENA + PAGE + 123) == struct.pack("<Q", ARENA + PAGE)
+    assert bench.give_back(number, *given[1][::2]) == Status.OK
+    assert bench.fault(number, ARENA + PAGE + 123) == b""
+    assert bench.text(number, 1) == TEXTS[1]
+    assert translated(bench, number, ARENA + PAGE)[0] == 7 | 1 << 63
+    for at in (2, 0):
+        assert bench.give_back(number, *given[at][::2], page=before[at]) == Status.OK
+        assert bench.text(number, at) == TEXTS[at]
+    assert bench.destroy(number) == (Status.OK, bytes(4))
+    bench.check()
+
+
+def test_what_is_not_taken(bench: PagingBench) -> None:
+    """The runtime's pages, stacks, tables and windows stay; and nothing is taken twice."""
+    number = bench.start()
+    given = bench.reclaim(number, RECLAIM_PAGES, 0)
+    assert [va for va, _, _ in given] == [0x400000, 0x401000, *(ARENA + at * PAGE for at in range(4))]
+    assert bench.reclaim(number, RECLAIM_PAGES, 0) == []
+    assert bench.reclaim(number, RECLAIM_PAGES, 1 << 63) == []
+    assert bench.view(2).read(translated(bench, number, RUNTIME)[1], PAGE) == CONTENT[:PAGE]
+
+
+def test_what_may_not_come_back(bench: PagingBench) -> None:
+    """Changed, replayed, exchanged, another enclave's, or never given; what is refused stays the kernel's."""
+    number, other = bench.start(), bench.start()
+    first = bench.reclaim(number, 2)
+    others = bench.reclaim(other, 2)
+    assert bench.give_back(number, *first[0][::2]) == Status.OK
+    bench.view(2).write(translated(bench, number, ARENA)[1], b"newer")
+    second = bench.reclaim(number, 1)
+    assert second[0][2] != first[0][2]
+    page = bench.frames(1)[0]
+    changed = bytes([second[0][2][0] ^ 1]) + second[0][2][1:]
+    attacks: list[Callable[[], Status]] = [
+        lambda: bench.give_back(number, ARENA, first[0][2], page),
+        lambda: bench.give_back(number, ARENA, changed, page),
+        lambda: bench.give_back(number, ARENA, first[1][2], page),
+        lambda: bench.give_back(number, ARENA, others[0][2], page),
+        lambda: bench.give_back(number, ARENA, bytes(PAGE), page),
+        lambda: bench.give_back(number, ARENA + PAGE, second[0][2], page),
+    ]
+    for attack in attacks:
+        assert attack() == Status.NOT_ALLOWED
+        assert owners(bench, [page]) == {Owner.KERNEL}
+        assert bench.kernel.read(page, PAGE) == bytes(PAGE)
+    assert translated(bench, number, ARENA) == (0, 0)
+    assert bench.give_back(number, *second[0][::2]) == Status.OK
+    assert bench.view(2).read(translated(bench, number, ARENA)[1], 5) == b"newer"
+
+
+def test_the_same_content_is_never_the_same_twice(bench: PagingBench) -> None:
+    number = bench.start()
+    seen = set()
+    for _ in range(5):
+        ((va, _, sealed),) = bench.reclaim(number, 1)
+        assert bench.give_back(number, va, sealed) == Status.OK
+        seen.add(sealed)
+    assert len(seen) == 5
+
+
+def test_rights_that_change_meanwhile(bench: PagingBench) -> None:
+    number = bench.start()
+    given = bench.reclaim(number, 4)
+    assert bench.mail(number, MailboxCall.PROTECT, ARENA, 1, Prot.R).result == 1
+    assert bench.mail(number, MailboxCall.PROTECT, ARENA + PAGE, 1, Prot.NONE).result == 1
+    assert bench.mail(number, MailboxCall.UNMAP, ARENA + 2 * PAGE, 1).result == 1
+    for at in range(4):
+        assert translated(bench, number, ARENA + at * PAGE) == (0, 0)
+    pool = len(bench.enclave(number).pool)
+    assert [bench.give_back(number, *item[::2]) for item in given] == [Status.OK] * 4
+    assert translated(bench, number, ARENA)[0] == 5 | 1 << 63
+    assert translated(bench, number, ARENA + PAGE) == (0, 0)
+    assert bench.mail(number, MailboxCall.PROTECT, ARENA + PAGE, 1, RW).result == 1
+    assert bench.text(number, 1) == TEXTS[1]
+    # What the enclave gave up meanwhile is one more page of its pool, and nothing is in it.
+    assert len(bench.enclave(number).pool) == pool + 1
+    assert bench.mail(number, MailboxCall.MAP, ARENA + 2 * PAGE, 1, RW).status == Status.OK
+    assert bench.view(2).read(translated(bench, number, ARENA + 2 * PAGE)[1], PAGE) == bytes(PAGE)
+    assert bench.text(number, 3) == TEXTS[3]
+
+
+def test_no_thread_writes_what_is_encrypted(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that the service reads a page, the RMP keeps VMPL 2 away: an old translation is of no use."""
+    number = bench.start()
+    page = translated(bench, number, ARENA)[1]
+    away = bench.enclave(number).away
+    honest, tried = away.seal, 0
+
+    def seal(va: int, content: bytes) -> bytes:
+        nonlocal tried
+        with pytest.raises(RmpViolation):
+            bench.view(2).write(page, b"too late")
+        with pytest.raises(RmpViolation):
+            bench.kernel.read(page, 8)
+        tried += 1
+        return honest(va, content)
+
+    monkeypatch.setattr(away, "seal", seal)
+    bench.reclaim(number, 1)
+    assert tried == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", Reclaim(1, 0, 0).pack(), Reclaim(1, RECLAIM_PAGES + 1, 0).pack(), Reclaim(9, 1, 0).pack()],
+)
+def test_requests_that_are_none(bench: PagingBench, body: bytes) -> None:
+    bench.start()
+    assert bench.enc(EnclaveCall.RECLAIM, body)[0] in (Status.BAD_REQUEST, Status.NOT_ALLOWED)
+
+
+@pytest.mark.parametrize("va", [1, 1 << 47, 1 << 63], ids=hex)
+def test_places_that_are_none(bench: PagingBench, va: int) -> None:
+    number = bench.start()
+    assert bench.give_back(number, va, bytes(PAGE)) == Status.BAD_REQUEST
+    assert bench.enc(EnclaveCall.RETURN, struct.pack("<IIQ", number, 0, ARENA))[0] == Status.BAD_REQUEST
+
+
+def test_over_a_snapshot(bench: PagingBench) -> None:
+    number = bench.start()
+    given = bench.reclaim(number, 2)
+    monitor, services = VeilMon(), Services()
+    assert bench.services is not None
+    monitor.restore(bench.monitor.save())
+    services.restore(bench.services.save())
+    bench.resume(monitor, services)
+    assert [bench.give_back(number, *item[::2]) for item in given] == [Status.OK] * 2
+    assert [bench.text(number, at) for at in range(4)] == TEXTS
