@@ -192,3 +192,61 @@ def test_many_at_once(vm: ConfidentialVM, tmp_path: Path) -> None:
     assert f"enc enclaves {MANY} made {MANY}" in result.stdout.decode()
     assert result.stdout.split()[-2:] == [b"%d" % MANY, b"3"]
     assert counts(vm)["enclaves"] == 0
+
+
+def test_pages_that_the_kernel_takes_back(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """The enclave waits while its pages go; then it touches them, and the runtime's way of asking brings them back."""
+    event = f"""
+        push rax
+        push rbx
+        push r12
+        mov rbx, 0x600000000000
+        mov r12, 0x710000000000
+        {SERVE(MailboxCall.FAULT)}
+        pop r12
+        pop rbx
+        pop rax
+        add rsp, 8
+        iretq
+    """
+    code = f"""
+        {SERVE(MailboxCall.MAP, ARENA, 64, 3)}
+        mov r14, {ARENA}
+        mov r13, 64
+    2:  mov [r14], r13
+        add r14, 4096
+        dec r13
+        jnz 2b
+        {PRINT}
+        mov qword ptr [rbx + 8], 0
+        mov qword ptr [rbx + 16], 0
+        lea rax, [rbx + 0x1000]
+        mov [rbx + 24], rax
+        mov qword ptr [rbx + 32], 1
+        {call_window(1)}
+        mov r14, {ARENA}
+        mov r13, 64
+    3:  cmp [r14], r13
+        jne 4f
+        add r14, 4096
+        dec r13
+        jnz 3b
+        {EXIT(0)}
+    4:  {EXIT(1)}
+    """
+    image = tmp_path / "paged.enclave"
+    image.write_bytes(enclave_image(code, event=event, pool_pages=64))
+    vm.copy_in(image, image_place(image))
+    script = f"""
+        mkfifo /tmp/go; sleep 1000 < /tmp/go > /dev/null &
+        {" ".join(enclave_command(image, []))} < /tmp/go > /tmp/out & enclave=$!
+        exec 3> /tmp/go
+        until grep -q hello /tmp/out; do sleep 0.1; done
+        echo 50 > /dev/veil-enclave; cat /dev/veil
+        exec 3>&-
+        wait $enclave; echo ended $?
+        kill %1
+    """
+    result = vm.run(["sh", "-c", script], timeout=120)
+    assert b" reclaimed 50\n" in result.stdout
+    assert result.stdout.endswith(b"ended 0\n")

@@ -4,8 +4,12 @@
  *	enclaves	that there are
  *	made		since the driver was loaded
  *	entries		into all of them, after interrupts too
+ *	reclaimed	pages that the kernel took back from them, encrypted
+ *
+ * Who administers the system takes pages back by writing their number to the device.
  */
 #include <linux/atomic.h>
+#include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/kernel.h>
 #include <linux/miscdevice.h>
@@ -34,6 +38,7 @@ static int enclave_open(struct inode *inode, struct file *file)
 		return -ENOMEM;
 	mutex_init(&enclave->lock);
 	INIT_LIST_HEAD(&enclave->pages);
+	INIT_LIST_HEAD(&enclave->list);
 	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
 		mutex_init(&enclave->slots[slot].lock);
 	file->private_data = enclave;
@@ -45,6 +50,7 @@ static int enclave_release(struct inode *inode, struct file *file)
 {
 	struct veil_enclave *enclave = file->private_data;
 
+	veil_enclave_forget(enclave);
 	if (enclave->created)
 		atomic64_dec(&present);
 	veil_enclave_destroy(enclave);
@@ -77,6 +83,9 @@ static int make(struct veil_enclave *enclave, unsigned int command, void *argume
 	else
 		error = veil_enclave_finish(enclave, argument);
 	mutex_unlock(&enclave->lock);
+	/* Not under its lock, which whoever takes pages back takes last. */
+	if (!error && command == VEIL_ENCLAVE_FINISH)
+		veil_enclave_may_be_reclaimed(enclave);
 	return error;
 }
 
@@ -137,8 +146,22 @@ static int enclave_mmap(struct file *file, struct vm_area_struct *vma)
 	return 0;
 }
 
+static ssize_t enclave_write(struct file *file, const char __user *from, size_t size, loff_t *at)
+{
+	unsigned int count;
+	int error;
+
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	error = kstrtouint_from_user(from, size, 10, &count);
+	if (!error)
+		error = veil_enclaves_reclaim(count);
+	return error < 0 ? error : size;
+}
+
 static const struct file_operations operations = {
 	.owner = THIS_MODULE,
+	.write = enclave_write,
 	.open = enclave_open,
 	.release = enclave_release,
 	.unlocked_ioctl = enclave_ioctl,

@@ -109,6 +109,8 @@ static int reclaim(struct veil_enclave *enclave, size_t count, u64 *answer)
 
 		if (IS_ERR(store))
 			return PTR_ERR(store);
+		/* Addresses are offsets. */
+		store->f_flags |= O_LARGEFILE;
 		enclave->store = store;
 	}
 	while (done < count && some > 0 && !fatal_signal_pending(current)) {
