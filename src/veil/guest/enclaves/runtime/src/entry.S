@@ -154,6 +154,9 @@ in_runtime:
 	popq %rbx
 	popq %rax
 	addq $16, %rsp
+	/* An event that is delivered on a stack of the IST may leave a null selector in SS, and the frame of one that
+	   comes then has that; IRETQ to ring 3 refuses it. */
+	movq $VEIL_ENC_DATA_SELECTOR, 0x20(%rsp)
 	iretq
 
 	/* Each slot begins here: RDI is its number, RSP the top of its stack. */

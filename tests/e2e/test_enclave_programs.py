@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs as they are, shielded in the stock guest: the same output as outside, and what root outside cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.snapshots import Resume
+from tests.guest.enclaves.native_runtime import compile_program
+from tests.guest.enclaves.programs import MEMORY, SIGNALS, THREADS
+from veil.cache import Cache
+from veil.cvm import ConfidentialVM, Result
+from veil.formats.enclave_settings import ON, EncSettings
+from veil.guest.enclaves.build import build_enclave
+from veil.guest.enclaves.image import EnclaveImage
+from veil.guest.enclaves.manifest import Manifest
+from veil.guest.enclaves.trusted_files import ComputerFiles, DebianFiles
+from veil.image.services_image import protected_services
+
+_LIBRARY = "/lib/x86_64-linux-gnu/libsqlite3.so.0"
+_MANIFEST: dict[str, object] = {
+    "memory": "8M",
+    "threads": 9,
+    "arguments": {"outside": True},
+    "files": {"pass": ["/tmp/"], "sealed": ["/tmp/sealed/"]},
+}
+
+
+@pytest.fixture
+def vm(resume: Resume) -> ConfidentialVM:
+    return resume(services=protected_services(EncSettings(mode=ON)))
+
+
+@pytest.fixture(scope="module")
+def sqlite3() -> EnclaveImage:
+    """Debian's own, dynamic."""
+    return build_enclave(Cache(), DebianFiles(Cache(), ["sqlite3"]), "sqlite3", Manifest.of(_MANIFEST))
+
+
+def _run(vm: ConfidentialVM, folder: Path, image: EnclaveImage, *arguments: str) -> Result:
+    place = folder / "test.enclave"
+    place.write_bytes(image.pack())
+    return vm.run_enclave(place, arguments, timeout=200)
+
+
+def _build(folder: Path, text: str, *flags: str, **more: object) -> EnclaveImage:
+    program = compile_program(folder, text, *flags)
+    return build_enclave(Cache(), ComputerFiles(), str(program), Manifest.of({**_MANIFEST, **more}))
+
+
+def test_sqlite3_keeps_a_database_that_the_guest_cannot_read(
+    vm: ConfidentialVM, tmp_path: Path, sqlite3: EnclaveImage
+) -> None:
+    vm.run(["mkdir", "/tmp/sealed"])
+    made = _run(vm, tmp_path, sqlite3, "/tmp/sealed/db", "create table t(a); insert into t values('password');")
+    assert (made.stdout, made.exit_status) == (b"", 0), made
+    assert vm.run(["grep", "-c", "password", "/tmp/sealed/db"]).stdout == b"0\n"
+    read = _run(vm, tmp_path, sqlite3, "/tmp/sealed/db", "select a, 6*7 from t")
+    assert (read.stdout, read.exit_status) == (b"password|42\n", 0), read
+    vm.run(["sh", "-c", "printf X | dd of=/tmp/sealed/db bs=1 seek=5000 conv=notrunc"])
+    changed = _run(vm, tmp_path, sqlite3, "/tmp/sealed/db", "select a from t")
+    assert b"password" not in changed.stdout
+    assert changed.exit_status != 0
+
+
+def test_a_library_that_root_changed_is_not_loaded(vm: ConfidentialVM, tmp_path: Path, sqlite3: EnclaveImage) -> None:
+    assert _run(vm, tmp_path, sqlite3, ":memory:", "select 6*7").stdout == b"42\n"
+    vm.run(["sh", "-c", f"printf X | dd of={_LIBRARY} bs=1 seek=700000 conv=notrunc"])
+    changed = _run(vm, tmp_path, sqlite3, ":memory:", "select 6*7")
+    assert (changed.stdout, changed.exit_status) == (b"", 127), changed
+    assert b"libsqlite3.so.0" in changed.stderr
+
+
+def test_threads(vm: ConfidentialVM, tmp_path: Path) -> None:
+    done = _run(vm, tmp_path, _build(tmp_path, THREADS, "-static"))
+    assert (done.stdout, done.exit_status) == (b"180000 40000\n", 0), done
+
+
+def test_faults_and_signals(vm: ConfidentialVM, tmp_path: Path) -> None:
+    done = _run(vm, tmp_path, _build(tmp_path, SIGNALS, "-static"))
+    assert done.stdout.decode().splitlines() == [
+        "repaired x 1.5", "caught 8", "blocked 0", "delivered 1", "caught 4",
+    ]  # fmt: skip
+    assert done.exit_status == 143
+
+
+def test_memory(vm: ConfidentialVM, tmp_path: Path) -> None:
+    vm.run(["sh", "-c", "echo words > /tmp/text"])
+    done = _run(vm, tmp_path, _build(tmp_path, MEMORY, "-static", memory="128M"), "/tmp/text")
+    assert (done.stdout, done.exit_status) == (b"42\nwords\n", 0), done
