@@ -40,10 +40,11 @@ COMMANDS = {
     "verify": ("report", "--certificates", "table"),
     "logs verify": ("--to", "log"), "logs export": ("--to", "log", "--directory", "lines"),
     "logs fetch": (), "logs follow": ("--seconds", "0"), "logs rules": (), "logs ack": ("--to", "log"),
-    "kci status": (),
+    "kci status": (), "enclave build": ("program",), "enclave inspect": ("image",), "enclave attest": ("--software",),
+    "enclave provision": ("--software", "image", "name", "file"),
 }  # fmt: skip
 """each command, with arguments by which it meets something hostile in one of the tests here"""
-REMOTE = ("attest", "kci status", "logs fetch", "logs follow", "logs rules")
+REMOTE = ("attest", "enclave attest", "kci status", "logs fetch", "logs follow", "logs rules")
 
 
 def _leaves(group: click.Group, before: str = "") -> Iterator[str]:
@@ -103,6 +104,14 @@ def test_names_of_files(veil_command: Veil) -> None:
         status, _, err = veil_command(command, option, name, *(("report",) if command == "verify" else ()))
         assert status in (2, 125)
         assert "\\x1b[32mverified" in err
+
+
+@pytest.mark.parametrize("command", ["enclave build", "enclave inspect", "enclave provision"])
+def test_names_of_programs_and_images(veil_command: Veil, command: str) -> None:
+    more = ("name", "file", "--connect", "127.0.0.1:1", "--software") if command == "enclave provision" else ()
+    status, out, err = veil_command(command, HOSTILE.replace("/", ""), *more)
+    assert (status, out) == (125, "")
+    assert "\\x1b[32mverified" in err
 
 
 def test_the_name_of_the_cache(veil_command: Veil, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from veil.cache import Cache, cache_key
 from veil.cvm.configuration import Configuration
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
-from veil.host import Hypervisor
+from veil.host import Hypervisor, RunResult, RunState
 from veil.image.launch_image import hosted_programs
 from veil.image.services_image import ServicesImage
 from veil.installation import endorsement
 from veil.private_files import require_private
-from veil.snp import Machine, SnpError
+from veil.snp import HOSTED_VMPLS, Machine, SnpError
 
 __all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "write_cvm"]
 
@@ -42,12 +42,24 @@ class SavedCvm:
 
 
 def write_cvm(path: Path, machine: Machine, hypervisor: Hypervisor, configuration: Configuration) -> None:
-    """Write a CVM to a file, whole or not at all; raises VeilError."""
+    """Write a CVM to a file, whole or not at all, once it can be; raises VeilError."""
+    if configuration.monitor:
+        _let_monitor_finish(hypervisor)
     sections = {_HOST: json.dumps(to_plain(hypervisor.dump())).encode(), _CONFIGURATION: configuration.pack()}
     try:
         machine.save(path, sections)
     except SnpError as error:
         raise VeilError(str(error)) from error
+
+
+def _let_monitor_finish(hypervisor: Hypervisor) -> None:
+    """Its state and the services' are whole only between two calls: run on until no VCPU is in them."""
+
+    def at_rest() -> bool:
+        return all(vcpu.vmpl not in HOSTED_VMPLS or vcpu.state != RunState.RUNNABLE for vcpu in hypervisor.vcpus)
+
+    if not at_rest() and hypervisor.run(until=at_rest, timeout=10.0) != RunResult.DONE:
+        raise VeilError("the monitor did not come to rest; no snapshot was made")
 
 
 def read_cvm(path: Path, services: ServicesImage | None) -> SavedCvm:

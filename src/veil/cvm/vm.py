@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from veil.cache import Cache
 from veil.cvm.assembly import Assembly
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
+from veil.cvm.console import Console
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.session import AgentSession
@@ -28,17 +28,16 @@ from veil.cvm.snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
-from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher, RunResult, RunState
+from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
-from veil.snp import HOSTED_VMPLS, TSC_KHZ, Machine, SnpError, build_engine
+from veil.snp import TSC_KHZ, Machine, SnpError, build_engine
 
 __all__ = ["ConfidentialVM"]
 
 _BOOT_TIMEOUT = 180.0
-_MAX_CONSOLE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,10 @@ class ConfidentialVM:
             self.configuration = Configuration.make(memory, vcpus if vcpus is not None else 1, **settings)
         self._fresh = fresh
         self._say = progress or (lambda _: None)
-        self._console = console
+        self._console = Console(console)
         cache = cache or Cache()
         self._assembly = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
-        self._console_tail: deque[bytes] = deque()
-        self._console_held = 0
         self._running: _Running | None = None
         self._agent: AgentSession | None = None
         self._restored_from: str | None = None
@@ -164,7 +161,7 @@ class ConfidentialVM:
     def boot(self, console: Callable[[bytes], None] | None = None) -> None:
         """Boot afresh, with the console watched; `start` without snapshots."""
         if console is not None:
-            self._console = console
+            self._console.watch = console
         self._fresh = True
         self.start()
 
@@ -213,7 +210,7 @@ class ConfidentialVM:
     @property
     def console_output(self) -> bytes:
         """The last 64 KiB of the guest's console."""
-        return b"".join(self._console_tail)
+        return self._console.output
 
     # Commands
 
@@ -311,18 +308,7 @@ class ConfidentialVM:
 
     def snapshot(self, path: str | os.PathLike[str]) -> None:
         """Write the whole machine to a file, for `ConfidentialVM.restore`."""
-        self._let_monitor_finish()
         write_cvm(Path(path), self.machine, self.hypervisor, self.configuration)
-
-    def _let_monitor_finish(self) -> None:
-        """Its state and the services' are whole only between two calls: run on until no VCPU is in them."""
-        vcpus = self.hypervisor.vcpus
-
-        def at_rest() -> bool:
-            return all(vcpu.vmpl not in HOSTED_VMPLS or vcpu.state != RunState.RUNNABLE for vcpu in vcpus)
-
-        if self.has_monitor and not at_rest() and self.hypervisor.run(until=at_rest, timeout=10.0) != RunResult.DONE:
-            raise VeilError("the monitor did not come to rest; no snapshot was made")
 
     @classmethod
     def restore(
@@ -421,7 +407,7 @@ class ConfidentialVM:
             now_ns=time.monotonic_ns,
             tsc=machine.tsc,
             tsc_khz=TSC_KHZ,
-            console=self._console_bytes,
+            console=self._console.feed,
         )
         table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
         hypervisor = Hypervisor(
@@ -432,7 +418,9 @@ class ConfidentialVM:
             cpuid=table,
             certificates=lambda: machine.secure_processor.endorsement.certificate_table,
         )
-        self._running = _Running(machine, platform, hypervisor, PanicWatcher(hypervisor.stop))
+        panic = PanicWatcher(hypervisor.stop)
+        self._console.panic = panic.feed
+        self._running = _Running(machine, platform, hypervisor, panic)
 
     def connect(self) -> None:
         """After `launch`: run until the guest's agent answers."""
@@ -440,16 +428,6 @@ class ConfidentialVM:
         with self._explained():
             if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=_BOOT_TIMEOUT):
                 raise BootTimeout(f"the guest did not come up in {_BOOT_TIMEOUT:.0f} seconds")
-
-    def _console_bytes(self, data: bytes) -> None:
-        self._console_tail.append(data)
-        self._console_held += len(data)
-        while self._console_held > _MAX_CONSOLE:
-            self._console_held -= len(self._console_tail.popleft())
-        if self._running is not None:
-            self._running.panic.feed(data)
-        if self._console is not None:
-            self._console(data)
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._explain_panic, self._restored_from)
