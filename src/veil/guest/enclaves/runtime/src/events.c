@@ -258,7 +258,8 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 	address = ask_fault_address(self);
 	if (address == NO_FAULT)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);
-	if (memory_bring(self, address, needed))
+	/* Pages that are being moved were there: the service has brought one back that the kernel had taken. */
+	if (self->moves || memory_bring(self, address, needed))
 		return;
 	frame->rip = (u64)(copies ? copy_user_fault : swap_user_fault);
 }

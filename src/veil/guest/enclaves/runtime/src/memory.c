@@ -263,8 +263,10 @@ static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
 				return false;
 			if (!area.prot)
 				ask_protect(self, area.start, area.end, PROT_READ);
+			self->moves = true;
 			if (copy_user((void *)place, (void *)area.start, area.end - area.start))
 				attacked(self, "pages at %x are not where the service put them", area.start);
+			self->moves = false;
 			ask_unmap(self, area.start, area.end);
 			if (area.prot != (PROT_READ | PROT_WRITE))
 				ask_protect(self, place, place + (area.end - area.start), area.prot);
