@@ -205,10 +205,12 @@ s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, 
 		at = file->path_length;
 	}
 	lock(self, &work_lock);
-	if (path[0] == '/')
-		at = 1, work[0] = '/';
-	else
+	if (path[0] == '/') {
+		work[0] = '/';
+		at = 1;
+	} else {
 		memcpy(work, base, at);
+	}
 	while (next < length) {
 		u64 start = next, size;
 

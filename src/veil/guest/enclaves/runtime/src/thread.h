@@ -41,7 +41,6 @@ struct thread {
 	bool mask_kept;
 	bool in_wait; /* the thread waits outside, for a wake word */
 	u64 alternate_stack, alternate_size;
-	u32 alternate_flags;
 	s32 signal_codes[65];
 	u64 fault_address;
 	bool forgets; /* events.c: the next fault is on purpose */
@@ -52,7 +51,6 @@ struct thread {
 	u64 futex; /* address waited for, 0: none */
 	u32 futex_bits;
 	bool woken;
-	u32 futex_key; /* a count: which wait this is */
 };
 
 _Static_assert(sizeof(struct thread) <= PAGE, "a slot's control page holds its thread");
