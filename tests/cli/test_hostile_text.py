@@ -28,6 +28,7 @@ from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates
 from veil.formats.channel import MessageReader, Response, pack_response
 from veil.formats.log import AuditRecord, KernelCall, pack_records
 from veil.formats.status import Status
+from veil.host.knocks import Doorkeeper
 from veil.monitor.channel.tls import ChannelKey, TlsFailed
 
 Veil = Callable[..., tuple[int, str, str]]
@@ -148,6 +149,12 @@ def _answer(server: socket.socket) -> None:
     connection, _ = server.accept()
     end, reader = ChannelKey().accept(), MessageReader()
     with connection, contextlib.suppress(OSError, TlsFailed):
+        # They knock first.
+        knock = Doorkeeper(()).hear()
+        while not knock.over and (data := connection.recv(knock.wants)):
+            connection.sendall(knock.heard(data) or b"")
+        if knock.words:
+            end.receive(knock.words)
         while data := connection.recv(1 << 16):
             reader.feed(end.receive(data))
             connection.sendall(end.take())

@@ -13,8 +13,8 @@ import pytest
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume
 from veil.formats.kci import MemoryType
 from veil.host.errors import GuestError
-from veil.services.kci.loaded_modules import frames_of
-from veil.services.kci.module_loader import ModuleLoader
+from veil.services.kci.guarded_module import frames_of
+from veil.services.kci.module_calls import ModuleCalls
 from veil.snp import EntryFlag, Permission, RmpViolation
 
 PAGE = 4096
@@ -29,9 +29,9 @@ class _Steps:
         self.count = 0
         self.gpa = 0
         self.finished = False
-        original = getattr(ModuleLoader, call)
+        original = getattr(ModuleCalls, call)
 
-        def watched(loader: ModuleLoader, *arguments: Any) -> Generator[Any, Any, Any]:
+        def watched(loader: ModuleCalls, *arguments: Any) -> Generator[Any, Any, Any]:
             told, pages, *_ = arguments
             self.gpa = pages[0] if call == "take_file" else frames_of(told, pages)[MemoryType.TEXT][0]
             work, answer = original(loader, *arguments), None
@@ -46,7 +46,7 @@ class _Steps:
             finally:
                 self.finished = True
 
-        patch.setattr(ModuleLoader, call, watched)
+        patch.setattr(ModuleCalls, call, watched)
 
     def _pass(self, attack: Callable[[int], None], at: int | None) -> None:
         if self.count == at:

@@ -25,7 +25,7 @@ from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.lock_down import forbid_all_code, forbid_other_code, guard_text, lock_text, unlock_text
 from veil.services.kci.measured import MeasuredKernel
-from veil.services.kci.module_loader import ModuleLoader
+from veil.services.kci.module_calls import ModuleCalls
 from veil.services.kci.policing import police
 
 __all__ = ["KciService"]
@@ -58,7 +58,7 @@ class KciService(Service):
         self._settings = KciSettings.of(settings)
         self._measured = MeasuredKernel(self.context.kernel, self._settings)
         self._ledger = Ledger(self.context.record)
-        self._loader = ModuleLoader(self.context, self._settings, self._measured, self._ledger)
+        self._loader = ModuleCalls(self.context, self._settings, self._measured, self._ledger)
 
     # The kernel
 

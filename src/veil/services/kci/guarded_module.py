@@ -23,7 +23,7 @@ from veil.services.kci.modules import ModuleRefused, Prepared
 
 __all__ = [
     "INIT",
-    "LoadedModule",
+    "GuardedModule",
     "code_again",
     "frames_of",
     "take_code",
@@ -37,7 +37,7 @@ _READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
 
 
 @dataclass
-class LoadedModule:
+class GuardedModule:
     """A module whose code VMPL 3 may execute."""
 
     number: int
@@ -161,7 +161,7 @@ def take_read_only(
     return found
 
 
-def take_late_data(context: ServiceContext, module: LoadedModule) -> Asking[None]:
+def take_late_data(context: ServiceContext, module: GuardedModule) -> Asking[None]:
     """Its init function has returned: nobody writes from here on what is read-only after it. What it wrote there is its
     own. Raises ModuleRefused."""
     if module.late:

@@ -20,7 +20,7 @@ from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.kci.errors import KciError
 from veil.services.kci.ledger import Ledger
-from veil.services.kci.module_loader import ModuleLoader
+from veil.services.kci.module_calls import ModuleCalls
 from veil.services.kci.modules import Keyring, ModulePolicy, ModuleRefused
 
 LARGEST = 1 << 20
@@ -41,7 +41,7 @@ class _Driver:
         )
         measured: Any = SimpleNamespace(policy=ModulePolicy(Keyring([]), hashes))
         ledger = Ledger(lambda word: self.words.append(CodeWord.parse(word)))
-        self.loader = ModuleLoader(context, KciSettings(mode=ON, largest_module=LARGEST), measured, ledger)
+        self.loader = ModuleCalls(context, KciSettings(mode=ON, largest_module=LARGEST), measured, ledger)
 
     def copy_in(self, pages: list[int], length: int, offset: int) -> Generator[Any, Any, None]:
         """As VeilMon does."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Modules, from the file that the driver hands over until they are gone.
+"""What the driver calls for a module, from the file that it hands over until the module is gone.
 
 The driver is the kernel's: what it says is checked, or binds nobody but itself. A module that it does not tell of
 has no code that can be executed.
@@ -22,23 +22,23 @@ from veil.services.context import Asking, MonitorRefused, ServiceContext
 from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode, move_pages
-from veil.services.kci.image import AddressRange
-from veil.services.kci.ledger import Ledger
-from veil.services.kci.loaded_modules import (
+from veil.services.kci.guarded_module import (
     INIT,
-    LoadedModule,
+    GuardedModule,
     code_again,
     frames_of,
     take_code,
     take_late_data,
     take_read_only,
 )
+from veil.services.kci.image import AddressRange
+from veil.services.kci.ledger import Ledger
 from veil.services.kci.measured import MeasuredKernel
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
 from veil.services.kci.recent_modules import RecentModules
 from veil.services.kci.surroundings import Surroundings
 
-__all__ = ["ModuleLoader"]
+__all__ = ["ModuleCalls"]
 
 _FILE = struct.Struct("<QQ")
 _MAX_MODULES = 1024
@@ -54,7 +54,7 @@ class _Early:
     live: bool = False
 
 
-class ModuleLoader:
+class ModuleCalls:
     """All modules of one kernel. The service's memory has the private copy of a file."""
 
     def __init__(
@@ -71,7 +71,7 @@ class ModuleLoader:
         self._text: GuardedCode | None = None
         self._saved: list[dict[str, Any]] = []
         self._recent = RecentModules(measured)
-        self.modules: dict[int, LoadedModule] = {}
+        self.modules: dict[int, GuardedModule] = {}
 
     def codes(self) -> Iterator[GuardedCode]:
         """The code of all modules."""
@@ -175,7 +175,7 @@ class ModuleLoader:
                 # The kernel's memory again, and nobody's code.
                 for kind in INIT:
                     frames.pop(kind, None)
-            module = LoadedModule(number, prepared, told, code.targets, admitted.body, live=live)
+            module = GuardedModule(number, prepared, told, code.targets, admitted.body, live=live)
             module.late = frames.get(MemoryType.RO_AFTER_INIT, ())
             module.read_only = yield from take_read_only(self._context, prepared, frames)
             try:
@@ -211,7 +211,7 @@ class ModuleLoader:
             self._exported = self._measured.exported()
         return self._exported
 
-    def _know(self, module: LoadedModule) -> None:
+    def _know(self, module: GuardedModule) -> None:
         self.modules[module.number] = module
         assert self._text is not None
         self._surround(self._text.rules.near.admit(targets=module.targets))
@@ -249,13 +249,13 @@ class ModuleLoader:
         for number in list(self.modules):
             yield from self.gone(number)
 
-    def _module(self, number: int) -> LoadedModule:
+    def _module(self, number: int) -> GuardedModule:
         module = self.modules.get(number)
         if module is None:
             raise KciError(f"there is no module {number}")
         return module
 
-    def _release(self, module: LoadedModule, *kinds: MemoryType) -> Asking[None]:
+    def _release(self, module: GuardedModule, *kinds: MemoryType) -> Asking[None]:
         for kind in kinds:
             code = module.code.get(kind)
             if code is None:
@@ -267,7 +267,7 @@ class ModuleLoader:
             del module.code[kind]
         yield from self._release_data(module, *kinds)
 
-    def _release_data(self, module: LoadedModule, *kinds: MemoryType) -> Asking[None]:
+    def _release_data(self, module: GuardedModule, *kinds: MemoryType) -> Asking[None]:
         for kind in kinds:
             pages = module.read_only.get(kind)
             if pages is not None:
@@ -322,7 +322,7 @@ class ModuleLoader:
             told = ModulePrepared.parse(bytes.fromhex(item["told"]))
             prepared, rules = self._recent.derive(admitted, told, self._exports, text.rules.near)
             self._exports.add(prepared.name, prepared.exports)
-            module = LoadedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
+            module = GuardedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
             pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
             module.code = code_again(self._context.guest, prepared, pages, rules)
             module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}

@@ -12,7 +12,7 @@ import pytest
 from veil.formats.kci import MemoryType, ModuleMemory, ModulePrepared
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.services.kci.loaded_modules import frames_of, take_read_only
+from veil.services.kci.guarded_module import frames_of, take_read_only
 from veil.services.kci.modules import ModuleRefused
 
 ADDRESS = 0xFFFFFFFFC0000000
