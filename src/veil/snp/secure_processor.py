@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.snp.cpuid_page import check_cpuid_page
 from veil.snp.errors import LaunchError, SnpError
 from veil.snp.guest_requests import FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity, check_id_block
-from veil.snp.layouts import CPUID_COUNT_MAX, SECRETS_VERSION, CpuidPage, SecretsPage
+from veil.snp.layouts import SECRETS_VERSION, SecretsPage
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp, RmpResult
 
@@ -104,7 +105,7 @@ class SecureProcessor:
         if gpa % PAGE_SIZE or len(data) % PAGE_SIZE or not data:
             raise LaunchError(f"launch page at {gpa:#x}: address and length must be whole pages")
         if kind == PageType.CPUID:
-            _check_cpuid_page(bytes(data))
+            check_cpuid_page(bytes(data))
         elif kind == PageType.SECRETS:
             data = self._secrets_page()
             self._secrets_pages.append(gpa)
@@ -239,16 +240,3 @@ def _new_chip() -> Endorsement:
     from veil.snp.endorsement import Endorsement
 
     return Endorsement.generate(MODEL_TCB)
-
-
-def _check_cpuid_page(page: bytes) -> None:
-    """The firmware refuses tables with features that the processor lacks; here, malformed ones."""
-    table = CpuidPage.from_buffer_copy(page)
-    if table.count > CPUID_COUNT_MAX:
-        raise LaunchError(f"the CPUID page has {table.count} entries, at most {CPUID_COUNT_MAX} fit")
-    seen = set()
-    for entry in table.functions[: table.count]:
-        inputs = entry.eax_in, entry.ecx_in, entry.xcr0_in, entry.xss_in
-        if inputs in seen:
-            raise LaunchError(f"the CPUID page has leaf {entry.eax_in:#x}, {entry.ecx_in} twice")
-        seen.add(inputs)
