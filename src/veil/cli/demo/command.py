@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from veil.cli.demo.code import show_code
+from veil.cli.demo.enclaves import build_enclaves, show_enclaves
 from veil.cli.demo.guest import in_guest
 from veil.cli.demo.log import show_log
 from veil.cli.output import say
@@ -17,6 +18,7 @@ from veil.cli.progress import Progress
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
+    from veil.formats.service_settings import ServiceSettings
 
 __all__ = ["demo"]
 
@@ -34,29 +36,32 @@ def demo() -> int:
 
     The intruder is a kernel module of ours: it wipes the kernel's own audit queues and log, forges a record, and
     switches audit off behind the kernel's back. With --kci on VeilS-KCI refuses it, and loads a module of Debian's.
-    With --kci off it gets in, and what it hides is in VeilS-LOG.
+    Beside it Debian's busybox and sqlite3 run as enclaves. With --kci off the intruder gets in, and what it hides is in
+    VeilS-LOG.
     """
-    from veil.formats.kci_settings import OFF, ON
+    from veil.formats.enclave_settings import ON as ENCLAVES_ON
+    from veil.formats.enclave_settings import EncSettings
+    from veil.formats.kci_settings import OFF, ON, KciSettings
 
     with tempfile.TemporaryDirectory(prefix="veil-demo-") as directory:
         place = Path(directory)
         # Before the boot: the guest runs in this thread, and stands still while something else does.
-        guarded = _cvm(ON)
-        intruder, expected = guarded.build_intruder(), guarded.build_image().log()
+        guarded = _cvm(KciSettings(mode=ON), EncSettings(mode=ENCLAVES_ON))
+        intruder, expected, images = guarded.build_intruder(), guarded.build_image().log(), build_enclaves(place)
         with guarded:
             say(f"launch digest {guarded.machine.secure_processor.measurement.hex()}")
             in_guest(guarded, _SCRIPT)
             show_code(guarded, expected, intruder, place)
-        open_ = _cvm(OFF)
+            show_enclaves(guarded, expected, images)
+        open_ = _cvm(KciSettings(mode=OFF))
         expected = open_.build_image().log()
         with open_:
             show_log(open_, expected, intruder, place)
     return 0
 
 
-def _cvm(mode: str) -> ConfidentialVM:
+def _cvm(*settings: ServiceSettings) -> ConfidentialVM:
     from veil.cvm import ConfidentialVM
-    from veil.formats.kci_settings import KciSettings
     from veil.image.services_image import protected_services
 
-    return ConfidentialVM(services=protected_services(KciSettings(mode=mode)), progress=Progress())
+    return ConfidentialVM(services=protected_services(*settings), progress=Progress())
