@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from veil.formats.errors import FormatError
@@ -45,7 +45,7 @@ class _Json:
 
     def pack(self) -> bytes:
         """JSON."""
-        return json.dumps(asdict(self)).encode()  # type: ignore[call-overload]
+        return json.dumps(vars(self), default=vars).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

@@ -126,11 +126,11 @@ def take_code(
         found = {}
         for kind in rules:
             piece = GuardedCode(rules[kind], prepared.memory[kind].address, frames[kind], context.guest)
-            explanation = piece.rules.explain(piece.read(piece.address, piece.size), data.read, configuration)
-            if not explanation.sound:
-                first = explanation.unexplained[0]
+            wrong = code.unexplained(kind, piece.read(piece.address, piece.size), data.read, configuration)
+            if wrong is not None:
+                first, count = wrong
                 raise ModuleRefused(
-                    f"{explanation.unexplained_bytes} bytes of its code are not explained, the first at "
+                    f"{count} bytes of its code are not explained, the first at "
                     f"{first.address:#x}: {first.found:#04x} in place of {first.expected:#04x}"
                 )
             found[kind] = piece

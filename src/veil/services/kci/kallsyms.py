@@ -53,7 +53,13 @@ class Symbols:
 
     def named(self, *, prefix: str = "", suffix: str = "") -> dict[str, int]:
         """The symbols whose names begin and end in a way."""
-        return {name: self._by_name[name] for name in self.names if name.startswith(prefix) and name.endswith(suffix)}
+        names = self.names
+        # One after the other: each look at all of them takes time at lock-down.
+        if prefix:
+            names = [name for name in names if name.startswith(prefix)]
+        if suffix:
+            names = [name for name in names if name.endswith(suffix)]
+        return {name: self._by_name[name] for name in names}
 
     def functions(self) -> NDArray[np.uint64]:
         """The addresses of all symbols in text, in order."""

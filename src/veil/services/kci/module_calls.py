@@ -34,6 +34,7 @@ from veil.services.kci.guarded_module import (
 from veil.services.kci.image import AddressRange
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
 from veil.services.kci.recent_modules import RecentModules
 from veil.services.kci.surroundings import Surroundings
@@ -195,7 +196,7 @@ class ModuleCalls:
         except Exception:
             self._exports.remove(prepared.name)
             raise
-        self._know(module)
+        self._know(module, code)
         self._ledger.tell(
             CodeEvent.MODULE_ADMITTED,
             f"the module {prepared.name} {prepared.version}".rstrip() + f" is admitted, {_vouched(prepared)}",
@@ -211,10 +212,10 @@ class ModuleCalls:
             self._exported = self._measured.exported()
         return self._exported
 
-    def _know(self, module: GuardedModule) -> None:
+    def _know(self, module: GuardedModule, code: ModuleCode) -> None:
         self.modules[module.number] = module
         assert self._text is not None
-        self._surround(self._text.rules.near.admit(targets=module.targets))
+        self._surround(code.around(self._text.rules.near))
 
     def _surround(self, near: Surroundings) -> None:
         assert self._text is not None
@@ -327,7 +328,7 @@ class ModuleCalls:
             module.code = code_again(self._context.guest, prepared, pages, rules)
             module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}
             module.late = item["late"]
-            self._know(module)
+            self._know(module, rules)
         self._saved = []
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veil.formats.kci import MemoryType
-from veil.services.kci.code_rules import CodeRules
-from veil.services.kci.errors import TableError
+from veil.services.kci.code_rules import CodeRules, Configuration, Unexplained
+from veil.services.kci.errors import KciError, TableError
 from veil.services.kci.image import AddressRange
 from veil.services.kci.modules.prepared import Prepared
-from veil.services.kci.surroundings import Surroundings, addressed, entries
+from veil.services.kci.surroundings import ReadMemory, Surroundings, addressed, entries
 from veil.services.kci.tables import PatchTables, Section, parse_tables
 from veil.services.kci.windows import distinct
 
 __all__ = ["ModuleCode"]
+
+#: What is explained: the code's bytes, the variables that it follows, the kernel's configuration.
+_Input: TypeAlias = tuple[bytes, tuple[bytes, ...], Configuration]
 
 _CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
 
@@ -46,23 +50,61 @@ class ModuleCode:
             called = entries(code, at, functions, tables.endbr_seals, marked=near.marked)
             self.targets += distinct(np.concatenate([called, addressed(functions, contents)])).tolist()
         trampolines = [at for name, at in prepared.symbols.items() if name.startswith("__SCT__")]
-        own = near.admit(targets=self.targets)
+        self._near, own = near, near.admit(targets=self.targets)
         self.rules: Mapping[MemoryType, CodeRules] = {
             kind: CodeRules(at, code, _tables(tables, kind), self._read, own, trampolines)
             for kind, (at, code) in self._images.items()
         }
+        self._around = own
+        self._sound: dict[MemoryType, _Input] = {}
+
+    def around(self, near: Surroundings) -> Surroundings:
+        """The code around with this module's own."""
+        if near is not self._near:
+            if not near.equals(self._near):
+                self._around = near.admit(targets=self.targets)
+                self._sound.clear()
+            self._near = near
+        return self._around
 
     def admit(self, near: Surroundings) -> None:
-        """The same module at the same place again, with other code around."""
-        own = near.admit(targets=self.targets)
+        """The same module at the same place again, with other code around, perhaps."""
+        own = self.around(near)
         for rules in self.rules.values():
             rules.admit(own)
+
+    def unexplained(
+        self, kind: MemoryType, now: bytes, data: ReadMemory, configuration: Configuration
+    ) -> tuple[Unexplained, int] | None:
+        """None if the code as it is `now` is explained; otherwise its first byte that is not, and how many there are.
+
+        What `explain` makes of the same bytes, variables, configuration and surroundings is always the same: so it is
+        not asked again about the last ones that were sound. Memory is compared all the same, every byte of it.
+        """
+        rules = self.rules[kind]
+        asked = _asked(rules, now, data, configuration) if rules.near is self._around else None
+        if asked is not None and self._sound.get(kind) == asked:
+            return None
+        explanation = rules.explain(now, data, configuration)
+        if not explanation.sound:
+            return explanation.unexplained[0], explanation.unexplained_bytes
+        if asked is not None:
+            self._sound[kind] = asked
+        return None
 
     def _read(self, address: int, length: int) -> bytes:
         for at, code in self._images.values():
             if at <= address and address + length <= at + len(code):
                 return code[address - at : address - at + length]
         raise TableError(f"{address:#x}+{length:#x} is not in the module's code")
+
+
+def _asked(rules: CodeRules, now: bytes, data: ReadMemory, configuration: Configuration) -> _Input | None:
+    """All that an explanation depends on beside the rules; None if a variable cannot be read as a whole."""
+    try:
+        return now, tuple(data(address, 8) for address in sorted(rules.variables)), configuration
+    except KciError:
+        return None
 
 
 def _tables(tables: PatchTables, kind: MemoryType) -> PatchTables:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -53,9 +53,19 @@ class Surroundings:
         """The same with more functions: those of a module that was verified."""
         return replace(self, targets=_union(self.targets, targets))
 
+    def equals(self, other: Surroundings) -> bool:
+        """Whether both say the same, of the same kernel."""
+        return all(
+            ours is theirs or (isinstance(ours, np.ndarray) and np.array_equal(ours, theirs))
+            for ours, theirs in ((getattr(self, name), getattr(other, name)) for name in _FIELDS)
+        )
+
     def retire(self, gone: AddressRange) -> Surroundings:
         """The same without what lies in a piece of code that is no longer executable."""
         return replace(self, targets=_without(self.targets, gone))
+
+
+_FIELDS = tuple(item.name for item in fields(Surroundings))
 
 
 def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTables) -> Surroundings:

@@ -49,7 +49,9 @@ class ExportedSymbols:
     """All that a module can be linked to: the kernel's exports, and those of modules that were accepted."""
 
     def __init__(self, kernel: Exports) -> None:
+        self._names = {""}
         self._exporters: dict[str, Exports] = {"": kernel}
+        """Those that export something: of most modules nothing is linked to."""
 
     def resolve(self, name: str, *, gpl: bool) -> int | None:
         """The value of a symbol for a module whose licence is compatible with the GPL, or is not."""
@@ -63,17 +65,20 @@ class ExportedSymbols:
 
     def add(self, module: str, exports: Exports) -> None:
         """Of a module that runs now. Raises ModuleRefused if one is exported already (verify_exported_symbols)."""
-        if module in self._exporters:
+        if module in self._names:
             raise ModuleRefused(f"a module {module} runs already")
         for name in (*exports.anyone, *exports.gpl_only):
             if self.resolve(name, gpl=True) is not None:
                 raise ModuleRefused(f"{module} exports {name}, which is exported already")
-        self._exporters[module] = exports
+        self._names.add(module)
+        if exports.anyone or exports.gpl_only:
+            self._exporters[module] = exports
 
     def remove(self, module: str) -> None:
         """Of a module that is gone."""
+        self._names.discard(module)
         self._exporters.pop(module, None)
 
     def exporters(self) -> dict[str, Exports]:
         """Who exports what now; equal as long as every symbol resolves as before."""
-        return {name: exports for name, exports in self._exporters.items() if exports.anyone or exports.gpl_only}
+        return dict(self._exporters)
