@@ -17,6 +17,9 @@ _NUMBERS = st.integers(0, (1 << 64) - 1)
 _KEYS = st.lists(st.binary(min_size=32, max_size=32), max_size=8).map(tuple)
 _WORDS = st.lists(st.text(max_size=9), max_size=3).map(tuple)
 _NODES = st.builds(Node, st.integers(0, 0o177777), st.binary(max_size=99), st.tuples(_NUMBERS, _NUMBERS))
+# No more than the image has room for, however the text is written in JSON.
+_VALUES = st.none() | _NUMBERS | st.text(max_size=20)
+_SETTINGS = st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), _VALUES, max_size=4), max_size=4)
 _SERVICES = st.one_of(
     st.builds(
         protected_services,
@@ -26,7 +29,7 @@ _SERVICES = st.one_of(
         ServicesImage,
         st.text(max_size=9),
         _WORDS,
-        st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.none() | _NUMBERS | st.text())),
+        _SETTINGS,
         memory=_NUMBERS,
     ),
 )
