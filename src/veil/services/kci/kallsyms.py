@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Linux' own symbol table, decoded from the bytes of an image that names none of its parts.
 
-scripts/kallsyms.c writes, one after the other and each aligned to 8 bytes: num_syms, names, markers, token_table,
-token_index, offsets, relative_base. Names are compressed: a length, then codes of a byte, each for a token of the
-token table, in which digits stand for themselves (that is how it is found). Every 256th name has a marker.
+scripts/kallsyms.c writes, one after the other: num_syms, names, markers, token_table, token_index, offsets (Linux 6.4
+and later). Names are compressed: a length, then codes of a byte, each for a token of the token table, in which digits
+stand for themselves (that is how it is found). Every 256th name has a marker.
+
+What kernels differ in is read from the tables, not from a version: each table is aligned to 8 bytes or (7.x) to 4;
+offsets are from a relative_base behind them, or (7.x) each from its own place.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +25,7 @@ __all__ = ["Symbols", "find_symbols"]
 
 _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 _BLOCK = 256
+_ALIGNMENTS = (4, 8)
 _MAX_SYMBOLS = 1 << 22
 _FAR = 1 << 24
 _TEXT_TYPES = frozenset("tTwW")
@@ -87,12 +92,15 @@ def find_symbols(data: bytes, base: int) -> Symbols | None:
             table, index_end, parts = tokens
             names = _names(data, table)
             if names is not None:
-                starts, markers_at, count = names
-                addresses = _addresses(data, index_end, count)
-                if addresses is not None:
-                    stream = data[starts[0] : markers_at]
-                    return _decode(stream, starts - starts[0], parts, addresses, base)
+                starts, markers_at, alignment = names
+                words = _decode(data[starts[0] : markers_at], starts - starts[0], parts)
+                addresses = _addresses(data, _align(index_end, alignment), words, base)
+                return _sorted([word[1:] for word in words], [word[:1] for word in words], addresses)
     return None
+
+
+def _align(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
 
 
 def _tokens(data: bytes, zero: int) -> tuple[int, int, list[bytes]] | None:
@@ -105,15 +113,19 @@ def _tokens(data: bytes, zero: int) -> tuple[int, int, list[bytes]] | None:
     parts = data[start : start + _BLOCK * 64].split(b"\0", _BLOCK)[:_BLOCK]
     lengths = np.array([len(part) + 1 for part in parts])
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    index = -(-(start + int(offsets[-1])) // 8) * 8
     expected = offsets[:_BLOCK].astype("<u2").tobytes()
-    if len(parts) != _BLOCK or data[index : index + len(expected)] != expected:
+    if len(parts) != _BLOCK:
         return None
-    return start, index + len(expected), parts
+    # The index starts with 0 and something else, so it cannot be taken for the zeros in front of it.
+    for alignment in _ALIGNMENTS:
+        index = _align(start + int(offsets[-1]), alignment)
+        if data[index : index + len(expected)] == expected:
+            return start, index + len(expected), parts
+    return None
 
 
 def _names(data: bytes, table: int) -> tuple[NDArray[np.int64], int, int] | None:
-    """Before the token table: (offset of each compressed name and of the end, offset of the markers, their number)."""
+    """Before the token table: (offset of each compressed name and of the end, offset of the markers, alignment)."""
     # Markers are 32-bit, ascend, and start with 0; they end at the token table or 4 bytes before.
     words = np.frombuffer(data, "<u4", table // 4)
     for end in (len(words), len(words) - 1):
@@ -140,13 +152,12 @@ def _walk(data: bytes, markers: NDArray[np.int64], markers_at: int) -> tuple[NDA
     low = max(0, last - _BLOCK * 1024) // 8 * 8
     words = np.frombuffer(data, "<u4", (last - low) // 4, low)
     numbers = np.flatnonzero((words > (blocks - 1) * _BLOCK) & (words <= blocks * _BLOCK))
-    # The number stands alone in 8 bytes.
-    numbers = numbers[(numbers % 2 == 0) & (numbers + 1 < len(words))]
-    numbers = numbers[words[numbers + 1] == 0]
+    numbers = numbers[numbers + 1 < len(words)]
     raw = np.frombuffer(data, np.uint8)
     for at in reversed(numbers.tolist()):
-        count, names = int(words[at]), low + at * 4
-        names = -(-(names + 4) // 8) * 8
+        # No name is empty: zeros behind the number are there to align the names.
+        alignment = 4 if words[at + 1] else 8
+        count, names = int(words[at]), _align(low + at * 4 + 4, alignment)
         position = names + markers
         starts = np.empty((blocks, _BLOCK), np.int64)
         for step in range(_BLOCK):
@@ -160,28 +171,13 @@ def _walk(data: bytes, markers: NDArray[np.int64], markers_at: int) -> tuple[NDA
         rest = count - (blocks - 1) * _BLOCK
         end = int(position[-1]) if rest == _BLOCK else int(starts[-1, rest])
         follows = bool(np.all(position[:-1] == names + markers[1:]))
-        if follows and end <= markers_at < end + 8:
-            return np.append(flat, end), markers_at, count
+        if follows and markers_at == _align(end, alignment):
+            return np.append(flat, end), markers_at, alignment
     return None
 
 
-def _addresses(data: bytes, index_end: int, count: int) -> tuple[NDArray[np.int64], int] | None:
-    """After the token index: (the symbols' offsets, the relative base)."""
-    start = -(-index_end // 8) * 8
-    base = -(-(start + 4 * count) // 8) * 8
-    if base + 8 > len(data):
-        return None
-    offsets = np.frombuffer(data, "<i4", count, start).astype(np.int64)
-    return offsets, int.from_bytes(data[base : base + 8], "little")
-
-
-def _decode(
-    stream: bytes,
-    starts: NDArray[np.int64],
-    parts: list[bytes],
-    addresses: tuple[NDArray[np.int64], int],
-    base: int,
-) -> Symbols:
+def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> list[str]:
+    """Each symbol's kind, of one letter, and its name."""
     # A name's length byte becomes a newline, the second byte of a long length nothing, every other byte its token.
     stream = stream[: int(starts[-1])]
     starts = starts[:-1]
@@ -196,25 +192,34 @@ def _decode(
     ends = np.cumsum(sizes)
     letters = np.arange(int(ends[-1])) + np.repeat(places[codes] - (ends - sizes), sizes)
     text = np.frombuffer(b"".join(tokens), np.uint8)[letters].tobytes().decode("latin-1")
-    words = text.split("\n")[1:]
-    return _sorted([word[1:] for word in words], [word[:1] for word in words], _absolute(*addresses, words, base))
+    return text.split("\n")[1:]
 
 
-def _absolute(offsets: NDArray[np.int64], relative: int, words: list[str], base: int) -> NDArray[np.uint64]:
-    """Offsets are from a base, or (kernels with absolute per-CPU symbols) from its other side where negative.
-
-    Which of them it is shows where the image's first symbol comes out.
-    """
+def _addresses(data: bytes, start: int, words: list[str], base: int) -> NDArray[np.uint64]:
+    """The symbols' addresses, from the offsets at `start`. What the offsets count from shows where the image's first
+    symbol comes out."""
     first = next((number for number, word in enumerate(words) if word[1:] in ("_text", "_stext")), None)
     if first is None:
         raise ImageError("the kernel image has no symbol _text")
-    both = np.where(offsets < 0, np.int64(-1) - offsets, offsets)
-    absolute = np.where(offsets < 0, both.astype(np.uint64) + np.uint64(relative), both.astype(np.uint64))
-    plain = (offsets & 0xFFFFFFFF).astype(np.uint64) + np.uint64(relative)
-    for candidate in (absolute, plain):
+    end = start + 4 * len(words)
+    if end > len(data):
+        raise ImageError("the kernel image ends in its kallsyms offsets")
+    offsets = np.frombuffer(data, "<i4", len(words), start).astype(np.int64)
+    for candidate in _candidates(data, offsets, start, base):
         if int(candidate[first]) == base:
             return candidate
     raise ImageError(f"the kernel image's symbols do not fit its addresses (_text is not at {base:#x})")
+
+
+def _candidates(data: bytes, offsets: NDArray[np.int64], start: int, base: int) -> Iterator[NDArray[np.uint64]]:
+    places = np.uint64(base + start) + np.arange(0, 4 * len(offsets), 4, dtype=np.uint64)
+    yield places + offsets.astype(np.uint64)
+    at = _align(start + 4 * len(offsets), 8)
+    relative = np.uint64(int.from_bytes(data[at : at + 8], "little"))
+    # With absolute per-CPU symbols others are negative, and count from the base's other side.
+    both = np.where(offsets < 0, np.int64(-1) - offsets, offsets).astype(np.uint64)
+    yield np.where(offsets < 0, both + relative, both)
+    yield (offsets & 0xFFFFFFFF).astype(np.uint64) + relative
 
 
 def _sorted(names: list[str], kinds: list[str], addresses: NDArray[np.uint64]) -> Symbols:
