@@ -14,6 +14,7 @@ from veil.cvm.assembly import Assembly
 from veil.formats.kci_settings import HALT, KciSettings
 from veil.formats.kci_status import CodeEvent
 from veil.host import GuestPowerOff, NestedPageFault
+from veil.image.services_image import services_from_text
 from veil.remote import RequestFailed
 from veil.services.kci import KernelCode
 from veil.snp import Permission
@@ -69,3 +70,13 @@ def test_a_driver_that_is_refused() -> None:
     vm = ConfidentialVM(services=watched(KciSettings(HALT, hashes=(REFUSE_MODULES,))), fresh=True)
     with pytest.raises(GuestPowerOff), vm:
         pass
+
+
+def test_a_kernel_whose_symbols_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver is refused for that, so the same: no program runs."""
+    looked: list[int] = []
+    monkeypatch.setattr("veil.services.kci.image.find_symbols", lambda data, base: looked.append(base))
+    vm = ConfidentialVM(services=services_from_text(["kci:mode=halt"]), fresh=True)
+    with pytest.raises(GuestPowerOff), vm:
+        pass
+    assert looked

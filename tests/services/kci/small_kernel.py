@@ -151,8 +151,21 @@ def _pack(table: str, at: int, fields: tuple[int, ...]) -> bytes:
             return struct.pack("<i", fields[0] - at)
 
 
-def kallsyms(symbols: Mapping[str, int], *, base: int = BASE, absolute_percpu: bool = True) -> bytes:
-    """Kallsyms tables as scripts/kallsyms.c lays them out; each character is a token, two underscores are one."""
+OFFSETS = ("absolute per-CPU", "plain", "own place")
+"""What the offsets of kallsyms count from: up to 6.14, up to 6.19, 7.x."""
+
+
+def kallsyms(
+    symbols: Mapping[str, int],
+    *,
+    base: int = BASE,
+    offsets: str = OFFSETS[0],
+    alignment: int = 8,
+    at: int | None = None,
+) -> bytes:
+    """Kallsyms tables as scripts/kallsyms.c lays them out, to lie at the address `at`.
+
+    Each character is a token, two underscores are one."""
     ordered = sorted(symbols.items(), key=lambda symbol: symbol[1])
     pair = 0x01
     names = bytearray()
@@ -165,21 +178,33 @@ def kallsyms(symbols: Mapping[str, int], *, base: int = BASE, absolute_percpu: b
         names += bytes([len(coded)]) if len(coded) < 0x80 else bytes([len(coded) & 0x7F | 0x80, len(coded) >> 7])
         names += coded
     tokens = [b"__" if code == pair else bytes([code]) if 0x20 < code < 0x7F else b"" for code in range(256)]
-    index, at = [], 0
+    index, end = [], 0
     for token in tokens:
-        index.append(at)
-        at += len(token) + 1
-    # Negative offsets count down from the base: so does the linker's table where per-CPU symbols are absolute.
-    offsets = [base - 1 - address if absolute_percpu else address - base for _, address in ordered]
+        index.append(end)
+        end += len(token) + 1
     result = bytearray()
-    for part in (
-        struct.pack("<I", len(ordered)),
-        bytes(names),
-        struct.pack(f"<{len(markers)}I", *markers),
-        b"".join(token + b"\0" for token in tokens),
-        struct.pack("<256H", *index),
-        struct.pack(f"<{len(offsets)}i", *offsets),
-        struct.pack("<Q", base),
-    ):
-        result += bytes(-len(result) % 8) + part
+
+    def add(part: bytes) -> None:
+        result.extend(bytes(-len(result) % alignment) + part)
+
+    add(struct.pack("<I", len(ordered)))
+    add(bytes(names))
+    add(struct.pack(f"<{len(markers)}I", *markers))
+    add(b"".join(token + b"\0" for token in tokens))
+    add(struct.pack("<256H", *index))
+    add(b"")
+    addresses = [address for _, address in ordered]
+    match offsets:
+        case "absolute per-CPU":
+            # Negative offsets count down from the base.
+            values = [base - 1 - address for address in addresses]
+        case "plain":
+            values = [address - base for address in addresses]
+        case _:
+            assert at is not None
+            place = at + len(result)
+            values = [address - (place + 4 * number) for number, address in enumerate(addresses)]
+    add(struct.pack(f"<{len(values)}i", *values))
+    # In 7.x the numbers of the names in their order follow at once.
+    add(struct.pack("<Q", base) if offsets != OFFSETS[2] else bytes(3 * len(values)))
     return bytes(result)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.services.kci.small_kernel import BASE, PHYSICAL, TEXT_SIZE, SmallKernel, kallsyms
+from tests.services.kci.small_kernel import BASE, OFFSETS, PHYSICAL, TEXT_SIZE, SmallKernel, kallsyms
 from veil.services.kci import ImageError, KernelImage, Segment
 from veil.services.kci.kallsyms import find_symbols
 
@@ -33,15 +33,26 @@ def test_symbols_come_back(symbols: dict[str, int], filling: bytes) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 2000])
-@pytest.mark.parametrize("absolute_percpu", [True, False])
-def test_any_number_of_symbols(count: int, absolute_percpu: bool) -> None:
+@pytest.mark.parametrize("alignment", [4, 8])
+@pytest.mark.parametrize("offsets", OFFSETS)
+def test_any_number_of_symbols_in_any_layout(count: int, alignment: int, offsets: str) -> None:
     chosen = random.Random(count)
     symbols = {f"symbol_{number}" + "x" * chosen.randrange(200): BASE + 16 * number for number in range(1, count)}
     symbols["_text"] = BASE
-    found = find_symbols(place(kallsyms(symbols, absolute_percpu=absolute_percpu)), BASE)
-    assert found is not None
-    assert len(found) == count
-    assert {name: found.get(name) for name in symbols} == symbols
+    for filling in range(0, 8, alignment):
+        data = bytes(TEXT_SIZE + filling)
+        tables = kallsyms(symbols, offsets=offsets, alignment=alignment, at=BASE + len(data))
+        found = find_symbols(data + tables, BASE)
+        assert found is not None
+        assert len(found) == count
+        assert {name: found.get(name) for name in symbols} == symbols
+
+
+def test_offsets_that_the_image_does_not_hold() -> None:
+    symbols = {"_text": BASE} | {f"symbol_{number}": BASE + number for number in range(100)}
+    tables = kallsyms(symbols, offsets=OFFSETS[2], alignment=4, at=BASE + TEXT_SIZE)
+    with pytest.raises(ImageError, match="ends in its kallsyms"):
+        find_symbols(place(tables[: -3 * len(symbols) - 40]), BASE)
 
 
 def test_digits_elsewhere_are_no_token_table() -> None:

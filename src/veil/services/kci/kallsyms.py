@@ -94,7 +94,7 @@ def find_symbols(data: bytes, base: int) -> Symbols | None:
             if names is not None:
                 starts, markers_at, alignment = names
                 words = _decode(data[starts[0] : markers_at], starts - starts[0], parts)
-                addresses = _addresses(data, _align(index_end, alignment), words, base)
+                addresses = _addresses(data, index_end, alignment, words, base)
                 return _sorted([word[1:] for word in words], [word[:1] for word in words], addresses)
     return None
 
@@ -195,27 +195,28 @@ def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> lis
     return text.split("\n")[1:]
 
 
-def _addresses(data: bytes, start: int, words: list[str], base: int) -> NDArray[np.uint64]:
-    """The symbols' addresses, from the offsets at `start`. What the offsets count from shows where the image's first
-    symbol comes out."""
+def _addresses(data: bytes, index_end: int, alignment: int, words: list[str], base: int) -> NDArray[np.uint64]:
+    """The symbols' addresses, from the offsets behind the token index.
+
+    What the offsets count from shows where the image's first symbol comes out."""
     first = next((number for number, word in enumerate(words) if word[1:] in ("_text", "_stext")), None)
     if first is None:
         raise ImageError("the kernel image has no symbol _text")
+    start = _align(index_end, alignment)
     end = start + 4 * len(words)
     if end > len(data):
         raise ImageError("the kernel image ends in its kallsyms offsets")
     offsets = np.frombuffer(data, "<i4", len(words), start).astype(np.int64)
-    for candidate in _candidates(data, offsets, start, base):
+    behind = _align(end, alignment)
+    relative = np.uint64(int.from_bytes(data[behind : behind + 8], "little"))
+    for candidate in _candidates(offsets, np.uint64(base + start), relative):
         if int(candidate[first]) == base:
             return candidate
     raise ImageError(f"the kernel image's symbols do not fit its addresses (_text is not at {base:#x})")
 
 
-def _candidates(data: bytes, offsets: NDArray[np.int64], start: int, base: int) -> Iterator[NDArray[np.uint64]]:
-    places = np.uint64(base + start) + np.arange(0, 4 * len(offsets), 4, dtype=np.uint64)
-    yield places + offsets.astype(np.uint64)
-    at = _align(start + 4 * len(offsets), 8)
-    relative = np.uint64(int.from_bytes(data[at : at + 8], "little"))
+def _candidates(offsets: NDArray[np.int64], place: np.uint64, relative: np.uint64) -> Iterator[NDArray[np.uint64]]:
+    yield place + np.arange(0, 4 * len(offsets), 4, dtype=np.uint64) + offsets.astype(np.uint64)
     # With absolute per-CPU symbols others are negative, and count from the base's other side.
     both = np.where(offsets < 0, np.int64(-1) - offsets, offsets).astype(np.uint64)
     yield np.where(offsets < 0, both + relative, both)

@@ -131,6 +131,23 @@ def test_tables_that_the_loader_sorts() -> None:
 # Symbols
 
 
+@pytest.mark.parametrize(("flag", "place"), [(b"\0", "anyone"), (b"\1", "gpl_only")])
+def test_exports_with_flags(flag: bytes, place: str) -> None:
+    entries = MadeSection("__ksymtab", bytes(12), alignment=4, relocations=((0, 2, "function", 4), (4, 2, "names", 0)))
+    names = MadeSection("__ksymtab_strings", b"\0made_function\0", alignment=1)
+    module = MadeModule()
+
+    def made(flags: bytes) -> MadeModule:
+        sections = (*module.sections, entries, names, MadeSection("__kflagstab", flags, alignment=1))
+        return replace(module, sections=sections).with_symbols(("names", "__ksymtab_strings", 1, 0))
+
+    exports = _prepare(made(flag)).exports
+    assert getattr(exports, place) == {"made_function": _TEXT + 4}
+    assert len(exports.anyone) + len(exports.gpl_only) == 1
+    with pytest.raises(ModuleRefused, match="1 symbols are exported, with flags for 2"):
+        _prepare(made(flag * 2))
+
+
 def test_exports_for_other_modules() -> None:
     entries = MadeSection(
         "__ksymtab_gpl", bytes(12), alignment=4, relocations=((0, 2, "function", 4), (4, 2, "names", 0))

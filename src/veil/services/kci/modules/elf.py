@@ -53,10 +53,10 @@ _SYMBOLS, _STRINGS, _MODINFO, _THIS_MODULE = ".symtab", ".strtab", ".modinfo", "
 _ONCE = frozenset({
     _MODINFO, _THIS_MODULE, "__versions", "__version_ext_crcs", "__version_ext_names", ".data..percpu",
     ".data..ro_after_init", "__jump_table", "__ksymtab", "__ksymtab_gpl", "__ksymtab_strings", "__kcrctab",
-    "__kcrctab_gpl", "__ex_table", "__mcount_loc", "__param", "__bug_table", ".static_call_sites", ".altinstructions",
-    ".altinstr_replacement", ".smp_locks", ".orc_unwind", ".orc_unwind_ip", ".orc_header", ".retpoline_sites",
-    ".return_sites", ".call_sites", ".cfi_sites", ".ibt_endbr_seal", ".noinstr.text", ".kprobes.text",
-    ".static_call.text", "__tracepoints_ptrs",
+    "__kcrctab_gpl", "__kflagstab", "__ex_table", "__mcount_loc", "__param", "__bug_table", ".static_call_sites",
+    ".altinstructions", ".altinstr_replacement", ".smp_locks", ".orc_unwind", ".orc_unwind_ip", ".orc_header",
+    ".retpoline_sites", ".return_sites", ".call_sites", ".cfi_sites", ".ibt_endbr_seal", ".noinstr.text",
+    ".kprobes.text", ".static_call.text", "__tracepoints_ptrs",
 })  # fmt: skip
 _GPL_COMPATIBLE = frozenset({
     "GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL",

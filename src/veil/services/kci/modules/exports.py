@@ -15,6 +15,8 @@ __all__ = ["ExportedSymbols", "Exports", "read_exports"]
 #: struct kernel_symbol with relative references: offsets of value, name and namespace, each from its own field
 _ENTRY = np.dtype([("value", "<i4"), ("name", "<i4"), ("namespace", "<i4")])
 _MAX_NAME = 512
+#: enum ksym_flags
+_GPL_ONLY = 1 << 0
 
 
 def read_exports(table: bytes | memoryview, address: int, strings: bytes, strings_address: int) -> dict[str, int]:
@@ -43,6 +45,22 @@ class Exports:
 
     anyone: Mapping[str, int] = field(default_factory=dict)
     gpl_only: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_tables(
+        cls, plain: Mapping[str, int], gpl: Mapping[str, int], flags: bytes | memoryview | None = None
+    ) -> Exports:
+        """From what `__ksymtab` and `__ksymtab_gpl` name, and from `__kflagstab`: kernels since 7.1 have this in place
+        of the second table, with a byte for each entry of the first. Raises ModuleRefused."""
+        if flags is None:
+            return cls(plain, gpl)
+        if len(flags) != len(plain):
+            raise ModuleRefused(f"{len(plain)} symbols are exported, with flags for {len(flags)}")
+        marked = list(zip(plain.items(), flags, strict=True))
+        return cls(
+            dict(item for item, flag in marked if not flag & _GPL_ONLY),
+            {**gpl, **dict(item for item, flag in marked if flag & _GPL_ONLY)},
+        )
 
 
 class ExportedSymbols:

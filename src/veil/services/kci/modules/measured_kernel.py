@@ -42,13 +42,17 @@ def kernel_keyring(image: KernelImage) -> Keyring:
 
 def kernel_exports(image: KernelImage) -> Exports:
     """What the kernel exports. Raises ImageError, ModuleRefused."""
-    found = []
+    flags = image.between("__start___kflagstab", "__stop___kflagstab")
+    found: list[dict[str, int]] = []
     for name in ("__ksymtab", "__ksymtab_gpl"):
         table = image.between(f"__start_{name}", f"__stop_{name}")
+        if table is None and found and flags is not None:
+            found.append({})
+            continue
         if table is None:
             raise ImageError(f"the kernel image has no {name}")
         address, data = table
         # The names are not far from it, in the same segment.
         segment = next(piece for piece in image.segments if address in piece.range)
         found.append(read_exports(data, address, segment.data, segment.virtual))
-    return Exports(*found)
+    return Exports.of_tables(*found, flags=None if flags is None else flags[1])

@@ -159,4 +159,5 @@ def _exports(sections: Mapping[str, Placed]) -> Exports:
             raise ModuleRefused(f"{name} has no names")
         else:
             found.append(read_exports(table.data, table.address, strings.data, strings.address))
-    return Exports(*found)
+    flags = sections.get("__kflagstab")
+    return Exports.of_tables(*found, flags=None if flags is None else flags.data)

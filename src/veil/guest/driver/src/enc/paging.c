@@ -18,6 +18,16 @@
 /* veil/formats/enclave_calls.py: RECLAIM_PAGES. */
 #define RECLAIM_PAGES 15
 
+/* Newer kernels have a structure for the flags of a mapping, and newer ones yet take it here. */
+#ifdef mk_vma_flags
+#define NO_RESERVE                                                                                                     \
+	_Generic(&shmem_kernel_file_setup,                                                                             \
+		struct file * (*)(const char *, loff_t, unsigned long): VM_NORESERVE,                                  \
+		default: mk_vma_flags(VMA_NORESERVE_BIT))
+#else
+#define NO_RESERVE VM_NORESERVE
+#endif
+
 struct reclaim_request {
 	u32 enclave;
 	u32 pages;
@@ -105,7 +115,7 @@ static int reclaim(struct veil_enclave *enclave, size_t count, u64 *answer)
 	int some = 1;
 
 	if (!enclave->store) {
-		struct file *store = shmem_kernel_file_setup("veil-enclave", VEIL_ENC_TOP, VM_NORESERVE);
+		struct file *store = shmem_kernel_file_setup("veil-enclave", VEIL_ENC_TOP, NO_RESERVE);
 
 		if (IS_ERR(store))
 			return PTR_ERR(store);
