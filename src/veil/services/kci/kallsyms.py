@@ -191,7 +191,7 @@ def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> lis
     sizes = lengths[codes]
     ends = np.cumsum(sizes)
     letters = np.arange(int(ends[-1])) + np.repeat(places[codes] - (ends - sizes), sizes)
-    text = np.frombuffer(b"".join(tokens), np.uint8)[letters].tobytes().decode("latin-1")
+    text: str = np.frombuffer(b"".join(tokens), np.uint8)[letters].tobytes().decode("latin-1")
     return text.split("\n")[1:]
 
 

@@ -55,4 +55,4 @@ def kernel_exports(image: KernelImage) -> Exports:
         # The names are not far from it, in the same segment.
         segment = next(piece for piece in image.segments if address in piece.range)
         found.append(read_exports(data, address, segment.data, segment.virtual))
-    return Exports.of_tables(*found, flags=None if flags is None else flags[1])
+    return Exports.of_tables(found[0], found[1], None if flags is None else flags[1])

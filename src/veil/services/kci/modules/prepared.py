@@ -160,4 +160,4 @@ def _exports(sections: Mapping[str, Placed]) -> Exports:
         else:
             found.append(read_exports(table.data, table.address, strings.data, strings.address))
     flags = sections.get("__kflagstab")
-    return Exports.of_tables(*found, flags=None if flags is None else flags.data)
+    return Exports.of_tables(found[0], found[1], None if flags is None else flags.data)
