@@ -17,7 +17,8 @@ from veil.cache import cache_directory
 from veil.formats.attestation_report import GuestPolicy
 from veil.remote.attestation.certificates import CertificateChain
 from veil.remote.attestation.roots import TrustedRoots
-from veil.snp.endorsement import MODEL_TCB, Endorsement
+from veil.snp import MODEL_TCB
+from veil.snp.endorsement import Endorsement
 from veil.snp.guest_requests import GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity
 

@@ -14,6 +14,7 @@ from sevsnpmeasure.gctx import GCTX
 from sevsnpmeasure.vmsa import SevEsSaveArea
 
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.snp import endorsement
 from veil.snp.errors import LaunchError
 from veil.snp.layouts import Vmsa
 from veil.snp.memory import Memory
@@ -200,3 +201,11 @@ def test_state_goes_into_a_snapshot_and_back() -> None:
     )
     with pytest.raises(LaunchError):
         other.launch_start(_POLICY)
+
+
+def test_without_an_endorsement_it_makes_keys_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endorsement, "_RSA_BITS", 2048)  # sooner made
+    processor, _, _ = _processor()
+    made = processor.endorsement
+    assert made is processor.endorsement
+    assert made.chip_id.startswith(endorsement.CHIP_ID_MARK)

@@ -10,9 +10,9 @@ Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `vei
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
 from veil.snp._native import build_engine, engine_at_hand
 from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
-from veil.snp.endorsement import MODEL_TCB
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
+from veil.snp.guest_requests import MODEL_TCB
 from veil.snp.hosted import HostedCpu, HostedProgram
 from veil.snp.machine import HOSTED_VMPLS, Machine
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult

@@ -27,14 +27,12 @@ from veil.formats.certificate_table import ARK, ASK, VCEK, VCEK_OID, pack_certif
 from veil.private_files import make_folder, write_private
 from veil.snp.errors import SnpError
 
-__all__ = ["CHIP_ID_MARK", "MODEL_TCB", "PRODUCT", "Endorsement"]
+__all__ = ["CHIP_ID_MARK", "PRODUCT", "Endorsement"]
 
 #: Every model chip's ID starts with these bytes; a genuine one is a hash.
 CHIP_ID_MARK = b"VEIL SOFTWARE MACHINE, NO HARDWARE"
 #: PRODUCT_NAME in the VCEK.
 PRODUCT = "Veil-A0"
-#: The security versions of the model's "firmware".
-MODEL_TCB = TcbVersion.of(boot_loader=1, tee=0, snp=1, microcode=1)
 
 _CHIP_ID_BYTES = 64
 _RSA_BITS = 4096

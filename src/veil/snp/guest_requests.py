@@ -32,14 +32,15 @@ from veil.formats.guest_message import (
     read_header,
     seal_message,
 )
-from veil.snp.endorsement import MODEL_TCB
 from veil.snp.id_block import LaunchIdentity
 
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["FirmwareStatus", "GuestRequests", "LaunchedGuest"]
+__all__ = ["MODEL_TCB", "FirmwareStatus", "GuestRequests", "LaunchedGuest"]
 
+#: The security versions of the model's "firmware". Not beside its certificates: X.509 takes long to import.
+MODEL_TCB = TcbVersion.of(boot_loader=1, tee=0, snp=1, microcode=1)
 _ABI_MAJOR, _ABI_MINOR, _BUILD = 1, 58, 1
 
 _SIGNATURE_ALGORITHM = 1

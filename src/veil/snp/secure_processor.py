@@ -13,14 +13,14 @@ from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.cpuid_page import check_cpuid_page
 from veil.snp.errors import LaunchError, SnpError
-from veil.snp.guest_requests import FirmwareStatus, GuestRequests, LaunchedGuest
+from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block import LaunchIdentity, check_id_block
 from veil.snp.layouts import SECRETS_VERSION, SecretsPage
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp, RmpResult
 
 if TYPE_CHECKING:
-    from veil.snp.endorsement import MODEL_TCB, Endorsement
+    from veil.snp.endorsement import Endorsement
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "launch_digest"]
 
