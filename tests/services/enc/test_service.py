@@ -335,6 +335,12 @@ def test_what_no_enclave_can_have_mapped(bench: EnclaveBench, args: tuple[int, .
     assert bench.enclave(number).pool == before
 
 
+def test_the_arena_ends_for_a_range_that_begins_before_it_too(bench: EnclaveBench) -> None:
+    number = bench.make(replace(LAYOUT, arena_pages=1))
+    assert bench.mail(number, MailboxCall.MAP, ARENA - PAGE, 3, RW).status == Status.BAD_REQUEST
+    assert bench.mail(number, MailboxCall.MAP, ARENA - PAGE, 2, RW).status == Status.OK
+
+
 @pytest.mark.parametrize("call", [MailboxCall.UNMAP, MailboxCall.PROTECT])
 @pytest.mark.parametrize("va", [WINDOW, THREADS, SYSTEM, IDT, INFO, INFO - PAGE, 1 << 63], ids=hex)
 def test_what_stays_as_it_is(bench: EnclaveBench, call: MailboxCall, va: int) -> None:

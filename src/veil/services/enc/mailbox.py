@@ -117,8 +117,8 @@ def _map(request: _Request) -> _Answer:
     if pages > _MAP_PAGES:
         raise EnclaveError(f"{_MAP_PAGES} pages at most are mapped at once, not {pages}")
     enclave, guest = request.enclave, request.context.guest
-    if va >= ARENA and va + pages * PAGE_SIZE > ARENA + enclave.layout.arena_pages * PAGE_SIZE:
-        raise EnclaveError(f"{pages} pages at {va:#x} are not in the arena")
+    if va + pages * PAGE_SIZE > ARENA + enclave.layout.arena_pages * PAGE_SIZE:
+        raise EnclaveError(f"{pages} pages at {va:#x} reach behind the arena")
     if pages > len(enclave.pool):
         raise NoFrames(f"the pool has {len(enclave.pool)} pages left, not {pages}")
     frames = enclave.pool[-pages:]
