@@ -61,9 +61,9 @@ ROWS: dict[Owner, Row] = {
     Owner.ENCLAVE: Row(services=_RW, enclaves=_RW | Permission.UX),
     # For CR2, the address of its last page fault, which it cannot read at CPL 3.
     Owner.ENCLAVE_VMSA: Row(services=_R),
-    # Data for both, code for nobody. It stays validated: an enclave must not find another page there.
     # No thread writes it any more while the service encrypts it.
     Owner.ENCLAVE_LEAVING: Row(services=_RW),
+    # Data for both, code for nobody. It stays validated: an enclave must not find another page there.
     Owner.ENCLAVE_WINDOW: Row(kernel=_RW, services=_RW, enclaves=_RW),
 }
 
