@@ -154,6 +154,17 @@ def test_keys_of_other_curves_fit(curve: ec.EllipticCurve) -> None:
     assert knock.named
 
 
+def test_a_named_key_of_a_kind_that_nobody_can_check() -> None:
+    """The launch has its fingerprint only. Anyone who knows the key can bring it: that ends nothing of the host's."""
+    p256, another = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030102")
+    key = public(UserKey.generate()).replace(p256, another)
+    doorkeeper = Doorkeeper([hashlib.sha256(key).digest()])
+    knock, challenge = challenged(doorkeeper)
+    say(knock, pack_proof(key, challenge, lambda _: bytes(70)))
+    assert knock.over
+    assert not knock.named
+
+
 @pytest.mark.parametrize("length", [0, MAX_PROOF + 1, 0xFFFF])
 def test_proofs_of_impossible_lengths(doorkeeper: Doorkeeper, length: int) -> None:
     """They are not waited for."""

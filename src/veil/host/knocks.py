@@ -57,12 +57,13 @@ def _is_signed(public: bytes, signed: bytes, signature: bytes) -> bool:
 @functools.lru_cache(maxsize=32)
 def _load(public: bytes) -> ec.EllipticCurvePublicKey | None:
     """The key, if it is one for a knock. Only keys come here whose fingerprints the launch has: they are few."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
         key = serialization.load_der_public_key(public)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return None
     return key if isinstance(key, ec.EllipticCurvePublicKey) else None
 
