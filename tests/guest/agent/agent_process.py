@@ -87,6 +87,10 @@ class AgentProcess:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def send(self, raw: bytes) -> None:
+        """Bytes that need be no frames, after what the connection has said: a HELLO said again ends what was before."""
+        self.unsent += self.connection.take() + raw
+
     def step(self, timeout: float = 0.05, read_at_most: int = 1 << 16) -> None:
         self.unsent += self.connection.take()
         readable, writable, _ = select.select([self.socket], [self.socket] if self.unsent else [], [], timeout)

@@ -274,7 +274,7 @@ def test_new_session_ends_the_old_one(agent: AgentProcess, tmp_path: Path) -> No
 
 
 def test_garbage_is_told_and_skipped(agent: AgentProcess) -> None:
-    agent.unsent += b"\xff" * 1000 + b"VEIL" + b"\xee" * 40
+    agent.send(b"\xff" * 1000 + b"VEIL" + b"\xee" * 40)
     agent.connection.ping(b"still in step")
     with pytest.raises(AgentError, match="bytes that are no frame"):
         agent.until(lambda: False)
@@ -287,10 +287,10 @@ def test_garbage_is_told_and_skipped(agent: AgentProcess) -> None:
 def test_no_garbage_kills_the_agent(agent: AgentProcess, junk: bytes, kinds: list[HostFrame], payload: bytes) -> None:
     for kind in kinds:
         if kind is not HostFrame.HELLO:
-            agent.unsent += struct.pack("<IIHHI", MAGIC, len(payload), kind, 0, len(junk)) + payload
-    agent.unsent += junk
+            agent.send(struct.pack("<IIHHI", MAGIC, len(payload), kind, 0, len(junk)) + payload)
+    agent.send(junk)
     # A header in the junk may have asked for a payload: enough bytes to satisfy it, and none that is a frame.
-    agent.unsent += bytes(MAX_PAYLOAD)
+    agent.send(bytes(MAX_PAYLOAD))
     for nonce in range(10, 12):
         agent.open(nonce)
     assert agent.run("echo", "alive").stdout == b"alive\n"
