@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.host.desk import PLACES, Desk
 from tests.host.fakes import PAGE, SHARED, Guest
+from veil.host import channel_listener
 
 
 @pytest.fixture(params=["fast", "observed"])
@@ -16,3 +20,11 @@ def guest(request: pytest.FixtureRequest) -> Guest:
     if request.param == "observed":
         guest.host.on_event = lambda event: None
     return guest
+
+
+@pytest.fixture
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(channel_listener, "STRANGERS", PLACES)
+    made = Desk()
+    yield made
+    made.close()

@@ -1,165 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The listener's places: who gets one, who gives one up. Real sockets, a clock of the tests', no thread."""
+"""The listener's places: who gets one, who gives one up."""
 
 from __future__ import annotations
 
 import errno
-import select
 import selectors
 import socket
-from collections import deque
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.host.desk import PLACES, Desk, is_open
 from veil.formats.channel import Frame, FrameKind
-from veil.formats.knock import CHALLENGE_BYTES, KNOCK
 from veil.host import channel_listener, lobby
-from veil.host.channel_listener import (
-    DRAIN_S,
-    EXPECTED,
-    GREETED,
-    PROVE_S,
-    SILENT_S,
-    STAY_S,
-    ChannelListener,
-)
-from veil.host.devices import ChannelConnection, ChannelDevice
+from veil.host.channel_listener import DRAIN_S, GREETED, SILENT_S, STAY_S
 from veil.host.lobby import ACCEPTS, LOBBY_SHARE
-from veil.remote import UserKey
-
-PLACES = 4
-OWNER = UserKey.generate()
-
-
-class Host:
-    """The hypervisor's thread, which does its part when a test says so."""
-
-    def __init__(self) -> None:
-        self.actions: deque[Callable[[], None]] = deque()
-        self.listener_ns = 0
-
-    def listener_worked(self, nanoseconds: int) -> None:
-        self.listener_ns += nanoseconds
-
-    def post_for_channel(self, action: Callable[[], None]) -> None:
-        self.actions.append(action)
-
-    def run(self) -> None:
-        while self.actions:
-            self.actions.popleft()()
-
-
-class Device(ChannelDevice):
-    """VeilMon is not there: frames to it are kept."""
-
-    def __init__(self) -> None:
-        super().__init__(None)  # type: ignore[arg-type]
-        self.opened: list[ChannelConnection] = []
-        self.expected: list[ChannelConnection] = []
-
-    def open(self, *, expected: bool = False) -> ChannelConnection:
-        self.opened.append(super().open(expected=expected))
-        if expected:
-            self.expected.append(self.opened[-1])
-        return self.opened[-1]
-
-
-class Desk:
-    """A listener, and users who come to it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.work, self.work_step = 0.0, 0.0
-        self.host, self.device = Host(), Device()
-        self.listener = ChannelListener(
-            self.host,  # type: ignore[arg-type]
-            self.device,
-            named=[OWNER.fingerprint],
-            clock=self.clock,
-            worked=self.worked,
-        )
-        self.users: list[socket.socket] = []
-
-    def clock(self) -> float:
-        """Time passes with each look at it, as it does."""
-        self.now += 1e-9
-        return self.now
-
-    def worked(self) -> float:
-        """Processor time, which passes with each look at it, if a test says so."""
-        self.work += self.work_step
-        return self.work
-
-    def connect(self) -> socket.socket:
-        """Somebody comes; the listener has looked."""
-        sock = socket.create_connection(self.listener.address, 5)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.users.append(sock)
-        self.look()
-        return sock
-
-    def say(self, sock: socket.socket, data: bytes = b"hello") -> ChannelConnection:
-        """He says something: his connection at the device."""
-        before = len(self.device.opened)
-        sock.sendall(data)
-        self.look()
-        assert len(self.device.opened) == before + 1
-        return self.device.opened[-1]
-
-    def look(self) -> None:
-        """What the listener's thread does, until nothing happens."""
-        listener: Any = self.listener
-        quiet = 0
-        while quiet < 2:
-            events = listener._look(0.002)
-            self.host.run()
-            quiet = 0 if events else quiet + 1
-
-    def answered(self, sock: socket.socket) -> ChannelConnection:
-        """He says something, and VeilMon has answered."""
-        connection = self.say(sock)
-        connection.handle(Frame(connection.number, FrameKind.CREDIT, bytes(4)))
-        assert connection.on_data is not None
-        connection.on_data(b"ServerHello")
-        self.look()
-        return connection
-
-    def knock(self, sock: socket.socket, key: UserKey = OWNER) -> None:
-        """He knocks, with his key."""
-        sock.sendall(KNOCK)
-        self.look()
-        sock.sendall(key.answer(sock.recv(CHALLENGE_BYTES)))
-        self.look()
-
-    def later(self, seconds: float) -> None:
-        """Time passes."""
-        self.now += seconds
-        self.look()
-
-    def close(self) -> None:
-        for sock in self.users:
-            sock.close()
-        self.listener.close()
-
-
-@pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    monkeypatch.setattr(channel_listener, "STRANGERS", PLACES)
-    made = Desk()
-    yield made
-    made.close()
-
-
-def is_open(sock: socket.socket) -> bool:
-    """Has the listener not closed it?"""
-    if not select.select([sock], [], [], 0.01)[0]:
-        return True
-    try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:
-        return False
 
 
 def test_who_says_nothing_is_no_work_for_veilmon(desk: Desk) -> None:
@@ -412,89 +267,6 @@ def test_nobody_makes_room_before_veilmon_looked_at_him(desk: Desk) -> None:
     desk.later(STAY_S)
     assert waiting.is_open
     assert not done.is_open
-
-
-def test_an_owner_does_not_wait_with_strangers(desk: Desk) -> None:
-    """All places are taken, each for a while yet, and the lobby is full of those who want them."""
-    held = [desk.answered(desk.connect()) for _ in range(PLACES)]
-    for _ in range(10 * PLACES):
-        desk.connect().sendall(b"hello")
-    desk.look()
-    owner = desk.connect()
-    desk.knock(owner)
-    for _ in range(PLACES):
-        desk.connect().sendall(b"hello")
-    desk.look()
-    assert len(desk.device.opened) == PLACES + 1
-    assert desk.device.expected == [desk.device.opened[-1]]
-    assert all(connection.is_open for connection in held)
-    # Nor does he give way to them, before VeilMon has come to him and after.
-    for _ in range(3):
-        desk.later(STAY_S)
-    assert desk.device.expected[0].is_open
-    assert not held[0].is_open
-
-
-def test_an_owner_does_not_wait_for_veilmons_look_at_strangers(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_listener, "STRANGERS", 1000)
-    for _ in range(GREETED):
-        desk.say(desk.connect())
-    desk.connect().sendall(b"hello")
-    desk.look()
-    assert len(desk.device.opened) == GREETED
-    desk.knock(desk.connect())
-    assert len(desk.device.expected) == 1
-
-
-def test_what_follows_a_knock_goes_to_veilmon(desk: Desk) -> None:
-    owner = desk.connect()
-    desk.knock(owner)
-    owner.sendall(b"ClientHello")
-    desk.look()
-    (connection,) = desk.device.expected
-    assert bytes(desk.device._waiting).endswith(b"ClientHello")
-    assert connection.on_data is not None
-    connection.on_data(b"ServerHello")
-    desk.look()
-    assert owner.recv(64) == b"ServerHello"
-
-
-def test_a_strangers_knock_changes_nothing(desk: Desk) -> None:
-    """A user whom the launch does not name, but who has a key: what he says then is what counts."""
-    sock = desk.connect()
-    desk.knock(sock, UserKey.generate())
-    assert desk.device.opened == []
-    desk.say(sock, b"ClientHello")
-    assert desk.device.expected == []
-    assert bytes(desk.device._waiting).endswith(b"ClientHello")
-
-
-def test_who_knocks_and_says_no_more_is_dropped(desk: Desk) -> None:
-    sock = desk.connect()
-    sock.sendall(KNOCK)
-    desk.look()
-    desk.later(SILENT_S + 1)
-    sock.recv(CHALLENGE_BYTES)
-    assert not is_open(sock)
-
-
-def test_who_knocked_and_proves_nothing_to_veilmon_is_dropped(desk: Desk) -> None:
-    first, second = desk.connect(), desk.connect()
-    for sock in (first, second):
-        desk.knock(sock)
-    proven = desk.device.expected[1]
-    assert proven.on_proven is not None
-    proven.on_proven()
-    desk.look()
-    desk.later(PROVE_S + 1)
-    assert [connection.is_open for connection in desk.device.expected] == [False, True]
-    assert not desk.listener._expected
-
-
-def test_owners_who_prove_nothing_make_room_for_one_another(desk: Desk) -> None:
-    for _ in range(EXPECTED + 1):
-        desk.knock(desk.connect())
-    assert [connection.is_open for connection in desk.device.expected] == [False, *[True] * EXPECTED]
 
 
 def test_the_lobby_has_its_share_of_a_core(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
