@@ -47,6 +47,9 @@ def test_a_file_that_comes_again() -> None:
     (_, code) = recent.derive(admitted, MOVED, exported, others)
     assert code is again[1]
     for rules in code.rules.values():
+        assert MODULE_ADDRESS + 0x900000 not in rules.near.targets, "it may be of a module that runs"
+    code.admit(others)
+    for rules in code.rules.values():
         assert MODULE_ADDRESS + 0x900000 in rules.near.targets
 
 

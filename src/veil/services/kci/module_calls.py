@@ -170,6 +170,8 @@ class ModuleCalls:
         self._text = text
         prepared, code = self._recent.derive(admitted, told, self._exports, text.rules.near)
         self._exports.add(prepared.name, prepared.exports)
+        # Only now: if the same file runs already, these rules are its own, and its init code may be gone.
+        code.admit(text.rules.near)
         try:
             frames = frames_of(told, pages)
             if live:
@@ -215,7 +217,12 @@ class ModuleCalls:
     def _know(self, module: GuardedModule, code: ModuleCode) -> None:
         self.modules[module.number] = module
         assert self._text is not None
-        self._surround(code.around(self._text.rules.near))
+        near = code.around(self._text.rules.near)
+        for kind, rules in code.rules.items():
+            if kind not in module.code:
+                # Its init function returned before: what was there is the kernel's memory, and nothing leads there.
+                near = near.retire(rules.range)
+        self._surround(near)
 
     def _surround(self, near: Surroundings) -> None:
         assert self._text is not None

@@ -56,13 +56,12 @@ class RecentModules:
     def derive(
         self, admitted: AdmittedFile, told: ModulePrepared, exported: ExportedSymbols, near: Surroundings
     ) -> tuple[Prepared, ModuleCode]:
-        """What its memory must be, and the rules for its code. Raises ModuleRefused, TableError."""
+        """What its memory must be, and the rules for its code, which may be those of a module that runs: with what is
+        around now they are asked after `ModuleCode.admit()`. Raises ModuleRefused, TableError."""
         known = self._known.get(admitted.digest)
         now = told, exported.exporters()
         if known is not None and known.derived is not None and (known.told, known.exporters) == now:
-            prepared, code = known.derived
-            code.admit(near)
-            return prepared, code
+            return known.derived
         prepared = prepare(admitted, told.memory, told.percpu, exported, self._measured.module_space)
         code = ModuleCode(prepared, near)
         if known is not None:
