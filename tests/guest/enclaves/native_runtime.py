@@ -63,11 +63,15 @@ class NativeRuntime:
         stdin: bytes = b"",
         environment: dict[str, str] | None = None,
         directory: Path | None = None,
+        lie: tuple[int, int] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        """`arguments`: from argv[0] on."""
+        """`arguments`: from argv[0] on. `lie`: a system call that the kernel does not do, and its answer."""
         file = self.place / "image.enclave"
         file.write_bytes(image.pack())
-        return self._start([str(file), *arguments], stdin, environment or {}, directory)
+        environment = dict(environment or {})
+        if lie:
+            environment |= {"LIE_CALL": str(lie[0]), "LIE_RESULT": str(lie[1])}
+        return self._start([str(file), *arguments], stdin, environment, directory)
 
     def _start(
         self, arguments: Sequence[str], stdin: bytes, environment: dict[str, str], directory: Path | None

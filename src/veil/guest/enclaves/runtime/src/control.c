@@ -40,7 +40,7 @@ s64 new_pair(struct thread *self, const s32 *shared, s32 own[2])
 HANDLER(do_pipe)
 {
 	s32 *shared = take_buffer(self, 8), own[2];
-	s64 result = outside(self, 293, (u64)shared, self->regs.rax == 293 ? a[1] : 0, 0, 0, 0, 0);
+	s64 result = outside_done(self, 293, (u64)shared, self->regs.rax == 293 ? a[1] : 0, 0, 0, 0, 0);
 
 	if (result)
 		return result;
@@ -77,9 +77,7 @@ HANDLER(do_ioctl)
 		memset(shared, 0, bytes);
 		if (requests[i].in && copy_in(shared, a[2], requests[i].in))
 			return -EFAULT;
-		result = outside(self, 16, a[0], a[1], bytes ? (u64)shared : 0, 0, 0, 0);
-		if (result > 0)
-			attacked(self, "ioctl %x is answered by %x", a[1], (u64)result);
+		result = outside_done(self, 16, a[0], a[1], bytes ? (u64)shared : 0, 0, 0, 0);
 		if (!result && requests[i].out)
 			result = copy_out(a[2], shared, requests[i].out);
 		return result;
@@ -152,9 +150,9 @@ HANDLER(do_ftruncate)
 	else if (file->kind == FILE_SEALED)
 		result = truncate_sealed(self, file, (s32)a[0], a[1]);
 	else
-		result = outside(self, 77, a[0], a[1], 0, 0, 0, 0);
+		result = outside_done(self, 77, a[0], a[1], 0, 0, 0, 0);
 	release(self, file);
-	return result > 0 ? 0 : result;
+	return result;
 }
 
 HANDLER(do_fallocate)
@@ -164,9 +162,9 @@ HANDLER(do_fallocate)
 
 	if (!file)
 		return -EBADF;
-	result = file->kind == FILE_OUTSIDE ? outside(self, 285, a[0], a[1], a[2], a[3], 0, 0) : -EOPNOTSUPP;
+	result = file->kind == FILE_OUTSIDE ? outside_done(self, 285, a[0], a[1], a[2], a[3], 0, 0) : -EOPNOTSUPP;
 	release(self, file);
-	return result > 0 ? 0 : result;
+	return result;
 }
 
 static s64 limits(u64 which, u64 to)

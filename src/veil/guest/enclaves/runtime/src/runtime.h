@@ -38,6 +38,8 @@ struct veil_window_block *block_of(u32 slot);
 void *take_buffer(struct thread *, u64 bytes);
 u64 buffer_left(const struct thread *);
 s64 outside(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
+/* A call that gives 0 or an error: a program takes what is above 0 for a success, whose results are not there. */
+s64 outside_done(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 s64 ask_window(struct thread *, u32 state, u64 a0, u64 a1);
 _Noreturn void end_enclave(struct thread *, int status, int signal);
 _Noreturn void end_thread(struct thread *);

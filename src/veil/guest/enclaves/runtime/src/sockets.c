@@ -85,7 +85,7 @@ HANDLER(do_getname)
 	if (!is_open((s32)a[0]))
 		return -EBADF;
 	result = put_address(self, a[2], &address);
-	result = result ?: outside(self, self->regs.rax, a[0], (u64)address.buffer, (u64)address.length, 0, 0, 0);
+	result = result ?: outside_done(self, self->regs.rax, a[0], (u64)address.buffer, (u64)address.length, 0, 0, 0);
 	return result ? result : take_address(self, &address, a[1], a[2]);
 }
 
@@ -119,7 +119,7 @@ HANDLER(do_recvfrom)
 HANDLER(do_socketpair)
 {
 	s32 *shared = take_buffer(self, 8), own[2];
-	s64 result = outside(self, 53, a[0], a[1], a[2], (u64)shared, 0, 0);
+	s64 result = outside_done(self, 53, a[0], a[1], a[2], (u64)shared, 0, 0);
 
 	if (result)
 		return result;
@@ -128,7 +128,7 @@ HANDLER(do_socketpair)
 
 HANDLER(do_getsockopt)
 {
-	u32 space, *length = take_buffer(self, sizeof(*length));
+	u32 space, given, *length = take_buffer(self, sizeof(*length));
 	u8 *value = take_buffer(self, LARGEST_OPTION);
 	s64 result;
 
@@ -139,15 +139,15 @@ HANDLER(do_getsockopt)
 	space = (u32)least(space, LARGEST_OPTION);
 	*length = space;
 	memset(value, 0, space);
-	result = outside(self, 55, a[0], a[1], a[2], (u64)value, (u64)length, 0);
+	result = outside_done(self, 55, a[0], a[1], a[2], (u64)value, (u64)length, 0);
 	if (result)
 		return result;
-	if (READ_ONCE(*length) > space)
-		attacked(self, "getsockopt of %d bytes is answered by %d", (u64)space, (u64)*length);
-	space = (u32)least(READ_ONCE(*length), space);
-	if (copy_out(a[3], value, space))
+	given = READ_ONCE(*length);
+	if (given > space)
+		attacked(self, "getsockopt of %d bytes is answered by %d", (u64)space, (u64)given);
+	if (copy_out(a[3], value, given))
 		return -EFAULT;
-	return copy_out(a[4], &space, sizeof(space));
+	return copy_out(a[4], &given, sizeof(given));
 }
 
 /* A message as it goes out: one vector, for all data lie together in the window. */

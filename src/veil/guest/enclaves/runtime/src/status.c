@@ -89,9 +89,7 @@ static s64 ask_status(struct thread *self, s32 folder, const char *path, u64 len
 	memcpy(name, path, length);
 	name[length] = 0;
 	memset(buffer, 0, sizeof(*buffer));
-	result = outside(self, 262, (u64)(s64)folder, (u64)name, (u64)buffer, flags, 0, 0);
-	if (result > 0)
-		attacked(self, "newfstatat is answered by %x", (u64)result);
+	result = outside_done(self, 262, (u64)(s64)folder, (u64)name, (u64)buffer, flags, 0, 0);
 	if (result)
 		return result;
 	memcpy(to, buffer, sizeof(*to));
@@ -233,8 +231,7 @@ static s64 access_at(struct thread *self, s32 folder, u64 name, u64 mode)
 	if (!buffer)
 		return -ENOMEM;
 	memcpy(buffer, path, (u64)length + 1);
-	result = outside(self, 21, (u64)buffer, mode, 0, 0, 0, 0);
-	return result > 0 ? 0 : result;
+	return outside_done(self, 21, (u64)buffer, mode, 0, 0, 0, 0);
 }
 
 HANDLER(do_access)

@@ -237,7 +237,7 @@ HANDLER(do_epoll_ctl)
 		if (a[1] != EPOLL_DELETE)
 			result = note_watched(self, file, a[1], (s32)a[2], &event);
 		unlock(&file->lock);
-		result = result ?: outside(self, 233, a[0], a[1], a[2], (u64)shared, 0, 0);
+		result = result ?: outside_done(self, 233, a[0], a[1], a[2], (u64)shared, 0, 0);
 		if (!result && a[1] == EPOLL_DELETE) {
 			lock(self, &file->lock);
 			note_watched(self, file, a[1], (s32)a[2], &event);
@@ -245,7 +245,7 @@ HANDLER(do_epoll_ctl)
 		}
 	}
 	release(self, file);
-	return result > 0 ? 0 : result;
+	return result;
 }
 
 static s64 take_events(struct thread *self, struct open_file *file, const struct epoll_event *shared, s64 count, u64 to)

@@ -91,6 +91,15 @@ s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4,
 	return result_of(self, block);
 }
 
+s64 outside_done(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5)
+{
+	s64 result = outside(self, nr, a0, a1, a2, a3, a4, a5);
+
+	if (result > 0)
+		attacked(self, "%s is answered by %x, which it cannot be", call_name((u32)nr), (u64)result);
+	return result;
+}
+
 void end_enclave(struct thread *self, int status, int signal)
 {
 	struct veil_window_block *block = block_of(self->slot);
