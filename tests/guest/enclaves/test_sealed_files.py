@@ -68,6 +68,29 @@ int main(int argc, char **argv)
 		unlink(path);
 		line(path, O_RDWR | O_CREAT);
 		return 0;
+	} else if (!strcmp(argv[1], "empty")) {
+		line(path, O_RDONLY);
+		file = open(path, O_RDWR | O_TRUNC);
+		if (fstat(file, &status) || status.st_size || write(file, "short!", 6) != 6)
+			return 5;
+	} else if (!strcmp(argv[1], "move")) {
+		/* The folder of an open file, and an older state of the file under its new path. */
+		char other[200];
+		snprintf(other, sizeof(other), "%s/file", path);
+		if (mkdir(path, 0700))
+			return 6;
+		file = open(other, O_RDWR | O_CREAT, 0600);
+		snprintf(other, sizeof(other), "%s.new", path);
+		if (write(file, "first,", 6) != 6 || rename(path, other))
+			return 7;
+		copy = open(argv[3], O_RDWR);
+		ssize_t size = read(copy, buffer, sizeof(buffer));
+		snprintf(other, sizeof(other), "%s.new/file", path);
+		if (write(file, "second", 6) != 6)
+			return 8;
+		pwrite(copy, buffer, size, 0);
+		line(other, O_RDONLY);
+		return 0;
 	}
 	line(path, O_RDONLY);
 	return 0;
@@ -84,8 +107,8 @@ def run(native: NativeRuntime, tmp_path: Path) -> Callable[..., list[str]]:
     files = {"sealed": [f"{place}/"], "pass": [f"{tmp_path}/outside/"]}
     image = native.build(compile_program(tmp_path, _TEXT, "-static"), {**ANYTHING, "files": files})
 
-    def call(*words: str) -> list[str]:
-        done = native.run(image, "p", *words)
+    def call(*words: str, lie: tuple[int, int] | None = None) -> list[str]:
+        done = native.run(image, "p", *words, lie=lie)
         assert done.returncode == 0, done
         return done.stdout.decode().splitlines()
 
@@ -131,3 +154,15 @@ def test_files_are_renamed_and_made_anew(run: Callable[..., list[str]], tmp_path
     path = tmp_path / "sealed" / "file"
     run("write", str(path))
     assert run("rename", str(path)) == ["6 fresh!", "0 fresh!"]
+
+
+def test_a_file_is_emptied_whatever_the_kernel_says(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """By lseek it is not empty. What it held before would be behind what is written now."""
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    assert run("empty", str(path), lie=(8, 1)) == ["5004 secret", "6 short!"]
+
+
+def test_what_is_known_of_a_file_moves_with_its_folder(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "folder.new" / "file"
+    assert run("move", str(tmp_path / "sealed" / "folder"), str(outside)) == ["Input/output error"]

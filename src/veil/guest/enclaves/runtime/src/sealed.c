@@ -50,7 +50,7 @@ struct sealed_file {
 	u8 identity[16];
 	u32 path_length;
 	struct lock lock;
-	char path[];
+	char *path;
 };
 
 static struct sealed_file *known;
@@ -206,11 +206,16 @@ static void forget(struct sealed_file *file)
 
 static struct sealed_file *add(struct thread *self, const char *path, u64 length)
 {
-	struct sealed_file *file = heap_take(self, sizeof(*file) + length + 1);
+	struct sealed_file *file = heap_take(self, sizeof(*file));
+	char *name = heap_take(self, length + 1);
 
-	if (!file)
+	if (!file || !name) {
+		heap_give(self, file);
+		heap_give(self, name);
 		return NULL;
-	memcpy(file->path, path, length);
+	}
+	memcpy(name, path, length);
+	file->path = name;
 	file->path_length = (u32)length;
 	random_bytes(self, file->identity, sizeof(file->identity));
 	file->next = known;
@@ -218,39 +223,35 @@ static struct sealed_file *add(struct thread *self, const char *path, u64 length
 	return file;
 }
 
+/* `empty`: it begins anew, and is not read. `emptied`: the program wants that. */
 static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bool empty, bool emptied,
 		   struct sealed_file **to)
 {
 	struct sealed_file *file = find(path, length);
+	bool is_new = !file;
 	s64 result = 0;
 
 	if (file && file->size && empty && !emptied) {
 		log_line(self, "the sealed file %s is empty, and this enclave did not make it so", file->path);
 		return -EIO;
 	}
-
-	if (!has_key) {
-		has_key = derive_key(self, LABEL, sizeof(LABEL) - 1, key);
-		if (!has_key)
-			return -EIO;
-	}
-	*to = file;
-	if (file && !empty)
-		return 0;
-	if (!file) {
-		file = add(self, path, length);
-		if (!file)
-			return -ENOMEM;
-		if (!empty)
-			result = load(self, file, fd);
-	} else {
+	has_key = has_key || derive_key(self, LABEL, sizeof(LABEL) - 1, key);
+	if (!has_key)
+		return -EIO;
+	file = file ?: add(self, path, length);
+	if (!file)
+		return -ENOMEM;
+	lock(self, &file->lock);
+	if (empty) {
 		file->size = 0;
-	}
-	if (empty && !result)
 		result = write_head(self, file, fd);
-	if (result) {
-		forget(file);
+	} else if (is_new) {
+		result = load(self, file, fd);
 	}
+	unlock(&file->lock);
+	/* Of one that was known it stays known that it is empty: what it was before must not come back. */
+	if (result && is_new)
+		forget(file);
 	*to = file;
 	return result;
 }
@@ -279,8 +280,12 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	if (fd < 0)
 		return fd;
 	lock(self, &known_lock);
-	/* A file that is new, or was emptied, has no head yet; to a reader that is a file that was not sealed. */
-	result = prepare(self, path, length, (s32)fd, writes && is_empty(self, (s32)fd), flags & O_TRUNC, &sealed);
+	/*
+	 * A file that is new has no head yet; to a reader that is a file that was not sealed. Whether one that is to be
+	 * emptied was so is not the kernel's to say: what it held would be behind what the program writes now.
+	 */
+	result = prepare(self, path, length, (s32)fd, writes && (flags & O_TRUNC || is_empty(self, (s32)fd)),
+			 flags & O_TRUNC, &sealed);
 	unlock(&known_lock);
 	if (result) {
 		do_close(self, (const u64[6]){ (u64)fd });
@@ -421,26 +426,50 @@ void sealed_status(struct thread *self, const char *path, u64 length, s64 *size)
 	unlock(&known_lock);
 }
 
-/* A path's file is another from now on, or none: what is known of the old one says nothing of the new one. */
+static bool rename_known(struct thread *self, struct sealed_file *file, const char *to, u64 to_length, u64 from_length)
+{
+	u64 rest = file->path_length - from_length, length = to_length + rest;
+	char *path = heap_take(self, length + 1), *before = file->path;
+	struct sealed_file *there;
+
+	if (!path)
+		return false;
+	memcpy(path, to, to_length);
+	memcpy(path + to_length, before + from_length, rest);
+	there = find(path, length);
+	if (there != file)
+		forget(there);
+	/* Whoever reads the file may tell of its path. */
+	lock(self, &file->lock);
+	file->path = path;
+	file->path_length = (u32)length;
+	unlock(&file->lock);
+	heap_give(self, before);
+	return true;
+}
+
+/* A file, or a folder with all that is below it, has another path from now on: what is known of each goes with it. */
 static void moved(struct thread *self, const char *from, u64 from_length, const char *to, u64 to_length)
 {
-	struct sealed_file *file, *target;
-
 	lock(self, &known_lock);
-	file = find(from, from_length);
-	if (to) {
+	if (from_length != to_length || memcmp(from, to, to_length))
 		forget(find(to, to_length));
-		target = file ? add(self, to, to_length) : NULL;
-		if (target) {
-			target->size = file->size;
-			memcpy(target->identity, file->identity, sizeof(target->identity));
-			target->tags = file->tags;
-			target->space = file->space;
-			file->tags = NULL;
-			file->size = file->space = 0;
-		}
+	for (struct sealed_file *file = known; file; file = file->next) {
+		if (file->path_length < from_length || memcmp(file->path, from, from_length))
+			continue;
+		if (file->path_length > from_length && file->path[from_length] != '/')
+			continue;
+		if (!rename_known(self, file, to, to_length, from_length))
+			forget(file);
 	}
-	forget(file);
+	unlock(&known_lock);
+}
+
+/* What is known of a file says nothing of the next one of this path. */
+static void removed(struct thread *self, const char *path, u64 length)
+{
+	lock(self, &known_lock);
+	forget(find(path, length));
 	unlock(&known_lock);
 }
 
@@ -455,7 +484,7 @@ static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 		return length;
 	result = call_outside(self, 263, &call, a);
 	if (!result)
-		moved(self, path, (u64)length, NULL, 0);
+		removed(self, path, (u64)length);
 	return result;
 }
 
