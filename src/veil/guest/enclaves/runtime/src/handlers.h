@@ -23,6 +23,10 @@ s64 new_pair(struct thread *, const s32 *shared, s32 own[2]);
 bool is_regular(struct thread *, s32 fd);
 /* wait.c */
 void forget_watched(struct thread *, struct open_file *);
+/* opening.c: what the kernel has there; its descriptor is the kernel's claim */
+s64 open_outside(struct thread *, const char *path, u64 length, u64 flags, u64 mode);
+/* The same descriptor as a file of the program's, of a kind; or the error. */
+s64 opened(struct thread *, s64 fd, u32 kind, const char *path, u64 length, u64 flags);
 /* sealed.c */
 s64 open_sealed(struct thread *, const char *path, u64 length, u64 flags, u64 mode);
 s64 read_sealed(struct thread *, struct open_file *, s32 fd, u64 to, u64 bytes, u64 offset);

@@ -20,7 +20,7 @@ static bool is_random(const char *path, u64 length)
 	return is_path(path, length, "/dev/urandom") || is_path(path, length, "/dev/random");
 }
 
-static s64 open_outside(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
+s64 open_outside(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
 {
 	char *buffer = take_buffer(self, length + 1);
 
@@ -31,7 +31,7 @@ static s64 open_outside(struct thread *self, const char *path, u64 length, u64 f
 	return outside(self, NR_OPENAT, (u64)(s64)AT_FDCWD, (u64)buffer, flags, mode, 0, 0);
 }
 
-static s64 opened(struct thread *self, s64 fd, u32 kind, const char *path, u64 length, u64 flags)
+s64 opened(struct thread *self, s64 fd, u32 kind, const char *path, u64 length, u64 flags)
 {
 	struct open_file *file;
 

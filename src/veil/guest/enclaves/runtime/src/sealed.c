@@ -266,17 +266,11 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	bool writes = flags & O_ACCMODE;
 	struct sealed_file *sealed;
 	struct open_file *file;
-	char *name = take_buffer(self, length + 1);
 	s64 fd, result;
 
-	memcpy(name, path, length);
-	name[length] = 0;
 	/* To write a part of a block is to read it; and what was written last has the last word on where. */
-	fd = outside(self, 257, (u64)(s64)AT_FDCWD, (u64)name,
-		     (flags & ~(u64)(O_ACCMODE | O_APPEND)) | (writes ? 2 : 0), mode, 0, 0);
-	if (fd < 0)
-		return fd;
-	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), new_file(self, FILE_SEALED, path, length));
+	fd = open_outside(self, path, length, (flags & ~(u64)(O_ACCMODE | O_APPEND)) | (writes ? 2 : 0), mode);
+	fd = opened(self, fd, FILE_SEALED, path, length, flags);
 	if (fd < 0)
 		return fd;
 	lock(self, &known_lock);
@@ -294,8 +288,6 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	file = use(self, (s32)fd);
 	if (!file)
 		return -EBADF;
-	file->access = flags & O_ACCMODE;
-	file->flags = (u32)flags;
 	file->sealed = sealed;
 	release(self, file);
 	return fd;

@@ -4,8 +4,8 @@
  * used, so what the kernel changes afterwards is not seen. What they are besides (size, number) is known in here too.
  */
 #include "files.h"
+#include "handlers.h"
 
-#define NR_OPENAT 257
 #define NR_PREAD 17
 #define NR_CLOSE 3
 #define CACHED 4
@@ -74,17 +74,6 @@ u64 trusted_number(const struct config_file *file)
 	return (u64)(file - (const struct config_file *)config_at(CONFIG->files)) + 2;
 }
 
-static s64 open_at(struct thread *self, const char *path, u64 length, u32 flags)
-{
-	char *buffer;
-
-	self->buffer_used = 0;
-	buffer = take_buffer(self, length + 1);
-	memcpy(buffer, path, length);
-	buffer[length] = 0;
-	return outside(self, NR_OPENAT, (u64)(s64)AT_FDCWD, (u64)buffer, flags & O_CLOEXEC, 0, 0, 0);
-}
-
 s64 open_trusted(struct thread *self, const struct config_file *trusted, const char *path, u32 flags)
 {
 	struct open_file *file;
@@ -92,7 +81,7 @@ s64 open_trusted(struct thread *self, const struct config_file *trusted, const c
 
 	if ((flags & O_ACCMODE) || flags & O_TRUNC)
 		return -EACCES;
-	fd = open_at(self, path, trusted->length, flags);
+	fd = open_outside(self, path, trusted->length, flags & O_CLOEXEC, 0);
 	if (fd < 0)
 		return fd;
 	file = new_file(self, FILE_TRUSTED, path, trusted->length);
