@@ -1,193 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sealed files: outside there is only what this enclave's measurement has the key of. A file is a head and blocks of 4
- * KiB, each with a nonce and a tag of its own. The enclave keeps the tag of each block, so that no earlier block comes
- * back while it runs; the head has a hash of all tags, so that blocks of two states do not mix from one run to the next.
- * The kernel can still give back a whole file as it was before this run, and keep it from being written.
+ * Sealed files: outside there is only what this enclave's measurement has the key of. Which files there are, by their
+ * paths, and what programs do with them. The kernel can still give back a whole file as it was before this run, and keep
+ * it from being written.
  */
 #include "calls.h"
 #include "files.h"
 #include "handlers.h"
-#include "seal.h"
+#include "sealed.h"
 
-#define NR_PREAD 17
-#define NR_PWRITE 18
 #define NR_FTRUNCATE 77
-#define BLOCK 4096
-#define MAGIC 0x315245444c414553 /* "SEALDER1" */
-#define MOST_BLOCKS 32768	 /* 128 MiB: its tags are as much as one block of the runtime's memory holds */
-#define LABEL "sealed files"
-
-struct head {
-	u8 nonce[SEAL_NONCE];
-	u8 tag[SEAL_TAG];
-	u8 pad[4];
-	/* what follows is sealed */
-	u64 magic, size;
-	u8 identity[16];
-	u8 tags[HASH_BYTES]; /* SHA-256 of all blocks' tags */
-};
-
-struct outside_block {
-	u8 nonce[SEAL_NONCE];
-	u8 tag[SEAL_TAG];
-	u8 pad[4];
-	u8 data[BLOCK];
-};
-
-/* What a block or a head is bound to. */
-struct bound {
-	u8 identity[16];
-	u64 number;
-};
-
-/* One for each file that is open or was, by its path: as long as the enclave runs, what it last was is known. */
-struct sealed_file {
-	struct sealed_file *next;
-	u64 size;
-	u64 space; /* of `tags`, in blocks */
-	u8 (*tags)[SEAL_TAG];
-	u8 identity[16];
-	u32 path_length;
-	struct lock lock;
-	char *path;
-};
 
 static struct sealed_file *known;
 static struct lock known_lock;
-static u8 key[SEAL_KEY];
-static bool has_key;
-static struct outside_block work;
-static struct lock work_lock;
-
-#define HEAD_SEALED (sizeof(struct head) - offsetof(struct head, magic))
-
-static u64 blocks_of(u64 size)
-{
-	return (size + BLOCK - 1) / BLOCK;
-}
-
-static u64 place_of(u64 block)
-{
-	return sizeof(struct head) + block * sizeof(struct outside_block);
-}
-
-/* All or nothing: 0 or a negative error. */
-static s64 transfer(struct thread *self, u64 nr, s32 fd, void *own, u64 bytes, u64 offset)
-{
-	u32 used = self->buffer_used;
-	void *shared = take_buffer(self, bytes);
-	u64 done = 0;
-
-	if (!shared)
-		return -EIO;
-	if (nr == NR_PWRITE)
-		memcpy(shared, own, bytes);
-	while (done < bytes) {
-		s64 part = outside(self, nr, (u64)fd, (u64)shared + done, bytes - done, offset + done, 0, 0);
-
-		if (part > (s64)(bytes - done))
-			attacked(self, "%d bytes of a sealed file are answered by %d", bytes - done, (u64)part);
-		if (part <= 0)
-			break;
-		done += (u64)part;
-	}
-	if (nr == NR_PREAD)
-		memcpy(own, shared, done);
-	self->buffer_used = used;
-	return done == bytes ? 0 : -EIO;
-}
-
-static bool make_room(struct thread *self, struct sealed_file *file, u64 blocks)
-{
-	u64 space = file->space ?: 16;
-	u8(*bigger)[SEAL_TAG];
-
-	if (blocks > MOST_BLOCKS)
-		return false;
-	while (space < blocks)
-		space *= 2;
-	if (space == file->space)
-		return true;
-	bigger = heap_take(self, space * SEAL_TAG);
-	if (!bigger)
-		return false;
-	if (file->space)
-		memcpy(bigger, file->tags, file->space * SEAL_TAG);
-	heap_give(self, file->tags);
-	file->tags = bigger;
-	file->space = space;
-	return true;
-}
-
-static void hash_tags(const struct sealed_file *file, u8 digest[HASH_BYTES])
-{
-	sha256(file->space ? (const u8 *)file->tags : (const u8 *)"", blocks_of(file->size) * SEAL_TAG, digest);
-}
-
-static s64 write_head(struct thread *self, const struct sealed_file *file, s32 fd)
-{
-	struct head head = { .magic = MAGIC, .size = file->size };
-	struct bound bound = { .number = ~(u64)0 };
-
-	memcpy(head.identity, file->identity, sizeof(head.identity));
-	hash_tags(file, head.tags);
-	random_bytes(self, head.nonce, SEAL_NONCE);
-	seal(key, head.nonce, (u8 *)&bound, sizeof(bound), (u8 *)&head.magic, HEAD_SEALED, head.tag);
-	return transfer(self, NR_PWRITE, fd, &head, sizeof(head), 0);
-}
-
-/* work_lock is held, for the whole of what is done with `work`. */
-static s64 read_block(struct thread *self, struct sealed_file *file, s32 fd, u64 number)
-{
-	struct bound bound = { .number = number };
-
-	memcpy(bound.identity, file->identity, sizeof(bound.identity));
-	if (transfer(self, NR_PREAD, fd, &work, sizeof(work), place_of(number)))
-		return -EIO;
-	if (memcmp(work.tag, file->tags[number], SEAL_TAG) ||
-	    !unseal(key, work.nonce, (u8 *)&bound, sizeof(bound), work.data, BLOCK, work.tag)) {
-		log_line(self, "the sealed file %s is not as this enclave wrote it: block %d", file->path, number);
-		return -EIO;
-	}
-	return 0;
-}
-
-static s64 write_block(struct thread *self, struct sealed_file *file, s32 fd, u64 number)
-{
-	struct bound bound = { .number = number };
-
-	memcpy(bound.identity, file->identity, sizeof(bound.identity));
-	random_bytes(self, work.nonce, SEAL_NONCE);
-	seal(key, work.nonce, (u8 *)&bound, sizeof(bound), work.data, BLOCK, work.tag);
-	memcpy(file->tags[number], work.tag, SEAL_TAG);
-	return transfer(self, NR_PWRITE, fd, &work, sizeof(work), place_of(number));
-}
-
-/* The file as an earlier run left it: its tags are read, and compared with the head's hash of them. */
-static s64 load(struct thread *self, struct sealed_file *file, s32 fd)
-{
-	struct head head;
-	struct bound bound = { .number = ~(u64)0 };
-	u8 digest[HASH_BYTES];
-
-	if (transfer(self, NR_PREAD, fd, &head, sizeof(head), 0) ||
-	    !unseal(key, head.nonce, (u8 *)&bound, sizeof(bound), (u8 *)&head.magic, HEAD_SEALED, head.tag) ||
-	    head.magic != MAGIC || !make_room(self, file, blocks_of(head.size)))
-		goto bad;
-	file->size = head.size;
-	memcpy(file->identity, head.identity, sizeof(file->identity));
-	for (u64 i = 0; i < blocks_of(file->size); i++)
-		if (transfer(self, NR_PREAD, fd, file->tags[i], SEAL_TAG,
-			     place_of(i) + offsetof(struct outside_block, tag)))
-			goto bad;
-	hash_tags(file, digest);
-	if (!memcmp(digest, head.tags, HASH_BYTES))
-		return 0;
-bad:
-	log_line(self, "the sealed file %s is not one that this enclave wrote", file->path);
-	return -EIO;
-}
 
 static struct sealed_file *find(const char *path, u64 length)
 {
@@ -235,8 +60,7 @@ static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bo
 		log_line(self, "the sealed file %s is empty, and this enclave did not make it so", file->path);
 		return -EIO;
 	}
-	has_key = has_key || derive_key(self, LABEL, sizeof(LABEL) - 1, key);
-	if (!has_key)
+	if (!sealed_has_key(self))
 		return -EIO;
 	file = file ?: add(self, path, length);
 	if (!file)
@@ -244,9 +68,9 @@ static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bo
 	lock(self, &file->lock);
 	if (empty) {
 		file->size = 0;
-		result = write_head(self, file, fd);
+		result = sealed_write_head(self, file, fd);
 	} else if (is_new) {
-		result = load(self, file, fd);
+		result = sealed_load(self, file, fd);
 	}
 	unlock(&file->lock);
 	/* Of one that was known it stays known that it is empty: what it was before must not come back. */
@@ -305,12 +129,12 @@ s64 read_sealed(struct thread *self, struct open_file *open, s32 fd, u64 to, u64
 	lock(self, &file->lock);
 	bytes = at < file->size ? least(bytes, file->size - at) : 0;
 	while (done < bytes && !result) {
-		u64 start = (at + done) % BLOCK, part = least(bytes - done, BLOCK - start);
+		u64 start = (at + done) % SEALED_BLOCK, part = least(bytes - done, SEALED_BLOCK - start);
 
-		lock(self, &work_lock);
-		result = read_block(self, file, fd, (at + done) / BLOCK);
-		result = result ?: copy_out(to + done, work.data + start, part);
-		unlock(&work_lock);
+		lock(self, &sealed_work_lock);
+		result = sealed_read_block(self, file, fd, (at + done) / SEALED_BLOCK);
+		result = result ?: copy_out(to + done, sealed_work.data + start, part);
+		unlock(&sealed_work_lock);
 		done += result ? 0 : part;
 	}
 	if (!placed)
@@ -322,16 +146,16 @@ s64 read_sealed(struct thread *self, struct open_file *open, s32 fd, u64 to, u64
 /* Blocks between the end so far and a new end: zeros. */
 static s64 extend(struct thread *self, struct sealed_file *file, s32 fd, u64 size)
 {
-	u64 old = blocks_of(file->size);
+	u64 old = sealed_blocks(file->size);
 	s64 result = 0;
 
 	if (size <= file->size)
 		return 0;
-	if (!make_room(self, file, blocks_of(size)))
+	if (!sealed_room(self, file, sealed_blocks(size)))
 		return -ENOSPC;
-	for (u64 i = old; i < blocks_of(size) && !result; i++) {
-		memset(work.data, 0, BLOCK);
-		result = write_block(self, file, fd, i);
+	for (u64 i = old; i < sealed_blocks(size) && !result; i++) {
+		memset(sealed_work.data, 0, SEALED_BLOCK);
+		result = sealed_write_block(self, file, fd, i);
 	}
 	if (!result)
 		file->size = size;
@@ -349,21 +173,21 @@ s64 write_sealed(struct thread *self, struct open_file *open, s32 fd, u64 from, 
 		return file ? -EBADF : -EIO;
 	lock(self, &file->lock);
 	at = placed ? offset : open->flags & O_APPEND ? file->size : open->offset;
-	lock(self, &work_lock);
+	lock(self, &sealed_work_lock);
 	result = at + bytes < at ? -ENOSPC : extend(self, file, fd, at + bytes);
 	while (done < bytes && !result) {
-		u64 start = (at + done) % BLOCK, part = least(bytes - done, BLOCK - start);
+		u64 start = (at + done) % SEALED_BLOCK, part = least(bytes - done, SEALED_BLOCK - start);
 
-		result = part < BLOCK ? read_block(self, file, fd, (at + done) / BLOCK) : 0;
-		result = result ?: copy_in(work.data + start, from + done, part);
-		result = result ?: write_block(self, file, fd, (at + done) / BLOCK);
+		result = part < SEALED_BLOCK ? sealed_read_block(self, file, fd, (at + done) / SEALED_BLOCK) : 0;
+		result = result ?: copy_in(sealed_work.data + start, from + done, part);
+		result = result ?: sealed_write_block(self, file, fd, (at + done) / SEALED_BLOCK);
 		done += result ? 0 : part;
 	}
-	unlock(&work_lock);
+	unlock(&sealed_work_lock);
 	if (!placed && done)
 		open->offset = at + done;
 	/* The head each time: a program that is ended leaves a file that fits together. */
-	result = result ?: write_head(self, file, fd);
+	result = result ?: sealed_write_head(self, file, fd);
 	unlock(&file->lock);
 	return done ? (s64)done : result;
 }
@@ -381,22 +205,22 @@ s64 truncate_sealed(struct thread *self, struct open_file *open, s32 fd, u64 siz
 	if (!file)
 		return -EIO;
 	lock(self, &file->lock);
-	lock(self, &work_lock);
+	lock(self, &sealed_work_lock);
 	if (size > file->size) {
 		result = extend(self, file, fd, size);
 	} else if (size < file->size) {
 		/* What is behind the end is zero when the file grows again. */
-		if (size % BLOCK) {
-			result = read_block(self, file, fd, size / BLOCK);
-			memset(work.data + size % BLOCK, 0, BLOCK - size % BLOCK);
-			result = result ?: write_block(self, file, fd, size / BLOCK);
+		if (size % SEALED_BLOCK) {
+			result = sealed_read_block(self, file, fd, size / SEALED_BLOCK);
+			memset(sealed_work.data + size % SEALED_BLOCK, 0, SEALED_BLOCK - size % SEALED_BLOCK);
+			result = result ?: sealed_write_block(self, file, fd, size / SEALED_BLOCK);
 		}
 		file->size = result ? file->size : size;
 		if (!result)
-			outside(self, NR_FTRUNCATE, (u64)fd, place_of(blocks_of(size)), 0, 0, 0, 0);
+			outside(self, NR_FTRUNCATE, (u64)fd, sealed_place(sealed_blocks(size)), 0, 0, 0, 0);
 	}
-	unlock(&work_lock);
-	result = result ?: write_head(self, file, fd);
+	unlock(&sealed_work_lock);
+	result = result ?: sealed_write_head(self, file, fd);
 	unlock(&file->lock);
 	return result;
 }
@@ -405,16 +229,13 @@ void sealed_status(struct thread *self, const char *path, u64 length, s64 *size)
 {
 	const struct config_rule *rule = rule_of(path, length);
 	struct sealed_file *file;
-	u64 blocks;
 
 	if (!rule || rule->kind != RULE_SEALED)
 		return;
 	lock(self, &known_lock);
 	file = find(path, length);
-	/* Of one that was not opened yet only the kernel knows something: a guess, by its size. */
-	blocks = *size > (s64)sizeof(struct head) ? ((u64)*size - sizeof(struct head)) / sizeof(struct outside_block)
-						  : 0;
-	*size = file ? (s64)file->size : (s64)(blocks * BLOCK);
+	/* Of one that was not opened yet only the kernel knows something. */
+	*size = file ? (s64)file->size : (s64)sealed_guess(*size);
 	unlock(&known_lock);
 }
 
