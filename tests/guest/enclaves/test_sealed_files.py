@@ -73,6 +73,12 @@ int main(int argc, char **argv)
 		file = open(path, O_RDWR | O_TRUNC);
 		if (fstat(file, &status) || status.st_size || write(file, "short!", 6) != 6)
 			return 5;
+	} else if (!strcmp(argv[1], "folder")) {
+		for (int i = 0; i < 3; i++) {
+			static const int flags[] = { O_TMPFILE | O_RDWR, O_RDWR | O_CREAT, O_RDONLY | O_DIRECTORY };
+			printf("%s\n", open(path, flags[i], 0600) < 0 ? strerror(errno) : "good");
+		}
+		return 0;
 	} else if (!strcmp(argv[1], "move")) {
 		/* The folder of an open file, and an older state of the file under its new path. */
 		char other[200];
@@ -166,3 +172,11 @@ def test_a_file_is_emptied_whatever_the_kernel_says(run: Callable[..., list[str]
 def test_what_is_known_of_a_file_moves_with_its_folder(run: Callable[..., list[str]], tmp_path: Path) -> None:
     outside = tmp_path / "outside" / "folder.new" / "file"
     assert run("move", str(tmp_path / "sealed" / "folder"), str(outside)) == ["Input/output error"]
+
+
+def test_a_file_without_a_name_is_refused(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """By its path it would be the folder, which is not sealed: what is written would be outside in the clear."""
+    place = tmp_path / "sealed"
+    (place / "below").mkdir()
+    assert run("folder", str(place)) == ["Operation not supported", "Is a directory", "good"]
+    assert run("folder", str(place / "below"))[::2] == ["Operation not supported", "good"]

@@ -8,8 +8,6 @@
 #include "files.h"
 #include "handlers.h"
 
-#define LONGEST_PATH 4096
-#define AT_FDCWD -100
 #define LARGEST_NUMBER 0x7fffffff
 #define CALL_BYTES 2
 #define NR_RT_SIGRETURN 15

@@ -4,7 +4,6 @@
 #include "handlers.h"
 
 #define NR_OPENAT 257
-#define O_TMPFILE 0x410000
 
 static bool is_path(const char *path, u64 length, const char *name)
 {
@@ -70,10 +69,14 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 	rule = rule_of(path, length);
 	if (!rule && !(flags & (O_DIRECTORY | O_PATH)))
 		return -EISDIR;
-	/* The folder itself is none of the files below it. */
-	if (rule && rule->kind == RULE_SEALED && !(rule->tree && rule->length == length) &&
-	    !(flags & (O_DIRECTORY | O_PATH)))
-		return open_sealed(self, path, length, flags, mode);
+	if (rule && rule->kind == RULE_SEALED) {
+		/* The folder itself is none of the files below it. */
+		if (!(rule->tree && rule->length == length) && !(flags & (O_DIRECTORY | O_PATH)))
+			return open_sealed(self, path, length, flags, mode);
+		/* What was written there, as to a file without a name (O_TMPFILE), would go out in the clear. */
+		if (change && !(flags & O_PATH))
+			return flags & O_DIRECTORY ? -EOPNOTSUPP : -EISDIR;
+	}
 	return opened(self, open_outside(self, path, length, flags, mode), FILE_OUTSIDE, path, length, flags);
 }
 
