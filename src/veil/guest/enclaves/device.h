@@ -40,7 +40,7 @@ struct veil_enclave_enter {
 
 /*
  * In this order; then the windows are mapped (offset slot * VEIL_ENC_WINDOW_STRIDE, MAP_SHARED, at the same address as in the
- * enclave), and slots are entered, each by one thread at a time.
+ * enclave), and slots are entered, each by one thread at a time. After an ADD that failed there is no other.
  *
  * Errors: EPERM the service refuses it, EINVAL it cannot be, ENOMEM no pages or too many enclaves, ENODEV no service, EBUSY
  * the slot is entered already, EINTR a signal is pending, EIO the slot does not run any more, EAGAIN the host is in the way.

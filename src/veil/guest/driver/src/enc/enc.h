@@ -52,6 +52,8 @@ struct veil_enclave {
 	/* What the kernel has of it, encrypted, each page at its address: may be swapped. */
 	struct file *store;
 	bool created, finished;
+	/* No content any more: each that fails may leave pages with the service, and a process could go on for ever. */
+	bool failed;
 	u32 number, slot_count, window_pages;
 	struct list_head pages;
 	struct veil_enclave_slot slots[VEIL_ENC_MAX_SLOTS];

@@ -140,7 +140,7 @@ int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add
 	u64 done = 0;
 	int error = 0;
 
-	if (!enclave->created || enclave->finished || add->record >= VEIL_ENC_MAX_RECORDS)
+	if (!enclave->created || enclave->finished || enclave->failed || add->record >= VEIL_ENC_MAX_RECORDS)
 		return -EINVAL;
 	while (done < add->pages && !error) {
 		size_t some = min_t(u64, add->pages - done, VEIL_ENC_CONTENT_PAGES);
@@ -152,6 +152,7 @@ int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add
 			error = -EINTR;
 		cond_resched();
 	}
+	enclave->failed = error;
 	return error;
 }
 
