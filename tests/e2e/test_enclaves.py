@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
+import tarfile
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.enclave_images import DATA, EXIT, PRINT, SERVE, call_window, enclave_image
 from tests.e2e.snapshots import Resume
+from tests.guest.enclaves.native_runtime import compile_program
 from veil.cvm import CommandTimeout, ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
@@ -154,6 +158,49 @@ def test_content_that_is_not_as_measured(vm: ConfidentialVM, tmp_path: Path) -> 
     assert (result.stdout, result.exit_status) == (b"", 125)
     assert b"VeilS-ENC does not take the content: Operation not permitted" in result.stderr
     assert counts(vm)["enclaves"] == 0
+
+
+_ADDS = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include "device.h"
+static char layout[65536], content[4096] __attribute__((aligned(4096)));
+int main(int argc, char **argv)
+{
+	int device = open("/dev/veil-enclave", O_RDWR), file = open(argv[1], O_RDONLY);
+	struct veil_enclave_create create = { .layout = (uint64_t)layout };
+	create.length = read(file, layout, sizeof(layout));
+	if (ioctl(device, VEIL_ENCLAVE_CREATE, &create))
+		return 1;
+	/* each argument: the page of the first record that is added */
+	for (int i = 2; i < argc; i++) {
+		struct veil_enclave_add add = { .page = argv[i][0] - '0', .from = (uint64_t)content, .pages = 1 };
+		if (argv[i][1])
+			add.from = 4096;
+		puts(ioctl(device, VEIL_ENCLAVE_ADD, &add) ? strerror(errno) : "good");
+	}
+	return 0;
+}
+"""
+
+
+def test_no_more_content_after_some_that_was_refused(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """Pages of each that fails may be the service's: they are kept, and a process must not go on with that."""
+    with tarfile.open(fileobj=io.BytesIO(enclave_image(PRINT + EXIT(7), text=bytes(8192)))) as image:
+        image.extract("layout", tmp_path, filter="data")
+    program = compile_program(tmp_path, _ADDS, "-static", f"-I{files('veil.guest.enclaves')}")
+    vm.copy_in(tmp_path / "layout", "/tmp/layout")
+    vm.copy_in(program, "/tmp/adds")
+
+    def adds(*pages: str) -> list[str]:
+        return vm.run(["/tmp/adds", "/tmp/layout", *pages]).stdout.decode().splitlines()
+
+    assert adds("0") == ["good"]
+    assert adds("1", "0") == ["Operation not permitted", "Invalid argument"]
+    assert adds("0x", "0") == ["Bad address", "Invalid argument"]
 
 
 def test_no_device_without_the_service(resume: Resume, tmp_path: Path) -> None:
