@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import uuid
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,120 +26,26 @@ from tests.monitor.harness import (
     SMALL,
     Bench,
     Terminated,
-    kernel_vmsa,
 )
-from tests.monitor.wire import Wire
+from tests.monitor.keeper import COPY, MOVE, NUMBER, PAGES, POKE, RESTRICT, Services, moved
 from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BlockRequest, read_answer, write_request
-from veil.formats.roles import Call, Role
 from veil.formats.service_domain import COPY_PAGES, OUTBOX_SIZE, CopyIn, Move, Restrict
 from veil.formats.status import Status
 from veil.monitor import Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
-from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services import Asking, KernelRequest, MonitorRefused, Refused, Service, ServiceDomain, UserHandler
-from veil.services.program import MAX_ASKS
-from veil.snp import RmpViolation, SnapshotError
+from veil.snp import RmpViolation
 from veil.snp.rmp import Permission, RmpResult
 from veil.snp.view import View
 
-MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
-TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH, NOT_A_STATUS, UNSPEAKABLE, NOT_TEXT = range(10, 20)
-MISTAKES = range(TOO_LONG, UNSPEAKABLE + 1)
-NUMBER = 9
 OK = ResultCode.SUCCESS
 OUTBOX = MAILBOX + MAILBOX_SIZE - OUTBOX_SIZE
-RUN_MONITOR, RUN_SERVICES = 0x016, 1 << 32 | 0x016
-PAGES = 8
-
-
-class Unspeakable(Exception):
-    """One that cannot be shown."""
-
-    def __repr__(self) -> str:
-        raise KeyError
-
-
-class Keeper(Service):
-    """Does whatever it is asked: for tests only."""
-
-    name = "keeper"
-    number = NUMBER
-    guid = uuid.UUID("eeeeeeee-0000-4000-8000-000000000009")
-
-    @classmethod
-    def memory_size(cls, settings: dict[str, Any]) -> int:
-        return PAGES * PAGE
-
-    def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
-        return self._serve(request.call, request.body, request.pages)
-
-    def _serve(self, call: int, body: bytes, pages: tuple[int, ...] = ()) -> bytes | Asking[bytes]:
-        if call == TOO_LONG:
-            return bytes(MAILBOX_SIZE)
-        if call == RAISE:
-            raise KeyError("a secret")
-        if call == NOT_BYTES:
-            return None  # type: ignore[return-value]
-        if call == NOT_TEXT:
-            raise Refused(Status.BAD_REQUEST, f"no such file: {os.fsdecode(bytes((0xFF,)))}")
-        if call == NOT_A_STATUS:
-            raise Refused(77, "")  # type: ignore[arg-type]
-        if call == UNSPEAKABLE:
-            raise Unspeakable
-        if call == REACH:
-            return self.context.guest.read(MONITOR, 8)
-        if call == POKE:
-            self.context.guest.write(struct.unpack("<Q", body)[0], b"patched")
-            return b""
-        if call == PEEK:
-            return self.context.guest.read(struct.unpack("<Q", body)[0], 8)
-        return self._wait(call, body, pages)
-
-    def _wait(self, call: int, body: bytes, pages: tuple[int, ...]) -> Asking[bytes]:
-        monitor = self.context.monitor
-        try:
-            if call == MOVE:
-                source, target, *numbers = struct.unpack(f"<HH{(len(body) - 4) // 8}Q", body)
-                yield from monitor.move([(gpa, PAGE) for gpa in numbers], Owner(source), Owner(target))
-            elif call == COPY:
-                (length,) = struct.unpack("<I", body)
-                yield from monitor.copy_in(pages, length, 0)
-                return self.memory.read(0, length)
-            elif call == RESTRICT:
-                owner, keep = body
-                yield from monitor.restrict(Owner(owner), Domain.UNT, Permission(keep))
-            elif call == NOT_AN_ASK:
-                yield 5  # type: ignore[misc]
-            elif call == ENDLESS:
-                while True:
-                    yield from monitor.restrict(Owner.KERNEL, Domain.UNT, Permission.ALL)
-            elif call == LATE:
-                yield from monitor.restrict(Owner.KERNEL, Domain.UNT, Permission.ALL)
-                raise KeyError("a secret")
-        except MonitorRefused as refused:
-            return b"refused " + refused.status.name.encode()
-        return b"done"
-
-    user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
-        call: Call(Role.ANYONE, lambda self, user, body, call=call: self._serve(call, body))  # type: ignore[misc]
-        for call in (RESTRICT, *MISTAKES, NOT_TEXT)
-    }
-
-
-class Services(ServiceDomain):
-    service_types = (Keeper,)
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench(vcpus=2, services=Services).boot()
-
-
-def moved(*pages: int, source: Owner = Owner.KERNEL, target: Owner = Owner.KERNEL_CODE) -> bytes:
-    """The body of MOVE."""
-    return struct.pack(f"<HH{len(pages)}Q", source, target, *pages)
 
 
 def ask_for_pages(bench: Bench, pages: list[int], length: int, *, vcpu: int = 0) -> tuple[Status, bytes]:
@@ -154,41 +57,6 @@ def ask_for_pages(bench: Bench, pages: list[int], length: int, *, vcpu: int = 0)
     answer = read_answer(bench.kernel, gpa, size)
     assert answer is not None
     return answer
-
-
-# A service's mistakes are its own
-
-
-@pytest.mark.parametrize("call", MISTAKES)
-def test_a_mistake_is_not_the_kernels_and_ends_nothing(bench: Bench, call: int) -> None:
-    assert bench.ask(NUMBER, call) == (Status.UNAVAILABLE, b""), "and no word of what went wrong inside"
-    assert bench.services is not None
-    assert [name for name, _ in bench.services.mistakes] == ["keeper"]
-    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
-
-
-@pytest.mark.parametrize("call", MISTAKES)
-def test_a_mistake_is_not_the_users_and_ends_nothing(bench: Bench, call: int) -> None:
-    with ChannelClient(Wire(bench)) as client:
-        with pytest.raises(RequestFailed, match="'the service keeper failed'") as caught:
-            client.request(Keeper.guid, call)
-        assert caught.value.status == Status.UNAVAILABLE
-        assert client.request(Keeper.guid, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == b"done"
-    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == (Status.OK, b"done")
-
-
-def test_a_refusal_whose_text_cannot_be_sent(bench: Bench) -> None:
-    """A kernel has files with any names; that a service names one must not end the domain."""
-    assert bench.ask(NUMBER, NOT_TEXT) == (Status.BAD_REQUEST, b"")
-    with ChannelClient(Wire(bench)) as client, pytest.raises(RequestFailed, match=r"no such file: .*udcff"):
-        client.request(Keeper.guid, NOT_TEXT)
-
-
-def test_a_request_asks_no_more_than_so_often(bench: Bench) -> None:
-    bench.register()
-    bench.log.clear()
-    bench.ask(NUMBER, ENDLESS)
-    assert bench.log.count(RUN_MONITOR) == MAX_ASKS
 
 
 # Pages that change their owner
@@ -490,85 +358,7 @@ def test_rows_that_are_not_a_services_to_restrict(bench: Bench, owner: Owner) ->
     assert bench.ask(NUMBER, RESTRICT, bytes((owner, 0))) == (Status.OK, b"refused NOT_ALLOWED")
 
 
-# A host that runs them as it likes
-
-
-def _second_kernel(bench: Bench) -> None:
-    bench.kernel.write(FREE, kernel_vmsa())
-    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
-    bench.enter(1)
-
-
-def _leave_waiting(bench: Bench, body: bytes) -> int:
-    """VCPU 0's request asks VeilMon, which the host does not run; returns the block."""
-    gpa = bench.register()
-    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, MOVE, body))
-    vcpu = bench.vcpus[0]
-    vcpu.vmpl = 1
-    next(bench._service_steps(vcpu))
-    assert vcpu.service_vmcb.ghcb_gpa == RUN_MONITOR
-    vcpu.service_vmcb.ghcb_gpa = 0x017
-    vcpu.vmpl = 3
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
-    return gpa
-
-
-def test_a_host_that_does_not_run_veilmon(bench: Bench) -> None:
-    """The kernel goes on and asks again; nothing is served twice."""
-    bench.register()
-    bench.on_request = lambda request: 1 << 32 | 0x017 if request == RUN_MONITOR else None
-    gpa = bench.monitor.state.blocks[0][0]
-    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, MOVE, moved(SMALL)))
-    for _ in range(3):
-        bench.enter(0, vmpl=1)
-        assert bench.vcpus[0].vmpl == 3
-        assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
-    bench.on_request = lambda request: None
-    bench.enter(0, vmpl=1)
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
-    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
-
-
-def test_another_vcpu_takes_it_further(bench: Bench) -> None:
-    _second_kernel(bench)
-    gpa = _leave_waiting(bench, moved(SMALL))
-    assert bench.ask(NUMBER, MOVE, moved(SMALL + PAGE), vcpu=1) == (Status.OK, b"done")
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
-    assert bench.monitor.book.owner(SMALL) == bench.monitor.book.owner(SMALL + PAGE) == Owner.KERNEL_CODE
-
-
-def test_users_are_answered_while_a_handler_waits(bench: Bench) -> None:
-    gpa = _leave_waiting(bench, moved(SMALL))
-    with ChannelClient(Wire(bench)) as client:
-        assert client.request(Keeper.guid, RESTRICT, bytes((Owner.KERNEL, Permission.ALL))) == b"done"
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"done")
-
-
-def test_an_answer_does_not_go_to_another_request(bench: Bench) -> None:
-    """The kernel gave up and asked something else: what VeilMon then answers to the first is not for the second."""
-    gpa = _leave_waiting(bench, moved(SMALL))
-    bench.kernel.write(SMALL + PAGE, b"8 bytes!")
-    body = struct.pack("<Q", SMALL + PAGE)
-    write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(NUMBER, PEEK, body, ticket=1))
-    # VMPL 1 asked VeilMon in vain, so it lets the kernel run; then it asks again.
-    bench.enter(0, vmpl=1)
-    bench.enter(0, vmpl=1)
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.UNAVAILABLE, b""), "VMPL 1 has no rights there"
-
-
-def test_a_block_that_goes_while_its_request_waits(bench: Bench) -> None:
-    gpa = _leave_waiting(bench, moved(SMALL))
-    assert bench.call(16, 0, 0, 0).rax == OK
-    bench.enter(0, vmpl=1)
-    assert read_answer(bench.kernel, gpa, 4 * PAGE) is None
-    assert bench.ask(NUMBER, MOVE, moved(SMALL + PAGE)) == (Status.OK, b"done")
-
-
-def test_a_kernels_call_while_veilmon_is_asked(bench: Bench) -> None:
-    """VeilMon serves the outbox, has the services run, and still hears the kernel that comes in between."""
-    _leave_waiting(bench, moved(SMALL))
-    assert bench.call(0, 6, 0 << 32 | 1).rax == OK
-    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+# The outbox
 
 
 def test_the_outbox_is_out_of_the_kernels_reach(bench: Bench) -> None:
@@ -599,16 +389,6 @@ def test_snapshot(bench: Bench) -> None:
     with pytest.raises(RmpViolation):
         bench.kernel.check_execute(SMALL + PAGE)
     assert bench.ask(NUMBER, MOVE, moved(SMALL, source=Owner.KERNEL_CODE, target=Owner.KERNEL)) == (Status.OK, b"done")
-
-
-def test_no_snapshot_while_a_handler_waits(bench: Bench) -> None:
-    _leave_waiting(bench, moved(SMALL))
-    assert bench.services is not None
-    with pytest.raises(SnapshotError):
-        bench.services.save()
-    bench.enter(0, vmpl=1)
-    bench.enter(0, vmpl=1)
-    bench.services.save()
 
 
 _OWNERS = st.sampled_from(Owner)
