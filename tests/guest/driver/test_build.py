@@ -43,6 +43,30 @@ def test_other_kernels(kernel: Kernel) -> None:
         build_driver(Cache(), other)
 
 
+@pytest.mark.parametrize(
+    ("folder", "headers"),
+    [
+        ("usr/lib/modules/{}", "usr"),
+        ("boot", "usr"),
+        (".", "usr"),
+        ("a/b/c", None),
+        ("a/usr/b/c", None),
+        ("src/boot", None),
+    ],
+)
+def test_where_headers_are_looked_for(kernel: Kernel, tmp_path: Path, folder: str, headers: str | None) -> None:
+    """Their Makefiles are run: what lies further up may be somebody else's."""
+    for root in ("usr", "a", "a/b", "a/usr", "."):
+        (tmp_path / root / f"src/linux-headers-{kernel.release}").mkdir(parents=True)
+    place = tmp_path / folder.format(kernel.release)
+    place.mkdir(parents=True, exist_ok=True)
+    if headers is None:
+        (tmp_path / "usr").rename(tmp_path / "other")
+    (place / "vmlinux").write_bytes(kernel.vmlinux.read_bytes())
+    found = open_kernel(Cache(), place / "vmlinux").headers
+    assert found == (None if headers is None else tmp_path / headers)
+
+
 def test_headers_that_lie_beside_a_kernel(kernel: Kernel, tmp_path: Path) -> None:
     """Packages of a Debian that is not the configured one, unpacked into one folder."""
     build_driver(Cache(), kernel)

@@ -216,7 +216,11 @@ def _modules_beside(path: Path, release: str) -> Path | None:
 def _headers_beside(path: Path, release: str) -> Path | None:
     """A folder as /usr, where an unpacked package or a system has the kernel's headers."""
     here = path.resolve().parent
-    for place in (here / "usr", here.parent / "usr", *here.parents[:3]):
+    # Their Makefiles are run: so nothing further up is tried, which may be somebody else's.
+    places = [here / "usr", here.parent / "usr"]
+    if here.parts[-4:] == ("usr", "lib", "modules", release):
+        places.append(here.parents[2])
+    for place in places:
         if (place / f"src/linux-headers-{release}").is_dir():
             return place
     return None
