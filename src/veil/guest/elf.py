@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Read ELF64 files (System V gABI): what of a kernel to load where, which libraries a program needs."""
 
+from __future__ import annotations
+
 import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from veil.guest.errors import GuestImageError
 
@@ -15,6 +19,7 @@ _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB = 1, 5
 _PF_X, _PF_W, _PF_R = 1, 2, 4
 _KERNEL_HALF = 1 << 47
+_PHYSICAL_END = 1 << 46
 
 
 @dataclass(frozen=True)
@@ -50,30 +55,75 @@ def is_elf(data: bytes) -> bool:
     return data[:4] == b"\x7fELF"
 
 
-def parse_kernel(data: bytes, name: str) -> ElfKernel:
-    """The load map of the ELF kernel `data`; `name` is for messages."""
+class _Header(NamedTuple):
+    kind: int
+    entry: int
+    programs: int
+    """Offset of the program headers."""
+    number: int
+
+    @property
+    def programs_end(self) -> int:
+        return self.programs + self.number * _PROGRAM.size
+
+
+class _Load(NamedTuple):
+    """A PT_LOAD that takes memory."""
+
+    flags: int
+    offset: int
+    virtual: int
+    physical: int
+    filesz: int
+    memsz: int
+
+
+def _parse_header(data: bytes, name: str, what: str) -> _Header:
     if not is_elf(data) or len(data) < _HEADER.size:
-        raise GuestImageError(f"{name}: not an ELF kernel")
+        raise GuestImageError(f"{name}: not an ELF {what}")
     ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, _, _, _ = _HEADER.unpack_from(data)
     if ident[4:6] != b"\x02\x01" or machine != _EM_X86_64 or kind not in (_ET_EXEC, _ET_DYN):
-        raise GuestImageError(f"{name}: an ELF file, but no 64-bit x86 kernel")
-    if phentsize != _PROGRAM.size or phoff + phnum * phentsize > len(data):
+        raise GuestImageError(f"{name}: an ELF file, but no 64-bit x86 {what}")
+    header = _Header(kind, entry, phoff, phnum)
+    if phentsize != _PROGRAM.size or header.programs_end > len(data):
         raise GuestImageError(f"{name}: its ELF program headers lie outside the file")
-    segments = []
-    for index in range(phnum):
-        tag, _, offset, virtual, physical, filesz, memsz, _ = _PROGRAM.unpack_from(data, phoff + index * phentsize)
-        if tag != _PT_LOAD or not memsz:
+    return header
+
+
+def _loads(data: bytes, name: str, header: _Header) -> list[_Load]:
+    loads = []
+    for index in range(header.number):
+        tag, *fields, _ = _PROGRAM.unpack_from(data, header.programs + index * _PROGRAM.size)
+        load = _Load(*fields)
+        if tag != _PT_LOAD or not load.memsz:
             continue
-        if offset + filesz > len(data) or filesz > memsz or physical + memsz > 1 << 46:
-            raise GuestImageError(f"{name}: ELF segment {index} lies outside the file or the address space")
-        segments.append(Segment(physical, virtual, data[offset : offset + filesz], memsz))
-    segments.sort(key=lambda segment: segment.address)
-    if not segments:
+        if load.offset + load.filesz > len(data) or load.filesz > load.memsz:
+            raise GuestImageError(f"{name}: ELF segment {index} lies outside the file")
+        loads.append(load)
+    if not loads:
         raise GuestImageError(f"{name}: an ELF file without loadable segments")
+    return loads
+
+
+def _refuse_overlaps(segments: Sequence[Segment | ProgramSegment], name: str) -> None:
+    """`segments`: by address."""
     for before, after in itertools.pairwise(segments):
         if before.address + before.size > after.address:
             raise GuestImageError(f"{name}: its ELF segments overlap at {after.address:#x}")
-    return ElfKernel(_physical_entry(entry, segments, name), tuple(segments))
+
+
+def parse_kernel(data: bytes, name: str) -> ElfKernel:
+    """The load map of the ELF kernel `data`; `name` is for messages."""
+    header = _parse_header(data, name, "kernel")
+    segments = [
+        Segment(load.physical, load.virtual, data[load.offset : load.offset + load.filesz], load.memsz)
+        for load in _loads(data, name, header)
+    ]
+    if any(segment.address + segment.size > _PHYSICAL_END for segment in segments):
+        raise GuestImageError(f"{name}: an ELF segment lies outside the address space")
+    segments.sort(key=lambda segment: segment.address)
+    _refuse_overlaps(segments, name)
+    return ElfKernel(_physical_entry(header.entry, segments, name), tuple(segments))
 
 
 def _physical_entry(entry: int, segments: list[Segment], name: str) -> int:
@@ -158,33 +208,20 @@ class ElfProgram:
 
 def parse_program(data: bytes, name: str) -> ElfProgram:
     """Of an x86-64 program; `name` is for messages. Raises GuestImageError."""
-    if not is_elf(data) or len(data) < _HEADER.size:
-        raise GuestImageError(f"{name}: not an ELF program")
-    ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, _, _, _ = _HEADER.unpack_from(data)
-    if ident[4:6] != b"\x02\x01" or machine != _EM_X86_64 or kind not in (_ET_EXEC, _ET_DYN):
-        raise GuestImageError(f"{name}: an ELF file, but no program for x86-64")
-    if phentsize != _PROGRAM.size or phoff + phnum * phentsize > len(data):
-        raise GuestImageError(f"{name}: its ELF program headers lie outside the file")
+    header = _parse_header(data, name, "program")
     segments, headers = [], 0
-    for index in range(phnum):
-        tag, flags, offset, virtual, _, filesz, memsz, _ = _PROGRAM.unpack_from(data, phoff + index * phentsize)
-        if tag != _PT_LOAD or not memsz:
-            continue
-        if offset + filesz > len(data) or filesz > memsz or virtual + memsz > _KERNEL_HALF:
-            raise GuestImageError(f"{name}: ELF segment {index} lies outside the file or the address space")
+    for load in _loads(data, name, header):
+        if load.virtual + load.memsz > _KERNEL_HALF:
+            raise GuestImageError(f"{name}: an ELF segment lies outside the address space")
         segments.append(
             ProgramSegment(
-                virtual, data[offset : offset + filesz], memsz,
-                bool(flags & _PF_R), bool(flags & _PF_W), bool(flags & _PF_X),
+                load.virtual, data[load.offset : load.offset + load.filesz], load.memsz,
+                bool(load.flags & _PF_R), bool(load.flags & _PF_W), bool(load.flags & _PF_X),
             )
         )  # fmt: skip
-        if offset <= phoff and phoff + phnum * phentsize <= offset + filesz:
-            headers = virtual + phoff - offset
+        if load.offset <= header.programs and header.programs_end <= load.offset + load.filesz:
+            headers = load.virtual + header.programs - load.offset
     segments.sort(key=lambda segment: segment.address)
-    if not segments:
-        raise GuestImageError(f"{name}: an ELF file without loadable segments")
-    for before, after in itertools.pairwise(segments):
-        if before.address + before.size > after.address:
-            raise GuestImageError(f"{name}: its ELF segments overlap at {after.address:#x}")
+    _refuse_overlaps(segments, name)
     interpreter = parse_linking(data, name).interpreter
-    return ElfProgram(kind == _ET_DYN, entry, headers, phnum, tuple(segments), interpreter)
+    return ElfProgram(header.kind == _ET_DYN, header.entry, headers, header.number, tuple(segments), interpreter)
