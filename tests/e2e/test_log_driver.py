@@ -17,7 +17,7 @@ from veil.cvm import CommandTimeout, ConfidentialVM
 from veil.formats.ghcb import MsrRequest
 from veil.formats.log import EntryKind, Head, LogEntry
 from veil.host import Hypervisor, RunResult
-from veil.host.ghcb import msr
+from veil.host.ghcb import msr_protocol
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 
@@ -147,13 +147,13 @@ def test_host_that_says_it_did_not_run_the_services(
     kernel: HostileKernel, lies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But did. Asked again and again, they would keep the same record until nothing else finds room."""
-    honest = msr._HANDLERS[MsrRequest.RUN_VMPL]
+    honest = msr_protocol._HANDLERS[MsrRequest.RUN_VMPL]
 
     def run_vmpl(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
         answer = honest(host, vcpu, context, value)
         return answer | 1 << 32 if lies and value >> 32 == 1 else answer
 
-    monkeypatch.setitem(msr._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
+    monkeypatch.setitem(msr_protocol._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
     kernel.do("records", text="once", count=3, timeout=10)
     monkeypatch.undo()
     assert texts(verified(kernel.vm), "once") == numbered("once", 3)

@@ -19,7 +19,7 @@ from veil.formats.status import Status
 from veil.guest.driver.build import build_module, driver_sources
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 from veil.host import Hypervisor
-from veil.host.ghcb import msr
+from veil.host.ghcb import msr_protocol
 from veil.host.vcpu import Context, Vcpu
 from veil.image.services_image import ServicesImage
 
@@ -152,7 +152,7 @@ def test_an_answer_that_comes_too_late(
     assert call.count(b"block->ticket++;") == 1
     if not tickets:
         guest.install(tmp_path, _DRIVER | {"call.c": call.replace(b"block->ticket++;", b"")})
-    honest = msr._HANDLERS[MsrRequest.RUN_VMPL]
+    honest = msr_protocol._HANDLERS[MsrRequest.RUN_VMPL]
     tries = 0
 
     def run_vmpl(host: Hypervisor, vcpu: Vcpu, context: Context, value: int) -> int:
@@ -164,7 +164,7 @@ def test_an_answer_that_comes_too_late(
         return honest(host, vcpu, context, value)
 
     with monkeypatch.context() as patch:
-        patch.setitem(msr._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
+        patch.setitem(msr_protocol._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
         answers = guest.ask(PAGE, rounds=2)
     if not tickets:
         guest.install(tmp_path, _DRIVER)

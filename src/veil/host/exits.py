@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from veil.formats.ghcb import MSR_INFO_MASK, RUN_VMPL_REFUSED, MsrRequest, run_context_ended
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
-from veil.host.ghcb.msr import handle_ghcb_msr
-from veil.host.ghcb.page import handle_ghcb_page
+from veil.host.ghcb.msr_protocol import handle_ghcb_msr
+from veil.host.ghcb.page_protocol import handle_ghcb_page
 from veil.host.page_state import smash
 from veil.host.vcpu import RunState
 from veil.snp.exit_codes import ExitCode
