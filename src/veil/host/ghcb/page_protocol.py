@@ -13,7 +13,18 @@ from veil.formats.ghcb import GhcbReason, NaeEvent
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb
 from veil.host.events import GhcbEvent
-from veil.host.ghcb.events import ap, guest_request, ioio, mmio, msr, page_state_change, run_vmpl, small
+from veil.host.ghcb.events import (
+    ap,
+    features,
+    guest_request,
+    instructions,
+    ioio,
+    mmio,
+    msr,
+    page_state_change,
+    run_vmpl,
+    termination,
+)
 from veil.host.ghcb.fields import GhcbFault, GhcbPage, InjectException
 from veil.host.ghcb.port_access import answer_port_access
 from veil.host.vcpu import exception_event
@@ -32,22 +43,22 @@ _INJECT = 1
 _MALFORMED = 2
 
 _HANDLERS: dict[int, Callable[[Host, Vcpu, Context, GhcbPage], None]] = {
-    NaeEvent.DR7_READ: small.dr7_read,
-    NaeEvent.DR7_WRITE: small.dr7_write,
-    NaeEvent.RDTSC: small.rdtsc,
-    NaeEvent.RDPMC: small.rdpmc,
-    NaeEvent.CPUID: small.cpuid,
-    NaeEvent.INVD: small.acknowledge,
+    NaeEvent.DR7_READ: instructions.dr7_read,
+    NaeEvent.DR7_WRITE: instructions.dr7_write,
+    NaeEvent.RDTSC: instructions.rdtsc,
+    NaeEvent.RDPMC: instructions.rdpmc,
+    NaeEvent.CPUID: instructions.cpuid,
+    NaeEvent.INVD: instructions.acknowledge,
     NaeEvent.IOIO: ioio.ioio,
     NaeEvent.MSR: msr.msr,
-    NaeEvent.VMMCALL: small.vmmcall,
-    NaeEvent.RDTSCP: small.rdtscp,
-    NaeEvent.WBINVD: small.acknowledge,
-    NaeEvent.MONITOR: small.monitor,
-    NaeEvent.MWAIT: small.mwait,
+    NaeEvent.VMMCALL: instructions.vmmcall,
+    NaeEvent.RDTSCP: instructions.rdtscp,
+    NaeEvent.WBINVD: instructions.acknowledge,
+    NaeEvent.MONITOR: instructions.monitor,
+    NaeEvent.MWAIT: instructions.mwait,
     NaeEvent.MMIO_READ: mmio.mmio_read,
     NaeEvent.MMIO_WRITE: mmio.mmio_write,
-    NaeEvent.NMI_COMPLETE: small.acknowledge,
+    NaeEvent.NMI_COMPLETE: instructions.acknowledge,
     NaeEvent.AP_RESET_HOLD: ap.reset_hold,
     NaeEvent.AP_JUMP_TABLE: ap.jump_table,
     NaeEvent.PAGE_STATE_CHANGE: page_state_change.page_state_change,
@@ -56,9 +67,9 @@ _HANDLERS: dict[int, Callable[[Host, Vcpu, Context, GhcbPage], None]] = {
     NaeEvent.AP_CREATION: ap.creation,
     NaeEvent.APIC_IDS: ap.apic_ids,
     NaeEvent.RUN_VMPL: run_vmpl.run_vmpl,
-    NaeEvent.HV_FEATURES: small.hypervisor_features,
-    NaeEvent.TERMINATE: small.terminate,
-    NaeEvent.UNSUPPORTED: small.unsupported,
+    NaeEvent.HV_FEATURES: features.hypervisor_features,
+    NaeEvent.TERMINATE: termination.terminate,
+    NaeEvent.UNSUPPORTED: termination.unsupported,
 }
 
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The small events (56421, table "List of Supported Non-Automatic Events")."""
+"""Instructions that a guest has its host carry out: CPUID, the counters, DR7, VMMCALL, MONITOR and MWAIT, and caches
+(56421, table "List of Supported Non-Automatic Events")."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from veil.host.errors import GuestTerminated, UnsupportedEvent
-from veil.host.termination import describe_termination
 
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
@@ -18,14 +16,11 @@ __all__ = [
     "cpuid",
     "dr7_read",
     "dr7_write",
-    "hypervisor_features",
     "monitor",
     "mwait",
     "rdpmc",
     "rdtsc",
     "rdtscp",
-    "terminate",
-    "unsupported",
     "vmmcall",
 ]
 
@@ -101,24 +96,3 @@ def mwait(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """MWAIT may return at any time; a good moment for another VCPU."""
     _ = ghcb.rax, ghcb.rcx
     host.reschedule = True
-
-
-def hypervisor_features(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
-    """SW_EXITINFO2 of the answer is the feature bitmap."""
-    ghcb.result2 = host.features
-
-
-def terminate(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
-    """SW_EXITINFO1: reason set 3:0, reason code 11:4."""
-    reason_set, code = ghcb.exit_info_1 & 0xF, ghcb.exit_info_1 >> 4 & 0xFF
-    raise GuestTerminated(reason_set, code, describe_termination(reason_set, code), vcpu=vcpu.index, vmpl=context.vmpl)
-
-
-def unsupported(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
-    """The guest met a #VC that it does not know; SW_EXITINFO1 is its error code."""
-    raise UnsupportedEvent(
-        f"the guest cannot handle a #VC with error code {ghcb.exit_info_1:#x}; the host intercepts nothing unusual, "
-        "so look for a bug in the guest's #VC handler or in the machine",
-        vcpu=vcpu.index,
-        vmpl=context.vmpl,
-    )
