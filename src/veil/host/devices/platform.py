@@ -14,7 +14,6 @@ from veil.formats.board import LOCAL_APIC
 from veil.host.devices._dma import ConfinedMemory
 from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
-from veil.host.devices.apic.msrs import MsrTable
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
 from veil.host.devices.legacy.pic import Pic
@@ -22,6 +21,7 @@ from veil.host.devices.legacy.pit import Pit
 from veil.host.devices.legacy.power import PowerControl
 from veil.host.devices.legacy.rtc import RTC_IRQ, Rtc
 from veil.host.devices.legacy.serial8250 import COM1_IRQ, Serial8250
+from veil.host.devices.msrs import MsrTable
 from veil.host.devices.pci import PciBus
 from veil.host.devices.virtio.console import VirtioConsole
 from veil.host.errors import HostError
