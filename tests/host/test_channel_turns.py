@@ -11,7 +11,7 @@ import pytest
 from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import GuestHung, RunResult
 from veil.host.channel_turns import ACTIONS, GUEST_SHARE
-from veil.host.pulse import PULSE_NS
+from veil.host.service_pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 

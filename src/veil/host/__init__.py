@@ -21,7 +21,9 @@ from veil.host.errors import (
     UnsupportedEvent,
     VmrunRefused,
 )
-from veil.host.events import (
+from veil.host.hypervisor import Hypervisor, RunResult
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion
+from veil.host.observer_events import (
     ApCreationEvent,
     Event,
     ExitEvent,
@@ -30,8 +32,6 @@ from veil.host.events import (
     PageStateEvent,
     VmplSwitchEvent,
 )
-from veil.host.hypervisor import Hypervisor, RunResult
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion
 from veil.host.panic import PanicWatcher
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState

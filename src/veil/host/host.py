@@ -14,7 +14,7 @@ from veil.host.counters import Counters
 from veil.host.cpuid_answers import CpuidAnswers
 from veil.host.enclave_contexts import ENCLAVE_VMPL, EnclaveContexts
 from veil.host.errors import HostError
-from veil.host.events import PageStateEvent, VmplSwitchEvent
+from veil.host.observer_events import PageStateEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state
 from veil.host.protection import Protection
 from veil.host.vcpu import Hold, RunState, Vcpu
@@ -22,8 +22,8 @@ from veil.host.vcpu import Hold, RunState, Vcpu
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from veil.host.events import Event
     from veil.host.interfaces import HostMemory, Platform, SnpMachine
+    from veil.host.observer_events import Event
     from veil.host.vcpu import Context
 
 __all__ = ["Host"]

@@ -17,16 +17,16 @@ from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
 from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
-from veil.host.events import ExitEvent
 from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
 from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.machine_switches import MachineSwitches
+from veil.host.observer_events import ExitEvent
 from veil.host.protection import ProtectedRange, Protection
-from veil.host.pulse import FOREVER, SERVICE_VMPL, Pulse
 from veil.host.saved_state import require_like
+from veil.host.service_pulse import FOREVER, SERVICE_VMPL, Pulse
 from veil.host.vcpu import NO_IRQ, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
 

@@ -23,9 +23,9 @@ from veil.formats.ghcb import (
 )
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import GuestTerminated
-from veil.host.events import GhcbMsrEvent
 from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
 from veil.host.ghcb.reset_hold import ap_reset_hold_answer
+from veil.host.observer_events import GhcbMsrEvent
 from veil.host.termination import describe_termination
 from veil.host.vcpu import Hold, RunState
 

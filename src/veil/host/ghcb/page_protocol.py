@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from veil.formats.ghcb import GhcbReason, NaeEvent
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb
-from veil.host.events import GhcbEvent
 from veil.host.ghcb.events import (
     ap,
     features,
@@ -27,6 +26,7 @@ from veil.host.ghcb.events import (
 )
 from veil.host.ghcb.fields import GhcbFault, GhcbPage, InjectException
 from veil.host.ghcb.port_access import answer_port_access
+from veil.host.observer_events import GhcbEvent
 from veil.host.vcpu import exception_event
 from veil.snp.errors import RmpViolation
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.host.fakes import GHCB, VMSA, Guest, Step
-from veil.host.pulse import PULSE_NS
+from veil.host.service_pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 
