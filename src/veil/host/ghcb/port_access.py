@@ -2,8 +2,8 @@
 """IN and OUT of one element, in one step from the page to the device and back.
 
 They are most of what a guest asks for, by far: each byte of a serial port, each access to a PCI register. The way
-through `veil.host.ghcb.page_protocol` and its event IOIO, which gives the same answers, takes 8 to 9 us each; this one takes
-3.5 us (processor time, device left out). So the same logic stands here a second time; the tests of IOIO try both.
+through `veil.host.ghcb.page_protocol` and its event IOIO, which gives the same answers, takes 8 to 9 us each; this one
+takes 3.5 us (processor time, device left out). So the same logic stands here a second time; the tests of IOIO try both.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the host can do (56421, "Hypervisor Feature Support")."""
+"""What the host can do (56421, table "List of Supported Non-Automatic Events")."""
 
 from __future__ import annotations
 

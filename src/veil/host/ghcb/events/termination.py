@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest ends itself, or meets a #VC that it cannot handle (56421, "Termination Request", "Unsupported Event")."""
+"""A guest ends itself, or meets a #VC that it cannot handle (56421, table "List of Supported Non-Automatic Events")."""
 
 from __future__ import annotations
 
