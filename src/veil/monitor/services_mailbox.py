@@ -24,8 +24,8 @@ from veil.snp.errors import RmpViolation
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.monitor.grants import Grants
-    from veil.monitor.hearing import Hearing
     from veil.monitor.parameters import MonitorParameters
+    from veil.monitor.service_events import Hearing
     from veil.snp.view import View
 
 __all__ = ["ServiceDomain", "ServicesUnavailable"]

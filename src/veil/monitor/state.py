@@ -9,10 +9,10 @@ from typing import Any
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import ServiceInfo
 from veil.monitor.contexts import DomainTable
-from veil.monitor.hearing import Hearing
 from veil.monitor.page_book import Owner, PageBook
 from veil.monitor.page_rights import Rows
 from veil.monitor.parameters import MonitorParameters, Option
+from veil.monitor.service_events import Hearing
 from veil.monitor.svsm_call import CallHandler
 
 __all__ = ["MonitorState"]

@@ -24,7 +24,7 @@ from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services import ServicesProtocol
-from veil.monitor.refusals import decide_refusal, is_refusal
+from veil.monitor.refused_accesses import decide_refusal, is_refusal
 from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.secure_processor import GuestMessages
 from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable

@@ -16,7 +16,7 @@ from veil.formats.request_block import BlockRequest
 from veil.formats.service_domain import SERVICES_DOMAIN, DomainCall
 from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
 from veil.formats.status import Status
-from veil.monitor.exceptions import CannotDeliver, deliver
+from veil.monitor.kernel_exceptions import CannotDeliver, deliver
 from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.services_mailbox import ServicesUnavailable
 from veil.snp.errors import RmpViolation

@@ -15,7 +15,7 @@ from veil.formats.page_owners import Owner
 from veil.formats.service_domain import ServiceInfo
 from veil.formats.service_events import MAX_HEARD, Event, Report
 from veil.formats.status import Status
-from veil.monitor.hearing import Hearing
+from veil.monitor.service_events import Hearing
 from veil.monitor.svsm_call import ResultCode
 from veil.services import Asking
 from veil.snp.rmp import RmpResult
