@@ -20,7 +20,7 @@ from veil.remote.attestation.roots import TrustedRoots
 from veil.snp import MODEL_TCB
 from veil.snp.endorsement import Endorsement
 from veil.snp.guest_requests import GuestRequests, LaunchedGuest
-from veil.snp.id_block import LaunchIdentity
+from veil.snp.id_block_checks import LaunchIdentity
 
 __all__ = [
     "GUEST",

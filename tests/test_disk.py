@@ -16,7 +16,7 @@ from veil.cache import Cache, CacheError
 from veil.disk import is_full, refuse_full_disk, tool_environment
 from veil.errors import describe
 from veil.guest.agent.build import build_agent
-from veil.snp import _native, build_engine
+from veil.snp import _engine_library, build_engine
 from veil.snp._engine_build import _run as run_compiler
 from veil.snp.errors import EngineBuildError
 
@@ -81,7 +81,7 @@ def test_the_machines_compiler(little_room: Path, tmp_path: Path, monkeypatch: p
         run_compiler(["cc", "-c", "-o", "large.o", str(source)], work)
         return work / "large.o"
 
-    monkeypatch.setattr(_native, "compile_engine", compile_engine)
+    monkeypatch.setattr(_engine_library, "compile_engine", compile_engine)
     with pytest.raises(EngineBuildError, match=_FULL.format(place=little_room / "veil")):
         build_engine()
 

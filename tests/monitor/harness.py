@@ -42,7 +42,7 @@ from veil.services import ServiceDomain
 from veil.services.parameters import ServiceParameters
 from veil.snp.guest_requests import GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
-from veil.snp.id_block import LaunchIdentity
+from veil.snp.id_block_checks import LaunchIdentity
 from veil.snp.layouts import Efer, SevFeatures, Vmcb, Vmsa
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult

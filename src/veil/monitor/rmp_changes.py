@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""PVALIDATE and RMPADJUST of pages and of ranges, at boot and later (generators: a refusal that the host can resolve is given to it)."""
+"""PVALIDATE and RMPADJUST, at boot and later (generators: a refusal that the host can resolve is given to it)."""
 
 from __future__ import annotations
 

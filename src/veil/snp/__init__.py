@@ -8,7 +8,7 @@ Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `vei
 """
 
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
-from veil.snp._native import build_engine, engine_at_hand
+from veil.snp._engine_library import build_engine, engine_at_hand
 from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode

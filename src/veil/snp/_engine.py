@@ -7,7 +7,7 @@ import ctypes
 import time
 from typing import Any
 
-from veil.snp import _native
+from veil.snp import _engine_library
 from veil.snp.errors import SnpError
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp
@@ -108,7 +108,7 @@ class Engine:
     """One x86-64 core that runs the context of one VMSA at a time."""
 
     def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, low_end: int) -> None:
-        library = _native.library()
+        library = _engine_library.library()
         for name, (argtypes, restype) in _SIGNATURES.items():
             function = getattr(library, f"veil_engine_{name}")
             function.argtypes = argtypes

@@ -32,7 +32,7 @@ from veil.formats.guest_message import (
     read_header,
     seal_message,
 )
-from veil.snp.id_block import LaunchIdentity
+from veil.snp.id_block_checks import LaunchIdentity
 
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp import _native
+from veil.snp import _engine_library
 from veil.snp.errors import RmpViolation, SnpError
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Rmp:
     def __init__(self, pages: int, hole: range = range(0)) -> None:
         if pages <= 0:
             raise SnpError(f"an RMP needs at least one page, not {pages}")
-        self._c = _Functions(_native.library())
+        self._c = _Functions(_engine_library.library())
         self.pages = pages
         self.entries: NDArray[Any] = np.zeros(pages, dtype=ENTRY_DTYPE)
         self.entries["flags"][hole.start : hole.stop] = EntryFlag.NO_RAM

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp.cpuid_page import check_cpuid_page
+from veil.snp.cpuid_page_checks import check_cpuid_page
 from veil.snp.errors import LaunchError, SnpError
 from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
-from veil.snp.id_block import LaunchIdentity, check_id_block
+from veil.snp.id_block_checks import LaunchIdentity, check_id_block
 from veil.snp.layouts import SECRETS_VERSION, SecretsPage
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp, RmpResult

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from veil.snp import _native
+from veil.snp import _engine_library
 from veil.snp._engine_build import _run as _run_tool
 from veil.snp.errors import EngineBuildError
 
@@ -39,17 +39,17 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         _run_tool(["cc", "-shared", "-fPIC", "-o", str(built), str(place / "answer.c")], work)
         return built
 
-    monkeypatch.setattr(_native, "ENGINE_DIR", engine)
-    monkeypatch.setattr(_native, "compile_engine", compile_engine)
+    monkeypatch.setattr(_engine_library, "ENGINE_DIR", engine)
+    monkeypatch.setattr(_engine_library, "compile_engine", compile_engine)
     return path
 
 
 @pytest.fixture
 def no_library() -> Iterator[None]:
     """A process loads its library once: not what a test makes of it."""
-    _native.library.cache_clear()
+    _engine_library.library.cache_clear()
     yield
-    _native.library.cache_clear()
+    _engine_library.library.cache_clear()
 
 
 def answer_of(path: Path) -> int:
@@ -61,23 +61,23 @@ def answer_of(path: Path) -> int:
 @needs_compiler
 class TestBuild:
     def test_once(self, source: Path) -> None:
-        path = _native.build_engine()
+        path = _engine_library.build_engine()
         stamp = path.stat().st_mtime_ns
-        assert path.is_relative_to(_native.cache_dir())
+        assert path.is_relative_to(_engine_library.cache_dir())
         assert answer_of(path) == 42
-        assert _native.build_engine() == path
+        assert _engine_library.build_engine() == path
         assert path.stat().st_mtime_ns == stamp
 
     def test_headers_count(self, source: Path) -> None:
-        first = _native.build_engine()
+        first = _engine_library.build_engine()
         (source.parent / "number.h").write_text("#define NUMBER 43\n")
-        second = _native.build_engine()
+        second = _engine_library.build_engine()
         assert second != first
         assert answer_of(second) == 43
 
     @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "no checksum", "bad checksum"])
     def test_repairs_itself(self, source: Path, damage: str) -> None:
-        path = _native.build_engine()
+        path = _engine_library.build_engine()
         content = path.read_bytes()
         checksum = path.with_name(path.name + ".sha256")
         match damage:
@@ -91,45 +91,45 @@ class TestBuild:
                 checksum.unlink()
             case _:
                 checksum.write_bytes(b"\xff\xfe")
-        assert _native.build_engine() == path
+        assert _engine_library.build_engine() == path
         assert answer_of(path) == 42
         assert sorted(file.name for file in path.parent.iterdir()) == sorted((path.name, checksum.name, "lock"))
 
     def test_load_builds_what_the_loader_refuses(self, source: Path, no_library: None) -> None:
         """A file that is whole by its checksum and yet no library, as after a build on another system."""
-        path = _native.build_engine()
+        path = _engine_library.build_engine()
         path.write_bytes(b"not a library")
         checksum = path.with_name(path.name + ".sha256")
         digest = subprocess.run(["sha256sum", str(path)], capture_output=True, check=True, text=True).stdout.split()[0]
         checksum.write_text(digest + "\n")
-        library = _native.library()
+        library = _engine_library.library()
         library.answer.restype = ctypes.c_int
         assert library.answer() == 42
 
     def test_compiler_error_is_one_line(self, source: Path) -> None:
         source.write_text("int answer(void) { return nonsense; }\n")
         with pytest.raises(EngineBuildError, match="nonsense") as caught:
-            _native.build_engine()
+            _engine_library.build_engine()
         assert "\n" not in str(caught.value)
 
     def test_cache_cannot_be_written(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (source.parent / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(source.parent / "file"))
         with pytest.raises(EngineBuildError, match="cannot build"):
-            _native.build_engine()
+            _engine_library.build_engine()
 
 
 def test_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert _native.cache_dir() == tmp_path / ".cache" / "veil"
+    assert _engine_library.cache_dir() == tmp_path / ".cache" / "veil"
 
 
 @needs_compiler
 def test_rmp_under_sanitizers(tmp_path: Path) -> None:
     """Random and hostile instructions on tables of exact size, with AddressSanitizer and UBSan watching."""
     flags = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all", f"-I{_native.ENGINE_DIR}"]
+    flags += ["-fno-sanitize-recover=all", f"-I{_engine_library.ENGINE_DIR}"]
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void)\n{\n    return 0;\n}\n")
     if subprocess.run(
@@ -137,7 +137,7 @@ def test_rmp_under_sanitizers(tmp_path: Path) -> None:
     ).returncode:
         pytest.skip("the C compiler has no sanitizer runtime (Debian: libasan, libubsan)")
     binary = tmp_path / "driver"
-    sources = [str(DRIVER), str(_native.ENGINE_DIR / "rmp.c")]
+    sources = [str(DRIVER), str(_engine_library.ENGINE_DIR / "rmp.c")]
     subprocess.run(["cc", *flags, *sources, "-o", str(binary)], check=True)
     result = subprocess.run([str(binary), "3000"], capture_output=True, check=False, text=True)
     assert (result.returncode, result.stdout) == (0, "ok\n"), result.stderr
