@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from veil.cache_place import NO_PLACE, cache_place
 from veil.disk import describe_full_disk, is_full
 from veil.errors import VeilError, describe
 from veil.private_files import make_folder, open_own, own_folder, tighten, write_new
@@ -36,14 +37,11 @@ class CacheError(VeilError):
 
 
 def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME/veil`, or `~/.cache/veil` (a relative XDG_CACHE_HOME counts as unset: XDG base directories)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if base.startswith("/"):
-        return Path(base) / "veil"
-    try:
-        return Path.home() / ".cache" / "veil"
-    except RuntimeError as error:
-        raise CacheError("no place for the cache: neither XDG_CACHE_HOME nor a home directory is set") from error
+    """Where it is (`cache_place`). Raises CacheError."""
+    place = cache_place()
+    if place is None:
+        raise CacheError(NO_PLACE)
+    return place
 
 
 def cache_key(*parts: str | bytes) -> str:

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from veil.cache_place import NO_PLACE, cache_place
 from veil.disk import describe_full_disk, is_full
 from veil.private_files import FOLDER_MODE, make_folder, open_own, own_folder, write_new
 from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
@@ -35,15 +36,11 @@ _CHECKSUM = "libveil.so.sha256"
 
 
 def cache_dir() -> Path:
-    """Where Veil keeps what it can make again (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification: a relative path is invalid and to be ignored.
-    if os.path.isabs(base):
-        return Path(base) / "veil"
-    try:
-        return Path.home() / ".cache" / "veil"
-    except RuntimeError as error:
-        raise EngineBuildError("no place for the cache: neither XDG_CACHE_HOME nor a home directory is set") from error
+    """As `veil.cache` has it. Raises EngineBuildError."""
+    place = cache_place()
+    if place is None:
+        raise EngineBuildError(NO_PLACE)
+    return place
 
 
 def _is_whole(library_path: Path) -> bool:
