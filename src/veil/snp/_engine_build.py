@@ -3,7 +3,8 @@
 
 Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
 changed before it is compiled (`_EDITS` and the header in `engine/shadow`), the rest at link time: `--wrap` sends calls
-of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/tlb.c`, `engine/run.c` and `engine/code.c`.
+of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/tlb.c`, `engine/run.c` and
+`engine/self_modifying_code.c`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Out of generated code: to the host, or to the guest's #VC handler. */
+/* Out of generated code: to the host. */
 #ifndef VEIL_EXITS_H
 #define VEIL_EXITS_H
 
@@ -16,9 +16,5 @@
 /* `retaddr`: where generated code called, as for QEMU's functions; 0 if RIP is the guest's already. */
 void QEMU_NORETURN veil_exit(struct veil_engine *e, uint64_t code, uint64_t exit_info_1, uint64_t exit_info_2,
                              uintptr_t retaddr);
-void QEMU_NORETURN veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr);
-
-bool veil_is_contributory(int vector);
-bool veil_is_delivering_exception(const struct veil_engine *e);
 
 #endif

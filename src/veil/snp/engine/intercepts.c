@@ -10,6 +10,7 @@
  */
 #include "clock.h"
 #include "core.h"
+#include "events.h"
 #include "exits.h"
 
 #include "exec/helper-proto.h"

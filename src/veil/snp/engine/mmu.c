@@ -6,6 +6,7 @@
  * reduces an RMP permission bumps the RMP's generation, which flushes the TLB.
  */
 #include "mmu.h"
+#include "events.h"
 #include "exits.h"
 #include "tlb.h"
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The execution loop of one VMRUN: translated blocks, and the delivery of events.
+ * The execution loop of one VMRUN: translated blocks, and what must be looked at between them.
  */
 #include "run.h"
 #include "clock.h"
-#include "exits.h"
-#include "instructions.h"
+#include "events.h"
+#include "snp_opcodes.h"
 #include "tlb.h"
 
 #include "exec/tb-hash.h"
@@ -17,75 +17,6 @@ TranslationBlock *__real_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, 
                                                  uint32_t cf_mask);
 TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
                                                  uint32_t cf_mask);
-
-/*
- * QEMU's tables do not know that #VC has an error code: push it below the frame
- * just made. It cannot fault where the frame did not: in long mode the frame ends
- * 40 bytes below a multiple of 16, so the error code is in the same page. (Legacy
- * modes have no #VC handler in any SNP guest: they run before its IDT.)
- */
-static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
-{
-    CPUX86State *env = e->env;
-
-    if (env->hflags & HF_LMA_MASK) {
-        cpu_stq_mmuidx_ra(env, env->regs[R_ESP] - 8, error_code, cpu_mmu_index_kernel(env), 0);
-        env->regs[R_ESP] -= 8;
-    }
-}
-
-/* May not return: a fault on the way comes back through the loop's sigsetjmp. */
-static void deliver(struct veil_engine *e)
-{
-    CPUX86State *env = e->env;
-    struct veil_event *event = &e->delivering;
-
-    /* Nested SVM's own bookkeeping of injected events would write to a VMCB that is not there. */
-    e->counters.events++;
-    env->hflags &= ~HF_GUEST_MASK;
-    env->old_exception = -1;
-    if (veil_is_delivering_exception(e) &&
-        (veil_is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
-        /* QEMU does not know #VC as contributory: let it think of #GP. */
-        env->old_exception = event->vector == VEIL_VECTOR_VC ? EXCP0D_GPF : event->vector;
-    }
-    if (event->type == SVM_EVTINJ_TYPE_INTR >> 8 || event->type == SVM_EVTINJ_TYPE_NMI >> 8) {
-        do_interrupt_x86_hardirq(env, event->vector, 1);
-    } else {
-        e->cs->exception_index = event->vector;
-        env->error_code = event->error_code;
-        env->exception_is_int = event->type == SVM_EVTINJ_TYPE_SOFT >> 8;
-        env->exception_next_eip = event->next_rip;
-        x86_cpu_do_interrupt(e->cs);
-        if (event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8) {
-            push_vc_error_code(e, event->error_code);
-        }
-    }
-    env->old_exception = -1;
-    env->hflags |= HF_GUEST_MASK;
-    e->cs->exception_index = -1;
-    event->pending = false;
-}
-
-/* What made generated code come back, or was raised outside of it, becomes the event to deliver. */
-static void take_exception(struct veil_engine *e)
-{
-    CPUX86State *env = e->env;
-    int vector = e->cs->exception_index;
-
-    e->cs->exception_index = -1;
-    e->delivering = (struct veil_event){
-        .pending = true,
-        .vector = vector,
-        .type = (env->exception_is_int ? SVM_EVTINJ_TYPE_SOFT : SVM_EVTINJ_TYPE_EXEPT) >> 8,
-        .has_error_code =
-            !env->exception_is_int && (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
-                                       vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
-        .error_code = env->error_code,
-        .next_rip = env->exception_next_eip,
-    };
-    env->exception_is_int = 0;
-}
 
 /* Somebody asked for the core: if the host did, or time is up, the exit is set up. */
 static bool must_leave(struct veil_engine *e)
@@ -225,14 +156,14 @@ void veil_run(struct veil_engine *e)
             if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
                 continue;
             }
-            take_exception(e);
+            veil_take_exception(e);
         }
         if (e->delivering.pending) {
             /* A guest whose events raise others without end gets nowhere, but must not hold the host. */
             if (must_leave(e)) {
                 continue;
             }
-            deliver(e);
+            veil_deliver_event(e);
         }
         run_blocks(e);
     }

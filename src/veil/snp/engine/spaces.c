@@ -112,7 +112,8 @@ static void mark(struct veil_engine *e, CPUTLBEntry *te)
     }
 }
 
-/* Code was translated from further pages while another space was loaded: stores to them come to code.c. */
+/* Code was translated from further pages while another space was loaded: stores to them come to self_modifying_code.c.
+ */
 static void mark_code(struct veil_engine *e)
 {
     CPUTLB *tlb = env_tlb(e->env);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* PVALIDATE, RMPADJUST, RMPQUERY, VMGEXIT, VMMCALL. */
-#ifndef VEIL_INSTRUCTIONS_H
-#define VEIL_INSTRUCTIONS_H
+#ifndef VEIL_SNP_OPCODES_H
+#define VEIL_SNP_OPCODES_H
 
 #include "core.h"
 

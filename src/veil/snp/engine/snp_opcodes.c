@@ -4,7 +4,8 @@
  * RMPQUERY, VMGEXIT, and VMMCALL, which an SEV-ES guest gets as #VC. They reach
  * us as invalid opcodes with a precise RIP.
  */
-#include "instructions.h"
+#include "snp_opcodes.h"
+#include "events.h"
 #include "exits.h"
 #include "mmu.h"
 

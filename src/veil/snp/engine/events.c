@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Events: what the host injects (EVENTINJ), what the guest raises, #VC, how they are delivered, and what is left of one
+ * whose delivery an exit cut off (EXITINTINFO).
+ */
+#include "events.h"
+#include "exits.h"
+
+#include "exec/exec-all.h"
+
+static bool is_contributory(int vector)
+{
+    return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF) || vector == VEIL_VECTOR_VC;
+}
+
+static bool is_delivering_exception(const struct veil_engine *e)
+{
+    return e->delivering.pending && e->delivering.type == SVM_EVTINJ_TYPE_EXEPT >> 8;
+}
+
+/* Restricted injection (APM vol. 2, 15.36.16): EVENTINJ brings in #HV and nothing else; V_IRQ does not count (run.c).
+ */
+bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
+{
+    const uint32_t hv = VEIL_VECTOR_HV | SVM_EVTINJ_TYPE_EXEPT | (uint32_t)SVM_EVTINJ_VALID;
+
+    return !(vmsa->sev_features & VEIL_SEV_RESTRICTED_INJECTION) || !(injection & (uint32_t)SVM_EVTINJ_VALID) ||
+           (uint32_t)injection == hv;
+}
+
+/* Event of the VMCB's EVENTINJ (APM vol. 2, 15.20). Types: 0 interrupt, 2 NMI, 3 exception, 4 software interrupt. */
+void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
+{
+    uint64_t injection = vmcb->event_inj;
+
+    vmcb->event_inj = 0;
+    if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
+        return;
+    }
+    e->delivering = (struct veil_event){
+        .pending = true,
+        .vector = injection & 0xff,
+        .type = (injection >> 8) & 7,
+        .has_error_code = (injection & SVM_EVTINJ_VALID_ERR) != 0,
+        .error_code = injection >> 32,
+        .next_rip = vmcb->nrip,
+    };
+}
+
+/* EXITINTINFO. (svm.h's SVM_EVTINJ_VALID is a negative int: or-ed in here, it would fill the error code with ones.) */
+uint64_t veil_exit_interruption(const struct veil_event *event)
+{
+    uint32_t low = event->vector | (uint32_t)event->type << 8 | (uint32_t)SVM_EVTINJ_VALID;
+
+    if (!event->pending) {
+        return 0;
+    }
+    if (event->has_error_code) {
+        low |= SVM_EVTINJ_VALID_ERR;
+    }
+    return low | (uint64_t)event->error_code << 32;
+}
+
+/*
+ * #VC is taken as a contributory fault: met in the delivery of another one it is a double fault. From memory, not
+ * checked against the text of APM vol. 2 (docs/fidelity.md).
+ */
+void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr)
+{
+    int first = is_delivering_exception(e) ? e->delivering.vector : -1;
+
+    if (retaddr) {
+        cpu_restore_state(e->cs, retaddr, true);
+    }
+    e->env->exception_is_int = 0;
+    if (first == EXCP08_DBLE) {
+        e->delivering.pending = false;
+        veil_exit(e, VEIL_EXIT_SHUTDOWN, 0, 0, 0);
+    }
+    if (first == EXCP0E_PAGE || (first >= 0 && is_contributory(first))) {
+        e->env->error_code = 0;
+        e->cs->exception_index = EXCP08_DBLE;
+    } else {
+        e->counters.vc++;
+        e->env->error_code = error_code;
+        e->cs->exception_index = VEIL_VECTOR_VC;
+    }
+    cpu_loop_exit(e->cs);
+}
+
+/*
+ * QEMU's tables do not know that #VC has an error code: push it below the frame
+ * just made. It cannot fault where the frame did not: in long mode the frame ends
+ * 40 bytes below a multiple of 16, so the error code is in the same page. (Legacy
+ * modes have no #VC handler in any SNP guest: they run before its IDT.)
+ */
+static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
+{
+    CPUX86State *env = e->env;
+
+    if (env->hflags & HF_LMA_MASK) {
+        cpu_stq_mmuidx_ra(env, env->regs[R_ESP] - 8, error_code, cpu_mmu_index_kernel(env), 0);
+        env->regs[R_ESP] -= 8;
+    }
+}
+
+/* May not return: a fault on the way comes back through the loop's sigsetjmp. */
+void veil_deliver_event(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    struct veil_event *event = &e->delivering;
+
+    /* Nested SVM's own bookkeeping of injected events would write to a VMCB that is not there. */
+    e->counters.events++;
+    env->hflags &= ~HF_GUEST_MASK;
+    env->old_exception = -1;
+    if (is_delivering_exception(e) &&
+        (is_contributory(event->vector) || event->vector == EXCP0E_PAGE || event->vector == EXCP08_DBLE)) {
+        /* QEMU does not know #VC as contributory: let it think of #GP. */
+        env->old_exception = event->vector == VEIL_VECTOR_VC ? EXCP0D_GPF : event->vector;
+    }
+    if (event->type == SVM_EVTINJ_TYPE_INTR >> 8 || event->type == SVM_EVTINJ_TYPE_NMI >> 8) {
+        do_interrupt_x86_hardirq(env, event->vector, 1);
+    } else {
+        e->cs->exception_index = event->vector;
+        env->error_code = event->error_code;
+        env->exception_is_int = event->type == SVM_EVTINJ_TYPE_SOFT >> 8;
+        env->exception_next_eip = event->next_rip;
+        x86_cpu_do_interrupt(e->cs);
+        if (event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8) {
+            push_vc_error_code(e, event->error_code);
+        }
+    }
+    env->old_exception = -1;
+    env->hflags |= HF_GUEST_MASK;
+    e->cs->exception_index = -1;
+    event->pending = false;
+}
+
+/* What made generated code come back, or was raised outside of it, becomes the event to deliver. */
+void veil_take_exception(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    int vector = e->cs->exception_index;
+
+    e->cs->exception_index = -1;
+    e->delivering = (struct veil_event){
+        .pending = true,
+        .vector = vector,
+        .type = (env->exception_is_int ? SVM_EVTINJ_TYPE_SOFT : SVM_EVTINJ_TYPE_EXEPT) >> 8,
+        .has_error_code =
+            !env->exception_is_int && (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
+                                       vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
+        .error_code = env->error_code,
+        .next_rip = env->exception_next_eip,
+    };
+    env->exception_is_int = 0;
+}

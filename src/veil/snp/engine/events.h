@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Events on their way into the guest: veil_engine.delivering. */
+#ifndef VEIL_EVENTS_H
+#define VEIL_EVENTS_H
+
+#include "core.h"
+
+bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection);
+void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb);
+/* EXITINTINFO of an exit that finds this event. */
+uint64_t veil_exit_interruption(const struct veil_event *event);
+
+/* `retaddr` as for veil_exit(). */
+void QEMU_NORETURN veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr);
+
+void veil_take_exception(struct veil_engine *e);
+void veil_deliver_event(struct veil_engine *e);
+
+#endif
