@@ -11,11 +11,11 @@ import pytest
 from tests.guest.agent.agent_process import Collected
 from tests.guest.qemu_guest import missing_tools, qemu_guest
 from veil.cache import Cache
+from veil.formats.tsc import TSC_KHZ
 from veil.guest.initramfs.archive import build_initramfs
 from veil.guest.linux.boot import prepare_linux
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
-from veil.snp import TSC_KHZ
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils are needed")
 

@@ -16,6 +16,7 @@ from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.enclave_settings import EncSettings
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
+from veil.formats.tsc import TSC_KHZ
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
 from veil.guest.ingredients import ingredients_at_hand
@@ -26,7 +27,7 @@ from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kerne
 from veil.guest.linux.modules import collect_modules
 from veil.image.launch_image import LaunchImage, build_image
 from veil.image.services_image import ServicesImage
-from veil.snp import TSC_KHZ, Machine
+from veil.snp import Machine
 
 __all__ = ["Assembly"]
 

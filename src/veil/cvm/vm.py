@@ -28,12 +28,13 @@ from veil.cvm.snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
+from veil.formats.tsc import TSC_KHZ
 from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
-from veil.snp import TSC_KHZ, Machine, SnpError, build_engine
+from veil.snp import Machine, SnpError, build_engine
 
 __all__ = ["ConfidentialVM"]
 

@@ -16,7 +16,6 @@ __all__ = [
     "PM1_EVENT_PORT",
     "RESET_PORT",
     "SLEEP_ENABLE",
-    "TSC_KHZ",
 ]
 
 #: Of a page table entry, as of an address: the page is private (CPUID 8000_001F EBX).
@@ -40,6 +39,3 @@ PM1_CONTROL_PORT = 0x604
 #: SLP_EN of PM1_CONTROL.
 SLEEP_ENABLE = 1 << 13
 RESET_PORT = 0xCF9
-
-#: of the time stamp counter: it counts nanoseconds
-TSC_KHZ = 1_000_000

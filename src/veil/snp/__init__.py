@@ -9,7 +9,7 @@ Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `vei
 
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
 from veil.snp._engine_library import build_engine, engine_at_hand
-from veil.snp.cpuid import TSC_KHZ, CpuidEntryValues
+from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.guest_requests import MODEL_TCB
@@ -23,7 +23,6 @@ __all__ = [
     "COUNTER_NAMES",
     "HOSTED_VMPLS",
     "MODEL_TCB",
-    "TSC_KHZ",
     "CpuidEntryValues",
     "EngineBuildError",
     "EngineCounters",

@@ -6,10 +6,10 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from veil.formats.board import C_BIT_POSITION, TSC_KHZ
+from veil.formats.board import C_BIT_POSITION
 from veil.snp._engine import Engine
 
-__all__ = ["PROCESSOR_SIGNATURE", "TSC_KHZ", "CpuidEntryValues", "cpuid_entries"]
+__all__ = ["PROCESSOR_SIGNATURE", "CpuidEntryValues", "cpuid_entries"]
 
 #: Family 19h, model 01h, stepping 1 (Milan, the first with SNP). The core is older than that, and would say so: tools
 #: then take its reports for impossible ones.

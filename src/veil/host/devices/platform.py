@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.board import LOCAL_APIC
+from veil.formats.tsc import TSC_KHZ
 from veil.host.devices._dma import ConfinedMemory
 from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
@@ -74,7 +75,7 @@ class Platform:
         apic_ids: Sequence[int] | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         tsc: Callable[[], int] | None = None,
-        tsc_khz: int = 1_000_000,
+        tsc_khz: int = TSC_KHZ,
         wall_ns: Callable[[], int] = time.time_ns,
         console: Callable[[bytes], None] | None = None,
         x2apic: bool = False,

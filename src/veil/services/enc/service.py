@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from veil.formats.board import TSC_KHZ
 from veil.formats.enclave_calls import (
     CONTENT_PAGES,
     ENC_GUID,
@@ -37,6 +36,7 @@ from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
+from veil.formats.tsc import TSC_KHZ
 from veil.services.context import Asking, MonitorRefused
 from veil.services.enc import mailbox
 from veil.services.enc.enclave import Enclave, State, pages_needed

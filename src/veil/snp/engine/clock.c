@@ -20,7 +20,8 @@ uint64_t veil_monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* The TSC counts nanoseconds: 1 GHz, which every calibration in a guest gets exactly right. */
+/* The TSC counts nanoseconds: 1 GHz (TSC_KHZ of veil/formats/tsc.py), which every calibration in a guest gets exactly
+ * right. */
 uint64_t veil_engine_tsc(struct veil_engine *e)
 {
     return veil_monotonic_ns() + e->tsc_offset;
