@@ -44,7 +44,7 @@ class Store(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory = Memory()
-        self.store = LogStore(self.memory)  # type: ignore[arg-type]
+        self.store = LogStore(self.memory, lambda: 7)  # type: ignore[arg-type]
         self.entries: list[bytes] = []  # all, kept
         self.roots: dict[int, bytes] = {}
 
@@ -57,9 +57,9 @@ class Store(RuleBasedStateMachine):
         raw = ENTRY_HEADER.pack(len(self.entries), 7, EntryKind.RECORDS, len(body)) + body
         if self.held + len(raw) + reserve > SIZE:
             with pytest.raises(LogFull):
-                self.store.append(EntryKind.RECORDS, 7, body, reserve=reserve)
+                self.store.append(EntryKind.RECORDS, body, reserve=reserve)
         else:
-            assert self.store.append(EntryKind.RECORDS, 7, body, reserve=reserve) == len(self.entries)
+            assert self.store.append(EntryKind.RECORDS, body, reserve=reserve) == len(self.entries)
             self.entries.append(raw)
 
     @rule(data=st.data())
@@ -86,7 +86,7 @@ class Store(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         state = json.loads(json.dumps(self.store.dump()))
-        self.store = LogStore(self.memory)  # type: ignore[arg-type]
+        self.store = LogStore(self.memory, lambda: 7)  # type: ignore[arg-type]
         self.store.load(state)
 
     @rule(data=st.data())
@@ -133,11 +133,11 @@ def test_a_head_and_proofs_take_few_hashes(monkeypatch: pytest.MonkeyPatch) -> N
         return hashlib.sha256(data)
 
     memory = Memory(1 << 20)
-    store = LogStore(memory)  # type: ignore[arg-type]
+    store = LogStore(memory, lambda: 7)  # type: ignore[arg-type]
     monkeypatch.setattr(merkle, "hashlib", SimpleNamespace(sha256=sha256))
     for number in range(10_000):
         before = hashes
-        store.append(EntryKind.RECORDS, number, b"record")
+        store.append(EntryKind.RECORDS, b"record")
         assert hashes - before <= 1 + number.bit_length()
     assert hashes <= 2 * 10_000
     asked: list[Callable[[], object]] = [

@@ -40,9 +40,11 @@ class KernelCalls:
             if request.call == KernelCall.RULES:
                 return self._rules.exchange(request.body)
             raise Refused(Status.UNKNOWN_CALL, f"the log has no call {request.call} for the kernel")
-        now = self.last_ns = self._now()
-        silence = self._ear.heard(now, beat=kind == EntryKind.HEARTBEAT)
+        silence = self._ear.heard(self._now(), beat=kind == EntryKind.HEARTBEAT)
         if silence is not None:
-            self._writer.silent(silence, now)
-        self._writer.append(kind, now, request.body)
+            self._writer.silent(silence)
+        try:
+            self._writer.append(kind, request.body)
+        finally:
+            self.last_ns = self._now()  # refused or not
         return self._rules.wanted() if kind == EntryKind.HEARTBEAT else b""

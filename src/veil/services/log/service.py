@@ -39,11 +39,11 @@ class LogService(Service):
     def start(self, settings: dict[str, Any]) -> None:
         """An empty log with a key of its own."""
         self._assemble(settings, HeadKey.generate(), Ear(self.now()))
-        self.store.append(EntryKind.STARTED, self.now(), b"")
+        self.store.append(EntryKind.STARTED, b"")
 
     def _assemble(self, settings: dict[str, Any], key: HeadKey, ear: Ear) -> None:
         self._full = LogSettings.of(settings).full
-        self.store = LogStore(self.memory)
+        self.store = LogStore(self.memory, self.now)
         self.writer = Writer(self.store, self._full)
         self.rules = AuditRules()
         self._ear = ear
@@ -56,15 +56,14 @@ class LogService(Service):
 
     def keep_word(self, service: int, word: bytes) -> bool:
         """An entry of its own: now, or when there is room."""
-        self.writer.word(ServiceWord(service, word).pack(), self.now())
+        self.writer.word(ServiceWord(service, word).pack())
         return True
 
     def ran(self) -> None:
         """Time passes, and the kernel may be silent: said at once, for such a kernel may never call again."""
-        now = self.now()
-        silence = self._ear.ran(now)
+        silence = self._ear.ran(self.now())
         if silence is not None:
-            self.writer.silent(silence, now)
+            self.writer.silent(silence)
 
     def head(self) -> Head:
         """What is in the log now, signed."""
@@ -101,4 +100,4 @@ class LogService(Service):
         self.kernel.last_ns = state["last_ns"]
         # Without room for it now it is said later: the host could resume two machines when the log is full, and their
         # logs would go on alike.
-        self.writer.resumed(self.nonce(), self.now())
+        self.writer.resumed(self.nonce())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Entries in a ring of protected memory, and the Merkle tree over them."""
+"""Entries in a ring of protected memory, each with the time at which it came, and the Merkle tree over them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from veil.formats.log import ENTRY_HEADER, EntryKind
 from veil.formats.merkle import CompactRange, MerkleTree, leaf_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from veil.services.context import ServiceMemory
 
 __all__ = ["LogFull", "LogStore"]
@@ -26,8 +28,10 @@ class LogStore:
     costs O(log entries). An entry takes 72 bytes here besides its place in the ring (64 in the tree, its position).
     """
 
-    def __init__(self, memory: ServiceMemory) -> None:
+    def __init__(self, memory: ServiceMemory, now: Callable[[], int]) -> None:
+        """`now` is the machine's time in nanoseconds."""
         self._memory = memory
+        self._now = now
         self._size = memory.size
         #: positions count bytes from the log's beginning; modulo the size they are offsets
         self._head = self._tail = 0
@@ -40,13 +44,13 @@ class LogStore:
         """Bytes that are free."""
         return self._size - (self._head - self._tail)
 
-    def append(self, kind: EntryKind, time_ns: int, body: bytes, *, reserve: int = 0) -> int:
-        """Keep an entry; returns its sequence number. `reserve` bytes stay free. Raises LogFull."""
+    def append(self, kind: EntryKind, body: bytes, *, reserve: int = 0) -> int:
+        """Keep an entry, of now; returns its sequence number. `reserve` bytes stay free. Raises LogFull."""
         length = ENTRY_HEADER.size + len(body)
         if length + reserve > self._size - (self._head - self._tail):
             raise LogFull
         sequence = self.next
-        raw = ENTRY_HEADER.pack(sequence, time_ns, kind, len(body)) + body
+        raw = ENTRY_HEADER.pack(sequence, self._now(), kind, len(body)) + body
         offset = self._head % self._size
         room = self._size - offset
         if length <= room:

@@ -27,7 +27,6 @@ class _Log(Protocol):
     writer: Writer
     rules: AuditRules
 
-    def now(self) -> int: ...
     def head(self) -> Head: ...
 
 
@@ -68,7 +67,7 @@ def _acknowledge(log: _Log, user: User, body: bytes) -> bytes:
     if upto > log.store.next:
         raise Refused(Status.BAD_REQUEST, f"there are {log.store.next} entries, not {upto}")
     log.store.acknowledge(upto)
-    log.writer.tell(log.now())
+    log.writer.tell()
     return b""
 
 
@@ -76,7 +75,7 @@ def _set_rules(log: _Log, user: User, text: bytes) -> bytes:
     assert user.fingerprint is not None  # by which VeilMon knows an owner
     log.rules.check(text)
     why = "the log is full, and rules that are not in it must not be set"
-    log.writer.append_or_refuse(EntryKind.RULES, log.now(), user.fingerprint + text, why)
+    log.writer.append_or_refuse(EntryKind.RULES, user.fingerprint + text, why)
     return log.rules.want(text)
 
 

@@ -42,25 +42,25 @@ class Writer:
         self._silence: Silence | None = None
         self._words: list[bytes] = []
 
-    def append(self, kind: EntryKind, now: int, body: bytes) -> None:
+    def append(self, kind: EntryKind, body: bytes) -> None:
         """For the kernel. What finds no room is dropped and counted, or refused: the setting decides."""
         try:
-            self._append_or_raise(kind, now, body)
+            self._append_or_raise(kind, body)
         except LogFull:
             if self._full == HALT:
                 raise Refused(Status.FULL, "the log is full") from None
             self._drop()
 
-    def append_or_refuse(self, kind: EntryKind, now: int, body: bytes, why: str) -> None:
+    def append_or_refuse(self, kind: EntryKind, body: bytes, why: str) -> None:
         """An entry without which something must not be done. Raises Refused with `why`, whatever the setting."""
         try:
-            self._append_or_raise(kind, now, body)
+            self._append_or_raise(kind, body)
         except LogFull:
             raise Refused(Status.FULL, why) from None
 
-    def _append_or_raise(self, kind: EntryKind, now: int, body: bytes) -> None:
-        self._tell(now)
-        self._store.append(kind, now, body, reserve=_RESERVE)
+    def _append_or_raise(self, kind: EntryKind, body: bytes) -> None:
+        self._tell()
+        self._store.append(kind, body, reserve=_RESERVE)
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -68,45 +68,45 @@ class Writer:
 
     # What the service itself says: at once if there is room
 
-    def resumed(self, nonce: bytes, now: int) -> None:
+    def resumed(self, nonce: bytes) -> None:
         """The machine goes on from a snapshot."""
         self._resumed = nonce
-        self.tell(now)
+        self.tell()
 
-    def silent(self, silence: Silence, now: int) -> None:
+    def silent(self, silence: Silence) -> None:
         """The kernel was silent. Of several that wait the longest is told."""
         if self._silence is None or silence > self._silence:
             self._silence = silence
-        self.tell(now)
+        self.tell()
 
-    def word(self, word: bytes, now: int) -> None:
+    def word(self, word: bytes) -> None:
         """Another service's. When too many wait they count as dropped."""
         if len(self._words) < _MAX_WORDS:
             self._words.append(word)
         else:
             self._drop()
-        self.tell(now)
+        self.tell()
 
-    def tell(self, now: int) -> None:
+    def tell(self) -> None:
         """Append what waits, as far as there is room.
 
         Call it when there is new room, not with the kernel's next call: a kernel that was taken over may make none.
         """
         with suppress(LogFull):
-            self._tell(now)
+            self._tell()
 
-    def _tell(self, now: int) -> None:
+    def _tell(self) -> None:
         if self._resumed:
-            self._store.append(EntryKind.RESUMED, now, self._resumed)
+            self._store.append(EntryKind.RESUMED, self._resumed)
             self._resumed = b""
         while self._words:
-            self._store.append(EntryKind.WORD, now, self._words[0], reserve=_RESERVE)
+            self._store.append(EntryKind.WORD, self._words[0], reserve=_RESERVE)
             del self._words[0]
         if self._untold:
-            self._store.append(EntryKind.DROPPED, now, _U64.pack(self._untold))
+            self._store.append(EntryKind.DROPPED, _U64.pack(self._untold))
             self._untold = 0
         if self._silence is not None:
-            self._store.append(EntryKind.SILENCE, now, self._silence.pack(), reserve=_RESERVE)
+            self._store.append(EntryKind.SILENCE, self._silence.pack(), reserve=_RESERVE)
             self._silence = None
 
     # Snapshots
