@@ -19,7 +19,8 @@ from fuzz.target import Target
 from fuzz.world import endorsement, genuine_machines, software_machine
 from veil.formats.certificate_table import ARK, ASK, CRL, VCEK, VLEK, pack_certificates, parse_certificates
 from veil.remote.attestation.certificate_encodings import revocation_list_der
-from veil.remote.attestation.certificates import CertificateChain, EndorsementExtensions, load_certificates
+from veil.remote.attestation.certificates import CertificateChain, load_certificates
+from veil.remote.attestation.endorsement import Endorsement
 from veil.remote.attestation.verify import verify_report
 
 __all__ = ["TARGETS"]
@@ -117,7 +118,7 @@ def _extensions(data: bytes) -> None:
     for suffix, value in values.items():
         oid = x509.ObjectIdentifier(_OID + suffix)
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    found = EndorsementExtensions.of(builder.sign(_key(), hashes.SHA256()))
+    found = Endorsement.of(builder.sign(_key(), hashes.SHA256()))
     for part, number in found.parts.items():
         assert values[_NUMBERS[part]] == _integer(number)
     assert found.product.encode() == values["2"][2:]

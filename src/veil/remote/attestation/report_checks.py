@@ -20,8 +20,9 @@ from veil.formats.attestation_report import (
 )
 from veil.formats.errors import FormatError
 from veil.formats.hcl_report import RuntimeData
-from veil.remote.attestation.certificates import CertificateChain, EndorsementExtensions
+from veil.remote.attestation.certificates import CertificateChain
 from veil.remote.attestation.checks import Checklist
+from veil.remote.attestation.endorsement import Endorsement
 from veil.remote.attestation.policy import Policy
 from veil.remote.attestation.report_encodings import ReportFile
 from veil.remote.attestation.roots import SOFTWARE
@@ -35,9 +36,6 @@ _LINES: dict[str, tuple[int, tuple[int, ...], tuple[str, ...]]] = {
     "Genoa": (0x19, (0x1, 0xA), ("Genoa", "Bergamo", "Siena")),
     "Turin": (0x1A, (0x0, 0x1), ("Turin",)),
 }
-#: Turin's chips have IDs of 8 bytes; reports have room for 64.
-_SHORT_HWID = 8
-_LONG_HWID = 64
 _KEY_INFO_BITS = 5
 _PROVISIONAL = ", so that it can be rolled back (allow_provisional_firmware)"
 
@@ -110,50 +108,47 @@ def _endorsement(
     """The leaf's extensions against the report."""
     fallback = tcb_layout(report.cpuid_family, report.cpuid_model)
     try:
-        extensions = EndorsementExtensions.of(chain.leaf)
+        endorsement = Endorsement.of(chain.leaf)
     except FormatError as error:
         checks.add("endorsement", False, "", str(error))
         for name in ("TCB", "chip ID", "processor"):
             checks.skip(name, "the endorsement certificate is unusable")
         return fallback, _UNKNOWN_PRODUCT
-    product = extensions.product.partition("-")[0]
-    layout = extensions.layout
+    product = endorsement.product.partition("-")[0]
+    layout = endorsement.layout
     reported = TcbVersion(report.reported_tcb, layout)
     checks.add(
         "TCB",
-        extensions.tcb == reported,
+        endorsement.tcb == reported,
         f"the key is the one of the reported TCB version ({reported})",
-        f"the certificate is for another TCB version ({extensions.tcb}) than the report's ({reported})",
+        f"the certificate is for another TCB version ({endorsement.tcb}) than the report's ({reported})",
     )
-    _chip(checks, report, chain, extensions)
+    _chip(checks, report, chain, endorsement)
     _processor(checks, report, product, layout, machine)
     return layout, product
 
 
-def _chip(
-    checks: Checklist, report: AttestationReport, chain: CertificateChain, extensions: EndorsementExtensions
-) -> None:
+def _chip(checks: Checklist, report: AttestationReport, chain: CertificateChain, endorsement: Endorsement) -> None:
     if chain.kind == SigningKey.VLEK:
         # A VLEK is a cloud provider's, loaded into many chips.
         checks.add(
             "chip ID",
-            extensions.hwid is None and extensions.csp_id is not None,
-            f"the key is one of the provider {extensions.csp_id!r}, for no chip in particular",
+            endorsement.hwid is None and endorsement.csp_id is not None,
+            f"the key is one of the provider {endorsement.csp_id!r}, for no chip in particular",
             "the VLEK's certificate names a chip, or no provider",
         )
         return
-    hwid = extensions.hwid or b""
-    known = len(hwid) in (_SHORT_HWID, _LONG_HWID) and any(hwid)
+    chip = endorsement.chip_id
+    named = (endorsement.hwid or b"").hex()[:16]
     # The host can mask CHIP_ID. The report is signed all the same, by the key of the chip that the certificate names.
     masked = not any(report.chip_id)
     checks.add(
         "chip ID",
-        known and (masked or report.chip_id == hwid.ljust(_LONG_HWID, b"\0")),
-        f"the host masked CHIP_ID in the report; the key that signed it is the one of the chip {hwid.hex()[:16]}..."
+        chip is not None and (masked or report.chip_id == chip),
+        f"the host masked CHIP_ID in the report; the key that signed it is the one of the chip {named}..."
         if masked
-        else f"report and certificate name the same chip ({hwid.hex()[:16]}...)",
-        f"the report is from the chip {report.chip_id.hex()[:16]}..., "
-        f"the certificate for {hwid.hex()[:16] or 'none'}...",
+        else f"report and certificate name the same chip ({named}...)",
+        f"the report is from the chip {report.chip_id.hex()[:16]}..., the certificate for {named or 'none'}...",
         note=masked,
     )
 
