@@ -9,7 +9,7 @@ import pytest
 
 from tests.host.fakes import FIELDS, GHCB, VMSA, Guest
 from veil.formats.ghcb import NaeEvent
-from veil.host.hypervisor import SLICE_NS
+from veil.host.scheduler import SLICE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 

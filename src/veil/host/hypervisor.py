@@ -26,6 +26,7 @@ from veil.host.machine_switches import MachineSwitches
 from veil.host.observer_events import ExitEvent
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
+from veil.host.scheduler import LONG_SLICE_NS, MAX_PAUSES, SLICE_NS, Scheduler
 from veil.host.service_pulse import FOREVER, SERVICE_VMPL, Pulse
 from veil.host.vcpu import NO_IRQ, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Hypervisor", "RunResult"]
 
-#: How long a VCPU may run while another one could.
-SLICE_NS = 1_000_000
-#: How long a VCPU runs without the host looking around.
-LONG_SLICE_NS = 50_000_000
-#: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
-MAX_PAUSES = 16
 #: Answers that VeilMon takes in a slice before anybody else runs.
 _MAX_ANSWERS = 256
 
@@ -95,8 +90,7 @@ class Hypervisor(Host):
         self.switches_by_machine = True
         self._machine_switches = MachineSwitches(self)
         self._clock = clock
-        self._next: Vcpu | None = None
-        self._turn = 0
+        self._scheduler = Scheduler(self)
         self._timer_ns = 0
         self.pulse = Pulse(clock)
         self._inbox: deque[Callable[[], None]] = deque()
@@ -253,7 +247,7 @@ class Hypervisor(Host):
             pulsed = now >= self.pulse.due_ns and self._turns.vcpu is None and self._pulse(now)
             if not pulsed and (self._turns.vcpu is not None or self._channel_waits):
                 self._serve_channel(now)
-            vcpu = self._choose()
+            vcpu = self._scheduler.choose()
             if vcpu is None:
                 self._sleep(end_ns)
                 continue
@@ -269,7 +263,7 @@ class Hypervisor(Host):
     @property
     def idle(self) -> bool:
         """Does every VCPU wait for something to come? At this moment; a timer's tick is enough to change it."""
-        return not any(self._can_run(vcpu) for vcpu in self.vcpus)
+        return self._scheduler.idle
 
     @property
     def _channel_waits(self) -> bool:
@@ -284,7 +278,7 @@ class Hypervisor(Host):
         turns = self._turns
         if turns.vcpu is not None:
             if turns.vcpu.state == RunState.RUNNABLE and turns.vcpu.vmpl != self.guest_vmpl:
-                self._next = turns.vcpu
+                self._scheduler.prefer(turns.vcpu)
                 return
             self._channel.flush()
             turns.end()
@@ -298,7 +292,8 @@ class Hypervisor(Host):
                 if self.kernel_end.may_enter(vcpu, 0):
                     self._channel.entered()
                     vcpu.start(0)
-                    self._next = turns.vcpu = vcpu
+                    turns.vcpu = vcpu
+                    self._scheduler.prefer(vcpu)
                     return
         turns.end()
 
@@ -309,7 +304,7 @@ class Hypervisor(Host):
         if vcpu is None:
             return False
         vcpu.start(SERVICE_VMPL)
-        self._next = vcpu
+        self._scheduler.prefer(vcpu)
         return True
 
     def _drain(self) -> None:
@@ -335,51 +330,9 @@ class Hypervisor(Host):
                 deadline = when
         self._timer_ns = deadline
 
-    def _can_run(self, vcpu: Vcpu) -> bool:
-        state = vcpu.state
-        if state == RunState.RUNNABLE:
-            return True
-        if state != RunState.HALTED:
-            return False
-        context = vcpu.current
-        assert context is not None  # a VCPU without a VMSA is parked or was never started
-        if self.platform.pending_vector(vcpu.index) is None:
-            return False
-        # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
-        return context.interrupts_enabled or context.vmpl != self.guest_vmpl
-
-    def _signalled(self, vcpu: Vcpu) -> bool:
-        """After a device access: does it interrupt another VCPU? Then that one runs at once.
-
-        Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
-        """
-        pending = self.platform.pending_vector
-        for other in self.vcpus:
-            if other is not vcpu and pending(other.index) is not None and self._can_run(other):
-                self._next = other
-                return True
-        return False
-
-    def _choose(self) -> Vcpu | None:
-        """The VCPU that runs next: one that an interrupt was just sent to, else the next in turn."""
-        preferred, self._next = self._next, None
-        if preferred is not None and self._can_run(preferred):
-            chosen = preferred
-        else:
-            count = len(self.vcpus)
-            for step in range(count):
-                chosen = self.vcpus[(self._turn + step) % count]
-                if self._can_run(chosen):
-                    break
-            else:
-                return None
-        self._turn = (chosen.index + 1) % len(self.vcpus)
-        chosen.state = RunState.RUNNABLE
-        return chosen
-
     def _sleep(self, end_ns: int) -> None:
         """Nobody can run: wait for the next timer, for input, or for the end."""
-        if self.kernel_end.error is None and all(self._is_dead(vcpu) for vcpu in self.vcpus):
+        if self.kernel_end.error is None and self._scheduler.hung:
             hung = GuestHung(
                 "no VCPU can ever run again: each is halted with interrupts off, parked, or was never started; "
                 "the guest's last console output tells why"
@@ -392,14 +345,10 @@ class Hypervisor(Host):
         self._wakeup.clear()
         self.device_accessed = True
 
-    def _is_dead(self, vcpu: Vcpu) -> bool:
-        if vcpu.state != RunState.HALTED or vcpu.current is None:
-            return vcpu.state != RunState.RUNNABLE
-        return vcpu.current.vmpl == self.guest_vmpl and not vcpu.current.interrupts_enabled
-
     def _slice(self, vcpu: Vcpu, until: Callable[[], bool] | None, end_ns: int) -> None:
         """Run one VCPU until its time is up, it stops, or somebody else should run."""
         clock = self._clock
+        scheduler = self._scheduler
         vmrun = self.machine.vmrun
         platform = self.platform
         counts = self.counts.exits
@@ -410,7 +359,7 @@ class Hypervisor(Host):
         several = len(self.vcpus) > 1
         enclave_vmpl = self.enclave_vmpl
         switching = self.switches_by_machine and self._machine_switches.begin()
-        alone = not any(self._can_run(other) for other in self.vcpus if other is not vcpu)
+        alone = not scheduler.can_another_run(vcpu)
         answers = 0
         begin = clock()
         limit = min(end_ns, begin + (LONG_SLICE_NS if alone else SLICE_NS))
@@ -455,7 +404,7 @@ class Hypervisor(Host):
                     continue
             if self.reschedule or inbox or (until is not None and until()):
                 return
-            if several and self.device_accessed and self._signalled(vcpu):
+            if several and self.device_accessed and scheduler.signalled(vcpu):
                 return
             now = clock()
             if now >= deadline:
@@ -463,7 +412,7 @@ class Hypervisor(Host):
                     self._tick(now)
                 if now >= limit or not alone:
                     return
-                if any(self._can_run(other) for other in self.vcpus if other is not vcpu):
+                if scheduler.can_another_run(vcpu):
                     return
 
     # Bookkeeping
@@ -480,7 +429,7 @@ class Hypervisor(Host):
             "guest_vmpl": self.guest_vmpl,
             "enclaves": self.enclaves.dump(),
             "vcpus": [vcpu.dump() for vcpu in self.vcpus],
-            "turn": self._turn,
+            "turn": self._scheduler.turn,
             "ap_jump_table": self.ap_jump_table,
             "protected": self.protection.dump(),
             "platform": self.platform.dump(),
@@ -504,7 +453,8 @@ class Hypervisor(Host):
                 self.machine.attach_vmcb(context.vmcb)
         if any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
             self.pulse.begin()
-        self.guest_vmpl, self._turn, self.ap_jump_table = guest_vmpl, turn % len(self.vcpus), jump_table
+        self.guest_vmpl, self.ap_jump_table = guest_vmpl, jump_table
+        self._scheduler.turn = turn % len(self.vcpus)
         self.protection = Protection.load(protected)
         self.platform.load(platform)
         self.device_accessed = True

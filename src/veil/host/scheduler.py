@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which VCPU runs next, and for how long: in turn, but at once if an interrupt was just sent to it.
+
+A machine with one core runs them one after the other. VCPUs that wait for each other (for an interrupt between
+processors, for a lock) would waste whole slices.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from veil.host.vcpu import RunState
+
+if TYPE_CHECKING:
+    from veil.host.host import Host
+    from veil.host.vcpu import Vcpu
+
+__all__ = ["LONG_SLICE_NS", "MAX_PAUSES", "SLICE_NS", "Scheduler"]
+
+#: How long a VCPU may run while another one could.
+SLICE_NS = 1_000_000
+#: How long a VCPU runs without the host looking around.
+LONG_SLICE_NS = 50_000_000
+#: PAUSEs in a slice before the next VCPU gets its turn; few, because nobody else runs meanwhile.
+MAX_PAUSES = 16
+
+
+class Scheduler:
+    """Whose turn it is among the VCPUs of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        #: the VCPU whose turn is next, as far as none is preferred
+        self.turn = 0
+        self._preferred: Vcpu | None = None
+
+    def prefer(self, vcpu: Vcpu) -> None:
+        """Let it run next, if it can."""
+        self._preferred = vcpu
+
+    def can_run(self, vcpu: Vcpu) -> bool:
+        """Is there something for it to do now?"""
+        state = vcpu.state
+        if state == RunState.RUNNABLE:
+            return True
+        if state != RunState.HALTED:
+            return False
+        context = vcpu.current
+        assert context is not None  # a VCPU without a VMSA is parked or was never started
+        if self._host.platform.pending_vector(vcpu.index) is None:
+            return False
+        # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
+        return context.interrupts_enabled or context.vmpl != self._host.guest_vmpl
+
+    def can_another_run(self, vcpu: Vcpu) -> bool:
+        """Can one run that is not this one?"""
+        return any(self.can_run(other) for other in self._host.vcpus if other is not vcpu)
+
+    @property
+    def idle(self) -> bool:
+        """Does every VCPU wait for something to come? At this moment; a timer's tick is enough to change it."""
+        return not any(self.can_run(vcpu) for vcpu in self._host.vcpus)
+
+    @property
+    def hung(self) -> bool:
+        """Can no VCPU ever run again?"""
+        return all(self._is_dead(vcpu) for vcpu in self._host.vcpus)
+
+    def _is_dead(self, vcpu: Vcpu) -> bool:
+        if vcpu.state != RunState.HALTED or vcpu.current is None:
+            return vcpu.state != RunState.RUNNABLE
+        return vcpu.current.vmpl == self._host.guest_vmpl and not vcpu.current.interrupts_enabled
+
+    def choose(self) -> Vcpu | None:
+        """The VCPU that runs now; None: none can."""
+        vcpus = self._host.vcpus
+        preferred, self._preferred = self._preferred, None
+        if preferred is not None and self.can_run(preferred):
+            chosen = preferred
+        else:
+            count = len(vcpus)
+            for step in range(count):
+                chosen = vcpus[(self.turn + step) % count]
+                if self.can_run(chosen):
+                    break
+            else:
+                return None
+        self.turn = (chosen.index + 1) % len(vcpus)
+        chosen.state = RunState.RUNNABLE
+        return chosen
+
+    def signalled(self, vcpu: Vcpu) -> bool:
+        """After a device access of this one: does it interrupt another VCPU? Then that one runs at once.
+
+        Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
+        """
+        pending = self._host.platform.pending_vector
+        for other in self._host.vcpus:
+            if other is not vcpu and pending(other.index) is not None and self.can_run(other):
+                self._preferred = other
+                return True
+        return False
