@@ -81,7 +81,7 @@ def _selected(words: list[str] | None) -> list[Workload]:
 def _latencies(report: Report, directory: Path) -> None:
     _say("transitions")
     report.latencies += micro.measure_calls(directory)
-    guest = VeilGuest(monitor=True)
+    guest = VeilGuest("veil")
     try:
         report.latencies += micro.measure_traps(guest.vm, directory)
         _say("snapshots")

@@ -7,16 +7,14 @@ they would cost on hardware is not in the times of a machine whose switch is a f
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.guests import MEMORY
+from bench.guests import VeilGuest
 from bench.workloads import WORKLOADS, prepare
 from veil.cache import Cache
-from veil.cvm import ConfidentialVM
 from veil.guest.linux.kernel import debian_kernel
 from veil.guest.linux.modules import collect_modules
 from veil.image.services_image import services_from_text
@@ -27,7 +25,6 @@ __all__ = ["SWITCH_CYCLES", "CodeCost", "measure_code_integrity"]
 SWITCH_CYCLES = 7135
 #: Signed, 24 KiB, needs no other.
 _MODULE = "llc"
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 _BOOTS = 3
 _MODES = ("off", "on")
 
@@ -52,39 +49,27 @@ class CodeCost:
         return self.least("on") / self.least("off") - 1
 
 
-class _Guest:
+class _Guest(VeilGuest):
     def __init__(self, mode: str) -> None:
-        self.mode = mode
-        self.running = False
-        self.vm = ConfidentialVM(MEMORY, services=services_from_text([f"kci:mode={mode}"]), fresh=True)
-
-    def boot(self) -> None:
-        self.vm.start()
-        self.running = True
-        self.run(["true"])
-
-    def run(self, argv: Sequence[str]) -> None:
-        done = self.vm.run(argv, env=_ENVIRONMENT)
-        if done.exit_status:
-            raise RuntimeError(f"{argv} ended with status {done.exit_status}: {done.stderr!r}")
-
-    def put(self, source: Path, target: str) -> None:
-        self.vm.copy_in(source, target)
+        """`mode`: VeilS-KCI's."""
+        super().__init__(mode, services=services_from_text([f"kci:mode={mode}"]))
 
     def counts(self) -> tuple[int, int]:
         """Domain switches and instructions since the launch."""
-        if not self.running:
-            return 0, 0
         switches = self.vm.hypervisor.counters().get("msr RUN_VMPL", 0)
         return switches, self.vm.machine.counters.instructions
 
-    def measure(self, row: CodeCost, action: Callable[[], object]) -> None:
+    def note_boot(self, row: CodeCost) -> None:
+        """What its boot took."""
+        row.seconds[self.name].append(self.boot.processor)
+        row.switches[self.name], row.instructions[self.name] = self.counts()
+
+    def measure(self, row: CodeCost, argv: Sequence[str]) -> None:
+        """One turn of a command."""
         switches, instructions = self.counts()
-        start = time.process_time()
-        action()
-        row.seconds[self.mode].append(time.process_time() - start)
+        row.seconds[self.name].append(self.run(argv).processor)
         now = self.counts()
-        row.switches[self.mode], row.instructions[self.mode] = now[0] - switches, now[1] - instructions
+        row.switches[self.name], row.instructions[self.name] = now[0] - switches, now[1] - instructions
 
 
 def measure_code_integrity(directory: Path, say: Callable[[str], None], turns: int = 100) -> list[CodeCost]:
@@ -103,23 +88,23 @@ def measure_code_integrity(directory: Path, say: Callable[[str], None], turns: i
                 say(f"code integrity {mode}: boot {number + 1} of {_BOOTS}")
                 guest = _Guest(mode)
                 guests.append(guest)
-                stack.callback(guest.vm.close)
-                guest.measure(boot, guest.boot)
+                stack.callback(guest.close)
+                guest.note_boot(boot)
             if number < _BOOTS - 1:
                 while guests:
-                    guests.pop().vm.close()
+                    guests.pop().close()
         for guest in guests:
             guest.put(file, "/root/module.ko")
         say(f"code integrity: {turns} turns of {_MODULE}")
         for _ in range(turns):
             for guest in guests:
-                guest.measure(load, lambda: guest.run(["insmod", "/root/module.ko"]))  # noqa: B023
-                guest.measure(unload, lambda: guest.run(["rmmod", _MODULE]))  # noqa: B023
+                guest.measure(load, ["insmod", "/root/module.ko"])
+                guest.measure(unload, ["rmmod", _MODULE])
         for guest in guests:
-            prepare(guest, directory)  # type: ignore[arg-type]
+            prepare(guest, directory)
         for workload, row in zip(WORKLOADS, programs, strict=True):
             say(f"code integrity: {workload.name}")
             for _ in range(max(3, turns // 20)):
                 for guest in guests:
-                    guest.measure(row, lambda: guest.run(workload.argv))  # noqa: B023
+                    guest.measure(row, workload.argv)
     return [boot, load, unload, *programs]

@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from bench.programs import build_program
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
+from veil.cvm.configuration import Settings
 from veil.guest.agent.protocol import AgentConnection, Event, Exited, Failed, Output
 from veil.guest.initramfs.archive import build_initramfs
 from veil.guest.linux.cmdline import command_line
@@ -91,10 +92,10 @@ def _stopwatch(
 class VeilGuest:
     """A CVM, booted afresh."""
 
-    def __init__(self, *, monitor: bool) -> None:
-        self.name = "veil" if monitor else "no monitor"
+    def __init__(self, name: str, **settings: Unpack[Settings]) -> None:
+        self.name = name
         spent = _stopwatch(time.process_time)
-        self.vm = ConfidentialVM(MEMORY, monitor=monitor, fresh=True)
+        self.vm = ConfidentialVM(MEMORY, fresh=True, **settings)
         self.vm.start()
         self.run(["true"])
         self.boot = replace(spent(), hosted=self._hosted_seconds())

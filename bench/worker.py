@@ -39,7 +39,7 @@ def _serve(name: str) -> None:
     # Answers go to the parent alone, whatever else prints.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    guest = VeilGuest(monitor=name == "veil")
+    guest = VeilGuest(name, monitor=name == "veil")
 
     def answer(cost: Cost) -> None:
         value: dict[str, Any] = {**dataclasses.asdict(cost), "counts": _counts(guest)}
