@@ -23,7 +23,7 @@ from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.cvm.configuration import Settings
 from veil.guest.agent.protocol import AgentConnection, Event, Exited, Failed, Output
-from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.initramfs.contents import build_initramfs
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
 

@@ -287,7 +287,7 @@ def test_no_module_makes_files_in_another_way() -> None:
 
 def test_programs_that_are_started_get_a_closed_umask() -> None:
     """All but those that make no files (asked for their version) and the user's own terminal."""
-    silent = {"cli/doctor.py", "guest/initramfs/archive.py"}
+    silent = {"cli/doctor.py", "guest/initramfs/contents.py"}
     found = [
         f"{file}:{call.lineno}"
         for file, call in _calls()

@@ -17,7 +17,7 @@ from veil.cvm import ConfidentialVM
 from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.formats.kci_status import KciStatus
 from veil.guest.driver.build import build_module
-from veil.guest.initramfs.archive import fetch_busybox
+from veil.guest.initramfs.contents import fetch_busybox
 from veil.guest.linux.kernel import debian_kernel
 from veil.image.services_image import protected_services
 from veil.remote import ChannelClient

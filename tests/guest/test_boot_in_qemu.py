@@ -12,7 +12,7 @@ from tests.guest.agent.agent_process import Collected
 from tests.guest.qemu_guest import missing_tools, qemu_guest
 from veil.cache import Cache
 from veil.formats.tsc import TSC_KHZ
-from veil.guest.initramfs.archive import build_initramfs
+from veil.guest.initramfs.contents import build_initramfs
 from veil.guest.linux.boot import prepare_linux
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel

@@ -20,8 +20,9 @@ from veil.formats.tsc import TSC_KHZ
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
 from veil.guest.ingredients import ingredients_at_hand
-from veil.guest.initramfs.archive import DRIVER_FILE, LOCK_DOWN_FILE, Node, build_initramfs
+from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.audit_tools import audit_tools
+from veil.guest.initramfs.contents import DRIVER_FILE, LOCK_DOWN_FILE, build_initramfs
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
 from veil.guest.linux.modules import collect_modules

@@ -11,9 +11,10 @@ from veil.guest.agent.build import agent_at_hand
 from veil.guest.driver.build import driver_at_hand, has_headers
 from veil.guest.enclaves.starter.build import starter_at_hand
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs.archive import BUSYBOX, kept_package
 from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
+from veil.guest.initramfs.contents import BUSYBOX
 from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
+from veil.guest.packages import kept_package
 
 __all__ = ["ingredients_at_hand", "still_to_make"]
 

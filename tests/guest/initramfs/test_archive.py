@@ -11,7 +11,8 @@ import zstandard
 from veil.cache import Cache
 from veil.guest.agent.build import build_agent
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs.archive import Node, build_initramfs, pack_cpio
+from veil.guest.initramfs.archive import Node, pack_cpio
+from veil.guest.initramfs.contents import build_initramfs
 from veil.guest.linux.modules import collect_modules
 
 

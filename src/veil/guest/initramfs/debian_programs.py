@@ -11,7 +11,8 @@ from veil.cache import Cache, cache_key
 from veil.guest.apt import Apt
 from veil.guest.elf import is_elf, parse_linking
 from veil.guest.errors import GuestImageError
-from veil.guest.initramfs.archive import Node, unpacked_package
+from veil.guest.initramfs.archive import Node
+from veil.guest.packages import unpacked_package
 from veil.private_files import write_new
 
 __all__ = ["PackageFiles", "debian_programs"]

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's packages, unpacked in the cache: one that is there is used until its entry is removed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from veil.cache import Cache
+from veil.guest.apt import Apt
+
+__all__ = ["kept_package", "unpacked_package"]
+
+_PACKAGES = "package"
+
+
+def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
+    """A folder with the files of a Debian package; once fetched it is used until its cache entry is removed."""
+    key = kept_package(cache, package) or Apt(cache).archive_name(package).removesuffix(".deb")
+
+    def build(directory: Path) -> None:
+        if progress:
+            progress(f"fetching {package}")
+        Apt(cache).unpack(package, directory)
+
+    return cache.entry(_PACKAGES, key, build)
+
+
+def kept_package(cache: Cache, package: str) -> str | None:
+    """The newest version of a package that is in the cache: its key."""
+    return max((key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")), default=None)
