@@ -31,7 +31,7 @@ from veil.formats.enclaves import (
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import MonitorRefused
-from veil.services.enc.away import AwayPages
+from veil.services.enc.paging import AwayPages
 from veil.services.enc.contexts import descriptor_page, first_context, interrupt_table
 from veil.services.enc.errors import EnclaveError
 from veil.services.enc.frames import give, runs, take
