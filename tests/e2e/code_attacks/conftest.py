@@ -18,7 +18,7 @@ from tests.services.kci.modules.made_module import authority
 from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.kci_settings import HALT, OFF, ON, KciSettings, certificate_text
 from veil.image.services_image import protected_services
-from veil.services.kci import KernelCode, KernelImage, Segment, measured
+from veil.services.kci import KernelCode, KernelImage, Segment, measured_kernel
 
 #: Modules that the policy of these guests allows.
 _ALLOWED = ("attacker", "rootkit")
@@ -53,8 +53,8 @@ def derived_once() -> Iterator[None]:
         return copy.copy(codes[id(of)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured, "KernelImage", image)
-        patch.setattr(measured, "KernelCode", code)
+        patch.setattr(measured_kernel, "KernelImage", image)
+        patch.setattr(measured_kernel, "KernelCode", code)
         yield
 
 

@@ -16,7 +16,7 @@ from veil.formats.kci_status import CodeEvent
 from veil.host import GuestPowerOff, NestedPageFault
 from veil.image.services_image import services_from_text
 from veil.remote import RequestFailed
-from veil.services.kci import KernelCode, KernelImage, measured
+from veil.services.kci import KernelCode, KernelImage, measured_kernel
 from veil.snp import Permission
 
 
@@ -75,9 +75,9 @@ def test_a_driver_that_is_refused() -> None:
 def test_a_kernel_whose_symbols_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver is refused for that, so the same: no program runs."""
     looked: list[int] = []
-    monkeypatch.setattr("veil.services.kci.image.find_symbols", lambda data, base: looked.append(base))
+    monkeypatch.setattr("veil.services.kci.kernel_image.find_symbols", lambda data, base: looked.append(base))
     # Not the image that the other guests share: its symbols may have been read already.
-    monkeypatch.setattr(measured, "KernelImage", KernelImage)
+    monkeypatch.setattr(measured_kernel, "KernelImage", KernelImage)
     vm = ConfidentialVM(services=services_from_text(["kci:mode=halt"]), fresh=True)
     with pytest.raises(GuestPowerOff), vm:
         pass

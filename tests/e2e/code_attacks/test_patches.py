@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.code_attacks.guests import EFAULT, CodeGuest
 from veil.services.kci import KernelCode
 from veil.services.kci.live_sites import Site
-from veil.services.kci.tables import kernel_tables
+from veil.services.kci.patch_tables import kernel_tables
 
 __all__ = ["idle_site", "legal_steps"]
 

@@ -14,7 +14,7 @@ from veil.formats.kci import MemoryType, ModuleMemory
 from veil.services.kci import KernelCode
 from veil.services.kci.code_rules import CodeRules, Configuration, Explanation
 from veil.services.kci.errors import KciError
-from veil.services.kci.image import AddressRange
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.module_code import ModuleCode
 
 ADDRESS = 0xFFFFFFFFC0000000

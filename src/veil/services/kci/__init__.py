@@ -6,13 +6,13 @@ docs/kci.md says how.
 
 from veil.services.kci.code_rules import CodeRules, Configuration, Explanation, Unexplained
 from veil.services.kci.errors import ImageError, KciError, TableError
-from veil.services.kci.image import AddressRange, KernelImage, Segment
 from veil.services.kci.kernel_code import KernelCode
+from veil.services.kci.kernel_image import AddressRange, KernelImage, Segment
 from veil.services.kci.module_code import ModuleCode
+from veil.services.kci.patch_tables import PatchTables, Section, parse_tables
 from veil.services.kci.patches import Patch, PatchRefused, Step, decide
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 from veil.services.kci.surroundings import Surroundings
-from veil.services.kci.tables import PatchTables, Section, parse_tables
 
 __all__ = [
     "AddressRange",

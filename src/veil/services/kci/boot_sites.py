@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.services.kci.byte_rows import Bytes, Places, branch_targets, branches, cut, rows, same
 from veil.services.kci.instructions import CALL, INT3, JMP32, NOPS, RET, join_nops
 from veil.services.kci.surroundings import ENDBR, Surroundings
-from veil.services.kci.windows import Bytes, Places, branch_targets, branches, cut, rows, same
 
 __all__ = ["ENDBR_FORMS", "RETPOLINE_FORMS", "compiled_returns", "elect", "retpoline_content", "return_content"]
 

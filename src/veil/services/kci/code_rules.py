@@ -27,12 +27,12 @@ from veil.services.kci.boot_sites import (
     return_forms,
     seal_content,
 )
+from veil.services.kci.byte_rows import Bytes, Places, cut, distinct, put, rows, same
 from veil.services.kci.errors import KciError, TableError
-from veil.services.kci.image import AddressRange
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.live_sites import KINDS, LiveSites
+from veil.services.kci.patch_tables import PatchTables
 from veil.services.kci.surroundings import ReadMemory, Surroundings
-from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import Bytes, Places, cut, distinct, put, rows, same
 
 __all__ = ["CodeRules", "Configuration", "Explanation", "Unexplained"]
 

@@ -17,7 +17,7 @@ from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceCo
 from veil.services.kci.code_rules import Configuration
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.kernel_data import KernelData
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import ModuleRefused, Prepared
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import Asking, MonitorRefused, ServiceContext
 from veil.services.kci.errors import KciError
-from veil.services.kci.image import AddressRange
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.kernel_image import AddressRange
+from veil.services.kci.measured_kernel import MeasuredKernel
 
 __all__ = ["KernelData"]
 

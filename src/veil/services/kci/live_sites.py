@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.services.kci.boot_sites import return_content
+from veil.services.kci.byte_rows import Bytes, Places, branch_targets, branches, cut, member, rows, same
 from veil.services.kci.errors import TableError
 from veil.services.kci.instructions import CALL, JMP8, JMP32, NOPS, RET
+from veil.services.kci.patch_tables import PatchTables
 from veil.services.kci.surroundings import Surroundings
-from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import Bytes, Places, branch_targets, branches, cut, member, rows, same
 
 __all__ = ["KINDS", "LiveSites", "Site"]
 

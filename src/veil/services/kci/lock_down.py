@@ -17,7 +17,7 @@ from veil.services.kci.code_rules import Explanation
 from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.kernel_data import KernelData
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.snp.rmp import Permission
 
 __all__ = ["LockedText", "NotSound", "forbid_all_code", "forbid_other_code", "guard_text", "lock_text", "unlock_text"]

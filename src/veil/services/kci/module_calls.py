@@ -31,9 +31,9 @@ from veil.services.kci.guarded_module import (
     take_late_data,
     take_read_only,
 )
-from veil.services.kci.image import AddressRange
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.ledger import Ledger
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
 from veil.services.kci.recent_modules import RecentModules

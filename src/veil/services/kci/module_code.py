@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veil.formats.kci import MemoryType
+from veil.services.kci.byte_rows import distinct
 from veil.services.kci.code_rules import CodeRules, Configuration, Unexplained
 from veil.services.kci.errors import KciError, TableError
-from veil.services.kci.image import AddressRange
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.modules.prepared import Prepared
+from veil.services.kci.patch_tables import PatchTables, Section, parse_tables
 from veil.services.kci.surroundings import ReadMemory, Surroundings, addressed, entries
-from veil.services.kci.tables import PatchTables, Section, parse_tables
-from veil.services.kci.windows import distinct
 
 __all__ = ["ModuleCode"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.kci.errors import ImageError
-from veil.services.kci.image import AddressRange, KernelImage, text_range
+from veil.services.kci.kernel_image import AddressRange, KernelImage, text_range
 
 __all__ = ["KernelRanges", "kernel_ranges", "physical_range"]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from veil.formats.kci import ModulePrepared
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, Exports, Prepared, prepare
 from veil.services.kci.surroundings import Surroundings

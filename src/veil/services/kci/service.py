@@ -24,9 +24,9 @@ from veil.services.kci.errors import KciError
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.lock_down import forbid_all_code, forbid_other_code, guard_text, lock_text, unlock_text
-from veil.services.kci.measured import MeasuredKernel
+from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.module_calls import ModuleCalls
-from veil.services.kci.policing import police
+from veil.services.kci.refused_accesses import police
 
 __all__ = ["KciService"]
 

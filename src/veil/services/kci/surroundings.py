@@ -10,9 +10,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.services.kci.image import AddressRange, KernelImage
-from veil.services.kci.tables import PatchTables
-from veil.services.kci.windows import distinct, member
+from veil.services.kci.byte_rows import distinct, member
+from veil.services.kci.kernel_image import AddressRange, KernelImage
+from veil.services.kci.patch_tables import PatchTables
 
 __all__ = ["ENDBR", "ReadMemory", "Surroundings", "addressed", "entries", "kernel_surroundings"]
 

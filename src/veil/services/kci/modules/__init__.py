@@ -3,7 +3,7 @@
 
 from veil.services.kci.modules.errors import ModuleRefused
 from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
-from veil.services.kci.modules.measured_kernel import ModuleSpace, kernel_exports, kernel_keyring
+from veil.services.kci.modules.kernel import ModuleSpace, kernel_exports, kernel_keyring
 from veil.services.kci.modules.policy import ModulePolicy
 from veil.services.kci.modules.prepared import (
     AdmittedFile,

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veil.formats.kci_settings import BUILD_KEYS, KciSettings
-from veil.services.kci.image import KernelImage
-from veil.services.kci.modules.measured_kernel import kernel_keyring
+from veil.services.kci.kernel_image import KernelImage
+from veil.services.kci.modules.kernel import kernel_keyring
 from veil.services.kci.modules.prepared import AdmittedFile, admit
 from veil.services.kci.modules.signature import Keyring
 

@@ -11,8 +11,8 @@ from veil.formats.kci import MemoryType, ModuleMemory
 from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.errors import ModuleRefused
 from veil.services.kci.modules.exports import ExportedSymbols, Exports, read_exports
+from veil.services.kci.modules.kernel import ModuleSpace
 from veil.services.kci.modules.layout import CODE, READ_ONLY, Layout, check_memory, lay_out
-from veil.services.kci.modules.measured_kernel import ModuleSpace
 from veil.services.kci.modules.relocation import SymbolValues, relocate
 from veil.services.kci.modules.signature import Keyring, Signer, split_signature, verify_signature
 from veil.services.kci.modules.sorted_tables import sort_tables

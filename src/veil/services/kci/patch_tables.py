@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from veil.services.kci.errors import TableError
 
 if TYPE_CHECKING:
-    from veil.services.kci.image import AddressRange, KernelImage
+    from veil.services.kci.kernel_image import AddressRange, KernelImage
 
 __all__ = ["PatchTables", "RuntimeConstant", "Section", "kernel_tables", "parse_tables"]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veil.services.kci.errors import ImageError
-from veil.services.kci.image import KernelImage
+from veil.services.kci.kernel_image import KernelImage
 from veil.services.kci.modules.exports import Exports, read_exports
 from veil.services.kci.modules.signature import Keyring
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look at many small pieces of code at once: one row of bytes for each place."""
+"""Many small pieces of code at once, as rows of bytes: one row for each place."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from veil.formats.kci_settings import KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import KernelPiece
 from veil.services.kci.errors import ImageError
-from veil.services.kci.image import AddressRange, KernelImage, Segment
 from veil.services.kci.kernel_code import KernelCode
+from veil.services.kci.kernel_image import AddressRange, KernelImage, Segment
 from veil.services.kci.modules import ExportedSymbols, ModulePolicy, ModuleSpace, kernel_exports
 from veil.services.kci.ranges import KernelRanges, kernel_ranges, physical_range
 
