@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""That the fuzzer's targets work: a few inputs for each."""
