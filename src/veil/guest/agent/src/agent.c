@@ -12,16 +12,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/random.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "command.h"
@@ -29,16 +26,9 @@
 #include "jobs.h"
 #include "port.h"
 #include "process1.h"
+#include "resume.h"
 
-enum {
-	POLL_PORT,
-	POLL_SIGNAL,
-	POLL_JOBS,
-	POLLS_PER_JOB = 4,
-	ENTROPY_SIZE = 32,
-	HUNG_UP_PAUSE_MS = 20,
-	READS_PER_TURN = 16
-};
+enum { POLL_PORT, POLL_SIGNAL, POLL_JOBS, POLLS_PER_JOB = 4, HUNG_UP_PAUSE_MS = 20, READS_PER_TURN = 16 };
 
 struct hello {
 	uint32_t version, flags;
@@ -66,35 +56,6 @@ static void say_hello(uint64_t nonce)
 	send_frame(TO_HOST_HELLO, 0, 0, &answer, sizeof(answer));
 }
 
-/*
- * A guest that was resumed from a snapshot has the clock and the random state of the moment it was taken, as has every
- * other guest resumed from it. RDRAND is mixed in by the kernel itself; this adds what the host sends, credited with
- * nothing, since the host is not trusted, and makes the kernel reseed at once.
- */
-static void catch_up(const struct hello *hello)
-{
-	struct {
-		struct rand_pool_info info;
-		uint8_t bytes[ENTROPY_SIZE];
-	} entropy = { .info = { .entropy_count = 0, .buf_size = ENTROPY_SIZE } };
-	int random = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-
-	if (random >= 0) {
-		memcpy(entropy.bytes, hello->entropy, ENTROPY_SIZE);
-		ioctl(random, RNDADDENTROPY, &entropy);
-		ioctl(random, RNDRESEEDCRNG);
-		close(random);
-	}
-	if (hello->realtime_ns) {
-		const struct timespec now = {
-			.tv_sec = (time_t)(hello->realtime_ns / 1000000000u),
-			.tv_nsec = (long)(hello->realtime_ns % 1000000000u),
-		};
-
-		clock_settime(CLOCK_REALTIME, &now);
-	}
-}
-
 static void start_session(const uint8_t *payload, size_t size, bool in_guest)
 {
 	struct hello hello;
@@ -110,7 +71,7 @@ static void start_session(const uint8_t *payload, size_t size, bool in_guest)
 	/* The host skips all that comes before the answer, cut-off frames included. */
 	tx.length = tx.start = 0;
 	if (in_guest)
-		catch_up(&hello);
+		catch_up(hello.entropy, hello.realtime_ns);
 	say_hello(hello.nonce);
 }
 
