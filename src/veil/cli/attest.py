@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from veil.cli.checks import checks_as_json, print_checks
 from veil.cli.cvm_options import CvmOptions, cvm_options
-from veil.cli.evidence import TrustOptions, checks_as_json, print_checks, trust_options
 from veil.cli.exit_statuses import EXIT_NOT_VERIFIED
 from veil.cli.option_types import parse_address
 from veil.cli.output import emit_json
 from veil.cli.progress import Progress
+from veil.cli.trust_options import TrustOptions, trust_options
 from veil.errors import VeilError
 from veil.formats.printable import printable
 

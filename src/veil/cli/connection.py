@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.evidence import TrustOptions, trust_options
 from veil.cli.option_types import options, parse_address
+from veil.cli.trust_options import TrustOptions, trust_options
 from veil.errors import VeilError
 
 if TYPE_CHECKING:

@@ -6,10 +6,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veil.errors import VeilError, describe
 
-__all__ = ["read_certificates", "read_file"]
+if TYPE_CHECKING:
+    from veil.formats.launch_digest import LaunchLog
+
+__all__ = ["read_certificate_table", "read_certificates", "read_file", "read_launch_log"]
 
 _MAX_BYTES = 64 << 20
 
@@ -37,3 +41,31 @@ def read_certificates(name: str) -> bytes:
     except FormatError as error:
         raise VeilError(f"{name}: {error}") from error
     return data
+
+
+def read_certificate_table(name: str) -> bytes:
+    """The same where a host's table is expected, whatever GUIDs are in it."""
+    from veil.formats.certificate_table import parse_certificates
+    from veil.formats.errors import FormatError
+    from veil.remote.attestation.certificates import load_certificates
+
+    data = read_file(name)
+    try:
+        parse_certificates(data)
+    except FormatError as no_table:
+        try:
+            load_certificates(data)
+        except FormatError as error:
+            raise VeilError(f"{name}: {no_table}, and otherwise: {error}") from error
+    return data
+
+
+def read_launch_log(name: str) -> LaunchLog:
+    """What `veil measure --log` wrote; raises VeilError."""
+    from veil.formats.errors import FormatError
+    from veil.formats.launch_digest import LaunchLog
+
+    try:
+        return LaunchLog.parse(read_file(name))
+    except FormatError as error:
+        raise VeilError(f"{name}: {error}; `veil measure --log` writes one") from error

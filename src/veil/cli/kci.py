@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from veil.cli.checks import failures_are_1
 from veil.cli.connection import connected, connection_options
-from veil.cli.evidence import failures_are_1
 from veil.cli.output import emit_json, say_all
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.printable import printable

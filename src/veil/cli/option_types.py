@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kinds of options: times, addresses, several as one."""
+"""Kinds of options: times, addresses, digests, several as one."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import click
 
 from veil.errors import VeilError
 
-__all__ = ["SECONDS", "SOME_SECONDS", "Function", "options", "parse_address"]
+__all__ = ["SECONDS", "SOME_SECONDS", "Function", "hex_bytes", "options", "parse_address", "parse_time"]
 
 
 class _Seconds(click.FloatRange):
@@ -55,3 +56,21 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 0xFFFF:
         raise VeilError(f"{text!r} is not an address: write HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def hex_bytes(text: str, length: int, what: str) -> bytes:
+    """Hexadecimal digits as bytes; raises VeilError."""
+    if not re.fullmatch(r"[0-9a-fA-F]+", text) or len(text) != 2 * length:
+        raise VeilError(f"{what} must be {2 * length} hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """ISO 8601; without a zone it is UTC. Raises VeilError."""
+    if text is None:
+        return None
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise VeilError(f"--at {text!r} is not a time: write 2026-06-01, or 2026-06-01T12:00:00+00:00") from error
+    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)

@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.evidence import (
-    TrustOptions,
-    checks_as_json,
-    hex_bytes,
-    print_checks,
-    read_certificate_table,
-    trust_options,
-)
+from veil.cli.checks import checks_as_json, print_checks
 from veil.cli.exit_statuses import EXIT_NOT_VERIFIED
-from veil.cli.files import read_certificates, read_file
+from veil.cli.files import read_certificate_table, read_certificates, read_file
+from veil.cli.option_types import hex_bytes
 from veil.cli.output import emit_json
+from veil.cli.trust_options import TrustOptions, trust_options
 from veil.errors import VeilError
 
 __all__ = ["verify"]

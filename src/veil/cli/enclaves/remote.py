@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from veil.cli.checks import failures_are_1
 from veil.cli.connection import connected, connection_options
-from veil.cli.evidence import failures_are_1
 from veil.cli.output import emit_json, say
 from veil.errors import VeilError, describe
 from veil.formats.page_sizes import PAGE_SIZE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.evidence import failures_are_1
+from veil.cli.checks import failures_are_1
 from veil.cli.option_types import options
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.evidence import failures_are_1
+from veil.cli.checks import failures_are_1
 from veil.cli.logs.connection import log_options, log_reader
 from veil.cli.logs.export import export_options, export_or_say, open_sinks
 from veil.cli.logs.verify import say_findings

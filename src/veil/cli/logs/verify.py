@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.evidence import failures_are_1
+from veil.cli.checks import failures_are_1
 from veil.cli.exit_statuses import EXIT_FINDINGS
 from veil.cli.option_types import SOME_SECONDS
 from veil.cli.output import emit_json, say, tell

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `veil verify` and `veil attest` share: whom to believe, what to demand, and the outcome for people."""
+"""The options that say whom to believe and what to demand: of `veil verify`, `veil attest` and all that ask a CVM."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,92 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.exit_statuses import EXIT_NOT_VERIFIED
-from veil.cli.files import read_certificates, read_file
-from veil.cli.option_types import Function, options
-from veil.cli.output import Mark, say, say_all, tell
+from veil.cli.files import read_certificates, read_file, read_launch_log
+from veil.cli.option_types import Function, hex_bytes, options, parse_time
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
-    from veil.formats.launch_digest import LaunchLog
-    from veil.remote import Check, Policy, Trust, TrustedRoots
+    from veil.remote import Policy, Trust, TrustedRoots
 
-__all__ = [
-    "TrustOptions",
-    "checks_as_json",
-    "demands",
-    "failures_are_1",
-    "hex_bytes",
-    "make_policy",
-    "make_roots",
-    "parse_time",
-    "print_checks",
-    "read_certificate_table",
-    "read_launch_log",
-    "trust_options",
-]
-
-
-def failures_are_1(function: Function) -> Function:
-    """A command whose exit status tells what is not as it was attested or signed from what cannot be reached."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **options: Any) -> Any:
-        from veil.remote.errors import VerificationFailed
-
-        try:
-            return function(*args, **options)
-        except VerificationFailed as error:
-            tell(f"veil: NOT VERIFIED: {error}")
-            return EXIT_NOT_VERIFIED
-
-    return run  # type: ignore[return-value]
-
-
-def read_certificate_table(name: str) -> bytes:
-    """The same where a host's table is expected, whatever GUIDs are in it."""
-    from veil.formats.certificate_table import parse_certificates
-    from veil.formats.errors import FormatError
-    from veil.remote.attestation.certificates import load_certificates
-
-    data = read_file(name)
-    try:
-        parse_certificates(data)
-    except FormatError as no_table:
-        try:
-            load_certificates(data)
-        except FormatError as error:
-            raise VeilError(f"{name}: {no_table}, and otherwise: {error}") from error
-    return data
-
-
-def read_launch_log(name: str) -> LaunchLog:
-    """What `veil measure --log` wrote; raises VeilError."""
-    from veil.formats.errors import FormatError
-    from veil.formats.launch_digest import LaunchLog
-
-    try:
-        return LaunchLog.parse(read_file(name))
-    except FormatError as error:
-        raise VeilError(f"{name}: {error}; `veil measure --log` writes one") from error
-
-
-def hex_bytes(text: str, length: int, what: str) -> bytes:
-    """Hexadecimal digits as bytes; raises VeilError."""
-    if not re.fullmatch(r"[0-9a-fA-F]+", text) or len(text) != 2 * length:
-        raise VeilError(f"{what} must be {2 * length} hexadecimal digits")
-    return bytes.fromhex(text)
-
-
-def parse_time(text: str | None) -> datetime.datetime | None:
-    """ISO 8601; without a zone it is UTC. Raises VeilError."""
-    if text is None:
-        return None
-    try:
-        when = datetime.datetime.fromisoformat(text)
-    except ValueError as error:
-        raise VeilError(f"--at {text!r} is not a time: write 2026-06-01, or 2026-06-01T12:00:00+00:00") from error
-    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+__all__ = ["TrustOptions", "demands", "make_policy", "make_roots", "trust_options"]
 
 
 def make_roots(software_root: str | None, *, software: bool | None = None) -> TrustedRoots:
@@ -196,22 +116,3 @@ def trust_options(function: Function) -> Function:
         return function(*args, trust=TrustOptions(**chosen), **values)
 
     return options(*_TRUST_OPTIONS)(command)  # type: ignore[return-value]
-
-
-def print_checks(checks: Iterable[Check], *, verdict: Iterable[str]) -> None:
-    """A line a check, the verdict's lines, and for what failed where it is explained."""
-    checks = list(checks)
-    width = max((len(check.name) for check in checks), default=0)
-    for check in checks:
-        mark = Mark.FAIL if not check.ok else Mark.NOTE if check.note else Mark.OK
-        say(f"{check.name:<{width}}  {check.words}", mark=mark)
-    explained = dict.fromkeys(check.explained_at for check in checks if not check.ok)
-    say_all([*verdict, *([f"explained in {', '.join(explained)}"] if explained else [])])
-
-
-def checks_as_json(checks: Iterable[Check]) -> list[dict[str, Any]]:
-    """The same for programs."""
-    return [
-        {"name": item.name, "ok": item.ok, "note": item.note, "words": item.words, "explained": item.explained_at}
-        for item in checks
-    ]
