@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from veil.cli.code_policy import CODE_OPTIONS, code_policy
+from veil.cli.kci_options import CODE_OPTIONS, code_policy
 from veil.cli.option_types import Function, options
 from veil.errors import VeilError
 from veil.formats.enclave_calls import ENC_NAME
