@@ -27,7 +27,7 @@ _FLAGS = (
     "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch", "-Wno-unused-result",
 )  # fmt: skip
 #: What touches the machine or the program's memory, and the heap, are the harness's.
-_LEFT_OUT = ("floating_point.c", "heap.c", "user.c")
+_LEFT_OUT = ("floating_point.c", "heap.c", "user_memory.c")
 _LONGEST = 1024
 
 

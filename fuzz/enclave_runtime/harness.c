@@ -145,7 +145,7 @@ static bool is_there(u64 address, u64 bytes)
 	return address >= USER && address + bytes <= USER + PARTS * PART;
 }
 
-/* What user.c does, for memory that the harness knows the bounds of. */
+/* What user_memory.c does, for memory that the harness knows the bounds of. */
 bool is_user(u64 address, u64 bytes)
 {
 	return address + bytes >= address && address + bytes <= VEIL_ENC_TOP &&
@@ -373,7 +373,8 @@ static int run(const u8 *data, u32 length)
 	if (!ending) {
 		self->state = THREAD_RUNS;
 		memory_start();
-		files_start();
+		descriptors_start();
+		paths_start();
 		while (next < end)
 			one_call(self);
 		ending = DONE;

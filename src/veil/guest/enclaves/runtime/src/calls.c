@@ -275,3 +275,14 @@ void system_call(struct thread *self)
 		regs->rax = (u64)result;
 	deliver_signals(self, restart);
 }
+
+HANDLER(do_not_there)
+{
+	return -ENOSYS;
+}
+
+/* Hints, and what has no meaning in here. */
+HANDLER(do_accept_silently)
+{
+	return 0;
+}

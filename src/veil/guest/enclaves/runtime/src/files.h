@@ -32,7 +32,7 @@ struct open_file {
 	u64 offset;
 	const struct config_file *trusted;
 	struct sealed_file *sealed;
-	struct epoll_entry *watched; /* wait.c */
+	struct epoll_entry *watched; /* poll.c */
 	u32 path_length;
 	struct lock lock;
 	char path[];
@@ -51,7 +51,7 @@ s64 path_allowed(const char *path, u64 length, bool change);
 bool is_folder_of_rule(const char *path, u64 length);
 s64 path_from(struct thread *, s32 folder, u64 from, char *to);
 
-/* trusted.c */
+/* trusted_files.c */
 const struct config_file *trusted_file(const char *path, u64 length);
 bool is_trusted_folder(const char *path, u64 length);
 s64 open_trusted(struct thread *, const struct config_file *, const char *path, u32 flags);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Random bytes from the processor: the kernel and the host have no part in them. */
+#include "handlers.h"
 #include "machine.h"
-#include "runtime.h"
 
 #define TRIES 1000
 
@@ -20,4 +20,19 @@ void random_bytes(struct thread *self, void *to, u64 bytes)
 		next += part;
 		bytes -= part;
 	}
+}
+
+HANDLER(do_getrandom)
+{
+	u8 bytes[64];
+	u64 wanted = least(a[1], 0x1000000);
+
+	for (u64 done = 0; done < wanted; done += sizeof(bytes)) {
+		u64 part = least(sizeof(bytes), wanted - done);
+
+		random_bytes(self, bytes, part);
+		if (copy_out(a[0] + done, bytes, part))
+			return -EFAULT;
+	}
+	return (s64)wanted;
 }

@@ -46,7 +46,7 @@ _Noreturn void end_thread(struct thread *);
 void wait_for_word(struct thread *, const s64 *timeout, s64 *result);
 void give_word(struct thread *self, struct thread *other);
 
-/* service.c: the mailbox. Statuses are the service's; 0 is good. */
+/* mailbox.c: what VeilS-ENC is asked. Statuses are the service's; 0 is good. */
 enum { STATUS_OK = 0 };
 u32 ask_service(struct thread *, u32 call, u64 a0, u64 a1, u64 a2, u64 *result);
 u64 ask_fault_address(struct thread *);
@@ -63,7 +63,7 @@ struct lock {
 void lock(struct thread *, struct lock *);
 void unlock(struct lock *);
 
-/* user.c: memory of the program's; 0 or -EFAULT */
+/* user_memory.c: memory of the program's; 0 or -EFAULT */
 bool is_user(u64 address, u64 bytes);
 s64 copy_in(void *to, u64 from, u64 bytes);
 s64 copy_out(u64 to, const void *from, u64 bytes);
@@ -92,9 +92,10 @@ bool memory_bring(struct thread *, u64 address, u32 needed);
 /* prot of what lies there, or -1 */
 s32 memory_prot(struct thread *, u64 address);
 
-/* files.c, trusted.c */
+/* descriptors.c, paths.c, io.c */
 struct open_file;
-void files_start(void);
+void descriptors_start(void);
+void paths_start(void);
 s64 resolve_path(struct thread *, s32 folder, const char *path, u64 length, char *to, u64 space);
 const struct config_rule *rule_of(const char *path, u64 length);
 s64 pread_file(struct thread *, s32 fd, u64 to, u64 bytes, u64 offset);
@@ -117,7 +118,7 @@ s32 process_number(struct thread *);
 /* futex.c */
 u32 futex_wake(struct thread *, u64 address, u32 count, u32 bits);
 
-/* time.c */
+/* clock.c */
 s64 now(struct thread *, u32 clock, s64 to[2]);
 
 /* calls.c */

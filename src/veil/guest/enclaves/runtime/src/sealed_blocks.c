@@ -5,7 +5,7 @@
  * two states do not mix from one run to the next.
  */
 #include "files.h"
-#include "sealed.h"
+#include "sealed_blocks.h"
 
 #define NR_PREAD 17
 #define NR_PWRITE 18

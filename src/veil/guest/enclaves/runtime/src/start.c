@@ -209,7 +209,8 @@ static void start_program(struct thread *self)
 		attacked(self, "the runtime has no configuration");
 	heap_start();
 	memory_start();
-	files_start();
+	descriptors_start();
+	paths_start();
 	take_strings(self);
 	WRITE_ONCE(block_of(0)->state, VEIL_WINDOW_IDLE);
 	stack = memory_map(self, 0, CONFIG->stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "seal.h"
+#include "chacha20_poly1305.h"
 
 #define BLOCK 64
 #define ROUNDS 10

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What of a sealed file is outside, its head and its blocks: how they are written, and what is read of them. */
-#ifndef RUNTIME_SEALED_H
-#define RUNTIME_SEALED_H
+#ifndef RUNTIME_SEALED_BLOCKS_H
+#define RUNTIME_SEALED_BLOCKS_H
 
-#include "seal.h"
+#include "chacha20_poly1305.h"
 
 #define SEALED_BLOCK 4096
 

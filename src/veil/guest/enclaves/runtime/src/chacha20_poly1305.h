@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* ChaCha20 and Poly1305 (RFC 8439): what needs no other registers than the runtime may use. */
-#ifndef RUNTIME_SEAL_H
-#define RUNTIME_SEAL_H
+#ifndef RUNTIME_CHACHA20_POLY1305_H
+#define RUNTIME_CHACHA20_POLY1305_H
 
 #include "runtime.h"
 
