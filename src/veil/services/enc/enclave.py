@@ -31,9 +31,9 @@ from veil.formats.enclaves import (
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import MonitorRefused
-from veil.services.enc.contexts import descriptor_page, first_context, interrupt_table
 from veil.services.enc.errors import EnclaveError
-from veil.services.enc.frames import give, runs, take
+from veil.services.enc.initial_state import descriptor_page, first_context, interrupt_table
+from veil.services.enc.page_moves import give, runs, take
 from veil.services.enc.page_tables import PageTables, tables_needed
 from veil.services.enc.paging import AwayPages
 
