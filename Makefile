@@ -19,7 +19,7 @@ case "$$said" in \
 esac; [ $$status = 0 ]
 endef
 
-.PHONY: help run test test-kci setup lint bench bench-strangers bench-audit soak fuzz clean
+.PHONY: help run test test-kci setup lint bench bench-strangers bench-audit bench-enclaves soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (50 minutes)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
+	@echo "make bench-enclaves  what VeilS-ENC costs five programs of Debian's and each system call (minutes; docs/enclaves.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
@@ -80,6 +81,9 @@ $(VENV)/.bench: $(STAMP)
 
 bench-audit: $(VENV)/.bench
 	$(BIN)/python -m bench.audit --plot docs/log-evaluation.png
+
+bench-enclaves: $(VENV)/.bench
+	$(BIN)/python -m bench --enclaves --plot docs/enclaves-evaluation.png
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -q -m soak

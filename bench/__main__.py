@@ -15,6 +15,7 @@ from bench import micro
 from bench.attestation import measure_attestation, measure_cold
 from bench.code_integrity import measure_code_integrity
 from bench.counts import counts_text, measure_counts
+from bench.enclaves.evaluation import PARTS, measure_enclaves
 from bench.follow import measure_follow
 from bench.guests import (
     QEMU,
@@ -118,7 +119,11 @@ def main() -> int:
     part.add_argument("--log", action="store_true", help="only how fast a log is verified")
     part.add_argument("--code", action="store_true", help="only what lock-down by VeilS-KCI costs")
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
+    part.add_argument("--enclaves", action="store_true", help="only what VeilS-ENC costs (minutes; docs/enclaves.md)")
     part.add_argument("--strangers", action="store_true", help="only what hostile connections do to a guest")
+    parser.add_argument("--short", action="store_true", help="with --enclaves: one turn of each, noisy")
+    parser.add_argument("--part", choices=PARTS, action="append", help="with --enclaves: only this; may be repeated")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with --enclaves: draw a picture (needs matplotlib)")
     options = parser.parse_args()
     if min(options.pairs, options.turns, options.boots, options.connections) < 1:
         parser.error("--pairs, --turns, --boots and --connections are 1 or more")
@@ -135,6 +140,13 @@ def main() -> int:
                 _say("a follower")
                 report.latencies += measure_follow(directory)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
+                return 0
+            if options.enclaves:
+                parts = options.part or PARTS
+                found = measure_enclaves(_say, short=options.short, parts=parts, only=options.only or ())
+                print(json.dumps(found.json(), indent=1) if options.json else found.text())
+                if options.plot is not None:
+                    found.plot(options.plot)
                 return 0
             if options.code:
                 report.code = measure_code_integrity(directory, _say)

@@ -11,10 +11,10 @@ __all__ = ["build_program", "build_raw"]
 _HERE = Path(__file__).parent
 
 
-def build_program(name: str, directory: Path) -> Path:
+def build_program(name: str, directory: Path, *flags: str) -> Path:
     """A static executable for the guest."""
     out = directory / name
-    subprocess.run(["cc", "-O2", "-static", "-Wall", "-o", out, _HERE / f"{name}.c"], check=True)
+    subprocess.run(["cc", "-O2", "-static", "-Wall", *flags, "-o", out, _HERE / f"{name}.c"], check=True)
     return out
 
 

@@ -194,12 +194,12 @@ s64 copy_string_in(char *to, u64 from, u64 space)
 }
 
 /* Of pages that the runtime moves itself, which are not there here. */
-u64 copy_user(void *to, const void *from, u64 bytes)
+bool copy_user(void *to, const void *from, u64 bytes)
 {
 	(void)to;
 	(void)from;
 	(void)bytes;
-	return 0;
+	return false;
 }
 
 bool swap_user(u32 *place, u32 old, u32 new, u32 *found)

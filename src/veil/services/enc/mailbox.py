@@ -7,6 +7,7 @@ can change its own, so it is copied once; whatever it asks for concerns its own 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,8 +37,13 @@ __all__ = ["serve"]
 
 #: Pages that one MAP may name, so that its work is bounded: 16 MiB.
 _MAP_PAGES = 4096
+#: What one FAULT maps at most, in bytes, from a multiple of it on: `AT_ONCE` of the runtime.
+_FAULT_SIZE = 64 * PAGE_SIZE
+#: The answer to FAULT: first address and pages that were mapped.
+_MAPPED = struct.Struct("<QQ")
 _ALL = int(Prot.R | Prot.W | Prot.X)
 _ROOM = PAGE_SIZE - MAILBOX_DATA
+_ZEROS = bytes(PAGE_SIZE)
 
 
 class _Answer(NamedTuple):
@@ -116,6 +122,11 @@ def _map(request: _Request) -> _Answer:
     (va, pages), prot = request.range(), request.prot(Prot.R)
     if pages > _MAP_PAGES:
         raise EnclaveError(f"{_MAP_PAGES} pages at most are mapped at once, not {pages}")
+    _map_pages(request, va, pages, prot)
+    return _Answer(pages)
+
+
+def _map_pages(request: _Request, va: int, pages: int, prot: Prot) -> None:
     enclave, guest = request.enclave, request.context.guest
     if va + pages * PAGE_SIZE > ARENA + enclave.layout.arena_pages * PAGE_SIZE:
         raise EnclaveError(f"{pages} pages at {va:#x} reach behind the arena")
@@ -124,10 +135,9 @@ def _map(request: _Request) -> _Answer:
     frames = enclave.pool[-pages:]
     # Zeroed first: what another part of the program had there is nobody's to find.
     for gpa in frames:
-        guest.write(gpa, bytes(PAGE_SIZE))
+        guest.write(gpa, _ZEROS)
     enclave.tables.map(va, frames, prot)
     del enclave.pool[-pages:]
-    return _Answer(pages)
 
 
 def _unmap(request: _Request) -> _Answer:
@@ -170,7 +180,26 @@ def _time(request: _Request) -> _Answer:
 
 
 def _fault(request: _Request) -> _Answer:
-    return _Answer(_fault_address(request.context, request.enclave, request.slot))
+    address = _fault_address(request.context, request.enclave, request.slot)
+    return _Answer(address, _MAPPED.pack(*_bring(request, address)))
+
+
+def _bring(request: _Request, address: int) -> tuple[int, int]:
+    """(address, pages) of what is mapped around a fault, if it is where the runtime thought."""
+    if not request.args[1]:
+        return 0, 0
+    (va, pages), prot = request.range(), request.prot(Prot.R)
+    around = address & -_FAULT_SIZE
+    first, end = max(va, around), min(va + pages * PAGE_SIZE, around + _FAULT_SIZE)
+    if not first <= address < end:
+        return 0, 0
+    count = (end - first) // PAGE_SIZE
+    try:
+        _map_pages(request, first, count, prot)
+    except EnclaveError:
+        # The runtime asks for what it needs, and hears why not.
+        return 0, 0
+    return first, count
 
 
 def _fault_address(context: ServiceContext, enclave: Enclave, slot: int) -> int:

@@ -34,6 +34,7 @@ enum page_fault {
 /* In the last page below the middle of the address space, where nothing is ever mapped. */
 #define NO_FAULT (VEIL_ENC_TOP + 0xf00)
 #define FLAG_TF 0x100
+#define SYSCALL_OPCODE 0x050f
 #define CPUID_BYTES 2
 #define LONGEST_INSTRUCTION 15
 
@@ -115,12 +116,13 @@ static void undefined_opcode(struct thread *self)
 	struct regs *regs = &self->regs;
 	struct instruction at;
 	u8 first, second;
+	u16 two;
 
-	fetch(self, regs->rip, &at);
-	if (at.bytes[0] == 0x0f && at.bytes[1] == 0x05) {
+	if (!copy_in(&two, regs->rip, sizeof(two)) && two == SYSCALL_OPCODE) {
 		system_call(self);
 		return;
 	}
+	fetch(self, regs->rip, &at);
 	first = at.bytes[at.opcode];
 	second = at.bytes[at.opcode + 1];
 	/* UD2, UD1, UD0, and encodings that this machine may not have: VEX, EVEX, three-byte opcodes */
@@ -136,14 +138,16 @@ static void undefined_opcode(struct thread *self)
 static void page_fault(struct thread *self)
 {
 	struct regs *regs = &self->regs;
-	u64 address = ask_fault_address(self), error = regs->error;
+	u64 error = regs->error, address;
 	u32 needed = error & FAULT_FETCH ? PROT_EXEC : error & FAULT_WRITE ? PROT_WRITE : PROT_READ;
+	bool there;
 
+	address = memory_fault(self, &there);
 	if (address == NO_FAULT)
 		injected(self, "#PF");
 	if (!(error & FAULT_USER) || error & FAULT_RESERVED)
 		injected(self, "#PF");
-	if (memory_bring(self, address, needed))
+	if (there || memory_bring(self, address, needed))
 		return;
 	forget_fault_address(self);
 	fault(self, SIGSEGV, memory_prot(self, address) < 0 ? SEGV_MAPERR : SEGV_ACCERR, address);
@@ -244,9 +248,11 @@ void event_of_program(struct thread *self)
 
 void event_in_runtime(struct thread *self, struct frame *frame)
 {
-	bool copies = frame->rip == (u64)copy_user_site, swaps = frame->rip == (u64)swap_user_site;
+	bool copies = frame->rip >= (u64)copy_user_site && frame->rip < (u64)copy_user_fault;
+	bool swaps = frame->rip == (u64)swap_user_site;
 	u32 needed = frame->error & FAULT_WRITE ? PROT_WRITE : PROT_READ;
-	u64 address;
+	u64 address, start, pages;
+	bool there = false;
 
 	if (frame->vector != VECTOR_PF || (!copies && !swaps) || frame->error & (FAULT_RESERVED | FAULT_FETCH))
 		attacked(self, "vector %d with error code %x in the runtime at %x", frame->vector, frame->error,
@@ -255,11 +261,12 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 		frame->rip = (u64)copy_user_fault;
 		return;
 	}
-	address = ask_fault_address(self);
+	/* Whoever moves pages has the lock of the map. */
+	address = self->moves ? ask_fault(self, 0, 0, 0, &start, &pages) : memory_fault(self, &there);
 	if (address == NO_FAULT)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);
 	/* Pages that are being moved were there: the service has brought one back that the kernel had taken. */
-	if (self->moves || memory_bring(self, address, needed))
+	if (there || self->moves || memory_bring(self, address, needed))
 		return;
 	frame->rip = (u64)(copies ? copy_user_fault : swap_user_fault);
 }

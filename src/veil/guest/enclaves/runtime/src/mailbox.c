@@ -26,12 +26,17 @@ u32 ask_service(struct thread *self, u32 call, u64 a0, u64 a1, u64 a2, u64 *resu
 	return mailbox->status;
 }
 
-u64 ask_fault_address(struct thread *self)
+u64 ask_fault(struct thread *self, u64 area, u64 area_pages, u32 prot, u64 *start, u64 *pages)
 {
-	u64 address;
+	struct veil_mailbox *mailbox = mailbox_of(self);
+	u64 mapped[2] = { 0 }, address;
 
-	if (ask_service(self, VEIL_MAILBOX_FAULT, 0, 0, 0, &address) != STATUS_OK)
+	memcpy(mailbox->data, mapped, sizeof(mapped));
+	if (ask_service(self, VEIL_MAILBOX_FAULT, area, area_pages, prot, &address) != STATUS_OK)
 		attacked(self, "the service does not say where a fault was");
+	memcpy(mapped, mailbox->data, sizeof(mapped));
+	*start = mapped[0];
+	*pages = mapped[1];
 	return address;
 }
 

@@ -7,7 +7,7 @@
 #include "areas.h"
 #include "memory.h"
 
-/* Areas up to here get their pages at once; and so many come by one fault. */
+/* So many come by one fault. veil/services/enc/mailbox.py has the same number. */
 #define AT_ONCE (64 * PAGE)
 #define MAP_LIMIT (4096 * PAGE)
 #define LOW_START 0x10000000
@@ -16,6 +16,8 @@
 
 static struct lock memory_lock;
 static u64 brk_now;
+/* Where the next fault is likely to be: in an area that was made last, or behind the pages that came last. */
+static u64 likely;
 
 static u64 arena_end(void)
 {
@@ -148,7 +150,7 @@ static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
 
 s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset)
 {
-	bool file = !(flags & MAP_ANONYMOUS), resident;
+	bool file = !(flags & MAP_ANONYMOUS);
 	s64 place, result;
 
 	if (!bytes || prot & ~(u32)PROT_ALL || offset % PAGE || bytes > VEIL_ENC_TOP)
@@ -158,17 +160,13 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 	place = choose(self, wanted, bytes, flags);
 	if (place < 0)
 		goto out;
-	resident = file || (prot && bytes <= AT_ONCE && !(flags & MAP_NORESERVE));
-	if (resident && !ask_map(self, (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot)) {
-		if (file) {
-			place = -ENOMEM;
-			goto out;
-		}
-		resident = false;
+	if (file && !ask_map(self, (u64)place, (u64)place + bytes, PROT_READ | PROT_WRITE)) {
+		place = -ENOMEM;
+		goto out;
 	}
-	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot,
-					   resident, file })) {
-		if (resident)
+	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot, file,
+					   file })) {
+		if (file)
 			ask_unmap(self, (u64)place, (u64)place + bytes);
 		place = -ENOMEM;
 		goto out;
@@ -185,6 +183,8 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 			place = result;
 			goto out;
 		}
+	} else {
+		likely = (u64)place;
 	}
 	area_join((u64)place, (u64)place + bytes);
 out:
@@ -334,13 +334,10 @@ s64 memory_brk(struct thread *self, u64 end)
 	if (end < CONFIG->brk_start || end > CONFIG->brk_end)
 		goto out;
 	if (new > old) {
-		bool now;
-
-		if (!area_free(old, new))
+		if (!area_free(old, new) ||
+		    !area_add(self, (struct area){ old, new, PROT_READ | PROT_WRITE, false, false }))
 			goto out;
-		now = new - old <= AT_ONCE && ask_map(self, old, new, PROT_READ | PROT_WRITE);
-		if (!area_add(self, (struct area){ old, new, PROT_READ | PROT_WRITE, now, false }))
-			goto out;
+		likely = old;
 		area_join(old, new);
 	} else if (new < old && !clear_range(self, new, old)) {
 		goto out;
@@ -350,6 +347,35 @@ out:
 	end = brk_now;
 	unlock(&memory_lock);
 	return (s64)end;
+}
+
+/* The service has mapped these pages of an area. The lock is held. */
+static void note_pages(struct thread *self, u64 start, u64 end)
+{
+	if (!area_cut(self, start, end))
+		end_enclave(self, 137, 9);
+	area_number(area_after(start))->resident = true;
+	area_join(start, end);
+	likely = end;
+}
+
+u64 memory_fault(struct thread *self, bool *there)
+{
+	u64 address, start, pages;
+	struct area *area;
+
+	lock(self, &memory_lock);
+	area = area_number(area_after(likely));
+	if (area && !area->resident && area->prot)
+		address = ask_fault(self, area->start, (area->end - area->start) / PAGE, real_prot(area->prot), &start,
+				    &pages);
+	else
+		address = ask_fault(self, 0, 0, 0, &start, &pages);
+	*there = pages;
+	if (pages)
+		note_pages(self, start, start + pages * PAGE);
+	unlock(&memory_lock);
+	return address;
 }
 
 bool memory_bring(struct thread *self, u64 address, u32 needed)
@@ -378,10 +404,7 @@ bool memory_bring(struct thread *self, u64 address, u32 needed)
 			end_enclave(self, 137, 9);
 		}
 	}
-	if (!area_cut(self, start, end))
-		end_enclave(self, 137, 9);
-	area_number(area_after(start))->resident = true;
-	area_join(start, end);
+	note_pages(self, start, end);
 	there = true;
 out:
 	unlock(&memory_lock);

@@ -11,7 +11,7 @@
 void leave(struct thread *);
 _Noreturn void resume(struct thread *);
 _Noreturn void run_on_fresh_stack(struct thread *, void (*)(struct thread *));
-u64 copy_user(void *to, const void *from, u64 bytes);
+bool copy_user(void *to, const void *from, u64 bytes);
 bool swap_user(u32 *place, u32 old, u32 new, u32 *found);
 void *memcpy(void *, const void *, size_t);
 void *memset(void *, int, size_t);
@@ -49,7 +49,8 @@ void give_word(struct thread *self, struct thread *other);
 /* mailbox.c: what VeilS-ENC is asked. Statuses are the service's; 0 is good. */
 enum { STATUS_OK = 0 };
 u32 ask_service(struct thread *, u32 call, u64 a0, u64 a1, u64 a2, u64 *result);
-u64 ask_fault_address(struct thread *);
+/* CR2. If it is in the area (address, pages; 0: none) without pages, the service maps those around it: how many, or 0. */
+u64 ask_fault(struct thread *, u64 area, u64 area_pages, u32 prot, u64 *start, u64 *pages);
 bool derive_key(struct thread *, const char *label, u64 length, u8 key[32]);
 
 /* log.c: lines in the protected log, and the end of an enclave that was attacked */
@@ -87,7 +88,9 @@ s64 memory_protect(struct thread *, u64 address, u64 bytes, u32 prot);
 s64 memory_move(struct thread *, u64 address, u64 old, u64 new, u32 flags, u64 wanted);
 s64 memory_advise(struct thread *, u64 address, u64 bytes, u32 advice);
 s64 memory_brk(struct thread *, u64 end);
-/* After a page fault: true if the page is there now. */
+/* After a page fault: where it was; whether pages came there with the answer. */
+u64 memory_fault(struct thread *, bool *there);
+/* Else: true if the page is there now. */
 bool memory_bring(struct thread *, u64 address, u32 needed);
 /* prot of what lies there, or -1 */
 s32 memory_prot(struct thread *, u64 address);

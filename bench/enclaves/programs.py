@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Five of Debian's programs, in turn as they are and shielded, in one guest; and on this computer, without a guest."""
+
+from __future__ import annotations
+
+import random
+import resource
+import shlex
+import statistics
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.enclaves.guest import EnclaveGuest
+from veil.cache import Cache
+from veil.guest.enclaves.build import build_enclave
+from veil.guest.enclaves.manifest import Manifest
+from veil.guest.enclaves.trusted_files import DebianFiles
+from veil.guest.initramfs.archive import Node
+from veil.guest.initramfs.debian_programs import debian_programs
+
+__all__ = ["PROGRAMS", "Outcome", "Program", "measure_computer", "measure_programs", "program_files"]
+
+_GUEST_FOLDER = "/mnt"
+_LOADER = "lib64/ld-linux-x86-64.so.2"
+_CLIENT, _CLIENT_PACKAGE = "usr/bin/ab", "apache2-utils"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of them. `script` runs in a shell: {program} is what starts it, {folder} where files are, {port} its own."""
+
+    name: str
+    what: str
+    package: str
+    path: str
+    script: str
+    server: str | None = None
+    """What starts it before the script, whose program is another one then: {client}."""
+    manifest: dict[str, object] = field(default_factory=dict)
+
+
+_COMMON: dict[str, object] = {
+    "memory": "32M", "threads": 1, "arguments": {"outside": True}, "files": {"pass": ["/mnt/"]},
+}  # fmt: skip
+
+PROGRAMS = (
+    Program(
+        "gzip", "packs a text of 4 MiB", "gzip", "usr/bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
+    ),
+    Program(
+        "Berkeley DB", "db5.3_load puts 10,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
+        "usr/bin/db5.3_load", "rm -f {folder}/kv; {program} -T -t btree -f {folder}/pairs {folder}/kv",
+    ),
+    Program(
+        "OpenSSL", "AES-256-CTR of a file of 16 MiB", "openssl", "usr/bin/openssl",
+        "{program} enc -aes-256-ctr -K 00 -iv 00 -in {folder}/big -out {folder}/big.out 2>/dev/null",
+    ),
+    Program(
+        "lighttpd", "ab, 5 clients that keep their connections, 400 requests of a file of 10 KiB", "lighttpd",
+        "usr/sbin/lighttpd", "{client} -q -k -n 400 -c 5 http://127.0.0.1:{port}/file >/dev/null",
+        server="{program} -D -f {folder}/lighttpd-{port}.conf",
+        manifest={"calls": {"allow": ["network", "identity"]}, "memory": "16M"},
+    ),
+    Program(
+        "SQLite", "20 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
+        "usr/bin/sqlite3", "rm -f {folder}/sqlite; {program} {folder}/sqlite <{folder}/sql >/dev/null",
+    ),
+)  # fmt: skip
+_LIGHTTPD = """\
+server.document-root = "{folder}/www"
+server.bind = "127.0.0.1"
+server.port = {port}
+server.compat-module-load = "disable"
+server.modules = ()
+server.max-keep-alive-requests = 1000
+"""
+_WARM = 1
+
+
+@dataclass
+class Outcome:
+    """One program: processor seconds of each turn; what a shielded turn does."""
+
+    program: Program
+    native: list[float] = field(default_factory=list)
+    shielded: list[float] = field(default_factory=list)
+    """Running, and not being made."""
+    making: list[float] = field(default_factory=list)
+    switches: int = 0
+    requests: int = 0
+    exits: Counter[int] = field(default_factory=Counter)
+    """By system call; -1: to VeilS-ENC."""
+    bytes: int = 0
+    """That reads and writes copy into and out of the enclave."""
+    computer: float | None = None
+    """Seconds of the same program on this computer, without a guest."""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Shielded to native, turn by turn."""
+        return [one / other for one, other in zip(self.shielded, self.native, strict=True)]
+
+    @property
+    def overhead(self) -> float:
+        """The median, as a part of the whole."""
+        return statistics.median(self.ratios) - 1
+
+
+def program_files(cache: Cache) -> dict[str, Node]:
+    """Members of the initramfs."""
+    packages = [*(item.package for item in PROGRAMS), _CLIENT_PACKAGE]
+    return debian_programs(cache, packages, [*(item.path for item in PROGRAMS), _CLIENT])
+
+
+def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
+    """What the programs work on, below `place`, which they know as `folder`. Always the same."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(5000)]
+    text = " ".join(chance.choices(words, k=800_000)).encode()[: 4 << 20]
+    place.joinpath("text").write_bytes(text)
+    place.joinpath("big").write_bytes(text * 4)
+    pairs = [f"{chance.getrandbits(64):016x}\n{chance.getrandbits(320):080x}\n" for _ in range(10_000)]
+    place.joinpath("pairs").write_text("".join(pairs))
+    place.joinpath("www").mkdir()
+    place.joinpath("www", "file").write_bytes(text[: 10 << 10])
+    place.joinpath("sql").write_text(_sql(20, 100))
+    for port in ports:
+        place.joinpath(f"lighttpd-{port}.conf").write_text(_LIGHTTPD.format(folder=folder, port=port))
+
+
+def _sql(transactions: int, rows: int) -> str:
+    lines = ["CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INT);", "CREATE INDEX i ON t(c);"]
+    for start in range(0, transactions * rows, rows):
+        lines.append("BEGIN;")
+        lines += [f"INSERT INTO t VALUES({n},'name {n}',{n * 7 % 1000});" for n in range(start, start + rows)]
+        lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(start, start + rows, 10)]
+        lines += ["COMMIT;", f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{start // rows}%';"]
+    return "\n".join(lines)
+
+
+_PORTS = (8080, 8081)
+
+
+def measure_programs(
+    guest: EnclaveGuest, directory: Path, turns: int, say: Callable[[str], None], only: Sequence[str] = ()
+) -> list[Outcome]:
+    """Each in turn, native and shielded, after one of each that warms up; then once more, slowly, to count."""
+    data = directory / "data"
+    data.mkdir()
+    write_data(data, _GUEST_FOLDER, _PORTS)
+    guest.run(f"mkdir -p {_GUEST_FOLDER}/www")
+    for file in sorted(path for path in data.rglob("*") if path.is_file()):
+        guest.vm.copy_in(file, f"{_GUEST_FOLDER}/{file.relative_to(data)}")
+    outcomes = []
+    for program in PROGRAMS:
+        if only and not any(word.lower() in program.name.lower() for word in only):
+            continue
+        say(f"programs: {program.name}")
+        manifest = Manifest.of({**_COMMON, **program.manifest})
+        image = build_enclave(Cache(), DebianFiles(Cache(), [program.package]), f"/{program.path}", manifest)
+        shielded = guest.put_image(Path(program.path).name, image, directory)
+        outcomes.append(_measure(guest, program, shielded, turns))
+    return outcomes
+
+
+def _measure(guest: EnclaveGuest, program: Program, shielded: str, turns: int) -> Outcome:
+    outcome = Outcome(program)
+    scripts: list[str] = []
+    with ExitStack() as stack:
+        for command, port in ((f"/{program.path}", _PORTS[0]), (shielded, _PORTS[1])):
+            names = {"program": command, "folder": _GUEST_FOLDER, "port": port, "client": f"/{_CLIENT}"}
+            if program.server is not None:
+                pid = _start(guest, program.server.format(**names), port)
+                stack.callback(guest.run, f"kill -9 {pid}")
+            scripts.append(program.script.format(**names))
+        native, inside = scripts
+        for turn in range(_WARM + turns):
+            costs = [guest.run(native), guest.run(inside)]
+            if turn >= _WARM:
+                outcome.native.append(costs[0].seconds)
+                outcome.shielded.append(costs[1].running)
+                outcome.making.append(costs[1].making)
+                outcome.switches, outcome.requests = costs[1].switches, costs[1].requests
+        with guest.observe() as observer:
+            guest.run(inside)
+        outcome.exits, outcome.bytes = observer.total.exits, observer.total.bytes
+    return outcome
+
+
+def _start(guest: EnclaveGuest, command: str, port: int) -> int:
+    """Start a server; its process's number, once it listens."""
+    script = f"setsid {command} </dev/null >/mnt/server.log 2>&1 & echo $!"
+    pid = int(guest.run(script).output)
+    guest.run(f"until netstat -tln | grep -q ':{port} '; do kill -0 {pid} || exit 1; sleep 0.1; done")
+    return pid
+
+
+def measure_computer(outcomes: Sequence[Outcome], files: dict[str, Node], directory: Path, turns: int) -> None:
+    """The same programs as processes of this computer, by the processor time that they take."""
+    root, data = directory / "root", directory / "computer"
+    for name, node in files.items():
+        place = root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(node.data)
+        place.chmod(0o755)
+    data.mkdir()
+    libraries = root / "lib/x86_64-linux-gnu"
+    start = [str(root / _LOADER), "--library-path", str(libraries)]
+    for outcome in outcomes:
+        program = outcome.program
+        if program.server is not None:
+            continue
+        data_folder = str(data)
+        if not any(data.iterdir()):
+            write_data(data, data_folder, ())
+        command = shlex.join([*start, str(root / program.path)])
+        script = program.script.format(program=command, folder=data_folder, port=0, client="")
+        outcome.computer = min(_child_seconds(script) for _ in range(turns))
+
+
+def _child_seconds(script: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["sh", "-c", script], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
