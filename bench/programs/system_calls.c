@@ -138,16 +138,11 @@ static const struct {
 	const char *name;
 	void (*before)(void), (*calls)(void), (*after)(void);
 } tests[] = {
-	{ "open", nothing, call_open, undo_open },
-	{ "read", nothing, call_read, undo_read },
-	{ "write", nothing, call_write, undo_read },
-	{ "mmap", nothing, call_mmap, call_munmap },
-	{ "munmap", call_mmap, call_munmap, nothing },
-	{ "memory", nothing, call_memory, nothing },
-	{ "getpid", nothing, call_getpid, nothing },
-	{ "umask", nothing, call_umask, nothing },
-	{ "socket", nothing, call_socket, undo_open },
-	{ "printf", nothing, call_printf, undo_printf },
+	{ "open", nothing, call_open, undo_open },     { "read", nothing, call_read, undo_read },
+	{ "write", nothing, call_write, undo_read },   { "mmap", nothing, call_mmap, call_munmap },
+	{ "munmap", call_mmap, call_munmap, nothing }, { "memory", nothing, call_memory, nothing },
+	{ "getpid", nothing, call_getpid, nothing },   { "umask", nothing, call_umask, nothing },
+	{ "socket", nothing, call_socket, undo_open }, { "printf", nothing, call_printf, undo_printf },
 };
 
 static long long now(void)

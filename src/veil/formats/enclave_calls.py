@@ -46,7 +46,8 @@ class EnclaveCall(enum.IntEnum):
     CREATE = 0
     """A packed `Layout` -> `Created`. FULL: there are as many enclaves as there can be."""
     DONATE = 1
-    """u32 enclave; pages for its page tables, slots, ZERO records and pool. What they hold is lost. -> nothing"""
+    """u32 enclave; pages for its page tables, slots and ZERO records; after FINISH for its pool. What they hold is
+    lost. -> nothing"""
     WINDOW = 2
     """u32 enclave, u32 slot; pages, `window_pages` of them in the order of their addresses. The kernel keeps its rights
     on them. -> nothing"""
@@ -56,7 +57,7 @@ class EnclaveCall(enum.IntEnum):
     """u32 enclave, when everything is there -> `Finished`. NOT_ALLOWED: content is not what the layout says."""
     SERVE = 5
     """u32 enclave, u32 slot: the service looks into that slot's mailbox -> nothing; or u64 address of a page that must
-    be returned first, then it is asked again."""
+    be returned first; or u64 0, u64 how many pages must be donated first. Then it is asked again."""
     DESTROY = 6
     """u32 enclave -> u32 pages that it still has: ask again until there are none. What was given back is zero.
     UNAVAILABLE while a slot runs on another VCPU."""

@@ -417,9 +417,10 @@ class MailboxCall(enum.IntEnum):
     TIME = 8
     """`result`: the machine's time in nanoseconds, from any point; it never goes back."""
     FAULT = 9
-    """`result`: CR2 of the slot, which at CPL 3 nobody can read: the address of its last page fault. args: an area without
-    pages (address, pages, `Prot` with R), or none (pages 0). If CR2 is in it, pages of the pool are mapped around it, as by
-    MAP. Data: u64 address, u64 pages of what was mapped; or zeros."""
+    """`result`: CR2 of the slot, which at CPL 3 nobody can read: the address of its last page fault.
+
+    args: an area that has no pages (address, pages, `Prot` with R), or none (pages 0). If CR2 is in it, pages of the
+    pool are mapped around it, as by MAP. Data: u64 address, u64 pages of what was mapped; or zeros."""
 
 
 class Mailbox(ctypes.LittleEndianStructure):

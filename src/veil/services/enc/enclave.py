@@ -31,7 +31,7 @@ from veil.formats.enclaves import (
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import MonitorRefused
-from veil.services.enc.errors import EnclaveError
+from veil.services.enc.errors import EnclaveError, NeedsPages, NoFrames
 from veil.services.enc.initial_state import descriptor_page, first_context, interrupt_table
 from veil.services.enc.page_moves import give, runs, take
 from veil.services.enc.page_tables import PageTables, tables_needed
@@ -45,6 +45,8 @@ __all__ = ["Enclave", "State", "pages_needed"]
 _MAILBOX_PAGE = ThreadPart.MAILBOX // PAGE_SIZE
 #: Tables for what the pool's pages may be mapped at, beyond one for each 2 MiB of them.
 _MORE_TABLES = 16
+#: The pool grows by so many pages at least, if it may: each time costs requests.
+_GROWTH = 256
 
 
 class State(enum.Enum):
@@ -70,10 +72,10 @@ def _ranges(layout: Layout) -> list[tuple[int, int]]:
 
 
 def pages_needed(layout: Layout) -> int:
-    """How many pages an enclave of this layout needs beside its content and its windows."""
+    """How many pages an enclave of this layout needs beside its content and its windows, before it runs."""
     for_pool = 2 * -(-layout.pool_pages // 512) + _MORE_TABLES
     slots = layout.slots * (THREAD_PAGES + 2)  # GDT and TSS, VMSA
-    return tables_needed(_ranges(layout)) + for_pool + slots + 2 + layout.zero_pages + layout.pool_pages
+    return tables_needed(_ranges(layout)) + for_pool + slots + 2 + layout.zero_pages
 
 
 class Enclave:
@@ -90,6 +92,8 @@ class Enclave:
         """Of these: those that hold nothing, and were never mapped. Page tables are made of them."""
         self.pool: list[int] = []
         """Those that the runtime may have mapped."""
+        self.granted = 0
+        """How many came for the pool; what the runtime has mapped of them counts too."""
         self.windows: dict[int, list[int]] = {}
         """Slot -> pages (ENCLAVE_WINDOW)."""
         self.contexts: list[int] = []
@@ -107,13 +111,37 @@ class Enclave:
     # Making one
 
     def donate(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
-        """Pages whose content does not matter."""
+        """Pages whose content does not matter; once it is made, for the pool."""
+        if self.state is State.READY:
+            yield from self._grow(context, pages)
+            return
         self._require(State.MAKING)
         if len(self.owned) + len(pages) > pages_needed(self.layout) + self._content_pages():
             raise EnclaveError("an enclave gets no more pages than it needs")
         yield from take(context.monitor, pages, Owner.ENCLAVE)
         self.owned += pages
         self.spare += pages
+
+    def _grow(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
+        if self.granted + len(pages) > self.layout.pool_pages:
+            raise EnclaveError(f"the pool has {self.layout.pool_pages} pages at most")
+        yield from take(context.monitor, pages, Owner.ENCLAVE)
+        self.granted += len(pages)
+        self.owned += pages
+        self.pool += pages
+
+    def require_pool(self, pages: int) -> None:
+        """There must be so many that are free. Raises NeedsPages if the kernel may give them, NoFrames if not."""
+        missing, left = pages - len(self.pool), self.layout.pool_pages - self.granted
+        if missing > left:
+            raise NoFrames(f"the pool has {len(self.pool) + left} pages left, not {pages}")
+        if missing > 0:
+            raise NeedsPages(min(left, max(missing, _GROWTH)))
+
+    def put_into_pool(self, frames: Sequence[int]) -> None:
+        """What was mapped. 0 for a page that the kernel has: it gives another one, or returns it."""
+        self.pool += filter(None, frames)
+        self.granted -= frames.count(0)
 
     def add_window(self, context: ServiceContext, slot: int, pages: Sequence[int]) -> Asking[None]:
         """A slot's window, which the kernel goes on reading and writing."""
@@ -171,7 +199,6 @@ class Enclave:
         self._map_rest(context.guest, InfoPage.of(layout, self.number, tsc_khz, cpuid))
         for slot in range(layout.slots):
             yield from self._make_context(context, slot)
-        self.pool = [self.spare.pop() for _ in range(layout.pool_pages)]
         self.state = State.READY
 
     def _map_rest(self, guest: GuestMemory, info: InfoPage) -> None:
@@ -237,6 +264,7 @@ class Enclave:
         else:
             self.away.forget(va)
             self.pool.append(page)
+            self.granted += 1
 
     # Its end
 
@@ -289,7 +317,8 @@ class Enclave:
         """For JSON."""
         return {
             "number": self.number, "layout": self.layout.pack().hex(), "state": self.state.value, "owned": self.owned,
-            "spare": self.spare, "pool": self.pool, "windows": list(self.windows.items()), "contexts": self.contexts,
+            "spare": self.spare, "pool": self.pool, "granted": self.granted,
+            "windows": list(self.windows.items()), "contexts": self.contexts,
             "mailboxes": self.mailboxes, "progress": [self._record, self._page],
             "away": self.away.dump(),
             "tables": None if self._tables is None else self._tables.dump(),
@@ -301,6 +330,7 @@ class Enclave:
         made = cls(state["number"], Layout.parse(bytes.fromhex(state["layout"])))
         made.state = State(state["state"])
         made.owned, made.spare, made.pool = state["owned"], state["spare"], state["pool"]
+        made.granted = state["granted"]
         made.windows = dict(state["windows"])
         made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
         made.away = AwayPages.load(state["away"])

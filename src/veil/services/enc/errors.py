@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EnclaveError", "NoFrames"]
+__all__ = ["EnclaveError", "NeedsPages", "NoFrames"]
 
 
 class EnclaveError(Exception):
@@ -12,3 +12,11 @@ class EnclaveError(Exception):
 
 class NoFrames(EnclaveError):
     """It has too few pages left for this."""
+
+
+class NeedsPages(Exception):
+    """The pool has to grow first, by this many pages, and may. Nothing was done."""
+
+    def __init__(self, pages: int) -> None:
+        super().__init__(f"the pool has to grow by {pages} pages")
+        self.pages = pages

@@ -87,7 +87,8 @@ class _Request(NamedTuple):
 def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: int) -> int | None:
     """Answer the request in a slot's mailbox, if there is one.
 
-    An address: the kernel must return the page there first, and the request waits.
+    An address: the kernel must return the page there first, and the request waits. Raises NeedsPages if it waits for
+    pages of the kernel's.
     """
     gpa = enclave.mailboxes[slot]
     asked = Mailbox.from_buffer_copy(context.guest.read(gpa, PAGE_SIZE))
@@ -130,8 +131,7 @@ def _map_pages(request: _Request, va: int, pages: int, prot: Prot) -> None:
     enclave, guest = request.enclave, request.context.guest
     if va + pages * PAGE_SIZE > ARENA + enclave.layout.arena_pages * PAGE_SIZE:
         raise EnclaveError(f"{pages} pages at {va:#x} reach behind the arena")
-    if pages > len(enclave.pool):
-        raise NoFrames(f"the pool has {len(enclave.pool)} pages left, not {pages}")
+    enclave.require_pool(pages)
     frames = enclave.pool[-pages:]
     # Zeroed first: what another part of the program had there is nobody's to find.
     for gpa in frames:
@@ -143,8 +143,7 @@ def _map_pages(request: _Request, va: int, pages: int, prot: Prot) -> None:
 def _unmap(request: _Request) -> _Answer:
     va, pages = request.range()
     frames = request.enclave.tables.unmap(va, pages)
-    # What the kernel has comes back to the pool if it returns it.
-    request.enclave.pool += filter(None, frames)
+    request.enclave.put_into_pool(frames)
     return _Answer(len(frames))
 
 

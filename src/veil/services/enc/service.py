@@ -40,7 +40,7 @@ from veil.formats.tsc import TSC_KHZ
 from veil.services.context import Asking, MonitorRefused
 from veil.services.enc import mailbox
 from veil.services.enc.enclave import Enclave, State, pages_needed
-from veil.services.enc.errors import EnclaveError, NoFrames
+from veil.services.enc.errors import EnclaveError, NeedsPages, NoFrames
 from veil.services.enc.keys import EnclaveKeys
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
 from veil.snp.errors import RmpViolation
@@ -51,6 +51,7 @@ _ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
 _RETURN = struct.Struct("<IIQ")
 _ADDRESS = struct.Struct("<Q")
+_WANTED = struct.Struct("<QQ")
 
 
 class EncService(Service):
@@ -138,7 +139,10 @@ class EncService(Service):
         enclave = self._enclave(number)
         if enclave.state is not State.READY or slot >= len(enclave.mailboxes):
             raise EnclaveError(f"enclave {number} has no slot {slot} that runs")
-        missing = mailbox.serve(self.context, self._keys, enclave, slot)
+        try:
+            missing = mailbox.serve(self.context, self._keys, enclave, slot)
+        except NeedsPages as needs:
+            return _WANTED.pack(0, needs.pages)
         return b"" if missing is None else _ADDRESS.pack(missing)
 
     def _reclaim(self, request: KernelRequest) -> Asking[bytes]:

@@ -80,6 +80,8 @@ void veil_enclave_free_page(struct veil_enclave *enclave, u64 gpa);
 int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
 int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add *add);
 int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
+/* Pages whose content does not matter; the enclave's lock is held. */
+int veil_enclave_donate(struct veil_enclave *enclave, u64 count);
 /* Gives everything back. */
 void veil_enclave_destroy(struct veil_enclave *enclave);
 

@@ -41,7 +41,7 @@ struct finished {
 	u64 contexts[VEIL_ENC_MAX_SLOTS];
 };
 
-static int donate(struct veil_enclave *enclave, u64 count)
+int veil_enclave_donate(struct veil_enclave *enclave, u64 count)
 {
 	while (count) {
 		size_t some = min_t(u64, count, VEIL_ENC_CONTENT_PAGES);
@@ -95,7 +95,7 @@ static int create(struct veil_enclave *enclave, const void *layout, size_t lengt
 	/* As the service has read them: it refuses other numbers. */
 	enclave->slot_count = start->slots;
 	enclave->window_pages = start->window_pages;
-	error = donate(enclave, created.pages);
+	error = veil_enclave_donate(enclave, created.pages);
 	for (slot = 0; slot < enclave->slot_count && !error; slot++)
 		error = give_window(enclave, slot);
 	return error;

@@ -16,20 +16,38 @@ u64 veil_enclave_entries(void)
 	return atomic64_read(&entries);
 }
 
-/* What the enclave asks for may wait for a page that the kernel has. */
+/* What SERVE answers if the request has to wait: for a page that the kernel has, or for pages of the kernel's own. */
+struct wanted {
+	u64 address;
+	u64 pages;
+};
+
+static int donate_more(struct veil_enclave *enclave, u64 count)
+{
+	int error;
+
+	mutex_lock(&enclave->lock);
+	error = veil_enclave_donate(enclave, count);
+	mutex_unlock(&enclave->lock);
+	return error;
+}
+
 static int serve(struct veil_enclave *enclave, u32 slot)
 {
 	u32 body[] = { enclave->number, slot };
 
 	for (;;) {
-		u64 missing;
+		struct wanted wanted;
 		size_t length;
-		int error = veil_enclave_ask(VEIL_ENCLAVE_CALL_SERVE, NULL, body, sizeof(body), &missing,
-					     sizeof(missing), &length);
+		int error = veil_enclave_ask(VEIL_ENCLAVE_CALL_SERVE, NULL, body, sizeof(body), &wanted, sizeof(wanted),
+					     &length);
 
-		if (error || length != sizeof(missing))
+		if (error || !length)
 			return error;
-		error = veil_enclave_return(enclave, missing);
+		if (length == sizeof(wanted))
+			error = donate_more(enclave, wanted.pages);
+		else
+			error = veil_enclave_return(enclave, wanted.address);
 		if (error)
 			return error;
 	}
