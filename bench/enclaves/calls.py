@@ -16,8 +16,6 @@ from veil.guest.enclaves.trusted_files import ComputerFiles
 
 __all__ = ["CALLS", "IN_PAPER", "CallCost", "measure_calls", "put_calls"]
 
-#: Of the program: how many calls a batch has.
-_BATCH = 64
 _FOLDER = "/mnt/calls"
 
 #: What the program knows, and what it is.
@@ -82,15 +80,15 @@ def measure_calls(
     rows = []
     for name, what in CALLS.items():
         say(f"system calls: {name}")
-        least = [float("inf"), float("inf")]
+        calls, least = 1.0, [float("inf"), float("inf")]
         for _ in range(rounds):
             for place, command in enumerate(commands):
-                spent = float(guest.run(command.format(name=name, batches=batches)).output)
+                spent, calls = map(float, guest.run(command.format(name=name, batches=batches)).output.split())
                 least[place] = min(least[place], spent)
         with guest.observe() as observer:
             guest.run(commands[1].format(name=name, batches=1))
         # Mark, batch that warms up, mark, what undoes it, mark, batch, mark.
         counted = observer.marked[2]
-        switches = max(0, counted.switches - 2) / _BATCH  # the mark itself leaves and enters
-        rows.append(CallCost(name, what, least[0] / 1000, least[1] / 1000, switches, counted.bytes / _BATCH))
+        switches = max(0, counted.switches - 2) / calls  # the mark itself leaves and enters
+        rows.append(CallCost(name, what, least[0] / 1000, least[1] / 1000, switches, counted.bytes / calls))
     return rows

@@ -39,12 +39,12 @@ def measure_enclaves(
             report.instructions = count_instructions()
         if not {"calls", "making", "ring", "programs"} & set(parts):
             return report
-        files = program_files(Cache())
+        files = program_files(Cache()) if "programs" in parts else {}
         say("booting the guest")
         with boot_guest(files) as vm:
             guest = EnclaveGuest(vm)
             if "calls" in parts:
-                report.calls = measure_calls(guest, directory, 5 if short else 30, 1 if short else 3, say)
+                report.calls = measure_calls(guest, directory, 30 if short else 200, 1 if short else 3, say)
             if "making" in parts:
                 report.making = measure_making(guest, directory, 1 if short else 3, say)
             if "ring" in parts:

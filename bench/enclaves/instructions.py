@@ -21,7 +21,7 @@ __all__ = ["count_instructions"]
 
 #: Calls that need no other beside them to be made again and again.
 _ALONE = ("getpid", "umask", "read", "write", "memory")
-_FEW, _MANY = 1, 11
+_FEW, _MANY = 10, 110
 
 
 def count_instructions() -> dict[str, tuple[float, float]]:
@@ -43,12 +43,12 @@ def _count() -> dict[str, tuple[float, float]]:
         for call in _ALONE:
             each = []
             for command in commands:
-                totals = []
+                totals, calls = [], 1.0
                 for batches in (_FEW, _FEW, _MANY):
                     before = counters.instructions
-                    guest.run(command.format(name=call, batches=batches))
+                    calls = float(guest.run(command.format(name=call, batches=batches)).output.split()[1])
                     totals.append(counters.instructions - before)
-                each.append((totals[2] - totals[1]) / (_MANY - _FEW) / 64)
+                each.append((totals[2] - totals[1]) / (_MANY - _FEW) / calls)
             found[CALLS[call]] = each[0], each[1]
     return found
 

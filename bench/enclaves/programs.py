@@ -49,7 +49,7 @@ _COMMON: dict[str, object] = {
 
 PROGRAMS = (
     Program(
-        "gzip", "packs a text of 4 MiB", "gzip", "usr/bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
+        "gzip", "packs a text of 4 MiB", "gzip", "bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
     ),
     Program(
         "Berkeley DB", "db5.3_load puts 10,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
