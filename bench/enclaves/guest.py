@@ -17,7 +17,7 @@ from veil.formats.enclaves import WindowBlock, WindowState
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.starter.build import STARTER_FILE
 from veil.guest.initramfs.archive import Node
-from veil.host.events import Event, ExitEvent
+from veil.host.observer_events import Event, ExitEvent
 from veil.image.services_image import protected_services
 from veil.services import KernelRequest
 from veil.services.enc.service import EncService
