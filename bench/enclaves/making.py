@@ -121,4 +121,4 @@ def measure_ring(guest: EnclaveGuest, directory: Path, members: int, turns: int)
         costs = [guest.run(_MAKE.format(last=members, command=command, turns=many)) for many in (1, turns)]
         spent.append(float(costs[1].output) / members / 1000)
         switches = (costs[1].switches - costs[0].switches) / (turns - 1) / members
-    return Ring(members, *spent, switches)
+    return Ring(members, spent[0], spent[1], switches)
