@@ -201,6 +201,7 @@ class Bench:
         self.on_request: Callable[[int], int | None] = lambda request: None
         self.processor = GuestRequests(chip, cpuid_signature=0, report_version=3)
         self.on_message = self.carry
+        self.launched = LaunchedGuest(1 << 17, bytes(48), bytes(32), LaunchIdentity())
         self.certificates = b"certificates"
         #: the contexts of VMPL 2 that the host knows, and whether it does as it is told about them
         self.enclaves: set[int] = set()
@@ -391,8 +392,7 @@ class Bench:
                 return 1 << 32, needed
             if self.certificates:
                 self.host.write(gpa, self.certificates)
-        guest = LaunchedGuest(1 << 17, bytes(48), bytes(32), LaunchIdentity())
-        status, answer = self.processor.handle(self.host.read(request, PAGE), self.vmpcks, guest)
+        status, answer = self.processor.handle(self.host.read(request, PAGE), self.vmpcks, self.launched)
         if answer:
             self.host.write(response, answer)
         return int(status), 0

@@ -15,11 +15,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from veil.formats.enclaves import MAILBOX_DATA
 from veil.formats.errors import FormatError
 from veil.formats.numbers import u64
+from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = [
     "ATTEST_CALL",
+    "LONGEST_SECRET",
     "STATEMENT_DATA",
     "EnclaveManifest",
     "EnclaveStatement",
@@ -32,6 +35,8 @@ __all__ = [
     "parse_enclaves",
 ]
 
+#: as much as a slot's mailbox holds
+LONGEST_SECRET = PAGE_SIZE - MAILBOX_DATA
 #: bytes of whoever wants a statement
 STATEMENT_DATA = 64
 _MEASUREMENT = 48

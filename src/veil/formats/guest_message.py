@@ -110,6 +110,18 @@ check_offsets(
 )  # fmt: skip
 
 
+class KeyField(enum.IntFlag):
+    """GUEST_FIELD_SELECT of MSG_KEY_REQ: what is mixed into a derived key."""
+
+    GUEST_POLICY = 1 << 0
+    IMAGE_ID = 1 << 1
+    FAMILY_ID = 1 << 2
+    MEASUREMENT = 1 << 3
+    GUEST_SVN = 1 << 4
+    TCB_VERSION = 1 << 5
+    LAUNCH_MITIGATION_VECTOR = 1 << 6
+
+
 class ReportRequest(ctypes.LittleEndianStructure):
     """MSG_REPORT_REQ, 96 bytes. `key_select`: 0 VLEK if there is one, else VCEK; 1 VCEK; 2 VLEK."""
 
@@ -211,6 +223,14 @@ def parse_report_response(payload: bytes) -> tuple[int, bytes]:
     if size > len(payload) - 32:
         raise FormatError(f"a report response of {len(payload)} bytes claims a report of {size}")
     return status, payload[32 : 32 + size]
+
+
+def parse_key_response(payload: bytes) -> tuple[int, bytes]:
+    """(status, key) of MSG_KEY_RSP: u32 status, 28 reserved bytes, the key."""
+    if len(payload) != 32 + KEY_BYTES:
+        raise FormatError(f"a key response has {32 + KEY_BYTES} bytes, not {len(payload)}")
+    (status,) = struct.unpack_from("<I", payload)
+    return status, payload[32:]
 
 
 def _iv(sequence_number: int) -> bytes:

@@ -97,6 +97,9 @@ class GrantCall(enum.IntEnum):
     """`EnclaveContext`: it is the enclave's memory again, and zero."""
     CPUID = 6
     """-> the entries of the launch's CPUID page, 0x30 bytes each."""
+    LASTING_KEY = 7
+    """-> 32 bytes, the same in each launch of this image with this policy on this processor. UNAVAILABLE if there is
+    no way to the secure processor."""
 
 
 def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -60,5 +60,5 @@ class Attestation:
         return None
 
     def attest(self, host: Ghcb, nonce: bytes, manifest: bytes) -> Generator[None, None, Evidence]:
-        """A report of VMPL 0 whose REPORT_DATA is SHA-512(nonce, manifest); raises ReportUnavailable."""
+        """A report of VMPL 0 whose REPORT_DATA is SHA-512(nonce, manifest); raises AnswerUnavailable."""
         return (yield from self._messages.report(host, attested_report_data(nonce, manifest)))

@@ -32,12 +32,14 @@ from veil.monitor.kernel_memory import KernelMemory, NotMapped
 from veil.monitor.page_book import Owner
 from veil.monitor.page_rights import ROWS, TRANSITIONS
 from veil.monitor.rmp_changes import retry
+from veil.monitor.secure_processor import AnswerUnavailable
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import CpuidPage, Efer, Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
+    from veil.monitor.secure_processor import GuestMessages
     from veil.monitor.state import MonitorState
     from veil.snp.hosted import HostedCpu
 
@@ -66,6 +68,8 @@ class Grants:
         self._offered = parameters.service_code.size > 0
         #: a request is being served: its steps wait for the host on some VCPU
         self.busy = False
+        #: the way to the secure processor, as soon as there is one
+        self.messages: GuestMessages | None = None
 
     def serve(self, host: Ghcb) -> Generator[None, None, bool]:
         """Do what the domain asks for, if it asks; was there anything?"""
@@ -104,6 +108,8 @@ class Grants:
             yield from self._drop_vmsa(host, EnclaveContext.parse(request.body).gpa)
         elif request.call == GrantCall.CPUID:
             return self._cpuid(cpu)
+        elif request.call == GrantCall.LASTING_KEY:
+            return (yield from self._lasting_key(host))
         elif request.call == GrantCall.READ_VIRTUAL:
             return self._read_virtual(cpu, ReadVirtual.parse(request.body))
         else:
@@ -288,6 +294,14 @@ class Grants:
 
     def _levels(self, owner: Owner) -> dict[Domain, Permission]:
         return {domain: self._state.rows.permissions(owner, domain) for domain in _LEVELS}
+
+    def _lasting_key(self, host: Ghcb) -> Generator[None, None, bytes]:
+        if self.messages is None:
+            raise _Refused(Status.UNAVAILABLE, "VeilMon has not finished its boot")
+        try:
+            return (yield from self.messages.lasting_key(host))
+        except AnswerUnavailable as error:
+            raise _Refused(Status.UNAVAILABLE, str(error)) from error
 
     # RESTRICT
 

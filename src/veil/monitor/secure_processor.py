@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,9 +13,12 @@ from veil.formats.ghcb import VmmError
 from veil.formats.guest_message import (
     KEY_BYTES,
     MESSAGE_BYTES,
+    KeyField,
+    KeyRequest,
     MessageType,
     ReportRequest,
     open_message,
+    parse_key_response,
     parse_report_response,
     seal_message,
 )
@@ -26,14 +30,18 @@ if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
     from veil.snp.view import View
 
-__all__ = ["Evidence", "GuestMessages", "ReportUnavailable"]
+__all__ = ["AnswerUnavailable", "Evidence", "GuestMessages"]
 
 _VMPCK = 0
 _BUSY_TRIES = 16
+_KEY_FIELDS = KeyField.GUEST_POLICY | KeyField.IMAGE_ID | KeyField.FAMILY_ID | KeyField.MEASUREMENT
+#: as firmware takes it that knows nothing of mitigation vectors
+_KEY_REQUEST_BYTES = 32
+_KEY_LABEL = b"VeilMon: the key of the protected services"
 
 
-class ReportUnavailable(Exception):
-    """There is no report to be had; one line why."""
+class AnswerUnavailable(Exception):
+    """There is no report, or no key, to be had; one line why."""
 
 
 class Evidence(NamedTuple):
@@ -60,49 +68,72 @@ class GuestMessages:
             view.zero(page, PAGE_SIZE, private=False)
 
     def report(self, host: Ghcb, report_data: bytes) -> Generator[None, None, Evidence]:
-        """A report for VMPL 0 with these 64 bytes; raises ReportUnavailable."""
-        if self.busy:
-            raise ReportUnavailable("another report is being made")
+        """A report for VMPL 0 with these 64 bytes; raises AnswerUnavailable."""
         request = ReportRequest(vmpl=0)
         request.report_data[:] = list(report_data)
-        self.busy = True
-        try:
-            payload, certificates = yield from self._exchange(host, bytes(request))
-        finally:
-            self.busy = False
+        payload, certificates = yield from self._exchange(host, MessageType.REPORT_REQ, bytes(request))
         try:
             status, report = parse_report_response(payload)
         except FormatError as error:
-            raise ReportUnavailable(str(error)) from error
+            raise AnswerUnavailable(str(error)) from error
         if status or len(report) != REPORT_BYTES:
-            raise ReportUnavailable(f"the secure processor refused the report: status {status:#x}")
+            raise AnswerUnavailable(f"the secure processor refused the report: status {status:#x}")
         return Evidence(report, certificates)
 
-    def _exchange(self, host: Ghcb, payload: bytes) -> Generator[None, None, tuple[bytes, bytes]]:
+    def lasting_key(self, host: Ghcb) -> Generator[None, None, bytes]:
+        """32 bytes: the same in each launch of this image, with this policy, on this processor. Raises
+        AnswerUnavailable.
+
+        The secure processor derives it for VMPL 0 from the processor's own key, the launch digest, the policy and the
+        IDs of the launch's ID block (MSG_KEY_REQ). Not mixed in is the firmware's version: what is sealed can be read
+        after an update.
+        """
+        request = KeyRequest(guest_field_select=_KEY_FIELDS, vmpl=0)
+        payload, _ = yield from self._exchange(host, MessageType.KEY_REQ, bytes(request)[:_KEY_REQUEST_BYTES])
+        try:
+            status, key = parse_key_response(payload)
+        except FormatError as error:
+            raise AnswerUnavailable(str(error)) from error
+        if status:
+            raise AnswerUnavailable(f"the secure processor refused a key: status {status:#x}")
+        # The processor's answer itself stays here.
+        return hmac.digest(key, _KEY_LABEL, "sha256")
+
+    def _exchange(self, host: Ghcb, kind: MessageType, payload: bytes) -> Generator[None, None, tuple[bytes, bytes]]:
+        if self.busy:
+            raise AnswerUnavailable("another message is on its way")
+        self.busy = True
+        try:
+            return (yield from self._send(host, kind, payload))
+        finally:
+            self.busy = False
+
+    def _send(self, host: Ghcb, kind: MessageType, payload: bytes) -> Generator[None, None, tuple[bytes, bytes]]:
         key = self._view.read(self._key_gpa, KEY_BYTES)
         if not any(key):
-            raise ReportUnavailable("the key for messages to the secure processor was given up after a failure")
+            raise AnswerUnavailable("the key for messages to the secure processor was given up after a failure")
         number = self.count + 1
-        sealed = seal_message(key, number, _VMPCK, MessageType.REPORT_REQ, payload)
+        sealed = seal_message(key, number, _VMPCK, kind, payload)
         # From here on the number is used: the host has a message with it. Nothing else may ever be sealed under it
         # (AES-GCM gives everything away when an IV repeats), so the same message goes out again, or the key goes.
         try:
-            certificates = yield from self._carry(host, sealed)
-            kind, answer = open_message(
+            pages = CERTIFICATE_PAGES if kind == MessageType.REPORT_REQ else 0
+            certificates = yield from self._carry(host, sealed, pages)
+            found, answer = open_message(
                 key, self._view.read(self._response, MESSAGE_BYTES, private=False), sequence_number=number + 1,
                 vmpck=_VMPCK,
             )  # fmt: skip
-            if kind != MessageType.REPORT_RSP:
-                raise FormatError(f"an answer of type {kind} to a report request")
-        except (FormatError, ReportUnavailable) as error:
+            if found != kind + 1:
+                raise FormatError(f"an answer of type {found} to a request of type {kind}")
+        except (FormatError, AnswerUnavailable) as error:
             self._view.zero(self._key_gpa, KEY_BYTES)
-            raise ReportUnavailable(f"no more reports: {error}") from error
+            raise AnswerUnavailable(f"no more reports: {error}") from error
         self.count = number + 1
         return answer, certificates
 
-    def _carry(self, host: Ghcb, sealed: bytes) -> Generator[None, None, bytes]:
+    def _carry(self, host: Ghcb, sealed: bytes, pages: int) -> Generator[None, None, bytes]:
+        """The certificates that came along, if the host was given pages for them."""
         view = self._view
-        pages = CERTIFICATE_PAGES
         for _ in range(_BUSY_TRIES):
             view.write(self._request, sealed, private=False)
             view.zero(self._response, PAGE_SIZE, private=False)
@@ -118,5 +149,5 @@ class GuestMessages:
             if errors >> 32 == VmmError.INVALID_LENGTH and pages:
                 pages = 0  # more certificates than Linux would take: the user has them from elsewhere
             elif errors >> 32 != VmmError.BUSY:
-                raise ReportUnavailable(f"the host or the secure processor answered {errors:#x}")
-        raise ReportUnavailable(f"the host still reports busy after {_BUSY_TRIES} tries")
+                raise AnswerUnavailable(f"the host or the secure processor answered {errors:#x}")
+        raise AnswerUnavailable(f"the host still reports busy after {_BUSY_TRIES} tries")

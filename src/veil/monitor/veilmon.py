@@ -184,6 +184,8 @@ class VeilMon:
             attestation, state.book, cpu.view, self._hosts
         )
         domain = self._service_domain(cpu)
+        assert self._grants is not None
+        self._grants.messages = messages
         requests = Requests(attestation, domain, state.services, self.describe)
         self._channel = ChannelLink(
             cpu.view, parameters.channel, requests, key.accept, parameters.roles(), cpu.tsc, saved.get("channel")

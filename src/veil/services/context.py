@@ -140,6 +140,11 @@ class MonitorClient:
         """The entries of the CPUID page as it was launched, 0x30 bytes each (`veil.snp.layouts.CpuidFunction`)."""
         return (yield from _ask(GrantCall.CPUID, b""))
 
+    def lasting_key(self) -> Asking[bytes]:
+        """32 bytes that are the same in each launch of this image with this policy on this processor, and that nobody
+        else has: not the kernel, the host, or another image. UNAVAILABLE if the host does not let VeilMon ask."""
+        return (yield from _ask(GrantCall.LASTING_KEY, b""))
+
     def make_vmsa(self, gpa: int) -> Asking[None]:
         """A page of ENCLAVE, which holds a VMSA of VMPL 2 and CPL 3, becomes a context that each VCPU may run.
 

@@ -25,6 +25,7 @@ from veil.formats.errors import FormatError
 from veil.formats.guest_message import (
     KEY_BYTES,
     MESSAGE_BYTES,
+    KeyField,
     KeyRequest,
     MessageType,
     ReportRequest,
@@ -66,19 +67,7 @@ class _RootKey(enum.IntEnum):
     VMRK = 1
 
 
-class _GuestField(enum.IntFlag):
-    """GUEST_FIELD_SELECT: what is mixed into a derived key."""
-
-    GUEST_POLICY = 1 << 0
-    IMAGE_ID = 1 << 1
-    FAMILY_ID = 1 << 2
-    MEASUREMENT = 1 << 3
-    GUEST_SVN = 1 << 4
-    TCB_VERSION = 1 << 5
-    LAUNCH_MITIGATION_VECTOR = 1 << 6
-
-
-_ALL_FIELDS = int(sum(_GuestField))
+_ALL_FIELDS = int(sum(KeyField))
 
 
 @dataclass(frozen=True)
@@ -209,13 +198,13 @@ def _derive(secret: bytes, request: KeyRequest, guest: LaunchedGuest) -> bytes:
     """The specification leaves the function to the firmware; here HMAC-SHA-384 over everything selected."""
     identity = guest.identity
     values = {
-        _GuestField.GUEST_POLICY: guest.policy.to_bytes(8, "little"),
-        _GuestField.IMAGE_ID: identity.image_id,
-        _GuestField.FAMILY_ID: identity.family_id,
-        _GuestField.MEASUREMENT: guest.measurement,
-        _GuestField.GUEST_SVN: request.guest_svn.to_bytes(4, "little"),
-        _GuestField.TCB_VERSION: request.tcb_version.to_bytes(8, "little"),
-        _GuestField.LAUNCH_MITIGATION_VECTOR: request.launch_mitigation_vector.to_bytes(8, "little"),
+        KeyField.GUEST_POLICY: guest.policy.to_bytes(8, "little"),
+        KeyField.IMAGE_ID: identity.image_id,
+        KeyField.FAMILY_ID: identity.family_id,
+        KeyField.MEASUREMENT: guest.measurement,
+        KeyField.GUEST_SVN: request.guest_svn.to_bytes(4, "little"),
+        KeyField.TCB_VERSION: request.tcb_version.to_bytes(8, "little"),
+        KeyField.LAUNCH_MITIGATION_VECTOR: request.launch_mitigation_vector.to_bytes(8, "little"),
     }
     selected = request.guest_field_select
     mixed = [value if selected & field else bytes(len(value)) for field, value in values.items()]

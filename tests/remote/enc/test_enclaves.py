@@ -19,6 +19,7 @@ from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
 from tests.services.log.harness import OWNER, READER
 from tests.snp.chip import chip
 from veil.formats.enclave_reports import (
+    LONGEST_SECRET,
     EnclaveManifest,
     EnclaveStatement,
     EnclaveWord,
@@ -34,6 +35,8 @@ from veil.remote.channel.client import RequestFailed
 from veil.remote.channel.identity import UserKey
 from veil.remote.enc.enclaves import Enclaves, open_enclaves
 from veil.remote.errors import RemoteError
+
+LONGEST = b"s" * LONGEST_SECRET
 
 
 @pytest.fixture
@@ -105,11 +108,11 @@ def test_a_secret_for_one_measurement(bench: EnclaveBench) -> None:
     number, other = bench.make(), bench.make(replace(LAYOUT, pool_pages=9))
     assert secret_of(bench, number) is None
     with enclaves_of(bench) as enclaves:
-        enclaves.provision(LAYOUT.measurement, b"name", b"s" * 2048)
-        assert secret_of(bench, number) == b"s" * 2048
+        enclaves.provision(LAYOUT.measurement, b"name", LONGEST)
+        assert secret_of(bench, number) == LONGEST
         assert secret_of(bench, number, b"nam") is None
         assert secret_of(bench, other) is None
-        assert secret_of(bench, bench.make()) == b"s" * 2048
+        assert secret_of(bench, bench.make()) == LONGEST
         enclaves.provision(LAYOUT.measurement, b"name", b"")
     assert secret_of(bench, number) is None
 
@@ -117,7 +120,7 @@ def test_a_secret_for_one_measurement(bench: EnclaveBench) -> None:
 def test_bounds_of_secrets(bench: EnclaveBench) -> None:
     with enclaves_of(bench) as enclaves:
         with pytest.raises(RequestFailed):
-            enclaves.provision(LAYOUT.measurement, b"name", b"s" * 2049)
+            enclaves.provision(LAYOUT.measurement, b"name", LONGEST + b"s")
         with pytest.raises(RequestFailed):
             enclaves.provision(LAYOUT.measurement, b"", b"s")
         for count in range(256):

@@ -15,7 +15,7 @@ from veil.formats.request_block import BlockRequest
 from veil.formats.roles import Call, NotAdmitted, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
 from veil.formats.status import Status
-from veil.monitor.secure_processor import ReportUnavailable
+from veil.monitor.secure_processor import AnswerUnavailable
 from veil.monitor.services_mailbox import ServicesUnavailable
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Requests:
         manifest = self._attestation.services_manifest()
         try:
             evidence = yield from self._attestation.attest(host, nonce, manifest)
-        except ReportUnavailable as error:
+        except AnswerUnavailable as error:
             raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
         certificates = evidence.certificates.rstrip(b"\0")
         return AttestedAnswer(evidence.report, manifest, certificates).pack()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.services_manifest import NONCE_BYTES
-from veil.monitor.secure_processor import ReportUnavailable
+from veil.monitor.secure_processor import AnswerUnavailable
 from veil.monitor.svsm_call import CallError, ResultCode, SvsmRequest, SvsmResult
 from veil.snp.layouts import check_offsets
 
@@ -156,7 +156,7 @@ class AttestationProtocol:
     ) -> Generator[None, None, SvsmResult]:
         try:
             evidence = yield from self._attestation.attest(host, nonce, manifest)
-        except ReportUnavailable:
+        except AnswerUnavailable:
             return SvsmResult(ResultCode.BUSY if self._attestation.busy else ResultCode.INVALID_REQUEST)
         certificates = evidence.certificates if operation.certificates_size else b""
         if certificates.startswith(_NO_CERTIFICATES):

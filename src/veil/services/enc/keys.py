@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from veil.formats.enclave_reports import EnclaveStatement, EnclaveWord, Speaker
+from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement, EnclaveWord, Speaker
 from veil.services.enc.errors import EnclaveError
 
 if TYPE_CHECKING:
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["EnclaveKeys"]
 
 _MAX_SECRETS = 256
-_LONGEST_SECRET = 2048
 _LONGEST_LINE = 512
 
 
 class EnclaveKeys:
     """Root of the keys, secrets, the key of statements, and the way into the protected log."""
 
-    def __init__(self, record: Callable[[bytes], None], root: bytes, signer: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, record: Callable[[bytes], None], signer: ec.EllipticCurvePrivateKey) -> None:
         self._record = record
-        self._root = root
+        #: of the keys, the same in each launch of this image on this processor; None while it could not be had
+        self.root: bytes | None = None
         self._signer = signer
         self._secrets: dict[tuple[bytes, bytes], bytes] = {}
 
     @classmethod
-    def generate(cls, record: Callable[[bytes], None], root: bytes) -> EnclaveKeys:
+    def generate(cls, record: Callable[[bytes], None]) -> EnclaveKeys:
         """For one launch."""
-        return cls(record, root, ec.generate_private_key(ec.SECP256R1()))
+        return cls(record, ec.generate_private_key(ec.SECP256R1()))
 
     @property
     def public(self) -> bytes:
@@ -46,9 +46,11 @@ class EnclaveKeys:
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
 
-    def derive(self, measurement: bytes, label: bytes) -> bytes:
-        """32 bytes: the same for the same measurement and label under one root."""
-        mac = hmac.HMAC(self._root, hashes.SHA256())
+    def derive(self, measurement: bytes, label: bytes) -> bytes | None:
+        """32 bytes: the same for the same measurement and label under one root. None without a root."""
+        if self.root is None:
+            return None
+        mac = hmac.HMAC(self.root, hashes.SHA256())
         mac.update(b"enclave key\0" + measurement + label)
         return mac.finalize()
 
@@ -64,8 +66,8 @@ class EnclaveKeys:
         if not secret:
             self._secrets.pop((measurement, name), None)
             return
-        if len(secret) > _LONGEST_SECRET:
-            raise EnclaveError(f"a secret has {_LONGEST_SECRET} bytes at most, not {len(secret)}")
+        if len(secret) > LONGEST_SECRET:
+            raise EnclaveError(f"a secret has {LONGEST_SECRET} bytes at most, not {len(secret)}")
         if len(self._secrets) >= _MAX_SECRETS and (measurement, name) not in self._secrets:
             raise EnclaveError(f"there are {_MAX_SECRETS} secrets already: remove one")
         self._secrets[measurement, name] = secret
@@ -91,14 +93,15 @@ class EnclaveKeys:
             serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         secrets = [[part.hex() for part in (*key, secret)] for key, secret in self._secrets.items()]
-        return {"root": self._root.hex(), "signer": private.hex(), "secrets": secrets}
+        return {"root": self.root.hex() if self.root is not None else None, "signer": private.hex(), "secrets": secrets}
 
     @classmethod
     def load(cls, record: Callable[[bytes], None], state: dict[str, Any]) -> EnclaveKeys:
         """Take back what `dump` gave."""
         signer = serialization.load_der_private_key(bytes.fromhex(state["signer"]), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        made = cls(record, bytes.fromhex(state["root"]), signer)
+        made = cls(record, signer)
+        made.root = bytes.fromhex(state["root"]) if state["root"] is not None else None
         for measurement, name, secret in state["secrets"]:
             made._secrets[bytes.fromhex(measurement), bytes.fromhex(name)] = bytes.fromhex(secret)
         return made

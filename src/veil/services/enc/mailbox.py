@@ -171,6 +171,8 @@ def _report(request: _Request) -> _Answer:
 
 def _key(request: _Request) -> _Answer:
     key = request.keys.derive(request.enclave.measurement, request.text())
+    if key is None:
+        raise Refused(Status.UNAVAILABLE, "there is no key")
     return _Answer(len(key), key)
 
 

@@ -65,7 +65,7 @@ class EncService(Service):
     def start(self, settings: dict[str, Any]) -> None:
         """No enclave yet."""
         self._settings = EncSettings.of(settings)
-        self._keys = EnclaveKeys.generate(self.context.record, self.nonce())
+        self._keys = EnclaveKeys.generate(self.context.record)
         self._enclaves: dict[int, Enclave] = {}
         self._next = 1
         self._cpuid: bytes | None = None
@@ -104,7 +104,16 @@ class EncService(Service):
             self._cpuid = yield from self.context.monitor.cpuid()
         enclave = self._enclaves[self._next] = Enclave(self._next, layout)
         self._next += 1
+        if self._keys.root is None:
+            yield from self._take_root(enclave)
         return Created(enclave.number, pages_needed(layout)).pack()
+
+    def _take_root(self, enclave: Enclave) -> Asking[None]:
+        try:
+            self._keys.root = yield from self.context.monitor.lasting_key()
+        except MonitorRefused as error:
+            # A key of this launch's in its place would lose what is sealed with it; so there is no key.
+            self._keys.note("refused", enclave, f"no key for sealed files: {error}")
 
     def _donate(self, request: KernelRequest) -> Asking[bytes]:
         (number,) = _unpack(_ONE, request)
