@@ -17,6 +17,7 @@ from fuzz.world import fuzz_directory
 from veil.cache import cache_key
 from veil.guest.enclaves.calls import system_calls
 from veil.guest.enclaves.config import Config, ConfigFlag, ConfigRule, RuleKind
+from veil.guest.enclaves.manifest import secret_path
 from veil.guest.enclaves.runtime.build import runtime_sources
 
 __all__ = ["TARGETS"]
@@ -34,7 +35,8 @@ _LONGEST = 1024
 def _config() -> bytes:
     """All calls are allowed, and there is a path of each kind."""
     rules = [ConfigRule(RuleKind.PASS, "/pass", True), ConfigRule(RuleKind.READ, "/read", True),
-             ConfigRule(RuleKind.SEALED, "/sealed", True)]  # fmt: skip
+             ConfigRule(RuleKind.SEALED, "/sealed", True),
+             ConfigRule(RuleKind.SECRET, secret_path("key"), False)]  # fmt: skip
     return Config(
         entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0x10000000,
         brk_end=0x20000000, stack_bytes=1 << 16, heap_bytes=1 << 20, pool_pages=1 << 16, slots=2, program="/program",

@@ -109,6 +109,10 @@ void leave(struct thread *self)
 			mailbox->result = 0x1234;
 		if (mailbox->call == VEIL_MAILBOX_KEY)
 			memset(mailbox->data, 7, 32);
+		if (mailbox->call == VEIL_MAILBOX_SECRET) {
+			mailbox->status = byte() % 4 ? STATUS_OK : STATUS_UNAVAILABLE;
+			mailbox->result = byte() % 4 ? 12 : LONGEST_SECRET;
+		}
 		if (mailbox->call == VEIL_MAILBOX_LOG && mailbox->args[0] > sizeof(mailbox->data))
 			wrong("a line of the log is too long");
 		break;
@@ -277,6 +281,7 @@ static void bounds(u64 nr, u64 *a)
 
 static void one_call(struct thread *self)
 {
+	static const char *const paths[] = { "/pass/../pass/file", "/trusted/file", "/run/secrets/key" };
 	struct regs *regs = &self->regs;
 	u64 nr = (u64)(byte() % 3 == 0 ? byte() + 200 : byte()), a[6];
 
@@ -296,7 +301,7 @@ static void one_call(struct thread *self)
 		memcpy((u8 *)USER + at, &value, 8);
 	}
 	if (byte() % 3 == 0)
-		strcpy((char *)USER + (byte() % 3) * PART, byte() % 2 ? "/pass/../pass/file" : "/trusted/file");
+		strcpy((char *)USER + (byte() % 3) * PART, paths[byte() % LENGTH(paths)]);
 	bounds(nr, a);
 	*regs = (struct regs){ .rax = nr,
 			       .rdi = a[0],

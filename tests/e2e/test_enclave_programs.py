@@ -13,6 +13,8 @@ from tests.guest.enclaves.programs import MEMORY, SIGNALS, THREADS
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.formats.enclave_settings import ON, EncSettings
+from veil.formats.kci_settings import ON as KCI_ON
+from veil.formats.kci_settings import KciSettings
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.manifest import Manifest
@@ -63,6 +65,32 @@ def test_sqlite3_keeps_a_database_that_the_guest_cannot_read(
     changed = _run(vm, tmp_path, sqlite3, "/tmp/sealed/db", "select a from t")
     assert b"password" not in changed.stdout
     assert changed.exit_status != 0
+
+
+def test_a_sealed_database_outlives_the_launch(resume: Resume, tmp_path: Path, sqlite3: EnclaveImage) -> None:
+    """Another launch of the same image reads it; another image, here one whose kernel is locked down, does not."""
+    services = protected_services(EncSettings(mode=ON))
+    first, place = resume(services=services), tmp_path / "db"
+    first.run(["mkdir", "/tmp/sealed"])
+    made = _run(first, tmp_path, sqlite3, "/tmp/sealed/db", "create table t(a); insert into t values('password');")
+    assert made.exit_status == 0, made
+    first.copy_out("/tmp/sealed/db", place)
+    with ConfidentialVM(services=services, fresh=True) as second:
+        read = _read(second, tmp_path, sqlite3, place)
+        assert (read.stdout, read.exit_status) == (b"password\n", 0), read
+    other = resume(services=protected_services(KciSettings(mode=KCI_ON), EncSettings(mode=ON)))
+    read = _read(other, tmp_path, sqlite3, place)
+    assert b"password" not in read.stdout
+    assert read.exit_status != 0
+    # What is left there is a CVM in which such files work.
+    other.run(["rm", "/tmp/sealed/db"])
+    assert _run(other, tmp_path, sqlite3, "/tmp/sealed/db", "create table t(a); select 6*7").stdout == b"42\n"
+
+
+def _read(vm: ConfidentialVM, folder: Path, image: EnclaveImage, database: Path) -> Result:
+    vm.run(["mkdir", "/tmp/sealed"])
+    vm.copy_in(database, "/tmp/sealed/db")
+    return _run(vm, folder, image, "/tmp/sealed/db", "select a from t")
 
 
 def test_a_library_that_root_changed_is_not_loaded(vm: ConfidentialVM, tmp_path: Path, sqlite3: EnclaveImage) -> None:

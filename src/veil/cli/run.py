@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
+from veil.cli.enclaves.secrets import read_image, secrets_for, send_secrets
 from veil.cli.option_types import SECONDS
 from veil.cli.output import emit_json, raw
 from veil.cli.progress import Progress
@@ -48,6 +49,13 @@ def piped_stdin() -> Iterator[bytes] | None:
     metavar="IMAGE",
     help="Run an enclave of this image (`veil enclave build`), with COMMAND as its arguments. Implies --enclaves.",
 )
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="With --enclave: attest the CVM and send the enclave a secret, which it finds in /run/secrets/NAME.",
+)
 @click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Kill the command after this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with outputs, status and times.")
@@ -57,6 +65,7 @@ def run(
     files: tuple[str, ...],
     gets: tuple[str, ...],
     enclave: str | None,
+    secrets: tuple[str, ...],
     fresh: bool,
     timeout: float | None,
     as_json: bool,
@@ -69,6 +78,7 @@ def run(
       veil run --file prog:/root/prog -- /root/prog arg
       echo hello | veil run -- sha256sum
       veil run --enclave busybox.enclave -- echo shielded
+      veil run --enclave busybox.enclave --secret key=key.pem -- sha256sum /run/secrets/key
 
     Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is not a
     program; 125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
@@ -76,18 +86,24 @@ def run(
     from veil.cvm import ConfidentialVM
     from veil.cvm.enclaves import enclave_command, image_place
 
+    put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
+    image, to_send = None, dict[str, bytes]()
     if enclave is not None:
+        image = read_image(enclave)
+        to_send = secrets_for(image, enclave, secrets)
         cvm = replace(cvm, enclaves=True)
         command = enclave_command(Path(enclave), command)
+        put.append((enclave, image_place(Path(enclave))))
+    elif secrets:
+        raise click.UsageError("--secret is for an enclave: give --enclave")
     elif not command:
         raise click.UsageError("what is to run? Give a command, or --enclave")
-    put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
-    if enclave is not None:
-        put.append((enclave, image_place(Path(enclave))))
     start = time.monotonic()
     with ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(quiet=as_json)) as vm:
         for host_path, guest_path in put:
             vm.copy_in(host_path, guest_path)
+        if image is not None:
+            send_secrets(vm, image, to_send)
         ready = time.monotonic()
         if as_json:
             result = vm.run(command, stdin=piped_stdin(), timeout=timeout)

@@ -64,13 +64,18 @@ class NativeRuntime:
         environment: dict[str, str] | None = None,
         directory: Path | None = None,
         lie: tuple[int, int] | None = None,
+        secret: str | None = None,
+        late: int = 0,
     ) -> subprocess.CompletedProcess[bytes]:
-        """`arguments`: from argv[0] on. `lie`: a system call that the kernel does not do, and its answer."""
+        """`arguments`: from argv[0] on. `lie`: a system call that the kernel does not do, and its answer. `secret`:
+        NAME=VALUE that the service has, when it was asked `late` times."""
         file = self.place / "image.enclave"
         file.write_bytes(image.pack())
         environment = dict(environment or {})
         if lie:
             environment |= {"LIE_CALL": str(lie[0]), "LIE_RESULT": str(lie[1])}
+        if secret is not None:
+            environment |= {"SECRET": secret, "SECRET_LATE": str(late)}
         return self._start([str(file), *arguments], stdin, environment, directory)
 
     def _start(

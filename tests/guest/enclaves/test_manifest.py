@@ -24,6 +24,7 @@ _MANIFESTS = st.builds(
     environment=st.dictionaries(st.sampled_from(["A", "B C", "é"]), _TEXTS, max_size=2),
     trusted=st.lists(_PATHS, max_size=2).map(tuple),
     sealed=st.lists(_PATHS, max_size=2).map(tuple),
+    secrets=st.lists(st.sampled_from(["key", "tls.pem", "_1-2"]), max_size=2).map(tuple),
     allow=st.sampled_from([(), ("network",), ("kill", "socket")]),
     signals=st.lists(st.sampled_from(sorted(SIGNALS)), unique=True).map(tuple),
 )
@@ -34,6 +35,7 @@ def test_the_defaults_let_nothing_in_from_outside() -> None:
     assert not manifest.arguments_outside
     assert not manifest.environment_outside
     assert (manifest.trusted, manifest.read, manifest.passed, manifest.sealed, manifest.signals) == ((),) * 5
+    assert manifest.secrets == ()
     names = {call.name for call in system_calls() if call.number in allowed_numbers(manifest.allow, manifest.deny)}
     assert {"read", "write", "mmap", "clone"} <= names
     assert not names & {"socket", "connect", "setuid"}
@@ -57,6 +59,8 @@ def test_what_is_written_is_read(manifest: Manifest) -> None:
         ("[files]\npass = ['tmp']", "absolute path"),
         ("[files]\ntrusted = ['/a/../b']", "absolute path"),
         ("[files]\npass = '/tmp'", "list of texts"),
+        ("[files]\nsecrets = ['../key']", "'../key' is not a name"),
+        ("[files]\nsecrets = ['']", "is not a name"),
         ("[calls]\nallow = ['everything']", "no system call"),
         ("signals = ['SEGV']", "not one of"),
         ("unsupported = 'ignore'", '"refuse" or "end"'),

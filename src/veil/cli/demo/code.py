@@ -7,9 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.demo.guest import attested_client, in_guest, put, show_attestation
+from veil.cli.demo.guest import in_guest, put, show_attestation
 from veil.cli.kci import status_lines
 from veil.cli.output import say
+from veil.cli.own_cvm import own_client
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def show_code(vm: ConfidentialVM, expected: LaunchLog, intruder: bytes, director
     from veil.remote import attest
     from veil.remote.log.reader import LogReader
 
-    with attested_client(vm, expected) as (client, trust):
+    with own_client(vm, expected) as (client, trust):
         attested = attest(client, trust)
         attested.raise_for_failure()
         show_attestation(attested)

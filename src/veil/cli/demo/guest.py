@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the parts of the demonstration do with a CVM: run scripts in it, put files there, attest it."""
+"""What the parts of the demonstration do with a CVM: run scripts in it, put files there, show that it is attested."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +12,9 @@ from veil.private_files import write_new
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
-    from veil.formats.launch_digest import LaunchLog
-    from veil.remote import Attested, ChannelClient, Trust
+    from veil.remote import Attested
 
-__all__ = ["attested_client", "in_guest", "put", "show_attestation"]
+__all__ = ["in_guest", "put", "show_attestation"]
 
 
 def in_guest(vm: ConfidentialVM, script: str) -> None:
@@ -33,17 +30,6 @@ def put(vm: ConfidentialVM, name: str, data: bytes, directory: Path) -> None:
     if not place.exists():
         write_new(place, data)
     vm.copy_in(place, f"/root/{name}")
-
-
-@contextmanager
-def attested_client(vm: ConfidentialVM, expected: LaunchLog) -> Iterator[tuple[ChannelClient, Trust]]:
-    """This installation's user, and what they believe: this software machine, and the digest of this image."""
-    from veil import installation
-    from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
-
-    roots = TrustedRoots.amd().with_software_root(installation.software_root())
-    with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:
-        yield client, Trust(Policy(), roots=roots, expected=expected)
 
 
 def show_attestation(outcome: Attested) -> None:

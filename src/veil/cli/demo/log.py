@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demonstration's second part: an intruder who takes the kernel over, and what VeilS-LOG kept."""
+"""The demonstration's third part: an intruder who takes the kernel over, and what VeilS-LOG kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.demo.guest import attested_client, in_guest, put
+from veil.cli.demo.guest import in_guest, put
 from veil.cli.output import say
+from veil.cli.own_cvm import own_client
 from veil.errors import VeilError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def show_log(vm: ConfidentialVM, expected: LaunchLog, intruder: bytes, directory
     from veil.remote.log.connect import open_log
 
     say("the same without code integrity (--kci off), another CVM")
-    with attested_client(vm, expected) as (client, trust):
+    with own_client(vm, expected) as (client, trust):
         reader = open_log(client, trust)
         say(f"launch digest {expected.digest().hex()}, verified")
         _break_in(vm, reader, intruder, directory)

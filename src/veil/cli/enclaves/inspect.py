@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from veil.cli.enclaves.secrets import read_image
 from veil.cli.output import emit_json, say, say_all
-from veil.errors import VeilError, describe
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.printable import printable
 from veil.formats.sizes import format_size
@@ -31,12 +30,7 @@ def inspect(image: str, as_json: bool) -> int:
 
     The measurement is computed from what is in the file, not read from it; content that does not fit it is an error.
     """
-    from veil.guest.enclaves.image import EnclaveImage
-
-    try:
-        found = EnclaveImage.parse(Path(image).read_bytes(), image)
-    except OSError as error:
-        raise VeilError(f"cannot read {image}: {describe(error)}") from error
+    found = read_image(image)
     if as_json:
         emit_json(
             {

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ import click
 
 from veil.cli.checks import failures_are_1
 from veil.cli.connection import connected, connection_options
+from veil.cli.enclaves.secrets import check_name, read_image, read_secret
 from veil.cli.output import emit_json, say
-from veil.errors import VeilError, describe
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.printable import printable
 from veil.formats.sizes import format_size
 
 __all__ = ["attest", "provision"]
 
-_HEX_DIGITS = 96
+_MEASUREMENT = re.compile("[0-9a-fA-F]{96}")
 
 
 @click.command()
@@ -38,7 +39,9 @@ def attest(image: str | None, as_json: bool, **connection: Any) -> int:
     """
     from veil.remote.enc.enclaves import open_enclaves
 
-    wanted = measurement_of(image) if image is not None else None
+    wanted = None
+    if image is not None:
+        wanted = bytes.fromhex(image) if _is_measurement(image) else read_image(image).measurement
     with connected(**connection) as (client, trust):
         enclaves = open_enclaves(client, trust)
         running = [item for item in enclaves.all() if item.state == "ready"]
@@ -63,37 +66,30 @@ def attest(image: str | None, as_json: bool, **connection: Any) -> int:
 @failures_are_1
 @connection_options
 def provision(image: str, name: str, file: str, **connection: Any) -> int:
-    """Send a secret that only enclaves of one measurement get, under NAME; from FILE, or from stdin.
+    """Send a secret that only enclaves of one measurement get; from FILE, or from stdin.
 
-    The CVM is attested first, and the secret goes through the channel to VeilS-ENC, past the kernel and the host. It is
-    kept until the CVM ends; an empty one removes it. For owners of the CVM.
+    Their programs read it from /run/secrets/NAME, which the manifest must name (files.secrets). The CVM is attested
+    first, and the secret goes through the channel to VeilS-ENC, past the kernel and the host. It is kept until the CVM
+    ends; an empty one removes it. For owners of the CVM.
 
     \b
       veil enclave provision server.enclave tls-key key.pem --connect HOST:PORT --software --measurement DIGEST
     """
     from veil.remote.enc.enclaves import open_enclaves
 
-    measurement = measurement_of(image)
-    try:
-        secret = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise VeilError(f"cannot read {file}: {describe(error)}") from error
+    if _is_measurement(image):
+        measurement = bytes.fromhex(image)
+    else:
+        found = read_image(image)
+        check_name(found, image, name)
+        measurement = found.measurement
+    secret = read_secret(file)
     with connected(**connection, needs="--owner") as (client, trust):
-        open_enclaves(client, trust).provision(measurement, name.encode(), secret)
-    say(f"{printable(name)}: {len(secret)} bytes for enclaves of {measurement.hex()}")
+        open_enclaves(client, trust).provision(measurement, os.fsencode(name), secret)
+    done = f"{len(secret)} bytes for" if secret else "removed, of"
+    say(f"{printable(name)}: {done} enclaves of {measurement.hex()}")
     return 0
 
 
-def measurement_of(image: str) -> bytes:
-    """Of an image's file, or as it stands; raises VeilError."""
-    from veil.guest.enclaves.image import EnclaveImage
-
-    if len(image) == _HEX_DIGITS and not Path(image).exists():
-        try:
-            return bytes.fromhex(image)
-        except ValueError:
-            pass
-    try:
-        return EnclaveImage.parse(Path(image).read_bytes(), image).measurement
-    except OSError as error:
-        raise VeilError(f"cannot read {image}: {describe(error)}") from error
+def _is_measurement(text: str) -> bool:
+    return _MEASUREMENT.fullmatch(text) is not None and not Path(text).exists()

@@ -10,7 +10,7 @@ from veil.guest.elf import ElfProgram, parse_program
 from veil.guest.enclaves.calls import allowed_numbers
 from veil.guest.enclaves.config import Config, ConfigFlag, ConfigRule, RuleKind
 from veil.guest.enclaves.image import EnclaveImage
-from veil.guest.enclaves.manifest import SIGNALS, Manifest
+from veil.guest.enclaves.manifest import SIGNALS, Manifest, secret_path
 from veil.guest.enclaves.pages import EnclavePages
 from veil.guest.enclaves.runtime.build import Runtime, build_runtime
 from veil.guest.enclaves.trusted_files import FileSource, collect_trusted
@@ -91,9 +91,11 @@ def _flags(manifest: Manifest) -> ConfigFlag:
 
 def _rules(manifest: Manifest) -> list[ConfigRule]:
     kinds = {RuleKind.READ: manifest.read, RuleKind.PASS: manifest.passed, RuleKind.SEALED: manifest.sealed}
-    return [
+    rules = [
         ConfigRule(kind, path.rstrip("/") or "/", path.endswith("/")) for kind, paths in kinds.items() for path in paths
     ]
+    # Last: of two rules for one path the later one holds.
+    return rules + [ConfigRule(RuleKind.SECRET, secret_path(name), False) for name in manifest.secrets]
 
 
 def _page_up(address: int) -> int:

@@ -38,6 +38,7 @@ class RuleKind(enum.IntEnum):
     PASS = 2
     READ = 3
     SEALED = 4
+    SECRET = 5
 
 
 class ConfigHeader(ctypes.LittleEndianStructure):

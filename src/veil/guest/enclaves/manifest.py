@@ -8,6 +8,7 @@ an error, for a misspelt one would be a rule that is not there.
 from __future__ import annotations
 
 import posixpath
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from veil.formats.sizes import format_size, parse_size
 from veil.guest.enclaves.calls import allowed_numbers
 from veil.guest.errors import GuestImageError
 
-__all__ = ["SIGNALS", "Manifest"]
+__all__ = ["SIGNALS", "Manifest", "secret_path"]
 
 MIB = 1 << 20
 _LEAST_MEMORY, _MOST_MEMORY = 1 * MIB, 4096 * MIB
@@ -29,6 +30,8 @@ SIGNALS = {
     "HUP": 1, "INT": 2, "QUIT": 3, "USR1": 10, "USR2": 12, "ALRM": 14, "TERM": 15, "CHLD": 17, "CONT": 18, "URG": 23,
     "WINCH": 28, "IO": 29,
 }  # fmt: skip
+_SECRETS = "/run/secrets"
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Manifest:
     read: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     sealed: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    """Names of what owners send to this enclave: the program finds each at `secret_path`."""
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
@@ -68,6 +73,12 @@ class Manifest:
         for key in ("trusted", "read", "passed", "sealed"):
             for path in getattr(self, key):
                 _check_path(_KEY_OF.get(key, key), path)
+        for name in self.secrets:
+            if not _SECRET_NAME.fullmatch(name):
+                raise GuestImageError(
+                    f"manifest: files.secrets: {name!r} is not a name of 1 to 64 letters, digits, '_', '.' and '-' "
+                    "that begins with a letter, a digit or '_'"
+                )
         _check_path("directory", self.directory)
         for text in (*self.arguments, *self.environment, *self.environment.values(), *self.environment_outside):
             if "\0" in text:
@@ -135,12 +146,18 @@ class Manifest:
             f"read = {_array(self.read)}",
             f"pass = {_array(self.passed)}",
             f"sealed = {_array(self.sealed)}",
+            f"secrets = {_array(self.secrets)}",
             "",
             "[calls]",
             f"allow = {_array(self.allow)}",
             f"deny = {_array(self.deny)}",
         ]
         return "".join(f"{line}\n" for line in lines)
+
+
+def secret_path(name: str) -> str:
+    """The file that the program reads a secret from."""
+    return f"{_SECRETS}/{name}"
 
 
 def _size(words: str, value: object) -> int:
@@ -226,6 +243,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str, object], object]]] = {
     ("files", "read"): ("read", _texts),
     ("files", "pass"): ("passed", _texts),
     ("files", "sealed"): ("sealed", _texts),
+    ("files", "secrets"): ("secrets", _texts),
     ("calls", "allow"): ("allow", _texts),
     ("calls", "deny"): ("deny", _texts),
 }

@@ -45,6 +45,11 @@ static struct {
 	bool told;
 	u64 nr, result;
 } lie;
+/* NAME=VALUE that an owner has sent; so often it has not come yet. */
+static struct {
+	const char *text;
+	u64 late;
+} secret;
 
 struct kernel_action {
 	void (*handler)(int, void *, void *);
@@ -92,6 +97,21 @@ static void map(u64 address, u64 bytes, u32 prot)
 		die("cannot map\n");
 }
 
+static u32 give_secret(struct veil_mailbox *mailbox)
+{
+	u64 name = mailbox->args[0], bytes = 0;
+
+	if (secret.late && secret.late--)
+		return STATUS_UNAVAILABLE;
+	if (!secret.text || memcmp(secret.text, mailbox->data, name) || secret.text[name] != '=')
+		return STATUS_UNAVAILABLE;
+	while (secret.text[name + 1 + bytes])
+		bytes++;
+	memcpy(mailbox->data, secret.text + name + 1, bytes);
+	mailbox->result = bytes;
+	return STATUS_OK;
+}
+
 static u32 serve(struct thread *self, struct veil_mailbox *mailbox)
 {
 	u64 *a = mailbox->args;
@@ -118,6 +138,8 @@ static u32 serve(struct thread *self, struct veil_mailbox *mailbox)
 	case VEIL_MAILBOX_KEY:
 		memset(mailbox->data, 0x5a, 32);
 		return 0;
+	case VEIL_MAILBOX_SECRET:
+		return give_secret(mailbox);
 	case VEIL_MAILBOX_FAULT:
 		mailbox->result = slots[self->slot].fault;
 		return 0;
@@ -292,8 +314,8 @@ static u64 decimal(const char *text)
 	return value;
 }
 
-/* LIE_CALL and LIE_RESULT in the environment. */
-static void hear_lie(char **variables)
+/* LIE_CALL and LIE_RESULT, SECRET and SECRET_LATE in the environment. */
+static void hear(char **variables)
 {
 	for (; *variables; variables++) {
 		if (!memcmp(*variables, "LIE_CALL=", 9))
@@ -302,6 +324,10 @@ static void hear_lie(char **variables)
 			lie.result = decimal(*variables + 11);
 			lie.told = true;
 		}
+		if (!memcmp(*variables, "SECRET=", 7))
+			secret.text = *variables + 7;
+		if (!memcmp(*variables, "SECRET_LATE=", 12))
+			secret.late = decimal(*variables + 12);
 	}
 }
 
@@ -412,7 +438,7 @@ _Noreturn void native_main(u64 *stack)
 		die("usage: native X.enclave NAME [ARGUMENT...]\n");
 	load_image(arguments[1]);
 	pass_strings(arguments + 2);
-	hear_lie(arguments + stack[0] + 1);
+	hear(arguments + stack[0] + 1);
 	for (u32 i = 0; i < LENGTH(numbers); i++)
 		if (raw(NR_SIGACTION, numbers[i], (u64)&action, 0, 8, 0, 0))
 			die("cannot catch signals\n");

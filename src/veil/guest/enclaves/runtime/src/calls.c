@@ -244,6 +244,7 @@ static bool can_restart(u64 nr)
 	switch (nr) {
 	case 0: /* read, write, and their like */
 	case 1:
+	case 2: /* open, of what has to be waited for */
 	case 16 ... 20:
 	case 42 ... 47:
 	case 72:

@@ -26,6 +26,7 @@ enum rule_kind {
 	RULE_PASS = 2,
 	RULE_READ = 3, /* passed through, to be read only */
 	RULE_SEALED = 4,
+	RULE_SECRET = 5, /* what an owner sent, by the last part of the path */
 };
 
 /* `path` and all that is below it if `tree`. */

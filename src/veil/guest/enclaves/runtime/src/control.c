@@ -105,7 +105,7 @@ HANDLER(do_ftruncate)
 
 	if (!file)
 		return -EBADF;
-	if ((s64)a[1] < 0 || file->kind == FILE_TRUSTED)
+	if ((s64)a[1] < 0 || file->kind == FILE_TRUSTED || file->kind == FILE_SECRET)
 		result = -EINVAL;
 	else if (file->kind == FILE_SEALED)
 		result = truncate_sealed(self, file, (s32)a[0], a[1]);

@@ -62,6 +62,7 @@ void release(struct thread *self, struct open_file *file)
 	if (!last)
 		return;
 	forget_watched(self, file);
+	close_secret(self, file);
 	heap_give(self, file);
 }
 

@@ -12,6 +12,7 @@
 #define BLOCK_SIZE 4096
 #define STATX_BASIC 0x7ff
 #define DIRECTORY_HEAD 19
+#define X_OK 1
 #define W_OK 2
 
 /* struct stat of x86-64 */
@@ -42,17 +43,27 @@ struct extended {
 
 _Static_assert(sizeof(struct status) == 144 && sizeof(struct extended) == 256, "Linux's structures");
 
-static void describe_trusted(const struct config_file *file, struct status *to)
+static void describe_own(u64 number, u32 mode, u64 size, struct status *to)
 {
 	*to = (struct status){
 		.device = TRUSTED_DEVICE,
-		.number = trusted_number(file),
+		.number = number,
 		.links = 1,
-		.mode = S_IFREG | 0555,
-		.size = (s64)file->size,
+		.mode = S_IFREG | mode,
+		.size = (s64)size,
 		.block_size = BLOCK_SIZE,
-		.blocks = (s64)((file->size + 511) / 512),
+		.blocks = (s64)((size + 511) / 512),
 	};
+}
+
+static void describe_trusted(const struct config_file *file, struct status *to)
+{
+	describe_own(trusted_number(file), 0555, file->size, to);
+}
+
+static void describe_secret(const char *path, u64 length, u64 size, struct status *to)
+{
+	describe_own(secret_number(path, length), 0400, size, to);
 }
 
 static void describe_folder(struct status *to)
@@ -122,6 +133,12 @@ static s64 status_of_path(struct thread *self, const char *path, u64 length, u64
 		describe_folder(to);
 		return 0;
 	}
+	if (is_secret(path, length)) {
+		result = secret_bytes(self, path, length);
+		if (result >= 0)
+			describe_secret(path, length, (u64)result, to);
+		return result < 0 ? result : 0;
+	}
 	result = ask_status(self, AT_FDCWD, path, length, flags & ~(u64)AT_EMPTY_PATH, to);
 	if (!result)
 		sealed_status(self, path, length, &to->size);
@@ -137,6 +154,8 @@ static s64 status_of_open(struct thread *self, s32 fd, struct status *to)
 		return -EBADF;
 	if (file->kind == FILE_TRUSTED)
 		describe_trusted(file->trusted, to);
+	else if (file->kind == FILE_SECRET)
+		describe_secret(file->path, file->path_length, file->secret_size, to);
 	else
 		result = ask_status(self, fd, "", 0, AT_EMPTY_PATH, to);
 	if (!result && file->kind == FILE_SEALED)
@@ -227,6 +246,10 @@ static s64 access_at(struct thread *self, s32 folder, u64 name, u64 mode)
 		return result;
 	if (trusted_file(path, (u64)length) || !rule_of(path, (u64)length))
 		return mode & W_OK ? -EACCES : 0;
+	if (is_secret(path, (u64)length)) {
+		result = mode & X_OK ? -EACCES : secret_bytes(self, path, (u64)length);
+		return result < 0 ? result : 0;
+	}
 	buffer = take_buffer(self, (u64)length + 1);
 	if (!buffer)
 		return -ENOMEM;
@@ -262,7 +285,7 @@ static s64 link_at(struct thread *self, s32 folder, u64 name, u64 to, u64 bytes)
 	result = path_allowed(path, (u64)length, false);
 	if (result)
 		return result;
-	if (trusted_file(path, (u64)length) || !rule_of(path, (u64)length))
+	if (trusted_file(path, (u64)length) || !rule_of(path, (u64)length) || is_secret(path, (u64)length))
 		return -EINVAL;
 	bytes = least(bytes, LONGEST_PATH);
 	buffer = take_buffer(self, (u64)length + 1);

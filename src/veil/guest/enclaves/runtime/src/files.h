@@ -12,6 +12,7 @@
 #define O_CREAT 0x40
 #define O_TRUNC 0x200
 #define O_APPEND 0x400
+#define O_NONBLOCK 0x800
 #define O_DIRECTORY 0x10000
 #define O_CLOEXEC 0x80000
 #define O_PATH 0x200000
@@ -21,6 +22,7 @@ enum file_kind {
 	FILE_TRUSTED,
 	FILE_SEALED,
 	FILE_RANDOM,
+	FILE_SECRET,
 };
 
 /* What descriptors share after dup(). `offset`: of kinds that the runtime reads itself. */
@@ -32,6 +34,8 @@ struct open_file {
 	u64 offset;
 	const struct config_file *trusted;
 	struct sealed_file *sealed;
+	u8 *secret; /* of LONGEST_SECRET bytes */
+	u64 secret_size;
 	struct epoll_entry *watched; /* poll.c */
 	u32 path_length;
 	struct lock lock;
@@ -57,6 +61,14 @@ bool is_trusted_folder(const char *path, u64 length);
 s64 open_trusted(struct thread *, const struct config_file *, const char *path, u32 flags);
 s64 read_trusted(struct thread *, s32 fd, const struct config_file *, u64 offset, u64 to, u64 bytes);
 u64 trusted_number(const struct config_file *);
+
+/* secrets.c: what a secret's file is asked for waits until an owner has sent it */
+bool is_secret(const char *path, u64 length);
+u64 secret_number(const char *path, u64 length);
+s64 secret_bytes(struct thread *, const char *path, u64 length);
+s64 open_secret(struct thread *, const char *path, u64 length, u64 flags);
+s64 read_secret(struct thread *, struct open_file *, u64 to, u64 bytes, u64 offset);
+void close_secret(struct thread *, struct open_file *);
 
 /* sha256.c */
 void sha256(const u8 *data, u64 bytes, u8 digest[32]);

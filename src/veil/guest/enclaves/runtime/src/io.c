@@ -91,6 +91,8 @@ static s64 read_from(struct thread *self, struct open_file *file, s32 fd, u64 to
 		return result;
 	case FILE_SEALED:
 		return read_sealed(self, file, fd, to, bytes, offset);
+	case FILE_SECRET:
+		return read_secret(self, file, to, bytes, offset);
 	case FILE_RANDOM:
 		for (u64 done = 0; done < bytes; done += sizeof(random)) {
 			u64 part = least(sizeof(random), bytes - done);
@@ -115,6 +117,7 @@ static s64 write_to(struct thread *self, struct open_file *file, s32 fd, u64 fro
 	bytes = least(bytes, LONGEST);
 	switch (file->kind) {
 	case FILE_TRUSTED:
+	case FILE_SECRET:
 		return -EBADF;
 	case FILE_SEALED:
 		return write_sealed(self, file, fd, from, bytes, offset);
@@ -263,6 +266,14 @@ s64 pread_file(struct thread *self, s32 fd, u64 to, u64 bytes, u64 offset)
 	return result;
 }
 
+/* Of a kind that the runtime reads itself. */
+static u64 size_inside(const struct open_file *file)
+{
+	if (file->kind == FILE_SECRET)
+		return file->secret_size;
+	return file->kind == FILE_TRUSTED ? file->trusted->size : sealed_size(file);
+}
+
 HANDLER(do_lseek)
 {
 	struct open_file *file = use(self, (s32)a[0]);
@@ -276,9 +287,7 @@ HANDLER(do_lseek)
 		return result;
 	}
 	lock(self, &file->lock);
-	base = a[2] == SEEK_SET	  ? 0
-	       : a[2] == SEEK_CUR ? (s64)file->offset
-				  : (s64)(file->kind == FILE_TRUSTED ? file->trusted->size : sealed_size(file));
+	base = a[2] == SEEK_SET ? 0 : a[2] == SEEK_CUR ? (s64)file->offset : (s64)size_inside(file);
 	if (a[2] > SEEK_END || __builtin_add_overflow(base, (s64)a[1], &result) || result < 0)
 		result = -EINVAL;
 	else

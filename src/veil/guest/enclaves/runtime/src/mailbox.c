@@ -51,3 +51,20 @@ bool derive_key(struct thread *self, const char *label, u64 length, u8 key[32])
 	memset(mailbox->data, 0, 32);
 	return true;
 }
+
+s64 receive_secret(struct thread *self, const char *name, u64 length, u8 *to, u64 space)
+{
+	struct veil_mailbox *mailbox = mailbox_of(self);
+	u64 bytes;
+	u32 status;
+
+	memcpy(mailbox->data, name, length);
+	status = ask_service(self, VEIL_MAILBOX_SECRET, length, 0, 0, &bytes);
+	if (status == STATUS_UNAVAILABLE)
+		return -EAGAIN;
+	if (status != STATUS_OK || bytes > space)
+		return -EIO;
+	memcpy(to, mailbox->data, bytes);
+	memset(mailbox->data, 0, bytes);
+	return (s64)bytes;
+}

@@ -69,6 +69,8 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 	rule = rule_of(path, length);
 	if (!rule && !(flags & (O_DIRECTORY | O_PATH)))
 		return -EISDIR;
+	if (rule && rule->kind == RULE_SECRET)
+		return open_secret(self, path, length, flags);
 	if (rule && rule->kind == RULE_SEALED) {
 		/* The folder itself is none of the files below it. */
 		if (!(rule->tree && rule->length == length) && !(flags & (O_DIRECTORY | O_PATH)))

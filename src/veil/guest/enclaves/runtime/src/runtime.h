@@ -47,11 +47,14 @@ void wait_for_word(struct thread *, const s64 *timeout, s64 *result);
 void give_word(struct thread *self, struct thread *other);
 
 /* mailbox.c: what VeilS-ENC is asked. Statuses are the service's; 0 is good. */
-enum { STATUS_OK = 0 };
+enum { STATUS_OK = 0, STATUS_UNAVAILABLE = 5 };
+#define LONGEST_SECRET 0xfc0 /* as much as a mailbox holds */
 u32 ask_service(struct thread *, u32 call, u64 a0, u64 a1, u64 a2, u64 *result);
 /* CR2. If it is in the area (address, pages; 0: none) without pages, the service maps those around it: how many, or 0. */
 u64 ask_fault(struct thread *, u64 area, u64 area_pages, u32 prot, u64 *start, u64 *pages);
 bool derive_key(struct thread *, const char *label, u64 length, u8 key[32]);
+/* How many bytes; -EAGAIN: it was not sent yet. */
+s64 receive_secret(struct thread *, const char *name, u64 length, u8 *to, u64 space);
 
 /* log.c: lines in the protected log, and the end of an enclave that was attacked */
 void log_line(struct thread *, const char *text, ...);

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""veil enclave attest and provision, against a VeilS-ENC on the bench; and which secrets `veil run` takes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.monitor.wire import Wire
+from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench
+from tests.services.log.harness import OWNER, READER
+from tests.snp.chip import chip
+from veil.cli import main
+from veil.cli.enclaves.secrets import secrets_for
+from veil.errors import VeilError
+from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement
+from veil.guest.enclaves.image import EnclaveImage
+from veil.guest.enclaves.manifest import Manifest
+from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
+from veil.remote.channel.identity import UserKey
+
+Veil = Callable[..., tuple[int, str, str]]
+IMAGE = EnclaveImage(LAYOUT, CONTENT, Manifest(secrets=("key", "other")).text())
+OTHER = replace(LAYOUT, pool_pages=9)
+
+
+@pytest.fixture
+def bench() -> EnclaveBench:
+    bench = EnclaveBench(owners=[OWNER.fingerprint], readers=[READER.fingerprint])
+    bench.certificates = chip().certificate_table
+    bench.boot()
+    return bench
+
+
+@pytest.fixture
+def veil(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Veil:
+    """A command, by the bench's owner if it is not said otherwise, who believes its machine."""
+
+    def run(*arguments: str, user: UserKey = OWNER, policy: Policy | None = None) -> tuple[int, str, str]:
+        roots = TrustedRoots.amd().with_software_root(chip().ark.public_bytes(Encoding.PEM))
+        trust = Trust(policy or Policy(), roots=roots)
+        monkeypatch.setattr("veil.cli.trust_options.TrustOptions.of_a_cvm_elsewhere", lambda _: trust)
+        monkeypatch.setattr("veil.installation.user_key", lambda: user)
+        monkeypatch.setattr("veil.installation.owner_fingerprint", lambda: user.fingerprint)
+        monkeypatch.setattr(
+            ChannelClient, "connect", lambda *_, identity: ChannelClient(Wire(bench), identity=identity)
+        )
+        monkeypatch.setattr("sys.argv", ["veil", "enclave", *arguments, "--connect", "127.0.0.1:1"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), *capfd.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.enclave").write_bytes(IMAGE.pack())
+    (tmp_path / "key.bin").write_bytes(b"\0binary\n")
+    return run
+
+
+def kept(bench: EnclaveBench, name: bytes = b"key") -> bytes | None:
+    return bench.service._keys.secret(LAYOUT.measurement, name)
+
+
+def test_all_that_run(bench: EnclaveBench, veil: Veil) -> None:
+    assert veil("attest") == (0, "no enclave runs\n", "")
+    bench.make()
+    bench.create()
+    status, out, err = veil("attest", user=READER)
+    assert (status, err) == (0, "")
+    size = len(bench.enclave(1).owned) * 4
+    assert out == f"enclave 1: {LAYOUT.measurement.hex()}, 2 threads at most, {size}K\n"
+
+
+@pytest.mark.parametrize("name", ["x.enclave", LAYOUT.measurement.hex(), LAYOUT.measurement.hex().upper()])
+def test_those_of_one_measurement(bench: EnclaveBench, veil: Veil, name: str) -> None:
+    bench.make(OTHER)
+    assert veil("attest", name) == (1, f"no enclave of measurement {LAYOUT.measurement.hex()} runs\n", "")
+    bench.make()
+    bench.make()
+    status, out, _ = veil("attest", name)
+    assert status == 0
+    assert [line.split(",")[0] for line in out.splitlines()] == [
+        f"enclave {number}: {LAYOUT.measurement.hex()}" for number in (2, 3)
+    ]
+    found = json.loads(veil("attest", name, "--json")[1])["enclaves"]
+    assert [(item["number"], item["measurement"], item["slots"]) for item in found] == [
+        (2, LAYOUT.measurement.hex(), 2), (3, LAYOUT.measurement.hex(), 2),
+    ]  # fmt: skip
+
+
+def test_a_statement_of_somebody_else(bench: EnclaveBench, veil: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.make()
+    honest = EnclaveStatement.parse
+    monkeypatch.setattr(EnclaveStatement, "parse", lambda packed: honest(packed)._replace(measurement=b"x" * 48))
+    status, out, err = veil("attest")
+    assert (status, out) == (125, "")
+    assert "not signed by the key that the report binds" in err
+
+
+def test_a_cvm_that_is_another_one(bench: EnclaveBench, veil: Veil) -> None:
+    """Nothing is asked, and nothing is sent."""
+    bench.make()
+    another = Policy(measurement=(b"m" * 48,))
+    for command in (("attest",), ("provision", "x.enclave", "key", "key.bin")):
+        status, out, err = veil(*command, policy=another)
+        assert (status, out) == (1, "")
+        assert err.startswith("veil: NOT VERIFIED: ")
+    assert kept(bench) is None
+
+
+def test_a_secret_is_sent_and_removed(bench: EnclaveBench, veil: Veil, tmp_path: Path) -> None:
+    words = f"key: 8 bytes for enclaves of {LAYOUT.measurement.hex()}\n"
+    assert veil("provision", "x.enclave", "key", "key.bin") == (0, words, "")
+    assert kept(bench) == b"\0binary\n"
+    (tmp_path / "key.bin").write_bytes(b"")
+    words = f"key: removed, of enclaves of {LAYOUT.measurement.hex()}\n"
+    assert veil("provision", "x.enclave", "key", "key.bin") == (0, words, "")
+    assert kept(bench) is None
+
+
+def test_a_secret_from_stdin_for_a_measurement(
+    bench: EnclaveBench, veil: Veil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the image nobody knows which names it asks for."""
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe"), closed=False))
+    assert veil("provision", LAYOUT.measurement.hex(), "another")[0] == 0
+    assert kept(bench, b"another") == b"from a pipe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("x.enclave", "kye", "key.bin"), "does not ask for a secret 'kye', only for key, other"),
+        (("x.enclave", "key", "missing"), "cannot read missing"),
+        (("y.enclave", "key", "key.bin"), "cannot read y.enclave"),
+        (("key.bin", "key", "key.bin"), "key.bin: not an enclave's image"),
+        (("x.enclave", "key", "long"), f"a secret has {LONGEST_SECRET} bytes at most"),
+    ],
+)
+def test_what_cannot_be_sent(
+    bench: EnclaveBench, veil: Veil, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "long").write_bytes(bytes(LONGEST_SECRET + 1))
+    status, out, err = veil("provision", *arguments)
+    assert (status, out, err.count("\n")) == (125, "", 1)
+    assert words in err
+    assert kept(bench) is None
+
+
+def test_who_may(bench: EnclaveBench, veil: Veil) -> None:
+    """A reader does not send; a stranger does not even ask. Both learn how the CVM is launched for them."""
+    status, _, err = veil("provision", "x.enclave", "key", "key.bin", user=READER)
+    assert status == 125
+    assert f"veil serve --owner {READER.fingerprint.hex()}" in err
+    assert kept(bench) is None
+    stranger = UserKey.generate()
+    status, _, err = veil("attest", user=stranger)
+    assert status == 125
+    assert f"veil serve --reader {stranger.fingerprint.hex()}" in err
+
+
+# veil run --secret
+
+
+def test_secrets_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_bytes(b"key")
+    (tmp_path / "empty").write_bytes(b"")
+    assert secrets_for(IMAGE, "x.enclave", [f"key={tmp_path}/key"]) == {"key": b"key"}
+    assert "x.enclave waits when it wants a secret that was not sent: other" in capfd.readouterr().err
+    assert secrets_for(IMAGE, "x.enclave", [f"{name}={tmp_path}/key" for name in ("key", "other")])
+    assert capfd.readouterr().err == ""
+    for given, words in {
+        "key": "write NAME=FILE", "key=": "write NAME=FILE", f"kye={tmp_path}/key": "does not ask",
+        f"key={tmp_path}/empty": "is empty", "key=-": "cannot read ./-",
+    }.items():  # fmt: skip
+        with pytest.raises(VeilError, match=words):
+            secrets_for(IMAGE, "x.enclave", [given])
+    with pytest.raises(VeilError, match="for none"):
+        secrets_for(replace(IMAGE, manifest=""), "x.enclave", [f"key={tmp_path}/key"])
+
+
+def test_a_secret_needs_an_enclave(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["veil", "run", "--secret", "key=key", "--", "true"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "--secret is for an enclave" in capfd.readouterr().err
