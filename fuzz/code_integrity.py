@@ -316,12 +316,11 @@ def _module(machine: ModelMachine, given: _Input) -> int | None:
         pages = [gpa for kind in sorted(memory) for gpa in machine.put(_MEMORY_AT + (kind << 24), bytes(now[kind]))]
         if given.tricks & _TWICE and len(pages) > 1:
             pages[-1] = pages[0]
-        answer = machine.ask(KernelCall.MODULE_PREPARED, prepared.pack(), pages)
+        number = machine.prepared(prepared, pages)
     except Refused:
         assert machine.executable() == before, "a refused module leaves code behind"
         return None
     assert loaded is not None, "what no loader can load is accepted"
-    number = int.from_bytes(answer, "little")
     module = machine.service._loader.modules[number]
     if file == given.file and not given.tricks & _MOVED:
         code = [kind for kind in (MemoryType.TEXT, MemoryType.INIT_TEXT) if kind in memory]

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 from tests.monitor.harness import MAILBOX_SIZE, MONITOR, PAGE
 from veil.formats.domains import Domain
 from veil.formats.roles import Call, Role
+from veil.formats.service_domain import Change
 from veil.formats.status import Status
 from veil.monitor import Owner
 from veil.services import Asking, KernelRequest, MonitorRefused, Refused, Service, ServiceDomain, UserHandler
 from veil.snp.rmp import Permission
 
 __all__ = [
+    "CHANGE",
     "COPY",
     "ENDLESS",
     "LATE",
@@ -41,7 +43,7 @@ __all__ = [
     "moved",
 ]
 
-MOVE, COPY, RESTRICT, POKE, PEEK = range(5)
+MOVE, COPY, RESTRICT, POKE, PEEK, CHANGE = range(6)
 TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH, NOT_A_STATUS, UNSPEAKABLE, NOT_TEXT = range(10, 20)
 MISTAKES = range(TOO_LONG, UNSPEAKABLE + 1)
 NUMBER = 9
@@ -97,6 +99,9 @@ class Keeper(Service):
             if call == MOVE:
                 source, target, *numbers = struct.unpack(f"<HH{(len(body) - 4) // 8}Q", body)
                 yield from monitor.move([(gpa, PAGE) for gpa in numbers], Owner(source), Owner(target))
+            elif call == CHANGE:
+                some = struct.iter_unpack("<HHQ", body)
+                yield from monitor.change([Change(Owner(old), Owner(new), [(gpa, PAGE)]) for old, new, gpa in some])
             elif call == COPY:
                 (length,) = struct.unpack("<I", body)
                 yield from monitor.copy_in(pages, length, 0)

@@ -27,11 +27,11 @@ from tests.monitor.harness import (
     Bench,
     Terminated,
 )
-from tests.monitor.keeper import COPY, MOVE, NUMBER, PAGES, POKE, RESTRICT, Services, moved
+from tests.monitor.keeper import CHANGE, COPY, MOVE, NUMBER, PAGES, POKE, RESTRICT, Services, moved
 from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BlockRequest, read_answer, write_request
-from veil.formats.service_domain import COPY_PAGES, OUTBOX_SIZE, CopyIn, Move, Restrict
+from veil.formats.service_domain import COPY_PAGES, MOVE_CHANGES, OUTBOX_SIZE, Change, CopyIn, Move, Restrict
 from veil.formats.status import Status
 from veil.monitor import Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
@@ -85,6 +85,30 @@ def test_a_page_of_the_kernels_becomes_code(bench: Bench) -> None:
     bench.kernel.write(SMALL, b"mine")
     assert not bench.view(1).allows(SMALL, Permission.R)
     bench.check()
+
+
+def test_several_changes_at_once(bench: Bench) -> None:
+    first = struct.pack("<HHQ", Owner.KERNEL, Owner.KERNEL_RODATA, SMALL)
+    second = struct.pack("<HHQ", Owner.KERNEL, Owner.KERNEL_CODE, SMALL + PAGE)
+    assert bench.ask(NUMBER, CHANGE, first + second) == (Status.OK, b"done")
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_RODATA
+    assert bench.monitor.book.owner(SMALL + PAGE) == Owner.KERNEL_CODE
+    assert not bench.kernel.allows(SMALL, Permission.SX)
+    assert bench.kernel.allows(SMALL + PAGE, Permission.SX)
+    # Only all of them: the second page is none of the kernel's.
+    third = struct.pack("<HHQ", Owner.KERNEL_RODATA, Owner.KERNEL, SMALL)
+    assert bench.ask(NUMBER, CHANGE, third + second) == (Status.OK, b"refused NOT_ALLOWED")
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_RODATA
+
+
+def test_a_modules_code_is_what_nobody_could_write_before(bench: Bench) -> None:
+    """Whoever checks it does so before anybody can execute it."""
+    body = moved(SMALL, target=Owner.MODULE_CODE)
+    assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"refused NOT_ALLOWED")
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, target=Owner.KERNEL_RODATA)) == (Status.OK, b"done")
+    body = moved(SMALL, source=Owner.KERNEL_RODATA, target=Owner.MODULE_CODE)
+    assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"done")
+    bench.kernel.check_execute(SMALL, 4)
 
 
 def test_unprotected_the_kernel_writes_code() -> None:
@@ -363,11 +387,9 @@ def test_rows_that_are_not_a_services_to_restrict(bench: Bench, owner: Owner) ->
 
 def test_the_outbox_is_out_of_the_kernels_reach(bench: Bench) -> None:
     with pytest.raises(RmpViolation):
-        write_request(
-            bench.kernel, OUTBOX, OUTBOX_SIZE, BlockRequest(0, 0, Move(Owner.KERNEL, Owner.ENCLAVE, []).pack())
-        )
+        write_request(bench.kernel, OUTBOX, OUTBOX_SIZE, BlockRequest(0, 0, Move([]).pack()))
     open_to_all = Bench(services=Services, options=Option.UNPROTECTED).boot()
-    forged = Move(Owner.KERNEL, Owner.ENCLAVE, [(SMALL, PAGE)]).pack()
+    forged = Move([Change(Owner.KERNEL, Owner.ENCLAVE, [(SMALL, PAGE)])]).pack()
     write_request(open_to_all.kernel, OUTBOX, OUTBOX_SIZE, BlockRequest(0, 0, forged))
     open_to_all.enter(0)
     assert open_to_all.monitor.book.owner(SMALL) == Owner.ENCLAVE
@@ -407,8 +429,17 @@ def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
 
 @given(_OWNERS, _OWNERS, st.lists(_GPAS, min_size=1, max_size=20, unique=True), st.integers(1, PAGE))
 def test_requests_carry_what_was_put_in(source: Owner, target: Owner, pages: list[int], last: int) -> None:
-    move = Move.parse(Move(source, target, [(gpa, PAGE) for gpa in pages]).pack())
-    assert (move.source, move.target, move.ranges) == (source, target, [(gpa, PAGE) for gpa in sorted(pages)])
+    ranges = [(gpa, PAGE) for gpa in pages]
+    parts = [ranges[number::MOVE_CHANGES] for number in range(min(MOVE_CHANGES, len(ranges)))]
+    move = Move([Change(source, target, part) for part in parts])
+    assert Move.parse(move.pack()) == move
+    twice = Move([Change(source, target, ranges), Change(target, source, ranges[-1:])])
+    with pytest.raises(FormatError, match="named once"):
+        Move.parse(twice.pack())
+    with pytest.raises(FormatError, match="changes"):
+        Move.parse(Move([Change(source, target, ranges)] * (MOVE_CHANGES + 1)).pack())
+    with pytest.raises(FormatError, match="too many"):
+        Move.parse(move.pack() + b"\0")
     copy = CopyIn.parse(CopyIn(SERVICE_MEMORY, (len(pages) - 1) * PAGE + last, pages).pack())
     assert list(copy.pages) == pages
     with pytest.raises(FormatError):

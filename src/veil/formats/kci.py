@@ -14,10 +14,12 @@ from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = [
+    "FILE_PART",
     "KCI_GUID",
     "KCI_NAME",
     "KCI_NUMBER",
     "MAX_MODULE_MEMORY",
+    "FilePart",
     "KernelCall",
     "MemoryType",
     "ModuleMemory",
@@ -39,11 +41,12 @@ class KernelCall(enum.IntEnum):
     LOCK_DOWN = 0
     """Nothing -> nothing. Once, from the measured init."""
     MODULE_FILE = 1
-    """u64 length of the file, u64 offset; by reference pages with the file from that offset on, whole pages but the
-    last. The file is what load_module() gets: not compressed, with its signature. -> nothing"""
+    """`FilePart`; by reference pages with the file from its offset on, whole pages. The file is what load_module()
+    gets: not compressed, with its signature. -> nothing"""
     MODULE_PREPARED = 2
-    """`ModulePrepared` of the file that came last; by reference the pages of its memory, type after type in the order
-    of `MemoryType`. The module is COMING: its text is final. -> u32 number of the module from now on"""
+    """`FilePart`, `ModulePrepared`; by reference pages with the file from the offset on to its end, then the pages of
+    the module's memory, type after type in the order of `MemoryType`. The module is COMING: its text is final. -> u32
+    number of the module from now on"""
     MODULE_LIVE = 3
     """u32 number: its init function has returned, the init memory goes back to the kernel, and what is read-only after
     init is so. -> nothing"""
@@ -63,6 +66,30 @@ class MemoryType(enum.IntEnum):
     INIT_RODATA = 6
 
 
+class FilePart(NamedTuple):
+    """A part of a module's file."""
+
+    length: int
+    """Of the whole file."""
+    offset: int
+
+    def pack(self) -> bytes:
+        """Two u64."""
+        return FILE_PART.pack(*self)
+
+    @classmethod
+    def parse(cls, body: bytes) -> FilePart:
+        """Raises FormatError for another length."""
+        if len(body) != FILE_PART.size:
+            raise FormatError("a part of a module's file comes with its length and offset")
+        return cls(*FILE_PART.unpack(body))
+
+    @property
+    def pages(self) -> int:
+        """Of the file from the offset on."""
+        return -(-(self.length - self.offset) // PAGE_SIZE)
+
+
 class ModuleMemory(NamedTuple):
     """struct module_memory: where the kernel put what is of one type; whole pages."""
 
@@ -76,6 +103,7 @@ class ModuleMemory(NamedTuple):
 
 
 _PREPARED = struct.Struct("<Q14Q")
+FILE_PART = struct.Struct("<QQ")
 
 
 class ModulePrepared(NamedTuple):

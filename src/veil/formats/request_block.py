@@ -40,6 +40,7 @@ _FIRST = PAGE_SIZE
 assert _REQUEST.size == BLOCK_HEADER
 
 _ROLES = {role.value: role for role in Role}
+_STATUSES = {status.value: status for status in Status}
 
 
 class BlockMemory(Protocol):
@@ -123,6 +124,6 @@ def read_answer(memory: BlockMemory, gpa: int, size: int) -> tuple[Status, bytes
     pending, status, _, _, length = _ANSWER.unpack(memory.read(gpa, _ANSWER.size))
     if pending:
         return None
-    if status not in set(Status) or length > size - BLOCK_HEADER:
+    if status not in _STATUSES or length > size - BLOCK_HEADER:
         raise FormatError(f"an answer of {length} bytes with status {status} in a block of {size}")
-    return Status(status), memory.read(gpa + BLOCK_HEADER, length)
+    return _STATUSES[status], memory.read(gpa + BLOCK_HEADER, length) if length else b""

@@ -28,11 +28,13 @@ from veil.formats.service_events import Event
 __all__ = [
     "BLOCK_ENTRY",
     "COPY_PAGES",
+    "MOVE_CHANGES",
     "MOVE_PAGES",
     "MOVE_RANGES",
     "OUTBOX_SIZE",
     "READ_BYTES",
     "SERVICES_DOMAIN",
+    "Change",
     "CopyIn",
     "DomainCall",
     "EnclaveContext",
@@ -42,7 +44,9 @@ __all__ = [
     "Restrict",
     "ServiceInfo",
     "mailbox_and_outbox",
+    "pack_copy_and_move",
     "pack_description",
+    "parse_copy_and_move",
     "parse_description",
 ]
 
@@ -58,12 +62,15 @@ COPY_PAGES = 1024
 MOVE_RANGES = 512
 #: The most that one request may read of the kernel's virtual memory.
 READ_BYTES = PAGE_SIZE
-#: The most pages that one request may move: 16 MiB.
+#: The most pages that one request may move: 16 MiB; and changes.
 MOVE_PAGES = 4096
+MOVE_CHANGES = 8
 
-_MOVE = struct.Struct("<HHI")
+_MOVE = struct.Struct("<I")
+_CHANGE = struct.Struct("<HHI")
 _RANGE = struct.Struct("<QQ")
 _COPY = struct.Struct("<QII")
+_LENGTH = struct.Struct("<I")
 _RESTRICT = struct.Struct("<HHI")
 _CONTEXT = struct.Struct("<Q")
 _READ_VIRTUAL = struct.Struct("<IIQ")
@@ -84,7 +91,7 @@ class GrantCall(enum.IntEnum):
     """The domain's calls of VeilMon, in the outbox."""
 
     MOVE = 0
-    """`Move`: pages get another owner, and with it other rights."""
+    """`Move`: pages get other owners, and with them other rights."""
     COPY_IN = 1
     """`CopyIn`: what the kernel's pages hold, into the services' memory."""
     RESTRICT = 2
@@ -100,6 +107,8 @@ class GrantCall(enum.IntEnum):
     LASTING_KEY = 7
     """-> 32 bytes, the same in each launch of this image with this policy on this processor. UNAVAILABLE if there is
     no way to the secure processor."""
+    COPY_AND_MOVE = 8
+    """u32 length of a `CopyIn`, that, a `Move`: the move if the copy is done."""
 
 
 def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -108,33 +117,57 @@ def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int,
 
 
 @dataclass(frozen=True)
-class Move:
-    """Ranges (GPA, size; whole pages) that `source` has and `target` gets. All of it is done, or nothing."""
+class Change:
+    """Ranges (GPA, size; whole pages) that `source` has and `target` gets."""
 
     source: Owner
     target: Owner
     ranges: Sequence[tuple[int, int]]
 
+
+@dataclass(frozen=True)
+class Move:
+    """Changes of which all are made, in their order, or none."""
+
+    changes: Sequence[Change]
+
     def pack(self) -> bytes:
         """As it stands in the outbox."""
-        head = _MOVE.pack(self.source, self.target, len(self.ranges))
-        return head + b"".join(_RANGE.pack(*item) for item in self.ranges)
+        parts = [_MOVE.pack(len(self.changes))]
+        for change in self.changes:
+            parts.append(_CHANGE.pack(change.source, change.target, len(change.ranges)))
+            parts += [_RANGE.pack(*item) for item in change.ranges]
+        return b"".join(parts)
 
     @classmethod
     def parse(cls, body: bytes) -> Move:
-        """Raises FormatError for anything but distinct whole pages, MOVE_RANGES and 16 MiB at most."""
-        source, target, count = _unpack(_MOVE, body)
-        if not 0 < count <= MOVE_RANGES or len(body) != _MOVE.size + count * _RANGE.size:
-            raise FormatError(f"a move names 1 to {MOVE_RANGES} ranges, not {count}")
-        ranges = sorted(_RANGE.iter_unpack(body[_MOVE.size :]))
-        end = 0
-        for gpa, size in ranges:
-            if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa < end:
-                raise FormatError(f"the range {gpa:#x}+{size:#x} of a move is not one of whole pages, named once")
-            end = gpa + size
-        if sum(size for _, size in ranges) > MOVE_PAGES * PAGE_SIZE:
-            raise FormatError(f"a move is of {MOVE_PAGES} pages at most")
-        return cls(_owner(source), _owner(target), ranges)
+        """Raises FormatError for anything but distinct whole pages: MOVE_CHANGES, MOVE_RANGES and 16 MiB at most."""
+        (count,) = _unpack(_MOVE, body)
+        if not 0 < count <= MOVE_CHANGES:
+            raise FormatError(f"a move has 1 to {MOVE_CHANGES} changes, not {count}")
+        changes, at = list[Change](), _MOVE.size
+        for _ in range(count):
+            source, target, ranges = _unpack(_CHANGE, body[at : at + _CHANGE.size])
+            at += _CHANGE.size
+            end = at + ranges * _RANGE.size
+            if not 0 < ranges <= MOVE_RANGES or end > len(body):
+                raise FormatError(f"a move names 1 to {MOVE_RANGES} ranges, not {ranges}")
+            changes.append(Change(_owner(source), _owner(target), list(_RANGE.iter_unpack(body[at:end]))))
+            at = end
+        if at != len(body):
+            raise FormatError(f"a move has {len(body) - at} bytes too many")
+        _check_ranges(sorted(item for change in changes for item in change.ranges))
+        return cls(changes)
+
+
+def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:
+    end = 0
+    for gpa, size in ranges:
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa < end:
+            raise FormatError(f"the range {gpa:#x}+{size:#x} of a move is not one of whole pages, named once")
+        end = gpa + size
+    if len(ranges) > MOVE_RANGES or sum(size for _, size in ranges) > MOVE_PAGES * PAGE_SIZE:
+        raise FormatError(f"a move is of {MOVE_RANGES} ranges and {MOVE_PAGES} pages at most")
 
 
 @dataclass(frozen=True)
@@ -159,6 +192,19 @@ class CopyIn:
         if any(gpa % PAGE_SIZE for gpa in pages) or not (count - 1) * PAGE_SIZE < length <= count * PAGE_SIZE:
             raise FormatError(f"{count} pages of a copy do not hold {length} bytes")
         return cls(target, length, pages)
+
+
+def pack_copy_and_move(copy: CopyIn, move: Move) -> bytes:
+    """The body of COPY_AND_MOVE."""
+    first = copy.pack()
+    return _LENGTH.pack(len(first)) + first + move.pack()
+
+
+def parse_copy_and_move(body: bytes) -> tuple[CopyIn, Move]:
+    """Raises FormatError."""
+    (length,) = _unpack(_LENGTH, body)
+    end = _LENGTH.size + length
+    return CopyIn.parse(body[_LENGTH.size : end]), Move.parse(body[end:])
 
 
 @dataclass(frozen=True)

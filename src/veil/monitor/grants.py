@@ -8,7 +8,7 @@ and on which VCPU, and nothing else: the outbox is memory of VMPL 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
@@ -16,6 +16,7 @@ from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.request_block import BlockRequest, take_request, write_answer
 from veil.formats.service_domain import (
+    Change,
     CopyIn,
     EnclaveContext,
     GrantCall,
@@ -23,6 +24,7 @@ from veil.formats.service_domain import (
     ReadVirtual,
     Restrict,
     mailbox_and_outbox,
+    parse_copy_and_move,
 )
 from veil.formats.status import Status
 from veil.formats.termination import MonitorReason
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from veil.monitor.secure_processor import GuestMessages
     from veil.monitor.state import MonitorState
     from veil.snp.hosted import HostedCpu
+    from veil.snp.view import View
 
 __all__ = ["Grants"]
 
@@ -71,10 +74,14 @@ class Grants:
         #: the way to the secure processor, as soon as there is one
         self.messages: GuestMessages | None = None
 
+    def is_asked(self, view: View) -> bool:
+        """Does the domain wait for something that nobody is doing yet?"""
+        return self._offered and not self.busy and view.read_u32(self._outbox) != 0
+
     def serve(self, host: Ghcb) -> Generator[None, None, bool]:
         """Do what the domain asks for, if it asks; was there anything?"""
         cpu = host.cpu
-        if not self._offered or self.busy or not cpu.view.read_u32(self._outbox):
+        if not self.is_asked(cpu.view):
             return False
         self.busy = True
         try:
@@ -100,6 +107,10 @@ class Grants:
             yield from self._move(cpu, Move.parse(request.body))
         elif request.call == GrantCall.COPY_IN:
             self._copy_in(cpu, CopyIn.parse(request.body))
+        elif request.call == GrantCall.COPY_AND_MOVE:
+            copy, move = parse_copy_and_move(request.body)
+            self._copy_in(cpu, copy)
+            yield from self._move(cpu, move)
         elif request.call == GrantCall.RESTRICT:
             yield from self._restrict(cpu, Restrict.parse(request.body))
         elif request.call == GrantCall.MAKE_VMSA:
@@ -120,52 +131,62 @@ class Grants:
 
     def _move(self, cpu: HostedCpu, move: Move) -> Generator[None, None, None]:
         book = self._state.book
-        source, target = move.source, move.target
+        for change in move.changes:
+            self._check_change(cpu, change)
+        # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
+        for change in move.changes:
+            for gpa, size in change.ranges:
+                book.move(gpa, size, change.target)
+        try:
+            for change in move.changes:
+                yield from self._make_change(cpu, change)
+        except (_Refused, RmpViolation) as error:
+            for change in move.changes:
+                before = self._levels(change.source)
+                for gpa, size in change.ranges:
+                    yield from self._take_back(cpu, range(gpa, gpa + size, PAGE_SIZE), before)
+            for change in move.changes:
+                for gpa, size in change.ranges:
+                    book.claim(gpa, size, change.source)
+            raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+
+    def _check_change(self, cpu: HostedCpu, change: Change) -> None:
+        book, source, target = self._state.book, change.source, change.target
         transition = TRANSITIONS.get((source, target))
         if transition is None or not transition.services_may_ask:
             raise _Refused(Status.NOT_ALLOWED, f"no service may make a page of {target.name} of one of {source.name}")
-        for gpa, size in move.ranges:
+        for gpa, size in change.ranges:
             if not book.is_all(source, gpa, size):
                 pages = range(gpa, gpa + size, PAGE_SIZE)
                 other = next(page for page in pages if book.owner(page) is not source)
                 raise _Refused(Status.NOT_ALLOWED, f"the page {other:#x} is not one of {source.name}")
             if not cpu.view.allows(gpa, Permission.RW, size):
                 raise _Refused(Status.UNAVAILABLE, f"a page from {gpa:#x} on is not validated memory")
-        # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
-        for gpa, size in move.ranges:
-            book.move(gpa, size, target)
-        before, after = self._levels(source), self._levels(target)
-        try:
-            # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
-            both = {domain: before[domain] & after[domain] for domain in _LEVELS}
-            yield from self._adjust_ranges(cpu, move.ranges, before, both)
-            if transition.zero:
-                for gpa, size in move.ranges:
-                    cpu.view.zero(gpa, size)
-            yield from self._adjust_ranges(cpu, move.ranges, both, after)
-        except (_Refused, RmpViolation) as error:
-            for gpa, size in move.ranges:
-                yield from self._take_back(cpu, range(gpa, gpa + size, PAGE_SIZE), before)
-            for gpa, size in move.ranges:
-                book.claim(gpa, size, source)
-            raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+
+    def _make_change(self, cpu: HostedCpu, change: Change) -> Generator[None, None, None]:
+        before, after = self._levels(change.source), self._levels(change.target)
+        # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
+        both = {domain: before[domain] & after[domain] for domain in _LEVELS}
+        yield from self._adjust_ranges(cpu, change.ranges, before, both)
+        if TRANSITIONS[change.source, change.target].zero:
+            for gpa, size in change.ranges:
+                cpu.view.zero(gpa, size)
+        yield from self._adjust_ranges(cpu, change.ranges, both, after)
 
     def _adjust_ranges(
         self,
         cpu: HostedCpu,
-        ranges: Iterable[tuple[int, int]],
+        ranges: Sequence[tuple[int, int]],
         before: Mapping[Domain, Permission],
         after: Mapping[Domain, Permission],
     ) -> Generator[None, None, None]:
         """Only what differs: the other permissions of the pages are those of the row already."""
-        changed = {domain: allowed for domain, allowed in after.items() if allowed != before[domain]}
-        for gpa, size in ranges:
-            for domain, allowed in changed.items():
-                code, done = yield from retry(cpu, _rmpadjust_range(cpu, gpa, size, domain, allowed))
-                if code != RmpResult.SUCCESS:
-                    raise _Refused(
-                        Status.UNAVAILABLE, f"RMPADJUST of {gpa + done * PAGE_SIZE:#x}: {RmpResult(code).name}"
-                    )
+        for domain, allowed in after.items():
+            if allowed == before[domain]:
+                continue
+            code, gpa = yield from retry(cpu, _rmpadjust_ranges(cpu, ranges, domain, allowed))
+            if code != RmpResult.SUCCESS:
+                raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {gpa:#x}: {RmpResult(code).name}")
 
     def _adjust(
         self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission], *, vmsa: bool = False
@@ -368,7 +389,20 @@ def _rmpadjust(
     return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions, vmsa=vmsa)
 
 
-def _rmpadjust_range(
-    cpu: HostedCpu, gpa: int, size: int, domain: Domain, permissions: Permission
+def _rmpadjust_ranges(
+    cpu: HostedCpu, ranges: Sequence[tuple[int, int]], domain: Domain, permissions: Permission
 ) -> Callable[[], tuple[RmpResult, int]]:
-    return lambda: cpu.view.rmpadjust_range(gpa, size // PAGE_SIZE, vmpl=domain.vmpl, permissions=permissions)
+    """Until the first page that fails, which it tells. Asked again, it goes on with the range that is not done."""
+    rmpadjust, vmpl = cpu.view.rmpadjust_range, domain.vmpl
+    left = list(reversed(ranges))
+
+    def adjust() -> tuple[RmpResult, int]:
+        while left:
+            gpa, size = left[-1]
+            code, done = rmpadjust(gpa, size // PAGE_SIZE, vmpl=vmpl, permissions=permissions)
+            if code != RmpResult.SUCCESS:
+                return code, gpa + done * PAGE_SIZE
+            left.pop()
+        return RmpResult.SUCCESS, 0
+
+    return adjust

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veil.formats.domains import Domain
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
@@ -32,6 +32,9 @@ from veil.monitor.state import MonitorState
 from veil.monitor.svsm_dispatch import Served, Unfinished, answer, finish
 from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
+
+if TYPE_CHECKING:
+    from veil.snp.view import View
 
 __all__ = ["VeilMon"]
 
@@ -238,9 +241,13 @@ class VeilMon:
                 vcpu.unfinished = None
             elif outcome is Served.NO_CALL and is_refusal(state, self._hosts[vcpu.apic_id], vcpu):
                 yield from decide_refusal(state, self._service_domain(cpu), self._hosts[vcpu.apic_id], vcpu)
-            elif outcome is Served.NO_CALL and self._channel is not None:
+            elif outcome is Served.NO_CALL and self._channel is not None and not self._is_asked(view):
                 # The host came by itself: there is something on the channel.
                 yield from self._channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
+
+    def _is_asked(self, view: View) -> bool:
+        """Was it the services' domain that had the host come?"""
+        return self._grants is not None and self._grants.is_asked(view)
 
     def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
         """The services hear what was done for the kernel."""

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, TypeVar
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_domain import COPY_PAGES, CopyIn, EnclaveContext, GrantCall, Move, ReadVirtual, Restrict
+from veil.formats.service_domain import (
+    COPY_PAGES,
+    Change,
+    CopyIn,
+    EnclaveContext,
+    GrantCall,
+    Move,
+    ReadVirtual,
+    Restrict,
+    pack_copy_and_move,
+)
 from veil.formats.status import Status
 
 if TYPE_CHECKING:
@@ -30,6 +40,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+#: As many pages to be copied fit into the outbox beside the largest move.
+_COPIED_WITH = 512
 
 
 class Ask(NamedTuple):
@@ -108,7 +121,11 @@ class MonitorClient:
 
     def move(self, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
         """Pages (GPA, size) of one owner become another's: all of them, or none. 512 ranges and 16 MiB at most."""
-        yield from _ask(GrantCall.MOVE, Move(source, target, ranges).pack())
+        yield from self.change([Change(source, target, ranges)])
+
+    def change(self, changes: Sequence[Change]) -> Asking[None]:
+        """Several moves at once: all of them, or none; each page once. 8 of them, 512 ranges and 16 MiB at most."""
+        yield from _ask(GrantCall.MOVE, Move(changes).pack())
 
     def copy_in(self, pages: Sequence[int], length: int, offset: int) -> Asking[None]:
         """Copy the first `length` bytes of pages of the kernel's into the service's memory, each page once.
@@ -120,6 +137,18 @@ class MonitorClient:
             part = min(length - at, COPY_PAGES * PAGE_SIZE)
             some = pages[first : first + COPY_PAGES][: -(-part // PAGE_SIZE)]
             yield from _ask(GrantCall.COPY_IN, CopyIn(self._memory.gpa(offset + at, part), part, some).pack())
+
+    def copy_and_change(
+        self, pages: Sequence[int], length: int, offset: int, changes: Sequence[Change]
+    ) -> Asking[None]:
+        """`copy_in`, then `change`, without a domain switch between them. If it is refused, nothing has changed but the
+        service's memory."""
+        if len(pages) > _COPIED_WITH:
+            yield from self.copy_in(pages, length, offset)
+            yield from self.change(changes)
+        else:
+            copy = CopyIn(self._memory.gpa(offset, length), length, pages)
+            yield from _ask(GrantCall.COPY_AND_MOVE, pack_copy_and_move(copy, Move(changes)))
 
     def restrict(self, owner: Owner, domain: Domain, keep: Permission) -> Asking[None]:
         """From now on a domain has on an owner's pages, those to come as well, no more than `keep` of its rights.

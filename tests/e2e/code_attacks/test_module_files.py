@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, build
 from tests.e2e.code_attacks.hostile_files import HOSTILE, body_of, resigned
 from tests.services.kci.modules.made_module import authority
-from veil.formats.kci import KCI_NUMBER, KernelCall, MemoryType, ModuleMemory, ModulePrepared
+from veil.formats.kci import KCI_NUMBER, FilePart, KernelCall, MemoryType, ModuleMemory, ModulePrepared
 from veil.formats.kci_status import CodeEvent
 from veil.formats.status import Status
 from veil.services.kci import KernelCode, physical_range
@@ -71,6 +71,7 @@ class _Driver:
     def __init__(self, guest: CodeGuest) -> None:
         self._guest = guest
         self._block = guest.block(0)
+        self._sent = 0
         self.pages = [page for _ in range(8) for page in guest.attack("page") or ()]
 
     def ask(self, call: KernelCall, body: bytes, pages: list[int]) -> Status:
@@ -86,7 +87,8 @@ class _Driver:
         for number, page in enumerate(pages):
             content = file[number * PAGE : (number + 1) * PAGE]
             self._guest.vm.machine.view(vmpl=3).write(page, content.ljust(PAGE, b"\0"))
-        assert self.ask(KernelCall.MODULE_FILE, struct.pack("<QQ", len(file), 0), pages) == Status.OK
+        self._sent = len(file)
+        assert self.ask(KernelCall.MODULE_FILE, FilePart(len(file), 0).pack(), pages) == Status.OK
 
     def prepared(self, body: bytes, pages: list[int]) -> Status:
         """Say that the module is where it would fit."""
@@ -97,7 +99,8 @@ class _Driver:
             if sizes.get(kind)
         }
         count = sum(place.size for place in memory.values()) // PAGE
-        return self.ask(KernelCall.MODULE_PREPARED, ModulePrepared(0, memory).pack(), pages[:count])
+        nothing_left = FilePart(self._sent, self._sent).pack()
+        return self.ask(KernelCall.MODULE_PREPARED, nothing_left + ModulePrepared(0, memory).pack(), pages[:count])
 
 
 def _refused(guest: CodeGuest, why: str) -> None:
@@ -124,14 +127,18 @@ def test_by_a_driver_that_lies(locked: CodeGuest, code: KernelCode, body: bytes)
         _refused(locked, why)
     # A file is used once; and lengths that no memory has.
     assert driver.prepared(body, driver.pages) == Status.NOT_ALLOWED
-    _refused(locked, "did not come before")
+    _refused(locked, "is not the next one")
     for length, offset in ((1 << 63, 0), ((1 << 64) - 1, 0), (0, 0), (PAGE, 1 << 63), (PAGE, PAGE - 1)):
-        numbers = struct.pack("<QQ", length, offset)
-        assert driver.ask(KernelCall.MODULE_FILE, numbers, driver.pages[:1]) == Status.NOT_ALLOWED
+        part = FilePart(length, offset).pack()
+        assert driver.ask(KernelCall.MODULE_FILE, part, driver.pages[:1]) == Status.NOT_ALLOWED
+        somewhere = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory(_WHERE, PAGE)}).pack()
+        assert driver.ask(KernelCall.MODULE_PREPARED, part + somewhere, driver.pages[:1]) == Status.NOT_ALLOWED
+    file = FilePart(PAGE, 0).pack()
     everywhere = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory((1 << 64) - PAGE, PAGE)}).pack()
-    assert driver.ask(KernelCall.MODULE_PREPARED, everywhere, driver.pages[:1]) == Status.NOT_ALLOWED
+    assert driver.ask(KernelCall.MODULE_PREPARED, file + everywhere, driver.pages[:2]) == Status.NOT_ALLOWED
     absurd = struct.pack("<15Q", 0, 0, 1 << 62, *(0 for _ in range(12)))
-    assert driver.ask(KernelCall.MODULE_PREPARED, absurd, driver.pages[:1]) == Status.BAD_REQUEST
+    assert driver.ask(KernelCall.MODULE_PREPARED, file + absurd, driver.pages[:2]) == Status.BAD_REQUEST
+    assert driver.ask(KernelCall.MODULE_PREPARED, file[:-1], driver.pages[:1]) == Status.BAD_REQUEST
     # Modules that there are not.
     for call in (KernelCall.MODULE_LIVE, KernelCall.MODULE_GONE):
         assert driver.ask(call, struct.pack("<I", 0x666), []) == Status.NOT_ALLOWED

@@ -24,16 +24,16 @@ class _Steps:
     """Counts the moments of an admission: before VeilMon does what the service asks for, and when it is done. At each
     of them the kernel may run on other VCPUs; at one of them something happens to a page."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, call: str, attack: Callable[[int], None], at: int | None) -> None:
-        """`call`: "take_file" or "take"; the page is the first of the file, or of the module's text."""
+    def __init__(self, patch: pytest.MonkeyPatch, page: str, attack: Callable[[int], None], at: int | None) -> None:
+        """`page`: the first of the "file", or of the module's "text". `at`: None is each moment."""
         self.count = 0
         self.gpa = 0
         self.finished = False
-        original = getattr(ModuleCalls, call)
+        original = ModuleCalls.take
 
         def watched(loader: ModuleCalls, *arguments: Any) -> Generator[Any, Any, Any]:
-            told, pages, *_ = arguments
-            self.gpa = pages[0] if call == "take_file" else frames_of(told, pages)[MemoryType.TEXT][0]
+            rest, told, pages, *_ = arguments
+            self.gpa = pages[0] if page == "file" else frames_of(told, pages[rest.pages :])[MemoryType.TEXT][0]
             work, answer = original(loader, *arguments), None
             try:
                 while True:
@@ -46,10 +46,10 @@ class _Steps:
             finally:
                 self.finished = True
 
-        patch.setattr(ModuleCalls, call, watched)
+        patch.setattr(ModuleCalls, "take", watched)
 
     def _pass(self, attack: Callable[[int], None], at: int | None) -> None:
-        if self.count == at:
+        if at is None or self.count == at:
             attack(self.gpa)
         self.count += 1
 
@@ -83,24 +83,36 @@ def _first_byte(guest: CodeGuest) -> bytes:
     return found
 
 
-@pytest.mark.parametrize("call", ["take_file", "take"])
-def test_another_vcpu_at_each_step(locked: CodeGuest, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+@pytest.mark.parametrize("page", ["file", "text"])
+def test_another_vcpu_at_each_step(locked: CodeGuest, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     with monkeypatch.context() as patch:
-        steps = _Steps(patch, call, lambda gpa: None, None)
+        steps = _Steps(patch, page, lambda gpa: None, None)
         assert _load(locked) == 0
     sound = _first_byte(locked)
     results = set()
     for moment in range(steps.count):
         other, known = _OtherVcpu(locked), locked.status().refused
         with monkeypatch.context() as patch:
-            _Steps(patch, call, other, moment)
+            _Steps(patch, page, other, moment)
             # busybox tries again if it is refused, and nothing changes then.
             assert _load(locked) == 0, moment
         seen = locked.status().refused > known
         assert _first_byte(locked) == sound, moment
         results.add("seen" if seen else "not written" if other.refused else "too late")
     # The file is copied once; text is compared when nobody can write it any more.
-    assert results == ({"seen", "too late"} if call == "take_file" else {"seen", "not written"})
+    assert results == ({"seen", "too late"} if page == "file" else {"seen", "not written"})
+
+
+def test_nothing_runs_before_it_is_checked(locked: CodeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another VCPU that jumps into the module finds code only when there is nothing left to be refused."""
+    kernel = locked.vm.machine.view(vmpl=3)
+    executable: list[bool] = []
+    with monkeypatch.context() as patch:
+        _Steps(patch, "text", lambda gpa: executable.append(kernel.allows(gpa, Permission.SX)), None)
+        assert _load(locked) == 0
+    _first_byte(locked)
+    assert len(executable) > 2
+    assert executable == [False] * (len(executable) - 1) + [True]
 
 
 def _replace(guest: CodeGuest, gpa: int) -> None:
@@ -112,14 +124,14 @@ def _replace(guest: CodeGuest, gpa: int) -> None:
     host.rmpupdate(gpa, assigned=True)
 
 
-@pytest.mark.parametrize("call", ["take_file", "take"])
-def test_the_host_at_each_step(resume: Resume, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+@pytest.mark.parametrize("page", ["file", "text"])
+def test_the_host_at_each_step(resume: Resume, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     """What it takes away is not validated when it gives it back: nothing of it becomes code. The kernel meets the page
     when it frees or executes it, and is stopped; here nobody waits for that."""
     for moment in range(100):
         guest = resume()
         with monkeypatch.context() as patch:
-            steps = _Steps(patch, call, partial(_replace, guest), moment)
+            steps = _Steps(patch, page, partial(_replace, guest), moment)
             assert guest.sh(f"(sleep 0.2; insmod /root/{VICTIM}.ko) >/dev/null 2>&1 &") == (0, "")
             with suppress(GuestError):
                 guest.vm.hypervisor.run(until=lambda: steps.finished, timeout=60)  # noqa: B023 (it is called here only)
@@ -130,7 +142,7 @@ def test_the_host_at_each_step(resume: Resume, monkeypatch: pytest.MonkeyPatch, 
         guest.vm.close()
     assert moment >= 2
     assert _permissions(guest, steps.gpa) == (
-        Permission.R | Permission.SX if call == "take" else Permission.ALL & ~Permission.SX
+        Permission.R | Permission.SX if page == "text" else Permission.ALL & ~Permission.SX
     )
 
 

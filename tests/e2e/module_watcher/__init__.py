@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from veil.formats.kci import KCI_GUID, KCI_NAME, KCI_NUMBER, KernelCall, ModulePrepared
+from veil.formats.kci import FILE_PART, KCI_GUID, KCI_NAME, KCI_NUMBER, FilePart, KernelCall, ModulePrepared
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
@@ -67,15 +67,18 @@ class ModuleWatcher(Service):
         return self._other(request)
 
     def _file(self, request: KernelRequest) -> Asking[bytes]:
-        length, offset = struct.unpack("<QQ", request.body)
+        yield from self._piece(FilePart.parse(request.body), request.pages)
+        return b""
+
+    def _piece(self, file: FilePart, pages: tuple[int, ...]) -> Asking[None]:
+        length, offset = file
         if offset == 0:
             self._pieces, self._length = [], length
-        part = min(length - offset, len(request.pages) * PAGE_SIZE)
-        if length > _FILE or length != self._length or len(request.pages) != -(-part // PAGE_SIZE):
+        part = min(length - offset, len(pages) * PAGE_SIZE)
+        if length > _FILE or length != self._length or len(pages) != -(-part // PAGE_SIZE):
             raise Refused(Status.BAD_REQUEST, "pieces of different files, or not of a file")
-        yield from self._copy(request.pages, part, offset)
+        yield from self._copy(pages, part, offset)
         self._pieces.append((offset, part))
-        return b""
 
     def _copy(self, pages: tuple[int, ...], length: int, at: int) -> Asking[None]:
         try:
@@ -84,8 +87,11 @@ class ModuleWatcher(Service):
             raise Refused(refused.status, str(refused)) from refused
 
     def _prepared(self, request: KernelRequest) -> Asking[bytes]:
-        prepared = ModulePrepared.parse(request.body)
-        yield from self._copy(request.pages, len(request.pages) * PAGE_SIZE, _FILE)
+        rest = FilePart.parse(request.body[: FILE_PART.size])
+        prepared = ModulePrepared.parse(request.body[FILE_PART.size :])
+        yield from self._piece(rest, request.pages[: rest.pages])
+        pages = request.pages[rest.pages :]
+        yield from self._copy(pages, len(pages) * PAGE_SIZE, _FILE)
         at, digests = _FILE, {}
         for kind, place in sorted(prepared.memory.items()):
             digests[kind.name] = hashlib.sha256(self.memory.read(at, place.size)).hexdigest()
@@ -98,7 +104,7 @@ class ModuleWatcher(Service):
             memory={kind.name: (place.address, place.size) for kind, place in prepared.memory.items()},
             digests=digests,
             module=self._next,
-            all_pages=at == _FILE + len(request.pages) * PAGE_SIZE,
+            all_pages=at == _FILE + len(pages) * PAGE_SIZE,
         )
         if not {file, KernelCall.MODULE_PREPARED.name}.isdisjoint(self._refused):
             raise Refused(Status.NOT_ALLOWED, "as the test says")

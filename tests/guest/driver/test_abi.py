@@ -108,9 +108,10 @@ def test_structures(name: str, layout: struct.Struct) -> None:
 def test_memory_of_a_module() -> None:
     assert [kind.value for kind in kci.MemoryType] == list(range(DRIVER.numbers["VEIL_KCI_MEMORY_TYPES"]))
     memory = {kind: kci.ModuleMemory(0x100000 * (kind + 1), 0x1000 * (kind + 1)) for kind in kci.MemoryType}
-    body = kci.ModulePrepared(0x1234, memory).pack()
+    body = kci.FilePart(0x5678, 0x1000).pack() + kci.ModulePrepared(0x1234, memory).pack()
     prepared, one = DRIVER.structs["veil_kci_prepared"], DRIVER.structs["veil_kci_memory"]
     assert len(body) == DRIVER.sizes["veil_kci_prepared"]
+    assert struct.unpack_from("<QQ", body, prepared["rest"].offset) == (0x5678, 0x1000)
     assert struct.unpack_from("<Q", body, prepared["percpu"].offset) == (0x1234,)
     for kind, (address, size) in memory.items():
         at = prepared["memory"].offset + kind * DRIVER.sizes["veil_kci_memory"]
@@ -119,12 +120,10 @@ def test_memory_of_a_module() -> None:
 
 
 def test_a_piece_of_a_file() -> None:
-    """Of which `KernelCall.MODULE_FILE` says: u64 length of the file, u64 offset."""
     piece = DRIVER.structs["veil_kci_piece"]
-    assert [(name, member.offset, member.size) for name, member in piece.items()] == [
-        ("length", 0, 8),
-        ("offset", 8, 8),
-    ]
+    assert [(name, member.offset) for name, member in piece.items()] == list(
+        zip(kci.FilePart._fields, offsets(kci.FILE_PART), strict=True)
+    )
 
 
 def test_requests_about_enclaves() -> None:

@@ -6,19 +6,19 @@ Nothing of it runs guest code, so a request takes no longer than the service its
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from veil.formats.kci import KernelCall, ModulePrepared
+from veil.formats.kci import FilePart, KernelCall, ModulePrepared
 from veil.formats.kci_settings import ON, KciSettings
 from veil.formats.kci_status import CodeWord, KciStatus, UserCall
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
-from veil.formats.service_domain import COPY_PAGES, MOVE_PAGES, MOVE_RANGES
+from veil.formats.service_domain import COPY_PAGES, MOVE_CHANGES, MOVE_PAGES, MOVE_RANGES, Change
 from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
 from veil.formats.status import Status
+from veil.monitor.page_rights import TRANSITIONS
 from veil.services import KernelRequest, MonitorRefused, User
 from veil.services.context import KernelPiece, ServiceContext
 from veil.services.kci import KernelImage
@@ -75,6 +75,7 @@ class ModelMachine:
             lambda word: self.words.append(CodeWord.parse(word)), copies,
         )  # fmt: skip
         self.service.start(chosen.measured())
+        self._rest: tuple[FilePart, list[int]] = FilePart(0, 0), []
 
     # Guest-physical memory
 
@@ -103,16 +104,28 @@ class ModelMachine:
 
     # VeilMon, as services ask it
 
-    def move(self, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> _Work[None]:
+    def change(self, changes: Sequence[Change]) -> _Work[None]:
         """All pages or none."""
-        assert len(ranges) <= MOVE_RANGES
-        pages = [gpa + at for gpa, size in ranges for at in range(0, size, PAGE_SIZE)]
-        assert len(pages) <= MOVE_PAGES
-        if len(set(pages)) != len(pages) or any(self.owners.get(gpa) is not source for gpa in pages):
-            raise MonitorRefused(Status.NOT_ALLOWED, f"a page is not one of {source.name}")
-        self.owners.update(dict.fromkeys(pages, target))
+        assert 0 < len(changes) <= MOVE_CHANGES
+        assert all(change.ranges for change in changes)
+        assert sum(len(change.ranges) for change in changes) <= MOVE_RANGES
+        moved: dict[int, Owner] = {}
+        for change in changes:
+            assert TRANSITIONS[change.source, change.target].services_may_ask
+            for gpa, size in change.ranges:
+                for page in range(gpa, gpa + size, PAGE_SIZE):
+                    if page in moved or self.owners.get(page) is not change.source:
+                        raise MonitorRefused(Status.NOT_ALLOWED, f"a page is not one of {change.source.name}")
+                    moved[page] = change.target
+        assert len(moved) <= MOVE_PAGES
+        self.owners.update(moved)
         return
         yield
+
+    def copy_and_change(self, pages: Sequence[int], length: int, offset: int, changes: Sequence[Change]) -> _Work[None]:
+        """One after the other."""
+        yield from self.copy_in(pages, length, offset)
+        yield from self.change(changes)
 
     def copy_in(self, pages: Sequence[int], length: int, offset: int) -> _Work[None]:
         """Pages of the kernel's alone."""
@@ -148,16 +161,24 @@ class ModelMachine:
         return run(self.service.kernel_request(KernelRequest(0, call, body, tuple(pages))))
 
     def send_file(self, file: bytes, gpa: int, piece: int = 1 << 20) -> None:
-        """A module's, as the driver sends it."""
-        pages = self.put(gpa, file)
-        for at in range(0, len(file), piece):
-            some = pages[at // PAGE_SIZE : -(-min(at + piece, len(file)) // PAGE_SIZE)]
-            self.ask(KernelCall.MODULE_FILE, struct.pack("<QQ", len(file), at), some)
+        """A module's, as the driver sends it: its last piece comes with the module's memory."""
+        pages, at = self.put(gpa, file), 0
+        while len(file) - at > piece:
+            some = pages[at // PAGE_SIZE : (at + piece) // PAGE_SIZE]
+            self.ask(KernelCall.MODULE_FILE, FilePart(len(file), at).pack(), some)
+            at += piece
+        self._rest = FilePart(len(file), at), pages[at // PAGE_SIZE :]
+
+    def prepared(self, told: ModulePrepared, pages: Sequence[int]) -> int:
+        """Of the file that was sent; the module's number."""
+        part, rest = self._rest
+        answer = self.ask(KernelCall.MODULE_PREPARED, part.pack() + told.pack(), [*rest, *pages])
+        return int.from_bytes(answer, "little")
 
     def say_prepared(self, told: ModulePrepared, memory: Mapping[int, bytes], gpa: int) -> tuple[int, list[int]]:
         """The module's memory by type, in the order of types; its number and its pages."""
         pages = [page for kind in sorted(told.memory) for page in self.put(gpa + (kind << 24), memory[kind])]
-        return struct.unpack("<I", self.ask(KernelCall.MODULE_PREPARED, told.pack(), pages))[0], pages
+        return self.prepared(told, pages), pages
 
     def store(self, gpa: int, data: bytes, *, vcpu: int = 0, info: int = _REFUSED_WRITE, cpl: int = 0) -> Verdict:
         """A REP MOVSB to a page that the RMP keeps from being written, as the hardware tells it."""

@@ -302,6 +302,17 @@ def test_runtime_constants_have_the_value_of_their_variable(kernel: SmallKernel)
     assert not explain(kernel, (pointers[0], other), (pointers[1], value), (shift, b"\x13")).sound
 
 
+def test_runtime_masks(kernel: SmallKernel) -> None:
+    kernel.symbols["mask"] = kernel.word(0x80, 0xFFFF_FFFF_0000_01FF)
+    site = kernel.put(BASE + 0x100, b"\x81\xe1\x78\x56\x34\x12") + 2
+    kernel.entry("__start_runtime_mask_mask", site)
+    assert explain(kernel, (site, b"\xff\x01\0\0")).sound
+    assert not explain(kernel, (site, b"\xff\x03\0\0")).sound
+    # What keeps other bits than low ones is no mask, whatever the kernel's variable says.
+    kernel.word(0x80, 0x9090C3FF)
+    assert not explain(kernel, (site, b"\xff\xc3\x90\x90")).sound
+
+
 def test_runtime_constants_without_a_variable_are_the_same_everywhere(kernel: SmallKernel) -> None:
     sites = [kernel.put(BASE + 0x100 + 32 * number, b"\x48\xb8" + bytes(8)) + 2 for number in range(3)]
     for site in sites:
@@ -313,6 +324,9 @@ def test_runtime_constants_without_a_variable_are_the_same_everywhere(kernel: Sm
     ).sound
     # Eight bytes of code are no address.
     assert not explain(kernel, *((site, b"\x0f\x22\xdf\xc3\x90\x90\x90\x90") for site in sites)).sound
+
+
+INLINE = {"WARN_trap": bytes.fromhex("67480fb93a"), "queued_spin_unlock": bytes.fromhex("3e3ec60700")}
 
 
 class TestLiveSites:
@@ -333,9 +347,9 @@ class TestLiveSites:
         [
             (
                 False,
-                [call(BASE + 0x100, BASE + 0x1000), NOP5, bytes.fromhex("2e2e2e31c0"), bytes.fromhex("67480fb93a")],
+                [call(BASE + 0x100, BASE + 0x1000), NOP5, bytes.fromhex("2e2e2e31c0")],
                 [jump(BASE + 0x100, BASE + 0x1000), call(BASE + 0x100, BASE + 0x1004), call(BASE + 0x100, SEALED),
-                 PLAIN_RETURN],
+                 PLAIN_RETURN, *INLINE.values(), bytes(5)],
             ),
             (
                 True,
@@ -354,6 +368,18 @@ class TestLiveSites:
             assert explain(kernel, (site, content)).sound, content.hex()
         for content in illegal:
             assert not explain(kernel, (site, content)).sound, content.hex()
+
+    @pytest.mark.parametrize("prefix", ["__SCK__", "__SCT__"])
+    @pytest.mark.parametrize("name", INLINE)
+    def test_static_calls_that_are_written_out(self, kernel: SmallKernel, name: str, prefix: str) -> None:
+        """In place of the call of one function, by the static call's key; a module may have its trampoline there."""
+        site, tail, key = BASE + 0x100, BASE + 0x110, DATA + 0x100
+        kernel.symbols[prefix + name] = key
+        for place, opcode, flags in ((site, call, 0), (tail, jump, 1)):
+            kernel.entry("__start_static_call_sites", kernel.put(place, opcode(place, BASE + 0x1000)), key + flags)
+        for written, content in INLINE.items():
+            assert explain(kernel, (site, content)).sound == (written == name)
+            assert not explain(kernel, (tail, content)).sound
 
     def test_static_calls_of_functions_whose_address_stands_in_the_image(self, kernel: SmallKernel) -> None:
         site, function = BASE + 0x100, kernel.put(BASE + 0x1100, b"\x55\x48\x89\xe5")

@@ -13,10 +13,10 @@ import pytest
 
 from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRESS, PERCPU, A, MadeModule, X
 from tests.services.kci.small_kernel import ENDBR, SmallKernel
-from veil.formats.kci import MemoryType, ModulePrepared
+from veil.formats.kci import FilePart, MemoryType, ModulePrepared
 from veil.formats.kci_settings import ON, KciSettings
-from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import Change
 from veil.services.kci import KernelCode
 from veil.services.kci.code_rules import Configuration
 from veil.services.kci.ledger import Ledger
@@ -82,15 +82,21 @@ class _Kernel:
         return
         yield
 
-    def move(self, ranges: list[tuple[int, int]], source: Owner, target: Owner) -> Generator[Any, Any, None]:
+    def copy_and_change(
+        self, pages: list[int], length: int, offset: int, changes: list[Change]
+    ) -> Generator[Any, Any, None]:
+        return
+        yield
+
+    def change(self, changes: list[Change]) -> Generator[Any, Any, None]:
         return
         yield
 
     def load(self, *, locked: bool) -> int:
-        pieces = len(FILE).to_bytes(8, "little") + bytes(8)
-        _run(self.calls.take_file(pieces, [PAGE_SIZE * number for number in range(-(-len(FILE) // PAGE_SIZE))]))
+        part = FilePart(len(FILE), 0)
+        pages = [*(PAGE_SIZE * number for number in range(part.pages)), *self.content]
         around: Any = (CONFIGURATION, self.text) if locked else (None, None)
-        return int(_run(self.calls.take(TOLD, list(self.content), *around)))
+        return int(_run(self.calls.take(part, TOLD, pages, *around)))
 
     def leads_there(self) -> set[bool]:
         """Whether the rules of the kernel's text and of each piece of code allow it."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veil.formats.kci import MemoryType, ModuleMemory, ModulePrepared
+from veil.formats.kci import FilePart, MemoryType, ModuleMemory, ModulePrepared
 from veil.formats.kci_settings import ON, KciSettings
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.page_sizes import PAGE_SIZE
@@ -25,6 +24,7 @@ from veil.services.kci.modules import Keyring, ModulePolicy, ModuleRefused
 
 LARGEST = 1 << 20
 FILE = bytes(range(256)) * 40
+NOTHING_LEFT = FilePart(len(FILE), len(FILE))
 TOLD = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory(0xFFFFFFFFC0000000, PAGE_SIZE)})
 
 
@@ -59,10 +59,10 @@ class _Driver:
         return pages
 
     def send(self, file: bytes) -> None:
-        self.run(self.loader.take_file(struct.pack("<QQ", len(file), 0), self.put(file)))
+        self.run(self.loader.take_file(FilePart(len(file), 0), self.put(file)))
 
-    def take(self) -> int:
-        return int(self.run(self.loader.take(TOLD, [0], None, None)))
+    def take(self, rest: FilePart = NOTHING_LEFT, pages: Sequence[int] = ()) -> int:
+        return int(self.run(self.loader.take(rest, TOLD, [*pages, 0], None, None)))
 
     @staticmethod
     def run(work: Generator[Any, Any, Any]) -> Any:
@@ -77,10 +77,27 @@ def test_a_file_is_used_once() -> None:
     driver = _Driver(FILE)
     driver.send(FILE)
     assert driver.take() == 1
-    with pytest.raises(ModuleRefused, match="did not come before"):
+    with pytest.raises(KciError, match="is not the next one"):
         driver.take()
     driver.send(FILE)
     assert driver.take() == 2
+
+
+def test_the_files_rest_comes_with_the_module() -> None:
+    driver = _Driver(FILE)
+    pages = driver.put(FILE)
+    assert driver.take(FilePart(len(FILE), 0), pages) == 1
+    driver.run(driver.loader.take_file(FilePart(len(FILE), 0), pages[:1]))
+    assert driver.take(FilePart(len(FILE), PAGE_SIZE), pages[1:]) == 2
+    for rest, some in (
+        (FilePart(len(FILE), PAGE_SIZE), pages[1:]),
+        (FilePart(len(FILE), 0), pages[:1]),
+        (FilePart(1 << 63, 0), pages),
+        (FilePart(len(FILE), len(FILE) + 1), []),
+        (FilePart(len(FILE), 1 << 63), []),
+    ):
+        with pytest.raises(KciError):
+            driver.take(rest, some)
 
 
 def test_parts_come_in_order() -> None:
@@ -88,10 +105,10 @@ def test_parts_come_in_order() -> None:
     pages = driver.put(FILE)
 
     def part(offset: int, *some: int, length: int = len(FILE)) -> None:
-        driver.run(driver.loader.take_file(struct.pack("<QQ", length, offset), some))
+        driver.run(driver.loader.take_file(FilePart(length, offset), some))
 
     part(0, pages[0])
-    with pytest.raises(ModuleRefused, match="did not come before"):
+    with pytest.raises(KciError, match="is not the next one"):
         driver.take()
     part(0, pages[0])
     part(PAGE_SIZE, *pages[1:])
@@ -144,12 +161,18 @@ def test_modules_that_there_are_not() -> None:
                 driver.run(change(number))
 
 
-@given(st.binary(max_size=24), st.lists(st.integers(0, 3).map(lambda number: PAGE_SIZE * number), max_size=4))
-def test_any_part(body: bytes, pages: list[int]) -> None:
+@given(
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, (1 << 64) - 1),
+    st.lists(st.integers(0, 3).map(lambda number: PAGE_SIZE * number), max_size=4),
+)
+def test_any_part(length: int, offset: int, pages: list[int]) -> None:
     driver = _Driver(FILE)
     driver.pages = {PAGE_SIZE * number: bytes(PAGE_SIZE) for number in range(4)}
+    with pytest.raises(KciError):
+        driver.take(FilePart(length, offset), pages)
     try:
-        driver.run(driver.loader.take_file(body, pages))
+        driver.run(driver.loader.take_file(FilePart(length, offset), pages))
     except KciError:
         return
     assert pages

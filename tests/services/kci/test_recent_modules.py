@@ -13,7 +13,15 @@ from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRES
 from tests.services.kci.small_kernel import SmallKernel
 from veil.formats.kci import ModuleMemory, ModulePrepared
 from veil.services.kci import KernelCode
-from veil.services.kci.modules import ExportedSymbols, Exports, Keyring, ModulePolicy, ModuleRefused, ModuleSpace
+from veil.services.kci.modules import (
+    AdmittedFile,
+    ExportedSymbols,
+    Exports,
+    Keyring,
+    ModulePolicy,
+    ModuleRefused,
+    ModuleSpace,
+)
 from veil.services.kci.recent_modules import RecentModules
 
 TOLD = ModulePrepared(PERCPU, MEMORY)
@@ -29,11 +37,15 @@ def _recent(*files: bytes) -> RecentModules:
     return RecentModules(measured)
 
 
+def _admit(recent: RecentModules, file: bytes) -> AdmittedFile:
+    return recent.admit(file, hashlib.sha256(file).digest())
+
+
 def test_a_file_that_comes_again() -> None:
     file, near = MadeModule().build(), KernelCode(SmallKernel().image()).near
     recent, exported = _recent(file), ExportedSymbols(KERNEL)
-    admitted = recent.admit(file)
-    assert recent.admit(bytes(file)) is admitted
+    admitted = _admit(recent, file)
+    assert _admit(recent, bytes(file)) is admitted
     first = recent.derive(admitted, TOLD, exported, near)
     exported.add("itself", Exports({"own": 1}))
     exported.remove("itself")
@@ -57,15 +69,15 @@ def test_it_is_bounded() -> None:
     files = [MadeModule().build() + bytes(number) for number in range(20)]
     recent = _recent(*files)
     for file in files:
-        recent.admit(file)
+        _admit(recent, file)
     assert len(recent._known) == 4
     large = bytes(1 << 20)
     recent = _recent(large)
-    assert recent.admit(large) is not recent.admit(large)
+    assert _admit(recent, large) is not _admit(recent, large)
 
 
 def test_nobody_vouches_for_it() -> None:
     recent = _recent()
     for _ in range(2):
         with pytest.raises(ModuleRefused, match="not signed"):
-            recent.admit(b"\x7fELF")
+            _admit(recent, b"\x7fELF")

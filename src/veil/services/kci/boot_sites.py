@@ -7,12 +7,12 @@ way in which most of the sites were patched, and the others must agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.services.kci.byte_rows import Bytes, Places, branch_targets, branches, cut, rows, same
+from veil.services.kci.byte_rows import Bytes, Places, branch_targets, branches, cut, distinct, rows, same
 from veil.services.kci.instructions import CALL, INT3, JMP32, NOPS, RET, join_nops
 from veil.services.kci.surroundings import ENDBR, Surroundings
 
@@ -30,9 +30,14 @@ ENDBR_FORMS = {"kept": ENDBR, "osp nopl (%rax)": bytes.fromhex("660f1f00"), "nop
 RETPOLINE_FORMS = ("retpoline", "lfence", "indirect", "prefixed")
 
 
-def elect(forms: Mapping[str, Bytes], found: Bytes, lengths: Places | int | None = None) -> str:
-    """The form that most rows of `found` have; the first one where there are no rows."""
-    counts = {name: int(np.count_nonzero(same(content, found, lengths))) for name, content in forms.items()}
+def elect(forms: Iterable[tuple[str, Bytes]], found: Bytes, lengths: Places | int | None = None) -> str:
+    """The form that most rows of `found` have; the first one where there are no rows. Once one has the majority, the
+    others are not made."""
+    counts: dict[str, int] = {}
+    for name, content in forms:
+        counts[name] = int(np.count_nonzero(same(content, found, lengths)))
+        if counts[name] * 2 > len(found):
+            return name
     return max(counts, key=lambda name: counts[name])
 
 
@@ -84,7 +89,8 @@ def retpoline_content(sites: NDArray[np.uint64], content: Bytes, form: str, near
     shapes = (
         first.astype(np.int64) << 24 | conditional.astype(np.int64) << 16 | register.astype(np.int64) << 8 | lengths
     )
-    kinds, which = np.unique(shapes[sound], return_inverse=True)
+    kinds = distinct(shapes[sound].astype(np.uint64))
+    which = np.searchsorted(kinds, shapes[sound].astype(np.uint64))
     code = [_indirect(kind, form) for kind in kinds.tolist()]
     chosen = np.flatnonzero(sound)
     for number, piece in enumerate(code):
@@ -121,4 +127,5 @@ def seal_content(code: Bytes, offsets: Places, form: str) -> tuple[Places, Bytes
 def elect_seal(code: Bytes, now: Bytes, offsets: Places) -> str:
     """How most of the listed functions are sealed."""
     marked, _ = seal_content(code, offsets, "kept")
-    return elect({name: rows(form, len(marked)) for name, form in ENDBR_FORMS.items()}, cut(now, marked, len(ENDBR)))
+    forms = ((name, rows(form, len(marked))) for name, form in ENDBR_FORMS.items())
+    return elect(forms, cut(now, marked, len(ENDBR)))

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from veil.services.kci.alternatives import Group, Outcome, build_groups, direct_calls, settle
+from veil.services.kci.alternatives import Shape, build_shapes, find_cases, settle
 from veil.services.kci.boot_sites import (
     RETPOLINE_FORMS,
     compiled_returns,
@@ -27,7 +28,7 @@ from veil.services.kci.boot_sites import (
     return_forms,
     seal_content,
 )
-from veil.services.kci.byte_rows import Bytes, Places, cut, distinct, put, rows, same
+from veil.services.kci.byte_rows import Bytes, Places, cut, distinct, member, put, rows, same
 from veil.services.kci.errors import KciError, TableError
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.live_sites import KINDS, LiveSites
@@ -38,7 +39,7 @@ __all__ = ["CodeRules", "Configuration", "Explanation", "Unexplained"]
 
 _LOCK, _NO_LOCK = 0xF0, 0x3E  # the lock prefix, and the one that Linux puts in its place where there is one CPU
 _MAX_REPORTED = 256
-_CONSTANT_SIZES = {"ptr": 8, "shift": 1}
+_CONSTANT_SIZES = {"ptr": 8, "shift": 1, "mask": 4}
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,15 @@ class CodeRules:
         ]
         self._find_returns(tables)
         alternatives = tables.alternatives
-        chosen = np.isin(alternatives["site"], self._inside(alternatives["site"]))
-        self._alternatives = alternatives[chosen]
+        start, end = np.uint64(self.range.start), np.uint64(self.range.end)
+        self._alternatives = alternatives[(alternatives["site"] >= start) & (alternatives["site"] < end)]
         self.live = LiveSites(base, self._pristine, tables, self._trampolines, near)
-        self._groups = build_groups(self._alternatives, self._read_pristine, replacement)
+        self._shapes = build_shapes(self._alternatives, self._read_pristine, replacement)
+        self._pointers = set[int]().union(*(shape.pointers for shape in self._shapes))
+        self._patched = np.concatenate([np.empty(0, np.uint64), *(shape.sites for shape in self._shapes)])
+        self._patched_lengths = np.repeat(
+            np.array([shape.length for shape in self._shapes], np.int64), [len(shape.sites) for shape in self._shapes]
+        )
         self._claim()
         self._find_dependent()
 
@@ -126,12 +132,11 @@ class CodeRules:
         """What the rules know of the kernel around."""
         return self._near
 
-    @property
-    def variables(self) -> set[int]:
-        """Addresses of the kernel's variables that `explain` reads: 8 bytes each, at most."""
-        pointers = {outcome.pointer for group in self._groups for outcome in group.outcomes}
-        constants = {constant.address for constant, _, _ in self._constants}
-        return {address for address in pointers | constants if address is not None}
+    @cached_property
+    def variables(self) -> tuple[int, ...]:
+        """Addresses of the kernel's variables that `explain` reads, in order: 8 bytes each, at most."""
+        constants = {constant.address for constant, _, _ in self._constants if constant.address is not None}
+        return tuple(sorted(self._pointers | constants))
 
     def admit(self, near: Surroundings) -> None:
         """From now on other code is around: calls may lead to what it lists."""
@@ -139,7 +144,7 @@ class CodeRules:
 
     def has_lock_prefix(self, address: int) -> bool:
         """Whether a lock prefix may stand at an address of the code, or be taken out there."""
-        return bool(np.isin(address - self.range.start, self._locks))
+        return bool(np.any(self._locks == address - self.range.start))
 
     def _inside(self, sites: NDArray[np.uint64]) -> NDArray[np.uint64]:
         start, end = np.uint64(self.range.start), np.uint64(self.range.end)
@@ -159,7 +164,7 @@ class CodeRules:
         content = cut(self._pristine, (returns - np.uint64(self.range.start)).astype(np.int64), 5)
         self._returns = returns[compiled_returns(returns, content, self._near)]
         # A trampoline's return is a static call that has no function yet (__static_call_fixup).
-        self._returns = self._returns[~np.isin(self._returns, np.array(self._trampolines, np.uint64))]
+        self._returns = self._returns[~member(self._returns, np.array(sorted(self._trampolines), np.uint64))]
         # Returns in the code of alternatives are patched before that is put in.
         elsewhere = tables.returns
         elsewhere = elsewhere[(elsewhere < np.uint64(self.range.start)) | (elsewhere >= np.uint64(self.range.end))]
@@ -171,8 +176,7 @@ class CodeRules:
         base = np.uint64(self.range.start)
         inner = (self._returns - base).astype(np.int64)
         spans = [
-            (np.array([group.site - self.range.start for group in self._groups], np.int64),
-             np.array([group.length for group in self._groups], np.int64)),
+            ((self._patched - base).astype(np.int64), self._patched_lengths),
             ((self._retpolines - base).astype(np.int64), None),
             (self._seals, np.full(len(self._seals), 4)),
             (self.live.offsets, self.live.lengths),
@@ -202,16 +206,17 @@ class CodeRules:
         self._free_returns = self._returns[(owner[inner] == 0)] if len(inner) else self._returns
 
     def _find_dependent(self) -> None:
-        """Groups whose outcomes hold returns, which are known only with the form of returns."""
+        """Sites whose outcomes hold returns, which are known only with the form of returns."""
         returns = np.sort(np.concatenate([self._returns, self._moved_returns]))
         entries = self._alternatives
-        groups = np.array([group.site for group in self._groups], np.uint64)
-        lengths = np.array([group.length for group in self._groups], np.uint64)
-        starts = np.concatenate([groups, entries["replacement"]])
-        ends = starts + np.concatenate([lengths, entries["size"].astype(np.uint64)])
+        starts = np.concatenate([self._patched, entries["replacement"]])
+        ends = starts + np.concatenate([self._patched_lengths, entries["size"]]).astype(np.uint64)
         holding = np.searchsorted(returns, starts) < np.searchsorted(returns, ends)
-        sites = np.concatenate([groups, entries["site"]])[holding]
-        self._dependent = set(np.searchsorted(groups, sites).tolist())
+        dependent = distinct(np.concatenate([self._patched, entries["site"]])[holding])
+        self._dependent = entries[member(entries["site"], dependent)]
+        if len(dependent):
+            others = (shape._replace(sites=shape.sites[~member(shape.sites, dependent)]) for shape in self._shapes)
+            self._shapes = [shape for shape in others if len(shape.sites)]
 
     def explain(self, now: bytes, data: ReadMemory, configuration: Configuration | None = None) -> Explanation:
         """Explain the code as it is `now`; `data` reads the kernel's variables that its patches follow.
@@ -248,7 +253,7 @@ class CodeRules:
         base = np.uint64(self.range.start)
         if known is None:
             places = (self._free_returns - base).astype(np.int64)
-            forms = {form: return_content(self._free_returns, form, self._near) for form in return_forms(self._near)}
+            forms = ((form, return_content(self._free_returns, form, self._near)) for form in return_forms(self._near))
             returns = elect(forms, cut(found, places, 5))
         else:
             returns = known.returns
@@ -257,10 +262,12 @@ class CodeRules:
         places = (self._retpolines - base).astype(np.int64)
         before = cut(code, places, 6)
         lengths = retpoline_lengths(before)
-        wanted = RETPOLINE_FORMS if known is None else (known.retpolines,)
-        forms = {form: retpoline_content(self._retpolines, before, form, self._near) for form in wanted}
-        retpolines = elect(forms, cut(found, places, 6), lengths) if known is None else known.retpolines
-        put(code, places, forms[retpolines], lengths)
+        if known is None:
+            forms = ((form, retpoline_content(self._retpolines, before, form, self._near)) for form in RETPOLINE_FORMS)
+            retpolines = elect(forms, cut(found, places, 6), lengths)
+        else:
+            retpolines = known.retpolines
+        put(code, places, retpoline_content(self._retpolines, before, retpolines, self._near), lengths)
         return returns, retpolines
 
     def _apply_alternatives(
@@ -272,16 +279,31 @@ class CodeRules:
         known: Configuration | None,
         sites: Counter[str],
     ) -> dict[int, bool]:
-        groups = self._final_groups(code, data, returns)
-        matching = _match(groups, found, self.range.start)
-        chosen, features = settle(groups, matching, None if known is None else known.features)
-        for group, outcome in zip(groups, chosen, strict=True):
-            if outcome is not None:
-                at = group.site - self.range.start
-                code[at : at + group.length] = np.frombuffer(outcome.content, np.uint8)
+        read: dict[int, list[int]] = {}
+
+        def targets(pointer: int) -> list[int]:
+            if pointer not in read:
+                read[pointer] = self._pointed(pointer, data)
+            return read[pointer]
+
+        cases = [
+            case
+            for shape in (*self._shapes, *self._dependent_shapes(code, returns))
+            for case in find_cases(shape, self.range.start, code, found, targets, self._near)
+        ]
+        chosen, features = settle(cases, None if known is None else known.features)
+        for case, number in zip(cases, chosen, strict=True):
+            if number is None:
+                continue
+            content = case.contents[number]
+            if len(case.places) == 1:
+                at = int(case.places[0])
+                code[at : at + content.shape[1]] = content[0]
+            else:
+                put(code, case.places, np.broadcast_to(content, (len(case.places), content.shape[1])))
         return features
 
-    def _final_groups(self, code: Bytes, data: ReadMemory, returns: str) -> list[Group]:
+    def _dependent_shapes(self, code: Bytes, returns: str) -> list[Shape]:
         start = self.range.start
 
         def original(address: int, length: int) -> bytes:
@@ -306,31 +328,15 @@ class CodeRules:
                     piece[at : at + 5] = return_content(place, returns, self._near).tobytes()
             return bytes(piece)
 
-        def pointers(address: int) -> list[int]:
-            return self._pointers(address, data)
+        return build_shapes(self._dependent, original, replacement)
 
-        groups = list(self._groups)
-        for number in sorted(self._dependent):
-            site = groups[number].site
-            entries = self._alternatives[self._alternatives["site"] == np.uint64(site)]
-            groups[number] = build_groups(entries, original, replacement)[0]
-        known: dict[int, list[int]] = {}
-        for number, group in enumerate(groups):
-            if any(outcome.pointer is not None for outcome in group.outcomes):
-                for outcome in group.outcomes:
-                    if outcome.pointer is not None and outcome.pointer not in known:
-                        known[outcome.pointer] = pointers(outcome.pointer)
-                groups[number] = direct_calls(group, known.__getitem__, self._near)
-        return groups
-
-    def _pointers(self, address: int, data: ReadMemory) -> list[int]:
+    def _pointed(self, address: int, data: ReadMemory) -> list[int]:
         """What the kernel may have found in a function pointer: a function, or nothing."""
         try:
             value = int.from_bytes(data(address, 8), "little")
         except KciError:
             return []
-        at = int(np.searchsorted(self._near.targets, np.uint64(value)))
-        known = at < len(self._near.targets) and int(self._near.targets[at]) == value
+        known = bool(self._near.may_call(np.array([value], np.uint64))[0])
         return [value] if known or value in (0, self._near.nop_function, self._near.bug_function) else []
 
     def _apply_seals(self, code: Bytes, found: Bytes, known: Configuration | None) -> str:
@@ -366,8 +372,7 @@ class CodeRules:
     def _count(self, code: Bytes, sites: Counter[str]) -> None:
         """Count the sites, by kind, that were explained and are not as measured."""
         base = np.uint64(self.range.start)
-        alternatives = np.array([group.site - self.range.start for group in self._groups], np.int64)
-        lengths = np.array([group.length for group in self._groups], np.int64)
+        alternatives, lengths = (self._patched - base).astype(np.int64), self._patched_lengths
         width = int(lengths.max(initial=0))
         fixed: list[tuple[str, Places, int, Places | None]] = [
             ("return", (self._returns - base).astype(np.int64), 5, None),
@@ -387,21 +392,15 @@ class CodeRules:
 
 
 def _commonest(content: Bytes) -> bytes:
-    values, counts = np.unique(content, axis=0, return_counts=True)
-    return bytes(values[int(counts.argmax())])
+    ((value, _),) = Counter(row.tobytes() for row in content).most_common(1)
+    return value
 
 
 def _can_be_constant(value: bytes) -> bool:
-    """A shift of a register, or an address: canonical, so that it is worth little as code that somebody jumps into."""
+    """A shift of a register, a mask of low bits, or a canonical address: worth little as code to somebody who jumps."""
     if len(value) == 1:
         return value[0] < 64
+    if len(value) == 4:
+        mask = int.from_bytes(value, "little")
+        return mask & (mask + 1) == 0
     return value[6:] in (b"\0\0", b"\xff\xff")
-
-
-def _match(groups: list[Group], found: Bytes, base: int) -> list[list[Outcome]]:
-    """Each group's outcomes that stand in memory."""
-    raw = found.tobytes()
-    return [
-        [outcome for outcome in group.outcomes if raw.startswith(outcome.content, group.site - base)]
-        for group in groups
-    ]

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_domain import MOVE_PAGES, MOVE_RANGES
+from veil.formats.service_domain import MOVE_CHANGES, MOVE_PAGES, MOVE_RANGES, Change
 from veil.services.context import Asking, GuestMemory, MonitorClient
 from veil.services.kci.code_rules import CodeRules, Configuration
 from veil.services.kci.errors import KciError
@@ -64,21 +64,44 @@ class GuardedCode:
         return patch
 
 
-def move_pages(monitor: MonitorClient, pages: Sequence[int], source: Owner, target: Owner) -> Asking[None]:
-    """All of these pages, or none. Raises MonitorRefused."""
-    ranges = list(_split(_joined((gpa, PAGE_SIZE) for gpa in sorted(pages))))
-    done: list[list[tuple[int, int]]] = []
+def move_pages(
+    monitor: MonitorClient,
+    *moves: tuple[Sequence[int], Owner, Owner],
+    copy: tuple[Sequence[int], int, int] | None = None,
+) -> Asking[None]:
+    """Pages (GPAs) of one owner become another's: all of them, or none. Before that, others are copied in (pages,
+    length, offset). Raises MonitorRefused."""
+    done: list[list[Change]] = []
     try:
-        while ranges:
-            some: list[tuple[int, int]] = []
-            while ranges and len(some) < MOVE_RANGES and sum(size for _, size in some) + ranges[0][1] <= _MOVE_BYTES:
-                some.append(ranges.pop(0))
-            yield from monitor.move(some, source, target)
-            done.append(some)
+        for changes in _requests(moves):
+            if copy is not None and not done:
+                yield from monitor.copy_and_change(*copy, changes)
+            else:
+                yield from monitor.change(changes)
+            done.append(changes)
     except Exception:
-        for some in done:
-            yield from monitor.move(some, target, source)
+        for changes in reversed(done):
+            yield from monitor.change([Change(change.target, change.source, change.ranges) for change in changes])
         raise
+
+
+def _requests(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[list[Change]]:
+    """As few as VeilMon's bounds allow: most are one."""
+    changes: list[Change] = []
+    ranges = left = 0
+    for pages, source, target in moves:
+        some: list[tuple[int, int]] = []
+        for gpa, size in _split(_joined((gpa, PAGE_SIZE) for gpa in sorted(pages))):
+            if not ranges or size > left or (not some and len(changes) == MOVE_CHANGES):
+                if changes:
+                    yield changes
+                changes, some, ranges, left = [], [], MOVE_RANGES, _MOVE_BYTES
+            if not some:
+                changes.append(Change(source, target, some))
+            some.append((gpa, size))
+            ranges, left = ranges - 1, left - size
+    if changes:
+        yield changes
 
 
 def _joined(parts: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -24,15 +24,17 @@ from veil.services.kci.modules import ModuleRefused, Prepared
 __all__ = [
     "INIT",
     "GuardedModule",
+    "check_module",
+    "checked_pages",
     "code_again",
     "frames_of",
-    "take_code",
-    "take_late_data",
-    "take_read_only",
+    "give_back",
+    "take_pages",
 ]
 
 #: What goes back to the kernel when the init function has returned.
 INIT = (MemoryType.INIT_TEXT, MemoryType.INIT_RODATA)
+_CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
 _READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
 
 
@@ -104,77 +106,83 @@ def frames_of(told: ModulePrepared, pages: Sequence[int]) -> dict[MemoryType, Se
     return found
 
 
-def take_code(
+def checked_pages(frames: Mapping[MemoryType, Sequence[int]], *, live: bool) -> list[int]:
+    """What nobody may write while it is looked at, nor execute."""
+    kinds = (*_CODE, *_READ_ONLY, MemoryType.RO_AFTER_INIT) if live else (*_CODE, *_READ_ONLY)
+    return [gpa for kind in kinds for gpa in frames.get(kind, ())]
+
+
+def take_pages(
+    context: ServiceContext, pages: Sequence[int], copy: tuple[Sequence[int], int, int] | None = None
+) -> Asking[None]:
+    """From the kernel, before they are looked at; its file may be copied with them (`move_pages`). Raises
+    ModuleRefused."""
+    yield from _take(context, (pages, Owner.KERNEL, Owner.KERNEL_RODATA), copy)
+
+
+def give_back(context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
+    """Its pages are the kernel's as before."""
+    yield from move_pages(context.monitor, (pages, Owner.KERNEL_RODATA, Owner.KERNEL))
+
+
+def check_module(
     context: ServiceContext,
     measured: MeasuredKernel,
-    prepared: Prepared,
+    module: GuardedModule,
     frames: Mapping[MemoryType, Sequence[int]],
-    code: ModuleCode,
+    rules: ModuleCode,
     configuration: Configuration,
-) -> Asking[dict[MemoryType, GuardedCode]]:
-    """Make its code executable and no more writable, if it is what it must be: in this order, so that what is compared
-    is what will run. Raises KciError or ModuleRefused; then its pages are the kernel's as before."""
-    rules = {kind: piece for kind, piece in code.rules.items() if kind in frames}
-    pages = [gpa for kind in rules for gpa in frames[kind]]
+) -> Asking[None]:
+    """Make its code executable, if that and its read-only data are what they must be.
+
+    Its `checked_pages` were taken: what is compared is what will run. Raises KciError or ModuleRefused.
+    """
+    code = {
+        kind: GuardedCode(piece, module.prepared.memory[kind].address, frames[kind], context.guest)
+        for kind, piece in rules.rules.items()
+        if kind in frames
+    }
+    read_only = {kind: frames[kind] for kind in _READ_ONLY if kind in frames}
+    _check_read_only(context.guest, module.prepared, read_only)
+    data = KernelData(context, measured)
+    yield from data.fetch({address for piece in code.values() for address in piece.rules.variables})
+    for kind, piece in code.items():
+        wrong = rules.unexplained(kind, piece.read(piece.address, piece.size), data.read, configuration)
+        if wrong is not None:
+            first, count = wrong
+            raise ModuleRefused(
+                f"{count} bytes of its code are not explained, the first at "
+                f"{first.address:#x}: {first.found:#04x} in place of {first.expected:#04x}"
+            )
+    executable = [gpa for piece in code.values() for gpa in piece.pages]
+    yield from _take(context, (executable, Owner.KERNEL_RODATA, Owner.MODULE_CODE))
+    late = frames.get(MemoryType.RO_AFTER_INIT, ())
+    if not module.live:
+        module.late = late
+    elif late:
+        read_only[MemoryType.RO_AFTER_INIT] = late
+    module.code, module.read_only = code, read_only
+
+
+def _take(
+    context: ServiceContext,
+    move: tuple[Sequence[int], Owner, Owner],
+    copy: tuple[Sequence[int], int, int] | None = None,
+) -> Asking[None]:
     try:
-        yield from move_pages(context.monitor, pages, Owner.KERNEL, Owner.MODULE_CODE)
+        yield from move_pages(context.monitor, move, copy=copy)
     except MonitorRefused as error:
         raise ModuleRefused(f"its pages cannot be taken: {error}") from error
-    try:
-        data = KernelData(context, measured)
-        yield from data.fetch({address for piece in rules.values() for address in piece.variables})
-        found = {}
-        for kind in rules:
-            piece = GuardedCode(rules[kind], prepared.memory[kind].address, frames[kind], context.guest)
-            wrong = code.unexplained(kind, piece.read(piece.address, piece.size), data.read, configuration)
-            if wrong is not None:
-                first, count = wrong
-                raise ModuleRefused(
-                    f"{count} bytes of its code are not explained, the first at "
-                    f"{first.address:#x}: {first.found:#04x} in place of {first.expected:#04x}"
-                )
-            found[kind] = piece
-    except Exception:
-        yield from move_pages(context.monitor, pages, Owner.MODULE_CODE, Owner.KERNEL)
-        raise
-    return found
 
 
-def take_read_only(
-    context: ServiceContext, prepared: Prepared, frames: Mapping[MemoryType, Sequence[int]]
-) -> Asking[dict[MemoryType, Sequence[int]]]:
-    """Let nobody write what is never written in a sound kernel, if it is what it must be. Its exception table is in it.
-    Raises ModuleRefused; then its pages are the kernel's as before."""
-    found = {kind: frames[kind] for kind in _READ_ONLY if kind in frames}
-    pages = [gpa for piece in found.values() for gpa in piece]
-    yield from _take_data(context, pages)
-    for kind, piece in found.items():
-        wrong = _first_difference(
-            b"".join(context.guest.read(gpa, PAGE_SIZE) for gpa in piece),
-            prepared.images[kind],
-            prepared.memory[kind].address,
-            prepared.unordered,
-        )
+def _check_read_only(guest: GuestMemory, prepared: Prepared, pages: Mapping[MemoryType, Sequence[int]]) -> None:
+    """As its file says, its exception table with it."""
+    for kind in pages:
+        found = b"".join(guest.read(gpa, PAGE_SIZE) for gpa in pages[kind])
+        address = prepared.memory[kind].address
+        wrong = _first_difference(found, prepared.images[kind], address, prepared.unordered)
         if wrong is not None:
-            yield from move_pages(context.monitor, pages, Owner.KERNEL_RODATA, Owner.KERNEL)
             raise ModuleRefused(f"its read-only data is not what its file makes of it, at {wrong:#x} first")
-    return found
-
-
-def take_late_data(context: ServiceContext, module: GuardedModule) -> Asking[None]:
-    """Its init function has returned: nobody writes from here on what is read-only after it. What it wrote there is its
-    own. Raises ModuleRefused."""
-    if module.late:
-        yield from _take_data(context, module.late)
-        module.read_only[MemoryType.RO_AFTER_INIT] = module.late
-        module.late = ()
-
-
-def _take_data(context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
-    try:
-        yield from move_pages(context.monitor, pages, Owner.KERNEL, Owner.KERNEL_RODATA)
-    except MonitorRefused as error:
-        raise ModuleRefused(f"its read-only pages cannot be taken: {error}") from error
 
 
 def _first_difference(found: bytes, expected: bytes, address: int, anything: Sequence[range]) -> int | None:

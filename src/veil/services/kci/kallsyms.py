@@ -28,13 +28,14 @@ _BLOCK = 256
 _ALIGNMENTS = (4, 8)
 _MAX_SYMBOLS = 1 << 22
 _FAR = 1 << 24
-_TEXT_TYPES = frozenset("tTwW")
+_IN_TEXT = np.zeros(256, bool)
+_IN_TEXT[list(b"tTwW")] = True
 
 
 class Symbols:
-    """Names and addresses, in the order of addresses. `kinds` are nm's letters."""
+    """Names and addresses, in the order of addresses. `kinds` are nm's letters, one for each."""
 
-    def __init__(self, names: list[str], kinds: list[str], addresses: NDArray[np.uint64]) -> None:
+    def __init__(self, names: list[str], kinds: bytes, addresses: NDArray[np.uint64]) -> None:
         self.names, self.kinds = names, kinds
         self.addresses = addresses
 
@@ -56,20 +57,25 @@ class Symbols:
             raise ImageError(f"the kernel image has no symbol {name}")
         return address
 
+    @cached_property
+    def _text(self) -> str:
+        return "\n".join(("", *self.names, ""))
+
     def named(self, *, prefix: str = "", suffix: str = "") -> dict[str, int]:
-        """The symbols whose names begin and end in a way."""
-        names = self.names
-        # One after the other: each look at all of them takes time at lock-down.
-        if prefix:
-            names = [name for name in names if name.startswith(prefix)]
-        if suffix:
-            names = [name for name in names if name.endswith(suffix)]
-        return {name: self._by_name[name] for name in names}
+        """The symbols whose names begin with `prefix`, or end with `suffix`."""
+        # In all names at once: to look at each of them takes time at lock-down.
+        text, wanted = self._text, f"\n{prefix}" if prefix else f"{suffix}\n"
+        found, at = {}, text.find(wanted)
+        while at >= 0:
+            start = at + 1 if prefix else text.rindex("\n", 0, at) + 1
+            name = text[start : text.index("\n", start)]
+            found[name] = self._by_name[name]
+            at = text.find(wanted, at + 1)
+        return found
 
     def functions(self) -> NDArray[np.uint64]:
         """The addresses of all symbols in text, in order."""
-        chosen = np.fromiter((kind in _TEXT_TYPES for kind in self.kinds), bool, len(self.kinds))
-        return np.asarray(self.addresses[chosen])
+        return np.asarray(self.addresses[_IN_TEXT[np.frombuffer(self.kinds, np.uint8)]])
 
     def describe(self, address: int) -> str:
         """`symbol+0x12` for an address; the plain address where no symbol is near."""
@@ -90,12 +96,11 @@ def find_symbols(data: bytes, base: int) -> Symbols | None:
         tokens = _tokens(data, found.start())
         if tokens is not None:
             table, index_end, parts = tokens
-            names = _names(data, table)
-            if names is not None:
-                starts, markers_at, alignment = names
-                words = _decode(data[starts[0] : markers_at], starts - starts[0], parts)
-                addresses = _addresses(data, index_end, alignment, words, base)
-                return _sorted([word[1:] for word in words], [word[:1] for word in words], addresses)
+            compressed = _names(data, table)
+            if compressed is not None:
+                starts, markers_at, alignment = compressed
+                names, kinds = _decode(data[starts[0] : markers_at], starts - starts[0], parts)
+                return _sorted(names, kinds, _addresses(data, index_end, alignment, names, base))
     return None
 
 
@@ -176,8 +181,8 @@ def _walk(data: bytes, markers: NDArray[np.int64], markers_at: int) -> tuple[NDA
     return None
 
 
-def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> list[str]:
-    """Each symbol's kind, of one letter, and its name."""
+def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> tuple[list[str], bytes]:
+    """Each symbol's name, and its kind, of one letter. Raises ImageError."""
     # A name's length byte becomes a newline, the second byte of a long length nothing, every other byte its token.
     stream = stream[: int(starts[-1])]
     starts = starts[:-1]
@@ -186,27 +191,35 @@ def _decode(stream: bytes, starts: NDArray[np.int64], parts: list[bytes]) -> lis
     codes[starts] = _BLOCK
     codes[starts[long] + 1] = _BLOCK + 1
     tokens = [*parts, b"\n", b""]
-    lengths = np.array([len(token) for token in tokens])
-    places = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    lengths = np.array([len(token) for token in tokens], np.int32)
+    places = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int32)
     sizes = lengths[codes]
-    ends = np.cumsum(sizes)
-    letters = np.arange(int(ends[-1])) + np.repeat(places[codes] - (ends - sizes), sizes)
-    text: str = np.frombuffer(b"".join(tokens), np.uint8)[letters].tobytes().decode("latin-1")
-    return text.split("\n")[1:]
+    begins = np.cumsum(sizes, dtype=np.int32) - sizes
+    count = int(begins[-1] + sizes[-1])
+    letters = np.arange(count, dtype=np.int32) + np.repeat(places[codes] - begins, sizes)
+    text = np.append(np.frombuffer(b"".join(tokens), np.uint8)[letters], np.uint8(ord("\n")))
+    # The letter behind each newline is the kind.
+    kinds = begins[starts] + 1
+    named = np.ones(len(text), bool)
+    named[kinds] = False
+    names = text[named].tobytes().decode("latin-1").split("\n")[1:-1]
+    if len(names) != len(starts):
+        raise ImageError("the kernel image has symbols without a name")
+    return names, text[kinds].tobytes()
 
 
-def _addresses(data: bytes, index_end: int, alignment: int, words: list[str], base: int) -> NDArray[np.uint64]:
+def _addresses(data: bytes, index_end: int, alignment: int, names: list[str], base: int) -> NDArray[np.uint64]:
     """The symbols' addresses, from the offsets behind the token index.
 
     What the offsets count from shows where the image's first symbol comes out."""
-    first = next((number for number, word in enumerate(words) if word[1:] in ("_text", "_stext")), None)
+    first = next((number for number, name in enumerate(names) if name in ("_text", "_stext")), None)
     if first is None:
         raise ImageError("the kernel image has no symbol _text")
     start = _align(index_end, alignment)
-    end = start + 4 * len(words)
+    end = start + 4 * len(names)
     if end > len(data):
         raise ImageError("the kernel image ends in its kallsyms offsets")
-    offsets = np.frombuffer(data, "<i4", len(words), start).astype(np.int64)
+    offsets = np.frombuffer(data, "<i4", len(names), start).astype(np.int64)
     behind = _align(end, alignment)
     relative = np.uint64(int.from_bytes(data[behind : behind + 8], "little"))
     for candidate in _candidates(offsets, np.uint64(base + start), relative):
@@ -223,9 +236,9 @@ def _candidates(offsets: NDArray[np.int64], place: np.uint64, relative: np.uint6
     yield (offsets & 0xFFFFFFFF).astype(np.uint64) + relative
 
 
-def _sorted(names: list[str], kinds: list[str], addresses: NDArray[np.uint64]) -> Symbols:
+def _sorted(names: list[str], kinds: bytes, addresses: NDArray[np.uint64]) -> Symbols:
     order: NDArray[Any] = np.argsort(addresses, kind="stable")
     if np.array_equal(order, np.arange(len(order))):
         return Symbols(names, kinds, addresses)
     places = order.tolist()
-    return Symbols([names[at] for at in places], [kinds[at] for at in places], addresses[order])
+    return Symbols([names[at] for at in places], bytes(kinds[at] for at in places), addresses[order])

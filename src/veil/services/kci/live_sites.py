@@ -26,7 +26,6 @@ KINDS = ("jump label", "static call", "static tail call", "static call trampolin
 
 _WIDTH = 6
 _RETURN_ZERO = bytes.fromhex("2e2e2e31c0")  # cs cs cs xorl %eax, %eax
-_WARN_TRAP = bytes.fromhex("67480fb93a")  # ud1 (%edx), %rdi: in place of a call of __WARN_trap, from 6.19 on
 _TRAMPOLINE_END = bytes.fromhex("0fb9cc")  # ud1 %esp, %ecx
 
 
@@ -56,7 +55,7 @@ class LiveSites:
         dispatchers = [at for at in near.dispatchers if base <= at < end]
         groups = [
             (JUMP_LABEL, jumps["site"], jumps["target"]),
-            (STATIC_CALL, calls["site"][~calls["tail"]], None),
+            (STATIC_CALL, calls["site"][~calls["tail"]], calls["key"][~calls["tail"]]),
             (STATIC_TAIL_CALL, calls["site"][calls["tail"]], None),
             (TRAMPOLINE, np.array(sorted(trampolines), np.uint64), None),
             (FUNCTION_ENTRY, functions, None),
@@ -68,10 +67,15 @@ class LiveSites:
             [np.zeros(len(sites), np.uint64) if leads is None else leads for _, sites, leads in groups]
         )
         order = np.lexsort((kinds, addresses))
+        #: a jump label's target, a static call's key
         self.addresses, self.kinds, self._targets = addresses[order], kinds[order], targets[order]
         self.offsets: Places = (self.addresses - np.uint64(base)).astype(np.int64)
         self._pristine = cut(code, self.offsets, _WIDTH)
         self.lengths: Places = np.full(len(order), 5, np.int64)
+        self._inline = np.zeros((len(order), 5), np.uint8)
+        for keys, content in near.inline_calls:
+            chosen = (self.kinds == STATIC_CALL) & member(self._targets, np.array(sorted(keys), np.uint64))
+            self._inline[chosen] = np.frombuffer(content, np.uint8)
         self._measure(code)
 
     def _measure(self, code: Bytes) -> None:
@@ -128,7 +132,7 @@ class LiveSites:
             case kind if kind in (STATIC_TAIL_CALL, TRAMPOLINE):
                 return {pristine, JMP32, RET}
             case kind if kind == STATIC_CALL:
-                return {pristine, CALL, NOPS[5][0], _RETURN_ZERO[0], _WARN_TRAP[0]}
+                return {pristine, CALL, NOPS[5][0], _RETURN_ZERO[0], int(self._inline[number, 0])}
             case _:
                 return {pristine, CALL, NOPS[5][0]}
 
@@ -148,10 +152,12 @@ class LiveSites:
         sound |= jump & (same(five, self._nops[numbers], lengths) | same(five, self._jumps[numbers], lengths))
         conditional = (first == 0x0F) & (content[:, 1] == self._pristine[numbers, 1]) & (lengths == 6)
         targets = np.where(conditional, branch_targets(sites, content, 2), branch_targets(sites, content, 1))
-        callable_ = member(targets, near.targets)
+        callable_ = near.may_call(targets)
         nop5 = same(five, rows(NOPS[5], len(sites)))
         five_long = lengths == 5
-        special = same(five, rows(_RETURN_ZERO, len(sites))) | same(five, rows(_WARN_TRAP, len(sites)))
+        # Of sites without such a content the rows are zeros, which is no content of anything.
+        inline = self._inline[numbers]
+        special = same(five, rows(_RETURN_ZERO, len(sites))) | (same(five, inline) & inline.any(axis=1))
         sound |= (kinds == STATIC_CALL) & (((first == CALL) & callable_) | nop5 | special)
         returned = same(five, return_content(sites, returns, near))
         tail = (kinds == STATIC_TAIL_CALL) | (kinds == TRAMPOLINE)

@@ -48,12 +48,11 @@ def lock_text(context: ServiceContext, measured: MeasuredKernel) -> Asking[Locke
     MonitorRefused; then all of it is as it was."""
     code = guard_text(measured, context.guest)
     read_only = [gpa for piece in measured.ranges.read_only for gpa in measured.pages(piece)]
-    yield from move_pages(context.monitor, code.pages, Owner.KERNEL, Owner.KERNEL_CODE)
-    try:
-        yield from move_pages(context.monitor, read_only, Owner.KERNEL, Owner.KERNEL_RODATA)
-    except Exception:
-        yield from move_pages(context.monitor, code.pages, Owner.KERNEL_CODE, Owner.KERNEL)
-        raise
+    yield from move_pages(
+        context.monitor,
+        (code.pages, Owner.KERNEL, Owner.KERNEL_CODE),
+        (read_only, Owner.KERNEL, Owner.KERNEL_RODATA),
+    )
     try:
         data = KernelData(context, measured)
         yield from data.fetch(measured.code.variables)
@@ -84,8 +83,11 @@ def _explain(measured: MeasuredKernel, code: GuardedCode, data: KernelData) -> E
 
 def unlock_text(context: ServiceContext, code: GuardedCode, read_only: Sequence[int]) -> Asking[None]:
     """Lock-down is refused: text and read-only data are the kernel's again."""
-    yield from move_pages(context.monitor, read_only, Owner.KERNEL_RODATA, Owner.KERNEL)
-    yield from move_pages(context.monitor, code.pages, Owner.KERNEL_CODE, Owner.KERNEL)
+    yield from move_pages(
+        context.monitor,
+        (read_only, Owner.KERNEL_RODATA, Owner.KERNEL),
+        (code.pages, Owner.KERNEL_CODE, Owner.KERNEL),
+    )
 
 
 def forbid_other_code(context: ServiceContext) -> Asking[None]:

@@ -8,12 +8,11 @@ has no code that can be executed.
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veil.formats.kci import MemoryType, ModulePrepared
+from veil.formats.kci import FilePart, MemoryType, ModulePrepared
 from veil.formats.kci_settings import KciSettings
 from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
@@ -25,11 +24,12 @@ from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.guarded_module import (
     INIT,
     GuardedModule,
+    check_module,
+    checked_pages,
     code_again,
     frames_of,
-    take_code,
-    take_late_data,
-    take_read_only,
+    give_back,
+    take_pages,
 )
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.ledger import Ledger
@@ -41,7 +41,6 @@ from veil.services.kci.surroundings import Surroundings
 
 __all__ = ["ModuleCalls"]
 
-_FILE = struct.Struct("<QQ")
 _MAX_MODULES = 1024
 #: Modules that are loaded before lock-down wait for it with their files.
 _MAX_EARLY = 64
@@ -66,6 +65,8 @@ class ModuleCalls:
         self._measured = measured
         self._ledger = ledger
         self._length = self._received = 0
+        self._digest = b""
+        """SHA-256 of the file that came last."""
         self._next = 1
         self._early: dict[int, _Early] = {}
         self._exported: ExportedSymbols | None = None
@@ -93,110 +94,111 @@ class ModuleCalls:
 
     # Files
 
-    def take_file(self, body: bytes, pages: Sequence[int]) -> Asking[bytes]:
+    def take_file(self, part: FilePart, pages: Sequence[int]) -> Asking[bytes]:
         """A part of a module's file, copied once; parts come in order. Raises KciError, MonitorRefused."""
-        if len(body) != _FILE.size:
-            raise KciError("a part of a module's file comes with its length and offset")
-        length, offset = _FILE.unpack(body)
+        self._check_next(part)
+        length = min(part.length - part.offset, len(pages) * PAGE_SIZE)
+        if length <= 0 or len(pages) != -(-length // PAGE_SIZE):
+            raise KciError(f"{len(pages)} pages are not a part of the {part.length - part.offset} bytes that are left")
+        yield from self._context.monitor.copy_in(pages, length, part.offset)
+        self._received = part.offset + length
+        return b""
+
+    def _check_next(self, part: FilePart) -> None:
+        length, offset = part
         if not 0 < length <= self._settings.largest_module:
             raise KciError(f"a module's file has 1 to {self._settings.largest_module} bytes, not {length}")
         if offset == 0:
             self._length, self._received = length, 0
-        if length != self._length or offset != self._received or offset % PAGE_SIZE:
+        if length != self._length or offset != self._received or (offset % PAGE_SIZE and offset < length):
             raise KciError(f"the part of a module's file at {offset:#x} is not the next one")
-        part = min(length - offset, len(pages) * PAGE_SIZE)
-        if part <= 0 or len(pages) != -(-part // PAGE_SIZE):
-            raise KciError(f"{len(pages)} pages are not a part of the {length - offset} bytes that are left")
-        yield from self._context.monitor.copy_in(pages, part, offset)
-        self._received = offset + part
-        return b""
 
-    def _file(self) -> bytes:
-        """The file that came last; it is used once."""
-        length, self._length = self._length, 0
-        if not length or self._received != length:
-            raise ModuleRefused("its file did not come before it")
-        return self._context.memory.read(0, length)
+    def _admitted(self) -> AdmittedFile:
+        """The file that came. Raises ModuleRefused."""
+        file = self._context.memory.read(0, self._length)
+        self._digest = hashlib.sha256(file).digest()
+        return self._recent.admit(file, self._digest)
 
     # Life
 
     def take(
         self,
+        rest: FilePart,
         told: ModulePrepared,
         pages: Sequence[int],
         configuration: Configuration | None,
         text: GuardedCode | None,
     ) -> Asking[int]:
-        """The module whose file came last lies in these pages; returns its number. Raises ModuleRefused, KciError,
-        MonitorRefused."""
-        number, digest = self._next, None
+        """A module whose file has its rest in the first of these pages lies in the others; returns its number. Raises
+        ModuleRefused, KciError, MonitorRefused."""
+        number, self._digest = self._next, b""
         try:
             if len(self.modules) + len(self._early) >= _MAX_MODULES:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
-            file = self._file()
-            digest = hashlib.sha256(file).hexdigest()
-            admitted = self._recent.admit(file)
+            self._check_next(rest)
+            if len(pages) < rest.pages:
+                raise ModuleRefused(f"{len(pages)} pages do not have its file's last {rest.pages}")
+            copy = (pages[: rest.pages], rest.length - rest.offset, rest.offset) if rest.pages else None
+            pages = pages[rest.pages :]
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
                     raise ModuleRefused(f"{_MAX_EARLY} modules wait for lock-down already")
-                self._early[number] = _Early(admitted, told, pages)
+                if copy is not None:
+                    yield from self._context.monitor.copy_in(*copy)
+                self._early[number] = _Early(self._admitted(), told, pages)
             else:
-                yield from self._admit(number, admitted, told, pages, configuration, text)
+                frames = frames_of(told, pages)
+                yield from take_pages(self._context, checked_pages(frames, live=False), copy)
+                yield from self._admit(number, None, told, frames, configuration, text)
         except (KciError, MonitorRefused) as error:
-            self._ledger.tell(CodeEvent.MODULE_REFUSED, f"a module is refused: {error}", hash=digest)
+            why = f"a module is refused: {error}"
+            self._ledger.tell(CodeEvent.MODULE_REFUSED, why, hash=self._digest.hex() or None)
             raise
+        finally:
+            # A file is used once.
+            self._length = 0
         self._next += 1
         return number
 
     def admit_early(self, configuration: Configuration, text: GuardedCode) -> Asking[None]:
         """Those that were loaded before lock-down. Raises what `take` raises."""
         for number, early in sorted(self._early.items()):
-            yield from self._admit(
-                number, early.admitted, early.told, early.pages, configuration, text, live=early.live
-            )
+            frames = frames_of(early.told, early.pages)
+            if early.live:
+                # The kernel's memory again, and nobody's code.
+                for kind in INIT:
+                    frames.pop(kind, None)
+            yield from take_pages(self._context, checked_pages(frames, live=early.live))
+            yield from self._admit(number, early.admitted, early.told, frames, configuration, text, live=early.live)
             del self._early[number]
 
     def _admit(
         self,
         number: int,
-        admitted: AdmittedFile,
+        admitted: AdmittedFile | None,
         told: ModulePrepared,
-        pages: Sequence[int],
+        frames: Mapping[MemoryType, Sequence[int]],
         configuration: Configuration,
         text: GuardedCode,
         *,
         live: bool = False,
     ) -> Asking[None]:
+        """Its pages were taken: if it is refused, they are given back. `admitted`: None is the file that came."""
         self._text = text
-        prepared, code = self._recent.derive(admitted, told, self._exports, text.rules.near)
-        self._exports.add(prepared.name, prepared.exports)
-        # Only now: if the same file runs already, these rules are its own, and its init code may be gone.
-        code.admit(text.rules.near)
+        exported: str | None = None
         try:
-            frames = frames_of(told, pages)
-            if live:
-                # The kernel's memory again, and nobody's code.
-                for kind in INIT:
-                    frames.pop(kind, None)
+            admitted = admitted or self._admitted()
+            prepared, code = self._recent.derive(admitted, told, self._exports, text.rules.near)
+            self._exports.add(prepared.name, prepared.exports)
+            exported = prepared.name
+            # Only now: if the same file runs already, these rules are its own, and its init code may be gone.
+            code.admit(text.rules.near)
             module = GuardedModule(number, prepared, told, code.targets, admitted.body, live=live)
-            module.late = frames.get(MemoryType.RO_AFTER_INIT, ())
-            module.read_only = yield from take_read_only(self._context, prepared, frames)
-            try:
-                if live:
-                    yield from take_late_data(self._context, module)
-                module.code = yield from take_code(
-                    self._context,
-                    self._measured,
-                    prepared,
-                    frames,
-                    code,
-                    configuration,
-                )
-            except Exception:
-                yield from self._release_data(module, *MemoryType)
-                raise
+            yield from check_module(self._context, self._measured, module, frames, code, configuration)
         except Exception:
-            self._exports.remove(prepared.name)
+            if exported is not None:
+                self._exports.remove(exported)
+            yield from give_back(self._context, checked_pages(frames, live=live))
             raise
         self._know(module, code)
         self._ledger.tell(
@@ -237,8 +239,13 @@ class ModuleCalls:
             return
         module = self._module(number)
         module.live = True
-        yield from self._release(module, *INIT)
-        yield from take_late_data(self._context, module)
+        late, module.late = module.late, ()
+        try:
+            yield from self._release(module, *INIT, late=late)
+        except MonitorRefused as error:
+            # The kernel gets its init memory back all the same.
+            yield from self._release(module, *INIT)
+            raise ModuleRefused(f"its read-only pages cannot be taken: {error}") from error
 
     def gone(self, number: int) -> Asking[None]:
         """None of its code is code any more."""
@@ -263,24 +270,28 @@ class ModuleCalls:
             raise KciError(f"there is no module {number}")
         return module
 
-    def _release(self, module: GuardedModule, *kinds: MemoryType) -> Asking[None]:
-        for kind in kinds:
-            code = module.code.get(kind)
-            if code is None:
-                continue
+    def _release(self, module: GuardedModule, *kinds: MemoryType, late: Sequence[int] = ()) -> Asking[None]:
+        """These types of memory are the kernel's again, and what is read-only `late` is taken from it."""
+        codes = [module.code[kind] for kind in kinds if kind in module.code]
+        data = [gpa for kind in kinds for gpa in module.read_only.get(kind, ())]
+        if codes:
             # Nothing leads there from here on; then the pages are data.
             assert self._text is not None
-            self._surround(self._text.rules.near.retire(AddressRange(code.address, code.address + code.size)))
-            yield from move_pages(self._context.monitor, code.pages, Owner.MODULE_CODE, Owner.KERNEL)
-            del module.code[kind]
-        yield from self._release_data(module, *kinds)
-
-    def _release_data(self, module: GuardedModule, *kinds: MemoryType) -> Asking[None]:
+            near = self._text.rules.near
+            for code in codes:
+                near = near.retire(AddressRange(code.address, code.address + code.size))
+            self._surround(near)
+        yield from move_pages(
+            self._context.monitor,
+            ([gpa for code in codes for gpa in code.pages], Owner.MODULE_CODE, Owner.KERNEL),
+            (data, Owner.KERNEL_RODATA, Owner.KERNEL),
+            (late, Owner.KERNEL, Owner.KERNEL_RODATA),
+        )
         for kind in kinds:
-            pages = module.read_only.get(kind)
-            if pages is not None:
-                yield from move_pages(self._context.monitor, pages, Owner.KERNEL_RODATA, Owner.KERNEL)
-                del module.read_only[kind]
+            module.code.pop(kind, None)
+            module.read_only.pop(kind, None)
+        if late:
+            module.read_only[MemoryType.RO_AFTER_INIT] = late
 
     # Snapshots
 

@@ -102,7 +102,7 @@ class ModuleCode:
 def _asked(rules: CodeRules, now: bytes, data: ReadMemory, configuration: Configuration) -> _Input | None:
     """All that an explanation depends on beside the rules; None if a variable cannot be read as a whole."""
     try:
-        return now, tuple(data(address, 8) for address in sorted(rules.variables)), configuration
+        return now, tuple(data(address, 8) for address in rules.variables), configuration
     except KciError:
         return None
 

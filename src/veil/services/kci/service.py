@@ -7,10 +7,10 @@ import json
 import struct
 import uuid
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from veil.formats.errors import FormatError
-from veil.formats.kci import KCI_GUID, KCI_NUMBER, KernelCall, ModulePrepared
+from veil.formats.kci import FILE_PART, KCI_GUID, KCI_NUMBER, FilePart, KernelCall, ModulePrepared
 from veil.formats.kci_settings import HALT, OFF, KciSettings
 from veil.formats.kci_status import CodeEvent, KciStatus, UserCall
 from veil.formats.page_owners import Owner
@@ -31,6 +31,7 @@ from veil.services.kci.refused_accesses import police
 __all__ = ["KciService"]
 
 _U32 = struct.Struct("<I")
+_Told = TypeVar("_Told", FilePart, ModulePrepared)
 
 
 class KciService(Service):
@@ -72,7 +73,7 @@ class KciService(Service):
             # Nothing is protected, as the log and the status say: modules are the kernel's own affair.
             return _U32.pack(0) if request.call == KernelCall.MODULE_PREPARED else b""
         if request.call == KernelCall.MODULE_FILE:
-            return self._checked(self._loader.take_file(request.body, request.pages))
+            return self._checked(self._loader.take_file(_parsed(FilePart, request.body), request.pages))
         if request.call == KernelCall.MODULE_PREPARED:
             return self._prepared(request)
         if request.call in (KernelCall.MODULE_LIVE, KernelCall.MODULE_GONE):
@@ -113,12 +114,10 @@ class KciService(Service):
         return b""
 
     def _prepared(self, request: KernelRequest) -> Asking[bytes]:
-        try:
-            told = ModulePrepared.parse(request.body)
-        except FormatError as error:
-            raise Refused(Status.BAD_REQUEST, str(error)) from None
+        part = _parsed(FilePart, request.body[: FILE_PART.size])
+        told = _parsed(ModulePrepared, request.body[FILE_PART.size :])
         number = yield from self._checked(
-            self._loader.take(told, request.pages, self._configuration, self._guarded_text())
+            self._loader.take(part, told, request.pages, self._configuration, self._guarded_text())
         )
         return _U32.pack(number)
 
@@ -233,3 +232,10 @@ class KciService(Service):
             self._configuration = Configuration(**known)
         self._ledger.load(state["ledger"])
         self._loader.load(state["loader"])
+
+
+def _parsed(kind: type[_Told], body: bytes) -> _Told:
+    try:
+        return kind.parse(body)
+    except FormatError as error:
+        raise Refused(Status.BAD_REQUEST, str(error)) from None

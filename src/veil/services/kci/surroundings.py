@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -20,6 +20,12 @@ __all__ = ["ENDBR", "ReadMemory", "Surroundings", "addressed", "entries", "kerne
 ReadMemory: TypeAlias = Callable[[int, int], bytes]
 
 ENDBR = bytes.fromhex("f30f1efa")
+
+# arch/x86/kernel/static_call.c: from 6.19 on `ud1 (%edx), %rdi`, and in 7.x `ds ds movb $0, (%rdi)`.
+_INLINE_CALLS = (
+    ("WARN_trap", bytes.fromhex("67480fb93a")),
+    ("queued_spin_unlock", bytes.fromhex("3e3ec60700")),
+)
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,28 @@ class Surroundings:
     """The calls inside of those, which Linux points at the tracer in use (ftrace_update_ftrace_func)."""
     dispatch_targets: NDArray[np.uint64]
     """Functions that those may call though nothing points at them: the one that goes through a list of tracers."""
-    targets: NDArray[np.uint64]
-    """Functions that may be called through a pointer, or whose address stands in the image, in order; static calls
-    may lead there."""
+    functions: NDArray[np.uint64]
+    """Functions of the kernel's that may be called through a pointer, or whose address stands in the image, in order;
+    static calls may lead there."""
     marked: bool
     """The compiler prepared for IBT: such functions begin with ENDBR64."""
+    inline_calls: tuple[tuple[tuple[int, ...], bytes], ...] = ()
+    """Static calls in place of which Linux writes what the function does: their keys and trampolines, and that."""
+    added: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Those of modules that were verified. There are few of them, and they change; the kernel's are many."""
+
+    @property
+    def targets(self) -> NDArray[np.uint64]:
+        """All of these functions."""
+        return distinct(np.concatenate([self.functions, self.added]))
+
+    def may_call(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of these addresses are such functions'."""
+        return member(addresses, self.functions) | member(addresses, self.added)
 
     def admit(self, *, targets: Iterable[int]) -> Surroundings:
         """The same with more functions: those of a module that was verified."""
-        return replace(self, targets=_union(self.targets, targets))
+        return replace(self, added=distinct(np.concatenate([self.added, np.array(list(targets), np.uint64)])))
 
     def equals(self, other: Surroundings) -> bool:
         """Whether both say the same, of the same kernel."""
@@ -62,7 +81,7 @@ class Surroundings:
 
     def retire(self, gone: AddressRange) -> Surroundings:
         """The same without what lies in a piece of code that is no longer executable."""
-        return replace(self, targets=_without(self.targets, gone))
+        return replace(self, functions=_without(self.functions, gone), added=_without(self.added, gone))
 
 
 _FIELDS = tuple(item.name for item in fields(Surroundings))
@@ -95,7 +114,7 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
         entry_targets=np.array(sorted(callers), np.uint64),
         dispatchers=tuple(calls),
         dispatch_targets=np.array(sorted(lists), np.uint64),
-        targets=distinct(
+        functions=distinct(
             np.concatenate(
                 [
                     entries(code, text.start, functions, tables.endbr_seals, marked=marked),
@@ -104,6 +123,10 @@ def kernel_surroundings(image: KernelImage, text: AddressRange, tables: PatchTab
             )
         ),
         marked=marked,
+        inline_calls=tuple(
+            (tuple(at for prefix in ("__SCK__", "__SCT__") if (at := symbols.get(prefix + name)) is not None), content)
+            for name, content in _INLINE_CALLS
+        ),
     )
 
 
@@ -138,29 +161,21 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
         return functions
     # The upper half of a kernel address is all ones: instructions and pointers alike hold the lower 32 bits.
     lower = functions.astype(np.uint32)
-    known = np.sort(lower)
-    seen = np.zeros(len(known), bool)
+    first, last = int(lower.min()), int(lower.max())
+    seen = np.zeros(last - first + 1, bool)
     for piece in pieces:
+        if len(piece) < 4:
+            continue
         raw = np.frombuffer(piece, np.uint8)
-        for high in range(int(known[0]) >> 24, (int(known[-1]) >> 24) + 1):
-            at = np.flatnonzero(raw[3:] == high)
-            values = np.zeros(len(at), np.uint32)
-            for byte in range(4):
-                values |= raw[at + byte].astype(np.uint32) << np.uint32(8 * byte)
-            places = np.minimum(np.searchsorted(known, values), len(known) - 1)
-            seen[places[known[places] == values]] = True
-    return functions[member(lower, known[seen])]
+        words = np.ndarray((len(raw) - 3,), np.dtype("<u4"), raw, strides=(1,))  # one at each byte
+        for high in range(first >> 24, (last >> 24) + 1):
+            places = words[np.flatnonzero(raw[3:] == high)] - np.uint32(first)
+            seen[places[places < len(seen)]] = True
+    return functions[seen[lower - np.uint32(first)]]
 
 
 def _padding(name: str) -> bool:
     return name.startswith(("__pfx_", "__cfi_"))
-
-
-def _union(some: NDArray[np.uint64], more: Iterable[int]) -> NDArray[np.uint64]:
-    """Of an ordered array and a few more values."""
-    wanted = distinct(np.array(list(more), np.uint64))
-    new = wanted[~member(wanted, some)]
-    return np.insert(some, np.searchsorted(some, new), new)
 
 
 def _without(some: NDArray[np.uint64], gone: AddressRange) -> NDArray[np.uint64]:

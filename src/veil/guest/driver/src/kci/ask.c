@@ -10,10 +10,13 @@
 #include "../call.h"
 #include "kci.h"
 
-/* A file is sent in pieces, since interrupts are off while the service copies one. */
+/*
+ * A file is sent in pieces, since interrupts are off while the service copies one. The last one, which is all of most files,
+ * comes with the module's memory.
+ */
 #define PIECE SZ_1M
 
-/* veil/formats/kci.py: KernelCall.MODULE_FILE. */
+/* veil/formats/kci.py: FilePart. */
 struct veil_kci_piece {
 	u64 length;
 	u64 offset;
@@ -28,8 +31,9 @@ struct veil_kci_memory {
 	u64 size;
 };
 
-/* veil/formats/kci.py: ModulePrepared. */
+/* veil/formats/kci.py: FilePart, ModulePrepared. */
 struct veil_kci_prepared {
+	struct veil_kci_piece rest;
 	u64 percpu;
 	struct veil_kci_memory memory[VEIL_KCI_MEMORY_TYPES];
 };
@@ -77,36 +81,39 @@ static int ask(enum veil_kci_call call, const struct veil_pages *pages, const vo
 	return answer && request.answer_length != sizeof(*answer) ? -EPROTO : 0;
 }
 
-static int send_file(const struct veil_kci_file *file)
+/* All but its rest, of which it says where that begins. */
+static int send_file(const struct veil_kci_file *file, struct veil_kci_piece *rest)
 {
 	struct veil_kci_piece piece = { .length = file->length };
 	int error = 0;
 
-	while (!error && piece.offset < file->length) {
-		size_t size = min_t(size_t, file->length - piece.offset, PIECE);
-		struct veil_pages *pages = veil_pages_of(file->copy + piece.offset, size);
+	while (!error && file->length - piece.offset > PIECE) {
+		struct veil_pages *pages = veil_pages_of(file->copy + piece.offset, PIECE);
 
 		if (IS_ERR(pages))
 			return PTR_ERR(pages);
 		error = ask(VEIL_KCI_MODULE_FILE, pages, &piece, sizeof(piece), NULL);
 		kvfree(pages);
-		piece.offset += size;
+		piece.offset += PIECE;
 	}
+	*rest = piece;
 	return error;
 }
 
-static int send_memory(const struct module *module, u32 *number)
+static int send_module(const struct module *module, const struct veil_kci_file *file, const struct veil_kci_piece *rest,
+		       u32 *number)
 {
-	struct veil_kci_prepared prepared = { .percpu = (unsigned long)module->percpu };
+	struct veil_kci_prepared prepared = { .rest = *rest, .percpu = (unsigned long)module->percpu };
+	size_t left = file->length - rest->offset, size = PAGE_ALIGN(left), i;
 	struct veil_pages *pages;
-	size_t i, size = 0;
-	int error = 0;
+	int error;
 
 	for (i = 0; i < VEIL_KCI_MEMORY_TYPES; i++)
 		size += module->mem[i].size;
 	pages = veil_pages_new(size);
 	if (IS_ERR(pages))
 		return PTR_ERR(pages);
+	error = veil_pages_add(pages, file->copy + rest->offset, left);
 	for (i = 0; i < VEIL_KCI_MEMORY_TYPES && !error; i++) {
 		const struct module_memory *memory = &module->mem[i];
 
@@ -123,12 +130,13 @@ static int send_memory(const struct module *module, u32 *number)
 
 int veil_kci_ask_admission(const struct module *module, const struct veil_kci_file *file, u32 *number)
 {
+	struct veil_kci_piece rest;
 	int error;
 
 	mutex_lock(&admission);
-	error = send_file(file);
+	error = send_file(file, &rest);
 	if (!error)
-		error = send_memory(module, number);
+		error = send_module(module, file, &rest, number);
 	mutex_unlock(&admission);
 	return error;
 }
