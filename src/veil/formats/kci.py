@@ -57,6 +57,9 @@ class KernelCall(enum.IntEnum):
 class MemoryType(enum.IntEnum):
     """enum mod_mem_type (include/linux/module.h)."""
 
+    # As a key: enum's own hash is a function in Python.
+    __hash__ = int.__hash__
+
     TEXT = 0
     DATA = 1
     RODATA = 2

@@ -11,6 +11,9 @@ __all__ = ["Owner"]
 class Owner(enum.IntEnum):
     """Who a page belongs to. What each level may do with it stands in `veil.monitor.page_rights`."""
 
+    # As a key: enum's own hash is a function in Python.
+    __hash__ = int.__hash__
+
     NOBODY = 0
     """Not RAM."""
     KERNEL = 1

@@ -274,11 +274,14 @@ def _unpack(shape: struct.Struct, body: bytes) -> tuple[int, ...]:
     return shape.unpack_from(body)
 
 
+_OWNERS = {owner.value: owner for owner in Owner}
+
+
 def _owner(number: int) -> Owner:
-    try:
-        return Owner(number)
-    except ValueError:
-        raise FormatError(f"there is no owner {number}") from None
+    owner = _OWNERS.get(number)
+    if owner is None:
+        raise FormatError(f"there is no owner {number}")
+    return owner
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ and on which VCPU, and nothing else: the outbox is memory of VMPL 0 and 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import Domain
@@ -32,7 +32,7 @@ from veil.monitor.enclave_contexts import enclave_features, find_fault
 from veil.monitor.errors import MonitorError
 from veil.monitor.kernel_memory import KernelMemory, NotMapped
 from veil.monitor.page_book import Owner
-from veil.monitor.page_rights import ROWS, TRANSITIONS
+from veil.monitor.page_rights import LEVELS, ROWS, TRANSITIONS, Right
 from veil.monitor.rmp_changes import retry
 from veil.monitor.secure_processor import AnswerUnavailable
 from veil.snp.errors import RmpViolation
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from veil.snp.view import View
 
 __all__ = ["Grants"]
-
-_LEVELS = (Domain.UNT, Domain.ENC, Domain.SER)
 
 _SIZE_MISMATCH = int(RmpResult.FAIL_SIZEMISMATCH)
 
@@ -164,26 +162,18 @@ class Grants:
                 raise _Refused(Status.UNAVAILABLE, f"a page from {gpa:#x} on is not validated memory")
 
     def _make_change(self, cpu: HostedCpu, change: Change) -> Generator[None, None, None]:
-        before, after = self._levels(change.source), self._levels(change.target)
         # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
-        both = {domain: before[domain] & after[domain] for domain in _LEVELS}
-        yield from self._adjust_ranges(cpu, change.ranges, before, both)
+        first, rest = self._state.rows.change(change.source, change.target)
+        yield from self._adjust_ranges(cpu, change.ranges, first)
         if TRANSITIONS[change.source, change.target].zero:
             for gpa, size in change.ranges:
                 cpu.view.zero(gpa, size)
-        yield from self._adjust_ranges(cpu, change.ranges, both, after)
+        yield from self._adjust_ranges(cpu, change.ranges, rest)
 
     def _adjust_ranges(
-        self,
-        cpu: HostedCpu,
-        ranges: Sequence[tuple[int, int]],
-        before: Mapping[Domain, Permission],
-        after: Mapping[Domain, Permission],
+        self, cpu: HostedCpu, ranges: Sequence[tuple[int, int]], rights: Iterable[Right]
     ) -> Generator[None, None, None]:
-        """Only what differs: the other permissions of the pages are those of the row already."""
-        for domain, allowed in after.items():
-            if allowed == before[domain]:
-                continue
+        for domain, allowed in rights:
             code, gpa = yield from retry(cpu, _rmpadjust_ranges(cpu, ranges, domain, allowed))
             if code != RmpResult.SUCCESS:
                 raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {gpa:#x}: {RmpResult(code).name}")
@@ -314,7 +304,7 @@ class Grants:
             raise _Refused(Status.UNAVAILABLE, f"the host took the page away: {error}") from error
 
     def _levels(self, owner: Owner) -> dict[Domain, Permission]:
-        return {domain: self._state.rows.permissions(owner, domain) for domain in _LEVELS}
+        return {domain: self._state.rows.permissions(owner, domain) for domain in LEVELS}
 
     def _lasting_key(self, host: Ghcb) -> Generator[None, None, bytes]:
         if self.messages is None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.snp.rmp import Permission
 
-__all__ = ["ROWS", "TRANSITIONS", "Row", "Rows", "Transition"]
+__all__ = ["LEVELS", "ROWS", "TRANSITIONS", "Right", "Row", "Rows", "Transition"]
 
 _NONE, _R, _RW, _ALL = Permission.NONE, Permission.R, Permission.RW, Permission.ALL
 _SUPERVISOR_CODE = Permission.R | Permission.SX
@@ -113,6 +114,12 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
 }
 
 
+#: Those that RMPADJUST can be about, in the order in which it is.
+LEVELS = (Domain.UNT, Domain.ENC, Domain.SER)
+
+Right: TypeAlias = tuple[Domain, Permission]
+
+
 class Rows:
     """The rows as they are in force: restrictions only ever take rights away."""
 
@@ -123,6 +130,21 @@ class Rows:
         if unprotected:
             self._table[Domain.UNT.vmpl] = [_ALL] * len(Owner)
         self._restrictions: dict[tuple[Owner, Domain], Permission] = {}
+        self._changes: dict[tuple[Owner, Owner], tuple[list[Right], list[Right]]] = {}
+
+    def change(self, source: Owner, target: Owner) -> tuple[list[Right], list[Right]]:
+        """What a page gets on its way from one owner to another: first, so that nobody has more than both rows give;
+        then the rest. Only what differs, of levels above VMPL 0."""
+        steps = self._changes.get((source, target))
+        if steps is None:
+            before = {domain: self.permissions(source, domain) for domain in LEVELS}
+            after = {domain: self.permissions(target, domain) for domain in LEVELS}
+            both = {domain: before[domain] & after[domain] for domain in LEVELS}
+            steps = self._changes[source, target] = (
+                [(domain, both[domain]) for domain in LEVELS if both[domain] != before[domain]],
+                [(domain, after[domain]) for domain in LEVELS if after[domain] != both[domain]],
+            )
+        return steps
 
     def permissions(self, owner: Owner, domain: Domain) -> Permission:
         """What a domain may do with a validated page of this owner."""
@@ -131,6 +153,7 @@ class Rows:
     def restrict(self, owner: Owner, domain: Domain, keep: Permission) -> None:
         """From now on the domain has on this owner's pages no more than `keep` of what it had."""
         self._table[domain.vmpl][owner] &= keep
+        self._changes.clear()
         self._restrictions[owner, domain] = self._restrictions.get((owner, domain), _ALL) & keep
 
     def dump(self) -> list[list[int]]:
