@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from veil.services.kci.byte_rows import Bytes, Places, branches, cut, rows
 from veil.services.kci.errors import TableError
 from veil.services.kci.instructions import CALL, NOPS, join_nops, relocate, split
 from veil.services.kci.surroundings import Surroundings
-from veil.services.kci.byte_rows import Bytes, Places, branches, cut, rows
 
 __all__ = ["Case", "Outcome", "Shape", "build_shapes", "find_cases", "settle"]
 
