@@ -29,7 +29,7 @@ class _Steps:
         self.count = 0
         self.gpa = 0
         self.finished = False
-        original = ModuleCalls.take
+        original: Any = ModuleCalls.take
 
         def watched(loader: ModuleCalls, *arguments: Any) -> Generator[Any, Any, Any]:
             rest, told, pages, *_ = arguments

@@ -392,8 +392,8 @@ class CodeRules:
 
 
 def _commonest(content: Bytes) -> bytes:
-    ((value, _),) = Counter(row.tobytes() for row in content).most_common(1)
-    return value
+    values: Counter[bytes] = Counter(row.tobytes() for row in content)
+    return values.most_common(1)[0][0]
 
 
 def _can_be_constant(value: bytes) -> bool:

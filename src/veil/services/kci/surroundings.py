@@ -177,7 +177,7 @@ def addressed(functions: NDArray[np.uint64], pieces: Iterable[bytes]) -> NDArray
         for high in range(first >> 24, (last >> 24) + 1):
             places = words[np.flatnonzero(raw[3:] == high)] - np.uint32(first)
             seen[places[places < len(seen)]] = True
-    return functions[seen[lower - np.uint32(first)]]
+    return np.asarray(functions[seen[lower - np.uint32(first)]])
 
 
 def _padding(name: str) -> bool:
