@@ -11,7 +11,7 @@ import pytest
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import SnpError
-from veil.snp.memory import Memory
+from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
 
 
 def test_one_mapping_for_everybody() -> None:
@@ -89,3 +89,17 @@ def test_file_is_left_alone(tmp_path: Path) -> None:
     assert memory.buf[:8].tobytes() == b"snapshot"
     memory.buf[:8] = b"changed!"
     assert b"changed!" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces", "hole"),
+    [
+        (2 << 20, [(0, 2 << 20)], 0),
+        (3 << 30, [(0, 3 << 30)], 0),
+        ((3 << 30) + (2 << 20), [(0, 3 << 30), (4 << 30, 2 << 20)], (1 << 30) // PAGE_SIZE),
+    ],
+)
+def test_ram_above_3_gib_lies_above_the_hole(size: int, pieces: list[tuple[int, int]], hole: int) -> None:
+    assert ram_ranges(size) == pieces
+    assert len(device_hole(size)) == hole
+    assert address_space(size) == sum(pieces[-1])

@@ -12,8 +12,9 @@ from veil.errors import VeilError, describe
 
 if TYPE_CHECKING:
     from veil.formats.launch_digest import LaunchLog
+    from veil.guest.enclaves.image import EnclaveImage
 
-__all__ = ["read_certificate_table", "read_certificates", "read_file", "read_launch_log"]
+__all__ = ["read_certificate_table", "read_certificates", "read_file", "read_image", "read_launch_log"]
 
 _MAX_BYTES = 64 << 20
 
@@ -69,3 +70,13 @@ def read_launch_log(name: str) -> LaunchLog:
         return LaunchLog.parse(read_file(name))
     except FormatError as error:
         raise VeilError(f"{name}: {error}; `veil measure --log` writes one") from error
+
+
+def read_image(name: str) -> EnclaveImage:
+    """An enclave's; raises VeilError for a file that cannot be read or that is no image."""
+    from veil.guest.enclaves.image import EnclaveImage
+
+    try:
+        return EnclaveImage.parse(Path(name).read_bytes(), name)
+    except OSError as error:
+        raise VeilError(f"cannot read {name}: {describe(error)}") from error

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
-from veil.cli.enclaves.secrets import read_image, secrets_for, send_secrets
+from veil.cli.enclaves.secrets import secrets_for, send_secrets
+from veil.cli.files import read_image
 from veil.cli.option_types import SECONDS
 from veil.cli.output import emit_json, raw
 from veil.cli.progress import Progress

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
@@ -24,10 +23,10 @@ from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_installed, load_program
 from veil.snp.layouts import Efer, Vmcb, Vmsa
-from veil.snp.memory import Memory
+from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
 from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
-from veil.snp.snapshot import Snapshot, read_snapshot, write_snapshot
+from veil.snp.snapshot import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Machine:
         """
         if memory_size <= 0 or memory_size % PAGE_SIZE_2M:
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
-        memory = Memory(_address_space(memory_size))
+        memory = Memory(address_space(memory_size))
         self._build(memory_size, memory, MemoryEncryption(), endorsement, report_version)
 
     def _build(
@@ -110,11 +109,10 @@ class Machine:
     ) -> None:
         self.memory_size = memory_size
         self.memory = memory
-        hole = range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE)
-        self.rmp = Rmp(memory.pages, hole=hole if memory_size > LOW_MEMORY_END else range(0))
+        self.rmp = Rmp(memory.pages, hole=device_hole(memory_size))
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
-        low_end = min(memory_size, LOW_MEMORY_END)
+        _, low_end = ram_ranges(memory_size)[0]
         self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, low_end)
         self._bus = GuestBus(
             memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
@@ -148,9 +146,7 @@ class Machine:
     @property
     def ram_ranges(self) -> list[tuple[int, int]]:
         """(GPA, length) of each piece of RAM."""
-        if self.memory_size <= LOW_MEMORY_END:
-            return [(0, self.memory_size)]
-        return [(0, LOW_MEMORY_END), (HIGH_MEMORY, self.memory_size - LOW_MEMORY_END)]
+        return ram_ranges(self.memory_size)
 
     @property
     def counters(self) -> EngineCounters:
@@ -318,7 +314,7 @@ class Machine:
             "tsc": self.tsc(),
             "machine_code": sorted(self._machine_code),
             "hosted": {str(gpa): context.header_gpa for gpa, context in self._hosted.items() if context.steps},
-            "secure_processor": _encode(self.secure_processor.dump()),
+            "secure_processor": to_plain(self.secure_processor.dump()),
         }
         own = {
             "machine": json.dumps(state).encode(),
@@ -355,10 +351,10 @@ class Machine:
         return self, snapshot.sections
 
     def _load(self, snapshot: Snapshot, endorsement: Callable[[], Endorsement] | None) -> None:
-        state = _decode(json.loads(snapshot.sections["machine"]))
+        state = from_plain(json.loads(snapshot.sections["machine"]))
         memory_size = _integer(state["memory_size"], "memory size")
         # The engine and its tables are as large as this says: they must not reach past the mapping.
-        if memory_size % PAGE_SIZE_2M or not memory_size or _address_space(memory_size) != snapshot.memory_size:
+        if memory_size % PAGE_SIZE_2M or not memory_size or address_space(memory_size) != snapshot.memory_size:
             raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
         encryption = MemoryEncryption.load(snapshot.sections["encryption"])
         tsc = _integer(state["tsc"], "time stamp counter")
@@ -433,29 +429,3 @@ def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:
     """EXITCODE, EXITINFO1 and EXITINFO2."""
     # Present, user, final translation: what an access through present page tables reports.
     return int(ExitCode.NPF), violation.fault & ((1 << 62) - 1) | 1 << 32 | 0b101, violation.gpa
-
-
-def _address_space(memory_size: int) -> int:
-    """Guest-physical bytes for this much RAM, the device hole included."""
-    return memory_size if memory_size <= LOW_MEMORY_END else memory_size + (HIGH_MEMORY - LOW_MEMORY_END)
-
-
-def _encode(value: Any) -> Any:
-    """Bytes in JSON."""
-    if isinstance(value, bytes):
-        return {"hex": value.hex()}
-    if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"hex"}:
-            return bytes.fromhex(value["hex"])
-        return {key: _decode(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    return value

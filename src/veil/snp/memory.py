@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import SnpError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "address_space", "device_hole", "ram_ranges"]
 
 
 # Linux on x86-64; the mmap module has no name for it before Python 3.13.
@@ -32,6 +33,23 @@ _PRESENT_OR_SWAPPED = 3 << 62
 
 def _describe(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def ram_ranges(size: int) -> list[tuple[int, int]]:
+    """(GPA, length) of each piece of so much RAM: from 3 GiB on it lies above the devices' hole."""
+    if size <= LOW_MEMORY_END:
+        return [(0, size)]
+    return [(0, LOW_MEMORY_END), (HIGH_MEMORY, size - LOW_MEMORY_END)]
+
+
+def device_hole(size: int) -> range:
+    """The pages between the pieces."""
+    return range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE) if size > LOW_MEMORY_END else range(0)
+
+
+def address_space(size: int) -> int:
+    """Guest-physical bytes for so much RAM, the hole included."""
+    return size + len(device_hole(size)) * PAGE_SIZE
 
 
 class Memory:

@@ -20,7 +20,7 @@ import zlib
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from veil.private_files import make_folder, replacing
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import Memory
 
-__all__ = ["Snapshot", "read_snapshot", "write_snapshot"]
+__all__ = ["Snapshot", "from_plain", "read_snapshot", "to_plain", "write_snapshot"]
 
 _MAGIC = b"VEILSNAP"
 _VERSION = 1
@@ -177,4 +177,26 @@ def _read(path: Path, stream: BufferedReader, size: int) -> Snapshot:
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r:.40} is not a number of bytes")
+    return value
+
+
+def to_plain(value: Any) -> Any:
+    """Values with bytes in them, as JSON can have them."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(value: Any) -> Any:
+    """The other way."""
+    if isinstance(value, dict):
+        if set(value) == {"hex"}:
+            return bytes.fromhex(value["hex"])
+        return {key: from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [from_plain(item) for item in value]
     return value

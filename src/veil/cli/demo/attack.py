@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from veil.cli.demo.enclaves import SECRET
 from veil.cli.demo.guest import in_guest
-from veil.cli.enclaves.secrets import read_image
+from veil.cli.files import read_image
 from veil.cli.output import say
 from veil.cli.own_cvm import own_client
 from veil.errors import VeilError

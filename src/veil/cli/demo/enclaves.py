@@ -8,7 +8,8 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.enclaves.secrets import read_image, send_secrets
+from veil.cli.enclaves.secrets import send_secrets
+from veil.cli.files import read_image
 from veil.cli.output import raw, say
 from veil.errors import VeilError
 from veil.formats.printable import printable

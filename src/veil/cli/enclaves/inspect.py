@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from veil.cli.enclaves.secrets import read_image
+from veil.cli.files import read_image
 from veil.cli.output import emit_json, say, say_all
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.printable import printable

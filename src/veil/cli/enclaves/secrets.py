@@ -17,17 +17,7 @@ if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
     from veil.guest.enclaves.image import EnclaveImage
 
-__all__ = ["check_name", "read_image", "read_secret", "secrets_for", "send_secrets"]
-
-
-def read_image(name: str) -> EnclaveImage:
-    """Raises VeilError for a file that cannot be read or that is no image."""
-    from veil.guest.enclaves.image import EnclaveImage
-
-    try:
-        return EnclaveImage.parse(Path(name).read_bytes(), name)
-    except OSError as error:
-        raise VeilError(f"cannot read {name}: {describe(error)}") from error
+__all__ = ["check_name", "read_secret", "secrets_for", "send_secrets"]
 
 
 def read_secret(name: str) -> bytes:
