@@ -124,8 +124,10 @@ void leave(struct thread *self)
 			memcpy(buffer + at % (VEIL_ENC_WINDOW_STRIDE - PAGE - 8), &value, 8);
 		}
 		block->result = (s64)number();
-		if (byte() % 16 == 0)
-			block->signal = byte();
+		if (byte() % 16 == 0) {
+			block->interrupt = 1;
+			block->signals = number();
+		}
 		if (byte() % 16 == 0)
 			return; /* an interrupt */
 	}

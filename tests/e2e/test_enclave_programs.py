@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.snapshots import Resume
 from tests.guest.enclaves.native_runtime import compile_program
-from tests.guest.enclaves.programs import MEMORY, SIGNALS, THREADS
+from tests.guest.enclaves.programs import INTERRUPTS, MEMORY, SIGNALS, TERMINATED, THREADS
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
+from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
 from veil.formats.kci_settings import ON as KCI_ON
 from veil.formats.kci_settings import KciSettings
@@ -28,6 +30,12 @@ _MANIFEST: dict[str, object] = {
     "arguments": {"outside": True},
     "files": {"pass": ["/tmp/"], "sealed": ["/tmp/sealed/"]},
 }
+#: The program that is not told of a signal is ended by the second one: who sends it wants that.
+_TERMINATE = """
+{} >/tmp/out & program=$!
+until grep -q here /tmp/out; do sleep 0.1; done
+kill -TERM $program; sleep 0.3; kill -TERM $program 2>/dev/null; wait $program; echo $?
+"""
 
 
 @pytest.fixture
@@ -112,6 +120,34 @@ def test_faults_and_signals(vm: ConfidentialVM, tmp_path: Path) -> None:
         "repaired x 1.5", "caught 8", "blocked 0", "delivered 1", "caught 4",
     ]  # fmt: skip
     assert done.exit_status == 143
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_signals_come_while_a_program_computes_or_waits(resume: Resume, tmp_path: Path, vcpus: int) -> None:
+    vm = resume(vcpus=vcpus, services=protected_services(EncSettings(mode=ON)))
+    done = _run(vm, tmp_path, _build(tmp_path, INTERRUPTS, "-static"))
+    assert done.stdout.decode().splitlines() == [
+        "interrupted 1, the same sum 1",
+        "urged 1",
+        "without SA_RESTART EINTR",
+        "goes on 1",
+        "with SA_RESTART 0",
+        "waited for 1",
+        "what is blocked interrupts nobody 0 0",
+        "until it is let in 1",
+    ]
+    assert done.exit_status == 7
+
+
+@pytest.mark.parametrize(("allowed", "status"), [(["TERM"], b"15\n"), ([], b"143\n")])
+def test_a_signal_from_outside_while_a_program_computes(
+    vm: ConfidentialVM, tmp_path: Path, allowed: list[str], status: bytes
+) -> None:
+    place = tmp_path / "test.enclave"
+    place.write_bytes(_build(tmp_path, TERMINATED, "-static", signals=allowed).pack())
+    vm.copy_in(place, image_place(place))
+    done = vm.run(["sh", "-c", _TERMINATE.format(shlex.join(enclave_command(place, ())))], timeout=60)
+    assert done.stdout == status, done
 
 
 def test_memory(vm: ConfidentialVM, tmp_path: Path) -> None:

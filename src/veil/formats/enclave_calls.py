@@ -66,6 +66,9 @@ class EnclaveCall(enum.IntEnum):
     RETURN = 8
     """u32 enclave, u32 0, u64 address; one page, with what RECLAIM gave for this address. NOT_ALLOWED for anything
     else: it is the kernel's still. Where nothing is missing any more, the page is one more of the pool. -> nothing"""
+    INTERRUPT = 9
+    """u32 enclave, u32 slot: its thread comes to the runtime with its next instruction, if it is in the program; else
+    the runtime has it already. -> nothing, either way"""
 
 
 _ADD = struct.Struct("<IIQ")

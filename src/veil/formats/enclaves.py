@@ -343,6 +343,8 @@ class WindowState(enum.IntEnum):
     """The program has ended with the exit status args[0]; or by the signal args[1], if that is not 0."""
     SPAWN = 5
     """A thread is to enter the slot args[0]; `result` is 0 or a negative error number."""
+    INTERRUPT = 6
+    """The program of the slot args[0] is to come to its runtime, which has a signal for it; `result` is 0."""
 
 
 class WindowBlock(ctypes.LittleEndianStructure):
@@ -351,21 +353,25 @@ class WindowBlock(ctypes.LittleEndianStructure):
     _pack_ = 1
     _fields_ = [
         ("state", ctypes.c_uint32),
-        ("signal", ctypes.c_uint32),
+        ("interrupt", ctypes.c_uint32),
         ("nr", ctypes.c_uint64),
         ("args", ctypes.c_uint64 * 6),
         ("result", ctypes.c_int64),
+        ("signals", ctypes.c_uint64),
     ]
 
     state: int
-    signal: int
-    """The number of a signal that the process got for the program; 0: none."""
+    interrupt: int
+    """Not 0: the runtime is to look for signals, also when the program makes no system call. It puts 0."""
     nr: int
     args: ctypes.Array[ctypes.c_uint64]
     result: int
+    """Of a system call; -512 (ERESTARTSYS): it has not begun, for a signal came."""
+    signals: int
+    """Those that the process got for the program, signal n as bit n - 1. The runtime takes out what it may pass on."""
 
 
-check_offsets(WindowBlock, 0x48, {"signal": 0x04, "nr": 0x08, "args": 0x10, "result": 0x40})
+check_offsets(WindowBlock, 0x50, {"interrupt": 0x04, "nr": 0x08, "args": 0x10, "result": 0x40, "signals": 0x48})
 
 
 class StartBlock(ctypes.LittleEndianStructure):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs in C that tests run on the runtime as a process, and shielded in a guest."""
 
-__all__ = ["MEMORY", "SIGNALS", "THREADS"]
+__all__ = ["INTERRUPTS", "MEMORY", "SIGNALS", "TERMINATED", "THREADS"]
 
 THREADS = r"""
 #include <pthread.h>
@@ -141,5 +141,140 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 100; i++)
 		free(strings[i]);
 	return mmap((void *)0x700000000000, 4096, PROT_READ, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED;
+}
+"""
+
+#: Signals come while the program computes, and while a call of its waits.
+INTERRUPTS = r"""
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static volatile int ticks, urged, ended;
+static int pipes[2];
+static void tick(int number) { (void)number; ticks++; }
+static void urge(int number) { (void)number; urged = 1; }
+static void nothing(int number) { (void)number; }
+static void handle(int number, void (*handler)(int), int flags)
+{
+	struct sigaction action = { .sa_handler = handler, .sa_flags = flags };
+	sigaction(number, &action, 0);
+}
+static double work(int until)
+{
+	double sum = 0;
+	unsigned long state = 1;
+	for (int i = 0; i < 300000 || ticks < until; i++) {
+		if (i >= 300000)
+			continue;
+		state = state * 6364136223846793005ul + 1442695040888963407ul;
+		sum += (double)(state >> 40) / 3;
+	}
+	return sum;
+}
+static void *compute(void *unused)
+{
+	volatile unsigned long count = 0;
+	while (!urged)
+		count++;
+	return unused;
+}
+static void *receive(void *unused)
+{
+	char byte;
+	long result = read(pipes[0], &byte, 1) < 0 ? errno : 0;
+	(void)unused;
+	ended = 1;
+	return (void *)result;
+}
+static void *wait_for_signal(void *unused)
+{
+	sigset_t set;
+	int number = 0;
+	(void)unused;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	sigwait(&set, &number);
+	return (void *)(long)number;
+}
+int main(void)
+{
+	struct itimerval every = { { 0, 3000 }, { 0, 3000 } }, none = { 0 };
+	struct timespec moment = { 0, 20000000 }, left;
+	pthread_t thread;
+	void *result;
+	sigset_t set;
+	if (pipe(pipes))
+		return 1;
+	handle(SIGALRM, tick, 0);
+	double alone = work(0);
+	setitimer(ITIMER_REAL, &every, 0);
+	double interrupted = work(5);
+	setitimer(ITIMER_REAL, &none, 0);
+	printf("interrupted %d, the same sum %d\n", ticks >= 5, alone == interrupted);
+	handle(SIGURG, urge, SA_RESTART);
+	pthread_create(&thread, 0, compute, 0);
+	nanosleep(&moment, 0);
+	pthread_kill(thread, SIGURG);
+	pthread_join(thread, 0);
+	printf("urged %d\n", urged);
+	handle(SIGUSR1, nothing, 0);
+	pthread_create(&thread, 0, receive, 0);
+	while (!ended) {
+		pthread_kill(thread, SIGUSR1);
+		nanosleep(&moment, 0);
+	}
+	pthread_join(thread, &result);
+	printf("without SA_RESTART %s\n", (long)result == EINTR ? "EINTR" : "?");
+	ended = 0;
+	handle(SIGUSR1, nothing, SA_RESTART);
+	pthread_create(&thread, 0, receive, 0);
+	for (int i = 0; i < 3; i++) {
+		nanosleep(&moment, 0);
+		pthread_kill(thread, SIGUSR1);
+	}
+	printf("goes on %d\n", !ended);
+	if (write(pipes[1], "x", 1) != 1)
+		return 1;
+	pthread_join(thread, &result);
+	printf("with SA_RESTART %ld\n", (long)result);
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	sigaddset(&set, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &set, 0);
+	pthread_create(&thread, 0, wait_for_signal, 0);
+	nanosleep(&moment, 0);
+	kill(getpid(), SIGUSR2);
+	pthread_join(thread, &result);
+	printf("waited for %d\n", (long)result == SIGUSR2);
+	ticks = 0;
+	setitimer(ITIMER_REAL, &every, 0);
+	int slept = nanosleep(&moment, &left);
+	setitimer(ITIMER_REAL, &none, 0);
+	printf("what is blocked interrupts nobody %d %d\n", slept, ticks);
+	pthread_sigmask(SIG_UNBLOCK, &set, 0);
+	printf("until it is let in %d\n", ticks);
+	alarm(1);
+	for (;;)
+		if (ticks > 1)
+			return 7;
+}
+"""
+
+#: It says that it is there, and computes until somebody outside ends it.
+TERMINATED = r"""
+#include <signal.h>
+#include <unistd.h>
+static void end(int number) { _exit(number); }
+int main(void)
+{
+	signal(SIGTERM, end);
+	if (write(1, "here\n", 5) != 5)
+		return 1;
+	for (;;)
+		;
 }
 """

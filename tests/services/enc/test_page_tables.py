@@ -120,6 +120,46 @@ def test_no_access_keeps_the_page() -> None:
     assert tables.lookup(ARENA) is None
 
 
+def test_a_page_is_held_until_it_may_be_reached() -> None:
+    tables, memory, _ = make()
+    tables.map(ARENA, [0x5000, 0x9000], RX)
+    assert tables.hold(ARENA + 0x123)
+    assert walk(memory, tables.root, ARENA) == (0, 0)
+    assert walk(memory, tables.root, ARENA + PAGE_SIZE) == (P | US, 0x9000)
+    assert not tables.is_away(ARENA)
+    assert not tables.hold(ARENA)
+    assert tables.reach(ARENA)
+    assert walk(memory, tables.root, ARENA) == (P | US, 0x5000)
+    assert not tables.reach(ARENA)
+
+
+def test_what_cannot_be_held() -> None:
+    tables, memory, _ = make()
+    tables.map(ARENA, [0x5000], Prot.NONE)
+    tables.map(RUNTIME, [0x9000], RX, fixed=True)
+    for va in (ARENA, RUNTIME, ARENA + PAGE_SIZE, THREADS):
+        assert not tables.hold(va)
+        assert not tables.reach(va)
+    assert walk(memory, tables.root, RUNTIME) == (P | US, 0x9000)
+    assert walk(memory, tables.root, ARENA) == (0, 0)
+
+
+def test_rights_that_change_while_a_page_is_held() -> None:
+    tables, memory, _ = make()
+    tables.map(ARENA, [0x5000, 0x6000, 0x7000], RX)
+    for at in range(3):
+        tables.hold(ARENA + at * PAGE_SIZE)
+    tables.protect(ARENA, 1, Prot.NONE)
+    assert not tables.reach(ARENA)
+    tables.protect(ARENA + PAGE_SIZE, 1, RW)
+    assert walk(memory, tables.root, ARENA + PAGE_SIZE) == (P | US | W | NX, 0x6000)
+    # The kernel takes it, and gives it back.
+    assert tables.send_away(ARENA + 2 * PAGE_SIZE) == 0x7000
+    assert not tables.reach(ARENA + 2 * PAGE_SIZE)
+    tables.bring_back(ARENA + 2 * PAGE_SIZE, 0x8000)
+    assert walk(memory, tables.root, ARENA + 2 * PAGE_SIZE) == (P | US, 0x8000)
+
+
 def test_no_pages_for_tables() -> None:
     tables, memory, spare = make(4)
     tables.map(RUNTIME, [0x5000], R)

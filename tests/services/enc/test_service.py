@@ -447,6 +447,44 @@ def test_time_and_the_address_of_a_fault(bench: EnclaveBench) -> None:
     assert bench.mail(number, 99).status == Status.UNKNOWN_CALL
 
 
+def interrupt(bench: EnclaveBench, number: int, rip: int, slot: int = 0) -> Status:
+    """The kernel wants the thread of a slot to come to its runtime; it was left at `rip`."""
+    bench.vmsa(bench.enclave(number).contexts[slot]).rip = rip
+    return bench.enc(EnclaveCall.INTERRUPT, struct.pack("<II", number, slot))[0]
+
+
+def test_a_program_is_interrupted_by_a_fault_that_is_none(bench: EnclaveBench) -> None:
+    number = bench.make()
+    before = translated(bench, number, 0x400000)
+    registers = bytes(bench.vmsa(bench.enclave(number).contexts[1]))
+    assert interrupt(bench, number, 0x400123, slot=1) == Status.OK
+    assert translated(bench, number, 0x400000) == (0, 0)
+    bench.vmsa(bench.enclave(number).contexts[1]).cr2 = 0x400123
+    assert bench.mail(number, MailboxCall.FAULT, slot=1).result == 0x400123
+    assert translated(bench, number, 0x400000) == before
+    bench.vmsa(bench.enclave(number).contexts[1]).rip = RUNTIME
+    bench.vmsa(bench.enclave(number).contexts[1]).cr2 = 0
+    assert bytes(bench.vmsa(bench.enclave(number).contexts[1])) == registers, "no register is the service's to change"
+
+
+@pytest.mark.parametrize("rip", [RUNTIME, RUNTIME + 0x123, THREADS, WINDOW, ARENA, 0, 0xFFFF_8000_0000_0000])
+def test_only_the_program_is_interrupted(bench: EnclaveBench, rip: int) -> None:
+    number = bench.make()
+    places = [record.va for record in LAYOUT.records] + [THREADS, WINDOW, INFO]
+    before = [translated(bench, number, va) for va in places]
+    assert interrupt(bench, number, rip) == Status.OK
+    assert [translated(bench, number, va) for va in places] == before
+
+
+def test_who_cannot_be_interrupted(bench: EnclaveBench) -> None:
+    number = bench.make()
+    assert bench.enc(EnclaveCall.INTERRUPT, struct.pack("<II", number, 2))[0] == Status.NOT_ALLOWED
+    assert bench.enc(EnclaveCall.INTERRUPT, struct.pack("<II", number + 1, 0))[0] == Status.NOT_ALLOWED
+    assert bench.enc(EnclaveCall.INTERRUPT, struct.pack("<I", number))[0] == Status.BAD_REQUEST
+    unfinished, _ = bench.create()
+    assert bench.enc(EnclaveCall.INTERRUPT, struct.pack("<II", unfinished, 0))[0] == Status.NOT_ALLOWED
+
+
 def test_a_mailbox_without_a_request(bench: EnclaveBench) -> None:
     number = bench.make()
     gpa = bench.enclave(number).mailboxes[0]

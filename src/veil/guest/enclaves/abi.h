@@ -58,15 +58,17 @@ enum veil_window_state {
 	VEIL_WINDOW_THREAD_EXIT = 3,
 	VEIL_WINDOW_EXIT = 4,
 	VEIL_WINDOW_SPAWN = 5,
+	VEIL_WINDOW_INTERRUPT = 6,
 };
 
 /* WindowBlock. Untrusted: copy once, check, use. */
 struct veil_window_block {
 	uint32_t state;
-	uint32_t signal;
+	uint32_t interrupt;
 	uint64_t nr;
 	uint64_t args[6];
 	int64_t result;
+	uint64_t signals;
 };
 
 /* StartBlock. Untrusted, at the second page of slot 0's window. */

@@ -30,7 +30,10 @@ struct veil_enclave_finish {
 	uint8_t measurement[48];
 };
 
-/* Returns when the state in the window of the slot asks for something, which is `state`. */
+/*
+ * Returns when the state in the window of the slot asks for something, which is `state`. While the window's `interrupt` is
+ * not 0, the program is interrupted wherever it is.
+ */
 struct veil_enclave_enter {
 	uint32_t slot;
 	uint32_t state;

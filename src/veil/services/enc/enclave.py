@@ -36,6 +36,7 @@ from veil.services.enc.initial_state import descriptor_page, first_context, inte
 from veil.services.enc.page_moves import give, runs, take
 from veil.services.enc.page_tables import PageTables, tables_needed
 from veil.services.enc.paging import AwayPages
+from veil.snp.layouts import Vmsa
 
 if TYPE_CHECKING:
     from veil.services.context import Asking, GuestMemory, ServiceContext
@@ -265,6 +266,19 @@ class Enclave:
             self.away.forget(va)
             self.pool.append(page)
             self.granted += 1
+
+    # Signals
+
+    def interrupt(self, context: ServiceContext, slot: int) -> None:
+        """The next instruction of a slot that is in the program is a fault, by which its runtime comes to look for
+        signals: the page at RIP is held until the runtime asks.
+
+        No register changes, so a kernel that asks for it at any time gets no more than a fault that is no fault.
+        """
+        self._require(State.READY)
+        rip = int.from_bytes(context.guest.read(self.contexts[slot] + Vmsa.rip.offset, 8), "little")
+        if PAGE_SIZE <= rip < WINDOW:
+            self.tables.hold(rip)
 
     # Its end
 

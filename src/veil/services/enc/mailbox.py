@@ -98,6 +98,8 @@ def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: in
         missing = _fault_address(context, enclave, slot) & -PAGE_SIZE
         if missing < TOP and enclave.tables.is_away(missing):
             return missing
+        if missing < TOP:
+            enclave.tables.reach(missing)
     request = _Request(context, keys, enclave, slot, tuple(asked.args), bytes(asked.data))
     try:
         status, answer = Status.OK, _CALLS.get(asked.call, _unknown)(request)

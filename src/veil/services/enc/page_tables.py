@@ -27,7 +27,7 @@ _USED = 1 << 5 | 1 << 6
 _NO_EXECUTE = 1 << 63
 #: Of the bits that are left to software: the enclave may have the page changed. It need not be present.
 _OWN = 1 << 9
-#: The kernel has the page, encrypted; and once it is back it can be reached.
+#: The kernel has the page, encrypted; and once it is back it can be reached. REACHABLE alone: it is there, and held.
 _AWAY, _REACHABLE = 1 << 10, 1 << 11
 _ADDRESS = C_BIT - PAGE_SIZE
 _TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
@@ -138,7 +138,7 @@ class PageTables:
         (entry,) = self._read(table, first, 1)
         assert entry & _OWN
         assert not entry & _AWAY
-        away = entry & ~(_ADDRESS | _PRESENT) | _AWAY | (_REACHABLE if entry & _PRESENT else 0)
+        away = entry & ~(_ADDRESS | _PRESENT) | _AWAY | (_REACHABLE if entry & _PRESENT else 0)  # held: it stays
         self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(away))
         return entry & _ADDRESS
 
@@ -153,6 +153,28 @@ class PageTables:
         assert entry & _AWAY
         back = entry & ~(_AWAY | _REACHABLE) | frame | (_PRESENT if entry & _REACHABLE else 0)
         self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(back))
+
+    # What interrupts the program
+
+    def hold(self, va: int) -> bool:
+        """The next access to the page is a fault, until `reach`. False: it is not there, or fixed."""
+        for table, first, _, _ in self._places(va & -PAGE_SIZE, 1):
+            (entry,) = self._read(table, first, 1)
+            if entry & _OWN and entry & _PRESENT:
+                held = entry & ~_PRESENT | _REACHABLE
+                self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(held))
+                return True
+        return False
+
+    def reach(self, va: int) -> bool:
+        """A page that is held can be reached again, with the rights that it had. False: it was not held."""
+        for table, first, _, _ in self._places(va & -PAGE_SIZE, 1):
+            (entry,) = self._read(table, first, 1)
+            if entry & _REACHABLE and not entry & _AWAY:
+                free = entry & ~_REACHABLE | _PRESENT
+                self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(free))
+                return True
+        return False
 
     # Tables
 

@@ -154,6 +154,14 @@ class EncService(Service):
             return _WANTED.pack(0, needs.pages)
         return b"" if missing is None else _ADDRESS.pack(missing)
 
+    def _interrupt(self, request: KernelRequest) -> bytes:
+        number, slot = _unpack(_TWO, request)
+        enclave = self._enclave(number)
+        if enclave.state is not State.READY or slot >= len(enclave.contexts):
+            raise EnclaveError(f"enclave {number} has no slot {slot} that runs")
+        enclave.interrupt(self.context, slot)
+        return b""
+
     def _reclaim(self, request: KernelRequest) -> Asking[bytes]:
         asked = Reclaim.parse(request.body)
         given = yield from self._enclave(asked.enclave).reclaim(self.context, asked.address, asked.pages)
@@ -261,6 +269,7 @@ _CALLS: dict[int, _Handler] = {
     EnclaveCall.DESTROY: EncService._destroy,
     EnclaveCall.RECLAIM: EncService._reclaim,
     EnclaveCall.RETURN: EncService._return,
+    EnclaveCall.INTERRUPT: EncService._interrupt,
 }
 
 

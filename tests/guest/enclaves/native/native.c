@@ -159,6 +159,10 @@ void leave(struct thread *self)
 		block->result = lie.told && block->nr == lie.nr ? (s64)lie.result
 								: raw(block->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
 		break;
+	case VEIL_WINDOW_INTERRUPT:
+		/* Nobody is interrupted here: a signal comes with the next event. */
+		block->result = 0;
+		break;
 	case VEIL_WINDOW_SERVICE:
 		mailbox->status = serve(self, mailbox);
 		break;

@@ -24,6 +24,7 @@ enum veil_enclave_call {
 	VEIL_ENCLAVE_CALL_DESTROY = 6,
 	VEIL_ENCLAVE_CALL_RECLAIM = 7,
 	VEIL_ENCLAVE_CALL_RETURN = 8,
+	VEIL_ENCLAVE_CALL_INTERRUPT = 9,
 };
 
 struct veil_pages;

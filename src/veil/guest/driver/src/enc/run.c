@@ -53,6 +53,17 @@ static int serve(struct veil_enclave *enclave, u32 slot)
 	}
 }
 
+/*
+ * The process has a signal for a program that may never make a system call. Asked before each entry until the runtime has
+ * been seen to run: another thread may have had the page brought back first.
+ */
+static int interrupt(struct veil_enclave *enclave, u32 slot)
+{
+	u32 body[] = { enclave->number, slot };
+
+	return veil_enclave_ask(VEIL_ENCLAVE_CALL_INTERRUPT, NULL, body, sizeof(body), NULL, 0, NULL);
+}
+
 static int run(struct veil_enclave *enclave, struct veil_enclave_enter *enter)
 {
 	struct veil_enclave_slot *slot = &enclave->slots[enter->slot];
@@ -68,6 +79,11 @@ static int run(struct veil_enclave *enclave, struct veil_enclave_enter *enter)
 			WRITE_ONCE(block->state, VEIL_WINDOW_IDLE);
 		} else if (enter->state != VEIL_WINDOW_IDLE) {
 			return 0;
+		} else if (READ_ONCE(block->interrupt)) {
+			int error = interrupt(enclave, enter->slot);
+
+			if (error)
+				return error;
 		}
 		if (signal_pending(current))
 			return -EINTR;

@@ -132,7 +132,13 @@ static s64 sleep(struct thread *self, u64 clock, u64 flags, u64 place, u64 rest)
 	left[0] = left[1] = 0;
 	if (copy_in(shared, place, 16))
 		return -EFAULT;
-	result = outside_done(self, 230, clock, flags, (u64)shared, (u64)left, 0, 0);
+	for (;;) {
+		result = outside_done(self, 230, clock, flags, (u64)shared, (u64)left, 0, 0);
+		if (result != -EINTR || signal_waits(self))
+			break;
+		if (!(flags & TIMER_ABSTIME))
+			memcpy(shared, left, 16);
+	}
 	if (result == -EINTR && rest && !(flags & TIMER_ABSTIME) && copy_out(rest, left, 16))
 		return -EFAULT;
 	return result;

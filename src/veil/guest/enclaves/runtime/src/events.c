@@ -238,12 +238,13 @@ void event_of_program(struct thread *self)
 		break;
 	case VECTOR_VC:
 		vmm_communication(self);
-		return;
+		break;
 	default:
 		/* #GP and #SS among them: who raised them cannot be proved, and they end most programs anyway. */
 		attacked(self, "vector %d with error code %x at %x", self->regs.vector, self->regs.error,
 			 self->regs.rip);
 	}
+	deliver_signals(self, -1);
 }
 
 void event_in_runtime(struct thread *self, struct frame *frame)

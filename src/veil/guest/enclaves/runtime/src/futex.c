@@ -75,13 +75,6 @@ u32 futex_wake(struct thread *self, u64 address, u32 count, u32 bits)
 	return done;
 }
 
-static void clear_word(struct thread *self)
-{
-	volatile u32 *word = (volatile u32 *)(VEIL_ENC_WINDOW + self->slot * (u64)VEIL_ENC_WINDOW_STRIDE + 0x80);
-
-	*word = 0;
-}
-
 /* Nanoseconds until then; `deadline`: as of clock_gettime. */
 static s64 rest_of(struct thread *self, u32 clock, s64 deadline)
 {

@@ -44,6 +44,8 @@ s64 ask_window(struct thread *, u32 state, u64 a0, u64 a1);
 _Noreturn void end_enclave(struct thread *, int status, int signal);
 _Noreturn void end_thread(struct thread *);
 void wait_for_word(struct thread *, const s64 *timeout, s64 *result);
+/* Before the look whether there is anything to wait for. */
+void clear_word(struct thread *);
 void give_word(struct thread *self, struct thread *other);
 
 /* mailbox.c: what VeilS-ENC is asked. Statuses are the service's; 0 is good. */
@@ -106,13 +108,17 @@ s64 resolve_path(struct thread *, s32 folder, const char *path, u64 length, char
 const struct config_rule *rule_of(const char *path, u64 length);
 s64 pread_file(struct thread *, s32 fd, u64 to, u64 bytes, u64 offset);
 
+/* offered.c: signals from outside, bit n - 1 for signal n; and a thread that another has something for */
+u64 offer_signals(struct thread *, u64 offered); /* those that were taken */
+void interrupt_thread(struct thread *self, struct thread *other);
+
 /* signals.c */
 s64 signal_self(struct thread *, struct thread *target, s32 number, s32 code);
 void fault(struct thread *, s32 number, s32 code, u64 address);
 void deliver_signals(struct thread *, s64 restart_call);
-void offer_signal(u32 number);
 bool signal_waits(const struct thread *);
-void signal_process(s32 number);
+/* To the process: whichever thread does not block them, bit n - 1 for signal n. */
+void signal_process(struct thread *, u64 signals);
 
 /* threads.c */
 extern struct lock threads_lock;

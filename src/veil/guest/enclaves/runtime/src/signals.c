@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Signals: their handlers, masks and frames are in here. The kernel delivers none; the process outside can offer the
- * numbers that the manifest allows, and such a signal comes when a system call ends.
+ * Signals: their handlers, masks and frames are in here. The kernel delivers none; what the process outside may offer is
+ * in offered.c. A signal comes when an event of the program's ends: a system call, or a fault that is none, by which a
+ * program is interrupted that makes no system call.
  */
 #include "machine.h"
 #include "runtime.h"
@@ -83,17 +84,16 @@ bool signal_waits(const struct thread *self)
 	return false;
 }
 
-void signal_process(s32 number)
+void signal_process(struct thread *self, u64 signals)
 {
-	__atomic_or_fetch(&process_pending, SIGNAL_BIT(number), __ATOMIC_SEQ_CST);
-}
+	__atomic_or_fetch(&process_pending, signals, __ATOMIC_SEQ_CST);
+	/* All that could take one look, for one of them may block it by then. */
+	for (u32 slot = 0; signals & self->mask && slot < CONFIG->slots; slot++) {
+		struct thread *other = thread_of(slot);
 
-void offer_signal(u32 number)
-{
-	if (number < 1 || number > SIGNALS || !(CONFIG->flags & FLAG_SIGNALS_OUTSIDE) ||
-	    !(CONFIG->signals & SIGNAL_BIT(number)))
-		return;
-	signal_process((s32)number);
+		if (other != self && other->state == THREAD_RUNS)
+			interrupt_thread(self, other);
+	}
 }
 
 s64 signal_self(struct thread *self, struct thread *target, s32 number, s32 code)
@@ -104,8 +104,8 @@ s64 signal_self(struct thread *self, struct thread *target, s32 number, s32 code
 		return 0;
 	target->signal_codes[number] = code;
 	__atomic_or_fetch(&target->pending, SIGNAL_BIT(number), __ATOMIC_SEQ_CST);
-	if (target != self && READ_ONCE(target->in_wait))
-		give_word(self, target);
+	if (target != self && (READ_ONCE(target->in_wait) || !(target->mask & SIGNAL_BIT(number))))
+		interrupt_thread(self, target);
 	return 0;
 }
 
@@ -369,32 +369,34 @@ HANDLER(do_rt_sigpending)
 	return copy_out(a[0], &set, least(a[1], sizeof(set)));
 }
 
+static s64 wait_for_signal(struct thread *self)
+{
+	s64 ignored_result;
+
+	for (self->in_wait = true;; wait_for_word(self, NULL, &ignored_result)) {
+		clear_word(self);
+		if (signal_waits(self))
+			break;
+	}
+	self->in_wait = false;
+	return -EINTR;
+}
+
 HANDLER(do_rt_sigsuspend)
 {
 	u64 mask;
-	s64 ignored_result;
 
 	if (a[1] != 8 || copy_in(&mask, a[0], sizeof(mask)))
 		return a[1] != 8 ? -EINVAL : -EFAULT;
 	self->mask_before = self->mask;
 	self->mask_kept = true;
 	self->mask = mask & ~(SIGNAL_BIT(SIGKILL) | SIGNAL_BIT(SIGSTOP));
-	self->in_wait = true;
-	while (!signal_waits(self))
-		wait_for_word(self, NULL, &ignored_result);
-	self->in_wait = false;
-	return -EINTR;
+	return wait_for_signal(self);
 }
 
 HANDLER(do_pause)
 {
-	s64 ignored_result;
-
-	self->in_wait = true;
-	while (!signal_waits(self))
-		wait_for_word(self, NULL, &ignored_result);
-	self->in_wait = false;
-	return -EINTR;
+	return wait_for_signal(self);
 }
 
 HANDLER(do_rt_sigtimedwait)
@@ -407,7 +409,10 @@ HANDLER(do_rt_sigtimedwait)
 		return a[3] != 8 ? -EINVAL : -EFAULT;
 	self->in_wait = true;
 	for (;;) {
-		u64 found = (self->pending | process_pending) & set;
+		u64 found;
+
+		clear_word(self);
+		found = (self->pending | process_pending) & set;
 
 		if (found) {
 			information.number = __builtin_ctzl(found) + 1;
@@ -477,5 +482,7 @@ HANDLER(do_kill)
 		unsupported(self, "kill of another process", 62);
 		return -EPERM;
 	}
-	return signal_self(self, self, number, SI_USER);
+	if (number)
+		signal_process(self, SIGNAL_BIT(number));
+	return 0;
 }

@@ -40,6 +40,7 @@ struct thread {
 	u64 mask_before; /* of sigsuspend and the like, to restore */
 	bool mask_kept;
 	bool in_wait; /* the thread waits outside, for a wake word */
+	bool offered; /* window.c: signals are being taken from outside */
 	u64 alternate_stack, alternate_size;
 	s32 signal_codes[65];
 	u64 fault_address;

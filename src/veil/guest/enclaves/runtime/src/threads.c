@@ -106,7 +106,7 @@ HANDLER(do_clone)
 	thread->mask = self->mask;
 	thread->pending = 0;
 	thread->alternate_stack = thread->alternate_size = 0;
-	thread->mask_kept = thread->in_wait = thread->woken = false;
+	thread->mask_kept = thread->in_wait = thread->woken = thread->offered = false;
 	thread->futex = 0;
 	if ((flags & CLONE_PARENT_SETTID && copy_out(a[2], &number, sizeof(number))) ||
 	    (flags & CLONE_CHILD_SETTID && copy_out(a[3], &number, sizeof(number)))) {

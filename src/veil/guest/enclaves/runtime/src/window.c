@@ -9,8 +9,10 @@
 #define BUFFER_AT PAGE
 #define WAKE_WORD 0x80
 #define NR_FUTEX 202
-#define FUTEX_WAIT 0
-#define FUTEX_WAKE 1
+#define NR_SLEEP 230
+/* Private: by its address. The other kind of futex is found by its page, and the window's have no place in a file. */
+#define FUTEX_WAIT 128
+#define FUTEX_WAKE 129
 
 static u8 *window_of(u32 slot)
 {
@@ -41,18 +43,29 @@ void *take_buffer(struct thread *self, u64 bytes)
 static void leave_with(struct thread *self, u32 state)
 {
 	struct veil_window_block *block = block_of(self->slot);
-	u32 offered;
 
 	order_writes();
 	WRITE_ONCE(block->state, state);
 	do
 		leave(self);
 	while (READ_ONCE(block->state) != VEIL_WINDOW_IDLE);
-	offered = READ_ONCE(block->signal);
-	if (offered) {
-		WRITE_ONCE(block->signal, 0);
-		offer_signal(offered);
-	}
+}
+
+/*
+ * When the result has been taken: to tell another thread is a request of its own. In that one nobody looks, or a kernel with
+ * a signal each time would have the stack grow; it is looked for afterwards.
+ */
+static void look_for_signals(struct thread *self)
+{
+	struct veil_window_block *block = block_of(self->slot);
+
+	if (self->offered || !READ_ONCE(block->interrupt))
+		return;
+	__atomic_store_n(&block->interrupt, 0, __ATOMIC_SEQ_CST);
+	self->offered = true;
+	/* What is not taken stays, so that the process knows of it. */
+	__atomic_and_fetch(&block->signals, ~offer_signals(self, READ_ONCE(block->signals)), __ATOMIC_SEQ_CST);
+	self->offered = false;
 }
 
 static s64 result_of(struct thread *self, const struct veil_window_block *block)
@@ -63,8 +76,10 @@ static s64 result_of(struct thread *self, const struct veil_window_block *block)
 		return result;
 	if (result >= -LAST_ERROR)
 		return result;
-	/* ERESTARTSYS and its like are the kernel's own. */
-	if (result <= -ERESTART && result >= -516)
+	/* ERESTARTSYS: not begun. The others are the kernel's own. */
+	if (result == -ERESTART)
+		return result;
+	if (result < -ERESTART && result >= -516)
 		return -EINTR;
 	attacked(self, "a system call is answered by %x, which no system call is", (u64)result);
 }
@@ -72,23 +87,68 @@ static s64 result_of(struct thread *self, const struct veil_window_block *block)
 s64 ask_window(struct thread *self, u32 state, u64 a0, u64 a1)
 {
 	struct veil_window_block *block = block_of(self->slot);
+	s64 result;
 
 	WRITE_ONCE(block->args[0], a0);
 	WRITE_ONCE(block->args[1], a1);
 	leave_with(self, state);
-	return state == VEIL_WINDOW_SERVICE ? 0 : result_of(self, block);
+	result = state == VEIL_WINDOW_SERVICE ? 0 : result_of(self, block);
+	look_for_signals(self);
+	return result;
 }
 
+/* Calls that wait, and end by EINTR when a signal comes; all others are done before one is looked for. */
+static bool can_wait(u64 nr, u64 a1)
+{
+	switch (nr) {
+	case 0 ... 1: /* read, write, and their like */
+	case 7:	      /* poll */
+	case 17 ... 20:
+	case 23:	  /* select */
+	case 42 ... 47:	  /* sockets */
+	case 72 ... 73:	  /* fcntl, flock */
+	case 230:	  /* clock_nanosleep */
+	case 232:	  /* epoll_wait */
+	case 257:	  /* openat, of a FIFO */
+	case 270 ... 271: /* pselect, ppoll */
+	case 288:	  /* accept4 */
+	case 295 ... 296:
+		return true;
+	case NR_FUTEX:
+		return a1 == FUTEX_WAIT;
+	default:
+		return false;
+	}
+}
+
+/*
+ * A signal that the program does not get (it is blocked, ignored, not allowed) must not end a call of its: Linux would not
+ * have begun it again either for a program that it interrupts.
+ */
 s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5)
 {
 	struct veil_window_block *block = block_of(self->slot);
 	const u64 args[6] = { a0, a1, a2, a3, a4, a5 };
 
-	WRITE_ONCE(block->nr, nr);
-	for (u32 i = 0; i < 6; i++)
-		WRITE_ONCE(block->args[i], args[i]);
-	leave_with(self, VEIL_WINDOW_SYSCALL);
-	return result_of(self, block);
+	for (;;) {
+		s64 result;
+		bool waits;
+
+		WRITE_ONCE(block->nr, nr);
+		for (u32 i = 0; i < 6; i++)
+			WRITE_ONCE(block->args[i], args[i]);
+		leave_with(self, VEIL_WINDOW_SYSCALL);
+		result = result_of(self, block);
+		look_for_signals(self);
+		if (result != -EINTR && result != -ERESTART)
+			return result;
+		waits = can_wait(nr, a1);
+		if (signal_waits(self) && waits)
+			return -EINTR;
+		/* How much of a sleep is left its caller knows; and others may have done something before. */
+		if (result == -EINTR && (!waits || nr == NR_SLEEP))
+			return result;
+	}
 }
 
 s64 outside_done(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5)
@@ -146,6 +206,11 @@ void wait_for_word(struct thread *self, const s64 *timeout, s64 *result)
 		time[1] = timeout[1];
 	}
 	*result = outside(self, NR_FUTEX, (u64)word, FUTEX_WAIT, 0, (u64)time, 0, 0);
+}
+
+void clear_word(struct thread *self)
+{
+	WRITE_ONCE(*(u32 *)(window_of(self->slot) + WAKE_WORD), 0);
 }
 
 void give_word(struct thread *self, struct thread *other)

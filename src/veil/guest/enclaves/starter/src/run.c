@@ -40,21 +40,6 @@ void pass_arguments(char **arguments, char **environment)
 	start->bytes = (uint32_t)put_texts((char *)(start + 1), used, environment, &start->environment);
 }
 
-/* As it stands, and its result as the kernel gives it: not by way of errno, which is the C library's. */
-static int64_t call(uint64_t nr, const uint64_t *args)
-{
-	register uint64_t r10 __asm__("r10") = args[3];
-	register uint64_t r8 __asm__("r8") = args[4];
-	register uint64_t r9 __asm__("r9") = args[5];
-	int64_t result;
-
-	__asm__ volatile("syscall"
-			 : "=a"(result)
-			 : "0"(nr), "D"(args[0]), "S"(args[1]), "d"(args[2]), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return result;
-}
-
 static void *run_slot(void *argument);
 
 static int64_t spawn(uint64_t slot)
@@ -72,6 +57,15 @@ static int64_t spawn(uint64_t slot)
 	error = pthread_create(&thread, &attributes, run_slot, (void *)(uintptr_t)slot);
 	pthread_attr_destroy(&attributes);
 	return -error;
+}
+
+/* Wherever the thread of that slot is: in a system call that waits, or in the enclave. */
+static int64_t interrupt(uint64_t slot)
+{
+	if (slot >= slot_count)
+		return -EINVAL;
+	interrupt_slot((uint32_t)slot);
+	return 0;
 }
 
 static void answer(volatile struct veil_window_block *block, int64_t result)
@@ -107,12 +101,16 @@ static void *run_slot(void *argument)
 			args[at] = block->args[at];
 		switch (enter.state) {
 		case VEIL_WINDOW_SYSCALL:
-			answer(block, call(block->nr, args));
+			answer(block, call_outside(block->nr, args, &block->interrupt));
 			break;
 		case VEIL_WINDOW_SPAWN:
 			answer(block, spawn(args[0]));
 			break;
+		case VEIL_WINDOW_INTERRUPT:
+			answer(block, interrupt(args[0]));
+			break;
 		case VEIL_WINDOW_THREAD_EXIT:
+			take_no_signals();
 			if (slot)
 				return NULL;
 			/* The first thread is the process, which goes on until the program ends. */

@@ -34,6 +34,14 @@ _Noreturn void run_enclave(int device, uint32_t slots);
 void take_signals(void);
 /* Signals that this thread gets are offered to this slot. */
 void offer_signals_to(uint32_t slot);
+/* It has no slot any more. */
+void take_no_signals(void);
+void interrupt_slot(uint32_t slot);
+/*
+ * A system call as it stands, and its result as the kernel gives it: not by way of errno, which is the C library's.
+ * ERESTARTSYS, negative: it was not begun, for a signal came before it, and with it `interrupt` was not 0.
+ */
+int64_t call_outside(uint64_t nr, const uint64_t *args, volatile uint32_t *interrupt);
 _Noreturn void die_by(int signal);
 
 static inline volatile struct veil_window_block *window_block(uint32_t slot)
