@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's programs, and what each is to do: the same commands with the program in an enclave, and with it as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["EXERCISES", "LONG_EXERCISES", "Exercise", "Program"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of Debian's packages."""
+
+    packages: tuple[str, ...]
+    path: str
+    """In them, or its name."""
+    manifest: Mapping[str, object] = field(default_factory=dict)
+    """What it needs beside what all get."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Commands for the guest's shell. `$name` starts the program of that name, whichever way."""
+
+    name: str
+    programs: Mapping[str, Program]
+    """By the names that the commands have for them."""
+    commands: str
+    expected: str
+    """A word that is in the output, lest two failures are taken for the same."""
+
+
+def _one(name: str, program: Program, commands: str, expected: str) -> Exercise:
+    variable = "".join(filter(str.isalnum, name))
+    return Exercise(name, {f"p{variable}" if variable[0].isdigit() else variable: program}, commands, expected)
+
+
+_NETWORK: dict[str, object] = {"calls": {"allow": ["network", "identity"]}}
+_BUSYBOX = Program(("busybox-static",), "busybox", {"memory": "8M", "threads": 1})
+_OPENSSL = Program(("openssl",), "openssl", {"memory": "16M", "threads": 1, **_NETWORK})
+_REDIS = Program(("redis-server", "redis-tools"), "redis-server", {"memory": "32M", "threads": 8, **_NETWORK})
+_REDIS_BENCHMARK = Program(("redis-tools",), "redis-benchmark", {"memory": "64M", "threads": 1, **_NETWORK})
+_LIGHTTPD = Program(
+    ("lighttpd",), "usr/sbin/lighttpd", {"memory": "16M", "threads": 1, "signals": ["TERM"], **_NETWORK}
+)
+_AB = Program(("apache2-utils",), "usr/bin/ab", {"memory": "16M", "threads": 1, **_NETWORK})
+_PYTHON = Program(
+    ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib"),
+    "python3.11",
+    {"memory": "48M", "files": {"trusted": ["/usr/lib/python3.11/"], "pass": ["/tmp/"]}},
+)
+
+#: until a server listens, but not for ever
+_UNTIL_LISTENS = "i=0; until netstat -ltn | grep -q :{port} || [ $i -gt 300 ]; do sleep 0.1; i=$((i+1)); done\n"
+
+_REDIS_COMMANDS = (
+    "$redis --port 7101 --save '' --appendonly no --dir /tmp >/tmp/redis.log 2>&1 &\n"
+    + _UNTIL_LISTENS.format(port=7101)
+    + """
+$benchmark -p 7101 -n {requests} -c 8 -q --csv -t ping_mbulk,set,get,incr,lpush,lpop | cut -d , -f 1
+for command in DBSIZE 'GET counter:__rand_int__' 'LLEN mylist' QUIT; do
+  printf '%s\\r\\n' "$command"
+done | nc 127.0.0.1 7101
+printf 'SHUTDOWN NOSAVE\\r\\n' | nc 127.0.0.1 7101
+wait $!
+echo status $?
+"""
+)
+
+_LIGHTTPD_COMMANDS = (
+    """
+mkdir -p /tmp/pages; head -c 30000 /tmp/words >/tmp/pages/page
+cat >/tmp/lighttpd.conf <<end
+server.document-root = "/tmp/pages"
+server.port = 7102
+server.bind = "127.0.0.1"
+server.compat-module-load = "disable"
+end
+$lighttpd -D -f /tmp/lighttpd.conf 2>/tmp/lighttpd.log &
+server=$!
+"""
+    + _UNTIL_LISTENS.format(port=7102)
+    + """
+$ab -q -n {requests} -c 4 http://127.0.0.1:7102/page | grep -E '^(Document|Complete|Failed|Total|HTML)'
+$ab -q -k -n {requests} -c 2 http://127.0.0.1:7102/none | grep -E '^(Document|Complete|Failed|Non|Keep)'
+wget -q -O - http://127.0.0.1:7102/page | sha256sum
+kill $server; wait $server; echo status $?
+"""
+)
+
+_TLS_COMMANDS = (
+    """
+cd /tmp
+cat >openssl.cnf <<end
+[req]
+distinguished_name = name
+x509_extensions = own
+[name]
+[own]
+basicConstraints = CA:TRUE
+end
+$openssl req -config openssl.cnf -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=veil \\
+  -keyout key.pem -out certificate.pem 2>/dev/null
+$openssl s_server -accept 7103 -cert certificate.pem -key key.pem -tls1_3 -HTTP -naccept {requests} >server.log 2>&1 &
+"""
+    + _UNTIL_LISTENS.format(port=7103)
+    + """
+i=0
+while [ $i -lt {requests} ]; do
+  i=$((i+1))
+  printf 'GET /words HTTP/1.0\\r\\n\\r\\n' | $openssl s_client -connect 127.0.0.1:7103 -tls1_3 -quiet -verify_quiet \\
+    -verify_return_error -CAfile certificate.pem >page 2>client.log
+  echo status $?
+  sha256sum <page
+  head -n 1 page
+done
+wait $!
+echo status $?
+"""
+)
+
+_PYTHON_SCRIPT = r"""
+import hashlib, json, queue, threading
+work, done = queue.Queue(), []
+lock = threading.Lock()
+def serve():
+    while (item := work.get()) is not None:
+        digest = hashlib.sha256(str(item).encode()).hexdigest()
+        with lock:
+            done.append((item, digest))
+threads = [threading.Thread(target=serve) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for item in range(200):
+    work.put(item)
+for _ in threads:
+    work.put(None)
+for thread in threads:
+    thread.join()
+print(json.dumps({"items": len(done), "sum": hashlib.sha256(repr(sorted(done)).encode()).hexdigest()}))
+"""
+
+EXERCISES = (
+    _one(
+        "busybox",
+        _BUSYBOX,
+        r"""
+$busybox sh -c 'i=0; while [ $i -lt 300 ]; do i=$((i+1)); done; echo $i'
+$busybox sha256sum /tmp/words
+$busybox wc /tmp/words
+$busybox sed -n 's/line 7 /seven /p' /tmp/words
+$busybox sort -r /tmp/words | head -n 2
+$busybox ls -l /tmp/words | cut -c 1-10
+echo 6 7 | $busybox awk '{print $1*$2}'
+$busybox cat /tmp/nothing; echo $?
+""",
+        "seven of some words",
+    ),
+    _one(
+        "sqlite3",
+        Program(("sqlite3",), "sqlite3", {"memory": "8M", "threads": 1}),
+        r"""
+rm -f /tmp/db
+$sqlite3 /tmp/db 'create table t(a, b); create index at on t(b); with recursive n(i) as
+  (select 1 union select i+1 from n where i < 500) insert into t select i, hex(i*i) from n'
+$sqlite3 /tmp/db 'select count(*), sum(a), max(b) from t; pragma integrity_check'
+rm /tmp/db
+""",
+        "500|125250|",
+    ),
+    _one(
+        "xz",
+        Program(("xz-utils",), "xz", {"memory": "64M", "threads": 4}),
+        r"""
+$xz -1 -T2 --block-size=16KiB </tmp/words >/tmp/words.xz
+sha256sum </tmp/words.xz
+$xz -dc /tmp/words.xz | sha256sum
+""",
+        "  -",
+    ),
+    _one(
+        "7za",
+        Program(("p7zip-full",), "usr/lib/p7zip/7za", {"memory": "64M", "threads": 6}),
+        r"""
+rm -f /tmp/words.7z
+$p7za a -mx=1 -mmt=2 -bd /tmp/words.7z /tmp/words >/dev/null
+echo status $?
+$p7za x -so -bd /tmp/words.7z | sha256sum
+""",
+        "status 0",
+    ),
+    _one(
+        "rg",
+        Program(("ripgrep",), "rg", {"memory": "16M", "threads": 6}),
+        r"""
+$rg --no-config -j 2 -c 'e [0-9]*7 of' /tmp/words
+$rg --no-config -n --sort path 'line 19[0-9]{2} ' /tmp/words | tail -n 2
+""",
+        "line 1999 of",
+    ),
+    _one(
+        "gdu",
+        Program(("gdu",), "gdu", {"memory": "256M", "threads": 24}),
+        r"""
+mkdir -p /tmp/tree/a/b
+cp /tmp/words /tmp/tree/a/b/one
+cp /tmp/words /tmp/tree/a/two
+$gdu --non-interactive --no-progress --no-color --no-cross --show-apparent-size /tmp/tree
+""",
+        "/a",
+    ),
+    _one(
+        "lua5.4",
+        Program(("lua5.4",), "lua5.4", {"memory": "16M", "threads": 1}),
+        r"""
+$lua54 -e 'local t = {} for i = 1, 20000 do t[i] = i * i % 7 end table.sort(t) print(#t, t[1], t[#t], _VERSION)
+print(("x"):rep(10), select(2, pcall(error, "an error")))'
+""",
+        "Lua 5.4",
+    ),
+    _one(
+        "luajit",
+        Program(("luajit",), "luajit", {"memory": "32M", "threads": 1}),
+        "$luajit -e 'local s = 0 for i = 1, 2e6 do s = s + i % 7 end print(s, jit.status())'",
+        "5999997\ttrue",
+    ),
+    _one(
+        "perl",
+        Program(("perl-base",), "perl", {"memory": "16M", "threads": 1}),
+        r"""
+$perl -e 'my %h; while (<>) { $h{length $_}++ } print map { "$_ $h{$_}\n" } sort { $a <=> $b } keys %h;
+$SIG{ALRM} = sub { print "alarm\n"; exit 3 }; alarm 1; 1 while 1' /tmp/words
+echo status $?
+""",
+        "alarm\nstatus 3",
+    ),
+    _one(
+        "python3.11",
+        _PYTHON,
+        f"cat >/tmp/script.py <<'end'{_PYTHON_SCRIPT}end\n$python311 -I -S /tmp/script.py",
+        '"items": 200',
+    ),
+    Exercise(
+        "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=30), "PING_MBULK"
+    ),
+    Exercise(
+        "lighttpd", {"lighttpd": _LIGHTTPD, "ab": _AB}, _LIGHTTPD_COMMANDS.format(requests=40), "requests:      40"
+    ),
+    Exercise("tls", {"openssl": _OPENSSL}, _TLS_COMMANDS.format(requests=1), "line 1 of"),
+    _one(
+        "openssl",
+        _OPENSSL,
+        r"""
+$openssl dgst -sha3-256 /tmp/words
+$openssl enc -aes-256-ctr -K 00 -iv 00 -in /tmp/words 2>/dev/null | sha256sum
+""",
+        "SHA3-256",
+    ),
+    _one(
+        "bc",
+        Program(("bc",), "bc", {"memory": "8M", "threads": 1}),
+        "echo '2^200; scale=30; 1/7' | $bc",
+        "1606938044258",
+    ),
+    _one(
+        "jq",
+        Program(("jq",), "jq", {"memory": "16M", "threads": 1}),
+        """echo '{"a":[1,2,{"b":7}]}' | $jq -c '.a[2].b * 6'""",
+        "42",
+    ),
+    _one(
+        "zstd",
+        Program(("zstd",), "zstd", {"memory": "64M", "threads": 6}),
+        r"""
+$zstd -q -3 -T2 </tmp/words >/tmp/words.zst
+sha256sum </tmp/words.zst
+$zstd -q -dc /tmp/words.zst | sha256sum
+""",
+        "  -",
+    ),
+)
+
+#: for minutes
+LONG_EXERCISES = (
+    Exercise(
+        "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=3000), "PING_MBULK"
+    ),
+    Exercise(
+        "lighttpd", {"lighttpd": _LIGHTTPD, "ab": _AB}, _LIGHTTPD_COMMANDS.format(requests=1500), "requests:      1500"
+    ),
+    Exercise("tls", {"openssl": _OPENSSL}, _TLS_COMMANDS.format(requests=20), "line 1 of"),
+)
