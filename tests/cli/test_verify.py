@@ -205,9 +205,6 @@ def test_a_report_of_the_host_names_no_vmpl(files: _Files) -> None:
         (("report", "--vcek", "page"), "page: no certificate in 22 bytes: a web page"),
         (("report", "--vcek", "vcek", "--chain", "root"), "which issued the leaf, is missing"),
         ((*_GOOD, "--policy", "bad"), "bad is not valid TOML"),
-        ((*_GOOD, "--measurement", "12"), "--measurement must be 96"),
-        ((*_GOOD, "--report-data", "zz" * 64), "--report-data must be 128"),
-        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon' is not a time: write 2026-06-01"),
         ((*_GOOD[:-2], "--at", "0001-01-01T00:00+05:00"), "no name in UTC"),
     ],
 )
@@ -215,6 +212,20 @@ def test_what_cannot_be_tried_is_one_line_and_125(files: _Files, arguments: tupl
     status, out, err = files.veil(*arguments)
     assert (status, out, err.count("\n")) == (125, "", 1)
     assert err.startswith("veil: ")
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*_GOOD, "--measurement", "12"), "--measurement must be 96"),
+        ((*_GOOD, "--report-data", "zz" * 64), "--report-data must be 128"),
+        ((*_GOOD[:-2], "--at", "noon"), "--at 'noon' is not a time: write 2026-06-01"),
+    ],
+)
+def test_a_value_that_is_not_one_is_wrong_usage(files: _Files, arguments: tuple[str, ...], words: str) -> None:
+    status, out, err = files.veil(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert words in err
 
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from veil.cli.kci_options import CODE_OPTIONS, code_policy
-from veil.cli.option_types import Function, options
+from veil.cli.option_types import Function, WrongValue, options
 from veil.errors import VeilError
 from veil.formats.enclave_calls import ENC_NAME
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
+from veil.formats.errors import FormatError
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.log_settings import DROP, HALT, LogSettings
-from veil.formats.sizes import format_size
+from veil.formats.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from veil.cvm import Configuration
@@ -118,10 +119,15 @@ class CvmOptions:
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))
         more.setdefault("readers", _fingerprints(self.reader, "--reader must be 64 hexadecimal digits (`veil key`)"))
-        return Configuration.make(self.memory, self.vcpus, **more)
+        return Configuration.make(self._memory(), self.vcpus, **more)
+
+    def _memory(self) -> int:
+        try:
+            return parse_size(self.memory)
+        except FormatError as error:
+            raise WrongValue(str(error)) from error
 
     def _services(self) -> ServicesImage:
-        from veil.formats.errors import FormatError
         from veil.image.services_image import services_from_text
 
         short = {
@@ -138,7 +144,7 @@ class CvmOptions:
         try:
             services = services_from_text([*texts, *self.service])
         except FormatError as error:
-            raise VeilError(str(error)) from error
+            raise WrongValue(str(error)) from error
         if self.no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
             raise VeilError("kernel code integrity needs VeilMon: --kci off, or leave out --no-monitor")
         if self.no_monitor and self.enclaves:
@@ -183,7 +189,7 @@ def _fingerprints(values: tuple[str, ...], words: str) -> tuple[bytes, ...]:
     try:
         found = tuple(bytes.fromhex(value) for value in values)
     except ValueError:
-        raise VeilError(words) from None
+        raise WrongValue(words) from None
     if any(len(item) != 32 for item in found):
-        raise VeilError(words)
+        raise WrongValue(words)
     return found

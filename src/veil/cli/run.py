@@ -16,10 +16,9 @@ import click
 from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.enclaves.secrets import secrets_for, send_secrets
 from veil.cli.files import read_image
-from veil.cli.option_types import SECONDS
+from veil.cli.option_types import SECONDS, WrongValue
 from veil.cli.output import emit_json, raw
 from veil.cli.progress import Progress
-from veil.errors import VeilError
 
 __all__ = ["piped_stdin", "run"]
 
@@ -27,7 +26,7 @@ __all__ = ["piped_stdin", "run"]
 def _pair(text: str, what: str) -> tuple[str, str]:
     left, colon, right = text.partition(":")
     if not colon or not left or not right:
-        raise VeilError(f"{what} {text!r}: write it as {'HOST:GUEST' if what == '--file' else 'GUEST:HOST'}")
+        raise WrongValue(f"{what} {text!r}: write it as {'HOST:GUEST' if what == '--file' else 'GUEST:HOST'}")
     return left, right
 
 

@@ -59,7 +59,7 @@ def _line(item: Finding) -> str:
     default=5.0,
     show_default=True,
     type=SOME_SECONDS,
-    metavar="SOME_SECONDS",
+    metavar="SECONDS",
     help="A kernel that gives no sign of life for longer is a finding; it beats each second by default.",
 )
 @click.option(
