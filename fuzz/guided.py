@@ -15,7 +15,14 @@ from pathlib import Path
 import atheris
 
 #: tomllib reads the policies.
-_INSTRUMENTED = ["veil.formats", "veil.remote", "veil.services.kci", "veil.snp.guest_requests", "tomllib"]
+_INSTRUMENTED = [
+    "veil.formats",
+    "veil.remote",
+    "veil.services.kci",
+    "veil.services.enc",
+    "veil.snp.guest_requests",
+    "tomllib",
+]
 # What is imported before this is not instrumented.
 with atheris.instrument_imports(include=_INSTRUMENTED, enable_loader_override=False):
     from fuzz.target import SLOW, examine

@@ -9,6 +9,7 @@ from fuzz import (
     channel,
     code_integrity,
     enclave_runtime,
+    enclave_service,
     evidence,
     guest_messages,
     kernel_code,
@@ -36,6 +37,7 @@ TARGETS: dict[str, Target] = {
         policies,
         audit_log,
         enclave_runtime,
+        enclave_service,
     )
     for target in module.TARGETS
 }

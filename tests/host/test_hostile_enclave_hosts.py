@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.enclave_guest import RESTRICTED, SHARED_DATA, SNP, VMGEXIT, EnclaveGuest
+from tests.enclave_guest import RESTRICTED, SHARED_DATA, SNP, VMGEXIT, EnclaveGuest, enter
 from tests.small_guest import PAGE
 from veil.snp import ExitCode, RmpResult, RmpViolation
 from veil.snp.layouts import EVENT_VALID, Vmcb, Vmsa
@@ -181,3 +181,61 @@ def test_an_exception_whose_delivery_the_host_drops(code: str, vector: int, at: 
         guest.permit(page, 7, 2)
         assert guest.run(vmcb) == ExitCode.VMGEXIT
         assert (guest.data(0), guest.data(1)) == (vector, guest.code_of(0) + at)
+
+
+# What a kernel leaves in the registers before it enters an enclave
+
+_BASES = 0x200040, 0x200080
+_KERNEL_SETS = f"""
+    mov ecx, 0xc0000100
+    xor edx, edx
+    mov eax, {_BASES[0]}
+    wrmsr
+    mov ecx, 0xc0000101
+    mov eax, {_BASES[1]}
+    wrmsr
+    mov dword ptr [{SHARED_DATA + 128}], 0x7f80
+    ldmxcsr [{SHARED_DATA + 128}]
+    mov word ptr [{SHARED_DATA + 136}], 0x77f
+    fldcw [{SHARED_DATA + 136}]
+    pushfq
+    or qword ptr [rsp], 0x40cd5
+    popfq
+"""
+_SEEN = f"""
+    pushfq
+    pop rax
+    mov [{SHARED_DATA}], rax
+    stmxcsr [{SHARED_DATA + 8}]
+    fnstcw [{SHARED_DATA + 16}]
+    mov rax, fs:[0]
+    mov rax, gs:[0]
+    {VMGEXIT}
+"""
+_FLAGS = 0xCD5
+"""CF PF AF ZF SF DF OF"""
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_what_the_kernel_leaves_in_registers(protected: bool) -> None:
+    """Direction flag, MXCSR, x87 control word, FS and GS: an enclave begins with its own, which are in its VMSA.
+
+    The counter-test: a VMSA that the kernel could write.
+    """
+    code = f"mov qword ptr [{SHARED_DATA + 64}], 0\n{_SEEN}{_HANDLER}"
+    with EnclaveGuest(_KERNEL_SETS + enter(0), code) as guest:
+        set_registers(guest, rflags=2)
+        if not protected:
+            set_registers(guest, rflags=2 | _FLAGS)
+            top, vmsa = guest.top, guest.vmsa_of(0)
+            top.write(vmsa + Vmsa.mxcsr.offset, (0x7F80).to_bytes(4, "little"))
+            top.write(vmsa + Vmsa.x87_fcw.offset, (0x77F).to_bytes(2, "little"))
+        before = guest.registers(0)
+        guest.go()
+        seen = guest.data(0) & _FLAGS, guest.data(1) & 0xFFFFFFFF, guest.data(2) & 0xFFFF
+        assert seen == ((0, 0x1F80, 0x37F) if protected else (_FLAGS, 0x7F80, 0x77F))
+        after = guest.registers(0)
+        assert (after.fs.base, after.gs.base) == (before.fs.base, before.gs.base) != _BASES
+        kernel = guest.vmsa()
+        # And the kernel finds its own again.
+        assert (kernel.mxcsr, kernel.x87_fcw, kernel.fs.base, kernel.gs.base) == (0x7F80, 0x77F, *_BASES)

@@ -100,6 +100,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "cpuid": ([_PTR, ctypes.c_uint32, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], None),
     "set_tsc_offset": ([_PTR, _U64], None),
     "set_pause_limit": ([_PTR, ctypes.c_uint32], None),
+    "set_single_step": ([_PTR, ctypes.c_uint32], None),
     "counters": ([_PTR], ctypes.POINTER(EngineCounters)),
 }
 
@@ -162,6 +163,10 @@ class Engine:
     def set_pause_limit(self, limit: int) -> None:
         """Exit with PAUSE after this many PAUSE instructions; 0: never."""
         self._library.veil_engine_set_pause_limit(self.handle, limit)
+
+    def set_single_step(self, on: bool) -> None:
+        """Whether each VMRUN ends with INTR after one instruction or event."""
+        self._library.veil_engine_set_single_step(self.handle, int(on))
 
     @property
     def counters(self) -> EngineCounters:

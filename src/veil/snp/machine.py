@@ -177,6 +177,13 @@ class Machine:
         """PAUSE exits to the host after this many; 0 for never (a single VCPU has nobody to wait for)."""
         self._engine.set_pause_limit(limit)
 
+    def set_single_step(self, on: bool) -> None:
+        """VMRUN of machine code ends with INTR after each instruction, and after the delivery of each event.
+
+        A host can have that of any guest by its timer (SEV-Step); string instructions end after each element.
+        """
+        self._engine.set_single_step(on)
+
     def kick(self) -> None:
         """End the running VMRUN soon; safe from another thread or a signal handler."""
         self._engine.kick()

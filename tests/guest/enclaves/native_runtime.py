@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from veil.guest.enclaves.manifest import Manifest
 from veil.guest.enclaves.runtime.build import RUNTIME_FLAGS
 from veil.guest.enclaves.trusted_files import ComputerFiles
 
-__all__ = ["ANYTHING", "NativeRuntime", "compile_program"]
+__all__ = ["ANYTHING", "Lie", "NativeRuntime", "compile_program"]
 
 _HERE = Path(__file__).parent / "native"
 #: All that a test may need: the kernel outside is this computer's.
@@ -39,17 +41,63 @@ def compile_program(place: Path, text: str, *flags: str) -> Path:
     return place / "program"
 
 
+@dataclass(frozen=True)
+class Lie:
+    """What a hostile kernel does about one system call, each time or only the first time after a `sync`."""
+
+    call: int
+    result: int | None = None
+    """It does nothing and answers this; None: it does what it is asked for."""
+    once: bool = False
+    put: tuple[tuple[int, int, int, int], ...] = ()
+    """Argument, offset, bytes, value: written where the argument points to."""
+    later: tuple[int, int, int, int] | None = None
+    """The same, written when the runtime has read the place once."""
+
+    def variables(self) -> dict[str, str]:
+        """As `native.c` hears it."""
+        said = {"LIE_CALL": str(self.call)}
+        if self.result is not None:
+            said["LIE_RESULT"] = str(self.result & (1 << 64) - 1)
+        if self.once:
+            said["LIE_ONCE"] = "1"
+        for number, put in enumerate(self.put):
+            said[f"LIE_PUT{number}"] = ",".join(map(str, put))
+        if self.later is not None:
+            said["LIE_LATER"] = ",".join(map(str, self.later))
+        return said
+
+
 class NativeRuntime:
     """`native/`, linked with the runtime's own source."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, units: Mapping[str, str] | None = None) -> None:
+        """`units`: C files with another text than the runtime's own has, by name; the others are compiled once."""
         self.place = place
+        self.program = place / f"native{len(list(place.glob('native*')))}"
         source = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
-        units = [path for path in sorted(source.glob("*.c")) if path.name != "floating_point.c"]
+        texts = {path.name: path.read_text() for path in (*source.glob("*.c"), source / "memory_access.S")}
+        changed = dict(units or {})
+        texts |= {path.name: path.read_text() for path in _HERE.iterdir()} | changed
+        del texts["floating_point.c"]
+        objects = [str(self._compile(name, text, source, name in changed)) for name, text in sorted(texts.items())]
         flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", f"-Wl,-T,{source / 'runtime.ld'}"]
-        parts = [*units, source / "memory_access.S", _HERE / "native.c", _HERE / "entry.S"]
-        command = ["cc", *RUNTIME_FLAGS, *flags, f"-I{source}", "-o", str(place / "native"), *map(str, parts)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        self._cc([*flags, "-o", str(self.program), *objects])
+
+    def _compile(self, name: str, text: str, source: Path, changed: bool) -> Path:
+        made = self.place / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{name}.o"
+        if not made.exists():
+            kind = "assembler-with-cpp" if name.endswith(".S") else "c"
+            # The assembler's and the native parts' own folders, for what they include by a path.
+            include = [f"-I{source}", "-iquote", str(_HERE if (_HERE / name).exists() else source)]
+            # Without a check what it looked at is not used.
+            quiet = ["-w"] if changed else []
+            self._cc([*RUNTIME_FLAGS, *quiet, *include, "-c", "-o", str(made), "-x", kind, "-"], text)
+        return made
+
+    @staticmethod
+    def _cc(arguments: list[str], text: str = "") -> None:
+        done = subprocess.run(["cc", *arguments], input=text, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     def build(self, program: Path | str, manifest: dict[str, object] | None = None) -> EnclaveImage:
@@ -63,17 +111,17 @@ class NativeRuntime:
         stdin: bytes = b"",
         environment: dict[str, str] | None = None,
         directory: Path | None = None,
-        lie: tuple[int, int] | None = None,
+        lie: Lie | None = None,
         secret: str | None = None,
         late: int = 0,
     ) -> subprocess.CompletedProcess[bytes]:
-        """`arguments`: from argv[0] on. `lie`: a system call that the kernel does not do, and its answer. `secret`:
-        NAME=VALUE that the service has, when it was asked `late` times."""
-        file = self.place / "image.enclave"
-        file.write_bytes(image.pack())
+        """`arguments`: from argv[0] on. `secret`: NAME=VALUE that the service has, when it was asked `late` times."""
+        file = self.place / f"{image.measurement.hex()[:16]}.enclave"
+        if not file.exists():
+            file.write_bytes(image.pack())
         environment = dict(environment or {})
         if lie:
-            environment |= {"LIE_CALL": str(lie[0]), "LIE_RESULT": str(lie[1])}
+            environment |= lie.variables()
         if secret is not None:
             environment |= {"SECRET": secret, "SECRET_LATE": str(late)}
         return self._start([str(file), *arguments], stdin, environment, directory)
@@ -82,6 +130,6 @@ class NativeRuntime:
         self, arguments: Sequence[str], stdin: bytes, environment: dict[str, str], directory: Path | None
     ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [str(self.place / "native"), *arguments],
-            input=stdin, capture_output=True, timeout=60, env=environment, cwd=directory, check=False,
+            [str(self.program), *arguments],
+            input=stdin, capture_output=True, timeout=30, env=environment, cwd=directory, check=False,
         )  # fmt: skip

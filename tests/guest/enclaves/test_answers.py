@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
+from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
 from veil.guest.enclaves.image import EnclaveImage
 
 _TEXT = r"""
@@ -64,6 +64,6 @@ def test_an_honest_kernel_is_believed(native: NativeRuntime, image: EnclaveImage
 @pytest.mark.parametrize("name", _CALLS)
 def test_a_success_that_is_none(native: NativeRuntime, image: EnclaveImage, tmp_path: Path, name: str) -> None:
     """A number above 0 is a success for programs, but nothing was done, and no result is there."""
-    done = native.run(image, "p", str(tmp_path / "file"), lie=(_CALLS[name], 1))
+    done = native.run(image, "p", str(tmp_path / "file"), lie=Lie(_CALLS[name], 1))
     assert (done.returncode, done.stdout) == (125, b"")
     assert done.stderr == f"log: {name} is answered by 0x1, which it cannot be\n".encode()

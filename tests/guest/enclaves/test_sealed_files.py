@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
+from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
 
 _TEXT = r"""
 #define _GNU_SOURCE
@@ -113,7 +113,7 @@ def run(native: NativeRuntime, tmp_path: Path) -> Callable[..., list[str]]:
     files = {"sealed": [f"{place}/"], "pass": [f"{tmp_path}/outside/"]}
     image = native.build(compile_program(tmp_path, _TEXT, "-static"), {**ANYTHING, "files": files})
 
-    def call(*words: str, lie: tuple[int, int] | None = None) -> list[str]:
+    def call(*words: str, lie: Lie | None = None) -> list[str]:
         done = native.run(image, "p", *words, lie=lie)
         assert done.returncode == 0, done
         return done.stdout.decode().splitlines()
@@ -166,7 +166,7 @@ def test_a_file_is_emptied_whatever_the_kernel_says(run: Callable[..., list[str]
     """By lseek it is not empty. What it held before would be behind what is written now."""
     path = tmp_path / "sealed" / "file"
     run("write", str(path))
-    assert run("empty", str(path), lie=(8, 1)) == ["5004 secret", "6 short!"]
+    assert run("empty", str(path), lie=Lie(8, 1)) == ["5004 secret", "6 short!"]
 
 
 def test_what_is_known_of_a_file_moves_with_its_folder(run: Callable[..., list[str]], tmp_path: Path) -> None:

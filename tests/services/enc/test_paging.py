@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -16,6 +16,7 @@ from veil.formats.enclaves import ARENA, RUNTIME, MailboxCall, Prot
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.monitor import VeilMon
+from veil.services.context import Asking, MonitorRefused
 from veil.snp import RmpViolation
 
 RW = Prot.R | Prot.W
@@ -219,3 +220,78 @@ def test_over_a_snapshot(bench: PagingBench) -> None:
     bench.resume(monitor, services)
     assert [bench.give_back(number, *item[::2]) for item in given] == [Status.OK] * 2
     assert [bench.text(number, at) for at in range(4)] == TEXTS
+
+
+# A host that refuses in the middle.
+
+
+def test_a_host_that_takes_the_page_that_comes_back(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its content is known, and not yet written: nothing is lost, and it may come again in another page."""
+    number = bench.start()
+    ((va, _, sealed),) = bench.reclaim(number, 1)
+    away = bench.enclave(number).away
+    honest = away.open
+
+    def open_late(at: int, content: bytes) -> bytes:
+        found = honest(at, content)
+        bench.host.rmpupdate(page, assigned=False)
+        return found
+
+    page = bench.frames(1)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(away, "open", open_late)
+        assert bench.give_back(number, va, sealed, page) == Status.UNAVAILABLE
+    assert page in bench.enclave(number).owned, "it goes back with the enclave, if it ever can"
+    assert bench.give_back(number, va, sealed) == Status.OK
+    assert bench.text(number, 0) == TEXTS[0]
+
+
+def test_a_host_that_refuses_a_page_with_wrong_content_to_go_back(
+    bench: PagingBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays the enclave's, unused, instead of being nobody's."""
+    number = bench.start()
+    ((va, _, sealed),) = bench.reclaim(number, 1)
+    page = bench.frames(1)[0]
+
+    monitor = bench.service.context.monitor
+    honest = monitor.move
+
+    def move(ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+        if target is Owner.KERNEL:
+            raise MonitorRefused(Status.UNAVAILABLE, "the host does not do it")
+        yield from honest(ranges, source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor, "move", move)
+        assert bench.give_back(number, va, bytes(PAGE), page) == Status.NOT_ALLOWED
+    assert bench.monitor.book.owner(page) is Owner.ENCLAVE
+    assert page in bench.enclave(number).owned
+    assert bench.give_back(number, va, sealed) == Status.OK
+    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert owners(bench, [page]) == {Owner.KERNEL}
+
+
+def test_a_snapshot_of_one_that_can_only_be_destroyed(bench: PagingBench) -> None:
+    """Its content came before there were page tables."""
+    number, _ = bench.create()
+    assert bench.add(number, 1, 0, bench.frames(1), CONTENT) == Status.FULL
+    services = Services()
+    assert bench.services is not None
+    services.restore(bench.services.save())
+
+
+def test_without_tags_the_kernel_would_choose(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: what was true once, or of another page, is the enclave's memory again."""
+    number = bench.start()
+    away = bench.enclave(number).away
+    monkeypatch.setattr(away, "seal", lambda va, content: content)
+    monkeypatch.setattr(away, "open", lambda va, content: content)
+    first = bench.reclaim(number, 2)
+    assert bench.give_back(number, *first[0][::2]) == Status.OK
+    bench.view(2).write(translated(bench, number, ARENA)[1], b"newer")
+    bench.reclaim(number, 1)
+    assert bench.give_back(number, ARENA, first[0][2]) == Status.OK
+    assert bench.text(number, 0) == TEXTS[0], "replayed"
+    assert bench.give_back(number, ARENA + PAGE, first[0][2]) == Status.OK
+    assert bench.view(2).read(translated(bench, number, ARENA + PAGE)[1], PAGE) == first[0][2], "exchanged"

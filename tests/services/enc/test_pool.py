@@ -110,3 +110,12 @@ def test_a_fault_brings_no_pages_that_the_pool_does_not_have(bench: EnclaveBench
     assert (answer.status, bytes(answer.data[:16])) == (Status.OK, bytes(16))
     assert bench.mail(number, MailboxCall.FAULT, ARENA, 8, RW).status == Status.OK
     assert translated(bench, number, ARENA + 7 * PAGE)[0] == 7 | 1 << 63
+
+
+def test_pages_that_nobody_asked_for_do_not_make_a_pool_smaller(bench: EnclaveBench) -> None:
+    """The kernel returns pages that it never had: more than the pool may have, and the enclave maps them as others."""
+    number = bench.make(replace(LAYOUT, pool_pages=2))
+    for page in bench.frames(6):
+        assert bench.enc(EnclaveCall.RETURN, struct.pack("<IIQ", number, 0, ARENA), [page])[0] == Status.OK
+    assert _ask(bench, number, MailboxCall.MAP, ARENA, 2, RW) == b""
+    assert _status(bench, number) == Status.OK

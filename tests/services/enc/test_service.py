@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,9 @@ from veil.formats.enclaves import (
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.monitor import VeilMon
-from veil.services.enc.enclave import State
+from veil.services.context import Asking, MonitorClient
+from veil.services.enc import page_moves
+from veil.services.enc.enclave import Enclave, State
 from veil.services.enc.service import EncService
 from veil.snp import RmpViolation
 from veil.snp.guest_requests import GuestRequests
@@ -167,6 +169,14 @@ def test_wrong_content(bench: EnclaveBench) -> None:
     assert owners(bench, pages) == {Owner.KERNEL}
 
 
+def test_without_the_digest_wrong_content_would_run(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Enclave._finish_record
+    monkeypatch.setattr(Enclave, "_finish_record", lambda enclave, digest: honest(enclave, enclave._hash.digest()))
+    number = bench.make(content=CONTENT[:5000] + b"\xcc" + CONTENT[5001:])
+    _, page = translated(bench, number, RUNTIME + PAGE)
+    assert bench.view(2).read(page, PAGE)[5000 - PAGE] == 0xCC
+
+
 @pytest.mark.parametrize(
     ("record", "page", "count"),
     [(0, 0, 1), (1, 1, 1), (1, 0, 3), (2, 0, 1), (3, 0, 1), (1 << 31, 0, 1), (1, 1 << 40, 1)],
@@ -201,6 +211,24 @@ def test_a_page_twice(bench: EnclaveBench) -> None:
     assert bench.window(first, 1, windows) == Status.NOT_ALLOWED
     assert bench.add(first, 1, 0, windows) == Status.NOT_ALLOWED
     assert bench.enclave(first).state is bench.enclave(second).state is State.MAKING
+
+
+def test_without_the_page_book_two_enclaves_would_share_a_page(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(monitor: MonitorClient, pages: Sequence[int], target: Owner) -> Asking[None]:
+        free = [page for page in pages if bench.monitor.book.owner(page) is Owner.KERNEL]
+        yield from honest(monitor, free, target)
+
+    honest = page_moves.take
+    first = bench.make()
+    _, page = translated(bench, first, 0x400000)
+    monkeypatch.setattr("veil.services.enc.enclave.take", take)
+    second, needed = bench.create()
+    own = bench.frames(needed - 1)
+    assert bench.donate(second, [page, *own]) == Status.OK
+    assert page in bench.enclave(first).owned
+    assert page in bench.enclave(second).owned
 
 
 @pytest.mark.parametrize("page", [MONITOR, SERVICES, 0x40000, 1 << 40, 8 << 20], ids=hex)

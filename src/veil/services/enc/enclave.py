@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.enclaves import (
@@ -134,10 +135,11 @@ class Enclave:
     def require_pool(self, pages: int) -> None:
         """There must be so many that are free. Raises NeedsPages if the kernel may give them, NoFrames if not."""
         missing, left = pages - len(self.pool), self.layout.pool_pages - self.granted
+        if missing <= 0:
+            return
         if missing > left:
             raise NoFrames(f"the pool has {len(self.pool) + left} pages left, not {pages}")
-        if missing > 0:
-            raise NeedsPages(min(left, max(missing, _GROWTH)))
+        raise NeedsPages(min(left, max(missing, _GROWTH)))
 
     def put_into_pool(self, frames: Sequence[int]) -> None:
         """What was mapped. 0 for a page that the kernel has: it gives another one, or returns it."""
@@ -151,7 +153,11 @@ class Enclave:
             raise EnclaveError(f"slot {slot} needs no window of {len(pages)} pages")
         yield from take(context.monitor, pages, Owner.ENCLAVE_WINDOW)
         self.windows[slot] = list(pages)
-        self._make_tables(context.guest).map(WINDOW + slot * WINDOW_STRIDE, pages, Prot.R | Prot.W, fixed=True)
+        try:
+            self._make_tables(context.guest).map(WINDOW + slot * WINDOW_STRIDE, pages, Prot.R | Prot.W, fixed=True)
+        except Exception:
+            self.state = State.UNUSABLE
+            raise
 
     def add_content(self, context: ServiceContext, record: int, page: int, pages: Sequence[int]) -> Asking[None]:
         """The next pages of content; the last ones of a record show whether it is what the layout says."""
@@ -244,7 +250,9 @@ class Enclave:
                 break
             sealed = self.away.seal(va, context.guest.read(frame, PAGE_SIZE))
             self.owned.remove(frame)
-            yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE_LEAVING, Owner.KERNEL)
+            # If the host refuses now the page is nobody's any more; what was in it is not lost.
+            with suppress(MonitorRefused):
+                yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE_LEAVING, Owner.KERNEL)
             given.append((va, frame, sealed))
         return given
 
@@ -252,18 +260,22 @@ class Enclave:
         """A page that comes back. Raises EnclaveError if it does not hold what was given last for this address."""
         self._require(State.READY)
         yield from take(context.monitor, [page], Owner.ENCLAVE)
+        # Whatever the host does from here on: what the enclave has goes back with it.
+        self.owned.append(page)
+        wanted = self.tables.is_away(va)
         try:
-            wanted = self.tables.is_away(va)
             content = self.away.open(va, context.guest.read(page, PAGE_SIZE)) if wanted else bytes(PAGE_SIZE)
         except EnclaveError:
-            yield from context.monitor.move([(page, PAGE_SIZE)], Owner.ENCLAVE, Owner.KERNEL)
+            with suppress(MonitorRefused):
+                yield from context.monitor.move([(page, PAGE_SIZE)], Owner.ENCLAVE, Owner.KERNEL)
+                self.owned.remove(page)
             raise
-        self.owned.append(page)
         context.guest.write(page, content)
+        # Not before it is there: a page that the host took in between is asked for again.
+        self.away.forget(va)
         if wanted:
             self.tables.bring_back(va, page)
         else:
-            self.away.forget(va)
             self.pool.append(page)
             self.granted += 1
 
@@ -351,7 +363,7 @@ class Enclave:
         made._record, made._page = state["progress"]
         if state["tables"] is not None:
             made._tables = PageTables.load(guest, made.spare, state["tables"])
-        if made._page:
+        if made._page and made.state is State.MAKING:
             # The hash of a record that is not complete is made again.
             va = made.layout.records[made._record].va
             for at in range(made._page):

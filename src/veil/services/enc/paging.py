@@ -38,19 +38,17 @@ class AwayPages:
         return sealed[:-_TAG]
 
     def open(self, va: int, sealed: bytes) -> bytes:
-        """Content that comes back, once. Raises EnclaveError if it is not what was given last for this address."""
+        """Content that comes back. Raises EnclaveError if it is not what was given last for this address."""
         if va not in self._given:
             raise EnclaveError(f"nothing of {va:#x} was given away")
         key, nonce, tag = self._given[va]
         try:
-            content = AESGCM(key).decrypt(nonce, sealed + tag, va.to_bytes(8, "little"))
+            return AESGCM(key).decrypt(nonce, sealed + tag, va.to_bytes(8, "little"))
         except InvalidTag:
             raise EnclaveError(f"what comes back for {va:#x} is not what was given last") from None
-        del self._given[va]
-        return content
 
     def forget(self, va: int) -> None:
-        """The enclave has no use for it any more."""
+        """It is there again, or the enclave has no use for it any more."""
         self._given.pop(va, None)
 
     # Snapshots, which are secret. Two machines from one must not use a nonce twice: each goes on with a key of its own.

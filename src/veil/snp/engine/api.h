@@ -69,6 +69,8 @@ VEIL_API void veil_engine_cpuid(struct veil_engine *engine, uint32_t leaf, uint3
 /* The guest's TSC is CLOCK_MONOTONIC in nanoseconds and this. */
 VEIL_API void veil_engine_set_tsc_offset(struct veil_engine *engine, uint64_t offset);
 VEIL_API void veil_engine_set_pause_limit(struct veil_engine *engine, uint32_t limit);
+/* Not 0: each VMRUN ends with INTR after one instruction, or one iteration of it, or the delivery of one event. */
+VEIL_API void veil_engine_set_single_step(struct veil_engine *engine, uint32_t on);
 VEIL_API const struct veil_engine_counters *veil_engine_counters(struct veil_engine *engine);
 
 #endif

@@ -111,6 +111,11 @@ void veil_engine_set_pause_limit(struct veil_engine *e, uint32_t limit)
     e->pauses = 0;
 }
 
+void veil_engine_set_single_step(struct veil_engine *e, uint32_t on)
+{
+    e->cs->singlestep_enabled = on != 0;
+}
+
 const struct veil_engine_counters *veil_engine_counters(struct veil_engine *e)
 {
     return &e->counters;

@@ -18,6 +18,14 @@ TranslationBlock *__real_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, 
 TranslationBlock *__wrap_tb_htable_lookup_x86_64(CPUState *cs, target_ulong pc, target_ulong cs_base, uint32_t flags,
                                                  uint32_t cf_mask);
 
+/* As if a timer of the host had fired. */
+static void leave(struct veil_engine *e)
+{
+    e->exit_code = VEIL_EXIT_INTR;
+    e->exit_info_1 = e->exit_info_2 = 0;
+    e->cs->exception_index = VEIL_EXCP_EXIT;
+}
+
 /* Somebody asked for the core: if the host did, or time is up, the exit is set up. */
 static bool must_leave(struct veil_engine *e)
 {
@@ -31,9 +39,7 @@ static bool must_leave(struct veil_engine *e)
         return false;
     }
     e->kicked = false;
-    e->exit_code = VEIL_EXIT_INTR;
-    e->exit_info_1 = e->exit_info_2 = 0;
-    cs->exception_index = VEIL_EXCP_EXIT;
+    leave(e);
     return true;
 }
 
@@ -84,6 +90,10 @@ static TranslationBlock *find_block(CPUState *cs, TranslationBlock *last, int ex
         cflags = curr_cflags();
     } else {
         cs->cflags_next_tb = -1;
+    }
+    if (unlikely(cs->singlestep_enabled)) {
+        /* A block of one instruction, which is never mistaken for a longer one: this is part of what it is found by. */
+        cflags = (cflags & ~CF_COUNT_MASK) | 1;
     }
     tb = tb_lookup__cpu_state(cs, &pc, &cs_base, &flags, cflags);
     if (!tb) {
@@ -150,10 +160,17 @@ void veil_run(struct veil_engine *e)
             e->delivering.pending = false;
             break;
         }
+        if (exception == EXCP_DEBUG) { /* the end of a single step */
+            leave(e);
+            continue;
+        }
         if (exception >= EXCP_INTERRUPT) {
             cs->exception_index = -1;
         } else if (exception >= 0) {
             if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
+                if (unlikely(cs->singlestep_enabled) && cs->exception_index != VEIL_EXCP_EXIT) {
+                    leave(e);
+                }
                 continue;
             }
             veil_take_exception(e);
@@ -164,6 +181,10 @@ void veil_run(struct veil_engine *e)
                 continue;
             }
             veil_deliver_event(e);
+            if (unlikely(cs->singlestep_enabled)) {
+                leave(e);
+                continue;
+            }
         }
         run_blocks(e);
     }

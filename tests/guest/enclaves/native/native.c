@@ -24,6 +24,7 @@ extern const char runtime_start[];
 #define NR_EXIT 60
 #define NR_SIGALTSTACK 131
 #define NR_PRCTL 157
+#define NR_SYNC 162
 #define NR_EXIT_GROUP 231
 #define SET_DISPATCH 59
 #define FIXED 0x32 /* MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED */
@@ -32,6 +33,7 @@ extern const char runtime_start[];
 #define RUNTIME_ROOM 0x1000000
 #define CODE_ROOM 0x100000
 #define ALTERNATE_AT 0x1000
+#define FLAG_TF 0x100
 #define SIGNAL_FLAGS 0x4c000004 /* SA_NODEFER | SA_ONSTACK | SA_RESTORER | SA_SIGINFO */
 
 static struct {
@@ -40,10 +42,20 @@ static struct {
 } slots[VEIL_ENC_MAX_SLOTS];
 static u64 pool_left;
 static u8 blocking = 1;
-/* A kernel that lies: it does not do this system call, and answers that it did. */
+/*
+ * A kernel that lies about one system call. It answers `result` and does nothing, or does it, if there is no `result`;
+ * then it writes into the window, where arguments point to. `once`: only the first time after a sync(). `later`: what a
+ * place holds from the second time on that the runtime reads it; its page is not there, so each access shows.
+ */
+#define MOST_PUT 4
 static struct {
-	bool told;
+	bool told, answered, once, armed, stepping;
 	u64 nr, result;
+	struct put {
+		u64 argument, offset, bytes, value;
+	} put[MOST_PUT], later;
+	u32 count, reads;
+	u64 place;
 } lie;
 /* NAME=VALUE that an owner has sent; so often it has not come yet. */
 static struct {
@@ -148,16 +160,79 @@ static u32 serve(struct thread *self, struct veil_mailbox *mailbox)
 	}
 }
 
+static void put(u64 address, u64 bytes, u64 value)
+{
+	/* As the kernel would: what is not there it cannot write. */
+	if (address - VEIL_ENC_WINDOW < VEIL_ENC_MAX_SLOTS * (u64)VEIL_ENC_WINDOW_STRIDE)
+		memcpy((void *)address, &value, bytes);
+}
+
+static bool lies_now(u64 nr)
+{
+	bool now = lie.told && lie.armed && lie.nr == nr;
+
+	if (lie.once && nr == NR_SYNC)
+		lie.armed = true;
+	else if (lie.once && now)
+		lie.armed = false;
+	return now;
+}
+
+static void watch(u32 prot)
+{
+	if (lie.place)
+		raw(NR_MPROTECT, page_down(lie.place), PAGE, prot, 0, 0, 0);
+}
+
+static s64 system_call_outside(u64 nr, const u64 *a)
+{
+	bool now = lies_now(nr);
+	s64 result;
+
+	if (now && lie.answered)
+		result = (s64)lie.result;
+	else
+		result = raw(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+	for (u32 i = 0; now && i < lie.count; i++)
+		put(a[lie.put[i].argument] + lie.put[i].offset, lie.put[i].bytes, lie.put[i].value);
+	if (now && lie.later.bytes) {
+		lie.place = a[lie.later.argument] + lie.later.offset;
+		watch(0);
+	}
+	return result;
+}
+
+/* Between two accesses the kernel writes. */
+static bool is_watched(int number, u64 address, struct user_context *user)
+{
+	if (number == 5 && lie.stepping) {
+		watch(0);
+		lie.stepping = false;
+		user->rflags &= ~(u64)FLAG_TF;
+		return true;
+	}
+	if (number != 11 || !lie.place || page_down(address) != page_down(lie.place))
+		return false;
+	watch(3);
+	if (address == lie.place && lie.reads++)
+		put(lie.place, lie.later.bytes, lie.later.value);
+	lie.stepping = true;
+	user->rflags |= FLAG_TF;
+	return true;
+}
+
 void leave(struct thread *self)
 {
 	struct veil_window_block *block = block_of(self->slot);
 	struct veil_mailbox *mailbox = (void *)((u8 *)self + VEIL_ENC_MAILBOX);
 	u64 *a = block->args;
 
+	watch(3);
+	lie.place = 0;
+
 	switch (block->state) {
 	case VEIL_WINDOW_SYSCALL:
-		block->result = lie.told && block->nr == lie.nr ? (s64)lie.result
-								: raw(block->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+		block->result = system_call_outside(block->nr, (const u64[6]){ a[0], a[1], a[2], a[3], a[4], a[5] });
 		break;
 	case VEIL_WINDOW_INTERRUPT:
 		/* Nobody is interrupted here: a signal comes with the next event. */
@@ -237,6 +312,8 @@ static void handler(int number, void *information, void *context)
 	u64 vector = call ? 6 : user->trap;
 	struct frame frame = { vector, user->error, user->rip, 0, user->rflags, user->rsp, 0 };
 
+	if (is_watched(number, *(u64 *)((u8 *)information + 16), user))
+		return;
 	if (vector == 14)
 		slots[self->slot].fault = *(u64 *)((u8 *)information + 16);
 	if (user->rip - (u64)runtime_start < CODE_ROOM) {
@@ -309,29 +386,55 @@ static bool same(const u8 *a, const char *b)
 	return *a == (u8)*b;
 }
 
-static u64 decimal(const char *text)
+static u64 decimal(const char **text)
 {
 	u64 value = 0;
 
-	while (*text >= '0' && *text <= '9')
-		value = value * 10 + (u64)(*text++ - '0');
+	while (**text >= '0' && **text <= '9')
+		value = value * 10 + (u64)(*(*text)++ - '0');
+	if (**text)
+		(*text)++;
 	return value;
 }
 
-/* LIE_CALL and LIE_RESULT, SECRET and SECRET_LATE in the environment. */
+static struct put hear_put(const char *text)
+{
+	struct put put;
+
+	put.argument = decimal(&text) % 6;
+	put.offset = decimal(&text);
+	put.bytes = least(decimal(&text), 8);
+	put.value = decimal(&text);
+	return put;
+}
+
+/* LIE_CALL=number, LIE_RESULT=number, LIE_ONCE, LIE_PUTn and LIE_LATER=argument,offset,bytes,value; SECRET and SECRET_LATE. */
 static void hear(char **variables)
 {
+	lie.armed = true;
 	for (; *variables; variables++) {
-		if (!memcmp(*variables, "LIE_CALL=", 9))
-			lie.nr = decimal(*variables + 9);
-		if (!memcmp(*variables, "LIE_RESULT=", 11)) {
-			lie.result = decimal(*variables + 11);
+		const char *text = *variables;
+
+		while (*text && *text++ != '=')
+			;
+		if (!memcmp(*variables, "LIE_CALL=", 9)) {
+			lie.nr = decimal(&text);
 			lie.told = true;
+		} else if (!memcmp(*variables, "LIE_RESULT=", 11)) {
+			lie.result = decimal(&text);
+			lie.answered = true;
+		} else if (!memcmp(*variables, "LIE_ONCE=", 9)) {
+			lie.once = true;
+			lie.armed = false;
+		} else if (!memcmp(*variables, "LIE_PUT", 7) && lie.count < MOST_PUT) {
+			lie.put[lie.count++] = hear_put(text);
+		} else if (!memcmp(*variables, "LIE_LATER=", 10)) {
+			lie.later = hear_put(text);
 		}
 		if (!memcmp(*variables, "SECRET=", 7))
 			secret.text = *variables + 7;
 		if (!memcmp(*variables, "SECRET_LATE=", 12))
-			secret.late = decimal(*variables + 12);
+			secret.late = decimal(&text);
 	}
 }
 

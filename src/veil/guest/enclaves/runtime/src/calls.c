@@ -160,7 +160,19 @@ static s64 put_part(struct thread *self, const struct argument *argument, u32 i,
 	return argument->kind == PARTIAL_IN ? copy_in(buffer, a[i], bytes) : 0;
 }
 
-static s64 check_result(struct thread *self, u64 nr, const struct call *call, s64 result, u64 bytes)
+/* Of what the program gave room for; with no room it asks how many there are. */
+static bool is_count(const struct call *call, const u64 *a, s64 result)
+{
+	for (u32 i = 0; i < ARGUMENTS; i++) {
+		const struct argument *argument = &call->arguments[i];
+
+		if (argument->kind == COUNTED_OUT && (u32)a[argument->count_in])
+			return (u64)result <= (u32)a[argument->count_in];
+	}
+	return result <= LARGEST_NUMBER;
+}
+
+static s64 check_result(struct thread *self, u64 nr, const struct call *call, const u64 *a, s64 result, u64 bytes)
 {
 	bool good;
 
@@ -170,6 +182,12 @@ static s64 check_result(struct thread *self, u64 nr, const struct call *call, s6
 		break;
 	case BYTES:
 		good = (u64)result <= bytes;
+		break;
+	case COUNT:
+		good = is_count(call, a, result);
+		break;
+	case ANY:
+		good = true;
 		break;
 	default:
 		good = result <= LARGEST_NUMBER;
@@ -218,7 +236,7 @@ s64 call_outside(struct thread *self, u64 nr, const struct call *call, const u64
 	result = outside(self, nr, to[0], to[1], to[2], to[3], to[4], to[5]);
 	if (result < 0)
 		return result;
-	result = check_result(self, nr, call, result, bytes);
+	result = check_result(self, nr, call, a, result, bytes);
 	return result < 0 ? result : take_results(call, a, to, result);
 }
 

@@ -27,6 +27,8 @@ enum result_kind {
 	NUMBER,
 	DESCRIPTOR,
 	BYTES,
+	COUNT,
+	ANY,
 };
 
 struct argument {

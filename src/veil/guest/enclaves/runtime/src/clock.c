@@ -26,6 +26,11 @@ static u64 speed_khz(void)
 	return ((const struct veil_enclave_info *)VEIL_ENC_INFO)->tsc_khz;
 }
 
+static bool is_time(const s64 time[2])
+{
+	return time[0] >= 0 && time[0] <= (s64)1 << 33 && time[1] >= 0 && time[1] < NANOSECONDS;
+}
+
 static s64 ask_clock(struct thread *self, u32 clock)
 {
 	u32 used = self->buffer_used;
@@ -38,7 +43,7 @@ static s64 ask_clock(struct thread *self, u32 clock)
 	seconds = READ_ONCE(shared[0]);
 	nanoseconds = READ_ONCE(shared[1]);
 	self->buffer_used = used;
-	if (seconds < 0 || seconds > (s64)1 << 33 || nanoseconds < 0 || nanoseconds >= NANOSECONDS)
+	if (!is_time((const s64[2]){ seconds, nanoseconds }))
 		attacked(self, "clock %d says %x seconds", (u64)clock, (u64)seconds);
 	return seconds * NANOSECONDS + nanoseconds;
 }
@@ -127,21 +132,24 @@ HANDLER(do_time)
 
 static s64 sleep(struct thread *self, u64 clock, u64 flags, u64 place, u64 rest)
 {
-	s64 *shared = take_buffer(self, 16), *left = take_buffer(self, 16), result;
+	s64 *shared = take_buffer(self, 16), *left = take_buffer(self, 16), own[2], result;
 
 	left[0] = left[1] = 0;
 	if (copy_in(shared, place, 16))
 		return -EFAULT;
 	for (;;) {
 		result = outside_done(self, 230, clock, flags, (u64)shared, (u64)left, 0, 0);
-		if (result != -EINTR || signal_waits(self))
+		if (result != -EINTR)
+			return result;
+		memcpy(own, left, sizeof(own));
+		if (!is_time(own))
+			attacked(self, "%x seconds of a sleep are left", (u64)own[0]);
+		if (signal_waits(self))
 			break;
 		if (!(flags & TIMER_ABSTIME))
-			memcpy(shared, left, 16);
+			memcpy(shared, own, 16);
 	}
-	if (result == -EINTR && rest && !(flags & TIMER_ABSTIME) && copy_out(rest, left, 16))
-		return -EFAULT;
-	return result;
+	return rest && !(flags & TIMER_ABSTIME) ? copy_out(rest, own, 16) ?: result : result;
 }
 
 HANDLER(do_nanosleep)

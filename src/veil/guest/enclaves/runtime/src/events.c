@@ -147,9 +147,9 @@ static void page_fault(struct thread *self)
 		injected(self, "#PF");
 	if (!(error & FAULT_USER) || error & FAULT_RESERVED)
 		injected(self, "#PF");
+	self->faulted = true;
 	if (there || memory_bring(self, address, needed))
 		return;
-	forget_fault_address(self);
 	fault(self, SIGSEGV, memory_prot(self, address) < 0 ? SEGV_MAPERR : SEGV_ACCERR, address);
 }
 
@@ -213,9 +213,9 @@ static void vmm_communication(struct thread *self)
 	cpuid(&self->regs);
 }
 
-void event_of_program(struct thread *self)
+/* An address that is still in CR2 could be played again, when the page is not there any more. */
+static void handle(struct thread *self)
 {
-	self->buffer_used = 0;
 	switch (self->regs.vector) {
 	case VECTOR_UD:
 		undefined_opcode(self);
@@ -247,6 +247,15 @@ void event_of_program(struct thread *self)
 	deliver_signals(self, -1);
 }
 
+void event_of_program(struct thread *self)
+{
+	self->buffer_used = 0;
+	self->faulted = false;
+	handle(self);
+	if (self->faulted)
+		forget_fault_address(self);
+}
+
 void event_in_runtime(struct thread *self, struct frame *frame)
 {
 	bool copies = frame->rip >= (u64)copy_user_site && frame->rip < (u64)copy_user_fault;
@@ -266,6 +275,7 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 	address = self->moves ? ask_fault(self, 0, 0, 0, &start, &pages) : memory_fault(self, &there);
 	if (address == NO_FAULT)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);
+	self->faulted = true;
 	/* Pages that are being moved were there: the service has brought one back that the kernel had taken. */
 	if (there || self->moves || memory_bring(self, address, needed))
 		return;

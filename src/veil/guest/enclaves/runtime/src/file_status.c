@@ -319,10 +319,11 @@ static void check_entries(struct thread *self, const u8 *data, u64 bytes, bool w
 		memcpy(&length, data + at + 16, sizeof(length));
 		if (length <= name || length > bytes - at)
 			attacked(self, "an entry of a folder has %d bytes of %d", (u64)length, bytes - at);
-		while (name < length && data[at + name])
+		/* With a slash it would be a path, to where the program never looked. */
+		while (name < length && data[at + name] && data[at + name] != '/')
 			name++;
-		if (name == length)
-			attacked(self, "the name of a folder's entry does not end");
+		if (name == length || data[at + name])
+			attacked(self, "the name of a folder's entry is not valid");
 		at += length;
 	}
 }

@@ -10,6 +10,7 @@
 #define NR_PWRITE 18
 #define NR_SENDFILE 40
 #define MOST_VECTORS 1024
+#define FEW_VECTORS 16
 #define LONGEST 0x7ffff000
 #define SEEK_SET 0
 #define SEEK_CUR 1
@@ -173,22 +174,51 @@ static s64 many(struct thread *self, transfer way, const u64 *a, u64 offset)
 	return done ? (s64)done : result;
 }
 
+/* Room in the window for small vectors together, and what they are; NULL: they are no such. */
+static u8 *take_vectors(struct thread *self, const u64 *a, struct vector vectors[FEW_VECTORS], u64 *total)
+{
+	*total = 0;
+	if (a[2] > FEW_VECTORS || !is_open((s32)a[0]) || copy_in(vectors, a[1], a[2] * sizeof(*vectors)))
+		return NULL;
+	for (u64 i = 0; i < a[2]; i++) {
+		if (vectors[i].length > buffer_left(self))
+			return NULL;
+		*total += vectors[i].length;
+	}
+	return *total <= buffer_left(self) ? take_buffer(self, *total) : NULL;
+}
+
+/* Small vectors come in together: a packet fills all of them, and a pipe is not waited for once something is there. */
+static s64 scattered(struct thread *self, const u64 *a, u64 offset)
+{
+	struct vector vectors[FEW_VECTORS];
+	u64 total;
+	u8 *buffer = take_vectors(self, a, vectors, &total);
+	s64 result;
+
+	if (!buffer)
+		return -E2BIG;
+	result = outside(self, offset == NO_OFFSET ? NR_READ : NR_PREAD, a[0], (u64)buffer, total, offset, 0, 0);
+	if (result > (s64)total)
+		attacked(self, "a read of %d bytes is answered by %d", total, (u64)result);
+	for (u64 i = 0, at = 0; result > 0 && at < (u64)result; i++) {
+		u64 part = least(vectors[i].length, (u64)result - at);
+
+		if (copy_out(vectors[i].base, buffer + at, part))
+			return -EFAULT;
+		at += part;
+	}
+	return result;
+}
+
 /* Small vectors go out together: a packet stays one, and a line is written by one call. */
 static s64 gathered(struct thread *self, const u64 *a, u64 offset)
 {
-	struct vector vectors[16];
-	u64 total = 0;
-	u8 *buffer;
+	struct vector vectors[FEW_VECTORS];
+	u64 total;
+	u8 *buffer = take_vectors(self, a, vectors, &total);
 	s64 result;
 
-	if (a[2] > LENGTH(vectors) || !is_open((s32)a[0]) || copy_in(vectors, a[1], a[2] * sizeof(*vectors)))
-		return -E2BIG;
-	for (u64 i = 0; i < a[2]; i++) {
-		if (vectors[i].length > buffer_left(self))
-			return -E2BIG;
-		total += vectors[i].length;
-	}
-	buffer = total <= buffer_left(self) ? take_buffer(self, total) : NULL;
 	if (!buffer)
 		return -E2BIG;
 	for (u64 i = 0, at = 0; i < a[2]; at += vectors[i++].length)
@@ -234,8 +264,17 @@ HANDLER(do_pwrite)
 HANDLER(do_readv)
 {
 	bool placed = self->regs.rax == 295;
+	s64 result;
 
-	return placed && (s64)a[3] < 0 ? -EINVAL : many(self, read_from, a, placed ? a[3] : NO_OFFSET);
+	if (placed && (s64)a[3] < 0)
+		return -EINVAL;
+	if (is_outside(self, (s32)a[0])) {
+		result = scattered(self, a, placed ? a[3] : NO_OFFSET);
+		if (result != -E2BIG)
+			return result;
+	}
+	self->buffer_used = 0;
+	return many(self, read_from, a, placed ? a[3] : NO_OFFSET);
 }
 
 HANDLER(do_writev)

@@ -18,6 +18,8 @@
 #define PR_SET_DUMPABLE 4
 #define PR_SET_NO_NEW_PRIVS 38
 #define NAME_BYTES 16
+#define UNAME_FIELD 65
+#define UNAME_BYTES (6 * UNAME_FIELD)
 
 static char name[NAME_BYTES];
 
@@ -34,6 +36,20 @@ static s64 limits(u64 which, u64 to)
 	else if (which == 4) /* RLIMIT_CORE */
 		limit[0] = limit[1] = 0;
 	return to ? copy_out(to, limit, sizeof(limit)) : 0;
+}
+
+HANDLER(do_uname)
+{
+	u8 *shared = take_buffer(self, UNAME_BYTES), own[UNAME_BYTES];
+	s64 result = outside_done(self, 63, (u64)shared, 0, 0, 0, 0, 0);
+
+	if (result)
+		return result;
+	memcpy(own, shared, sizeof(own));
+	for (u32 i = UNAME_FIELD; i <= UNAME_BYTES; i += UNAME_FIELD)
+		if (own[i - 1])
+			attacked(self, "a string of uname does not end");
+	return copy_out(a[0], own, sizeof(own));
 }
 
 HANDLER(do_getrlimit)

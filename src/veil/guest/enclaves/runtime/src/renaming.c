@@ -44,6 +44,56 @@ static s64 rename_at(struct thread *self, s32 folder, u64 name, s32 new_folder, 
 	return result;
 }
 
+/* What is known of a file goes by its path: by another one it would be another file, which is not known. */
+static s64 link_at(struct thread *self, const u64 *a)
+{
+	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_PATH, AT, WRITE_PATH, V } };
+
+	for (u32 i = 0; i < 4; i += 2) {
+		char path[LONGEST_PATH];
+		s64 length = path_from(self, (s32)a[i], a[i + 1], path);
+		const struct config_rule *rule;
+
+		if (length < 0)
+			return length;
+		rule = rule_of(path, (u64)length);
+		if (rule && rule->kind == RULE_SEALED)
+			return -EPERM;
+	}
+	return call_outside(self, 265, &call, a);
+}
+
+HANDLER(do_link)
+{
+	return link_at(self, (const u64[6]){ (u64)AT_FDCWD, a[0], (u64)AT_FDCWD, a[1] });
+}
+
+HANDLER(do_linkat)
+{
+	return link_at(self, a);
+}
+
+HANDLER(do_truncate)
+{
+	static const struct call call = { .result = ZERO, .arguments = { WRITE_PATH, V } };
+	char path[LONGEST_PATH];
+	s64 length = path_from(self, AT_FDCWD, a[0], path), fd, result;
+	const struct config_rule *rule;
+
+	if (length < 0)
+		return length;
+	rule = rule_of(path, (u64)length);
+	if (!rule || rule->kind != RULE_SEALED)
+		return call_outside(self, 76, &call, a);
+	/* Of the outside file it would cut off what the program did not mean. */
+	fd = do_open(self, (const u64[6]){ a[0], 2 });
+	if (fd < 0)
+		return fd;
+	result = do_ftruncate(self, (const u64[6]){ (u64)fd, a[1] });
+	do_close(self, (const u64[6]){ (u64)fd });
+	return result;
+}
+
 HANDLER(do_unlink)
 {
 	return unlink_at(self, AT_FDCWD, a[0], 0);

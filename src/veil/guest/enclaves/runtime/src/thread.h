@@ -45,6 +45,7 @@ struct thread {
 	s32 signal_codes[65];
 	u64 fault_address;
 	bool forgets; /* events.c: the next fault is on purpose */
+	bool faulted; /* there was one since the program was left */
 	bool moves;   /* memory.c: it copies pages, and has the lock of the map */
 
 	/* futex.c */

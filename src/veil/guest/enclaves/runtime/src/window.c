@@ -188,6 +188,8 @@ static void wait_for_work(struct thread *self)
 void end_thread(struct thread *self)
 {
 	wait_for_work(self);
+	/* Of the slot's last thread, or 0, which no fault of this one's is. */
+	forget_fault_address(self);
 	self->state = THREAD_RUNS;
 	if (self->fs_base)
 		set_fs_base(self->fs_base);

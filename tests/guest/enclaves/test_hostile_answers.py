@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Iago attacks, call by call: what no honest kernel answers ends the enclave; a runtime without the check is fooled.
+
+The table of system calls (`calls.def`) says which there are. Calls that it describes are tried by their descriptions;
+each that has a handler of its own is in one of the tables here.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime
+from tests.services.enc.believing import believes_results, reads_twice
+from veil.guest.enclaves.image import EnclaveImage
+
+#: Does the system calls that its arguments say: the words are explained there.
+_CALLER = Path(__file__).parent / "caller.c"
+_SYNC = ["162", "/"]
+_ATTACKED = 125
+_LARGE = 1 << 40
+_ENCLAVE = 0x7000_0000_0000
+"""An address in it."""
+
+# Calls that calls.def describes
+
+_ROW = re.compile(r"^CALL\((\d+), (\w+), \w+, (\w+), (.*)\)$", re.MULTILINE)
+_HANDLER = re.compile(r"^OWN\((\d+), (\w+), \w+, \w+\)$", re.MULTILINE)
+_ARGUMENT = re.compile(r"(\w+)(?:\(([^)]*)\))?")
+_TABLE = files("veil.guest.enclaves.runtime").joinpath("src", "calls.def").read_text()
+_PATH = "@16:x2f746d7000"  # /tmp
+
+
+class _Described(NamedTuple):
+    number: int
+    name: str
+    result: str
+    arguments: list[str]
+    """As words for the caller."""
+
+
+def _described() -> list[_Described]:
+    found = []
+    for number, name, result, text in _ROW.findall(_TABLE):
+        words: list[str] = []
+        arguments = _ARGUMENT.findall(text)
+        counting = {int(values.split(",")[0]) for kind, values in arguments if kind in ("IN_N", "OUT_N", "PART_IN")}
+        for at, (kind, values) in enumerate(arguments):
+            words.append(
+                {
+                    "N": "0", "V": "2" if at in counting else "0", "FD": "1", "AT": "-100", "READ_PATH": _PATH,
+                    "WRITE_PATH": _PATH, "STRING": _PATH,
+                }.get(kind)
+                or f"@{int(values.split(',')[-1]) * (2 if '_' in kind else 1)}"
+            )  # fmt: skip
+        found.append(_Described(int(number), name, result, words))
+    return found
+
+
+_LIES = {
+    "ZERO": (1, _ENCLAVE), "NUMBER": (1 << 31, _ENCLAVE), "DESCRIPTOR": (1, 1 << 31), "BYTES": (3, _ENCLAVE),
+    "COUNT": (3, _ENCLAVE), "ANY": (),
+}  # fmt: skip
+#: Neither an error number nor a result: what lies between.
+_NO_RESULTS = (-200, -4096, -(1 << 63))
+
+
+@pytest.fixture(scope="module")
+def image(native: NativeRuntime, tmp_path_factory: pytest.TempPathFactory) -> EnclaveImage:
+    program = tmp_path_factory.mktemp("caller") / "caller"
+    command = ["cc", "-O1", "-nostdlib", "-static", "-no-pie", "-ffreestanding", "-fno-stack-protector", "-w"]
+    done = subprocess.run(
+        [*command, "-mgeneral-regs-only", "-o", program, _CALLER], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return native.build(program, {**ANYTHING, "memory": "4M", "threads": 1})
+
+
+@pytest.fixture(scope="module")
+def believing(native: NativeRuntime) -> NativeRuntime:
+    """Without checks of results."""
+    return NativeRuntime(native.place, believes_results())
+
+
+def _ended(done: subprocess.CompletedProcess[bytes]) -> bool:
+    return done.returncode == _ATTACKED and done.stderr.startswith(b"log: ") and done.stderr.count(b"\n") == 1
+
+
+def _results(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    return done.stdout.decode().splitlines()
+
+
+@pytest.mark.parametrize("call", _described(), ids=lambda call: call.name)
+def test_calls_that_are_described(native: NativeRuntime, image: EnclaveImage, call: _Described) -> None:
+    words = [*_SYNC, str(call.number), *call.arguments]
+    if call.name == "sync":
+        words = words[2:]
+    for result in (*_LIES[call.result], *_NO_RESULTS[:1]):
+        done = native.run(image, "p", *words, lie=Lie(call.number, result, once=call.name != "sync"))
+        assert _ended(done), (result, done)
+
+
+@pytest.mark.parametrize("call", [call for call in _described() if call.name != "sync"], ids=lambda call: call.name)
+def test_calls_that_are_described_without_checks(
+    believing: NativeRuntime, image: EnclaveImage, call: _Described
+) -> None:
+    """The counter-test: the program is told what cannot be."""
+    for result in (*_LIES[call.result][:1], *_NO_RESULTS[:1]):
+        words = [*_SYNC, str(call.number), *call.arguments]
+        done = believing.run(image, "p", *words, lie=Lie(call.number, result, once=True))
+        assert done.returncode != _ATTACKED
+        # A descriptor beyond all is closed again; one that is another file's is given.
+        assert call.result == "BYTES" or _results(done)[:1] == [str(result)], done
+
+
+@pytest.mark.parametrize("result", _NO_RESULTS)
+def test_numbers_that_are_no_result(native: NativeRuntime, image: EnclaveImage, result: int) -> None:
+    done = native.run(image, "p", *_SYNC, "102", lie=Lie(102, result, once=True))
+    assert _ended(done)
+    assert b"which no system call is" in done.stderr
+
+
+# Calls with handlers of their own
+
+
+class _Attack(NamedTuple):
+    """Words for the caller."""
+
+    words: str
+    lie: Lie
+    why: bytes
+    """In the protected log."""
+
+
+def _lie(call: int, result: int | None = None, *put: tuple[int, int, int, int]) -> Lie:
+    return Lie(call, result, once=True, put=put)
+
+
+def _answered(name: str, words: str, call: int, *results: int, why: bytes = b"") -> dict[str, _Attack]:
+    return {f"{name} answers {result:#x}": _Attack(words, _lie(call, result), why) for result in results}
+
+
+_SOCKETS = "53 1 1 0 @8 / "
+_PIPE = "293 @8 0 / 1 4 @8:q1 8 / "
+_EPOLL = "291 0 / 233 3 1 1 @12:d1,q77 / "
+_MESSAGE = "102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8"
+_FILES = {
+    **_answered("read", f"{_PIPE}0 3 @8 8", 0, 9, _ENCLAVE, why=b"a read of 8 bytes"),
+    **_answered("pread64", "17 1 @8 8 0", 17, 9, _LARGE, why=b"a read of 8 bytes"),
+    **_answered("readv", f"{_PIPE}19 3 @32:&0,q8,&1,q8 2", 0, 17, why=b"a read of 16 bytes"),
+    **_answered("preadv", "102 @8 / 295 1 @16:&0,q8 1 0", 17, 9, why=b"a read of 8 bytes"),
+    **_answered("write", "1 1 @8 8", 1, 9, _ENCLAVE, why=b"a write of 8 bytes"),
+    **_answered("pwrite64", "18 1 @8 8 0", 18, 9, why=b"a write of 8 bytes"),
+    **_answered("writev", "102 @8 / 20 1 @32:&0,q8,&0,q8 2", 1, 17, why=b"a write of 16 bytes"),
+    **_answered("pwritev", "102 @8 / 296 1 @16:&0,q8 1 0", 18, 9, why=b"a write of 8 bytes"),
+    **_answered("sendfile", f"{_PIPE}40 4 3 0 8", 40, 9, why=b"sendfile of 8 bytes"),
+    **_answered("lseek", "8 1 0 1", 8, -200, why=b"no system call"),
+    **_answered("open", f"2 {_PATH} 0 0", 257, 1, why=b"descriptor 1, which is open"),
+    **_answered("openat", f"257 -100 {_PATH} 0 0", 257, 2, why=b"descriptor 2, which is open"),
+    **_answered("stat", f"4 {_PATH} @144", 262, 1, why=b"newfstatat is answered by"),
+    **_answered("lstat", f"6 {_PATH} @144", 262, 1, why=b"newfstatat is answered by"),
+    **_answered("fstat", "5 1 @144", 262, 1, why=b"newfstatat is answered by"),
+    **_answered("newfstatat", f"262 -100 {_PATH} @144 0", 262, 1, why=b"newfstatat is answered by"),
+    **_answered("statx", f"332 -100 {_PATH} 0 0 @256", 262, 1, why=b"newfstatat is answered by"),
+    "fstat of a negative size": _Attack(
+        "2 @16:x2f6465762f6e756c6c00 0 0 / 5 3 @144", _lie(262, None, (2, 48, 8, 1 << 63)), b"a file has"
+    ),
+    "stat of a negative number of blocks": _Attack(
+        f"4 {_PATH} @144", _lie(262, None, (2, 64, 8, (1 << 64) - 1)), b"a file has"
+    ),
+    **_answered("access", f"21 {_PATH} 0", 21, 1, why=b"access is answered by"),
+    **_answered("faccessat", f"269 -100 {_PATH} 0", 21, 1, why=b"access is answered by"),
+    **_answered("faccessat2", f"439 -100 {_PATH} 0 0", 21, 1, why=b"access is answered by"),
+    **_answered("readlink", f"89 {_PATH} @8 8", 89, 9, why=b"readlink of 8 bytes"),
+    **_answered("readlinkat", f"267 -100 {_PATH} @8 8", 89, 4097, why=b"readlink of 8 bytes"),
+    **_answered("getdents64", f"2 {_PATH} 0 0 / 217 3 @512 512", 217, 513, why=b"getdents of 512 bytes"),
+    **_answered("getdents", f"2 {_PATH} 0 0 / 78 3 @512 512", 78, 513, why=b"getdents of 512 bytes"),
+    "an entry of no bytes": _Attack(
+        f"2 {_PATH} 0 0 / 217 3 @512 512", _lie(217, 48, (1, 16, 2, 0)), b"an entry of a folder has 0 bytes"
+    ),
+    "an entry beyond the answer": _Attack(
+        f"2 {_PATH} 0 0 / 217 3 @512 512", _lie(217, 48, (1, 16, 2, 64)), b"an entry of a folder has 64 bytes of 48"
+    ),
+    "an entry cut short": _Attack(
+        f"2 {_PATH} 0 0 / 217 3 @512 512", _lie(217, 8), b"an entry of a folder is cut short"
+    ),
+    "an entry whose name does not end": _Attack(
+        f"2 {_PATH} 0 0 / 217 3 @512 512",
+        _lie(217, 24, (1, 16, 2, 24), (1, 18, 6, 0x6161_6161_6161)),
+        b"the name of a folder's entry",
+    ),
+    "an entry that is a path": _Attack(
+        f"2 {_PATH} 0 0 / 217 3 @512 512",
+        _lie(217, 24, (1, 16, 2, 24), (1, 18, 6, 0x612F2E2E04)),
+        b"the name of a folder's entry",
+    ),
+    **_answered("truncate", f"76 {_PATH} 0", 76, 1, why=b"truncate is answered by"),
+    **_answered("ftruncate", "77 1 0", 77, 1, why=b"ftruncate is answered by"),
+    **_answered("fallocate", "285 1 0 0 1", 285, 1, why=b"fallocate is answered by"),
+    **_answered("link", f"86 {_PATH} {_PATH}", 265, 1, why=b"linkat is answered by"),
+    **_answered("linkat", f"265 -100 {_PATH} -100 {_PATH} 0", 265, 1, why=b"linkat is answered by"),
+    **_answered("rename", f"82 {_PATH} {_PATH}", 316, 1, why=b"renameat2 is answered by"),
+    **_answered("renameat", f"264 -100 {_PATH} -100 {_PATH}", 316, 1, why=b"renameat2 is answered by"),
+    **_answered("renameat2", f"316 -100 {_PATH} -100 {_PATH} 0", 316, 1, why=b"renameat2 is answered by"),
+    **_answered("unlink", f"87 {_PATH}", 263, 1, why=b"unlinkat is answered by"),
+    **_answered("unlinkat", f"263 -100 {_PATH} 0", 263, 1, why=b"unlinkat is answered by"),
+}
+_DESCRIPTORS = {
+    **_answered("dup", "32 1", 32, 1, why=b"descriptor 1, which is open"),
+    **_answered("dup2", "! 33 1 5 / 1 5 @8 8", 292, 6, why=b"dup3 to 5"),
+    **_answered("dup3", "! 292 1 5 0 / 1 5 @8 8", 292, _ENCLAVE, why=b"dup3 to 5"),
+    **_answered("pipe", "22 @8", 293, 1, why=b"pipe2 is answered by"),
+    **_answered("pipe2", "293 @8 0", 293, 1, why=b"pipe2 is answered by"),
+    "pipe2 of one descriptor twice": _Attack("293 @8 0", _lie(293, 0, (0, 0, 8, 7 << 32 | 7)), b"descriptor 7"),
+    **_answered("fcntl", "72 1 3 0", 72, 1 << 31, why=b"fcntl is answered by"),
+    "fcntl duplicates what is open": _Attack("72 1 0 10", _lie(72, 2), b"descriptor 2, which is open"),
+    **_answered("ioctl", "16 1 21531 @8", 16, 1, why=b"ioctl is answered by"),
+    **_answered("epoll_create", "213 1", 291, 1, why=b"descriptor 1, which is open"),
+    **_answered("epoll_create1", "291 0", 291, 1, why=b"descriptor 1, which is open"),
+    **_answered("epoll_ctl", "291 0 / 233 3 1 1 @12:d1,q77", 233, 1, why=b"epoll_ctl is answered by"),
+    **_answered("epoll_wait", f"{_EPOLL}232 3 @24 2 0", 232, 3, why=b"epoll_wait for 2 events"),
+    **_answered("epoll_pwait", f"{_EPOLL}281 3 @24 2 0 0", 232, 3, why=b"epoll_wait for 2 events"),
+    "epoll_wait reports what nobody watches": _Attack(
+        f"{_EPOLL}232 3 @24 2 0", _lie(232, 1, (1, 0, 4, 1), (1, 4, 8, 2)), b"epoll reports 0x2"
+    ),
+    "epoll_wait reports an address": _Attack(
+        f"{_EPOLL}232 3 @24 2 0", _lie(232, 1, (1, 0, 4, 1), (1, 4, 8, _ENCLAVE)), b"epoll reports"
+    ),
+    **_answered("poll", "7 @8:d1,d4 1 0", 7, 2, why=b"poll of 1 descriptors"),
+    **_answered("ppoll", "271 @8:d1,d4 1 @16 0 8", 271, 2, why=b"poll of 1 descriptors"),
+    **_answered("select", "23 2 @128:q2 0 0 @16", 23, 7, why=b"select of 2 descriptors"),
+    **_answered("pselect6", "270 2 @128:q2 0 0 @16 0", 270, 7, why=b"select of 2 descriptors"),
+}
+_NETWORK = {
+    **_answered("accept", f"{_SOCKETS}43 3 @16 @4:d16", 288, 1, why=b"descriptor 1, which is open"),
+    **_answered("accept4", f"{_SOCKETS}288 3 @16 @4:d16 0", 288, 1, why=b"descriptor 1, which is open"),
+    "accept's address": _Attack(f"{_SOCKETS}43 3 @16 @4:d16", _lie(288, 9, (2, 0, 4, 129)), b"address has 129 bytes"),
+    **_answered("getsockname", f"{_SOCKETS}51 3 @16 @4:d16", 51, 1, why=b"getsockname is answered by"),
+    **_answered("getpeername", f"{_SOCKETS}52 3 @16 @4:d16", 52, 1, why=b"getpeername is answered by"),
+    "getsockname's length": _Attack(
+        f"{_SOCKETS}51 3 @16 @4:d16", _lie(51, None, (2, 0, 4, 129)), b"address has 129 bytes"
+    ),
+    "getpeername's length": _Attack(
+        f"{_SOCKETS}52 3 @16 @4:d16", _lie(52, None, (2, 0, 4, 0xFFFFFFFF)), b"a socket's address has"
+    ),
+    **_answered("recvfrom", f"{_SOCKETS}45 3 @8 8 64 0 0", 45, 9, why=b"recvfrom of 8 bytes"),
+    "recvfrom's address": _Attack(
+        f"{_SOCKETS}45 3 @8 8 64 @16 @4:d16", _lie(45, 8, (5, 0, 4, 4096)), b"address has 4096 bytes"
+    ),
+    **_answered("socketpair", "53 1 1 0 @8", 53, 1, why=b"socketpair is answered by"),
+    "socketpair of what is open": _Attack("53 1 1 0 @8", _lie(53, 0, (3, 0, 8, 9 << 32 | 1)), b"descriptor 1"),
+    **_answered("getsockopt", f"{_SOCKETS}55 3 1 3 @4 @4:d4", 55, 1, why=b"getsockopt is answered by"),
+    "getsockopt's length": _Attack(
+        f"{_SOCKETS}55 3 1 3 @4 @4:d4", _lie(55, None, (4, 0, 4, 64)), b"getsockopt of 4 bytes is answered by 64"
+    ),
+    **_answered("sendmsg", f"{_SOCKETS}{_MESSAGE} / 46 3 @56:&1,d0,d0,&2,q1 0", 46, 33, why=b"sendmsg of 32 bytes"),
+    **_answered("recvmsg", f"{_SOCKETS}{_MESSAGE} / 47 3 @56:q0,d0,d0,&2,q1 64", 47, 33, why=b"recvmsg of 32"),
+    "recvmsg's address": _Attack(
+        f"{_SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64", _lie(47, None, (1, 8, 4, 129)), b"recvmsg of 32"
+    ),
+    "recvmsg's ancillary data": _Attack(
+        f"{_SOCKETS}{_MESSAGE} / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64", _lie(47, None, (1, 40, 8, 65)), b"recvmsg of 32"
+    ),
+}
+_OTHERS = {
+    **_answered("uname", "63 @390", 63, 1, why=b"uname is answered by"),
+    "uname without an end": _Attack("63 @390", _lie(63, None, (0, 64, 1, 0x61)), b"a string of uname does not end"),
+    **_answered("nanosleep", "35 @16 @16", 230, 1, why=b"clock_nanosleep is answered by"),
+    **_answered("clock_nanosleep", "230 1 0 @16 @16", 230, 1, why=b"clock_nanosleep is answered by"),
+    "what is left of a sleep": _Attack(
+        "35 @16 @16", _lie(230, -4, (3, 0, 8, 1), (3, 8, 8, 1_000_000_000)), b"seconds of a sleep are left"
+    ),
+    "clock_gettime of no time": _Attack("228 2 @16", _lie(228, 0, (1, 0, 8, 1 << 63)), b"clock 2 says"),
+    "clock_gettime of too many nanoseconds": _Attack("228 2 @16", _lie(228, 0, (1, 8, 8, 1 << 30)), b"clock 2 says"),
+    "gettimeofday": _Attack("96 @16 0", _lie(228, 0, (1, 0, 8, 1 << 40)), b"clock 0 says"),
+    "time": _Attack("201 @8", _lie(228, 0, (1, 8, 8, (1 << 64) - 1)), b"clock 0 says"),
+}  # fmt: skip
+_ATTACKS = {**_FILES, **_DESCRIPTORS, **_NETWORK, **_OTHERS}
+#: The kernel has no word in these, or only that of another call in the tables (a file's map is read by pread64).
+_INSIDE = {
+    "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "madvise", "rt_sigaction", "rt_sigprocmask",
+    "rt_sigreturn", "rt_sigpending", "rt_sigtimedwait", "rt_sigsuspend", "sigaltstack", "pause", "kill", "tkill",
+    "tgkill", "getpid", "gettid", "clone", "clone3", "fork", "vfork", "execve", "exit", "exit_group", "futex",
+    "set_tid_address", "set_robust_list", "rseq", "membarrier", "sched_setaffinity", "sched_getaffinity", "getcpu",
+    "getcwd", "chdir", "fchdir", "getrlimit", "setrlimit", "prlimit64", "prctl", "arch_prctl", "clock_getres",
+    "getrandom", "fadvise64", "close_range", "close",
+}  # fmt: skip
+
+
+def test_no_call_is_forgotten() -> None:
+    described = {call.name for call in _described()}
+    handled = {name for _, name in _HANDLER.findall(_TABLE)}
+    named = {word for name in _ATTACKS for word in (name.split()[0], name.split("'")[0])}
+    assert len(described) + len(handled) == _TABLE.count("\nCALL(") + _TABLE.count("\nOWN(")
+    assert handled - named == _INSIDE & handled
+    assert handled >= _INSIDE
+
+
+def _words(attack: _Attack) -> Sequence[str]:
+    """The lie holds for the last call, or for the one with a `!`."""
+    calls = attack.words.split(" / ")
+    marked = [call for call in calls if call.startswith("! ")]
+    calls.insert(calls.index(marked[0]) if marked else -1, "162")
+    return [word for call in calls for word in (*call.removeprefix("! ").split(), "/")][:-1]
+
+
+@pytest.mark.parametrize("name", _ATTACKS)
+def test_what_no_honest_kernel_answers(native: NativeRuntime, image: EnclaveImage, name: str) -> None:
+    attack = _ATTACKS[name]
+    honest = native.run(image, "p", *_words(attack))
+    assert honest.returncode == 0, "the call is one that a program can make"
+    done = native.run(image, "p", *_words(attack), lie=attack.lie)
+    assert _ended(done), done
+    assert attack.why in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("name", _ATTACKS)
+def test_without_the_check_it_gets_through(believing: NativeRuntime, image: EnclaveImage, name: str) -> None:
+    attack = _ATTACKS[name]
+    done = believing.run(image, "p", *_words(attack), lie=attack.lie)
+    assert done.returncode != _ATTACKED
+    assert done.stdout != believing.run(image, "p", *_words(attack)).stdout, "the program sees another answer"
+
+
+# What changes while it is read
+
+
+def _changing() -> list[str]:
+    """Attacks whose hostile value comes when the good one was read."""
+    return [name for name, attack in _ATTACKS.items() if attack.lie.put]
+
+
+@pytest.mark.parametrize("name", _changing())
+def test_what_changes_after_it_was_read(native: NativeRuntime, image: EnclaveImage, name: str) -> None:
+    """What is used is what was checked: as if nothing had changed, or the enclave ends."""
+    attack = _ATTACKS[name]
+    honest = Lie(attack.lie.call, attack.lie.result, once=True)
+    wanted = native.run(image, "p", *_words(attack), lie=honest)
+    done = native.run(image, "p", *_words(attack), lie=replace(honest, later=attack.lie.put[0]))
+    assert _ended(done) or (done.returncode, done.stdout) == (wanted.returncode, wanted.stdout), done
+
+
+def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage) -> None:
+    """The counter-test: a length that is checked, and read again when it is used."""
+    words = _words(_ATTACKS["getsockopt's length"])
+    lie = Lie(55, None, once=True, later=(4, 0, 4, 2048))
+    assert _results(native.run(image, "p", *words, lie=lie))[-2:] == ["01000000.", "04000000."]
+    done = NativeRuntime(native.place, reads_twice()).run(image, "p", *words, lie=lie)
+    assert _results(done)[-2:] == ["01000000!", "00080000."], "what lies behind the buffer was overwritten"
