@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
+from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
 
 _TEXT = r"""
 #define _GNU_SOURCE
@@ -114,7 +114,7 @@ def test_what_is_not_there_yet_is_waited_for(run: Run) -> None:
 
 
 def test_a_kernel_that_does_not_sleep_gets_nothing_but_the_processor(run: Run) -> None:
-    assert run("read", secret="key=secret words", late=50, lie=(230, 0))[0][0] == "6 6 secret words"
+    assert run("read", secret="key=secret words", late=50, lie=Lie(230, 0))[0][0] == "6 6 secret words"
 
 
 def test_who_does_not_wait(run: Run) -> None:
@@ -145,6 +145,6 @@ def test_it_is_not_changed_and_the_kernel_is_not_asked(run: Run) -> None:
 )
 def test_whatever_the_kernel_says_of_the_file(run: Run, lie: tuple[int, int]) -> None:
     """Of openat it gets to know: /dev/null is opened, for a number."""
-    lines, _ = run("read", secret="key=secret words", lie=lie)
+    lines, _ = run("read", secret="key=secret words", lie=Lie(*lie))
     assert lines[0] == "6 6 secret words"
     assert lines[3] == "1 12 100400 0"
