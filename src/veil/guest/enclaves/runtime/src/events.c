@@ -213,7 +213,6 @@ static void vmm_communication(struct thread *self)
 	cpuid(&self->regs);
 }
 
-/* An address that is still in CR2 could be played again, when the page is not there any more. */
 static void handle(struct thread *self)
 {
 	switch (self->regs.vector) {
@@ -247,6 +246,7 @@ static void handle(struct thread *self)
 	deliver_signals(self, -1);
 }
 
+/* An address that is still in CR2 could be played again, when the page is not there any more. */
 void event_of_program(struct thread *self)
 {
 	self->buffer_used = 0;
