@@ -272,6 +272,8 @@ _NETWORK = {
 _OTHERS = {
     **_answered("uname", "63 @390", 63, 1, why=b"uname is answered by"),
     "uname without an end": _Attack("63 @390", _lie(63, None, (0, 64, 1, 0x61)), b"a string of uname does not end"),
+    **_answered("alarm", "37 0", 37, 1 << 32, why=b"alarm is answered by"),
+    **_answered("setitimer", "38 0 @32 @32", 38, 1, why=b"setitimer is answered by"),
     **_answered("nanosleep", "35 @16 @16", 230, 1, why=b"clock_nanosleep is answered by"),
     **_answered("clock_nanosleep", "230 1 0 @16 @16", 230, 1, why=b"clock_nanosleep is answered by"),
     "what is left of a sleep": _Attack(
