@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,7 @@ class EnclaveMachine(EnclaveBench):
         """The core's memory."""
         self.engine.close()
 
-    def __enter__(self) -> EnclaveMachine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
