@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 FUZZ_SECONDS ?= 600
 
 # pip says that a disk is full in the last of many lines, and not which: it unpacks in $TMPDIR, caches in ~/.cache/pip.
 define pip_install
 mkdir -p $(VENV)/tmp; \
 said=$$(TMPDIR="$(abspath $(VENV))/tmp" LC_ALL=C $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-  -c constraints.txt -e '.[$(1)]' 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
+  -c constraints.txt $(1) 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
 case "$$said" in \
 *"No space left on device"*|*"Disk quota exceeded"*) \
   echo "the disk is full: pip cannot install into $(abspath $(VENV)) (make room, or set XDG_CACHE_HOME for its cache)" >&2;; \
@@ -25,7 +26,7 @@ help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
 	@echo "make test   lint, types, layers and tests"
 	@echo "make test-kci  the end-to-end tests once more, with kernels that VeilS-KCI has locked down (docs/kci.md)"
-	@echo "make setup  only the environment in $(VENV)"
+	@echo "make setup  only the environment in $(VENV), without the tools of tests"
 	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (50 minutes)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
@@ -43,7 +44,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v cc >/dev/null || { echo "no C compiler (Debian: apt install gcc libc6-dev)" >&2; exit 1; }
 	@echo "setting up $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(call pip_install,dev)
+	@$(call pip_install,-e .)
+	@touch $@
+
+# What running does not need.
+$(TOOLS): $(STAMP)
+	@$(call pip_install,-e '.[dev]')
 	@touch $@
 
 setup: $(STAMP)
@@ -51,7 +57,7 @@ setup: $(STAMP)
 run: $(STAMP)
 	@$(BIN)/veil demo
 
-lint: $(STAMP)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find src tests bench -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
@@ -64,7 +70,7 @@ test: lint
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_OPTIONS)
 
 # VEIL_KCI is the default of --kci, and of the tests' guests that do not say themselves what they need.
-test-kci: $(STAMP)
+test-kci: $(TOOLS)
 	VEIL_KCI=on PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests/e2e $(PYTEST_OPTIONS)
 
@@ -76,7 +82,7 @@ bench-strangers: $(STAMP)
 	$(BIN)/python -m bench --strangers
 
 $(VENV)/.bench: $(STAMP)
-	@$(call pip_install,bench)
+	@$(call pip_install,-e '.[bench]')
 	@touch $@
 
 bench-audit: $(VENV)/.bench
@@ -85,12 +91,12 @@ bench-audit: $(VENV)/.bench
 bench-enclaves: $(VENV)/.bench
 	$(BIN)/python -m bench --enclaves --plot docs/enclaves-evaluation.png
 
-soak: $(STAMP)
+soak: $(TOOLS)
 	$(BIN)/python -m pytest -q -m soak
 	$(BIN)/python -m pytest -q --hypothesis-profile=search
 
-$(VENV)/.fuzz: $(STAMP)
-	@$(call pip_install,fuzz)
+$(VENV)/.fuzz: $(TOOLS)
+	@$(call pip_install,-e '.[fuzz]')
 	@touch $@
 
 fuzz: $(VENV)/.fuzz

@@ -15,12 +15,11 @@ __all__ = ["assemble"]
 def assemble(text: str, origin: int) -> bytes:
     """64-bit code in Intel syntax, linked to run at `origin`."""
     with tempfile.TemporaryDirectory() as directory:
-        source, unit, image, flat = (Path(directory) / name for name in ("code.S", "code.o", "code.elf", "code.bin"))
+        source, unit, flat = (Path(directory) / name for name in ("code.S", "code.o", "code.bin"))
         source.write_text(f".intel_syntax noprefix\n.code64\n.globl _start\n_start:\n{text}\n")
         commands: list[list[str | Path]] = [
             ["as", "--64", "-o", unit, source],
-            ["ld", "-Ttext", hex(origin), "-o", image, unit],
-            ["objcopy", "-O", "binary", "-j", ".text", image, flat],
+            ["ld", "-Ttext", hex(origin), "--oformat", "binary", "-o", flat, unit],
         ]
         for command in commands:
             done = subprocess.run(command, capture_output=True, text=True, check=False)

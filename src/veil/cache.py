@@ -11,6 +11,7 @@ What lies here is run (the engine), measured and believed: the root must be the 
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ from veil.private_files import make_folder, open_own, own_folder, tighten, write
 _MANIFEST = ".manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~-]{0,180}")
 _STALE_SECONDS = 24 * 3600
+#: A file that changed so lately may change again without another time.
+_UNSETTLED_NS = 2_000_000_000
 
 
 class CacheError(VeilError):
@@ -205,6 +208,19 @@ def _describe(directory: Path) -> dict[str, tuple[str, int, str]]:
 
 
 def _sha256(path: Path) -> str:
+    """Read once in a process's life, as long as the file system says that it is the same file."""
+    status = path.stat()
+    if time.time_ns() - status.st_ctime_ns < _UNSETTLED_NS:
+        return _read_sha256(path)
+    return _known_sha256(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _known_sha256(path: Path, identity: tuple[int, ...]) -> str:
+    return _read_sha256(path)
+
+
+def _read_sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -10,7 +10,9 @@ from typing import Unpack
 
 import pytest
 
+from tests.e2e.idle_time import let_idle_time_pass
 from tests.e2e.snapshots import OPEN_KERNEL, Resume, RunSnapshots, keep_copy
+from tests.services.kci.debian_image import derived_once
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
@@ -25,6 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_derived_once() -> Iterator[None]:
+    """By the services of all guests in this process."""
+    with derived_once():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +64,12 @@ def kept(booted: Path) -> None:
 def auditd() -> Mapping[str, Node]:
     """Debian's own programs for audit, as files of a guest."""
     return debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/ausearch", "sbin/aureport"])
+
+
+@pytest.fixture
+def idle_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait for a guest's timers, and for nothing else."""
+    let_idle_time_pass(monkeypatch)
 
 
 @pytest.fixture

@@ -5,22 +5,34 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Unpack
 
 import pytest
 
+from tests.services.kci.modules.made_module import authority
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
-from veil.formats.kci_settings import OFF, KciSettings
-from veil.image.services_image import protected_services
+from veil.formats.kci_settings import OFF, ON, KciSettings, certificate_text
+from veil.image.services_image import ServicesImage, protected_services
 
-__all__ = ["OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache"]
+__all__ = [
+    "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache", "locking_services",
+]  # fmt: skip
 
 #: Services that leave the kernel as it is, whatever VEIL_KCI says.
 OPEN_KERNEL = protected_services(KciSettings(mode=OFF))
+
+
+def locking_services(mode: str) -> ServicesImage:
+    """Services that lock the kernel down, and admit modules that the tests' authority has signed."""
+    return protected_services(KciSettings(mode=mode, certificates=(certificate_text(authority().der),)))
+
+
+LOCKED_KERNEL = locking_services(ON)
 
 
 class Resume(Protocol):
@@ -30,20 +42,28 @@ class Resume(Protocol):
 
 
 class RunSnapshots:
-    """Snapshots by configuration, in a folder that the processes of one test run share."""
+    """Snapshots by name, in a folder that the processes of one test run share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def of(self, configuration: Configuration) -> Path:
         """The snapshot of a guest that was booted for this run."""
-        path = self._folder / f"{configuration.key()}.snapshot"
-        lock = os.open(self._folder / f"{configuration.key()}.lock", os.O_RDWR | os.O_CREAT)
+
+        def boot(path: Path) -> None:
+            with ConfidentialVM(configuration, fresh=True) as vm:
+                vm.snapshot(path)
+
+        return self.once(configuration.key(), boot)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A snapshot that `make(path)` writes, in the first process that asks for it."""
+        path = self._folder / f"{name}.snapshot"
+        lock = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                with ConfidentialVM(configuration, fresh=True) as vm:
-                    vm.snapshot(path)
+                make(path)
         finally:
             os.close(lock)
         return path

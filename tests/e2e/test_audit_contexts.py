@@ -14,6 +14,8 @@ from veil.formats.log import EntryKind, parse_records
 from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.audit_rules import load_rules
 
+pytestmark = pytest.mark.usefixtures("idle_time_passes")
+
 SYSCALL, CONFIG_CHANGE, EOE, ANOMALY = 1300, 1305, 1320, 1701
 RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S openat,execve,unlink,clone,exit_group -k all\n"
 

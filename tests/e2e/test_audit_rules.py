@@ -19,6 +19,9 @@ from veil.remote.log.connect import open_log
 from veil.remote.log.reader import LogReader
 
 
+pytestmark = pytest.mark.usefixtures("idle_time_passes")
+
+
 @pytest.fixture
 def reader(vm: ConfidentialVM) -> Iterator[LogReader]:
     with ChannelClient(vm.user_transport(), identity=installation.user_key()) as client:

@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.code_attacks.hostile_files import resigned
 from tests.e2e.log_guest import trust_in
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import LOCKED_KERNEL, OPEN_KERNEL, Resume
 from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
-from veil.formats.kci_settings import OFF, ON, KciSettings
+from veil.formats.kci_settings import OFF, ON
 from veil.formats.kci_status import KciStatus
 from veil.guest.driver.build import build_module
 from veil.guest.initramfs.contents import fetch_busybox
 from veil.guest.linux.kernel import debian_kernel
-from veil.image.services_image import protected_services
 from veil.remote import ChannelClient
 from veil.remote.kci.status import read_status
 
@@ -70,7 +69,7 @@ MODULE_LICENSE("GPL");
 @pytest.fixture(scope="module")
 def bpf_filter() -> bytes:
     sources = {"filter.c": FILTER, "Kbuild": b"obj-m := filter.o"}
-    return build_module(Cache(), debian_kernel(Cache()), "filter", sources)
+    return resigned(build_module(Cache(), debian_kernel(Cache()), "filter", sources))
 
 
 def _entry() -> int:
@@ -88,9 +87,8 @@ def _entry() -> int:
 class Guest:
     """Whose policy allows the filter's module."""
 
-    def __init__(self, resume: Resume, bpf_filter: bytes, mode: str) -> None:
-        policy = KciSettings(mode=mode, hashes=(hashlib.sha256(bpf_filter).hexdigest(),))
-        self.vm: ConfidentialVM = resume(services=protected_services(policy))
+    def __init__(self, resume: Resume, mode: str) -> None:
+        self.vm: ConfidentialVM = resume(services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
 
     def sh(self, script: str) -> str:
         """What it says."""
@@ -118,8 +116,8 @@ class Guest:
 
 
 @pytest.fixture(params=[ON, OFF])
-def guest(request: pytest.FixtureRequest, resume: Resume, bpf_filter: bytes) -> Guest:
-    return Guest(resume, bpf_filter, request.param)
+def guest(request: pytest.FixtureRequest, resume: Resume) -> Guest:
+    return Guest(resume, request.param)
 
 
 def test_tracers_do_without(guest: Guest, tmp_path: Path) -> None:
@@ -149,17 +147,17 @@ def test_tracers_do_without(guest: Guest, tmp_path: Path) -> None:
     assert guest.status().violations == 0
 
 
-def test_probes_elsewhere_are_refused(resume: Resume, bpf_filter: bytes, tmp_path: Path) -> None:
+def test_probes_elsewhere_are_refused(resume: Resume, tmp_path: Path) -> None:
     """Before the kernel takes a lock: nothing is stuck afterwards."""
-    guest = Guest(resume, bpf_filter, ON)
+    guest = Guest(resume, ON)
     assert guest.sh(f"{TRACING}; {MIDDLE}") == "no memory\n"
     assert guest.works(tmp_path)
     assert guest.status().violations == 0
 
 
-def test_off_probes_elsewhere_work(resume: Resume, bpf_filter: bytes) -> None:
+def test_off_probes_elsewhere_work(resume: Resume) -> None:
     script = f"{MIDDLE}; echo 1 >events/kprobes/enable; cat /proc/version >/dev/null; grep -c middle: trace"
-    works, count = Guest(resume, bpf_filter, OFF).sh(f"{TRACING}; {script}").splitlines()
+    works, count = Guest(resume, OFF).sh(f"{TRACING}; {script}").splitlines()
     assert works == "works"
     assert int(count)
 
@@ -179,7 +177,7 @@ def test_bpf_is_interpreted(guest: Guest, bpf_filter: bytes, tmp_path: Path) -> 
 
 def test_a_processor_that_goes_stays_away(resume: Resume) -> None:
     """It would begin in the real-mode trampoline. (`test_kernels.py` has one that comes back without lock-down.)"""
-    vm = resume(vcpus=2, services=protected_services(KciSettings(mode=ON)))
+    vm = resume(vcpus=2, services=LOCKED_KERNEL)
     online = "/sys/devices/system/cpu/cpu1/online"
     done = vm.run(["sh", "-c", f"echo 0 >{online} && echo 1 >{online}; nproc"], timeout=60)
     assert done.stdout == b"1\n"

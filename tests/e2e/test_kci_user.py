@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.log_guest import log_reader, trust_in
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import LOCKED_KERNEL, OPEN_KERNEL, Resume
 from veil import installation
 from veil.cli.kci import status_lines
 from veil.cvm import ConfidentialVM
@@ -30,7 +30,7 @@ MODULE = "loop"
 
 
 def _guest(resume: Resume, mode: str) -> ConfidentialVM:
-    return resume(services=protected_services(KciSettings(mode=mode)))
+    return resume(services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
 
 
 def _status(vm: ConfidentialVM, identity: UserKey | None = None) -> KciStatus:

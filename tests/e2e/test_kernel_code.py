@@ -10,22 +10,15 @@ import pytest
 
 from tests.e2e.patching_workload import WORKLOAD
 from tests.e2e.running_kernel import RunningKernel, admit_driver
-from tests.services.kci.debian_image import kernel_image
+from tests.services.kci.debian_image import kernel_code, kernel_image
 from veil.cvm import ConfidentialVM
 from veil.services.kci import KernelCode, kernel_ranges, physical_range
 from veil.services.kci.code_rules import Explanation
 
 
-@pytest.fixture(scope="module")
-def rules() -> KernelCode:
-    return KernelCode(kernel_image())
-
-
 @pytest.fixture
-def code(rules: KernelCode) -> Iterator[KernelCode]:
-    before = rules.near
-    yield rules
-    rules.admit(before)
+def code() -> KernelCode:
+    return kernel_code(kernel_image())
 
 
 @pytest.fixture(scope="module", params=[1, 2])

@@ -51,13 +51,13 @@ def test_parallel_work_on_several_vcpus(resume: Resume) -> None:
     assert int(vm.run(["nproc"]).stdout) == vcpus
     jobs = 2 * vcpus
     script = (
-        "".join(f"(seq {n} {n + 20000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs))
+        "".join(f"(seq {n} {n + 5000} | gzip | gunzip | sha256sum > /tmp/{n}) &\n" for n in range(jobs))
         + "wait\n"
         + "".join(f"cat /tmp/{n}\n" for n in range(jobs))
     )
     lines = vm.run(["/bin/sh", "-c", script], timeout=60).stdout.decode().splitlines()
     for n in range(jobs):
-        text = "".join(f"{number}\n" for number in range(n, n + 20001))
+        text = "".join(f"{number}\n" for number in range(n, n + 5001))
         assert lines[n].split()[0] == hashlib.sha256(text.encode()).hexdigest()
     busy = vm.run(["grep", "^cpu[0-9]", "/proc/stat"]).stdout.decode().splitlines()
     assert len(busy) == vcpus

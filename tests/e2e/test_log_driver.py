@@ -21,7 +21,10 @@ from veil.host.ghcb import msr_protocol
 from veil.host.vcpu import Context, Vcpu
 from veil.snp import Permission
 
-pytestmark = pytest.mark.open_kernel("the kernel is the attacker: it loads a module of its own, and loses the driver")
+pytestmark = [
+    pytest.mark.open_kernel("the kernel is the attacker: it loads a module of its own, and loses the driver"),
+    pytest.mark.usefixtures("idle_time_passes"),
+]
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.hostile_module import HostileKernel
 from tests.e2e.log_guest import log_reader
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import Resume, RunSnapshots
 from veil.cvm import ConfidentialVM
 from veil.formats.log import AuditState, EntryKind, Heartbeat
 from veil.remote.log import serials as audit_serials
@@ -17,6 +18,8 @@ from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.audit_rules import load_rules
 from veil.remote.log.findings import Finding, FindingKind
 from veil.remote.log.recording import PATIENCE
+
+pytestmark = pytest.mark.usefixtures("idle_time_passes")
 
 RULES = b"-D\n-b 0\n-e 1\n-a always,exit -F arch=b64 -S execve -S openat -k all\n"
 WORK = "for j in 1 2 3; do (i=0; while [ $i -lt 30 ]; do /bin/true; cat /etc/group; i=$((i+1)); done) & done; wait"
@@ -41,10 +44,16 @@ def trouble(vm: ConfidentialVM) -> list[Finding]:
 
 
 @pytest.fixture
-def audited(vm: ConfidentialVM) -> ConfidentialVM:
-    load_rules(log_reader(vm), RULES, wait=vm.wait)
-    sh(vm, WORK)
-    return vm
+def audited(vm: ConfidentialVM, snapshots: RunSnapshots) -> Iterator[ConfidentialVM]:
+    """A copy of a guest that has worked under rules."""
+
+    def work(path: Path) -> None:
+        load_rules(log_reader(vm), RULES, wait=vm.wait)
+        sh(vm, WORK)
+        vm.snapshot(path)
+
+    with ConfidentialVM.restore(snapshots.once(f"audited-{vm.configuration.key()}", work)) as copy:
+        yield copy
 
 
 def test_a_busy_kernel_of_two_vcpus(resume: Resume) -> None:

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.e2e.locked_guest import LockedGuest
+from tests.e2e.snapshots import LOCKED_KERNEL, OPEN_KERNEL, Resume
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.formats.kci_status import CodeEvent
 from veil.guest.driver.build import build_module
 from veil.guest.linux.kernel import debian_kernel
 from veil.guest.linux.modules import collect_modules
-from veil.image.services_image import services_from_text
 from veil.snp import Permission
 
 #: of several kinds: with much code, per-CPU variables, tracepoints, exports for others
@@ -30,14 +30,6 @@ static void __exit stranger_exit(void) { }
 module_exit(stranger_exit);
 MODULE_LICENSE("GPL");
 """
-
-
-def _boot(mode: str, vcpus: int, folder: Path) -> Path:
-    path = folder / f"{mode}-{vcpus}"
-    if not path.exists():
-        with ConfidentialVM(services=services_from_text([f"kci:mode={mode}"]), vcpus=vcpus, fresh=True) as vm:
-            vm.snapshot(path)
-    return path
 
 
 class Guest(LockedGuest):
@@ -59,22 +51,9 @@ class Guest(LockedGuest):
         return done.exit_status, (done.stdout + done.stderr).decode()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("snapshots")
-
-
 @pytest.fixture
-def resume(folder: Path, tmp_path: Path) -> Iterator[Callable[..., Guest]]:
-    made: list[Guest] = []
-
-    def make(mode: str = "on", vcpus: int = 1) -> Guest:
-        made.append(Guest(ConfidentialVM.restore(_boot(mode, vcpus, folder)), tmp_path))
-        return made[-1]
-
-    yield make
-    for guest in made:
-        guest.vm.close()
+def boot(resume: Resume, tmp_path: Path) -> Callable[..., Guest]:
+    return lambda services=LOCKED_KERNEL, vcpus=1: Guest(resume(vcpus=vcpus, services=services), tmp_path)
 
 
 def _distribution(*names: str) -> list[tuple[str, bytes]]:
@@ -99,8 +78,8 @@ def _check_executable(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
-def test_modules_come_and_go(resume: Callable[..., Guest], vcpus: int) -> None:
-    guest = resume(vcpus=vcpus)
+def test_modules_come_and_go(boot: Callable[..., Guest], vcpus: int) -> None:
+    guest = boot(vcpus=vcpus)
     assert guest.status().locked_ns is not None
     before = [module.name for module in guest.status().modules]
     assert before[0] == "veil"
@@ -124,8 +103,8 @@ def test_modules_come_and_go(resume: Callable[..., Guest], vcpus: int) -> None:
     assert gone == [name.replace("-", "_") for name, _ in reversed(files)]
 
 
-def test_modules_of_strangers(resume: Callable[..., Guest]) -> None:
-    guest = resume()
+def test_modules_of_strangers(boot: Callable[..., Guest]) -> None:
+    guest = boot()
     ((_, dummy),) = _distribution("dummy")
     ((_, loop),) = _distribution("loop")
     flipped = bytearray(dummy)
@@ -154,15 +133,15 @@ def test_modules_of_strangers(resume: Callable[..., Guest]) -> None:
     assert guest.sh("insmod /root/dummy.ko && rmmod dummy") == (0, "")
 
 
-def test_off_strangers_get_in(resume: Callable[..., Guest]) -> None:
-    guest = resume("off")
+def test_off_strangers_get_in(boot: Callable[..., Guest]) -> None:
+    guest = boot(OPEN_KERNEL)
     guest.put("stranger", _stranger())
     assert guest.sh("insmod /root/stranger.ko") == (0, "")
     assert "stranger runs" in guest.sh("dmesg")[1]
     assert guest.status().locked_ns is None
 
 
-def test_init_alone_locks_down(resume: Callable[..., Guest]) -> None:
-    guest = resume()
+def test_init_alone_locks_down(boot: Callable[..., Guest]) -> None:
+    guest = boot()
     assert guest.sh("echo 1 > /dev/veil-kci")[0]
     assert guest.status().violations == 0, "the driver knows already"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.e2e.running_kernel import RunningKernel, admit_driver
+from tests.services.kci.debian_image import kernel_code
 from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
 from veil.cvm import ConfidentialVM
 from veil.formats.kci import MemoryType, ModuleMemory
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.services.kci import KernelCode, ModuleCode
+from veil.services.kci import ModuleCode
 from veil.services.kci.modules import ExportedSymbols, ModuleSpace, Prepared, admit, prepare
 from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.layout import lay_out
@@ -32,7 +33,7 @@ class Guest:
     def __init__(self, vm: ConfidentialVM) -> None:
         self.vm = vm
         self.running = RunningKernel(vm)
-        self.kernel = KernelCode(image())
+        self.kernel = kernel_code(image())
         admit_driver(self.kernel, self.running)
         now = self.running.read(self.kernel.range.start, self.kernel.range.size)
         explained = self.kernel.explain(now, self.running.read)

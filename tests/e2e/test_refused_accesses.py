@@ -13,6 +13,7 @@ from tests.e2e.hijack import CODE, RESULT, Hijack
 from tests.e2e.hostile_module import HostileKernel
 from tests.guarding import ALLOW, HEARD, MEMORY, PROTECT, Guard
 from tests.machine_code import assemble
+from tests.services.kci.debian_image import kernel_image
 from veil.cvm import ConfidentialVM
 from veil.formats.service_events import Event
 from veil.host import NestedPageFault, RunResult
@@ -175,8 +176,7 @@ def test_a_module_that_writes_to_the_kernels_text(resume: Resume, tmp_path: Path
     """The stock kernel survives: #GP in the module ends the one who inserts it, and the text is as it was."""
     vm = resume()
     hostile = HostileKernel(vm, tmp_path)
-    address = int(hostile.sh("grep ' audit_log_end$' /proc/kallsyms").split()[0], 16)
-    gpa = address - _TEXT_MAP & -4096
+    gpa = kernel_image().symbols["audit_log_end"] - _TEXT_MAP & -4096
     if protected:
         ask(vm, PROTECT, struct.pack("<Q", gpa))
     before = vm.machine.view(vmpl=0).read(gpa, 4096)

@@ -108,8 +108,12 @@ class Apt:
     def _options(self) -> list[str]:
         # No sandbox user: the cache belongs to the user who runs us. One retry: mirrors hiccup.
         options = ["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "-o", "Acquire::Languages=none"]
+        place = self._cache.directory("apt")
+        # What apt makes of the lists takes it seconds. Where it would keep it ordinary users cannot write, and in many
+        # containers it is told not to.
+        made = place / ("own.pkgcache" if self._own_lists else "system.pkgcache")
+        options += ["-o", f"Dir::Cache::pkgcache={made}", "-o", "Dir::Cache::srcpkgcache="]
         if self._own_lists:
-            place = self._cache.directory("apt")
             options += ["-o", f"Dir::State={place}", "-o", f"Dir::State::lists={place}/lists"]
             options += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={place}/cache"]
         return options

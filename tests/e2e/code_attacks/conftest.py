@@ -3,81 +3,47 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume, build
-from tests.e2e.snapshots import RunSnapshots
-from tests.services.kci.debian_image import kernel_image
-from tests.services.kci.modules.made_module import authority
+from tests.e2e.code_attacks.hostile_files import resigned
+from tests.e2e.snapshots import OPEN_KERNEL, RunSnapshots, locking_services
+from tests.services.kci.debian_image import kernel_code, kernel_image
 from veil.cvm import ConfidentialVM, Configuration
-from veil.formats.kci_settings import HALT, OFF, ON, KciSettings, certificate_text
-from veil.image.services_image import protected_services
-from veil.services.kci import KernelCode, KernelImage, Segment, measured_kernel
+from veil.formats.kci_settings import HALT, OFF, ON
+from veil.services.kci import KernelCode
 
-#: Modules that the policy of these guests allows.
+#: Modules that the policy of these guests allows, for whoever has the tests' key can have them admitted, whatever is
+#: in them.
 _ALLOWED = ("attacker", "rootkit")
 
 
 @pytest.fixture(scope="session")
 def code() -> KernelCode:
     """The rules for the text of the guests' kernel."""
-    return KernelCode(kernel_image())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def derived_once() -> Iterator[None]:
-    """What follows from the image of the guests' kernel is the same for all of them. A service derives it after each
-    restoration, for a snapshot has no objects in it, and that is most of what a test of one attack takes."""
-    images: dict[bytes, KernelImage] = {}
-    codes: dict[int, KernelCode] = {}
-
-    def image(segments: list[Segment]) -> KernelImage:
-        digest = hashlib.sha256()
-        for piece in segments:
-            digest.update(struct.pack("<QQQ", piece.virtual, piece.physical, len(piece.data)) + piece.data)
-        key = digest.digest()
-        if key not in images:
-            images[key] = KernelImage(segments)
-        return images[key]
-
-    def code(of: KernelImage) -> KernelCode:
-        if id(of) not in codes:
-            codes[id(of)] = KernelCode(of)
-        # Modules that come and go change what one guest's rules know of the code around.
-        return copy.copy(codes[id(of)])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measured_kernel, "KernelImage", image)
-        patch.setattr(measured_kernel, "KernelCode", code)
-        yield
+    return kernel_code(kernel_image())
 
 
 @pytest.fixture(scope="session")
 def attacked(snapshots: RunSnapshots, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The snapshot of a guest of a mode, with the attacker in its kernel."""
     folder = tmp_path_factory.mktemp("attacked")
-    modules = {name: build(name) for name in _ALLOWED}
-    hashes = tuple(hashlib.sha256(module).hexdigest() for module in modules.values())
 
     def make(mode: str) -> Path:
-        path = folder / mode
-        if not path.exists():
-            # Whoever has the test's key can have modules admitted that are hostile in other ways.
-            policy = KciSettings(mode=mode, hashes=hashes, certificates=(certificate_text(authority().der),))
-            services = protected_services(policy)
+        def prepare(path: Path) -> None:
+            services = OPEN_KERNEL if mode == OFF else locking_services(mode)
             with ConfidentialVM.restore(snapshots.of(Configuration.make(vcpus=2, services=services))) as vm:
                 guest = CodeGuest(vm)
+                modules = {name: resigned(build(name)) for name in _ALLOWED}
                 for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):
                     guest.put(name, module, folder)
                 assert guest.sh("insmod /root/attacker.ko") == (0, "")
                 vm.snapshot(path)
-        return path
+
+        return snapshots.once(f"attacked-{mode}", prepare)
 
     return make
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -154,13 +155,17 @@ class Authority:
 
 @functools.cache
 def authority(name: str = "builder", kind: str = "P-384", serial: int = 7) -> Authority:
-    """The same one each time it is asked for."""
+    """The same one each time it is asked for; those with a key of a curve in each process too."""
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-    key = rsa.generate_private_key(65537, int(kind)) if kind.isdigit() else ec.generate_private_key(ec.SECP384R1())
+    if kind.isdigit():
+        key = rsa.generate_private_key(65537, int(kind))
+    else:
+        seed = hashlib.sha256(f"{name} {kind} {serial}".encode()).digest()
+        key = ec.derive_private_key(int.from_bytes(seed), ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     day = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     builder = x509.CertificateBuilder(subject, subject, key.public_key(), serial, day, day.replace(year=2021))
-    return Authority(key, builder.sign(key, hashes.SHA256()))
+    return Authority(key, builder.sign(key, hashes.SHA256(), ecdsa_deterministic=None if kind.isdigit() else True))
 
 
 def sign(
