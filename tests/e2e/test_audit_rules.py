@@ -18,7 +18,6 @@ from veil.remote.log.audit_rules import default_rules, load_rules
 from veil.remote.log.connect import open_log
 from veil.remote.log.reader import LogReader
 
-
 pytestmark = pytest.mark.usefixtures("idle_time_passes")
 
 
