@@ -12,11 +12,11 @@ import time
 from typing import Any
 
 import pytest
-from veil.host.pulse import FOREVER
 
 import veil.cvm.vm
 from veil.host import Hypervisor
 from veil.host.devices import Platform
+from veil.host.service_pulse import FOREVER
 from veil.snp import Machine
 from veil.snp.layouts import Vmcb
 from veil.snp.machine import DomainSwitches
