@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,35 @@ def test_one_line(
         main()
     out, err = capfd.readouterr()
     assert (caught.value.code, out) == (0, f"{hashlib.sha256(SENT).hexdigest()}  {KEY}\n"), err
+
+
+def test_attested_and_provisioned_from_elsewhere(vm: ConfidentialVM, tmp_path: Path, busybox: EnclaveImage) -> None:
+    """By the commands, over TCP: an enclave that waits in a guest that was started without the user."""
+    start(vm, tmp_path, busybox, "out", "cat", KEY)
+    assert said(vm, "out", 2) == ""
+    (tmp_path / "launch.log").write_bytes(vm.build_image().log().pack())
+    (tmp_path / "key.pem").write_bytes(SENT)
+    listener = vm.listen()
+
+    def veil(*words: str) -> tuple[int, str]:
+        where = ("--connect", "{}:{}".format(*listener.address), "--software", "--launch-log", "launch.log")
+        code = "from veil.cli import main; main()"
+        command = [sys.executable, "-c", code, "enclave", *words, *where]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+            while running.poll() is None:
+                vm.wait(0.05)
+            assert running.stdout is not None
+            return running.returncode, running.stdout.read()
+
+    try:
+        status, said_of_it = veil("attest", "out.enclave")
+        assert status == 0
+        assert said_of_it.startswith(f"enclave 1: {busybox.measurement.hex()}, 1 thread at most, ")
+        expected = f"key: {len(SENT)} bytes for enclaves of {busybox.measurement.hex()}\n"
+        assert veil("provision", "out.enclave", "key", "key.pem") == (0, expected)
+    finally:
+        listener.close()
+    assert said(vm, "out").encode() == SENT
 
 
 def test_it_is_waited_for_and_no_other_enclave_gets_it(
