@@ -4,6 +4,7 @@ for an attack."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -63,6 +64,8 @@ for name in kernel.sched_schedstats net.ipv4.ip_forward kernel.task_delayacct ke
   for value in 0 1 $old; do sysctl -q -w $name=$value || exit 1; done
 done
 """
+#: Software clock, its samples, and the tracepoint of system calls: what perf stat and perf record do without a PMU.
+PERF = "/bin/perf_events $(cat /tmp/trace/events/raw_syscalls/sys_enter/id)"
 #: All that depmod finds, each with what it needs, and out again; says how many came.
 MODULES = """
 cd /lib/modules/*/ && for name in %s; do /sbin/modprobe $name || exit 1; done
@@ -85,6 +88,13 @@ def _files(modules: tuple[str, ...]) -> dict[str, Node]:
         path = module_path(name)
         files[f"{place}/{path.relative_to(tree)}"] = Node.file(path.read_bytes())
     return files | {f"{place}/modules.{name}": Node.file(b"") for name in ("order", "builtin")}
+
+
+def _perf_events(folder: Path) -> dict[str, Node]:
+    program = folder / "perf_events"
+    source = Path(__file__).parent / "perf_events" / "perf_events.c"
+    subprocess.run(["cc", "-static", "-O1", "-o", str(program), str(source)], check=True, capture_output=True)
+    return {"bin/perf_events": Node.file(program.read_bytes(), 0o755)}
 
 
 class _Guest(LockedGuest):
@@ -115,11 +125,12 @@ def boot() -> Iterator[Callable[..., _Guest]]:
         vm.close()
 
 
-def test_ordinary_work_is_no_attack(boot: Callable[..., _Guest]) -> None:
-    guest = boot(_files(NEEDED))
+def test_ordinary_work_is_no_attack(boot: Callable[..., _Guest], tmp_path: Path) -> None:
+    guest = boot(_files(NEEDED) | _perf_events(tmp_path))
     guest.sh("/sbin/depmod -a")
     for script in (WORKLOAD, MOUNTS, NFTABLES, SYSCTLS):
         guest.sh(script)
+    assert guest.sh(PERF) == "clock 1 samples 1 calls 1\n"
     status = guest.quiet()
     assert {"overlay", "nf_tables", "nft_masq", "loop"} <= {module.name for module in status.modules}
     for kind in ("jump label", "static call", "static call trampoline"):

@@ -40,12 +40,15 @@ class CodeEvent(enum.StrEnum):
 _TROUBLE = frozenset({CodeEvent.NOT_LOCKED, CodeEvent.MODULE_REFUSED, CodeEvent.VIOLATION})
 
 
+_ENCODER = json.JSONEncoder(default=vars)
+
+
 class _Json:
     """Dataclasses of plain values, as they travel."""
 
     def pack(self) -> bytes:
         """JSON."""
-        return json.dumps(vars(self), default=vars).encode()
+        return _ENCODER.encode(vars(self)).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

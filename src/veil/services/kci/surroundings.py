@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -86,10 +85,9 @@ class Surroundings:
         return self if functions is self.functions and added is self.added else self._with(functions, added)
 
     def _with(self, functions: NDArray[np.uint64], added: NDArray[np.uint64]) -> Surroundings:
-        # For each module that comes or goes; `replace` sets all the other fields again, which takes ten times as long.
-        made = copy(self)
-        object.__setattr__(made, "functions", functions)
-        object.__setattr__(made, "added", added)
+        # For each module that comes or goes: `replace` sets all the other fields again, one by one.
+        made = object.__new__(Surroundings)
+        vars(made).update(vars(self), functions=functions, added=added)
         return made
 
 
@@ -185,5 +183,7 @@ def _padding(name: str) -> bool:
 
 
 def _without(some: NDArray[np.uint64], gone: AddressRange) -> NDArray[np.uint64]:
-    first, last = np.searchsorted(some, np.array([gone.start, gone.end], np.uint64))
+    if not len(some) or gone.end <= int(some[0]) or gone.start > int(some[-1]):
+        return some
+    first, last = some.searchsorted(np.array([gone.start, gone.end], np.uint64)).tolist()
     return np.concatenate([some[:first], some[last:]]) if first < last else some
