@@ -49,21 +49,25 @@ _COMMON: dict[str, object] = {
 
 PROGRAMS = (
     Program(
-        "gzip", "packs a text of 4 MiB", "gzip", "bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
+        "gzip", "packs a text of 2 MiB", "gzip", "bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
     ),
     Program(
         "Berkeley DB", "db5.3_load puts 10,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
         "usr/bin/db5.3_load", "rm -f {folder}/kv; {program} -T -t btree -f {folder}/pairs {folder}/kv",
     ),
     Program(
-        "OpenSSL", "AES-256-CTR of a file of 16 MiB", "openssl", "usr/bin/openssl",
+        "OpenSSL", "AES-256-CTR of a file of 8 MiB", "openssl", "usr/bin/openssl",
         "{program} enc -aes-256-ctr -K 00 -iv 00 -in {folder}/big -out {folder}/big.out 2>/dev/null",
     ),
     Program(
         "lighttpd", "ab, 5 clients that keep their connections, 400 requests of a file of 10 KiB", "lighttpd",
         "usr/sbin/lighttpd", "{client} -q -k -n 400 -c 5 http://127.0.0.1:{port}/file >/dev/null",
         server="{program} -D -f {folder}/lighttpd-{port}.conf",
-        manifest={"calls": {"allow": ["network", "identity"]}, "memory": "16M"},
+        manifest={
+            "calls": {"allow": ["network", "identity"]},
+            "files": {"pass": ["/mnt/"], "read": ["/dev/null"]},
+            "memory": "16M",
+        },
     ),
     Program(
         "SQLite", "20 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
@@ -120,7 +124,7 @@ def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
     """What the programs work on, below `place`, which they know as `folder`. Always the same."""
     chance = random.Random(1)
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(5000)]
-    text = " ".join(chance.choices(words, k=800_000)).encode()[: 4 << 20]
+    text = " ".join(chance.choices(words, k=800_000)).encode()[: 2 << 20]
     place.joinpath("text").write_bytes(text)
     place.joinpath("big").write_bytes(text * 4)
     pairs = [f"{chance.getrandbits(64):016x}\n{chance.getrandbits(320):080x}\n" for _ in range(10_000)]

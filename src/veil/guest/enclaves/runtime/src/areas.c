@@ -93,7 +93,8 @@ void area_remove(u64 start, u64 end)
 
 static bool alike(const struct area *a, const struct area *b)
 {
-	return a->end == b->start && a->prot == b->prot && a->resident == b->resident && a->file == b->file;
+	return a->end == b->start && a->prot == b->prot && a->resident == b->resident && a->file == b->file &&
+	       a->source == b->source && a->origin == b->origin;
 }
 
 void area_join(u64 start, u64 end)

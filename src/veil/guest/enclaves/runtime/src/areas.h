@@ -10,6 +10,9 @@ struct area {
 	u32 prot;
 	bool resident; /* every page of it is mapped; else none is, and each will be zero */
 	bool file;     /* a copy of a file's content */
+	/* If nobody could write it since: whose content it is, and the address that the file's first byte would have. */
+	const struct config_file *source;
+	u64 origin;
 };
 
 /* The first area that ends after the address; the count of areas if there is none. */

@@ -7,6 +7,7 @@
 HANDLER(do_mmap)
 {
 	u32 flags = (u32)a[3], type = flags & MAP_TYPE;
+	const struct config_file *trusted;
 	struct open_file *file;
 	s32 fd = (s32)a[4];
 	bool bad;
@@ -20,11 +21,14 @@ HANDLER(do_mmap)
 		return -EBADF;
 	/* A copy that nobody writes back would lose what is written. */
 	bad = type != MAP_PRIVATE && a[2] & PROT_WRITE;
+	trusted = file->kind == FILE_TRUSTED ? file->trusted : NULL;
 	release(self, file);
 	if (bad) {
 		unsupported(self, "a shared map of a file that is written", 9);
 		return -ENODEV;
 	}
+	if (trusted)
+		return memory_map_trusted(self, a[0], a[1], (u32)a[2], flags, fd, a[5], trusted);
 	return memory_map(self, a[0], a[1], (u32)a[2], flags, fd, a[5]);
 }
 

@@ -63,7 +63,7 @@ void memory_start(void)
 	struct thread *self = thread_of(0);
 
 	for (u32 i = 0; i < CONFIG->area_count; i++)
-		area_add(self, (struct area){ known[i].start, known[i].end, known[i].prot, true, true });
+		area_add(self, (struct area){ known[i].start, known[i].end, known[i].prot, true, true, NULL, 0 });
 	brk_now = CONFIG->brk_start;
 }
 
@@ -143,6 +143,10 @@ static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
 		if (area->resident && area->prot != prot)
 			ask_protect(self, area->start, area->end, prot);
 		area->prot = prot;
+		if (prot & PROT_WRITE) {
+			area->source = NULL;
+			area->origin = 0;
+		}
 	}
 	area_join(start, end);
 	return next < end ? -ENOMEM : 0;
@@ -165,7 +169,7 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 		goto out;
 	}
 	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot, file,
-					   file })) {
+					   file, NULL, 0 })) {
 		if (file)
 			ask_unmap(self, (u64)place, (u64)place + bytes);
 		place = -ENOMEM;
@@ -190,6 +194,55 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 out:
 	unlock(&memory_lock);
 	return place;
+}
+
+/* Whether all of a range is what a file has at an offset. The lock is held. */
+static bool shows(u64 start, u64 end, const struct config_file *source, u64 offset)
+{
+	u64 next = start;
+
+	for (u32 at = area_after(start); next < end; at++) {
+		const struct area *area = area_number(at);
+
+		if (!area || area->start > next || area->source != source || area->origin != start - offset)
+			return false;
+		next = area->end;
+	}
+	return true;
+}
+
+static void note_source(struct thread *self, u64 start, u64 end, const struct config_file *source, u64 offset)
+{
+	if (!area_cut(self, start, end))
+		return;
+	for (u32 at = area_after(start); area_number(at) && area_number(at)->start < end; at++) {
+		area_number(at)->source = source;
+		area_number(at)->origin = start - offset;
+	}
+	area_join(start, end);
+}
+
+s64 memory_map_trusted(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset,
+		       const struct config_file *source)
+{
+	u64 end = wanted + page_up(bytes);
+	s64 result = -ENOENT;
+
+	lock(self, &memory_lock);
+	/* A loader maps a library whole, and then each part of it again at its place: it need not be read for that. */
+	if (flags & MAP_FIXED && !(prot & ~(u32)(PROT_READ | PROT_EXEC)) && !(wanted % PAGE) && wanted < end &&
+	    shows(wanted, end, source, offset))
+		result = protect_locked(self, wanted, end, prot) ?: (s64)wanted;
+	unlock(&memory_lock);
+	if (result != -ENOENT)
+		return result;
+	result = memory_map(self, wanted, bytes, prot, flags, fd, offset);
+	if (result < 0 || prot & PROT_WRITE)
+		return result;
+	lock(self, &memory_lock);
+	note_source(self, (u64)result, (u64)result + page_up(bytes), source, offset);
+	unlock(&memory_lock);
+	return result;
 }
 
 s64 memory_unmap(struct thread *self, u64 start, u64 bytes)
@@ -274,7 +327,7 @@ static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
 		to = place + (area.end - area.start);
 		from = area.end;
 		area_remove(area.start, area.end);
-		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file }))
+		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file, NULL, 0 }))
 			return false;
 	}
 	return true;
@@ -299,7 +352,8 @@ static s64 grow(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64
 		if (!area_cut(self, start, start + old) || !move_range(self, start, (u64)place, old))
 			return -ENOMEM;
 	}
-	if (new > old && !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false }))
+	if (new > old &&
+	    !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false, NULL, 0 }))
 		return -ENOMEM;
 	area_join((u64)place, (u64)place + new);
 	return place;
@@ -335,7 +389,7 @@ s64 memory_brk(struct thread *self, u64 end)
 		goto out;
 	if (new > old) {
 		if (!area_free(old, new) ||
-		    !area_add(self, (struct area){ old, new, PROT_READ | PROT_WRITE, false, false }))
+		    !area_add(self, (struct area){ old, new, PROT_READ | PROT_WRITE, false, false, NULL, 0 }))
 			goto out;
 		likely = old;
 		area_join(old, new);

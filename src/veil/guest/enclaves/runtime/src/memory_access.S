@@ -36,10 +36,23 @@
 2:	movl %edx, %ecx
 	andl $63, %ecx
 	shrl $3, %ecx
-	rep movsq
-	movl %edx, %ecx
+	jz 4f
+3:	movq (%rsi), %r8
+	movq %r8, (%rdi)
+	addq $8, %rsi
+	addq $8, %rdi
+	decl %ecx
+	jnz 3b
+4:	movl %edx, %ecx
 	andl $7, %ecx
-	rep movsb
+	jz 6f
+5:	movzbl (%rsi), %r8d
+	movb %r8b, (%rdi)
+	incq %rsi
+	incq %rdi
+	decl %ecx
+	jnz 5b
+6:
 	.endm
 
 	.globl memcpy
@@ -70,6 +83,14 @@ memset:
 	jnz 1b
 2:	movl %edx, %ecx
 	andl $63, %ecx
+	shrl $3, %ecx
+	jz 4f
+3:	movq %rax, (%rdi)
+	addq $8, %rdi
+	decl %ecx
+	jnz 3b
+4:	movl %edx, %ecx
+	andl $7, %ecx
 	rep stosb
 	movq %r8, %rax
 	ret
@@ -80,30 +101,30 @@ memmove:
 	movq %rdi, %rcx
 	subq %rsi, %rcx
 	cmpq %rdx, %rcx
-	jb 3f
+	jb 7f
 	copy_forward
 	ret
 	/* The other way: what is behind would be overwritten before it is read. */
-3:	addq %rdx, %rdi
+7:	addq %rdx, %rdi
 	addq %rdx, %rsi
 	movq %rdx, %rcx
 	shrq $3, %rcx
-	jz 5f
-4:	subq $8, %rsi
+	jz 9f
+8:	subq $8, %rsi
 	subq $8, %rdi
 	movq (%rsi), %r8
 	movq %r8, (%rdi)
 	decq %rcx
-	jnz 4b
-5:	andl $7, %edx
-	jz 7f
-6:	decq %rsi
+	jnz 8b
+9:	andl $7, %edx
+	jz 2f
+1:	decq %rsi
 	decq %rdi
 	movb (%rsi), %cl
 	movb %cl, (%rdi)
 	decl %edx
-	jnz 6b
-7:	ret
+	jnz 1b
+2:	ret
 
 	.globl memcmp
 memcmp:

@@ -88,6 +88,10 @@ void random_bytes(struct thread *, void *to, u64 bytes);
 /* memory.c */
 void memory_start(void);
 s64 memory_map(struct thread *, u64 address, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset);
+/* The same for a file that is trusted: its content, where it is mapped already, is not read again. */
+struct config_file;
+s64 memory_map_trusted(struct thread *, u64 address, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset,
+		       const struct config_file *source);
 s64 memory_unmap(struct thread *, u64 address, u64 bytes);
 s64 memory_protect(struct thread *, u64 address, u64 bytes, u32 prot);
 s64 memory_move(struct thread *, u64 address, u64 old, u64 new, u32 flags, u64 wanted);

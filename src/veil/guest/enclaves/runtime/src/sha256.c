@@ -15,38 +15,58 @@ static const u32 constants[64] = {
 	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-static u32 turn(u32 word, u32 bits)
+static inline u32 turn(u32 word, u32 bits)
 {
 	return word >> bits | word << (32 - bits);
 }
 
-static void add_block(u32 state[8], const u8 *data)
+static inline u32 word_at(const u8 *data)
 {
-	u32 w[64], a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6],
+	u32 word;
+
+	__builtin_memcpy(&word, data, sizeof(word));
+	return __builtin_bswap32(word);
+}
+
+/* The schedule's word t, in the place of word t - 16. */
+#define NEXT(t)                                                                                                        \
+	(w[(t) % 16] += (turn(w[((t) + 1) % 16], 7) ^ turn(w[((t) + 1) % 16], 18) ^ w[((t) + 1) % 16] >> 3) +          \
+			w[((t) + 9) % 16] +                                                                            \
+			(turn(w[((t) + 14) % 16], 17) ^ turn(w[((t) + 14) % 16], 19) ^ w[((t) + 14) % 16] >> 10))
+
+/* Names turn instead of values: after eight of these each stands for itself again. */
+#define ROUND(a, b, c, d, e, f, g, h, constant, word)                                                                  \
+	do {                                                                                                           \
+		h += (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + (g ^ (e & (f ^ g))) + (constant) + (word);             \
+		d += h;                                                                                                \
+		h += (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) | (c & (a | b)));                             \
+	} while (0)
+
+#define EIGHT(t, word)                                                                                                 \
+	do {                                                                                                           \
+		ROUND(a, b, c, d, e, f, g, h, constants[t], word(t));                                                  \
+		ROUND(h, a, b, c, d, e, f, g, constants[(t) + 1], word((t) + 1));                                      \
+		ROUND(g, h, a, b, c, d, e, f, constants[(t) + 2], word((t) + 2));                                      \
+		ROUND(f, g, h, a, b, c, d, e, constants[(t) + 3], word((t) + 3));                                      \
+		ROUND(e, f, g, h, a, b, c, d, constants[(t) + 4], word((t) + 4));                                      \
+		ROUND(d, e, f, g, h, a, b, c, constants[(t) + 5], word((t) + 5));                                      \
+		ROUND(c, d, e, f, g, h, a, b, constants[(t) + 6], word((t) + 6));                                      \
+		ROUND(b, c, d, e, f, g, h, a, constants[(t) + 7], word((t) + 7));                                      \
+	} while (0)
+
+#define FIRST(t) (w[t] = word_at(data + 4 * (t)))
+
+/* BMI2's rotations leave the flags alone. Each processor with SEV-SNP has it. */
+__attribute__((target("bmi2"))) static void add_block(u32 state[8], const u8 *data)
+{
+	u32 w[16], a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6],
 		   h = state[7];
 
-	for (u32 i = 0; i < 16; i++) {
-		memcpy(&w[i], data + 4 * i, 4);
-		w[i] = __builtin_bswap32(w[i]);
-	}
-	for (u32 i = 16; i < 64; i++) {
-		u32 s0 = turn(w[i - 15], 7) ^ turn(w[i - 15], 18) ^ w[i - 15] >> 3;
-		u32 s1 = turn(w[i - 2], 17) ^ turn(w[i - 2], 19) ^ w[i - 2] >> 10;
-
-		w[i] = w[i - 16] + s0 + w[i - 7] + s1;
-	}
-	for (u32 i = 0; i < 64; i++) {
-		u32 t1 = h + (turn(e, 6) ^ turn(e, 11) ^ turn(e, 25)) + ((e & f) ^ (~e & g)) + constants[i] + w[i];
-		u32 t2 = (turn(a, 2) ^ turn(a, 13) ^ turn(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-
-		h = g;
-		g = f;
-		f = e;
-		e = d + t1;
-		d = c;
-		c = b;
-		b = a;
-		a = t1 + t2;
+	EIGHT(0, FIRST);
+	EIGHT(8, FIRST);
+	for (u32 t = 16; t < 64; t += 16) {
+		EIGHT(t, NEXT);
+		EIGHT(t + 8, NEXT);
 	}
 	state[0] += a;
 	state[1] += b;
