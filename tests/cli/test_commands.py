@@ -210,6 +210,26 @@ def test_doctor_does_not_miss_what_makes_what_is_at_hand(
     assert (lines["ninja"], lines["cmake"], lines["apt-get"]) == ("ok", "MISSING", "without")
 
 
+def test_doctor_compiles_in_the_cache_and_says_that_a_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cache, compiler = tmp_path / "veil", tmp_path / "compiler"
+    cache.mkdir(0o700)
+    # Finds room in the cache alone, as the compiler does when /tmp is full.
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$TMPDIR" in {cache}/*) exit 0;; esac\necho "cc1: No space left on device" >&2; exit 1\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(compiler))
+    _veil(monkeypatch, "doctor", "--no-engine")
+    assert "ok       static libc " in capfd.readouterr().out
+    assert not list(cache.iterdir())
+    monkeypatch.setattr("veil.cli.doctor.tool_environment", lambda _: {})
+    _veil(monkeypatch, "doctor", "--no-engine")
+    assert "MISSING  static libc          not tried: the disk is full\n" in capfd.readouterr().out
+
+
 def test_doctor_json(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     _veil(monkeypatch, "doctor", "--no-engine", "--json")
     assert {"name", "good", "needed", "words"} <= set(json.loads(capfd.readouterr().out)[0])

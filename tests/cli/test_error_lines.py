@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -146,3 +147,18 @@ def test_help_says_the_statuses(
     status, out, err = _run(monkeypatch, capfd, *command.split(), "--help")
     assert (status, err) == (0, "")
     assert "Exit status: " in out
+
+
+@pytest.mark.parametrize("command", ["run -- true", "boot", "shell", "serve", "measure", "attest", "inspect"])
+def test_a_full_disk_while_the_engine_is_built(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("veil.snp._engine_library.compile_engine", full)
+    status, out, err = _run(monkeypatch, capfd, *command.split())
+    assert (status, out) == (125, "")
+    _check_line(err)
+    assert "the disk is full: cannot store the CPU engine in" in err

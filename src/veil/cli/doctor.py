@@ -18,6 +18,8 @@ from pathlib import Path
 import click
 
 from veil.cli.output import emit_json, say, tell
+from veil.disk import refuse_full_disk, tool_environment
+from veil.errors import describe
 
 __all__ = ["doctor"]
 
@@ -100,15 +102,26 @@ def _compiler_checks(missing: set[str]) -> Iterator[_Check]:
     words = "not found: it builds the CPU engine and the guest's agent (Debian: apt install gcc; or set CC)"
     yield _check("C compiler", path is not None, path or words, {"engine", "agent"}, missing)
     if path is not None:
-        static, headers = _compiles([*command, "-static"]), _compiles(command, b"#include <stdio.h>\n")
-        words = "libc.a and the headers, for engine and agent (Debian: apt install libc6-dev)"
-        yield _check("static libc", static and headers, words, {"engine", "agent"}, missing)
+        good, words = False, "libc.a and the headers, for engine and agent (Debian: apt install libc6-dev)"
+        try:
+            good = _compiles([*command, "-static"]) and _compiles(command, b"#include <stdio.h>\n")
+        except OSError as error:
+            words = f"not tried: {describe(error)}"
+        yield _check("static libc", good, words, {"engine", "agent"}, missing)
 
 
 def _compiles(command: list[str], first: bytes = b"") -> bool:
-    with tempfile.TemporaryDirectory(prefix="veil-doctor-") as work:
+    """In the cache, where engine and agent are compiled: a full /tmp matters to neither. Raises OSError."""
+    from veil.cache import cache_directory
+
+    root = cache_directory()
+    place = root if os.access(root, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="veil-doctor-", dir=place) as work:
         words = [*command, "-x", "c", "-o", f"{work}/program", "-"]
-        done = subprocess.run(words, input=first + _LIBC_TEST, capture_output=True, check=False)
+        environment = tool_environment(Path(work))
+        done = subprocess.run(words, input=first + _LIBC_TEST, capture_output=True, check=False, env=environment)
+        if done.returncode:
+            refuse_full_disk(done.stderr.decode(errors="replace"), Path(work))
     return done.returncode == 0
 
 

@@ -357,8 +357,8 @@ class ConfidentialVM:
 
     def build_image(self) -> LaunchImage:
         """What a launch would measure, without launching: for anyone who wants to know the digest beforehand."""
-        build_engine(self._say)
         try:
+            build_engine(self._say)
             with Machine(PAGE_SIZE_2M) as machine:
                 return self._build_image(machine)
         except SnpError as error:
