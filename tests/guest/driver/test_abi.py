@@ -80,7 +80,14 @@ def test_every_structure_is_compared() -> None:
     }  # fmt: skip
     # tests/formats/test_enclaves.py compares these.
     compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
-    own = {"wanted", "veil_pages", "veil_enclave_create", "veil_enclave_add", "veil_enclave_finish", "veil_enclave_enter"}
+    own = {
+        "wanted",
+        "veil_pages",
+        "veil_enclave_create",
+        "veil_enclave_add",
+        "veil_enclave_finish",
+        "veil_enclave_enter",
+    }
     assert DRIVER.structs.keys() == compared | own, "compare a new one with its definition in `formats`"
 
 
