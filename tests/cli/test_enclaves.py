@@ -187,9 +187,31 @@ def test_secrets_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         secrets_for(replace(IMAGE, manifest=""), "x.enclave", [f"key={tmp_path}/key"])
 
 
-def test_a_secret_needs_an_enclave(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["veil", "run", "--secret", "key=key", "--", "true"])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 2
-    assert "--secret is for an enclave" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--secret", "key=key", "--", "true"), "--secret is for an enclave"),
+        (("--enclave", "x.enclave", "--secret", "key"), "write NAME=FILE"),
+    ],
+)
+def test_wrong_usage(veil_run: Callable[..., tuple[int, str]], arguments: tuple[str, ...], words: str) -> None:
+    status, err = veil_run(*arguments)
+    assert status == 2
+    assert words in err
+
+
+@pytest.fixture
+def veil_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """`veil run`, which ends before anything starts: status and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["veil", "run", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), capfd.readouterr().err
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.enclave").write_bytes(IMAGE.pack())
+    return run

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veil.cli.option_types import WrongValue
 from veil.cli.output import tell
 from veil.cli.own_cvm import own_client
 from veil.errors import VeilError, describe
@@ -47,7 +48,7 @@ def secrets_for(image: EnclaveImage, file: str, given: Iterable[str]) -> dict[st
     for pair in given:
         name, separator, place = pair.partition("=")
         if not separator or not name or not place:
-            raise VeilError(f"--secret {pair}: write NAME=FILE")
+            raise WrongValue(f"--secret {pair}: write NAME=FILE")
         check_name(image, file, name)
         # Its stdin is the program's.
         found[name] = read_secret(f"./{place}" if place == "-" else place)
