@@ -46,9 +46,8 @@ def _config() -> bytes:
     ).pack()  # fmt: skip
 
 
-@functools.cache
-def _harness() -> subprocess.Popen[bytes]:
-    """The process that runs inputs. Raises AssertionError if it cannot be built."""
+def _build() -> Path:
+    """The program that runs inputs, made the first time. Raises AssertionError if it cannot be."""
     folder = fuzz_directory() / "enclave_runtime"
     folder.mkdir(parents=True, exist_ok=True)
     sources = [*sorted(runtime_sources().items()), ("harness.c", _HARNESS.read_bytes())]
@@ -61,6 +60,14 @@ def _harness() -> subprocess.Popen[bytes]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         work.rename(program)
+    return program
+
+
+@functools.cache
+def _harness() -> subprocess.Popen[bytes]:
+    """Its process."""
+    program = _build()
+    folder = program.parent
     config = folder / "config"
     config.write_bytes(_config())
     errors = (folder / "errors").open("wb")
@@ -91,6 +98,8 @@ def _last_error() -> str:
 
 def _seeds() -> Iterable[bytes]:
     """Each system call, with a kernel's answers of some kinds."""
+    # Whoever asks for seeds has the time for it; an input has not.
+    _build()
     random_bytes = random.Random(1)
     for call in system_calls():
         number = bytes([1, call.number]) if call.number < 200 else bytes([0, call.number - 200])
