@@ -362,16 +362,16 @@ def _mail(call: MailboxCall, at: int, pages: int, prot: int = 3) -> bytes:
 
 
 def _seeds() -> Iterator[bytes]:
-    two = bytes([0, 0])
+    one, two = bytes([0]), bytes([0, 0])
     mapped = _mail(MailboxCall.MAP, 1, 3)
     written = b"".join(bytes([7, 0, at]) for at in (0, 1, 2, 3))
     taken, back = bytes([8, 0, 4, 1]), bytes([9, 0, 0, 0, 1])
-    yield two + mapped + written + taken + back + bytes([9, 0, 0, 1, 1])
+    yield one + mapped + written + taken + back + bytes([9, 0, 0, 1, 1])
     yield two + mapped + written + taken + back + written + taken + bytes([9, 0, 0, 0, 0, 9, 1, 0, 0, 1])
-    yield two + mapped + _mail(MailboxCall.PROTECT, 1, 2, 0) + _mail(MailboxCall.UNMAP, 2, 1) + taken + bytes([13])
-    yield two + mapped + bytes([12, 1]) + taken + bytes([12, 2]) + back + bytes([10, 0, 10, 0, 13])
+    yield one + mapped + _mail(MailboxCall.PROTECT, 1, 2, 0) + _mail(MailboxCall.UNMAP, 2, 1) + taken + bytes([13])
+    yield one + mapped + bytes([12, 1]) + taken + bytes([12, 2]) + back + bytes([10, 0, 10, 0, 13])
     yield bytes([1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1, 4, 0, 1, 0, 2, 1, 0, 5, 0])
-    yield two + bytes([11, 8, 12, 0, *bytes(12), 6, 1, 9, 1, 1, 1, 12, 1, 10, 1])
+    yield one + bytes([11, 8, 12, 0, *bytes(12), 6, 1, 9, 1, 1, 1, 12, 1, 10, 1])
 
 
 TARGETS = (Target("enclave-service", _run, _seeds, max_bytes=_MAX_BYTES),)

@@ -25,7 +25,7 @@ from tests.services.enc.enclave_bench import EnclaveBench
 from veil.cache import Cache
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_reports import EnclaveWord
-from veil.formats.enclaves import WINDOW, WindowBlock, WindowState
+from veil.formats.enclaves import THREAD_PAGES, THREADS, WINDOW, WindowBlock, WindowState
 from veil.formats.status import Status
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
@@ -108,10 +108,15 @@ class EnclaveMachine(EnclaveBench):
         self.service._keys._record = self._note
         self.answers: dict[int, Callable[[WindowBlock], int]] = {}
         self.vmcb = Vmcb(vmsa_pa=self.context)
+        self._changing = np.arange((MONITOR - FREE) // PAGE)
+        self._before: NDArray[np.uint64] | None = None
 
     def close(self) -> None:
         """The core's memory."""
         self.engine.close()
+        if self._before is not None:
+            others = np.setdiff1d(np.arange(len(self._before)), self._changing)
+            assert (self._all()[others] == self._before[others]).all(), "what was not brought back has changed"
 
     def __enter__(self) -> Self:
         return self
@@ -212,18 +217,35 @@ class EnclaveMachine(EnclaveBench):
 
     # Again and again from one state
 
+    def learn(self) -> None:
+        """From now on `keep` and `back` are about the pages that change while the enclave runs; `close` looks at the
+        others."""
+        state = self.keep()
+        before = self._all().copy()
+        self.finish_running()
+        changed = {int(page) for page in np.flatnonzero((self._all() != before).any(axis=1))}
+        enclave = self.enclave(self.number)
+        area = [enclave.tables.lookup(THREADS + part * PAGE) for part in range(THREAD_PAGES)]
+        own = [*enclave.contexts, *enclave.windows[0], *(found[0] for found in area if found is not None)]
+        self.back(state)
+        self._before = before
+        self._changing = np.array(sorted(changed | {page - FREE >> 12 for page in own}))
+
+    def _all(self) -> NDArray[np.uint64]:
+        return self.memory.words[FREE // PAGE : MONITOR // PAGE]
+
     def keep(self) -> _State:
         """For `back`."""
-        memory = self.memory.words[FREE // PAGE : MONITOR // PAGE].copy()
+        memory = self._all()[self._changing].copy()
         return _State(memory, json.dumps(self.enclave(self.number).dump()), self.output, self.words)
 
     def back(self, state: _State) -> None:
         """All as it was."""
-        first = FREE // PAGE
-        now = self.memory.words[first : MONITOR // PAGE]
-        for page in np.flatnonzero((now != state.memory).any(axis=1)):
-            now[page] = state.memory[page]
-            self.bus.written((first + int(page)) * PAGE, PAGE)
+        changed = (self._all()[self._changing] != state.memory).any(axis=1)
+        for at in np.flatnonzero(changed):
+            page = self._changing[at]
+            self._all()[page] = state.memory[at]
+            self.bus.written(FREE + int(page) * PAGE, PAGE)
         guest: Any = self.service.context.guest
         self.service._enclaves[self.number] = Enclave.load(guest, json.loads(state.enclave))
         self.output, self.words = state.output, state.words

@@ -191,6 +191,7 @@ def run(image: EnclaveImage) -> _Run:
 @pytest.fixture
 def machine(image: EnclaveImage) -> Iterator[EnclaveMachine]:
     with EnclaveMachine(image) as machine:
+        machine.learn()
         yield machine
 
 
