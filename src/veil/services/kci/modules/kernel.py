@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Collection
 from dataclasses import dataclass
+
+import numpy as np
 
 from veil.services.kci.errors import ImageError
 from veil.services.kci.kernel_image import KernelImage
 from veil.services.kci.modules.exports import Exports, read_exports
+from veil.services.kci.modules.layout import RO_AFTER_INIT
 from veil.services.kci.modules.signature import Keyring
 
 __all__ = ["ModuleSpace", "kernel_exports", "kernel_keyring"]
@@ -15,6 +20,7 @@ __all__ = ["ModuleSpace", "kernel_exports", "kernel_keyring"]
 # arch/x86/include/asm/pgtable_64_types.h: MODULES_VADDR of a kernel without KASLR, MODULES_END.
 _MODULES_START, _MODULES_END = 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000
 _MODULE_PERCPU = 128 << 10
+_MAX_LATER, _MAX_NAME = 16, 64
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class ModuleSpace:
 
     addresses: range
     percpu: range
+    later: Collection[str] = RO_AFTER_INIT
+    """Names of sections that are read-only after init."""
 
     @classmethod
     def of_kernel(cls, image: KernelImage) -> ModuleSpace:
@@ -31,7 +39,25 @@ class ModuleSpace:
         a few times that. Raises ImageError."""
         end = image.symbols["__per_cpu_end"]
         addresses = range(max(image.symbols["_end"], _MODULES_START), _MODULES_END)
-        return cls(addresses, range(end, end + _MODULE_PERCPU))
+        return cls(addresses, range(end, end + _MODULE_PERCPU), _read_only_later(image))
+
+
+def _read_only_later(image: KernelImage) -> Collection[str]:
+    """kernel/module/strict_rwx.c: the table ro_after_init, which ends where another symbol begins."""
+    symbols = image.symbols
+    start = symbols.get("ro_after_init")
+    if start is None:
+        return RO_AFTER_INIT
+    number = int(np.searchsorted(symbols.addresses, np.uint64(start), "right"))
+    size = min(int(symbols.addresses[number]) - start, 8 * _MAX_LATER) if number < len(symbols) else 0
+    names = set()
+    for (pointer,) in struct.iter_unpack("<Q", image.read(start, size - size % 8)):
+        if not pointer:
+            break  # What lies behind it up to the next symbol.
+        names.add(image.read(pointer, _MAX_NAME).split(b"\0")[0].decode("latin-1"))
+    if not names >= RO_AFTER_INIT:
+        raise ImageError(f"the kernel's table of sections that are read-only after init is not sound: {sorted(names)}")
+    return frozenset(names)
 
 
 def kernel_keyring(image: KernelImage) -> Keyring:

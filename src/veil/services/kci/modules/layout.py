@@ -7,7 +7,7 @@ The kernel chooses the pieces of memory; everything within them follows from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
@@ -16,7 +16,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.kci.modules.elf import ModuleElf, Section, SectionFlag, SectionType
 from veil.services.kci.modules.errors import ModuleRefused
 
-__all__ = ["CODE", "READ_ONLY", "Layout", "check_memory", "lay_out"]
+__all__ = ["CODE", "READ_ONLY", "RO_AFTER_INIT", "Layout", "check_memory", "lay_out"]
 
 CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
 READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
@@ -32,7 +32,8 @@ _ORDER = (
 )
 _PERCPU = ".data..percpu"
 _NOT_KEPT = (".modinfo", "__versions", "__version_ext_crcs", "__version_ext_names", _PERCPU)
-_RO_AFTER_INIT = (".data..ro_after_init", "__jump_table")
+#: Sections that are read-only after init, up to 6.15; from 6.16 on the kernel has a table of them.
+RO_AFTER_INIT = frozenset({".data..ro_after_init", "__jump_table"})
 _INIT = ".init"
 
 
@@ -46,11 +47,12 @@ class Layout:
     """Number of the per-CPU section, 0 without one."""
 
 
-def lay_out(elf: ModuleElf) -> Layout:
-    """As the kernel does. Raises ModuleRefused for sections that no module of a distribution has."""
+def lay_out(elf: ModuleElf, later: Collection[str] = RO_AFTER_INIT) -> Layout:
+    """As the kernel does, which makes the sections of these names read-only `later`. Raises ModuleRefused for sections
+    that no module of a distribution has."""
     offsets: dict[int, tuple[MemoryType, int]] = {}
     sizes: dict[MemoryType, int] = {}
-    kept = dict(_kept_sections(elf))
+    kept = dict(_kept_sections(elf, later))
     for init in (False, True):
         for wanted, unwanted, core_type, init_type in _ORDER:
             kind = init_type if init else core_type
@@ -91,7 +93,7 @@ def check_memory(elf: ModuleElf, layout: Layout, memory: Mapping[MemoryType, Mod
             raise ModuleRefused(f"{kind.name} of the module at {place.address:#x} is not where modules are")
 
 
-def _kept_sections(elf: ModuleElf) -> Iterator[tuple[int, tuple[Section, int]]]:
+def _kept_sections(elf: ModuleElf, later: Collection[str]) -> Iterator[tuple[int, tuple[Section, int]]]:
     """Sections that get memory by the file's wish, with their flags as the loader changes them."""
     for section in elf.sections[1:]:
         if not section.allocated or section.name in _NOT_KEPT:
@@ -104,7 +106,7 @@ def _kept_sections(elf: ModuleElf) -> Iterator[tuple[int, tuple[Section, int]]]:
             raise ModuleRefused(f"{section.name} is not writable, and empty")
         if section.type in (SectionType.NULL, SectionType.RELA, SectionType.REL):
             raise ModuleRefused(f"{section.name} asks for memory, and is of type {section.type}")
-        flags = section.flags | (_LATER if section.name in _RO_AFTER_INIT else 0)
+        flags = section.flags | (_LATER if section.name in later else 0)
         yield section.index, (section, flags)
 
 

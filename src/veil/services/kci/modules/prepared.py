@@ -102,7 +102,7 @@ def prepare(
     operands: it must be where modules' variables can be, and is the same everywhere.
     """
     elf = ModuleElf(admitted.body)
-    layout = lay_out(elf)
+    layout = lay_out(elf, space.later)
     check_memory(elf, layout, memory, space.addresses)
     _check_percpu(elf, layout, percpu, space.percpu)
     addresses = {index: memory[kind].address + offset for index, (kind, offset) in layout.offsets.items()
