@@ -32,7 +32,7 @@ from veil.remote.log.export import DirectorySink, export
 from veil.remote.log.folder import LogFolder
 from veil.remote.log.reader import LogState
 from veil.snp.memory import Memory
-from veil.snp.snapshot import write_snapshot
+from veil.snp.snapshot_file import write_snapshot
 
 _SOURCES = Path(veil.__file__).parent
 

@@ -212,7 +212,7 @@ def test_records_that_come(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_guest_says(veil_command: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its agent, when a command cannot be started; its kernel, on the console."""
     from veil.guest.agent import protocol as agent_protocol
-    from veil.host.panic import PanicWatcher
+    from veil.host.panic_messages import PanicWatcher
 
     assert agent_protocol._text(SAYS).isprintable()
     panics: list[str] = []

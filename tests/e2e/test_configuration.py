@@ -16,8 +16,8 @@ from tests.e2e.log_guest import trust_in
 from tests.e2e.snapshots import OPEN_KERNEL, Resume, boots, keep_copy, linked_cache
 from veil import installation
 from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.kept_snapshots import write_cvm
 from veil.cvm.plain_values import from_plain, to_plain
-from veil.cvm.snapshots import write_cvm
 from veil.errors import VeilError
 from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
@@ -25,7 +25,7 @@ from veil.host import DEFAULT_POLICY
 from veil.image.services_image import PROTECTED_SERVICES, protected_services
 from veil.remote import Attested, ChannelClient, RequestFailed, UserKey
 from veil.remote.log.connect import open_log
-from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.snapshot_file import read_snapshot, write_snapshot
 
 _POLICY = DEFAULT_POLICY | 1 << 20  # one socket only
 _HOST_DATA = bytes(range(32))

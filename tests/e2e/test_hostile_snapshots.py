@@ -17,7 +17,7 @@ from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor
 from veil.host.saved_state import require_like
-from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.snapshot_file import read_snapshot, write_snapshot
 
 
 def _change(old: Path, new: Path, change: Callable[[memoryview, dict[str, bytes]], None]) -> Path:

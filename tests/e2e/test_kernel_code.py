@@ -13,7 +13,7 @@ from tests.e2e.running_kernel import RunningKernel, admit_driver
 from tests.services.kci.debian_image import kernel_code, kernel_image
 from veil.cvm import ConfidentialVM
 from veil.services.kci import KernelCode, kernel_ranges, physical_range
-from veil.services.kci.code_rules import Explanation
+from veil.services.kci.explain_code import Explanation
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp import snapshot as format_module
+from veil.snp import snapshot_file as format_module
 from veil.snp.errors import SnapshotError
 from veil.snp.hosted import hosted_header, load_installed, pack_sources
 from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.machine import Machine
-from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.snapshot_file import read_snapshot, write_snapshot
 
 HEADER, VMSA, ARCHIVE = 0x10000, 0x11000, 0x12000
 ENTRY, PACKAGES = "hosted_sample:Program", ("hosted_sample",)

@@ -23,8 +23,8 @@ from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.console import Console
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
+from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
 from veil.cvm.session import AgentSession
-from veil.cvm.snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M

@@ -32,7 +32,7 @@ from veil.host.observer_events import (
     PageStateEvent,
     VmplSwitchEvent,
 )
-from veil.host.panic import PanicWatcher
+from veil.host.panic_messages import PanicWatcher
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.vcpu import RunState
 

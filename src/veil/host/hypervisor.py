@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
-from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
+from veil.host.guest_share import ChannelTurns
 from veil.host.host import Host
-from veil.host.kernel_end import KernelEnd
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.machine_switches import MachineSwitches
 from veil.host.observer_events import ExitEvent
+from veil.host.outlived_kernel import KernelEnd
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.scheduler import LONG_SLICE_NS, MAX_PAUSES, SLICE_NS, Scheduler
@@ -223,7 +223,7 @@ class Hypervisor(Host):
     def run(self, until: Callable[[], bool] | None = None, timeout: float | None = None) -> RunResult:
         """Run the guest until `until()` holds, `timeout` seconds passed, or `stop`; how a guest ends is an exception.
 
-        A kernel's end is none if `kernel_end.is_outlived`: then VMPL 0 and 1 run on.
+        With `kernel_end.is_outlived` the kernel's end is not the run's: VMPL 0 and 1 go on.
         `until` is asked after every exit, so it should be cheap.
         """
         clock = self._clock

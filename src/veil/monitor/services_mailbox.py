@@ -23,7 +23,7 @@ from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.grants import Grants
+    from veil.monitor.grants_broker import Grants
     from veil.monitor.parameters import MonitorParameters
     from veil.monitor.service_events import Hearing
     from veil.snp.view import View

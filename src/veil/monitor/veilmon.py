@@ -18,12 +18,12 @@ from veil.monitor.channel.tls import ChannelKey
 from veil.monitor.channel.user_requests import Requests
 from veil.monitor.contexts import DomainTable, VcpuContexts
 from veil.monitor.errors import MonitorError
-from veil.monitor.grants import Grants
+from veil.monitor.grants_broker import Grants
 from veil.monitor.page_book import PageBook
 from veil.monitor.parameters import MonitorParameters, Option
 from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
-from veil.monitor.protocols.services import ServicesProtocol
+from veil.monitor.protocols.services_setup import ServicesProtocol
 from veil.monitor.refused_accesses import decide_refusal, is_refusal
 from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.secure_processor import GuestMessages

@@ -26,7 +26,7 @@ from veil.snp.layouts import Efer, Vmcb, Vmsa
 from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
 from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
-from veil.snp.snapshot import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
+from veil.snp.snapshot_file import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
 from veil.guest.driver.build import driver_sources
-from veil.monitor.protocols import services
+from veil.monitor.protocols import services_setup
 from veil.monitor.svsm_call import ResultCode
 from veil.services.enc import service as enc_service
 
@@ -37,11 +37,11 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
 NUMBERS = {
     "ENCLAVE_VMPL": Domain.ENC.vmpl,
     "MONITOR_VMPL": Domain.MON.vmpl,
-    "REGISTER_BLOCK": services.ServicesCall.REGISTER_BLOCK,
+    "REGISTER_BLOCK": services_setup.ServicesCall.REGISTER_BLOCK,
     "RUN_CONTEXT_SHIFT": RUN_CONTEXT_SHIFT,
     "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,
     "RUN_VMPL_RESPONSE": MsrResponse.RUN_VMPL,
-    "SERVICES_PROTOCOL": services.ServicesProtocol.number,
+    "SERVICES_PROTOCOL": services_setup.ServicesProtocol.number,
     "SERVICE_VMPL": Domain.SER.vmpl,
     "SVSM_BUSY": ResultCode.BUSY,
     "SVSM_INCOMPLETE": ResultCode.INCOMPLETE,
@@ -169,7 +169,7 @@ def test_request_block() -> None:
     assert offsets(request_block._ANSWER) == asked[:5]
     assert block["length"].offset + block["length"].size == request_block._ANSWER.size
     assert block["body"].offset == DRIVER.sizes["veil_block"] == request_block.BLOCK_HEADER
-    assert 1 <= DRIVER.numbers["VEIL_BLOCK_PAGES"] <= services.MAX_BLOCK_PAGES
+    assert 1 <= DRIVER.numbers["VEIL_BLOCK_PAGES"] <= services_setup.MAX_BLOCK_PAGES
     assert DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE > request_block.BLOCK_HEADER
 
 

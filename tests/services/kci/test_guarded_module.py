@@ -13,7 +13,7 @@ from veil.formats.kci import MemoryType, ModuleMemory, ModulePrepared
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import Change
-from veil.services.kci.code_rules import Unexplained
+from veil.services.kci.explain_code import Unexplained
 from veil.services.kci.guarded_module import (
     GuardedModule,
     check_module,

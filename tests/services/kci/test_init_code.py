@@ -18,7 +18,7 @@ from veil.formats.kci_settings import ON, KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import Change
 from veil.services.kci import KernelCode
-from veil.services.kci.code_rules import Configuration
+from veil.services.kci.explain_code import Configuration
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.module_calls import ModuleCalls
 from veil.services.kci.modules import ExportedSymbols, Keyring, ModulePolicy, ModuleRefused, ModuleSpace, prepare

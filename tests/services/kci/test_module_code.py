@@ -12,8 +12,8 @@ import pytest
 from tests.services.kci.small_kernel import BASE, SmallKernel, call
 from veil.formats.kci import MemoryType, ModuleMemory
 from veil.services.kci import KernelCode
-from veil.services.kci.code_rules import CodeRules, Configuration, Explanation
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import CodeRules, Configuration, Explanation
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.module_code import ModuleCode
 

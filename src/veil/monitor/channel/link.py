@@ -33,7 +33,7 @@ from veil.monitor.channel.bounds import (
     MAX_UNSENT,
 )
 from veil.monitor.channel.connection import Connection, Rank
-from veil.monitor.channel.schedule import Budget, Schedule
+from veil.monitor.channel.connection_turns import Budget, Schedule
 from veil.snp.errors import RmpViolation
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@
 docs/kci.md says how.
 """
 
-from veil.services.kci.code_rules import CodeRules, Configuration, Explanation, Unexplained
 from veil.services.kci.errors import ImageError, KciError, TableError
+from veil.services.kci.explain_code import CodeRules, Configuration, Explanation, Unexplained
 from veil.services.kci.kernel_code import KernelCode
 from veil.services.kci.kernel_image import AddressRange, KernelImage, Segment
 from veil.services.kci.module_code import ModuleCode

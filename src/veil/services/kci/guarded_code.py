@@ -9,8 +9,8 @@ from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import MOVE_CHANGES, MOVE_PAGES, MOVE_RANGES, Change
 from veil.services.context import Asking, GuestMemory, MonitorClient
-from veil.services.kci.code_rules import CodeRules, Configuration
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import CodeRules, Configuration
 from veil.services.kci.patches import Patch, decide
 
 __all__ = ["GuardedCode", "move_pages"]

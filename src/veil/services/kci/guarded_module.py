@@ -14,7 +14,7 @@ from veil.formats.kci_status import ModuleStatus
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
-from veil.services.kci.code_rules import Configuration
+from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.measured_kernel import MeasuredKernel

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from veil.services.kci.code_rules import CodeRules
+from veil.services.kci.explain_code import CodeRules
 from veil.services.kci.kernel_image import KernelImage, text_range
 from veil.services.kci.patch_tables import kernel_tables
 from veil.services.kci.surroundings import kernel_surroundings

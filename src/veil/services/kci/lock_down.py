@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.services.context import Asking, GuestMemory, ServiceContext
-from veil.services.kci.code_rules import Explanation
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import Explanation
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.measured_kernel import MeasuredKernel

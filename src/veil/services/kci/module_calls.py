@@ -18,8 +18,8 @@ from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import Asking, MonitorRefused, ServiceContext
-from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.guarded_module import (
     INIT,

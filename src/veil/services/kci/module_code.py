@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from veil.formats.kci import MemoryType
 from veil.services.kci.byte_rows import distinct
-from veil.services.kci.code_rules import CodeRules, Configuration, Unexplained
 from veil.services.kci.errors import KciError, TableError
+from veil.services.kci.explain_code import CodeRules, Configuration, Unexplained
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.modules.prepared import Prepared
 from veil.services.kci.patch_tables import PatchTables, Section, parse_tables

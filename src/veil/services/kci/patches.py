@@ -14,8 +14,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from veil.services.kci.code_rules import CodeRules, Configuration
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import CodeRules, Configuration
 from veil.services.kci.instructions import INT3
 from veil.services.kci.surroundings import ReadMemory
 

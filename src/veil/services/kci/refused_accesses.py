@@ -12,8 +12,8 @@ from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_events import Access, RefusedAccess, Verdict
 from veil.services.context import Asking, MonitorClient
-from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.patches import PatchRefused

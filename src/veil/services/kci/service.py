@@ -19,8 +19,8 @@ from veil.formats.service_events import VECTOR_GP, RefusedAccess, Verdict
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
-from veil.services.kci.code_rules import Configuration
 from veil.services.kci.errors import KciError
+from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.lock_down import forbid_all_code, forbid_other_code, guard_text, lock_text, unlock_text

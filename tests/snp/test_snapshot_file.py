@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp import snapshot as module
+from veil.snp import snapshot_file as module
 from veil.snp.errors import SnapshotError
 from veil.snp.memory import Memory
-from veil.snp.snapshot import read_snapshot, write_snapshot
+from veil.snp.snapshot_file import read_snapshot, write_snapshot
 
 _PAGES = 512
 

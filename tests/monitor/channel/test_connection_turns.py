@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from veil.monitor.channel.bounds import MAX_CREDIT_NS, MAX_HANDSHAKES
 from veil.monitor.channel.connection import Connection, Rank
-from veil.monitor.channel.schedule import Budget, Schedule
+from veil.monitor.channel.connection_turns import Budget, Schedule
 
 MS = 1_000_000
 #: What a step takes: a report by the secure processor, a ClientHello answered.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from veil.cache import Cache
-from veil.cvm import Configuration, snapshots
-from veil.cvm.snapshots import KeptSnapshots
+from veil.cvm import Configuration, kept_snapshots
+from veil.cvm.kept_snapshots import KeptSnapshots
 
 _PARTS = {"agent": "1", "kernel": "2"}
 
@@ -24,10 +24,10 @@ def kept(tmp_path: Path) -> KeptSnapshots:
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package in the place of ours."""
     root = tmp_path / "veil"
-    for name in ("cvm/snapshots.py", "cli/run.py", "guest/agent.c", "guest/script", "guest/old.pyc"):
+    for name in ("cvm/kept_snapshots.py", "cli/run.py", "guest/agent.c", "guest/script", "guest/old.pyc"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("before")
-    monkeypatch.setattr(snapshots, "__file__", str(root / "cvm/snapshots.py"))
+    monkeypatch.setattr(kept_snapshots, "__file__", str(root / "cvm/kept_snapshots.py"))
     return root
 
 
@@ -41,7 +41,7 @@ def test_a_place_is_for_one_configuration_and_its_parts(kept: KeptSnapshots) -> 
 @pytest.mark.parametrize(
     ("name", "matters"),
     [
-        ("cvm/snapshots.py", True),
+        ("cvm/kept_snapshots.py", True),
         ("guest/agent.c", True),
         ("guest/script", True),
         ("guest/new.S", True),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veil.host import GuestPanic, GuestReset, MalformedGhcb, TripleFault
-from veil.host.panic import PanicWatcher
+from veil.host.panic_messages import PanicWatcher
 
 REPORT = (
     b"[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n"

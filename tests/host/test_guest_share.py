@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import GuestHung, RunResult
-from veil.host.channel_turns import ACTIONS, GUEST_SHARE
+from veil.host.guest_share import ACTIONS, GUEST_SHARE
 from veil.host.service_pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
