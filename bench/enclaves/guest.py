@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -173,7 +174,7 @@ class Observer:
         assert current is not None
         vmsa = current.vmcb.vmsa_pa
         window = self._windows.get(vmsa) or self._find_window(vmsa)
-        block = WindowBlock.from_buffer_copy(self._view.read(window, 0x48))
+        block = WindowBlock.from_buffer_copy(self._view.read(window, ctypes.sizeof(WindowBlock)))
         done = self._waiting.pop(vmsa, None)
         counted = [self.total, *self.marked[-1:]]
         if done in _TRANSFERS and block.result > 0:

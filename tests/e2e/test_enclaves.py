@@ -19,6 +19,7 @@ from veil.cvm import CommandTimeout, ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
 from veil.formats.enclaves import ARENA, MailboxCall
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.image.services_image import protected_services
 
 #: so many at once, on one VCPU
@@ -239,6 +240,22 @@ def test_many_at_once(vm: ConfidentialVM, tmp_path: Path) -> None:
     assert f"enc enclaves {MANY} made {MANY}" in result.stdout.decode()
     assert result.stdout.split()[-2:] == [b"%d" % MANY, b"3"]
     assert counts(vm)["enclaves"] == 0
+
+
+def test_more_memory_than_the_guest_has(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """What an enclave may have is not what it has: pages come when it maps them."""
+    pages = 2 * vm.memory // PAGE_SIZE
+    fill = f"""
+        mov r14, {ARENA}
+        mov r13, 300
+    2:  mov [r14], r13
+        add r14, 4096
+        dec r13
+        jnz 2b
+    """
+    code = answer_of(SERVE(MailboxCall.MAP, ARENA, 300, 3)) + fill + EXIT(0)
+    result = run(vm, tmp_path, enclave_image(code, pool_pages=pages, arena_pages=pages))
+    assert (struct.unpack("<2Q", result.stdout), result.exit_status) == ((300, 0), 0)
 
 
 def test_pages_that_the_kernel_takes_back(vm: ConfidentialVM, tmp_path: Path) -> None:
