@@ -185,6 +185,8 @@ class Observer:
             if (block.nr, block.args[0], block.args[2]) == (_WRITE, 1, 0):
                 self._mark()
                 return
+        if block.state not in (WindowState.SYSCALL, WindowState.SERVICE):
+            return
         number = block.nr if block.state == WindowState.SYSCALL else -1
         for item in counted:
             item.exits[number] += 1
