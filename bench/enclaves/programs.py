@@ -52,7 +52,7 @@ PROGRAMS = (
         "gzip", "packs a text of 2 MiB", "gzip", "bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
     ),
     Program(
-        "Berkeley DB", "db5.3_load puts 20,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
+        "Berkeley DB", "db5.3_load puts 10,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
         "usr/bin/db5.3_load", "rm -f {folder}/kv; {program} -T -t btree -f {folder}/pairs {folder}/kv",
     ),
     Program(
@@ -128,7 +128,7 @@ def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(5000)]
     text = " ".join(chance.choices(words, k=800_000)).encode()[: 2 << 20]
     place.joinpath("text").write_bytes(text)
-    pairs = [f"{chance.getrandbits(64):016x}\n{chance.getrandbits(320):080x}\n" for _ in range(20_000)]
+    pairs = [f"{chance.getrandbits(64):016x}\n{chance.getrandbits(320):080x}\n" for _ in range(10_000)]
     place.joinpath("pairs").write_text("".join(pairs))
     place.joinpath("www").mkdir()
     place.joinpath("www", "file").write_bytes(text[: 10 << 10])

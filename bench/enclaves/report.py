@@ -140,19 +140,28 @@ class EnclaveReport:
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
-        figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-        self._plot_programs(axes[0][0])
-        self._plot_calls(axes[0][1])
-        self._plot_making(axes[1][0])
-        self._plot_switches(axes[1][1])
-        for place in axes.flat:
+        panels = [
+            draw
+            for draw, measured in (
+                (self._plot_programs, self.programs),
+                (self._plot_calls, self.calls),
+                (self._plot_making, self.making),
+                (self._plot_switches, self.switches or self.ring),
+            )
+            if measured
+        ]
+        figure, grid = pyplot.subplots(
+            len(panels), 1, figsize=(8, 3 * len(panels)), layout="constrained", squeeze=False
+        )
+        for draw, (axes,) in zip(panels, grid, strict=True):
+            draw(axes)
             for side in ("top", "right"):
-                place.spines[side].set_visible(False)
+                axes.spines[side].set_visible(False)
         figure.savefig(file, dpi=110)
         pyplot.close(figure)
 
     def _plot_programs(self, axes: Any) -> None:
-        axes.set_title("programs: time against native (%)", fontsize=9)
+        axes.set_title("programs: time against native (%; dashed: the paper's least and most)", fontsize=9)
         places = range(len(self.programs))
         spreads = [_quartiles(item.ratios) for item in self.programs]
         heights = [(middle - 1) * 100 for _, middle, _ in spreads]
@@ -167,7 +176,7 @@ class EnclaveReport:
         axes.set_xticks(list(places), [item.program.name for item in self.programs], fontsize=7)
 
     def _plot_calls(self, axes: Any) -> None:
-        axes.set_title("system calls: times native (dashed: the paper's least and most)", fontsize=9)
+        axes.set_title("system calls: times native", fontsize=9)
         rows = [item for item in self.calls if item.name in IN_PAPER]
         places = range(len(rows))
         axes.bar(places, [item.ratio for item in rows], 0.6, color="#2a6f97")
@@ -184,6 +193,7 @@ class EnclaveReport:
 
     def _plot_switches(self, axes: Any) -> None:
         axes.set_title("microseconds", fontsize=9)
+        axes.set_xscale("log")
         bars = [(item.name.replace("domain switch ", ""), item.microseconds) for item in self.switches]
         if self.ring is not None:
             bars += [
