@@ -19,6 +19,7 @@ from veil.cli.own_cvm import own_client
 from veil.cvm import ConfidentialVM
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclaves import MAILBOX_DATA, Mailbox
+from veil.formats.launch_digest import LaunchLog
 from veil.formats.status import Status
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
@@ -57,8 +58,19 @@ def service_of(vm: ConfidentialVM) -> EncService:
     return found
 
 
+_LOGS: dict[str, LaunchLog] = {}
+
+
+def launch_log(vm: ConfidentialVM) -> LaunchLog:
+    """What the CVM must be; computed once."""
+    key = vm.configuration.key()
+    if key not in _LOGS:
+        _LOGS[key] = vm.build_image().log()
+    return _LOGS[key]
+
+
 def send(vm: ConfidentialVM, image: EnclaveImage, secret: bytes) -> None:
-    with own_client(vm, vm.build_image().log()) as (client, trust):
+    with own_client(vm, launch_log(vm)) as (client, trust):
         open_enclaves(client, trust).provision(image.measurement, b"key", secret)
 
 
@@ -102,7 +114,7 @@ def test_attested_and_provisioned_from_elsewhere(vm: ConfidentialVM, tmp_path: P
     """By the commands, over TCP: an enclave that waits in a guest that was started without the user."""
     start(vm, tmp_path, busybox, "out", "cat", KEY)
     assert said(vm, "out", 2) == ""
-    (tmp_path / "launch.log").write_bytes(vm.build_image().log().pack())
+    (tmp_path / "launch.log").write_bytes(launch_log(vm).pack())
     (tmp_path / "key.pem").write_bytes(SENT)
     listener = vm.listen()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.snapshots import Resume
-from tests.e2e.test_enclave_secrets import KEY, build, said, send, service_of, start
+from tests.e2e.test_enclave_secrets import KEY, build, launch_log, said, send, service_of, start
 from veil.cli.own_cvm import own_client
 from veil.cvm import ConfidentialVM
 from veil.formats.enclave_settings import ON, EncSettings
@@ -89,7 +89,7 @@ def test_touching_it_is_the_end_of_that_kernel(vm: ConfidentialVM, busybox: Encl
     assert any(SECRET in view.read(page, PAGE) for page in pages)
     # Users still have their answers, and nothing runs that could be asked for the secret.
     vm.hypervisor.kernel_end.is_outlived = True
-    with own_client(vm, vm.build_image().log()) as (client, trust):
+    with own_client(vm, launch_log(vm)) as (client, trust):
         (left,) = open_enclaves(client, trust).all()
     assert left.measurement == busybox.measurement.hex()
 
