@@ -127,6 +127,31 @@ int main(int argc, char **argv)
     assert [(tmp_path / name).stat().st_mtime for name in ("first", "second")] == [2000, 2000]
 
 
+def test_a_directory_is_one_that_is_there(native: NativeRuntime, tmp_path: Path) -> None:
+    text = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	char place[4096];
+	for (int i = 1; i < argc; i++)
+		printf("%s\n", chdir(argv[i]) ? strerror(errno) : "good");
+	printf("%d\n", !strcmp(getcwd(place, sizeof(place)), argv[1]));
+	return 0;
+}
+"""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    image = native.build(compile_program(tmp_path, text, "-static"), {**ANYTHING, "files": {"pass": [f"{tmp_path}/"]}})
+    places = [str(tmp_path / name) for name in ("folder", "nothing", "file")]
+    done = native.run(image, "p", *places, "/somewhere")
+    assert done.stdout.decode().splitlines() == [
+        "good", "No such file or directory", "Not a directory", "No such file or directory", "1",
+    ]  # fmt: skip
+
+
 _SOCKETS = r"""
 #include <poll.h>
 #include <pthread.h>

@@ -145,6 +145,16 @@ static s64 status_of_path(struct thread *self, const char *path, u64 length, u64
 	return result;
 }
 
+s64 require_folder(struct thread *self, const char *path, u64 length)
+{
+	struct status status;
+	s64 result = status_of_path(self, path, length, 0, &status);
+
+	if (result)
+		return result;
+	return (status.mode & S_IFMT) == S_IFDIR ? 0 : -ENOTDIR;
+}
+
 static s64 status_of_open(struct thread *self, s32 fd, struct status *to)
 {
 	struct open_file *file = use(self, fd);

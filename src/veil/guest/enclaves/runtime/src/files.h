@@ -53,6 +53,8 @@ struct open_file *new_file(struct thread *, u32 kind, const char *path, u64 leng
 /* 0; -ENOENT to read, -EACCES to change what the manifest does not name. */
 s64 path_allowed(const char *path, u64 length, bool change);
 bool is_folder_of_rule(const char *path, u64 length);
+/* file_status.c: 0, or why a path that the manifest allows or does not is no folder */
+s64 require_folder(struct thread *, const char *path, u64 length);
 s64 path_from(struct thread *, s32 folder, u64 from, char *to);
 
 /* trusted_files.c */

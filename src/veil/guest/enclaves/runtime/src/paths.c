@@ -144,7 +144,7 @@ HANDLER(do_getcwd)
 
 static s64 change_directory(struct thread *self, const char *path, u64 length)
 {
-	s64 result = path_allowed(path, length, false);
+	s64 result = require_folder(self, path, length);
 
 	if (result < 0)
 		return result;
