@@ -31,7 +31,7 @@ print("\\n".join(image_digests()))
 _FETCHED = ("kernel", "vmlinux", "package", "closure")
 _SOMEBODY_ELSE = {
     "USER": "bjørn", "LOGNAME": "bjørn", "LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8", "LC_COLLATE": "de_DE",
-    "TZ": "Pacific/Kiritimati", "umask": "077", "HOSTNAME": "two", "CFLAGS": "-O0", "KCFLAGS": "-O1",
+    "TZ": "Pacific/Kiritimati", "umask": "000", "HOSTNAME": "two", "CFLAGS": "-O0", "KCFLAGS": "-O1",
     "CPATH": "/tmp", "MAKEFLAGS": "-j3", "ARCH": "arm64", "KBUILD_BUILD_USER": "bjørn", "SOURCE_DATE_EPOCH": "7",
     "GCC_COLORS": "error=01", "PYTHONHASHSEED": "5",
 }  # fmt: skip
@@ -83,7 +83,9 @@ def test_two_people_measure_the_same(kernel: Kernel, tmp_path: Path, monkeypatch
     cache = _prepare(home)
     assert _image_of(home, _SOMEBODY_ELSE) == own
     assert any(line.startswith("initramfs") for line in own)
-    assert list((cache / "driver").iterdir()), "it was built there"
+    made = [path for kind in ("agent", "driver") for path in (cache / kind).rglob("*")]
+    assert {"agent", "veil.ko"} <= {path.name for path in made}, "they were built there"
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
     assert not list((cache / "tmp").iterdir())
 
 

@@ -100,7 +100,6 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial", "etc"):
             make_folder(self._cache.directory("apt") / name)
         done = self._run("apt-get", "update", "-q")
-        tighten(self._cache.directory("apt"))
         if not any(self._cache.directory("apt/lists").glob("*_Packages*")):
             self._refuse_full_disk(done, self._cache.directory("apt"), "Debian's package lists")
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
@@ -123,12 +122,15 @@ class Apt:
         options = self._options() if tool.startswith("apt") else []
         environment = tool_environment(cwd, {"DEBIAN_FRONTEND": "noninteractive"})
         try:
-            return subprocess.run(
+            done = subprocess.run(
                 [tool, *options, *arguments], cwd=cwd, env=environment, text=True, errors="replace",
                 stdin=subprocess.DEVNULL, capture_output=True, check=False, umask=UMASK,
             )  # fmt: skip
         except FileNotFoundError as error:
             raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error
+        if options:
+            tighten(self._cache.directory("apt"))  # apt gives its files modes, whatever the umask is
+        return done
 
     def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:
         try:
