@@ -17,6 +17,7 @@ from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
 from veil.formats.errors import FormatError
 from veil.remote.attestation.verify import verify_report
+from veil.services.enc.paging import AwayPages
 from veil.services.kci import Explanation
 from veil.services.kci.modules.elf import ModuleElf
 
@@ -58,6 +59,19 @@ def _forget_text(elf: ModuleElf, contents: Mapping[int, bytes]) -> dict[int, byt
     text = elf.section(".text")
     assert text is not None
     return {**contents, text.index: bytes(len(contents[text.index]))}
+
+
+def test_what_enclaves_must_not_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target finds a service that gives away what is not encrypted, and one that does not clear pages."""
+    target = TARGETS["enclave-service"]
+    paged, *_ = target.seeds()
+    with monkeypatch.context() as patch:
+        patch.setattr(AwayPages, "seal", lambda away, va, content: content)
+        with pytest.raises(AssertionError, match="not encrypted"):
+            target.run(paged)
+    monkeypatch.setattr("veil.services.enc.mailbox._ZEROS", b"")
+    with pytest.raises(AssertionError, match="another's content"):
+        target.run(paged)
 
 
 def test_mutations_are_the_same_each_time() -> None:
