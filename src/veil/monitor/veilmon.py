@@ -241,13 +241,17 @@ class VeilMon:
                 vcpu.unfinished = None
             elif outcome is Served.NO_CALL and is_refusal(state, self._hosts[vcpu.apic_id], vcpu):
                 yield from decide_refusal(state, self._service_domain(cpu), self._hosts[vcpu.apic_id], vcpu)
-            elif outcome is Served.NO_CALL and self._channel is not None and not self._is_asked(view):
+            elif outcome is Served.NO_CALL and self._channel is not None and self._has_users(view):
                 # The host came by itself: there is something on the channel.
                 yield from self._channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
 
-    def _is_asked(self, view: View) -> bool:
-        """Was it the services' domain that had the host come?"""
-        return self._grants is not None and self._grants.is_asked(view)
+    def _has_users(self, view: View) -> bool:
+        """Did the host come for the channel? Not if nothing is due there and the services' domain asks for something.
+
+        It comes once for what users sent: passed over, they would wait for good.
+        """
+        asked = self._grants is not None and self._grants.is_asked(view)
+        return not asked or (self._channel is not None and self._channel.due)
 
     def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
         """The services hear what was done for the kernel."""

@@ -133,6 +133,16 @@ class ChannelLink:
         """Is a request being answered?"""
         return self._working
 
+    @property
+    def due(self) -> bool:
+        """Is there something to do: what the host has put in, or what was left until it comes again?"""
+        if self._again or self._received or self._unsent or self._schedule.busy:
+            return True
+        try:
+            return self._generations.wanted != self._generation or self._in.available() > 0
+        except (FormatError, RmpViolation):
+            return True
+
     def announce(self, host: Ghcb) -> Generator[None, None, None]:
         """Tell the host where the rings are."""
         yield from host.out(DOORBELL_PORT, self._area.gpa // PAGE_SIZE)
