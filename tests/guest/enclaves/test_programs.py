@@ -152,6 +152,49 @@ int main(int argc, char **argv)
     ]  # fmt: skip
 
 
+def test_a_unix_sockets_path_goes_by_the_manifest(native: NativeRuntime, tmp_path: Path) -> None:
+    text = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+static int fd;
+static void show(int failed) { printf("%s\n", failed ? strerror(errno) : "good"); }
+static struct sockaddr_un name(const char *path)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX };
+	strcpy(name.sun_path, path);
+	return name;
+}
+int main(int argc, char **argv)
+{
+	struct sockaddr_un own = name("own"), other = name(argv[2]);
+	struct msghdr message = { .msg_name = &other, .msg_namelen = sizeof(other) };
+	fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	show(chdir(argv[1]));
+	show(bind(fd, (void *)&own, sizeof(own)));
+	show(sendto(fd, "x", 1, 0, (void *)&own, sizeof(own)) != 1);
+	show(sendto(fd, "x", 1, 0, (void *)&other, sizeof(other)) != 1);
+	show(sendmsg(fd, &message, 0) < 0);
+	show(connect(fd, (void *)&other, sizeof(other)));
+	show(connect(fd, (void *)&own, sizeof(own)));
+	fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+	show(bind(fd, (void *)&other, sizeof(other)));
+	return 0;
+}
+"""
+    (tmp_path / "folder").mkdir()
+    manifest: dict[str, object] = {**ANYTHING, "files": {"pass": [f"{tmp_path}/folder/"]}}
+    image = native.build(compile_program(tmp_path, text, "-static"), manifest)
+    done = native.run(image, "p", str(tmp_path / "folder"), str(tmp_path / "other"))
+    denied = "Permission denied"
+    assert done.stdout.decode().splitlines() == ["good"] * 3 + [denied] * 3 + ["good", denied], done
+    assert (tmp_path / "folder" / "own").is_socket()
+    assert not (tmp_path / "other").exists()
+
+
 _SOCKETS = r"""
 #include <poll.h>
 #include <pthread.h>

@@ -8,6 +8,10 @@
 #define MOST_VECTORS 64
 #define MOST_CONTROL 4096
 #define LARGEST_OPTION 4096
+#define FAMILY_UNIX 1
+#define FAMILY_BYTES 2
+#define LONGEST_UNIX_PATH 108
+#define MSG_NOSIGNAL 0x4000
 
 struct vector {
 	u64 base, length;
@@ -53,6 +57,79 @@ static s64 take_address(struct thread *self, const struct address *from, u64 to,
 	if (copy_out(to, from->buffer, least(length, from->space)))
 		return -EFAULT;
 	return copy_out(length_at, &length, sizeof(length));
+}
+
+/*
+ * An address that the program names, as it goes out; its length may change. That of a UNIX socket is a path, unless it begins
+ * with NUL: the manifest says of it what it says of a file that is written.
+ */
+static s64 name_address(struct thread *self, u64 from, u32 *length, u8 *shared)
+{
+	char path[LONGEST_PATH];
+	u8 own[LONGEST_ADDRESS + 1] = { 0 };
+	u64 bytes = 0;
+	s64 result;
+	u16 family;
+
+	if (*length > LONGEST_ADDRESS)
+		return -EINVAL;
+	if (copy_in(own, from, *length))
+		return -EFAULT;
+	memcpy(&family, own, FAMILY_BYTES);
+	if (family == FAMILY_UNIX && own[FAMILY_BYTES]) {
+		while (own[FAMILY_BYTES + bytes])
+			bytes++;
+		result = resolve_path(self, AT_FDCWD, (const char *)own + FAMILY_BYTES, bytes, path, LONGEST_PATH);
+		if (result < 0)
+			return result;
+		bytes = (u64)result;
+		result = path_allowed(path, bytes, true);
+		if (result)
+			return result;
+		if (bytes >= LONGEST_UNIX_PATH)
+			return -ENAMETOOLONG;
+		memcpy(own + FAMILY_BYTES, path, bytes);
+		own[FAMILY_BYTES + bytes] = 0;
+		*length = (u32)(FAMILY_BYTES + bytes + 1);
+	}
+	memcpy(shared, own, *length);
+	return 0;
+}
+
+/* bind and connect */
+HANDLER(do_bind)
+{
+	u8 *address = take_buffer(self, LONGEST_ADDRESS);
+	u32 length = (u32)a[2];
+	s64 result;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	result = name_address(self, a[1], &length, address);
+	return result ?: outside_done(self, self->regs.rax, a[0], (u64)address, length, 0, 0, 0);
+}
+
+HANDLER(do_sendto)
+{
+	u8 *address = a[4] ? take_buffer(self, LONGEST_ADDRESS) : NULL, *data;
+	u32 length = address ? (u32)a[5] : 0;
+	u64 bytes = least(a[2], buffer_left(self));
+	s64 result = 0;
+
+	if (!is_open((s32)a[0]))
+		return -EBADF;
+	if (address)
+		result = name_address(self, a[4], &length, address);
+	data = take_buffer(self, bytes);
+	result = result ?: copy_in(data, a[1], bytes);
+	if (result)
+		return result;
+	result = outside(self, 44, a[0], (u64)data, bytes, a[3], (u64)address, length);
+	if (result > (s64)bytes)
+		attacked(self, "sendto of %d bytes is answered by %d", bytes, (u64)result);
+	if (result == -EPIPE && !(a[3] & MSG_NOSIGNAL))
+		signal_self(self, self, SIGPIPE, SI_USER);
+	return result;
 }
 
 HANDLER(do_accept)
@@ -208,8 +285,12 @@ HANDLER(do_sendmsg)
 	result = put_message(self, &own, vectors, &to);
 	if (result)
 		return result;
-	if ((own.name && copy_in(to.name, own.name, own.name_length)) ||
-	    (own.control && copy_in(to.control, own.control, own.control_length)))
+	if (own.name)
+		result = name_address(self, own.name, &own.name_length, to.name);
+	if (result)
+		return result;
+	to.message->name_length = own.name ? own.name_length : 0;
+	if (own.control && copy_in(to.control, own.control, own.control_length))
 		return -EFAULT;
 	for (u64 i = 0; i < own.count; at += vectors[i++].length)
 		if (copy_in(to.data + at, vectors[i].base, vectors[i].length))
@@ -217,7 +298,7 @@ HANDLER(do_sendmsg)
 	result = outside(self, 46, a[0], (u64)to.message, a[2], 0, 0, 0);
 	if (result > (s64)to.total)
 		attacked(self, "sendmsg of %d bytes is answered by %d", to.total, (u64)result);
-	if (result == -EPIPE && !(a[2] & 0x4000))
+	if (result == -EPIPE && !(a[2] & MSG_NOSIGNAL))
 		signal_self(self, self, SIGPIPE, SI_USER);
 	return result;
 }
