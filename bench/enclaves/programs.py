@@ -49,7 +49,7 @@ _COMMON: dict[str, object] = {
 
 PROGRAMS = (
     Program(
-        "gzip", "packs a text of 2 MiB", "gzip", "bin/gzip", "{program} -c {folder}/text >{folder}/text.gz",
+        "gzip", "packs a text of 8 MiB", "gzip", "bin/gzip", "{program} -c {folder}/part >{folder}/part.gz",
     ),
     Program(
         "Berkeley DB", "db5.3_load puts 10,000 pairs of 100 bytes into a new B-tree", "db5.3-util",
@@ -70,7 +70,7 @@ PROGRAMS = (
         },
     ),
     Program(
-        "SQLite", "20 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
+        "SQLite", "40 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
         "usr/bin/sqlite3", "rm -f {folder}/sqlite; {program} {folder}/sqlite <{folder}/sql >/dev/null",
     ),
 )  # fmt: skip
@@ -82,8 +82,8 @@ server.compat-module-load = "disable"
 server.modules = ()
 server.max-keep-alive-requests = 1000
 """
-#: The text 16 times.
-_BIG = "cd {folder} && cat text text text text >part && cat part part part part >big && rm part"
+#: The text 4 times, and 16 times.
+_BIG = "cd {folder} && cat text text text text >part && cat part part part part >big"
 _WARM = 1
 
 
@@ -132,7 +132,7 @@ def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
     place.joinpath("pairs").write_text("".join(pairs))
     place.joinpath("www").mkdir()
     place.joinpath("www", "file").write_bytes(text[: 10 << 10])
-    place.joinpath("sql").write_text(_sql(20, 100))
+    place.joinpath("sql").write_text(_sql(40, 100))
     for port in ports:
         place.joinpath(f"lighttpd-{port}.conf").write_text(_LIGHTTPD.format(folder=folder, port=port))
 
