@@ -14,14 +14,14 @@ from hypothesis import settings
 from veil.formats.kci_settings import KciSettings
 
 _E2E = Path(__file__).parent / "e2e"
-#: each of its boots takes a minute
-_LONGEST = "test_torture.py"
+#: needs no snapshot, so that while one process is at it another one makes those that both need
+_FIRST = "test_torture.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files come first, so that no process has much left to do when the others are done."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (item.path.name != _LONGEST, not item.path.is_relative_to(_E2E)))
+        items.sort(key=lambda item: (item.path.name != _FIRST, not item.path.is_relative_to(_E2E)))
 
 
 # A change is judged by its own doing: an example that no run has found before is for `make soak`.

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import time
-
 from veil.cli.output import tell
 
 __all__ = ["Progress"]
 
 
 class Progress:
-    """Says on stderr what takes long: a line a step, with the seconds of the step before."""
+    """Says on stderr what takes long: a line a step."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._start = time.monotonic()
 
     def __call__(self, message: str) -> None:
         if not self._quiet:
