@@ -10,8 +10,9 @@ import pytest
 
 from tests.e2e.patching_workload import WORKLOAD
 from tests.e2e.running_kernel import RunningKernel, admit_driver
+from tests.e2e.snapshots import RunSnapshots
 from tests.services.kci.debian_image import kernel_code, kernel_image
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
 from veil.services.kci import KernelCode, kernel_ranges, physical_range
 from veil.services.kci.explain_code import Explanation
 
@@ -22,8 +23,8 @@ def code() -> KernelCode:
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def guest(request: pytest.FixtureRequest) -> Iterator[ConfidentialVM]:
-    with ConfidentialVM(vcpus=request.param) as vm:
+def guest(request: pytest.FixtureRequest, snapshots: RunSnapshots) -> Iterator[ConfidentialVM]:
+    with ConfidentialVM.restore(snapshots.of(Configuration.make(vcpus=request.param))) as vm:
         yield vm
 
 
