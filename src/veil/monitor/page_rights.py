@@ -100,6 +100,8 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
     (Owner.KERNEL_RODATA, Owner.KERNEL): _BY_SERVICE,
     # Only of what nobody can write any more, so that nothing is executed before it is looked at.
     (Owner.KERNEL_RODATA, Owner.MODULE_CODE): _BY_SERVICE,
+    # A module that is refused half way.
+    (Owner.MODULE_CODE, Owner.KERNEL_RODATA): _BY_SERVICE,
     (Owner.MODULE_CODE, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE): _BY_SERVICE,
     (Owner.ENCLAVE, Owner.ENCLAVE_LEAVING): _BY_SERVICE,

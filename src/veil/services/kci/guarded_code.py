@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
@@ -13,7 +13,7 @@ from veil.services.kci.errors import KciError
 from veil.services.kci.explain_code import CodeRules, Configuration
 from veil.services.kci.patches import Patch, decide
 
-__all__ = ["GuardedCode", "move_pages"]
+__all__ = ["GuardedCode", "leave_pages", "move_pages"]
 
 _MOVE_BYTES = MOVE_PAGES * PAGE_SIZE
 
@@ -83,6 +83,17 @@ def move_pages(
         for changes in reversed(done):
             yield from monitor.change([Change(change.target, change.source, change.ranges) for change in changes])
         raise
+
+
+def leave_pages(
+    monitor: MonitorClient, *moves: tuple[Sequence[int], Owner, Owner], moved: Callable[[Change], None]
+) -> Asking[None]:
+    """The same where code leaves, which nothing makes code again: what was `moved` stays so, whatever is refused after
+    it. Raises MonitorRefused."""
+    for changes in _requests(moves):
+        yield from monitor.change(changes)
+        for change in changes:
+            moved(change)
 
 
 def _requests(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[list[Change]]:

@@ -4,7 +4,7 @@ known of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from veil.formats.kci import MemoryType, ModulePrepared
 from veil.formats.kci_status import ModuleStatus
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import Change
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, move_pages
@@ -56,6 +57,26 @@ class GuardedModule:
     late: Sequence[int] = ()
     """Pages of what is read-only once its init function has returned."""
     live: bool = False
+    leaving: dict[int, Owner] = field(default_factory=dict)
+    """Pages that are to be the kernel's again, and are not yet, with their owners. No rules decide about them."""
+
+    def leave(self, kinds: Iterable[MemoryType]) -> None:
+        """These types of memory are neither code nor read-only data of it any more."""
+        for kind in kinds:
+            if (code := self.code.pop(kind, None)) is not None:
+                self.leaving.update(dict.fromkeys(code.pages, Owner.MODULE_CODE))
+            self.leaving.update(dict.fromkeys(self.read_only.pop(kind, ()), Owner.KERNEL_RODATA))
+
+    def moved(self, change: Change) -> None:
+        """VeilMon made this change to pages of it."""
+        pages = [page for gpa, size in change.ranges for page in range(gpa, gpa + size, PAGE_SIZE)]
+        if change.target is Owner.KERNEL:
+            for page in pages:
+                del self.leaving[page]
+        else:
+            # What is read-only late; all of it in one piece, but for pages that the host keeps.
+            known = {*self.read_only.get(MemoryType.RO_AFTER_INIT, ()), *pages}
+            self.read_only[MemoryType.RO_AFTER_INIT] = [gpa for gpa in self.late if gpa in known]
 
     def address_of(self, gpa: int) -> int | None:
         """Where in the module a page is that is guarded; None if it has no such page."""

@@ -20,7 +20,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import Asking, MonitorRefused, ServiceContext
 from veil.services.kci.errors import KciError
 from veil.services.kci.explain_code import Configuration
-from veil.services.kci.guarded_code import GuardedCode, move_pages
+from veil.services.kci.guarded_code import GuardedCode, leave_pages
 from veil.services.kci.guarded_module import (
     INIT,
     GuardedModule,
@@ -239,13 +239,14 @@ class ModuleCalls:
             return
         module = self._module(number)
         module.live = True
-        late, module.late = module.late, ()
         try:
-            yield from self._release(module, *INIT, late=late)
+            yield from self._release(module, *INIT, late=module.late)
         except MonitorRefused as error:
             # The kernel gets its init memory back all the same.
             yield from self._release(module, *INIT)
             raise ModuleRefused(f"its read-only pages cannot be taken: {error}") from error
+        finally:
+            module.late = ()
 
     def gone(self, number: int) -> Asking[None]:
         """None of its code is code any more."""
@@ -273,7 +274,6 @@ class ModuleCalls:
     def _release(self, module: GuardedModule, *kinds: MemoryType, late: Sequence[int] = ()) -> Asking[None]:
         """These types of memory are the kernel's again, and what is read-only `late` is taken from it."""
         codes = [module.code[kind] for kind in kinds if kind in module.code]
-        data = [gpa for kind in kinds for gpa in module.read_only.get(kind, ())]
         if codes:
             # Nothing leads there from here on; then the pages are data.
             assert self._text is not None
@@ -281,17 +281,18 @@ class ModuleCalls:
             for code in codes:
                 near = near.retire(AddressRange(code.address, code.address + code.size))
             self._surround(near)
-        yield from move_pages(
+        # Before VeilMon is asked: it may be several requests, and the host can make a later one fail. By then the
+        # first pages are the kernel's, which may be another module's code next: these rules must not patch that.
+        module.leave(kinds)
+        yield from leave_pages(
             self._context.monitor,
-            ([gpa for code in codes for gpa in code.pages], Owner.MODULE_CODE, Owner.KERNEL),
-            (data, Owner.KERNEL_RODATA, Owner.KERNEL),
+            *(
+                ([gpa for gpa, owner in module.leaving.items() if owner is source], source, Owner.KERNEL)
+                for source in (Owner.MODULE_CODE, Owner.KERNEL_RODATA)
+            ),
             (late, Owner.KERNEL, Owner.KERNEL_RODATA),
+            moved=module.moved,
         )
-        for kind in kinds:
-            module.code.pop(kind, None)
-            module.read_only.pop(kind, None)
-        if late:
-            module.read_only[MemoryType.RO_AFTER_INIT] = late
 
     # Snapshots
 
@@ -318,6 +319,7 @@ class ModuleCalls:
                     "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
                     "read_only": {int(kind): list(pages) for kind, pages in module.read_only.items()},
                     "late": list(module.late),
+                    "leaving": {gpa: int(owner) for gpa, owner in module.leaving.items()},
                 }
                 for module in self.modules.values()
             ],
@@ -346,6 +348,7 @@ class ModuleCalls:
             module.code = code_again(self._context.guest, prepared, pages, rules)
             module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}
             module.late = item["late"]
+            module.leaving = {int(gpa): Owner(owner) for gpa, owner in item["leaving"].items()}
             self._know(module, rules)
         self._saved = []
 

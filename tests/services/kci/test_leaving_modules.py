@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A module's pages leave in several requests, one of which the host makes fail: what is the kernel's memory again by
+then is code of nobody, and its rules decide about nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRESS, PERCPU, A, MadeModule, X
+from tests.services.kci.small_kernel import ENDBR, SmallKernel
+from veil.formats.kci import FilePart, MemoryType, ModulePrepared
+from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.page_owners import Owner
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.service_domain import Change
+from veil.formats.status import Status
+from veil.monitor.page_rights import TRANSITIONS
+from veil.services.context import MonitorRefused
+from veil.services.kci import KernelCode, guarded_code
+from veil.services.kci.explain_code import Configuration
+from veil.services.kci.ledger import Ledger
+from veil.services.kci.module_calls import ModuleCalls
+from veil.services.kci.modules import ExportedSymbols, Keyring, ModulePolicy, ModuleSpace, prepare
+from veil.services.kci.surroundings import Surroundings
+
+FILE = MadeModule().with_section(".init.text", data=ENDBR + b"\xc3", flags=A | X).build()
+SPACE = ModuleSpace(range(MODULE_ADDRESS, MODULE_ADDRESS + (1 << 24)), range(PERCPU, PERCPU + 4096))
+CONFIGURATION = Configuration("ret", "retpoline", "kept", False, {})
+#: Not neighbours, so that each is a range of its own.
+PAGES = {kind: PAGE_SIZE * (100 + 2 * kind) for kind in sorted(MEMORY)}
+CODE_OWNERS = (Owner.KERNEL_CODE, Owner.MODULE_CODE)
+
+
+def _run(work: Generator[Any, Any, Any]) -> Any:
+    try:
+        next(work)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("nobody is asked here")
+
+
+class _Text:
+    """The kernel's, as far as modules need it."""
+
+    def __init__(self) -> None:
+        self.rules = self
+        self.near = KernelCode(SmallKernel().image()).near
+
+    def admit(self, near: Surroundings) -> None:
+        self.near = near
+
+
+class _Kernel:
+    """A module's memory, and VeilMon's book."""
+
+    def __init__(self) -> None:
+        policy = ModulePolicy(Keyring([]), frozenset({hashlib.sha256(FILE).digest()}))
+        prepared = prepare(policy.admit(FILE), MEMORY, PERCPU, ExportedSymbols(KERNEL), SPACE)
+        self.content = {gpa: prepared.images.get(kind, bytes(PAGE_SIZE)) for kind, gpa in PAGES.items()}
+        self.owners: dict[int, Owner] = {}
+        self.taken: set[int] = set()
+        """Pages that the host has taken away."""
+        guest = SimpleNamespace(read=lambda gpa, length: self.content[gpa][:length])
+        context: Any = SimpleNamespace(memory=self, monitor=self, guest=guest)
+        measured: Any = SimpleNamespace(policy=policy, module_space=SPACE, exported=lambda: ExportedSymbols(KERNEL))
+        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word: None))
+        self.text: Any = _Text()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The service's memory."""
+        return FILE[offset : offset + length]
+
+    def copy_and_change(
+        self, pages: list[int], length: int, offset: int, changes: list[Change]
+    ) -> Generator[Any, Any, None]:
+        yield from self.change(changes)
+
+    def change(self, changes: list[Change]) -> Generator[Any, Any, None]:
+        for change in changes:
+            if (change.source, change.target) not in TRANSITIONS:
+                raise MonitorRefused(Status.NOT_ALLOWED, f"{change.source.name} to {change.target.name}")
+            for gpa, _ in change.ranges:
+                if gpa in self.taken or self.owners.get(gpa, Owner.KERNEL) is not change.source:
+                    raise MonitorRefused(Status.UNAVAILABLE, f"the page {gpa:#x}")
+        for change in changes:
+            self.owners.update(dict.fromkeys((gpa for gpa, _ in change.ranges), change.target))
+        return
+        yield
+
+    def load(self) -> int:
+        part = FilePart(len(FILE), 0)
+        pages = [*(PAGE_SIZE * number for number in range(part.pages)), *PAGES.values()]
+        return int(_run(self.calls.take(part, ModulePrepared(PERCPU, MEMORY), pages, CONFIGURATION, self.text)))
+
+    def ruled(self) -> set[int]:
+        """Pages about which some code's rules decide."""
+        return {gpa for gpa in PAGES.values() for code in self.calls.codes() if code.address_of(gpa) is not None}
+
+    def owned(self, *owners: Owner) -> set[int]:
+        return {gpa for gpa, owner in self.owners.items() if owner in owners}
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> _Kernel:
+    monkeypatch.setattr(guarded_code, "MOVE_RANGES", 1)
+    return _Kernel()
+
+
+@pytest.mark.parametrize("kind", [MemoryType.RODATA, MemoryType.INIT_TEXT])
+def test_no_rules_for_what_left(kernel: _Kernel, kind: MemoryType) -> None:
+    number = kernel.load()
+    kernel.taken = {PAGES[kind]}
+    with pytest.raises(MonitorRefused):
+        _run(kernel.calls.gone(number))
+    assert PAGES[MemoryType.TEXT] in kernel.owned(Owner.KERNEL)
+    assert kernel.ruled() <= kernel.owned(*CODE_OWNERS)
+
+
+def test_nor_after_a_snapshot(kernel: _Kernel) -> None:
+    number = kernel.load()
+    kernel.taken = {PAGES[MemoryType.RODATA]}
+    with pytest.raises(MonitorRefused):
+        _run(kernel.calls.gone(number))
+    again = _Kernel()
+    again.owners = kernel.owners
+    again.calls.load(json.loads(json.dumps(kernel.calls.dump())))
+    again.calls.rebuild(again.text)
+    assert again.ruled() <= again.owned(*CODE_OWNERS)
+    _run(again.calls.gone(number))
+    assert again.owned(Owner.KERNEL) == set(again.owners)
+
+
+def test_it_goes_when_it_is_asked_again(kernel: _Kernel) -> None:
+    number = kernel.load()
+    kernel.taken = {PAGES[MemoryType.RODATA]}
+    with pytest.raises(MonitorRefused):
+        _run(kernel.calls.gone(number))
+    kernel.taken = set()
+    _run(kernel.calls.gone(number))
+    assert kernel.owned(Owner.KERNEL) == set(kernel.owners)
+    assert not kernel.calls.modules
+
+
+def test_a_module_that_is_refused_half_way(kernel: _Kernel) -> None:
+    """Its text could be executed, its init text not yet: both are the kernel's memory as before."""
+    change = kernel.change
+
+    def refuse(changes: list[Change]) -> Generator[Any, Any, None]:
+        if changes[0].target is Owner.MODULE_CODE and changes[0].ranges[0][0] == PAGES[MemoryType.INIT_TEXT]:
+            raise MonitorRefused(Status.UNAVAILABLE, "the host does not let VeilMon change pages")
+        yield from change(changes)
+
+    kernel.change = refuse  # type: ignore[method-assign]
+    with pytest.raises(Exception, match="cannot be taken"):
+        kernel.load()
+    assert kernel.owned(Owner.KERNEL) == set(kernel.owners)
