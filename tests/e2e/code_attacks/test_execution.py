@@ -129,3 +129,24 @@ def test_text_that_the_host_takes_away_for_the_kernel(resume: Resume, code: Kern
     # Linux reports the #VC, and another one in the report, and so on.
     with pytest.raises(VeilError):
         guest.vm.run(["sh", "-c", f"echo 0 call {_text(code):#x} > /dev/attacker"], timeout=5)
+
+
+OTHERS: dict[str, Place] = {
+    "a request block": lambda guest, code: guest.block(1),
+    "memory of init": lambda guest, code: (
+        physical_range(code.image, code.range).start + code.image.symbols["__init_begin"] - code.range.start
+    ),
+}
+
+
+@pytest.mark.parametrize("place", OTHERS)
+def test_pages_of_other_uses(resume: Resume, code: KernelCode, place: str) -> None:
+    """What passes to VMPL 1, and what was code until the end of boot."""
+    guest = resume()
+    _refused(guest, "frame", OTHERS[place](guest, code))
+
+
+@pytest.mark.parametrize("place", OTHERS)
+def test_off_pages_of_other_uses(resume: Resume, code: KernelCode, place: str) -> None:
+    guest = resume(OFF)
+    assert guest.attack("frame", OTHERS[place](guest, code)) == [RAN]
