@@ -173,7 +173,10 @@ _FILES = {
         "2 @16:x2f6465762f6e756c6c00 0 0 / 5 3 @144", _lie(262, None, (2, 48, 8, 1 << 63)), b"a file has"
     ),
     "stat of a negative number of blocks": _Attack(
-        f"4 {_PATH} @144", _lie(262, None, (2, 64, 8, (1 << 64) - 1)), b"a file has"
+        # /usr: other programs change /tmp meanwhile
+        "4 @16:x2f75737200 @144",
+        _lie(262, None, (2, 64, 8, (1 << 64) - 1)),
+        b"a file has",
     ),
     **_answered("access", f"21 {_PATH} 0", 21, 1, why=b"access is answered by"),
     **_answered("faccessat", f"269 -100 {_PATH} 0", 21, 1, why=b"access is answered by"),
@@ -250,6 +253,9 @@ _NETWORK = {
     "getpeername's length": _Attack(
         f"{_SOCKETS}52 3 @16 @4:d16", _lie(52, None, (2, 0, 4, 0xFFFFFFFF)), b"a socket's address has"
     ),
+    **_answered("connect", f"{_SOCKETS}42 3 @16:x0100 2", 42, 1, why=b"connect is answered by"),
+    **_answered("bind", f"{_SOCKETS}49 3 @16:x0100 2", 49, 1, why=b"bind is answered by"),
+    **_answered("sendto", f"{_SOCKETS}44 3 @8 8 0 0 0", 44, 9, why=b"sendto of 8 bytes"),
     **_answered("recvfrom", f"{_SOCKETS}45 3 @8 8 64 0 0", 45, 9, why=b"recvfrom of 8 bytes"),
     "recvfrom's address": _Attack(
         f"{_SOCKETS}45 3 @8 8 64 @16 @4:d16", _lie(45, 8, (5, 0, 4, 4096)), b"address has 4096 bytes"

@@ -45,6 +45,37 @@ def test_threads_wait_for_each_other(native: NativeRuntime, tmp_path: Path, flag
     assert (done.stdout, done.stderr, done.returncode) == (b"180000 40000\n", b"", 0)
 
 
+_AGAIN = r"""
+#include <pthread.h>
+#include <stdio.h>
+static void *work(void *number)
+{
+	return number;
+}
+int main(void)
+{
+	long sum = 0;
+	for (long i = 0; i < 500; i++) {
+		pthread_t thread;
+		void *result;
+		int error = pthread_create(&thread, 0, work, (void *)i);
+		if (error)
+			return error;
+		pthread_join(thread, &result);
+		sum += (long)result;
+	}
+	printf("%ld\n", sum);
+	return 0;
+}
+"""
+
+
+def test_whoever_has_joined_a_thread_has_its_slot(native: NativeRuntime, tmp_path: Path) -> None:
+    image = native.build(compile_program(tmp_path, _AGAIN, "-static"), {**ANYTHING, "threads": 2})
+    done = native.run(image, "p")
+    assert (done.stdout, done.stderr, done.returncode) == (b"124750\n", b"", 0)
+
+
 def test_signals_reach_their_handlers(native: NativeRuntime, tmp_path: Path) -> None:
     done = native.run(native.build(compile_program(tmp_path, SIGNALS, "-static")), "p")
     assert done.stdout.decode().splitlines() == [

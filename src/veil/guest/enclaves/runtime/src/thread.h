@@ -24,6 +24,7 @@ enum thread_state {
 	THREAD_FREE,
 	THREAD_READY, /* prepared by clone(); the slot has not been entered for it */
 	THREAD_RUNS,
+	THREAD_ENDS, /* who waits for it may know already; its slot is free in a moment */
 };
 
 struct thread {

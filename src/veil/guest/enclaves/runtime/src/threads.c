@@ -59,22 +59,29 @@ u32 threads_count(void)
 	return count;
 }
 
-/* A free slot, the one that has been free for longest; NULL: none. It is taken then. */
+/* A free slot, the one that has been free for longest; NULL: none, and none that ends. It is taken then. */
 static struct thread *take_slot(struct thread *self)
 {
 	struct thread *found = NULL;
+	bool ends = true;
 
-	lock(self, &threads_lock);
-	for (u32 i = 0; i < CONFIG->slots && !found; i++) {
-		u32 slot = (next_slot + i) % (u32)CONFIG->slots;
+	while (!found && ends) {
+		ends = false;
+		lock(self, &threads_lock);
+		for (u32 i = 0; i < CONFIG->slots && !found; i++) {
+			u32 slot = (next_slot + i) % (u32)CONFIG->slots;
 
-		if (thread_of(slot)->state == THREAD_FREE) {
-			found = thread_of(slot);
-			found->state = THREAD_RUNS;
-			next_slot = slot + 1;
+			ends |= thread_of(slot)->state == THREAD_ENDS;
+			if (thread_of(slot)->state == THREAD_FREE) {
+				found = thread_of(slot);
+				found->state = THREAD_RUNS;
+				next_slot = slot + 1;
+			}
 		}
+		unlock(&threads_lock);
+		if (!found && ends)
+			outside(self, 24, 0, 0, 0, 0, 0, 0);
 	}
-	unlock(&threads_lock);
 	return found;
 }
 
@@ -142,6 +149,8 @@ void thread_exit(struct thread *self, s32 status)
 {
 	bool last;
 
+	/* Whoever joins this thread may make another one before this slot is free. */
+	self->state = THREAD_ENDS;
 	if (self->clear_tid) {
 		u32 zero = 0;
 
