@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from tests.e2e.log_guest import log_reader, records_of
@@ -47,6 +48,7 @@ def test_demonstration(snapshots: RunSnapshots) -> None:
     assert re.search("SHA3-256 of the key and new words\n[0-9a-f]{64}\n$", done.output)
 
 
+@pytest.mark.open_kernel("the intruder is a module")
 def test_the_intruder_hides_everything_that_the_kernel_has(vm: ConfidentialVM, tmp_path: Path) -> None:
     """The counter-test: without VeilS-LOG nothing of what happened is left."""
     reader = log_reader(vm)

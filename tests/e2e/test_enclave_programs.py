@@ -15,6 +15,7 @@ from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_settings import ON, EncSettings
+from veil.formats.kci_settings import OFF as KCI_OFF
 from veil.formats.kci_settings import ON as KCI_ON
 from veil.formats.kci_settings import KciSettings
 from veil.guest.enclaves.build import build_enclave
@@ -77,7 +78,7 @@ def test_sqlite3_keeps_a_database_that_the_guest_cannot_read(
 
 def test_a_sealed_database_outlives_the_launch(resume: Resume, tmp_path: Path, sqlite3: EnclaveImage) -> None:
     """Another launch of the same image reads it; another image, here one whose kernel is locked down, does not."""
-    services = protected_services(EncSettings(mode=ON))
+    services = protected_services(KciSettings(mode=KCI_OFF), EncSettings(mode=ON))
     first, place = resume(services=services), tmp_path / "db"
     first.run(["mkdir", "/tmp/sealed"])
     made = _run(first, tmp_path, sqlite3, "/tmp/sealed/db", "create table t(a); insert into t values('password');")

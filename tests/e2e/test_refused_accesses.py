@@ -11,21 +11,23 @@ import pytest
 
 from tests.e2e.hijack import CODE, RESULT, Hijack
 from tests.e2e.hostile_module import HostileKernel
+from tests.e2e.snapshots import OPEN_KERNEL
 from tests.guarding import ALLOW, HEARD, MEMORY, PROTECT, Guard
 from tests.machine_code import assemble
 from tests.services.kci.debian_image import kernel_image
 from veil.cvm import ConfidentialVM
 from veil.formats.service_events import Event
 from veil.host import NestedPageFault, RunResult
-from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
+from veil.image.services_image import ServicesImage
 from veil.remote import ChannelClient
 from veil.snp import EntryFlag
 
+#: What is refused here is what the tests' own service protects, and nothing else.
 SERVICES = ServicesImage(
     "tests.guarding:WithLog",
-    (*PROTECTED_SERVICES.packages, "tests.guarding"),
-    PROTECTED_SERVICES.settings,
-    PROTECTED_SERVICES.memory + MEMORY,
+    (*OPEN_KERNEL.packages, "tests.guarding"),
+    OPEN_KERNEL.settings,
+    OPEN_KERNEL.memory + MEMORY,
 )
 GUARDED, SOURCE, IDT, HANDLER = CODE + 0x40000, CODE + 0x41000, CODE + 0x42000, CODE + 0x43000
 #: where Linux maps its image (Documentation/arch/x86/x86_64/mm.rst); without KASLR it lies where it is linked
