@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What VeilS-KCI costs: guests with lock-down and without, in turns, each turn a single command.
+"""What VeilS-KCI costs: guests with lock-down and without, in turns, each turn a single command of each.
 
-A computer's speed changes within seconds; the least of many turns changes little. Domain switches are counted: what
-they would cost on hardware is not in the times of a machine whose switch is a function call.
+A computer's speed changes within seconds. What slows it for a while slows both of a pair, so of each turn the ratio
+counts; which of the guests comes first is random. The least of each guest's turns stands beside it. Domain
+switches are counted: what they would cost on hardware is not in the times of a machine whose switch is a function call.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.guests import VeilGuest
+from bench.intervals import FEWEST, Interval, median_interval
 from bench.workloads import WORKLOADS, prepare
 from veil.cache import Cache
 from veil.guest.linux.kernel import debian_kernel
@@ -45,8 +48,18 @@ class CodeCost:
 
     @property
     def more(self) -> float:
-        """What lock-down adds, as a part of the whole."""
+        """What lock-down adds, as a part of the whole, by the leasts."""
         return self.least("on") / self.least("off") - 1
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each turn: processor time with lock-down to that without."""
+        return [on / off for on, off in zip(self.seconds["on"], self.seconds["off"], strict=True)]
+
+    @property
+    def interval(self) -> Interval | None:
+        """The median of the turns' ratios; None: too few turns for an interval of 95 %."""
+        return median_interval(self.ratios) if len(self.ratios) >= FEWEST else None
 
 
 class _Guest(VeilGuest):
@@ -97,14 +110,14 @@ def measure_code_integrity(directory: Path, say: Callable[[str], None], turns: i
             guest.put(file, "/root/module.ko")
         say(f"code integrity: {turns} turns of {_MODULE}")
         for _ in range(turns):
-            for guest in guests:
-                guest.measure(load, ["insmod", "/root/module.ko"])
-                guest.measure(unload, ["rmmod", _MODULE])
+            for row, argv in ((load, ["insmod", "/root/module.ko"]), (unload, ["rmmod", _MODULE])):
+                for guest in random.sample(guests, len(guests)):
+                    guest.measure(row, argv)
         for guest in guests:
             prepare(guest, directory)
         for workload, row in zip(WORKLOADS, programs, strict=True):
             say(f"code integrity: {workload.name}")
             for _ in range(max(3, turns // 20)):
-                for guest in guests:
+                for guest in random.sample(guests, len(guests)):
                     guest.measure(row, workload.argv)
     return [boot, load, unload, *programs]

@@ -142,7 +142,10 @@ class Report:
             "latencies": [asdict(item) for item in self.latencies],
             "rates": [asdict(item) for item in self.rates],
             "strangers": [asdict(item) for item in self.strangers],
-            "code_integrity": [asdict(item) for item in self.code],
+            "code_integrity": [
+                {**asdict(item), "pairs": item.ratios, "interval": asdict(item.interval) if item.interval else None}
+                for item in self.code
+            ],
             "notes": self.notes,
         }
 
@@ -209,16 +212,19 @@ def _pairs(row: Row) -> tuple[str, ...]:
     )
 
 
-_CODE_HEADING = ("code integrity, processor time, least", "off", "on", "more", "domain switches off", "on",
-                 f"more, at {SWITCH_CYCLES:,} cycles")  # fmt: skip
+_CODE_HEADING = ("code integrity, processor time, least", "off", "on", "more", "median of pairs", "95 % interval",
+                 "domain switches off", "on", f"more, at {SWITCH_CYCLES:,} cycles")  # fmt: skip
 
 
 def _code(cost: CodeCost) -> tuple[str, ...]:
     switches = [cost.switches.get(mode, 0) for mode in ("off", "on")]
+    interval = cost.interval
     return (
         cost.name,
         *(_microseconds(cost.least(mode) * 1e6) for mode in ("off", "on")),
         f"{cost.more:+.1%}",
+        f"{statistics.median(cost.ratios) - 1:+.1%}",
+        f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}" if interval else f"takes {FEWEST} pairs",
         *(f"{count:,}" for count in switches),
         f"{(switches[1] - switches[0]) * SWITCH_CYCLES:,} cycles",
     )

@@ -127,6 +127,10 @@ class RmpqueryResult(NamedTuple):
     size: PageSize
 
 
+#: VEIL_RMP_REMEMBERED: of so many changes the engine knows where they were
+REMEMBERED = 256
+
+
 class _RmpStruct(ctypes.Structure):
     """`veil_rmp` in engine/rmp.h."""
 
@@ -135,6 +139,7 @@ class _RmpStruct(ctypes.Structure):
         ("pages", ctypes.c_uint64),
         ("generation", ctypes.c_uint64),
         ("vmsa_in_use", ctypes.c_uint64),
+        ("last_ended", ctypes.c_uint64 * REMEMBERED),
     ]
 
 
@@ -420,4 +425,5 @@ class Rmp:
         if len(data) != self.entries.nbytes:
             raise SnpError(f"an RMP of {self.pages} pages has {self.entries.nbytes} bytes, not {len(data)}")
         self.entries[:] = np.frombuffer(data, dtype=ENTRY_DTYPE)
-        self.state[_GENERATION_WORD] += 1
+        # More than are remembered: each of its entries may have changed.
+        self.state[_GENERATION_WORD] += REMEMBERED + 1
