@@ -2,7 +2,8 @@
 """What VeilS-KCI costs: guests with lock-down and without, in turns, each turn a single command of each.
 
 A computer's speed changes within seconds. What slows it for a while slows both of a pair, so of each turn the ratio
-counts; which of the guests comes first is random. The least of each guest's turns stands beside it. Domain
+counts; which of the guests comes first is random. Where a kernel lies in memory is random in each boot and makes
+several per cent, so the turns are shared out among boots. The least of each guest's turns stands beside it. Domain
 switches are counted: what they would cost on hardware is not in the times of a machine whose switch is a function call.
 """
 
@@ -86,7 +87,7 @@ class _Guest(VeilGuest):
 
 
 def measure_code_integrity(directory: Path, say: Callable[[str], None], turns: int = 100) -> list[CodeCost]:
-    """Boots, a module loaded and unloaded `turns` times, ordinary programs."""
+    """Boots, a module loaded and unloaded `turns` times in all, ordinary programs."""
     tree = debian_kernel(Cache()).modules
     assert tree is not None
     ((_, module),) = collect_modules(tree, [_MODULE])
@@ -97,22 +98,21 @@ def measure_code_integrity(directory: Path, say: Callable[[str], None], turns: i
     with ExitStack() as stack:
         guests: list[_Guest] = []
         for number in range(_BOOTS):
+            while guests:
+                guests.pop().close()
             for mode in _MODES:
                 say(f"code integrity {mode}: boot {number + 1} of {_BOOTS}")
                 guest = _Guest(mode)
                 guests.append(guest)
                 stack.callback(guest.close)
                 guest.note_boot(boot)
-            if number < _BOOTS - 1:
-                while guests:
-                    guests.pop().close()
-        for guest in guests:
-            guest.put(file, "/root/module.ko")
-        say(f"code integrity: {turns} turns of {_MODULE}")
-        for _ in range(turns):
-            for row, argv in ((load, ["insmod", "/root/module.ko"]), (unload, ["rmmod", _MODULE])):
-                for guest in random.sample(guests, len(guests)):
-                    guest.measure(row, argv)
+            for guest in guests:
+                guest.put(file, "/root/module.ko")
+            say(f"code integrity: turns of {_MODULE}")
+            for _ in range(max(1, turns // _BOOTS)):
+                for row, argv in ((load, ["insmod", "/root/module.ko"]), (unload, ["rmmod", _MODULE])):
+                    for guest in random.sample(guests, len(guests)):
+                        guest.measure(row, argv)
         for guest in guests:
             prepare(guest, directory)
         for workload, row in zip(WORKLOADS, programs, strict=True):
