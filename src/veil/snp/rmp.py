@@ -127,10 +127,6 @@ class RmpqueryResult(NamedTuple):
     size: PageSize
 
 
-#: VEIL_RMP_REMEMBERED: of so many changes the engine knows where they were
-REMEMBERED = 256
-
-
 class _RmpStruct(ctypes.Structure):
     """`veil_rmp` in engine/rmp.h."""
 
@@ -139,7 +135,6 @@ class _RmpStruct(ctypes.Structure):
         ("pages", ctypes.c_uint64),
         ("generation", ctypes.c_uint64),
         ("vmsa_in_use", ctypes.c_uint64),
-        ("last_ended", ctypes.c_uint64 * REMEMBERED),
     ]
 
 
@@ -425,5 +420,4 @@ class Rmp:
         if len(data) != self.entries.nbytes:
             raise SnpError(f"an RMP of {self.pages} pages has {self.entries.nbytes} bytes, not {len(data)}")
         self.entries[:] = np.frombuffer(data, dtype=ENTRY_DTYPE)
-        # More than are remembered: each of its entries may have changed.
-        self.state[_GENERATION_WORD] += REMEMBERED + 1
+        self.state[_GENERATION_WORD] += 1

@@ -24,14 +24,6 @@ static int holds_running_vmsa(const veil_rmp *rmp, uint64_t page, unsigned size_
     return vmsa - page < (size_2m ? PAGES_2M : 1);
 }
 
-// An access that was allowed is not any more: who caches checks of these pages has to forget them.
-static void access_ended(veil_rmp *rmp, uint64_t page, unsigned size_2m, unsigned execution)
-{
-    rmp->last_ended[rmp->generation % VEIL_RMP_REMEMBERED] =
-        page << 12 | (size_2m ? VEIL_RMP_ENDED_2M : 0) | (execution ? VEIL_RMP_ENDED_EXECUTION : 0);
-    rmp->generation++;
-}
-
 // What PVALIDATE, RMPADJUST and RMPQUERY need of the entry before they look at it: a private translation of a page
 // that the guest owns and that the firmware does not hold, not smaller than the RMP entry.
 static uint64_t guest_fault(const veil_rmp *rmp, uint64_t page, int cbit, int smaller_is_fault, unsigned size_2m)
@@ -80,7 +72,7 @@ uint64_t veil_pvalidate(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
     // The permissions stay: RMPUPDATE alone resets them, so a monitor must revoke before it invalidates.
     entry->flags ^= VEIL_RMP_VALIDATED;
     if (!validate)
-        access_ended(rmp, page, size_2m, 1);
+        rmp->generation++;
     return VEIL_RMP_SUCCESS;
 }
 
@@ -119,7 +111,7 @@ uint64_t veil_rmpadjust(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
     if (vmpl == 0 && vmsa && size_2m)
         return VEIL_RMP_FAIL_INPUT;
     if (entry->perms[target] & ~perms)
-        access_ended(rmp, page, size_2m, entry->perms[target] & ~perms & (VEIL_RMP_UX | VEIL_RMP_SX));
+        rmp->generation++;
     entry->perms[target] = (uint8_t)perms;
     // Other levels' VMSA bit is ignored, not refused: software finds out by choosing VMPL 1 as the target.
     if (vmpl == 0)
@@ -190,7 +182,7 @@ uint32_t veil_rmpupdate(veil_rmp *rmp, uint64_t gpa, unsigned flags)
     }
     // Giving a page away ends the shared accesses to it, touching a validated one ends the private accesses.
     if ((assigned && !(was & VEIL_RMP_ASSIGNED)) || (was & VEIL_RMP_VALIDATED))
-        access_ended(rmp, page, size_2m, 1);
+        rmp->generation++;
     // An unassigned page has no size: the entry of a freed 2 MiB page is 512 free 4 KiB pages.
     reset_entry(&rmp->entries[page], assigned ? flags : 0);
     return VEIL_RMP_SUCCESS;

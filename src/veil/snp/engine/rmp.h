@@ -72,24 +72,17 @@ typedef struct veil_rmp_entry {
     uint8_t perms[VEIL_RMP_VMPLS]; /* perms[0] of an assigned page is always VEIL_RMP_ALL */
 } veil_rmp_entry;
 
-/* Changes that ended an access and are remembered; of older ones it is not known where they were. */
-#define VEIL_RMP_REMEMBERED 256
-/* In last_ended, below the page's GPA. */
-#define VEIL_RMP_ENDED_2M 1        /* all of the 2 MiB there */
-#define VEIL_RMP_ENDED_EXECUTION 2 /* also a right to execute */
-
 typedef struct veil_rmp {
     veil_rmp_entry *entries;
     uint64_t pages; /* 4 KiB pages of guest-physical memory */
     /* Grows with every change that ends an access which was allowed, and only then.  A change of vmsa_in_use is not
      * counted: who caches checks keeps the caches of different VMSAs apart, or flushes at VMRUN. */
     uint64_t generation;
-    uint64_t vmsa_in_use;                     /* GPA of the VMSA that runs now, VEIL_RMP_NO_VMSA if none */
-    uint64_t last_ended[VEIL_RMP_REMEMBERED]; /* at generation % VEIL_RMP_REMEMBERED: where the change after it was */
+    uint64_t vmsa_in_use; /* GPA of the VMSA that runs now, VEIL_RMP_NO_VMSA if none */
 } veil_rmp;
 
 _Static_assert(sizeof(veil_rmp_entry) == 8, "numpy and snapshots rely on 8 byte entries");
-_Static_assert(sizeof(veil_rmp) == 32 + 8 * VEIL_RMP_REMEMBERED, "ctypes relies on this layout");
+_Static_assert(sizeof(veil_rmp) == 32, "ctypes relies on this layout");
 
 /* Index of the entry that governs a page; page < rmp->pages. */
 static inline uint64_t veil_rmp_index(const veil_rmp *rmp, uint64_t page)

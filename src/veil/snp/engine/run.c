@@ -5,7 +5,6 @@
 #include "run.h"
 #include "clock.h"
 #include "events.h"
-#include "rights.h"
 #include "snp_opcodes.h"
 #include "tlb.h"
 
@@ -48,11 +47,16 @@ static bool must_leave(struct veil_engine *e)
 static bool attend(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
+    CPUState *cs = e->cs;
 
     if (must_leave(e)) {
         return true;
     }
-    veil_follow_rights(e);
+    if (unlikely(e->space->rmp_generation != e->rmp->generation)) {
+        e->space->rmp_generation = e->rmp->generation;
+        e->counters.flushes++;
+        tlb_flush(cs);
+    }
     if (unlikely(e->crowded)) {
         veil_tlb_relieve(e);
     }
