@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rights that the RMP takes away end at once, in each context and through each translation; others stay."""
+"""Rights that the RMP takes away end at once, in each context and through each translation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ OTHER_VMSA = 0x40000
 #: the same pages again; at the same places of the TLB, which is direct mapped
 ALIAS = 2 << 30
 _PDPT, _PD = 0x2000, 0x3000
-#: changes that the RMP remembers
 LARGE = 0x200000
 
 READ = f"mov rax, [{FREE}]"
