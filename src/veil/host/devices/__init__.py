@@ -12,7 +12,9 @@ from veil.host.devices.legacy.pic import Pic
 from veil.host.devices.legacy.pit import Pit
 from veil.host.devices.legacy.rtc import Rtc
 from veil.host.devices.legacy.serial8250 import Serial8250
-from veil.host.devices.pci import PciBus, PciFunction
+from veil.host.devices.pci.bus import PciBus
+from veil.host.devices.pci.chipset import Chipset
+from veil.host.devices.pci.function import PciFunction
 from veil.host.devices.platform import AGENT_PORT, Platform
 from veil.host.devices.virtio.console import ConsolePort, VirtioConsole
 from veil.host.devices.virtio.virtqueue import DmaMemory, QueueError, Virtqueue
@@ -21,6 +23,7 @@ __all__ = [
     "AGENT_PORT",
     "ChannelConnection",
     "ChannelDevice",
+    "Chipset",
     "ConsolePort",
     "DmaMemory",
     "LocalApic",

@@ -50,9 +50,9 @@ class _Windows:
     def __init__(self) -> None:
         self._windows: list[Window] = []
 
-    def add_window(self, window: Window) -> None:
-        """Map a window."""
-        self._windows.append(window)
+    def add_window(self, window: Window, *, first: bool = False) -> None:
+        """Map a window, behind the others or before them."""
+        self._windows.insert(0 if first else len(self._windows), window)
 
     def remove_window(self, window: Window) -> None:
         """Unmap it; nothing happens if it is not mapped."""

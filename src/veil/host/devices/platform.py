@@ -23,7 +23,8 @@ from veil.host.devices.legacy.power import PowerControl
 from veil.host.devices.legacy.rtc import RTC_IRQ, Rtc
 from veil.host.devices.legacy.serial8250 import COM1_IRQ, Serial8250
 from veil.host.devices.msrs import MsrTable
-from veil.host.devices.pci import PciBus
+from veil.host.devices.pci.bus import PciBus
+from veil.host.devices.pci.chipset import Chipset, plug_chipset
 from veil.host.devices.virtio.console import VirtioConsole
 from veil.host.errors import HostError
 from veil.host.saved_state import Dumpable
@@ -79,6 +80,7 @@ class Platform:
         wall_ns: Callable[[], int] = time.time_ns,
         console: Callable[[bytes], None] | None = None,
         x2apic: bool = False,
+        chipset: Chipset = Chipset.GENERIC,
     ) -> None:
         ids = list(range(vcpus)) if apic_ids is None else list(apic_ids)
         if len(ids) != vcpus or len(set(ids)) != vcpus:
@@ -100,6 +102,7 @@ class Platform:
         #: users' connections to VeilMon
         self.channel = ChannelDevice(memory)
         self.pci = PciBus(self.io, self.mmio)
+        plug_chipset(self.pci, chipset)
         self._dma = ConfinedMemory(memory)
         self.console = VirtioConsole(
             self._dma,

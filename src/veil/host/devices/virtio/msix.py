@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from veil.host.devices.pci import PciFunction
+    from veil.host.devices.pci.function import PciFunction
 
 __all__ = ["MSIX_BAR_SIZE", "Msix"]
 

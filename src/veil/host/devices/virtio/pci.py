@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from veil.host.devices._state import checked_int, load_integers, save_integers
-from veil.host.devices.pci import COMMAND_MASTER, COMMAND_NO_INTX, PciFunction
+from veil.host.devices.pci.function import COMMAND_MASTER, COMMAND_NO_INTX, PciFunction
 from veil.host.devices.virtio.msix import MSIX_BAR_SIZE, Msix
 from veil.host.devices.virtio.virtqueue import QueueError, Virtqueue
 

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A PCI bus with configuration mechanism 1 (PCI local bus specification 3.0, 3.2.2.3 and chapter 6).
+"""A PCI function's configuration space (PCI local bus specification 3.0, chapter 6).
 
-One bus, single-function devices, a host bridge at 00:00.0. BARs are assigned here, as firmware would do; a guest may
-move them within the ranges that the bridge decodes.
+BARs are assigned here, as firmware would do; a guest may move them within the ranges that the bridge decodes.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veil.formats.board import PCI_IO, PCI_MEMORY
-from veil.host.devices._state import checked_int
 from veil.host.devices.bus import Window
 
 if TYPE_CHECKING:
@@ -20,12 +18,10 @@ if TYPE_CHECKING:
 
     from veil.host.devices.bus import IoBus, MmioBus
 
-__all__ = ["PciBus", "PciFunction"]
+__all__ = ["COMMAND_IO", "COMMAND_MASTER", "COMMAND_MEMORY", "COMMAND_NO_INTX", "CONFIG_SIZE", "PciFunction"]
 
-_ADDRESS_PORT, _DATA_PORT = 0xCF8, 0xCFC
-_ENABLE = 1 << 31
-_CONFIG_SIZE = 256
-_SLOTS = 32
+#: bytes
+CONFIG_SIZE = 256
 
 _COMMAND, _STATUS, _CAPABILITIES, _INTERRUPT_LINE = 0x04, 0x06, 0x34, 0x3C
 _BARS = 0x10
@@ -50,8 +46,8 @@ class PciFunction:
     def __init__(
         self, *, vendor: int, device: int, class_code: int, revision: int = 0, subsystem: tuple[int, int] = (0, 0)
     ) -> None:
-        self.config = bytearray(_CONFIG_SIZE)
-        self.writable = bytearray(_CONFIG_SIZE)
+        self.config = bytearray(CONFIG_SIZE)
+        self.writable = bytearray(CONFIG_SIZE)
         struct.pack_into("<HH", self.config, 0, vendor, device)
         struct.pack_into("<I", self.config, 8, class_code << 8 | revision)
         struct.pack_into("<HH", self.config, 0x2C, *subsystem)
@@ -144,73 +140,8 @@ class PciFunction:
 
     def load_config(self, config: bytes) -> None:
         """From a snapshot: only what a guest could have written is taken."""
-        if len(config) != _CONFIG_SIZE:
+        if len(config) != CONFIG_SIZE:
             raise ValueError(f"a configuration space of {len(config)} bytes")
         for index, mask in enumerate(self.writable):
             self.config[index] = self.config[index] & ~mask | config[index] & mask
         self.decode()
-
-
-class PciBus:
-    """CF8h and CFCh, and the functions by device number."""
-
-    def __init__(self, io: IoBus, mmio: MmioBus) -> None:
-        self._io, self._mmio = io, mmio
-        self._address = 0
-        self._functions: dict[int, PciFunction] = {}
-        # QEMU's generic host bridge: Linux has no quirks for it.
-        self.add(0, PciFunction(vendor=0x1B36, device=0x0008, class_code=0x060000, subsystem=(0x1AF4, 0x1100)))
-        io.add_wide(_ADDRESS_PORT, self._read_address, self._write_address)
-        for lane in range(4):
-            io.add_wide(_DATA_PORT + lane, self._reader(lane), self._writer(lane))
-
-    def add(self, device: int, function: PciFunction) -> None:
-        """Plug a function in."""
-        if not 0 <= device < _SLOTS or device in self._functions:
-            raise ValueError(f"no free PCI slot {device}")
-        self._functions[device] = function
-        function.connect(self._io, self._mmio)
-
-    def _read_address(self, size: int) -> int:
-        # Only accesses of 32 bits reach the register; others would be for ISA devices at these ports.
-        return self._address if size == 4 else (1 << 8 * size) - 1
-
-    def _write_address(self, size: int, value: int) -> None:
-        if size == 4:
-            self._address = value & 0x80FFFFFC
-
-    def _target(self, lane: int, size: int) -> tuple[PciFunction, int] | None:
-        address = self._address
-        if not address & _ENABLE or lane + size > 4 or address >> 16 & 0xFF or address >> 8 & 7:
-            return None
-        function = self._functions.get(address >> 11 & 0x1F)
-        return None if function is None else (function, (address & 0xFC) + lane)
-
-    def _reader(self, lane: int) -> Callable[[int], int]:
-        def read(size: int) -> int:
-            target = self._target(lane, size)
-            return (1 << 8 * size) - 1 if target is None else target[0].config_read(target[1], size)
-
-        return read
-
-    def _writer(self, lane: int) -> Callable[[int, int], None]:
-        def write(size: int, value: int) -> None:
-            target = self._target(lane, size)
-            if target is not None:
-                target[0].config_write(target[1], size, value)
-
-        return write
-
-    def dump(self) -> dict[str, Any]:
-        return {
-            "address": self._address,
-            "functions": [[slot, function.config_state()] for slot, function in sorted(self._functions.items())],
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        functions = {checked_int(slot): bytes(config) for slot, config in state["functions"]}
-        if functions.keys() != self._functions.keys():
-            raise ValueError("other PCI devices than this host has")
-        self._address = checked_int(state["address"])
-        for slot, config in functions.items():
-            self._functions[slot].load_config(config)
