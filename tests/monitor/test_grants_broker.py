@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import Any
 
@@ -37,7 +38,7 @@ from veil.monitor import Option, Owner, VeilMon
 from veil.monitor.svsm_call import ResultCode
 from veil.snp import RmpViolation
 from veil.snp.rmp import Permission, RmpResult
-from veil.snp.view import View
+from veil.snp.view import HostView, View
 
 OK = ResultCode.SUCCESS
 OUTBOX = MAILBOX + MAILBOX_SIZE - OUTBOX_SIZE
@@ -233,6 +234,52 @@ def test_a_host_that_stops_a_move_in_the_middle(at: int, how: str, monkeypatch: 
         assert not perms[2]
         assert bench.kernel.allows(page, Permission.ALL) or how == "page taken"
     bench.check()
+
+
+def test_what_could_be_code_again_is_not_written_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MOVE gives code back and takes another page, whose RMP entry the host must split first. Then the kernel writes
+    what was code, and has the host take the other page away, so that the code is code again."""
+    bench.kernel.write(SMALL, b"code")
+    assert bench.ask(NUMBER, MOVE, moved(SMALL)) == (Status.OK, b"done")
+    split, wrote = HostView.psmash, []
+
+    def attack(host: HostView, gpa: int) -> RmpResult:
+        code = split(host, gpa)
+        with contextlib.suppress(RmpViolation):
+            bench.kernel.write(SMALL, b"evil")
+            wrote.append(SMALL)
+        assert bench.host.rmpupdate(FREE, assigned=False) == RmpResult.SUCCESS
+        return code
+
+    monkeypatch.setattr(HostView, "psmash", attack)
+    back = struct.pack("<HHQ", Owner.KERNEL_CODE, Owner.KERNEL, SMALL)
+    taken = struct.pack("<HHQ", Owner.KERNEL, Owner.KERNEL_RODATA, FREE)
+    assert bench.ask(NUMBER, CHANGE, back + taken) == (Status.OK, b"refused UNAVAILABLE")
+    assert bench.splits == 1
+    assert not wrote
+    bench.kernel.check_execute(SMALL, 4)
+    assert bench.kernel.read(SMALL, 4) == b"code"
+
+
+def test_what_was_written_meanwhile_is_no_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same after the kernel got its rights on the first page: only a host can stop the move then."""
+    pages = [SMALL, SMALL + 2 * PAGE]
+    assert bench.ask(NUMBER, MOVE, moved(*pages)) == (Status.OK, b"done")
+    honest = View.rmpadjust_range
+
+    def adjust(view: View, gpa: int, count: int, *, vmpl: int, permissions: int) -> tuple[RmpResult, int]:
+        if gpa == pages[1] and permissions & Permission.W:
+            bench.kernel.write(SMALL, b"evil")
+            assert bench.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS
+        return honest(view, gpa, count, vmpl=vmpl, permissions=permissions)
+
+    monkeypatch.setattr(View, "rmpadjust_range", adjust)
+    body = moved(*pages, source=Owner.KERNEL_CODE, target=Owner.KERNEL)
+    assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"refused UNAVAILABLE")
+    assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
+    bench.kernel.check_execute(SMALL, 4)
+    assert not bench.kernel.allows(SMALL, Permission.W)
+    assert bench.kernel.read(SMALL, 4) == bytes(4)
 
 
 def test_rights_that_cannot_be_taken_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

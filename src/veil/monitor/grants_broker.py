@@ -8,6 +8,7 @@ and on which VCPU, and nothing else: the outbox is memory of VMPL 0 and 1.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Grants"]
 
 _SIZE_MISMATCH = int(RmpResult.FAIL_SIZEMISMATCH)
+#: what these write is checked by somebody else, or by nobody
+_UNCHECKED = (Domain.UNT, Domain.ENC)
 
 
 class _Refused(Exception):
@@ -135,18 +138,40 @@ class Grants:
         for change in move.changes:
             for gpa, size in change.ranges:
                 book.move(gpa, size, change.target)
+        given: list[Change] = []
         try:
+            # First nobody has more than both owners' rows give, for all of them: while the host splits an entry for one
+            # page, the kernel must not write another one that could become code again.
             for change in move.changes:
-                yield from self._make_change(cpu, change)
+                yield from self._adjust_ranges(cpu, change.ranges, self._steps(change)[0])
+            for change in move.changes:
+                if TRANSITIONS[change.source, change.target].zero:
+                    for gpa, size in change.ranges:
+                        cpu.view.zero(gpa, size)
+            for change in move.changes:
+                given.append(change)
+                yield from self._adjust_ranges(cpu, change.ranges, self._steps(change)[1])
         except (_Refused, RmpViolation) as error:
             for change in move.changes:
-                before = self._levels(change.source)
-                for gpa, size in change.ranges:
-                    yield from self._take_back(cpu, range(gpa, gpa + size, PAGE_SIZE), before)
+                yield from self._undo(cpu, change, given=change in given)
             for change in move.changes:
                 for gpa, size in change.ranges:
                     book.claim(gpa, size, change.source)
             raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+
+    def _steps(self, change: Change) -> tuple[list[Right], list[Right]]:
+        return self._state.rows.change(change.source, change.target)
+
+    def _undo(self, cpu: HostedCpu, change: Change, *, given: bool) -> Generator[None, None, None]:
+        before, after = self._levels(change.source), self._levels(change.target)
+        pages = [page for gpa, size in change.ranges for page in range(gpa, gpa + size, PAGE_SIZE)]
+        if given and any(after[domain] & ~before[domain] & Permission.W for domain in _UNCHECKED):
+            # What may have been written by now nobody has looked at: it must not pass for what was there.
+            yield from self._take_back(cpu, pages, {domain: before[domain] & after[domain] for domain in LEVELS})
+            for page in pages:
+                with contextlib.suppress(RmpViolation):
+                    cpu.view.zero(page, PAGE_SIZE)
+        yield from self._take_back(cpu, pages, before)
 
     def _check_change(self, cpu: HostedCpu, change: Change) -> None:
         book, source, target = self._state.book, change.source, change.target
@@ -160,15 +185,6 @@ class Grants:
                 raise _Refused(Status.NOT_ALLOWED, f"the page {other:#x} is not one of {source.name}")
             if not cpu.view.allows(gpa, Permission.RW, size):
                 raise _Refused(Status.UNAVAILABLE, f"a page from {gpa:#x} on is not validated memory")
-
-    def _make_change(self, cpu: HostedCpu, change: Change) -> Generator[None, None, None]:
-        # First nobody has more than both owners' rows give; then the page is what it is to be; then the rest.
-        first, rest = self._state.rows.change(change.source, change.target)
-        yield from self._adjust_ranges(cpu, change.ranges, first)
-        if TRANSITIONS[change.source, change.target].zero:
-            for gpa, size in change.ranges:
-                cpu.view.zero(gpa, size)
-        yield from self._adjust_ranges(cpu, change.ranges, rest)
 
     def _adjust_ranges(
         self, cpu: HostedCpu, ranges: Sequence[tuple[int, int]], rights: Iterable[Right]
