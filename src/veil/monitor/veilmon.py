@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from veil.formats.domains import Domain
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
@@ -32,9 +32,6 @@ from veil.monitor.state import MonitorState
 from veil.monitor.svsm_dispatch import Served, Unfinished, answer, finish
 from veil.snp.errors import RmpViolation, SnapshotError
 from veil.snp.hosted import HostedCpu
-
-if TYPE_CHECKING:
-    from veil.snp.view import View
 
 __all__ = ["VeilMon"]
 
@@ -218,7 +215,9 @@ class VeilMon:
 
         `waiting`: after a snapshot the host is on its way back already when this starts.
         """
-        state, view = self.state, cpu.view
+        state, view, grants, channel = self.state, cpu.view, self._grants, self._channel
+        assert grants is not None
+        assert channel is not None
         can_run, for_services = True, False
         while True:
             if not waiting:
@@ -226,7 +225,7 @@ class VeilMon:
                 can_run = can_run and vcpu.kernel.vmsa is not None
                 cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
                 # The services' domain asked for something, and waits.
-                for_services = self._grants is not None and (yield from self._grants.serve(self._hosts[vcpu.apic_id]))
+                for_services = grants.is_asked(view) and (yield from grants.serve(self._hosts[vcpu.apic_id]))
                 if for_services:
                     cpu.ghcb_msr = _RUN_SERVICES
                 yield
@@ -241,17 +240,9 @@ class VeilMon:
                 vcpu.unfinished = None
             elif outcome is Served.NO_CALL and is_refusal(state, self._hosts[vcpu.apic_id], vcpu):
                 yield from decide_refusal(state, self._service_domain(cpu), self._hosts[vcpu.apic_id], vcpu)
-            elif outcome is Served.NO_CALL and self._channel is not None and self._has_users(view):
-                # The host came by itself: there is something on the channel.
-                yield from self._channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
-
-    def _has_users(self, view: View) -> bool:
-        """Did the host come for the channel? Not if nothing is due there and the services' domain asks for something.
-
-        It comes once for what users sent: passed over, they would wait for good.
-        """
-        asked = self._grants is not None and self._grants.is_asked(view)
-        return not asked or (self._channel is not None and self._channel.due)
+            elif outcome is Served.NO_CALL and channel.due:
+                # The host came by itself, and once for what users sent: passed over, they would wait for good.
+                yield from channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
 
     def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
         """The services hear what was done for the kernel."""

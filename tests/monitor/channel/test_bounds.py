@@ -33,6 +33,7 @@ from veil.monitor.channel.bounds import (
 )
 from veil.monitor.channel.connection import Rank
 from veil.monitor.channel.link import ChannelLink
+from veil.monitor.ghcb import Ghcb
 from veil.remote.channel.client import ChannelClient, ChannelClosed, RequestFailed
 from veil.remote.channel.identity import UserKey
 
@@ -277,6 +278,35 @@ def test_handshakes_end_in_time(bench: Bench, link: ChannelLink, clock: Clock) -
         assert not silent.connection.is_open
         clock.now += 10 * MAX_HANDSHAKE_NS
         ping(client)
+
+
+def test_they_end_without_another_users_frames(bench: Bench, link: ChannelLink, clock: Clock) -> None:
+    silent = Wire(bench)
+    bench.channel.run()
+    clock.now += MAX_HANDSHAKE_NS
+    enter(bench)
+    assert not silent.connection.is_open
+
+
+def test_nothing_is_done_without_a_reason(
+    bench: Bench, link: ChannelLink, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host enters VeilMon for all kinds of reasons, and the kernel waits."""
+    with user(bench) as client:
+        ping(client)
+    bench.channel.run()
+    worked, work = [], link.work
+
+    def watched(host: Ghcb, vcpu: int) -> Iterator[None]:
+        worked.append(vcpu)
+        return work(host, vcpu)
+
+    monkeypatch.setattr(link, "work", watched)
+    enter(bench)
+    assert worked == []
+    with user(bench) as client:
+        ping(client)
+    assert worked
 
 
 def test_handshakes_have_few_bytes(bench: Bench, link: ChannelLink, clock: Clock) -> None:

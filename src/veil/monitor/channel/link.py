@@ -135,8 +135,9 @@ class ChannelLink:
 
     @property
     def due(self) -> bool:
-        """Is there something to do: what the host has put in, or what was left until it comes again?"""
-        if self._again or self._received or self._unsent or self._schedule.busy:
+        """Is there something to do: what the host has put in, what was left until it comes again, or a handshake whose
+        time may be up?"""
+        if self._again or self._received or self._unsent or self._greeted or self._schedule.busy:
             return True
         try:
             return self._generations.wanted != self._generation or self._in.available() > 0
