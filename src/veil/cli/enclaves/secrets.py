@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veil.cli.files import read_file
 from veil.cli.option_types import WrongValue
 from veil.cli.output import tell
 from veil.cli.own_cvm import own_client
-from veil.errors import VeilError, describe
+from veil.errors import VeilError
 from veil.formats.printable import printable
 
 if TYPE_CHECKING:
@@ -25,10 +24,7 @@ def read_secret(name: str) -> bytes:
     """From a file, or with "-" from stdin. Raises VeilError."""
     from veil.formats.enclave_reports import LONGEST_SECRET
 
-    try:
-        secret = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except OSError as error:
-        raise VeilError(f"cannot read {name}: {describe(error)}") from error
+    secret = read_file(name)
     if len(secret) > LONGEST_SECRET:
         raise VeilError(f"{name}: a secret has {LONGEST_SECRET} bytes at most, not {len(secret)}")
     return secret
