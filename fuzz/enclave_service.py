@@ -14,18 +14,8 @@ from itertools import islice
 from fuzz.target import Target
 from tests.services.enc.model_machine import FRAMES, ModelMachine
 from veil.formats.enclave_calls import AddContent, EnclaveCall, Reclaim
-from veil.formats.enclaves import (
-    ARENA,
-    RUNTIME,
-    THREADS,
-    Layout,
-    Mailbox,
-    MailboxCall,
-    Prot,
-    Record,
-    RecordKind,
-    ThreadPart,
-)
+from veil.formats.enclave_pages import Mailbox, MailboxCall
+from veil.formats.enclaves import ARENA, RUNTIME, THREADS, Layout, Prot, Record, RecordKind, ThreadPart
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status

@@ -24,8 +24,9 @@ from tests.monitor.harness import FREE, MONITOR, PAGE, RAM, NoCipher
 from tests.services.enc.enclave_bench import EnclaveBench
 from veil.cache import Cache
 from veil.formats.enclave_calls import EnclaveCall
+from veil.formats.enclave_pages import WindowBlock, WindowState
 from veil.formats.enclave_reports import EnclaveWord
-from veil.formats.enclaves import THREAD_PAGES, THREADS, WINDOW, WindowBlock, WindowState
+from veil.formats.enclaves import THREAD_PAGES, THREADS, WINDOW
 from veil.formats.status import Status
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage

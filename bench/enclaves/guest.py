@@ -13,8 +13,8 @@ from typing import Any
 
 from veil.cvm import ConfidentialVM
 from veil.formats.enclave_calls import EnclaveCall
+from veil.formats.enclave_pages import WindowBlock, WindowState
 from veil.formats.enclave_settings import ON, EncSettings
-from veil.formats.enclaves import WindowBlock, WindowState
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.starter.build import STARTER_FILE
 from veil.guest.initramfs.archive import Node

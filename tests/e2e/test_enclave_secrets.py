@@ -18,7 +18,7 @@ from veil.cli.cvm_options import CvmOptions
 from veil.cli.own_cvm import own_client
 from veil.cvm import ConfidentialVM
 from veil.cvm.enclaves import enclave_command, image_place
-from veil.formats.enclaves import MAILBOX_DATA, Mailbox
+from veil.formats.enclave_pages import MAILBOX_DATA, Mailbox
 from veil.formats.launch_digest import LaunchLog
 from veil.formats.status import Status
 from veil.guest.enclaves.build import build_enclave

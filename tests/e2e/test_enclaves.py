@@ -17,8 +17,9 @@ from tests.e2e.snapshots import Resume
 from tests.guest.enclaves.native_runtime import compile_program
 from veil.cvm import CommandTimeout, ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
+from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_settings import ON, EncSettings
-from veil.formats.enclaves import ARENA, MailboxCall
+from veil.formats.enclaves import ARENA
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.image.services_image import protected_services
 

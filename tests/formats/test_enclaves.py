@@ -1,44 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An enclave's layout, its measurement, and what C says of the same pages."""
+"""An enclave's layout, and its measurement."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import itertools
 import struct
 from dataclasses import replace
-from importlib.resources import files
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.c_declarations import Declarations, Member
 from veil.formats import enclaves
 from veil.formats.enclave_calls import AddContent, Created, Finished
-from veil.formats.enclaves import (
-    ARENA,
-    RUNTIME,
-    THREADS,
-    WINDOW,
-    InfoPage,
-    Layout,
-    Mailbox,
-    MailboxCall,
-    Prot,
-    Record,
-    RecordKind,
-    StartBlock,
-    ThreadPart,
-    WindowBlock,
-    WindowState,
-    fixed_areas,
-)
+from veil.formats.enclaves import ARENA, RUNTIME, THREADS, WINDOW, Layout, Prot, Record, RecordKind, fixed_areas
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp.layouts import CPUID_COUNT_MAX, CpuidFunction
 
 CODE = Record.content(Prot.R | Prot.X, RUNTIME, bytes(PAGE_SIZE))
 DATA = Record(RecordKind.ZERO, Prot.R | Prot.W, RUNTIME + PAGE_SIZE, 3)
@@ -145,60 +124,9 @@ def test_areas_are_apart() -> None:
     assert enclaves.SYSTEM + enclaves.MAX_SLOTS * enclaves.SYSTEM_STRIDE <= enclaves.IDT < enclaves.INFO
 
 
-def test_information_page() -> None:
-    page = InfoPage.of(layout(), 7, 1_000_000, bytes(range(0x30)) * 2)
-    assert (page.enclave, page.cpuid_entries, page.slots, page.pool_pages) == (7, 2, 2, 16)
-    assert bytes(page.measurement) == layout().measurement
-    assert bytes(page.cpuid[:0x60]) == bytes(range(0x30)) * 2
-    assert enclaves.INFO_CPUID_ENTRIES == CPUID_COUNT_MAX
-
-
 def test_calls() -> None:
     assert AddContent.parse(AddContent(1, 2, 3).pack()) == (1, 2, 3)
     assert Created(1, 2).pack() == struct.pack("<IIQ", 1, 0, 2)
     assert Finished(b"m" * 48, (0x1000, 0x2000)).pack() == b"m" * 48 + struct.pack("<QQ", 0x1000, 0x2000)
     with pytest.raises(FormatError):
         AddContent.parse(b"")
-
-
-# The same in C.
-
-ABI = Declarations.of([files("veil.guest.enclaves").joinpath("abi.h").read_text()])
-STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "veil_window_block": WindowBlock,
-    "veil_start_block": StartBlock,
-    "veil_mailbox": Mailbox,
-    "veil_cpuid_entry": CpuidFunction,
-    "veil_enclave_info": InfoPage,
-}
-ENUMS = {"veil_window_state": ("VEIL_WINDOW_", WindowState), "veil_mailbox_call": ("VEIL_MAILBOX_", MailboxCall)}
-NUMBERS = [
-    "ARENA", "WINDOW", "WINDOW_STRIDE", "RUNTIME", "THREADS", "THREAD_STRIDE", "SYSTEM", "SYSTEM_STRIDE", "IDT", "INFO",
-    "TOP", "MAX_SLOTS", "MAX_RECORDS", "MAX_PAGES", "VECTOR_STRIDE", "CODE_SELECTOR", "DATA_SELECTOR",
-    "MAILBOX_PENDING", "MAILBOX_DATA", "INFO_CPUID", "INFO_CPUID_ENTRIES",
-    "START_MAGIC",
-]  # fmt: skip
-
-
-def test_numbers_in_c() -> None:
-    said = {name for name in ABI.numbers if name.startswith("VEIL_ENC_")}
-    expected = {f"VEIL_ENC_{name}": getattr(enclaves, name) for name in NUMBERS}
-    expected |= {f"VEIL_ENC_{name}": part.value for name, part in ThreadPart.__members__.items()}
-    expected |= {f"VEIL_ENC_{prot.name}": prot.value for prot in Prot}
-    assert {name: ABI.numbers[name] for name in said} == expected
-
-
-def test_enumerations_in_c() -> None:
-    assert ABI.enums.keys() == ENUMS.keys()
-    for name, (prefix, defined) in ENUMS.items():
-        assert ABI.enums[name] == {prefix + member.name: member.value for member in defined}
-
-
-def test_structures_in_c() -> None:
-    assert ABI.structs.keys() == STRUCTURES.keys()
-    for name, defined in STRUCTURES.items():
-        members = {
-            member: Member(getattr(defined, member).offset, getattr(defined, member).size)
-            for member, *_ in defined._fields_
-        }
-        assert (ABI.structs[name], ABI.sizes[name]) == (members, ctypes.sizeof(defined)), name

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from veil.formats.enclaves import MAILBOX_DATA
+from veil.formats.enclave_pages import MAILBOX_DATA
+from veil.formats.enclaves import MEASUREMENT_BYTES
 from veil.formats.errors import FormatError
 from veil.formats.numbers import u64
 from veil.formats.page_sizes import PAGE_SIZE
@@ -39,7 +40,6 @@ __all__ = [
 LONGEST_SECRET = PAGE_SIZE - MAILBOX_DATA
 #: bytes of whoever wants a statement
 STATEMENT_DATA = 64
-_MEASUREMENT = 48
 _STATEMENT = struct.Struct("<8sQ48s64s")
 #: u64 number of the enclave, 64 bytes: the user's nonce
 ATTEST_CALL = struct.Struct("<Q64s")
@@ -160,7 +160,7 @@ class EnclaveStatus:
 
 def _is_measurement(text: object) -> bool:
     try:
-        return isinstance(text, str) and len(bytes.fromhex(text)) == _MEASUREMENT
+        return isinstance(text, str) and len(bytes.fromhex(text)) == MEASUREMENT_BYTES
     except ValueError:
         return False
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Enclaves: what the builder, VeilS-ENC, the driver and the runtime inside must see in the same way.
 
-Where everything is in an enclave's address space; the layout, from which the measurement follows; and the three pages
-by which the runtime speaks: the window's block (to the starter, untrusted), the mailbox (to the service, private), and
-the information page (from the service). `guest/enclaves/abi.h` says the same in C, and a test compares them.
+Where everything is in an enclave's address space, and the layout, from which the measurement follows. The pages by
+which the runtime speaks are in `enclave_pages`. `guest/enclaves/abi.h` says the same in C, and a test compares them.
 """
 
 from __future__ import annotations
@@ -26,15 +25,13 @@ __all__ = [
     "DATA_SELECTOR",
     "IDT",
     "INFO",
-    "INFO_CPUID",
-    "INFO_CPUID_ENTRIES",
-    "MAILBOX_DATA",
-    "MAILBOX_PENDING",
+    "LAYOUT_MAGIC",
+    "LAYOUT_VERSION",
     "MAX_PAGES",
     "MAX_RECORDS",
     "MAX_SLOTS",
+    "MEASUREMENT_BYTES",
     "RUNTIME",
-    "START_MAGIC",
     "SYSTEM",
     "SYSTEM_STRIDE",
     "THREADS",
@@ -44,18 +41,12 @@ __all__ = [
     "VECTOR_STRIDE",
     "WINDOW",
     "WINDOW_STRIDE",
-    "InfoPage",
     "Layout",
-    "Mailbox",
-    "MailboxCall",
     "Prot",
     "Record",
     "RecordKind",
     "Stack",
-    "StartBlock",
     "ThreadPart",
-    "WindowBlock",
-    "WindowState",
     "fixed_areas",
     "vector_stack",
 ]
@@ -175,10 +166,11 @@ class _Header(ctypes.LittleEndianStructure):
 
 check_offsets(_Header, 0x40, {"slots": 0x0C, "entry": 0x10, "pool_pages": 0x20, "window_pages": 0x30, "records": 0x34})
 
-_MAGIC = b"VEILENCL"
-_VERSION = 1
+#: these two stand in the information page, too
+LAYOUT_MAGIC = b"VEILENCL"
+LAYOUT_VERSION = 1
 _RECORD = struct.Struct("<IIQQ48s")
-_DIGEST = 48
+MEASUREMENT_BYTES = 48
 
 
 class Record(NamedTuple):
@@ -188,7 +180,7 @@ class Record(NamedTuple):
     prot: Prot
     va: int
     pages: int
-    digest: bytes = bytes(_DIGEST)
+    digest: bytes = bytes(MEASUREMENT_BYTES)
     """SHA-384 of the content; zeros for ZERO."""
 
     @property
@@ -234,7 +226,7 @@ class Layout:
     def pack(self) -> bytes:
         """As it stands in an image, and is measured."""
         header = _Header(
-            magic=_MAGIC, version=_VERSION, slots=self.slots, entry=self.entry, vectors=self.vectors,
+            magic=LAYOUT_MAGIC, version=LAYOUT_VERSION, slots=self.slots, entry=self.entry, vectors=self.vectors,
             pool_pages=self.pool_pages, arena_pages=self.arena_pages, window_pages=self.window_pages,
             records=len(self.records),
         )  # fmt: skip
@@ -246,7 +238,7 @@ class Layout:
         if len(data) < ctypes.sizeof(_Header):
             raise FormatError(f"an enclave's layout is cut short: {len(data)} bytes")
         header = _Header.from_buffer_copy(data)
-        if header.magic != _MAGIC or header.version != _VERSION or header.reserved_038:
+        if header.magic != LAYOUT_MAGIC or header.version != LAYOUT_VERSION or header.reserved_038:
             raise FormatError("this is not an enclave's layout of version 1")
         if header.records > MAX_RECORDS or len(data) != ctypes.sizeof(_Header) + header.records * _RECORD.size:
             raise FormatError(f"an enclave's layout of {len(data)} bytes says that it has {header.records} records")
@@ -307,7 +299,7 @@ def _check_records(records: Sequence[Record], taken: Iterable[tuple[int, int]]) 
             )
         if not record.prot & Prot.R:
             raise FormatError(f"the record at {record.va:#x} of an enclave cannot be read")
-        if len(record.digest) != _DIGEST or (record.kind is RecordKind.ZERO and any(record.digest)):
+        if len(record.digest) != MEASUREMENT_BYTES or (record.kind is RecordKind.ZERO and any(record.digest)):
             raise FormatError(f"the record at {record.va:#x} of an enclave has no right digest")
         end = record.end
     for first, behind in taken:
@@ -323,180 +315,3 @@ def _holds_code(record: Record, start: int, length: int) -> bool:
         and record.va <= start
         and start + length <= record.end
     )
-
-
-# The window's block: untrusted memory.
-
-
-class WindowState(enum.IntEnum):
-    """What the enclave wants of its process."""
-
-    IDLE = 0
-    """Nothing: it was interrupted, or may run. Whoever serves a request puts this, and enters again."""
-    SYSCALL = 1
-    """`nr` and `args`, to be done as they stand; pointers point into the window. The answer is `result`."""
-    SERVICE = 2
-    """The mailbox has a request: the driver has VeilS-ENC serve it."""
-    THREAD_EXIT = 3
-    """The thread of this slot has ended."""
-    EXIT = 4
-    """The program has ended with the exit status args[0]; or by the signal args[1], if that is not 0."""
-    SPAWN = 5
-    """A thread is to enter the slot args[0]; `result` is 0 or a negative error number."""
-    INTERRUPT = 6
-    """The program of the slot args[0] is to come to its runtime, which has a signal for it; `result` is 0."""
-
-
-class WindowBlock(ctypes.LittleEndianStructure):
-    """The start of a window. Enclave, process and kernel write it at any time."""
-
-    _pack_ = 1
-    _fields_ = [
-        ("state", ctypes.c_uint32),
-        ("interrupt", ctypes.c_uint32),
-        ("nr", ctypes.c_uint64),
-        ("args", ctypes.c_uint64 * 6),
-        ("result", ctypes.c_int64),
-        ("signals", ctypes.c_uint64),
-    ]
-
-    state: int
-    interrupt: int
-    """Not 0: the runtime is to look for signals, also when the program makes no system call. It puts 0."""
-    nr: int
-    args: ctypes.Array[ctypes.c_uint64]
-    result: int
-    """Of a system call; -512 (ERESTARTSYS): it has not begun, for a signal came."""
-    signals: int
-    """Those that the process got for the program, signal n as bit n - 1. The runtime takes out what it may pass on."""
-
-
-check_offsets(WindowBlock, 0x50, {"interrupt": 0x04, "nr": 0x08, "args": 0x10, "result": 0x40, "signals": 0x48})
-
-
-class StartBlock(ctypes.LittleEndianStructure):
-    """What the process passes to the program, at the second page of slot 0's window before it is entered. Untrusted.
-
-    Behind it are `bytes` bytes: the arguments and then the environment, each text with its NUL.
-    """
-
-    _pack_ = 1
-    _fields_ = [
-        ("magic", ctypes.c_uint64),
-        ("arguments", ctypes.c_uint32),
-        ("environment", ctypes.c_uint32),
-        ("bytes", ctypes.c_uint32),
-        ("reserved_014", ctypes.c_uint32),
-    ]
-
-
-check_offsets(StartBlock, 0x18, {"arguments": 0x08, "environment": 0x0C, "bytes": 0x10})
-#: "VEILARGS", little-endian
-START_MAGIC = int.from_bytes(b"VEILARGS", "little")
-
-# The mailbox: memory of the enclave's, which the service reaches too.
-
-#: `Mailbox.status` as the runtime leaves it: what is still there after a return was not served.
-MAILBOX_PENDING = 0xFFFF_FFFF
-#: where its data begin
-MAILBOX_DATA = 0x40
-
-
-class MailboxCall(enum.IntEnum):
-    """What the runtime asks VeilS-ENC. Statuses are `veil.formats.status.Status`."""
-
-    MAP = 1
-    """args: address, pages (4096 at most), `Prot` with R. Zeroed pages of the pool. FULL if it has too few, BAD_REQUEST
-    if one of the pages is mapped already or it is a place of the service's; then nothing is done."""
-    UNMAP = 2
-    """args: address, pages. What is mapped there goes back to the pool, records' pages too. `result`: how many."""
-    PROTECT = 3
-    """args: address, pages, `Prot`; NONE keeps content that cannot be reached. `result`: how many pages were mapped."""
-    LOG = 4
-    """args: length. Data: a line of text, for the protected log."""
-    SECRET = 5
-    """args: length. Data: a name; answered by the secret of that name, `result` bytes. UNAVAILABLE: there is none."""
-    REPORT = 6
-    """Data: 64 bytes of the enclave's choice; answered by a statement of `result` bytes."""
-    KEY = 7
-    """args: length. Data: a label; answered by 32 bytes that only an enclave of this measurement gets."""
-    TIME = 8
-    """`result`: the machine's time in nanoseconds, from any point; it never goes back."""
-    FAULT = 9
-    """`result`: CR2 of the slot, which at CPL 3 nobody can read: the address of its last page fault.
-
-    args: an area that has no pages (address, pages, `Prot` with R), or none (pages 0). If CR2 is in it, pages of the
-    pool are mapped around it, as by MAP. Data: u64 address, u64 pages of what was mapped; or zeros."""
-
-
-class Mailbox(ctypes.LittleEndianStructure):
-    """One page. The runtime writes PENDING as `status`, has the service run, and believes nothing before it changes."""
-
-    _pack_ = 1
-    _fields_ = [
-        ("call", ctypes.c_uint32),
-        ("status", ctypes.c_uint32),
-        ("args", ctypes.c_uint64 * 6),
-        ("result", ctypes.c_uint64),
-        ("data", ctypes.c_uint8 * (PAGE_SIZE - MAILBOX_DATA)),
-    ]
-
-
-check_offsets(Mailbox, PAGE_SIZE, {"status": 0x04, "args": 0x08, "result": 0x38, "data": MAILBOX_DATA})
-
-# The information page.
-
-#: where the answers to CPUID begin: entries as in the CPUID page of a launch
-INFO_CPUID = 0x100
-INFO_CPUID_ENTRIES = 64
-_CPUID_ENTRY = 0x30
-
-
-class InfoPage(ctypes.LittleEndianStructure):
-    """What the service tells an enclave of itself and of its machine."""
-
-    _pack_ = 1
-    _fields_ = [
-        ("magic", ctypes.c_char * 8),
-        ("version", ctypes.c_uint32),
-        ("slots", ctypes.c_uint32),
-        ("window_pages", ctypes.c_uint32),
-        ("cpuid_entries", ctypes.c_uint32),
-        ("tsc_khz", ctypes.c_uint64),
-        ("enclave", ctypes.c_uint64),
-        ("pool_pages", ctypes.c_uint64),
-        ("arena_pages", ctypes.c_uint64),
-        ("reserved_038", ctypes.c_uint64),
-        ("measurement", ctypes.c_uint8 * _DIGEST),
-        ("reserved_070", ctypes.c_uint8 * (INFO_CPUID - 0x70)),
-        ("cpuid", ctypes.c_uint8 * (INFO_CPUID_ENTRIES * _CPUID_ENTRY)),
-        ("reserved_d00", ctypes.c_uint8 * (PAGE_SIZE - INFO_CPUID - INFO_CPUID_ENTRIES * _CPUID_ENTRY)),
-    ]
-
-    magic: bytes
-    version: int
-    slots: int
-    window_pages: int
-    cpuid_entries: int
-    tsc_khz: int
-    enclave: int
-    """The number that the service gave it; the next one's is another."""
-    pool_pages: int
-    arena_pages: int
-    measurement: ctypes.Array[ctypes.c_uint8]
-    cpuid: ctypes.Array[ctypes.c_uint8]
-
-    @classmethod
-    def of(cls, layout: Layout, enclave: int, tsc_khz: int, cpuid: bytes) -> InfoPage:
-        """`cpuid`: entries of 0x30 bytes, 64 at most."""
-        page = cls(
-            magic=_MAGIC, version=_VERSION, slots=layout.slots, window_pages=layout.window_pages,
-            cpuid_entries=len(cpuid) // _CPUID_ENTRY, tsc_khz=tsc_khz, enclave=enclave, pool_pages=layout.pool_pages,
-            arena_pages=layout.arena_pages,
-        )  # fmt: skip
-        page.measurement[:] = list(layout.measurement)
-        page.cpuid[: len(cpuid)] = list(cpuid)
-        return page
-
-
-check_offsets(InfoPage, PAGE_SIZE, {"tsc_khz": 0x18, "enclave": 0x20, "measurement": 0x40, "cpuid": INFO_CPUID})

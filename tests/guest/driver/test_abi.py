@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from tests.c_declarations import Declarations
-from veil.formats import enclave_calls, enclaves, kci, log, request_block
+from veil.formats import enclave_calls, enclave_pages, enclaves, kci, log, request_block
 from veil.formats.audit_types import type_name
 from veil.formats.domains import Domain
 from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
@@ -30,8 +30,8 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
     "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),
     "veil_kci_call": ("VEIL_KCI_", kci.KernelCall, set()),
     "veil_enclave_call": ("VEIL_ENCLAVE_CALL_", enclave_calls.EnclaveCall, set()),
-    "veil_window_state": ("VEIL_WINDOW_", enclaves.WindowState, set()),
-    "veil_mailbox_call": ("VEIL_MAILBOX_", enclaves.MailboxCall, set()),
+    "veil_window_state": ("VEIL_WINDOW_", enclave_pages.WindowState, set()),
+    "veil_mailbox_call": ("VEIL_MAILBOX_", enclave_pages.MailboxCall, set()),
 }
 
 NUMBERS = {
@@ -78,7 +78,7 @@ def test_every_structure_is_compared() -> None:
         "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared", "layout_start", "created", "add_request", "finished",
         "reclaim_request", "reclaimed_page", "return_request",
     }  # fmt: skip
-    # tests/formats/test_enclaves.py compares these.
+    # tests/formats/test_enclave_pages.py compares these.
     compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
     own = {
         "wanted",

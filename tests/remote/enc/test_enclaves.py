@@ -18,6 +18,7 @@ from tests.monitor.wire import Wire
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
 from tests.services.log.harness import OWNER, READER
 from tests.snp.chip import chip
+from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_reports import (
     LONGEST_SECRET,
     EnclaveManifest,
@@ -27,7 +28,6 @@ from veil.formats.enclave_reports import (
     Speaker,
     parse_enclaves,
 )
-from veil.formats.enclaves import MailboxCall
 from veil.formats.errors import FormatError
 from veil.formats.status import Status
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots

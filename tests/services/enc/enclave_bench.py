@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.monitor.harness import FREE, PAGE, Bench
 from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, AddContent, EnclaveCall
-from veil.formats.enclaves import RUNTIME, Layout, Mailbox, MailboxCall, Prot, Record, RecordKind
+from veil.formats.enclave_pages import Mailbox, MailboxCall
+from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, RecordKind
 from veil.formats.status import Status
 from veil.services import ServiceDomain
 from veil.services.enc.enclave import Enclave

@@ -12,7 +12,8 @@ from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services
 from tests.services.enc.test_service import owners, translated
 from veil.formats.enclave_calls import RECLAIM_PAGES, EnclaveCall, Reclaim
-from veil.formats.enclaves import ARENA, RUNTIME, MailboxCall, Prot
+from veil.formats.enclave_pages import MailboxCall
+from veil.formats.enclaves import ARENA, RUNTIME, Prot
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.monitor import VeilMon

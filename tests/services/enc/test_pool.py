@@ -12,7 +12,8 @@ from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
 from tests.services.enc.test_service import translated
 from veil.formats.enclave_calls import EnclaveCall
-from veil.formats.enclaves import ARENA, MAILBOX_DATA, Mailbox, MailboxCall, Prot
+from veil.formats.enclave_pages import MAILBOX_DATA, Mailbox, MailboxCall
+from veil.formats.enclaves import ARENA, Prot
 from veil.formats.status import Status
 
 RW = Prot.R | Prot.W

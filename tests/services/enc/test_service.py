@@ -16,6 +16,7 @@ from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, Serv
 from tests.services.enc.test_page_tables import walk
 from tests.snp.chip import chip
 from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, EnclaveCall
+from veil.formats.enclave_pages import InfoPage, MailboxCall
 from veil.formats.enclaves import (
     ARENA,
     IDT,
@@ -27,8 +28,6 @@ from veil.formats.enclaves import (
     THREADS,
     WINDOW,
     WINDOW_STRIDE,
-    InfoPage,
-    MailboxCall,
     Prot,
 )
 from veil.formats.page_owners import Owner

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What veil/formats/enclaves.py says, for the driver, the starter and the runtime. A test compares them. */
+/* What veil/formats/enclaves.py and enclave_pages.py say, for the driver, the starter and the runtime. A test compares them. */
 #ifndef VEIL_ENCLAVE_ABI_H
 #define VEIL_ENCLAVE_ABI_H
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.enclave_pages import InfoPage
 from veil.formats.enclaves import (
     IDT,
     INFO,
@@ -23,7 +24,6 @@ from veil.formats.enclaves import (
     THREADS,
     WINDOW,
     WINDOW_STRIDE,
-    InfoPage,
     Layout,
     Prot,
     RecordKind,

@@ -11,17 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from veil.formats.enclave_pages import MAILBOX_DATA, MAILBOX_PENDING, Mailbox, MailboxCall
 from veil.formats.enclave_reports import STATEMENT_DATA, Speaker
-from veil.formats.enclaves import (
-    ARENA,
-    MAILBOX_DATA,
-    MAILBOX_PENDING,
-    TOP,
-    Mailbox,
-    MailboxCall,
-    Prot,
-    fixed_areas,
-)
+from veil.formats.enclaves import ARENA, TOP, Prot, fixed_areas
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
 from veil.services.enc.errors import EnclaveError, NoFrames
