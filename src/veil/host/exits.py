@@ -27,7 +27,7 @@ __all__ = ["EXIT_HANDLERS", "leave_enclave", "unexpected"]
 def _vmgexit(host: Host, vcpu: Vcpu, context: Context) -> None:
     msr: int = context.vmcb.ghcb_gpa
     if msr & MSR_INFO_MASK:
-        handle_ghcb_msr(host, vcpu, context)
+        handle_ghcb_msr(host, vcpu, context, msr)
     elif msr == context.ghcb or (msr and host.in_ram(msr, PAGE_SIZE)):
         handle_ghcb_page(host, vcpu, context)
     else:

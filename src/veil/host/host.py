@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Host"]
 
+# Plain names: looking one up in an enumeration takes as long as the rest of a line.
+_NO_HOLD = Hold.NONE
+_RUNNABLE = RunState.RUNNABLE
+
 OFFERED_FEATURES = (
     HypervisorFeatures.SNP
     | HypervisorFeatures.AP_CREATION
@@ -130,9 +134,9 @@ class Host:
         if target is None or target.on_init:
             return False
         vcpu.current = target
-        target.hold = Hold.NONE
+        target.hold = _NO_HOLD
         target.refused, target.handed_on = target.handed_on, None
-        vcpu.state = RunState.RUNNABLE
+        vcpu.state = _RUNNABLE
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True

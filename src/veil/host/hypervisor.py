@@ -188,12 +188,13 @@ class Hypervisor(Host):
         """As `Host`; keeps the account of whose turn it is."""
         if not super().switch_vmpl(vcpu, context, vmpl):
             return False
-        if vmpl == SERVICE_VMPL:
-            self.pulse.services_run()
-        elif vmpl == self.guest_vmpl:
-            self.pulse.kernel_runs(vcpu)
+        if vmpl == self.guest_vmpl:
+            if vcpu is self.pulse.vcpu:
+                self.pulse.kernel_runs()
             if vcpu is self._turns.vcpu:
                 self.reschedule = True  # the turn is over
+        elif vmpl == SERVICE_VMPL:
+            self.pulse.services_run()
         return True
 
     def init(self, index: int) -> None:
@@ -353,6 +354,7 @@ class Hypervisor(Host):
         platform = self.platform
         counts = self.counts.exits
         handlers = EXIT_HANDLERS
+        runnable = RunState.RUNNABLE
         inbox = self._inbox
         index = vcpu.index
         guest_vmpl = self.guest_vmpl
@@ -367,7 +369,7 @@ class Hypervisor(Host):
             limit = self._turns.not_before
         while True:
             context = vcpu.current
-            if context is None or vcpu.state != RunState.RUNNABLE:
+            if context is None or vcpu.state is not runnable:
                 return
             vmpl = context.vmpl
             if vmpl == guest_vmpl:

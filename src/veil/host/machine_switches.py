@@ -26,6 +26,8 @@ class MachineSwitches:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._vmrun = host.machine.vmrun_switching
+        self._switches = host.switches
         self._before = host.machine.counters.switches
         self._aimed: Vcpu | None = None
 
@@ -36,18 +38,22 @@ class MachineSwitches:
 
     def run(self, vcpu: Vcpu, context: Context, deadline_ns: int) -> Context:
         """Run the VCPU's kernel or an enclave, and those that the machine goes on with; what left in the end."""
-        host = self._host
-        kernel = vcpu.contexts[host.guest_vmpl]
         if self._aimed is not vcpu:
-            others = [other.current for other in host.vcpus if other is not vcpu]
-            held = [other.vmcb.vmsa_pa for other in others if other is not None and other.is_enclave]
-            host.switches.aim(kernel.vmcb, held)
-            self._aimed = vcpu
-        vmsa = host.machine.vmrun_switching(context.vmcb, host.switches, deadline_ns)
-        if vmsa == context.vmcb.vmsa_pa:
+            self._aim(vcpu)
+        vmcb = context.vmcb
+        vmsa = self._vmrun(vmcb, self._switches, deadline_ns)
+        if vmsa == vmcb.vmsa_pa:
             return context
-        left = vcpu.current = host.enclaves.get(vmsa) or kernel
+        host = self._host
+        left = vcpu.current = host.enclaves.get(vmsa) or vcpu.contexts[host.guest_vmpl]
         return left
+
+    def _aim(self, vcpu: Vcpu) -> None:
+        host = self._host
+        others = [other.current for other in host.vcpus if other is not vcpu]
+        held = [other.vmcb.vmsa_pa for other in others if other is not None and other.is_enclave]
+        host.switches.aim(vcpu.contexts[host.guest_vmpl].vmcb, held)
+        self._aimed = vcpu
 
     def add_to(self, counts: dict[str, int]) -> None:
         """Those that were made since the host was."""

@@ -27,8 +27,9 @@ class Pulse:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self.due_ns = FOREVER
+        #: where the services run without having been called
+        self.vcpu: Vcpu | None = None
         self._ran = False
-        self._vcpu: Vcpu | None = None  # where the services run without having been called
 
     def begin(self) -> None:
         """There are services: from now on it is due every second."""
@@ -40,11 +41,11 @@ class Pulse:
         if self.due_ns == FOREVER:
             self.begin()
 
-    def kernel_runs(self, vcpu: Vcpu) -> None:
-        """The kernel goes on. After a pulse its second begins here: however long one takes, none follows it at once."""
-        if vcpu is self._vcpu:
-            self._vcpu = None
-            self.begin()
+    def kernel_runs(self) -> None:
+        """The kernel of `vcpu` goes on. The pulse's second begins here: however long one takes, none follows it at
+        once."""
+        self.vcpu = None
+        self.begin()
 
     def choose(self, now: int, interruptible: Iterable[Vcpu]) -> Vcpu | None:
         """A pulse is due: the VCPU to run the services on; None if somebody called them meanwhile, or nobody can be
@@ -55,5 +56,5 @@ class Pulse:
             return None
         vcpu = next(iter(interruptible), None)
         if vcpu is not None:
-            self._vcpu = vcpu
+            self.vcpu = vcpu
         return vcpu

@@ -47,6 +47,8 @@ _U64 = struct.Struct("<Q")
 #: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB, and where they are (APM volume 2, table B-1)
 _EXIT = struct.Struct("<QQQQ")
 _EXIT_AT = 0x70
+_address = ctypes.addressof
+_now_ns = time.perf_counter_ns
 
 
 class DomainSwitches:
@@ -58,6 +60,7 @@ class DomainSwitches:
     def __init__(self, pages: int) -> None:
         self._contexts = np.zeros(pages, dtype=np.uint64)
         self.policy = SwitchPolicy(contexts=self._contexts.ctypes.data, pages=pages)
+        self.address = ctypes.addressof(self.policy)
 
     def put(self, vmsa: int, vmcb: Vmcb | None) -> None:
         """A context of VMPL 2 by its VMSA, or that there is none any more."""
@@ -201,11 +204,11 @@ class Machine:
         """
         gpa = vmcb.vmsa_pa
         if gpa in self._machine_code:
-            self._vmrun(self._handle, ctypes.addressof(vmcb), deadline_ns)
+            self._vmrun(self._handle, _address(vmcb), deadline_ns)
             return
         context = self._hosted.get(gpa) or self._first_run(vmcb)
         if context is None:
-            self._vmrun(self._handle, ctypes.addressof(vmcb), deadline_ns)
+            self._vmrun(self._handle, _address(vmcb), deadline_ns)
         else:
             self._run_hosted(vmcb, context)
 
@@ -215,9 +218,7 @@ class Machine:
         Returns the VMSA whose VMCB holds that exit.
         """
         if vmcb.vmsa_pa in self._machine_code:
-            left: int = self._run_switching(
-                self._handle, ctypes.addressof(vmcb), ctypes.addressof(policy.policy), deadline_ns
-            )
+            left: int = self._run_switching(self._handle, _address(vmcb), policy.address, deadline_ns)
             return left
         self.vmrun(vmcb, deadline_ns)
         return vmcb.vmsa_pa
@@ -264,7 +265,7 @@ class Machine:
         return context
 
     def _run_hosted(self, vmcb: Vmcb, context: _HostedContext) -> None:
-        gpa = vmcb.vmsa_pa
+        gpa = context.cpu.vmsa_gpa
         steps = context.steps
         if steps is None or not self._runnable(gpa):
             vmcb.exit_code = ExitCode.INVALID
@@ -272,7 +273,7 @@ class Machine:
         state = self.rmp.state
         exit_info_1 = exit_info_2 = 0
         state[VMSA_WORD] = gpa
-        begun = time.perf_counter_ns()
+        begun = _now_ns()
         try:
             next(steps)
             code = _VMGEXIT
@@ -295,7 +296,7 @@ class Machine:
             raise SnapshotError(f"{what} cannot go on from its state: {error!r}") from error
         finally:
             state[VMSA_WORD] = NO_VMSA
-            self.hosted_ns += time.perf_counter_ns() - begun
+            self.hosted_ns += _now_ns() - begun
         _EXIT.pack_into(vmcb, _EXIT_AT, code, exit_info_1, exit_info_2, 0)
         _U64.pack_into(self.memory.mapping, gpa + _EXIT_CODE, code)
 

@@ -52,6 +52,8 @@ NO_VMSA = (1 << 64) - 1
 _GENERATION_WORD = 2
 VMSA_WORD = 3
 
+_PAGE_MASK = PAGE_SIZE - 1
+
 #: The layout of `veil_rmp_entry` in engine/rmp.h.
 ENTRY_DTYPE = np.dtype([("flags", "u1"), ("reserved", "u1", (3,)), ("perms", "u1", (4,))])
 
@@ -251,7 +253,7 @@ class Rmp:
     def is_vmsa(self, gpa: int) -> bool:
         """May VMRUN enter the VMSA at this address?  (APM volume 2, 15.36.12)"""
         page = gpa >> 12
-        if 0 <= page < self.pages and not gpa & PAGE_SIZE - 1:
+        if not gpa & _PAGE_MASK and 0 <= page < self.pages:
             words = self.words
             if words[page] & _VMSA_FLAGS == _VMSA_READY and not words[page & ~511] & _SIZE_2M:
                 return True

@@ -20,6 +20,7 @@ from veil.formats.ghcb import (
     MsrRequest,
     MsrResponse,
     PageOperation,
+    run_vmpl_request,
 )
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import GuestTerminated
@@ -27,7 +28,7 @@ from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
 from veil.host.ghcb.reset_hold import ap_reset_hold_answer
 from veil.host.observer_events import GhcbMsrEvent
 from veil.host.termination import describe_termination
-from veil.host.vcpu import Hold, RunState
+from veil.host.vcpu import VMPLS, Hold, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,8 @@ _PAGE_OPERATIONS = (PageOperation.PRIVATE, PageOperation.SHARED)
 # Plain numbers: a domain switch is the most frequent request.
 _RUN_VMPL_DONE = int(MsrResponse.RUN_VMPL)
 _RUN_VMPL_RESERVED = _MASK_32 & ~MSR_INFO_MASK
+#: the VMPL of each request that names no context
+_PLAIN_SWITCHES = {run_vmpl_request(vmpl): vmpl for vmpl in range(VMPLS)}
 
 
 def _sev_info(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
@@ -91,15 +94,14 @@ def _page_state_change(host: Host, vcpu: Vcpu, context: Context, value: int) -> 
 
 
 def _run_vmpl(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
-    # Bits 31:12 must be zero; they would go unnoticed.
-    if value & _RUN_VMPL_RESERVED:
-        return RUN_VMPL_REFUSED
+    vmpl = _PLAIN_SWITCHES.get(value)
+    if vmpl is not None:
+        return _RUN_VMPL_DONE if host.switch_vmpl(vcpu, context, vmpl) else RUN_VMPL_REFUSED
     vmpl, page = value >> 32 & 0xFF, value >> RUN_CONTEXT_SHIFT
-    if not page:
-        done = host.switch_vmpl(vcpu, context, vmpl)
-    else:
-        done = vmpl == host.enclave_vmpl and host.enter_enclave(vcpu, context, page * PAGE_SIZE)
-    return _RUN_VMPL_DONE if done else RUN_VMPL_REFUSED
+    # Bits 31:12 must be zero; they would go unnoticed.
+    if value & _RUN_VMPL_RESERVED or vmpl != host.enclave_vmpl or not page:
+        return RUN_VMPL_REFUSED
+    return _RUN_VMPL_DONE if host.enter_enclave(vcpu, context, page * PAGE_SIZE) else RUN_VMPL_REFUSED
 
 
 def _hv_features(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
@@ -124,10 +126,8 @@ _HANDLERS: dict[int, Callable[[Host, Vcpu, Context, int], int]] = {
 }
 
 
-def handle_ghcb_msr(host: Host, vcpu: Vcpu, context: Context) -> None:
+def handle_ghcb_msr(host: Host, vcpu: Vcpu, context: Context, request: int) -> None:
     """VMGEXIT with a request in the GHCB MSR."""
-    vmcb = context.vmcb
-    request: int = vmcb.ghcb_gpa
     code = request & MSR_INFO_MASK
     handler = _HANDLERS.get(code)
     if handler is None:
@@ -135,6 +135,6 @@ def handle_ghcb_msr(host: Host, vcpu: Vcpu, context: Context) -> None:
     else:
         counts = host.counts.msr_requests
         counts[code] = counts.get(code, 0) + 1
-        vmcb.ghcb_gpa = handler(host, vcpu, context, request)
+        context.vmcb.ghcb_gpa = handler(host, vcpu, context, request)
     if host.on_event is not None:
-        host.on_event(GhcbMsrEvent(vcpu.index, context.vmpl, request, vmcb.ghcb_gpa))
+        host.on_event(GhcbMsrEvent(vcpu.index, context.vmpl, request, context.vmcb.ghcb_gpa))
