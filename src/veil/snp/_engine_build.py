@@ -92,6 +92,13 @@ _EDITS = (
         "} else if ((tb_cflags(dc->base.tb) & CF_USE_ICOUNT)\n               && (",
         "} else if ((",
     ),
+    # CMPXCHG8B and CMPXCHG16B change ZF alone: their helpers take the other flags from how flags are to be computed at
+    # this point, which must be written down before. Else the guest's RFLAGS had an operand's bits in it (NT, AC, DF).
+    (
+        "src/qemu/target/i386/translate.c",
+        "case 1: /* CMPXCHG8, CMPXCHG16 */\n",
+        "case 1: /* CMPXCHG8, CMPXCHG16 */\n            gen_update_cc_op(s);\n",
+    ),
     # INVD is 0F 08, WBINVD 0F 09.
     ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
 )

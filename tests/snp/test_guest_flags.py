@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RFLAGS, which the core computes when somebody looks, from the operands of the instruction that set them last."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.small_guest import FREE, SmallGuest
+from veil.snp import ExitCode
+
+CARRY, PARITY, ZERO, OVERFLOW = 1, 1 << 2, 1 << 6, 1 << 11
+USUAL = 0x202
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("instruction", ["cmpxchg8b", "cmpxchg16b", "lock cmpxchg8b", "lock cmpxchg16b"])
+def test_compare_and_exchange_changes_zf_alone(instruction: str, *, equal: bool, stepped: bool) -> None:
+    """The operands before it are all ones: none of their bits may be in RFLAGS (NT, and the next IRET is #GP)."""
+    code = f"""
+        mov rdi, {FREE}
+        mov eax, {0 if equal else 1}
+        mov r8, 0x8000000000000000
+        mov r9, -1
+        push {USUAL}
+        popfq
+        add r8, r9
+        {instruction} [rdi]
+        hlt
+    """
+    with SmallGuest(code) as guest:
+        guest.machine.set_single_step(stepped)
+        while (exit_code := guest.run()) == ExitCode.INTR:
+            pass
+        assert exit_code == ExitCode.HLT
+        assert guest.vmsa().rflags == USUAL | CARRY | PARITY | OVERFLOW | (ZERO if equal else 0)
