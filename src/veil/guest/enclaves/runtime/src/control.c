@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What is done to descriptors: ioctl, fcntl, and the length of files. */
-#include "calls.h"
 #include "files.h"
 #include "handlers.h"
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What files are: stat, access, links, folders. Of trusted files the enclave knows it without the kernel. */
-#include "calls.h"
 #include "files.h"
 #include "handlers.h"
 

@@ -3,7 +3,6 @@
  * Futexes. Who waits for what is known in here alone; the kernel only puts the thread to sleep, on a word of the window
  * that means nothing. If it wakes a thread that nobody woke, the thread goes to sleep again.
  */
-#include "calls.h"
 #include "handlers.h"
 #include "machine.h"
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Pipes, and what else comes from outside as two descriptors. */
-#include "calls.h"
 #include "files.h"
 #include "handlers.h"
 

@@ -3,7 +3,6 @@
  * poll, select, epoll. Only events that were asked for come back; and what a program keeps with a descriptor in an
  * epoll set, mostly a pointer, never leaves the enclave: outside it is the descriptor's number.
  */
-#include "calls.h"
 #include "files.h"
 #include "handlers.h"
 #include "machine.h"

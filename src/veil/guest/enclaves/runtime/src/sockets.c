@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Sockets: addresses and messages, whose lengths come back from outside. */
-#include "calls.h"
 #include "files.h"
 #include "handlers.h"
 

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* From the first entry to the program's first instruction: its stack, as the System V ABI wants it. */
-#include "files.h"
-#include "handlers.h"
 #include "machine.h"
 #include "memory.h"
+#include "runtime.h"
 
 #define START_AT (VEIL_ENC_WINDOW + PAGE)
 #define START_BYTES (VEIL_ENC_WINDOW_STRIDE - PAGE)

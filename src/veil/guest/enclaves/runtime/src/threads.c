@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads: each has a slot, whose context the service made. The process outside makes a thread that enters it. */
-#include "calls.h"
 #include "handlers.h"
 #include "machine.h"
 
@@ -13,7 +12,6 @@
 #define CLONE_CHILD_CLEARTID 0x200000
 #define CLONE_CHILD_SETTID 0x1000000
 #define CLONE_NEEDED (CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD)
-#define EVERYBODY 0x7fffffff
 #define ALL_BITS 0xffffffff
 
 struct lock threads_lock;
