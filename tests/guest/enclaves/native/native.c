@@ -232,7 +232,11 @@ void leave(struct thread *self)
 
 	switch (block->state) {
 	case VEIL_WINDOW_SYSCALL:
-		block->result = system_call_outside(block->nr, (const u64[6]){ a[0], a[1], a[2], a[3], a[4], a[5] });
+		/* As the starter: whoever is interrupted has not begun. */
+		block->result =
+			block->interrupt
+				? -ERESTART
+				: system_call_outside(block->nr, (const u64[6]){ a[0], a[1], a[2], a[3], a[4], a[5] });
 		break;
 	case VEIL_WINDOW_INTERRUPT:
 		/* Nobody is interrupted here: a signal comes with the next event. */

@@ -3,17 +3,15 @@
  * Time. The date is the kernel's word, asked for once; from there the processor's counter goes on, if the service told
  * its speed. So the kernel cannot turn time back while the enclave runs.
  */
-#include "calls.h"
 #include "handlers.h"
 #include "machine.h"
 
 #define NANOSECONDS 1000000000
 #define CLOCK_REALTIME 0
 #define CLOCK_MONOTONIC 1
-#define CLOCK_PROCESS 2
-#define CLOCK_THREAD 3
 #define CLOCK_BOOTTIME 7
 #define TIMER_ABSTIME 1
+#define LAST_SECOND ((s64)1 << 33) /* of any clock, here */
 
 static struct lock clock_lock;
 static bool known;
@@ -28,7 +26,7 @@ static u64 speed_khz(void)
 
 static bool is_time(const s64 time[2])
 {
-	return time[0] >= 0 && time[0] <= (s64)1 << 33 && time[1] >= 0 && time[1] < NANOSECONDS;
+	return time[0] >= 0 && time[0] <= LAST_SECOND && time[1] >= 0 && time[1] < NANOSECONDS;
 }
 
 static s64 ask_clock(struct thread *self, u32 clock)
@@ -134,21 +132,24 @@ static s64 sleep(struct thread *self, u64 clock, u64 flags, u64 place, u64 rest)
 {
 	s64 *shared = take_buffer(self, 16), *left = take_buffer(self, 16), own[2], result;
 
-	left[0] = left[1] = 0;
-	if (copy_in(shared, place, 16))
+	if (copy_in(own, place, 16))
 		return -EFAULT;
-	for (;;) {
+	if (own[0] < 0 || own[1] < 0 || own[1] >= NANOSECONDS)
+		return -EINVAL;
+	own[0] = (s64)least((u64)own[0], LAST_SECOND);
+	do {
+		memcpy(shared, own, 16);
+		/* All of it, if a signal is there before it begins. */
+		memcpy(left, own, 16);
 		result = outside_done(self, 230, clock, flags, (u64)shared, (u64)left, 0, 0);
 		if (result != -EINTR)
 			return result;
+		if (flags & TIMER_ABSTIME)
+			continue;
 		memcpy(own, left, sizeof(own));
 		if (!is_time(own))
 			attacked(self, "%x seconds of a sleep are left", (u64)own[0]);
-		if (signal_waits(self))
-			break;
-		if (!(flags & TIMER_ABSTIME))
-			memcpy(shared, own, 16);
-	}
+	} while (!signal_waits(self));
 	return rest && !(flags & TIMER_ABSTIME) ? copy_out(rest, own, 16) ?: result : result;
 }
 

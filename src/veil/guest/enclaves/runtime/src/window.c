@@ -8,6 +8,9 @@
 
 #define BUFFER_AT PAGE
 #define WAKE_WORD 0x80
+#define NR_FCNTL 72
+#define F_SETLKW 7
+#define F_OFD_SETLKW 38
 #define NR_FUTEX 202
 #define NR_SLEEP 230
 /* Private: by its address. The other kind of futex is found by its page, and the window's have no place in a file. */
@@ -53,18 +56,25 @@ static void leave_with(struct thread *self, u32 state)
 
 /*
  * When the result has been taken: to tell another thread is a request of its own. In that one nobody looks, or a kernel with
- * a signal each time would have the stack grow; it is looked for afterwards.
+ * a signal each time would have the stack grow; it is looked for afterwards. But the request is not begun as long as it
+ * counts as interrupted.
  */
 static void look_for_signals(struct thread *self)
 {
 	struct veil_window_block *block = block_of(self->slot);
+	u64 taken;
 
-	if (self->offered || !READ_ONCE(block->interrupt))
+	if (!READ_ONCE(block->interrupt))
 		return;
 	__atomic_store_n(&block->interrupt, 0, __ATOMIC_SEQ_CST);
+	if (self->offered)
+		return;
 	self->offered = true;
-	/* What is not taken stays, so that the process knows of it. */
-	__atomic_and_fetch(&block->signals, ~offer_signals(self, READ_ONCE(block->signals)), __ATOMIC_SEQ_CST);
+	do {
+		taken = offer_signals(self, READ_ONCE(block->signals));
+		/* What is not taken stays, so that the process knows of it. */
+		__atomic_and_fetch(&block->signals, ~taken, __ATOMIC_SEQ_CST);
+	} while (taken);
 	self->offered = false;
 }
 
@@ -97,23 +107,26 @@ s64 ask_window(struct thread *self, u32 state, u64 a0, u64 a1)
 	return result;
 }
 
-/* Calls that wait, and end by EINTR when a signal comes; all others are done before one is looked for. */
+/*
+ * Calls that wait, and end by EINTR when a signal comes; all others are done before one is looked for. Among these are reads
+ * and writes at an offset, which are of files: whoever has one read for a map or a seal knows no EINTR.
+ */
 static bool can_wait(u64 nr, u64 a1)
 {
 	switch (nr) {
-	case 0 ... 1: /* read, write, and their like */
-	case 7:	      /* poll */
-	case 17 ... 20:
-	case 23:	  /* select */
-	case 42 ... 47:	  /* sockets */
-	case 72 ... 73:	  /* fcntl, flock */
-	case 230:	  /* clock_nanosleep */
+	case 0 ... 1:	/* read, write */
+	case 7:		/* poll */
+	case 23:	/* select */
+	case 42 ... 47: /* sockets */
+	case 73:	/* flock */
+	case NR_SLEEP:
 	case 232:	  /* epoll_wait */
 	case 257:	  /* openat, of a FIFO */
 	case 270 ... 271: /* pselect, ppoll */
 	case 288:	  /* accept4 */
-	case 295 ... 296:
 		return true;
+	case NR_FCNTL:
+		return a1 == F_SETLKW || a1 == F_OFD_SETLKW;
 	case NR_FUTEX:
 		return a1 == FUTEX_WAIT;
 	default:
@@ -129,11 +142,14 @@ s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4,
 {
 	struct veil_window_block *block = block_of(self->slot);
 	const u64 args[6] = { a0, a1, a2, a3, a4, a5 };
+	const bool waits = can_wait(nr, a1);
 
 	for (;;) {
 		s64 result;
-		bool waits;
 
+		/* It came during this call of the program's, by another request: nothing more would end the wait. */
+		if (waits && signal_waits(self))
+			return -EINTR;
 		WRITE_ONCE(block->nr, nr);
 		for (u32 i = 0; i < 6; i++)
 			WRITE_ONCE(block->args[i], args[i]);
@@ -142,9 +158,6 @@ s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4,
 		look_for_signals(self);
 		if (result != -EINTR && result != -ERESTART)
 			return result;
-		waits = can_wait(nr, a1);
-		if (signal_waits(self) && waits)
-			return -EINTR;
 		/* How much of a sleep is left its caller knows; and others may have done something before. */
 		if (result == -EINTR && (!waits || nr == NR_SLEEP))
 			return result;
