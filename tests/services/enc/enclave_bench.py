@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.monitor.harness import FREE, PAGE, Bench
+from tests.services.enc.page_walk import walk
 from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, AddContent, EnclaveCall
 from veil.formats.enclave_pages import Mailbox, MailboxCall
 from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, RecordKind
+from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.services import ServiceDomain
 from veil.services.enc.enclave import Enclave
 from veil.services.enc.service import EncService
 
-__all__ = ["CONTENT", "LAYOUT", "EnclaveBench"]
+__all__ = ["CONTENT", "LAYOUT", "EnclaveBench", "owners", "translated"]
 
 CONTENT = bytes(range(256)) * 16 + b"\x90" * PAGE
 LAYOUT = Layout(
@@ -133,3 +135,13 @@ class EnclaveBench(Bench):
             status, wanted = self.enc(EnclaveCall.SERVE, struct.pack("<II", number, slot))
         assert (status, wanted) == (Status.OK, b"")
         return Mailbox.from_buffer_copy(self.view(2).read(gpa, PAGE))
+
+
+def translated(bench: EnclaveBench, number: int, va: int) -> tuple[int, int]:
+    """(rights, page) by the enclave's tables, read as the enclave's processor reads them."""
+    return walk(bench.view(2), bench.enclave(number).tables.root, va)
+
+
+def owners(bench: Bench, pages: list[int]) -> set[Owner]:
+    """Whose the pages are, by VeilMon's book."""
+    return {bench.monitor.book.owner(page) for page in pages}

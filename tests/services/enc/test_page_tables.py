@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veil.formats.board import C_BIT
+from tests.services.enc.page_walk import NX, US, P, W, walk
 from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, THREADS, WINDOW, Prot
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import GuestMemory
@@ -20,7 +19,6 @@ from veil.services.enc.page_tables import PageTables, tables_needed
 
 RW, RX, R = Prot.R | Prot.W, Prot.R | Prot.X, Prot.R
 TABLES = 0x100000
-NX, US, W, P = 1 << 63, 4, 2, 1
 
 
 class Memory:
@@ -46,21 +44,6 @@ class Memory:
 def make(frames: int = 64) -> tuple[PageTables, Memory, list[int]]:
     memory, spare = Memory(), [TABLES + at * PAGE_SIZE for at in range(frames)]
     return PageTables(cast(GuestMemory, memory), spare), memory, spare
-
-
-def walk(memory: Memory, root: int, va: int) -> tuple[int, int]:
-    """(bits that hold on the way, page), as the processor finds them; (0, 0) without a translation."""
-    table, held = root, US | W | P
-    denied = 0
-    for level in (39, 30, 21, 12):
-        (entry,) = struct.unpack("<Q", memory.read(table + (va >> level & 511) * 8, 8))
-        if not entry & P:
-            return 0, 0
-        assert entry & C_BIT, "memory that the host sees"
-        held &= entry
-        denied |= entry & NX
-        table = entry & (C_BIT - PAGE_SIZE)
-    return held & (US | W | P) | denied, table
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from tests.monitor.harness import PAGE
-from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services
-from tests.services.enc.test_service import owners, translated
+from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services, owners, translated
 from veil.formats.enclave_calls import RECLAIM_PAGES, EnclaveCall, Reclaim
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclaves import ARENA, RUNTIME, Prot

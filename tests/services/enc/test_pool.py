@@ -6,11 +6,8 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
-import pytest
-
 from tests.monitor.harness import PAGE
-from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
-from tests.services.enc.test_service import translated
+from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench, translated
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_pages import MAILBOX_DATA, Mailbox, MailboxCall
 from veil.formats.enclaves import ARENA, Prot
@@ -18,13 +15,6 @@ from veil.formats.status import Status
 
 RW = Prot.R | Prot.W
 MAPPED = struct.Struct("<QQ")
-
-
-@pytest.fixture
-def bench() -> EnclaveBench:
-    bench = EnclaveBench()
-    bench.boot()
-    return bench
 
 
 def _ask(bench: EnclaveBench, number: int, call: MailboxCall, *args: int) -> bytes:

@@ -7,14 +7,11 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from tests.monitor.harness import KERNEL, MONITOR, PAGE, SERVICES, SMALL, Bench
-from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, Services
-from tests.services.enc.test_page_tables import walk
-from tests.snp.chip import chip
+from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, Services, owners, translated
 from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, EnclaveCall
 from veil.formats.enclave_pages import InfoPage, MailboxCall
 from veil.formats.enclaves import (
@@ -38,20 +35,6 @@ from veil.services.enc import page_moves
 from veil.services.enc.enclave import Enclave, State
 from veil.services.enc.service import EncService
 from veil.snp import RmpViolation
-from veil.snp.guest_requests import GuestRequests
-from veil.snp.id_block_checks import LaunchIdentity
-
-
-@pytest.fixture
-def bench() -> EnclaveBench:
-    bench = EnclaveBench(vcpus=2)
-    bench.boot()
-    return bench
-
-
-def translated(bench: EnclaveBench, number: int, va: int) -> tuple[int, int]:
-    """(rights, page) by the enclave's tables, read as the enclave's processor reads them."""
-    return walk(bench.view(2), bench.enclave(number).tables.root, va)  # type: ignore[arg-type]
 
 
 def test_an_enclave(bench: EnclaveBench) -> None:
@@ -102,10 +85,6 @@ def test_what_finish_answers(bench: EnclaveBench) -> None:
     status, answer = bench.finish(number)
     assert status == Status.OK
     assert answer == hashlib.sha384(LAYOUT.pack()).digest() + struct.pack("<2Q", *bench.enclave(number).contexts)
-
-
-def owners(bench: Bench, pages: list[int]) -> set[Owner]:
-    return {bench.monitor.book.owner(page) for page in pages}
 
 
 def test_the_kernel_reaches_nothing_of_it(bench: EnclaveBench) -> None:
@@ -325,155 +304,6 @@ def test_a_host_that_does_not_take_contexts(bench: EnclaveBench) -> None:
     assert bench.destroy(number) == (Status.OK, bytes(4))
 
 
-# What the runtime asks.
-
-RW = Prot.R | Prot.W
-
-
-def test_memory_from_the_pool(bench: EnclaveBench) -> None:
-    number = bench.make()
-    answer = bench.mail(number, MailboxCall.MAP, ARENA, 3, RW)
-    assert (answer.status, answer.result) == (Status.OK, 3)
-    rights, page = translated(bench, number, ARENA + 2 * PAGE)
-    assert (rights, bench.view(2).read(page, PAGE)) == (7 | 1 << 63, bytes(PAGE))
-    bench.view(2).write(page, b"private")
-    assert bench.mail(number, MailboxCall.PROTECT, ARENA, 3, Prot.NONE).result == 3
-    assert translated(bench, number, ARENA + 2 * PAGE) == (0, 0)
-    assert bench.mail(number, MailboxCall.PROTECT, ARENA, 3, Prot.R | Prot.X).result == 3
-    assert translated(bench, number, ARENA + 2 * PAGE) == (5, page)
-    assert bench.view(2).read(page, 7) == b"private"
-    assert bench.mail(number, MailboxCall.UNMAP, ARENA, 1024).result == 3
-    assert translated(bench, number, ARENA) == (0, 0)
-    # All of the pool, and it is zero again.
-    assert bench.mail(number, MailboxCall.MAP, ARENA, 8, RW).status == Status.OK
-    for at in range(8):
-        assert bench.view(2).read(translated(bench, number, ARENA + at * PAGE)[1], PAGE) == bytes(PAGE)
-    assert bench.mail(number, MailboxCall.MAP, ARENA + 8 * PAGE, 1, RW).status == Status.FULL
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        (ARENA + 1, 1, 3), (ARENA, 0, 3), (ARENA, 1, 0), (ARENA, 1, 2), (ARENA, 1, 8), (0, 1, 3), (ARENA, 1 << 60, 3),
-        ((1 << 64) - PAGE, 2, 3), (WINDOW, 1, 3), (WINDOW - PAGE, 2, 3), (THREADS, 1, 3), (IDT, 1, 3), (INFO, 1, 3),
-        (RUNTIME, 1, 3), (ARENA + 1023 * PAGE, 2, 3), (1 << 47, 1, 3), (ARENA, 1025, 3),
-    ],
-)  # fmt: skip
-def test_what_no_enclave_can_have_mapped(bench: EnclaveBench, args: tuple[int, ...]) -> None:
-    number = bench.make()
-    for call in (MailboxCall.MAP, MailboxCall.UNMAP):
-        assert bench.mail(number, call, ARENA, 8, RW).status == Status.OK
-    before = list(bench.enclave(number).pool)
-    assert len(before) == 8
-    assert bench.mail(number, MailboxCall.MAP, *args).status in (Status.BAD_REQUEST, Status.FULL)
-    assert bench.enclave(number).pool == before
-
-
-def test_the_arena_ends_for_a_range_that_begins_before_it_too(bench: EnclaveBench) -> None:
-    number = bench.make(replace(LAYOUT, arena_pages=1))
-    assert bench.mail(number, MailboxCall.MAP, ARENA - PAGE, 3, RW).status == Status.BAD_REQUEST
-    assert bench.mail(number, MailboxCall.MAP, ARENA - PAGE, 2, RW).status == Status.OK
-
-
-@pytest.mark.parametrize("call", [MailboxCall.UNMAP, MailboxCall.PROTECT])
-@pytest.mark.parametrize("va", [WINDOW, THREADS, SYSTEM, IDT, INFO, INFO - PAGE, 1 << 63], ids=hex)
-def test_what_stays_as_it_is(bench: EnclaveBench, call: MailboxCall, va: int) -> None:
-    number = bench.make()
-    before = translated(bench, number, va) if va < 1 << 47 else None
-    assert bench.mail(number, call, va, 2, Prot.R).status == Status.BAD_REQUEST
-    assert before is None or translated(bench, number, va) == before
-
-
-def test_its_own_pages_are_its_own_to_change(bench: EnclaveBench) -> None:
-    number = bench.make()
-    assert bench.mail(number, MailboxCall.PROTECT, 0x400000, 1, Prot.R).result == 1
-    assert translated(bench, number, 0x400000)[0] == 5 | 1 << 63
-    assert bench.mail(number, MailboxCall.UNMAP, 0x400000, 1).result == 1
-    assert len(bench.enclave(number).pool) == 1
-
-
-def test_keys(bench: EnclaveBench) -> None:
-    first, again = bench.make(), bench.make()
-    other = bench.make(replace(LAYOUT, pool_pages=9))
-    ask = [bytes(bench.mail(each, MailboxCall.KEY, 5, data=b"label").data[:32]) for each in (first, again, other)]
-    assert ask[0] == ask[1] != ask[2]
-    assert bytes(bench.mail(first, MailboxCall.KEY, 5, data=b"other").data[:32]) != ask[0]
-    assert bench.mail(first, MailboxCall.KEY, 0).status == Status.BAD_REQUEST
-    assert bench.mail(first, MailboxCall.KEY, 5000).status == Status.BAD_REQUEST
-
-
-def key_of(bench: EnclaveBench, number: int) -> bytes:
-    answer = bench.mail(number, MailboxCall.KEY, 5, data=b"label")
-    return bytes(answer.data[:32]) if answer.status == Status.OK else b""
-
-
-@pytest.mark.parametrize(
-    ("launch", "same"),
-    [
-        ({}, True),
-        ({"host_data": b"h" * 32}, True),
-        ({"measurement": b"m" * 48}, False),
-        ({"policy": 1 << 17 | 1 << 19}, False),
-        ({"identity": LaunchIdentity(image_id=b"i" * 16)}, False),
-        ({"identity": LaunchIdentity(family_id=b"f" * 16)}, False),
-    ],
-    ids=["same", "host data", "measurement", "policy", "image ID", "family ID"],
-)
-def test_keys_outlive_the_launch_of_an_image(bench: EnclaveBench, launch: dict[str, Any], same: bool) -> None:
-    """Another launch: another VeilMon, other VMPCKs, another root of reports; of this image, or of another one."""
-    again = EnclaveBench()
-    again.launched = replace(again.launched, **launch)
-    again.boot()
-    key = key_of(bench, bench.make())
-    assert len(key) == 32
-    assert (key_of(again, again.make()) == key) is same
-
-
-def test_keys_are_not_those_of_another_processor(bench: EnclaveBench) -> None:
-    other = EnclaveBench()
-    strange = replace(chip(), chip_secret=b"another")
-    other.processor = GuestRequests(lambda: strange, cpuid_signature=0, report_version=3)
-    other.boot()
-    assert key_of(other, other.make()) != key_of(bench, bench.make())
-
-
-def test_no_key_but_from_the_secure_processor(bench: EnclaveBench) -> None:
-    """A host with an answer of its own: enclaves run, without a key."""
-
-    def forge(request: int, response: int, data: tuple[int, int] | None) -> tuple[int, int]:
-        bench.host.write(response, b"x" * PAGE)
-        return 0, 0
-
-    bench.on_message = forge
-    number = bench.make()
-    assert bench.mail(number, MailboxCall.KEY, 5, data=b"label").status == Status.UNAVAILABLE
-    assert bench.mail(number, MailboxCall.TIME).status == Status.OK
-    # The key for messages is gone, as after any failure: an IV must not be used twice.
-    bench.on_message = bench.carry
-    assert key_of(bench, bench.make()) == b""
-
-
-def test_a_key_is_asked_for_again(bench: EnclaveBench) -> None:
-    """Somebody else's message was on its way."""
-    messages = bench.monitor._messages
-    assert messages is not None
-    messages.busy = True
-    first = bench.make()
-    assert key_of(bench, first) == b""
-    messages.busy = False
-    bench.make()
-    assert len(key_of(bench, first)) == 32
-
-
-def test_time_and_the_address_of_a_fault(bench: EnclaveBench) -> None:
-    number = bench.make()
-    first = bench.mail(number, MailboxCall.TIME).result
-    assert bench.mail(number, MailboxCall.TIME).result > first > 0
-    bench.vmsa(bench.enclave(number).contexts[1]).cr2 = 0x1234567
-    assert bench.mail(number, MailboxCall.FAULT, slot=1).result == 0x1234567
-    assert bench.mail(number, 99).status == Status.UNKNOWN_CALL
-
-
 def interrupt(bench: EnclaveBench, number: int, rip: int, slot: int = 0) -> Status:
     """The kernel wants the thread of a slot to come to its runtime; it was left at `rip`."""
     bench.vmsa(bench.enclave(number).contexts[slot]).rip = rip
@@ -512,16 +342,6 @@ def test_who_cannot_be_interrupted(bench: EnclaveBench) -> None:
     assert bench.enc(EnclaveCall.INTERRUPT, struct.pack("<II", unfinished, 0))[0] == Status.NOT_ALLOWED
 
 
-def test_a_mailbox_without_a_request(bench: EnclaveBench) -> None:
-    number = bench.make()
-    gpa = bench.enclave(number).mailboxes[0]
-    bench.view(2).write(gpa, struct.pack("<II", MailboxCall.TIME, 0))
-    before = bench.view(2).read(gpa, PAGE)
-    assert bench.enc(EnclaveCall.SERVE, struct.pack("<II", number, 0))[0] == Status.OK
-    assert bench.view(2).read(gpa, PAGE) == before
-    assert bench.enc(EnclaveCall.SERVE, struct.pack("<II", number, 2))[0] == Status.NOT_ALLOWED
-
-
 # Snapshots
 
 
@@ -540,7 +360,7 @@ def test_over_a_snapshot(bench: EnclaveBench) -> None:
     bench.resume(monitor, services)
     assert bench.enc(EnclaveCall.SERVE, struct.pack("<II", number, 0))[0] == Status.OK
     assert bytes(bench.mail(number, MailboxCall.KEY, 5, data=b"label").data[:32]) == key
-    assert bench.mail(number, MailboxCall.MAP, ARENA, 8, RW).status == Status.OK
+    assert bench.mail(number, MailboxCall.MAP, ARENA, 8, Prot.R | Prot.W).status == Status.OK
     assert bench.add(making, 1, 1, bench.frames(1), CONTENT[PAGE:]) == Status.OK
     assert bench.finish(making)[0] == Status.OK
     for each in (number, making):
