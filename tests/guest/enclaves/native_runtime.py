@@ -55,7 +55,7 @@ class Lie:
     """The same, written when the runtime has read the place once."""
 
     def variables(self) -> dict[str, str]:
-        """As `native.c` hears it."""
+        """As `native/outside.c` hears it."""
         said = {"LIE_CALL": str(self.call)}
         if self.result is not None:
             said["LIE_RESULT"] = str(self.result & (1 << 64) - 1)
@@ -78,7 +78,7 @@ class NativeRuntime:
         source = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
         texts = {path.name: path.read_text() for path in (*source.glob("*.c"), source / "memory_access.S")}
         changed = dict(units or {})
-        texts |= {path.name: path.read_text() for path in _HERE.iterdir()} | changed
+        texts |= {path.name: path.read_text() for path in (*_HERE.glob("*.c"), _HERE / "entry.S")} | changed
         del texts["floating_point.c"]
         objects = [str(self._compile(name, text, source, name in changed)) for name, text in sorted(texts.items())]
         flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", f"-Wl,-T,{source / 'runtime.ld'}"]
