@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.guests import VeilGuest
+from bench.guests import VeilGuest, domain_switches
 from bench.intervals import FEWEST, Interval, median_interval
 from bench.workloads import WORKLOADS, prepare
 from veil.cache import Cache
@@ -70,8 +70,7 @@ class _Guest(VeilGuest):
 
     def counts(self) -> tuple[int, int]:
         """Domain switches and instructions since the launch."""
-        switches = self.vm.hypervisor.counters().get("msr RUN_VMPL", 0)
-        return switches, self.vm.machine.counters.instructions
+        return domain_switches(self.vm), self.vm.machine.counters.instructions
 
     def note_boot(self, row: CodeCost) -> None:
         """What its boot took."""

@@ -28,6 +28,7 @@ from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
 
 __all__ = [
+    "ENVIRONMENT",
     "QEMU",
     "Cost",
     "Guest",
@@ -37,6 +38,7 @@ __all__ = [
     "QemuImage",
     "VeilGuest",
     "WorkerFailed",
+    "domain_switches",
     "qemu_version",
 ]
 
@@ -44,7 +46,8 @@ MEMORY = 512 << 20
 QEMU = "qemu-system-x86_64"
 _BOOT_SECONDS = 120.0
 _COMMAND_SECONDS = 300.0
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+#: of commands
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
 class QemuFailed(Exception):
@@ -89,6 +92,11 @@ def _stopwatch(
     return lambda: Cost(time.perf_counter() - wall, processor_seconds() - processor, hosted_seconds() - hosted)
 
 
+def domain_switches(vm: ConfidentialVM) -> int:
+    """One way each, since the launch."""
+    return vm.hypervisor.counters().get("msr RUN_VMPL", 0)
+
+
 class VeilGuest:
     """A CVM, booted afresh."""
 
@@ -106,7 +114,7 @@ class VeilGuest:
     def run(self, argv: Sequence[str]) -> Cost:
         """See `Guest`."""
         spent = _stopwatch(time.process_time, self._hosted_seconds)
-        result = self.vm.run(argv, env=_ENVIRONMENT, timeout=_COMMAND_SECONDS)
+        result = self.vm.run(argv, env=ENVIRONMENT, timeout=_COMMAND_SECONDS)
         cost = spent()
         if result.exit_status:
             raise RuntimeError(f"{argv} ended with status {result.exit_status}: {result.stderr!r}")
@@ -280,7 +288,7 @@ class QemuGuest:
     def run(self, argv: Sequence[str]) -> Cost:
         """See `Guest`."""
         spent = _stopwatch(self._processor_seconds)
-        job = self._connection.run(argv, environment=_ENVIRONMENT, directory="/root")
+        job = self._connection.run(argv, environment=ENVIRONMENT, directory="/root")
         self._connection.end(job)
         self._finish(job)
         return spent()

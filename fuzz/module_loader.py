@@ -7,9 +7,8 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fuzz.modules import EXPORTED, SPACE
+from fuzz.modules import EXPORTED, SPACE, memory_of
 from veil.formats.kci import MemoryType, ModuleMemory
-from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = ["CannotLoad", "LoadedModule", "load_module"]
 
@@ -61,16 +60,6 @@ def _layout(sections: _Sections) -> tuple[dict[int, tuple[int, int]], dict[int, 
     return places, sizes
 
 
-def _memory_of(sizes: Mapping[int, int]) -> dict[MemoryType, ModuleMemory]:
-    found, at = {}, SPACE.addresses.start
-    for kind in MemoryType:
-        size = -(-sizes.get(kind, 0) // PAGE_SIZE) * PAGE_SIZE
-        if size:
-            found[kind] = ModuleMemory(at, size)
-            at += size
-    return found
-
-
 class LoadedModule(NamedTuple):
     """A module as Linux would load it, before any patch."""
 
@@ -92,7 +81,7 @@ def load_module(file: bytes) -> LoadedModule:
     try:
         sections = _Sections(file)
         places, sizes = _layout(sections)
-        memory = _memory_of(sizes)
+        memory = memory_of(sizes)
         addresses = {number: memory[MemoryType(kind)].address + offset for number, (kind, offset) in places.items()
                      if MemoryType(kind) in memory}  # fmt: skip
         contents = {number: bytearray(sections.data(number)) for number in addresses}

@@ -11,7 +11,7 @@ import functools
 import lzma
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cryptography import x509
@@ -37,7 +37,7 @@ from veil.services.kci.modules.elf import ModuleElf
 from veil.services.kci.modules.layout import lay_out
 from veil.services.kci.modules.signature import MARKER, split_signature
 
-__all__ = ["EXPORTED", "SPACE", "TARGETS", "bodies"]
+__all__ = ["EXPORTED", "SPACE", "TARGETS", "bodies", "memory_of"]
 
 _PLAIN = (
     pkcs7.PKCS7Options.DetachedSignature, pkcs7.PKCS7Options.Binary, pkcs7.PKCS7Options.NoAttributes,
@@ -133,14 +133,19 @@ def _verify(data: bytes) -> None:
     assert admitted.signer is not None
 
 
-def _relocate(data: bytes) -> None:
-    sizes = lay_out(ModuleElf(data)).sizes
-    memory, at = {}, SPACE.addresses.start
+def memory_of(sizes: Mapping[MemoryType, int] | Mapping[int, int]) -> dict[MemoryType, ModuleMemory]:
+    """Where a module of these sizes is: one piece behind the other."""
+    found, at = {}, SPACE.addresses.start
     for kind in MemoryType:
         size = -(-sizes.get(kind, 0) // PAGE_SIZE) * PAGE_SIZE
         if size:
-            memory[kind] = ModuleMemory(at, size)
+            found[kind] = ModuleMemory(at, size)
             at += size
+    return found
+
+
+def _relocate(data: bytes) -> None:
+    memory = memory_of(lay_out(ModuleElf(data)).sizes)
     prepared = prepare(AdmittedFile(data, bytes(32), None), memory, SPACE.percpu.start, _Exported(Exports()), SPACE)
     for section in prepared.sections.values():
         place = prepared.memory[section.memory]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.audit.programs import PREPARE, RULES, program_files
+from bench.guests import ENVIRONMENT
 from veil import installation
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
@@ -23,7 +24,6 @@ __all__ = ["BARE", "IDLE", "LogGuest", "Setup", "Totals", "boot_once"]
 
 MEMORY = "768M"
 _LOG_MEMORY = 64 << 20
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def boot_once(path: Path) -> None:
     """Boot a guest with the programs, prepare it, and write its snapshot."""
     services = protected_services(LogSettings(memory=_LOG_MEMORY, full="halt"))
     with ConfidentialVM(MEMORY, files=program_files(Cache()), services=services, fresh=True) as vm:
-        _check(vm.run(["sh", "-c", PREPARE], env=_ENVIRONMENT).exit_status, "preparing the guest")
+        _check(vm.run(["sh", "-c", PREPARE], env=ENVIRONMENT).exit_status, "preparing the guest")
         vm.snapshot(path)
 
 
@@ -73,7 +73,7 @@ class LogGuest:
             self.run(["rmmod", "veil"])
         if setup.rules:
             load = "umask 077; cat >/root/rules; auditctl -R /root/rules >/dev/null"
-            loaded = self.vm.run(["sh", "-c", load], stdin=RULES[setup.rules], env=_ENVIRONMENT)
+            loaded = self.vm.run(["sh", "-c", load], stdin=RULES[setup.rules], env=ENVIRONMENT)
             _check(loaded.exit_status, f"auditctl ({loaded.stderr.decode()!r})")
 
     def run(self, argv: Sequence[str]) -> float:
@@ -82,7 +82,7 @@ class LogGuest:
         Not of the clock: other work on the computer would count. None of the commands ever waits.
         """
         start = time.thread_time()
-        result = self.vm.run(argv, env=_ENVIRONMENT)
+        result = self.vm.run(argv, env=ENVIRONMENT)
         seconds = time.thread_time() - start
         _check(result.exit_status, " ".join(argv))
         return seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.sql import sql_script
 from veil.cache import Cache
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.debian_programs import debian_programs
@@ -57,21 +58,11 @@ http { access_log /mnt/access.log; server { listen 127.0.0.1:8080; root /mnt/www
 _TRANSACTIONS, _ROWS = 10, 100
 
 
-def _sql() -> str:
-    lines = ["CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INT);", "CREATE INDEX i ON t(c);"]
-    for start in range(0, _TRANSACTIONS * _ROWS, _ROWS):
-        lines.append("BEGIN;")
-        lines += [f"INSERT INTO t VALUES({n},'name {n}',{n * 7 % 1000});" for n in range(start, start + _ROWS)]
-        lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(start, start + _ROWS, 10)]
-        lines += ["COMMIT;", f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{start // _ROWS}%';"]
-    return "\n".join(lines)
-
-
 def program_files(cache: Cache) -> dict[str, Node]:
     """Members of the initramfs."""
     return debian_programs(cache, _PACKAGES, _PROGRAMS) | {
         "etc/nginx.conf": Node.file(_NGINX.encode()),
-        "etc/bench.sql": Node.file(_sql().encode()),
+        "etc/bench.sql": Node.file(sql_script(_TRANSACTIONS, _ROWS).encode()),
     }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -11,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.guests import ENVIRONMENT, domain_switches
 from veil.cvm import ConfidentialVM
+from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_pages import WindowBlock, WindowState
 from veil.formats.enclave_settings import ON, EncSettings
 from veil.guest.enclaves.image import EnclaveImage
-from veil.guest.enclaves.starter.build import STARTER_FILE
 from veil.guest.initramfs.archive import Node
 from veil.host.observer_events import Event, ExitEvent
 from veil.image.services_image import protected_services
@@ -28,7 +30,6 @@ from veil.snp.exit_codes import ExitCode
 __all__ = ["Cost", "EnclaveGuest", "Observer", "boot_guest"]
 
 MEMORY = "1G"
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 _SERVICE_VMPL, _ENCLAVE_VMPL = 1, 2
 _SECONDS = 300.0
 #: System calls whose result is how many bytes were copied.
@@ -65,33 +66,31 @@ class EnclaveGuest:
 
     def __init__(self, vm: ConfidentialVM) -> None:
         self.vm = vm
-        self.run("ifconfig lo up; mkdir -p /mnt; mount -t tmpfs tmpfs /mnt", watched=False)
         self.service = _enc_service(vm)
         self._watch = _Watch(self.service)
+        self.run("ifconfig lo up; mkdir -p /mnt; mount -t tmpfs tmpfs /mnt")
 
-    def run(self, script: str, *, watched: bool = True) -> Cost:
+    def run(self, script: str) -> Cost:
         """A shell script, which must end well. Not by the clock: other work on the computer would count."""
-        switches, before = self.switches(), self._watch.totals() if watched else (0.0, 0.0, 0)
+        switches, before = self.switches(), self._watch.totals()
         start = time.thread_time()
-        result = self.vm.run(["sh", "-c", script], env=_ENVIRONMENT, timeout=_SECONDS)
+        result = self.vm.run(["sh", "-c", script], env=ENVIRONMENT, timeout=_SECONDS)
         seconds = time.thread_time() - start
         if result.exit_status:
             raise RuntimeError(f"{script!r} ended with status {result.exit_status}: {result.stderr[-500:]!r}")
-        making, unmaking, requests = (
-            now - then for now, then in zip(self._watch.totals() if watched else before, before, strict=True)
-        )
+        making, unmaking, requests = (now - then for now, then in zip(self._watch.totals(), before, strict=True))
         return Cost(seconds, making, unmaking, self.switches() - switches, int(requests), result.stdout)
 
     def switches(self) -> int:
         """Since the launch."""
-        return self.vm.hypervisor.counters().get("msr RUN_VMPL", 0)
+        return domain_switches(self.vm)
 
     def put_image(self, name: str, image: EnclaveImage, directory: Path) -> str:
         """The command that starts it."""
         file = directory / f"{name}.enclave"
         file.write_bytes(image.pack())
-        self.vm.copy_in(file, f"/root/{file.name}")
-        return f"/{STARTER_FILE} /root/{file.name}"
+        self.vm.copy_in(file, image_place(file))
+        return shlex.join(enclave_command(file, ()))
 
     def observe(self) -> Observer:
         """Count what enclaves ask for. The host's Python does each switch meanwhile: no figure for time."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.enclaves.guest import EnclaveGuest
+from bench.sql import sql_script
 from veil.cache import Cache
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.manifest import Manifest
@@ -132,19 +133,9 @@ def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
     place.joinpath("pairs").write_text("".join(pairs))
     place.joinpath("www").mkdir()
     place.joinpath("www", "file").write_bytes(text[: 10 << 10])
-    place.joinpath("sql").write_text(_sql(40, 100))
+    place.joinpath("sql").write_text(sql_script(40, 100))
     for port in ports:
         place.joinpath(f"lighttpd-{port}.conf").write_text(_LIGHTTPD.format(folder=folder, port=port))
-
-
-def _sql(transactions: int, rows: int) -> str:
-    lines = ["CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INT);", "CREATE INDEX i ON t(c);"]
-    for start in range(0, transactions * rows, rows):
-        lines.append("BEGIN;")
-        lines += [f"INSERT INTO t VALUES({n},'name {n}',{n * 7 % 1000});" for n in range(start, start + rows)]
-        lines += [f"UPDATE t SET c = c + 1 WHERE a = {number};" for number in range(start, start + rows, 10)]
-        lines += ["COMMIT;", f"SELECT count(*), sum(c) FROM t WHERE b LIKE '%{start // rows}%';"]
-    return "\n".join(lines)
 
 
 _PORTS = (8080, 8081)
