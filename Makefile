@@ -60,7 +60,7 @@ run: $(STAMP)
 lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find src tests bench -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
+	find src tests bench fuzz -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
