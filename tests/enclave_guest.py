@@ -20,7 +20,7 @@ from veil.snp.layouts import SevFeatures, Vmsa, VmsaSegment
 
 SNP, RESTRICTED = SevFeatures.SNP, SevFeatures.RESTRICTED_INJECTION
 
-__all__ = ["SHARED_DATA", "VMGEXIT", "EnclaveGuest", "enter", "enter_request"]
+__all__ = ["RESTRICTED", "SHARED_DATA", "SNP", "VMGEXIT", "EnclaveGuest", "enter", "enter_request"]
 
 #: a page that kernel and enclaves read and write
 SHARED_DATA = 0x30000
