@@ -21,6 +21,7 @@ from veil.snp.rmp import Permission
 __all__ = [
     "CHANGE",
     "COPY",
+    "COPY_AND_MOVE",
     "ENDLESS",
     "LATE",
     "MISTAKES",
@@ -43,7 +44,7 @@ __all__ = [
     "moved",
 ]
 
-MOVE, COPY, RESTRICT, POKE, PEEK, CHANGE = range(6)
+MOVE, COPY, RESTRICT, POKE, PEEK, CHANGE, COPY_AND_MOVE = range(7)
 TOO_LONG, RAISE, NOT_BYTES, NOT_AN_ASK, ENDLESS, LATE, REACH, NOT_A_STATUS, UNSPEAKABLE, NOT_TEXT = range(10, 20)
 MISTAKES = range(TOO_LONG, UNSPEAKABLE + 1)
 NUMBER = 9
@@ -102,6 +103,11 @@ class Keeper(Service):
             elif call == CHANGE:
                 some = struct.iter_unpack("<HHQ", body)
                 yield from monitor.change([Change(Owner(old), Owner(new), [(gpa, PAGE)]) for old, new, gpa in some])
+            elif call == COPY_AND_MOVE:
+                length, gpa = struct.unpack("<IQ", body)
+                change = Change(Owner.KERNEL, Owner.KERNEL_CODE, [(gpa, PAGE)])
+                yield from monitor.copy_and_change(pages, length, 0, [change])
+                return self.memory.read(0, length)
             elif call == COPY:
                 (length,) = struct.unpack("<I", body)
                 yield from monitor.copy_in(pages, length, 0)

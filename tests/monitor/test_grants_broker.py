@@ -28,13 +28,25 @@ from tests.monitor.harness import (
     Bench,
     Terminated,
 )
-from tests.monitor.keeper import CHANGE, COPY, MOVE, NUMBER, PAGES, POKE, RESTRICT, Services, moved
+from tests.monitor.keeper import CHANGE, COPY, COPY_AND_MOVE, MOVE, NUMBER, PAGES, POKE, RESTRICT, Services, moved
 from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BlockRequest, read_answer, write_request
-from veil.formats.service_domain import COPY_PAGES, MOVE_CHANGES, OUTBOX_SIZE, Change, CopyIn, Move, Restrict
+from veil.formats.service_domain import (
+    COPY_PAGES,
+    MOVE_CHANGES,
+    OUTBOX_SIZE,
+    Change,
+    CopyIn,
+    GrantCall,
+    Move,
+    Restrict,
+    pack_copy_and_move,
+    parse_copy_and_move,
+)
 from veil.formats.status import Status
 from veil.monitor import Option, Owner, VeilMon
+from veil.monitor.page_rights import ROWS
 from veil.monitor.svsm_call import ResultCode
 from veil.snp import RmpViolation
 from veil.snp.rmp import Permission, RmpResult
@@ -49,15 +61,8 @@ def bench() -> Bench:
     return Bench(vcpus=2, services=Services).boot()
 
 
-def ask_for_pages(bench: Bench, pages: list[int], length: int, *, vcpu: int = 0) -> tuple[Status, bytes]:
-    known = bench.monitor.state.blocks.get(vcpu)
-    gpa, size = known if known is not None else (bench.register(vcpu), 0)
-    size = bench.monitor.state.blocks[vcpu][1]
-    write_request(bench.kernel, gpa, size, BlockRequest(NUMBER, COPY, struct.pack("<I", length), pages=tuple(pages)))
-    bench.enter(vcpu, vmpl=1)
-    answer = read_answer(bench.kernel, gpa, size)
-    assert answer is not None
-    return answer
+def ask_for_pages(bench: Bench, pages: list[int], length: int) -> tuple[Status, bytes]:
+    return bench.ask(NUMBER, COPY, struct.pack("<I", length), pages=pages)
 
 
 # Pages that change their owner
@@ -365,6 +370,33 @@ def test_more_pages_than_the_body_has(bench: Bench) -> None:
         assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.BAD_REQUEST, b"")
 
 
+# A copy and a change in one request
+
+
+def test_a_copy_and_then_a_change(bench: Bench) -> None:
+    bench.kernel.write(SMALL, b"a file")
+    bench.kernel.write(FREE, b"code")
+    asked = struct.pack("<IQ", 6, FREE)
+    assert bench.ask(NUMBER, COPY_AND_MOVE, asked, pages=[SMALL]) == (Status.OK, b"a file")
+    assert bench.monitor.book.owner(FREE) == Owner.KERNEL_CODE
+    with pytest.raises(RmpViolation):
+        bench.kernel.write(FREE, b"evil")
+
+
+@pytest.mark.parametrize(
+    ("copied", "changed", "why"),
+    [(MONITOR, FREE, b"BAD_REQUEST"), (KERNEL_CAA, FREE, b"BAD_REQUEST"), (SMALL, MONITOR, b"NOT_ALLOWED")],
+)
+def test_a_copy_or_a_change_that_is_refused(bench: Bench, copied: int, changed: int, why: bytes) -> None:
+    """Nothing has another owner then."""
+    before = bench.monitor.book.owner(changed)
+    asked = struct.pack("<IQ", 5, changed)
+    assert bench.ask(NUMBER, COPY_AND_MOVE, asked, pages=[copied]) == (Status.OK, b"refused " + why)
+    assert bench.monitor.book.owner(changed) == before
+    assert bench.kernel.allows(FREE, Permission.ALL)
+    bench.check()
+
+
 # Restrictions
 
 
@@ -472,6 +504,11 @@ def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
         except FormatError:
             continue
         assert kind.parse(found.pack()) == found
+    try:
+        both = parse_copy_and_move(data)
+    except FormatError:
+        return
+    assert parse_copy_and_move(pack_copy_and_move(*both)) == both
 
 
 @given(_OWNERS, _OWNERS, st.lists(_GPAS, min_size=1, max_size=20, unique=True), st.integers(1, PAGE))
@@ -489,18 +526,34 @@ def test_requests_carry_what_was_put_in(source: Owner, target: Owner, pages: lis
         Move.parse(move.pack() + b"\0")
     copy = CopyIn.parse(CopyIn(SERVICE_MEMORY, (len(pages) - 1) * PAGE + last, pages).pack())
     assert list(copy.pages) == pages
+    packed = pack_copy_and_move(copy, move)
+    assert parse_copy_and_move(packed) == (copy, move)
+    for other in (packed[:3], packed[:-1], packed + b"\0", bytes(4) + packed[4:], b"\xff" * 4 + packed[4:]):
+        with pytest.raises(FormatError):
+            parse_copy_and_move(other)
     with pytest.raises(FormatError):
         CopyIn.parse(CopyIn(0, (COPY_PAGES + 1) * PAGE, [0] * (COPY_PAGES + 1)).pack())
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 5), st.binary(max_size=64))
+_MOVES = st.builds(
+    lambda source, target, gpa: Move([Change(source, target, [(gpa, PAGE)])]).pack(),
+    _OWNERS, _OWNERS, st.sampled_from([SMALL, FREE, MONITOR, SERVICES, KERNEL_CAA, KERNEL_VMSA]),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, max(GrantCall) + 1), st.binary(max_size=64) | _MOVES)
 def test_any_outbox(call: int, body: bytes) -> None:
     """Whatever a faulty service asks for, no level gets what its rows do not give it."""
     bench = _FUZZED
     write_request(bench.view(1), OUTBOX, OUTBOX_SIZE, BlockRequest(0, call, body))
     bench.enter(0)
     assert read_answer(bench.view(1), OUTBOX, OUTBOX_SIZE) is not None
+    rights = bench.rmp.effective()["perms"]
+    for page in range(RAM // PAGE):
+        row = ROWS[bench.monitor.book.owner(page * PAGE)]
+        for domain in (Domain.SER, Domain.ENC, Domain.UNT):
+            assert not int(rights[page, domain.vmpl]) & ~int(row.of(domain)), f"page {page:#x}, {domain.name}"
 
 
 _FUZZED = Bench(services=Services).boot()
