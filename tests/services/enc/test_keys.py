@@ -11,7 +11,7 @@ import pytest
 from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
 from tests.snp.chip import chip
-from veil.formats.enclaves import MailboxCall
+from veil.formats.enclave_pages import MailboxCall
 from veil.formats.status import Status
 from veil.snp.guest_requests import GuestRequests
 from veil.snp.id_block_checks import LaunchIdentity

@@ -11,7 +11,8 @@ import pytest
 from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench, translated
 from veil.formats.enclave_calls import EnclaveCall
-from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, SYSTEM, THREADS, WINDOW, MailboxCall, Prot
+from veil.formats.enclave_pages import MailboxCall
+from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, SYSTEM, THREADS, WINDOW, Prot
 from veil.formats.status import Status
 
 RW = Prot.R | Prot.W
