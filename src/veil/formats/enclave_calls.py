@@ -8,14 +8,16 @@ import struct
 import uuid
 from typing import NamedTuple
 
+from veil.formats.enclaves import TOP
 from veil.formats.errors import FormatError
+from veil.formats.page_sizes import PAGE_SIZE
 
 __all__ = [
     "CONTENT_PAGES",
     "ENC_GUID",
     "ENC_NAME",
     "ENC_NUMBER",
-    "RECLAIM_PAGES",
+    "PAGED_AT_ONCE",
     "RELEASED_PAGES",
     "AddContent",
     "Created",
@@ -23,6 +25,7 @@ __all__ = [
     "Finished",
     "Reclaim",
     "Reclaimed",
+    "Return",
 ]
 
 ENC_NAME = "enc"
@@ -33,8 +36,8 @@ ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
 CONTENT_PAGES = 1024
 #: The most that one DESTROY gives back: 16 MiB.
 RELEASED_PAGES = 4096
-#: The most that one RECLAIM takes: as many as fit into an answer.
-RECLAIM_PAGES = 15
+#: The most that one RECLAIM or RETURN is about: as many as one request to VeilMon moves if none lies beside another.
+PAGED_AT_ONCE = 512
 
 
 class EnclaveCall(enum.IntEnum):
@@ -62,10 +65,12 @@ class EnclaveCall(enum.IntEnum):
     """u32 enclave -> u32 pages that it still has: ask again until there are none. What was given back is zero.
     UNAVAILABLE while a slot runs on another VCPU."""
     RECLAIM = 7
-    """`Reclaim` -> `Reclaimed`: the kernel has these pages again, and what was in them, encrypted."""
+    """`Reclaim` -> `Reclaimed`: the kernel has these pages again, and in them what they held, encrypted (AES-256-GCM,
+    without nonce and tag). The service chooses those that were not used for the longest time; none: all that may go are
+    gone."""
     RETURN = 8
-    """u32 enclave, u32 0, u64 address; one page, with what RECLAIM gave for this address. NOT_ALLOWED for anything
-    else: it is the kernel's still. Where nothing is missing any more, the page is one more of the pool. -> nothing"""
+    """`Return`; as many pages, each with what RECLAIM gave for its address. NOT_ALLOWED if one holds anything else: all
+    are the kernel's still, and zero. Where nothing is missing any more, the page is one more of the pool. -> nothing"""
     INTERRUPT = 9
     """u32 enclave, u32 slot: its thread comes to the runtime with its next instruction, if it is in the program; else
     the runtime has it already. -> nothing, either way"""
@@ -117,18 +122,18 @@ class Finished(NamedTuple):
         return _FINISHED_HEAD.pack(self.measurement) + struct.pack(f"<{len(self.contexts)}Q", *self.contexts)
 
 
-_RECLAIM = struct.Struct("<IIQ")
+_RECLAIM = struct.Struct("<II")
+_RETURN_HEAD = struct.Struct("<II")
 
 
 class Reclaim(NamedTuple):
-    """`pages` of an enclave, the first that there are from an address on."""
+    """`pages`: of an enclave, so many at most."""
 
     enclave: int
     pages: int
-    address: int
 
     def pack(self) -> bytes:
-        """u32 enclave, u32 pages, u64 address."""
+        """u32 enclave, u32 pages."""
         return _RECLAIM.pack(*self)
 
     @classmethod
@@ -137,17 +142,45 @@ class Reclaim(NamedTuple):
         if len(body) != _RECLAIM.size:
             raise FormatError(f"a request for pages has {_RECLAIM.size} bytes, not {len(body)}")
         made = cls(*_RECLAIM.unpack(body))
-        if not 0 < made.pages <= RECLAIM_PAGES:
-            raise FormatError(f"1 to {RECLAIM_PAGES} pages are taken at once, not {made.pages}")
+        if not 0 < made.pages <= PAGED_AT_ONCE:
+            raise FormatError(f"1 to {PAGED_AT_ONCE} pages are taken at once, not {made.pages}")
         return made
 
 
 class Reclaimed(NamedTuple):
-    """Of each page: the address that it had, the GPA, what was in it (AES-256-GCM without nonce and tag)."""
+    """Of each page: the address that it had in the enclave, the GPA."""
 
-    pages: tuple[tuple[int, int, bytes], ...]
+    pages: tuple[tuple[int, int], ...]
 
     def pack(self) -> bytes:
-        """u64 how many, u64 address and u64 GPA of each, then 4096 bytes of each."""
-        head = [number for va, gpa, _ in self.pages for number in (va, gpa)]
-        return struct.pack(f"<{1 + len(head)}Q", len(self.pages), *head) + b"".join(page[2] for page in self.pages)
+        """u64 address and u64 GPA of each."""
+        numbers = [number for page in self.pages for number in page]
+        return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Reclaimed:
+        """What `pack` gave."""
+        return cls(tuple(struct.iter_unpack("<QQ", body)))
+
+
+class Return(NamedTuple):
+    """The addresses of pages that come back, each once, below TOP."""
+
+    enclave: int
+    addresses: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """u32 enclave, u32 0, u64 address of each."""
+        return _RETURN_HEAD.pack(self.enclave, 0) + struct.pack(f"<{len(self.addresses)}Q", *self.addresses)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Return:
+        """Raises FormatError."""
+        count, rest = divmod(len(body) - _RETURN_HEAD.size, 8)
+        if rest or not 0 < count <= PAGED_AT_ONCE:
+            raise FormatError(f"1 to {PAGED_AT_ONCE} pages come back at once, each at an address")
+        enclave, _ = _RETURN_HEAD.unpack_from(body)
+        addresses = struct.unpack_from(f"<{count}Q", body, _RETURN_HEAD.size)
+        if any(va % PAGE_SIZE or va >= TOP for va in addresses) or len(set(addresses)) < count:
+            raise FormatError("pages come back to addresses of an enclave, each once")
+        return cls(enclave, addresses)

@@ -105,7 +105,8 @@ TRANSITIONS: dict[tuple[Owner, Owner], Transition] = {
     (Owner.MODULE_CODE, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE): _BY_SERVICE,
     (Owner.ENCLAVE, Owner.ENCLAVE_LEAVING): _BY_SERVICE,
-    (Owner.ENCLAVE_LEAVING, Owner.KERNEL): _BY_SERVICE_ZEROED,
+    # With what the service wrote there: what the page held, encrypted.
+    (Owner.ENCLAVE_LEAVING, Owner.KERNEL): _BY_SERVICE,
     (Owner.KERNEL, Owner.ENCLAVE_WINDOW): _BY_SERVICE,
     (Owner.ENCLAVE_WINDOW, Owner.KERNEL): _BY_SERVICE,
     # By requests of their own, in which the page's content is checked, and its registers erased.

@@ -80,7 +80,10 @@ def test_every_structure_is_compared() -> None:
     }  # fmt: skip
     # tests/formats/test_enclave_pages.py compares these.
     compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
-    own = {"veil_pages", "veil_enclave_create", "veil_enclave_add", "veil_enclave_finish", "veil_enclave_enter"}
+    own = {
+        "veil_pages", "veil_enclave_create", "veil_enclave_add", "veil_enclave_finish", "veil_enclave_enter",
+        "veil_paging_state",
+    }  # fmt: skip
     assert DRIVER.structs.keys() == compared | own, "compare a new one with its definition in `formats`"
 
 
@@ -136,13 +139,13 @@ def test_requests_about_enclaves() -> None:
         ("created", enclave_calls._CREATED),
         ("add_request", enclave_calls._ADD),
         ("reclaim_request", enclave_calls._RECLAIM),
-        ("return_request", enc_service._RETURN),
         ("wanted", enc_service._WANTED),
     ):
         assert DRIVER.sizes[name] == layout.size
         assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
-    assert DRIVER.sizes["reclaimed_page"] == 16
-    assert DRIVER.numbers["RECLAIM_PAGES"] == enclave_calls.RECLAIM_PAGES
+    assert DRIVER.sizes["reclaimed_page"] == len(enclave_calls.Reclaimed(((0, 0),)).pack())
+    assert DRIVER.structs["return_request"]["addresses"].offset == enclave_calls._RETURN_HEAD.size
+    assert DRIVER.numbers["PAGED_AT_ONCE"] == enclave_calls.PAGED_AT_ONCE
     finished = DRIVER.structs["finished"]
     assert len(enclave_calls.Finished(bytes(48), ()).pack()) == finished["contexts"].offset
 

@@ -108,7 +108,7 @@ class ModelMachine:
         """Within a page."""
         assert gpa % PAGE_SIZE + len(data) <= PAGE_SIZE
         page = self._reach(gpa, len(data))
-        assert self.owners[gpa - gpa % PAGE_SIZE] is Owner.ENCLAVE, "the service writes what is not ENCLAVE"
+        assert self.owners[gpa - gpa % PAGE_SIZE] in _MINE, "the service writes what is not the enclave's"
         page[gpa % PAGE_SIZE : gpa % PAGE_SIZE + len(data)] = data
 
     # VeilMon, as services ask it
@@ -119,7 +119,7 @@ class ModelMachine:
             raise MonitorRefused(Status.UNAVAILABLE, "the host does not do it")
 
     def move(self, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> _Work[None]:
-        """All pages or none; what the kernel gets is zero."""
+        """All pages or none; what the kernel gets is zero, but for windows and what the service has encrypted."""
         assert 0 < len(ranges) <= MOVE_RANGES
         pages = [gpa + at for gpa, size in ranges for at in range(0, size, PAGE_SIZE)]
         assert 0 < len(pages) <= MOVE_PAGES
@@ -134,7 +134,7 @@ class ModelMachine:
             self.owners[gpa] = target
             if target is Owner.KERNEL:
                 del self.owners[gpa], self.holders[gpa]
-                if source is not Owner.ENCLAVE_WINDOW:
+                if source not in (Owner.ENCLAVE_WINDOW, Owner.ENCLAVE_LEAVING):
                     self.pages[gpa] = bytearray(PAGE_SIZE)
         return
         yield

@@ -10,7 +10,8 @@ import pytest
 
 from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services, owners, translated
-from veil.formats.enclave_calls import RECLAIM_PAGES, EnclaveCall, Reclaim
+from veil.formats.board import C_BIT
+from veil.formats.enclave_calls import PAGED_AT_ONCE, EnclaveCall, Reclaim, Reclaimed, Return
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclaves import ARENA, RUNTIME, Prot
 from veil.formats.page_owners import Owner
@@ -34,30 +35,40 @@ class PagingBench(EnclaveBench):
             self.view(2).write(translated(self, number, ARENA + at * PAGE)[1], text)
         return number
 
-    def reclaim(self, number: int, pages: int, address: int = ARENA) -> list[tuple[int, int, bytes]]:
-        """In requests of as many pages as fit into the bench's block."""
-        found: list[tuple[int, int, bytes]] = []
-        while len(found) < pages:
-            some = self._reclaim(number, min(pages - len(found), 3), address)
-            if not some:
-                break
-            found += some
-            address = found[-1][0] + PAGE
-        return found
-
-    def _reclaim(self, number: int, pages: int, address: int) -> list[tuple[int, int, bytes]]:
-        status, answer = self.enc(EnclaveCall.RECLAIM, Reclaim(number, pages, address).pack())
+    def reclaim(self, number: int, pages: int) -> list[tuple[int, int, bytes]]:
+        """(address, page, what is in it)."""
+        status, answer = self.enc(EnclaveCall.RECLAIM, Reclaim(number, pages).pack())
         assert status == Status.OK
-        (count,) = struct.unpack_from("<Q", answer)
-        head = struct.iter_unpack("<2Q", answer[8 : 8 + 16 * count])
-        start = 8 + 16 * count
-        assert len(answer) == start + count * PAGE
-        return [(*pair, answer[start + at * PAGE :][:PAGE]) for at, pair in enumerate(head)]
+        return [(va, page, self.kernel.read(page, PAGE)) for va, page in Reclaimed.parse(answer).pages]
+
+    def reclaim_arena(self, number: int, pages: int) -> list[tuple[int, int, bytes]]:
+        """The first pages of the arena: the service's hand has passed the others."""
+        self.enclave(number)._hand = ARENA
+        return self.reclaim(number, pages)
+
+    def reclaim_again(self, number: int, va: int) -> list[tuple[int, int, bytes]]:
+        """A page that came back, and was not used."""
+        self.enclave(number)._hand = va
+        self.use(number, va, used=False)
+        return self.reclaim(number, 1)
+
+    def use(self, number: int, *addresses: int, used: bool = True) -> None:
+        """As the processor does: it sets "accessed" in the entries of the pages that it uses."""
+        for va in addresses:
+            entry = self.enclave(number).tables.root
+            for shift in (39, 30, 21, 12):
+                entry = (entry & (C_BIT - PAGE)) + (va >> shift & 511) * 8
+                place, entry = entry, self.view(2).read_u64(entry)
+            self.view(2).write_u64(place, entry & ~(1 << 5) | used << 5)
 
     def give_back(self, number: int, va: int, content: bytes, page: int | None = None) -> Status:
-        page = self.frames(1)[0] if page is None else page
-        self.kernel.write(page, content)
-        return self.enc(EnclaveCall.RETURN, struct.pack("<IIQ", number, 0, va), [page])[0]
+        return self.give_all_back(number, [(va, self.frames(1)[0] if page is None else page, content)])
+
+    def give_all_back(self, number: int, given: Sequence[tuple[int, int, bytes]]) -> Status:
+        for _, page, content in given:
+            self.kernel.write(page, content)
+        body = Return(number, tuple(va for va, _, _ in given)).pack()
+        return self.enc(EnclaveCall.RETURN, body, [page for _, page, _ in given])[0]
 
     def text(self, number: int, at: int) -> bytes:
         return self.view(2).read(translated(self, number, ARENA + at * PAGE)[1], len(TEXTS[at]))
@@ -83,11 +94,10 @@ def bench() -> PagingBench:
 def test_away_and_back(bench: PagingBench) -> None:
     number = bench.start()
     before = [translated(bench, number, ARENA + at * PAGE)[1] for at in range(4)]
-    given = bench.reclaim(number, 3)
+    given = bench.reclaim_arena(number, 3)
     assert [(va, page) for va, page, _ in given] == [(ARENA + at * PAGE, before[at]) for at in range(3)]
     for va, page, sealed in given:
         assert bench.monitor.book.owner(page) is Owner.KERNEL
-        assert bench.kernel.read(page, PAGE) == bytes(PAGE)
         assert translated(bench, number, va) == (0, 0)
         assert not any(text[:16] in sealed for text in TEXTS), "encrypted"
     assert bench.text(number, 3) == TEXTS[3]
@@ -107,21 +117,21 @@ def test_away_and_back(bench: PagingBench) -> None:
 def test_what_is_not_taken(bench: PagingBench) -> None:
     """The runtime's pages, stacks, tables and windows stay; and nothing is taken twice."""
     number = bench.start()
-    given = bench.reclaim(number, RECLAIM_PAGES, 0)
+    given = bench.reclaim(number, PAGED_AT_ONCE)
     assert [va for va, _, _ in given] == [0x400000, 0x401000, *(ARENA + at * PAGE for at in range(4))]
-    assert bench.reclaim(number, RECLAIM_PAGES, 0) == []
-    assert bench.reclaim(number, RECLAIM_PAGES, 1 << 63) == []
+    assert bench.reclaim(number, PAGED_AT_ONCE) == []
+    assert bench.reclaim_arena(number, 1) == []
     assert bench.view(2).read(translated(bench, number, RUNTIME)[1], PAGE) == CONTENT[:PAGE]
 
 
 def test_what_may_not_come_back(bench: PagingBench) -> None:
     """Changed, replayed, exchanged, another enclave's, or never given; what is refused stays the kernel's."""
     number, other = bench.start(), bench.start()
-    first = bench.reclaim(number, 2)
-    others = bench.reclaim(other, 2)
+    first = bench.reclaim_arena(number, 2)
+    others = bench.reclaim_arena(other, 2)
     assert bench.give_back(number, *first[0][::2]) == Status.OK
     bench.view(2).write(translated(bench, number, ARENA)[1], b"newer")
-    second = bench.reclaim(number, 1)
+    second = bench.reclaim_again(number, ARENA)
     assert second[0][2] != first[0][2]
     page = bench.frames(1)[0]
     changed = bytes([second[0][2][0] ^ 1]) + second[0][2][1:]
@@ -142,11 +152,51 @@ def test_what_may_not_come_back(bench: PagingBench) -> None:
     assert bench.view(2).read(translated(bench, number, ARENA)[1], 5) == b"newer"
 
 
+def test_several_at_once(bench: PagingBench) -> None:
+    """One that is wrong is enough: none of them comes back, and all can come again."""
+    number = bench.start()
+    given = bench.reclaim_arena(number, 4)
+    (va, page, sealed), *others = given
+    assert bench.give_all_back(number, [*others, (va, page, bytes([sealed[0] ^ 1]) + sealed[1:])]) == Status.NOT_ALLOWED
+    assert owners(bench, [page for _, page, _ in given]) == {Owner.KERNEL}
+    assert all(translated(bench, number, va) == (0, 0) for va, _, _ in given)
+    assert bench.give_all_back(number, given) == Status.OK
+    assert [bench.text(number, at) for at in range(4)] == TEXTS
+    assert bench.destroy(number) == (Status.OK, bytes(4))
+    bench.check()
+
+
+def test_the_coldest_go_first(bench: PagingBench) -> None:
+    """What the processor has used since the service looked stays once more, whatever the kernel would like."""
+    number = bench.start()
+    arena = [ARENA + at * PAGE for at in range(4)]
+    assert [va for va, _, _ in bench.reclaim_arena(number, 1)] == arena[:1]
+    bench.use(number, arena[1], arena[2])
+    assert [va for va, _, _ in bench.reclaim(number, 2)] == [arena[3], 0x400000]
+    # Neither was used since.
+    assert [va for va, _, _ in bench.reclaim(number, 2)] == [0x401000, arena[1]]
+    assert [va for va, _, _ in bench.reclaim(number, 2)] == [arena[2]]
+
+
+def test_what_is_kept_for_pages_that_are_away_is_bounded(bench: PagingBench) -> None:
+    """A page that the enclave gives up while it is away leaves nothing behind, however often."""
+    number = bench.start()
+    for at in range(4, 20):
+        assert bench.mail(number, MailboxCall.MAP, ARENA + at * PAGE, 1, RW).status == Status.OK
+        assert len(bench.reclaim_arena(number, PAGED_AT_ONCE)) > 0
+        assert bench.mail(number, MailboxCall.UNMAP, ARENA + at * PAGE, 1).result == 1
+        if not bench.enclave(number).pool:
+            assert bench.donate(number, bench.frames(1)) == Status.OK
+    assert len(bench.enclave(number).away) == 6
+    assert bench.mail(number, MailboxCall.UNMAP, PAGE, ARENA // PAGE + 2).result == 5
+    assert len(bench.enclave(number).away) == 1
+
+
 def test_the_same_content_is_never_the_same_twice(bench: PagingBench) -> None:
     number = bench.start()
     seen = set()
     for _ in range(5):
-        ((va, _, sealed),) = bench.reclaim(number, 1)
+        ((va, _, sealed),) = bench.reclaim_again(number, ARENA)
         assert bench.give_back(number, va, sealed) == Status.OK
         seen.add(sealed)
     assert len(seen) == 5
@@ -154,7 +204,7 @@ def test_the_same_content_is_never_the_same_twice(bench: PagingBench) -> None:
 
 def test_rights_that_change_meanwhile(bench: PagingBench) -> None:
     number = bench.start()
-    given = bench.reclaim(number, 4)
+    given = bench.reclaim_arena(number, 4)
     assert bench.mail(number, MailboxCall.PROTECT, ARENA, 1, Prot.R).result == 1
     assert bench.mail(number, MailboxCall.PROTECT, ARENA + PAGE, 1, Prot.NONE).result == 1
     assert bench.mail(number, MailboxCall.UNMAP, ARENA + 2 * PAGE, 1).result == 1
@@ -190,13 +240,13 @@ def test_no_thread_writes_what_is_encrypted(bench: PagingBench, monkeypatch: pyt
         return honest(va, content)
 
     monkeypatch.setattr(away, "seal", seal)
-    bench.reclaim(number, 1)
+    bench.reclaim_arena(number, 1)
     assert tried == 1
 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", Reclaim(1, 0, 0).pack(), Reclaim(1, RECLAIM_PAGES + 1, 0).pack(), Reclaim(9, 1, 0).pack()],
+    [b"", Reclaim(1, 0).pack(), Reclaim(1, PAGED_AT_ONCE + 1).pack(), Reclaim(9, 1).pack()],
 )
 def test_requests_that_are_none(bench: PagingBench, body: bytes) -> None:
     bench.start()
@@ -207,12 +257,20 @@ def test_requests_that_are_none(bench: PagingBench, body: bytes) -> None:
 def test_places_that_are_none(bench: PagingBench, va: int) -> None:
     number = bench.start()
     assert bench.give_back(number, va, bytes(PAGE)) == Status.BAD_REQUEST
-    assert bench.enc(EnclaveCall.RETURN, struct.pack("<IIQ", number, 0, ARENA))[0] == Status.BAD_REQUEST
+    for body, pages in (
+        (Return(number, (ARENA,)).pack(), 0),
+        (Return(number, (ARENA,)).pack(), 2),
+        (Return(number, (ARENA, ARENA)).pack(), 2),
+        (Return(number, ()).pack(), 0),
+        (Return(number, (ARENA,)).pack()[:-1], 1),
+        (b"", 1),
+    ):
+        assert bench.enc(EnclaveCall.RETURN, body, bench.frames(pages))[0] == Status.BAD_REQUEST
 
 
 def test_over_a_snapshot(bench: PagingBench) -> None:
     number = bench.start()
-    given = bench.reclaim(number, 2)
+    given = bench.reclaim_arena(number, 2)
     monitor, services = VeilMon(), Services()
     assert bench.services is not None
     monitor.restore(bench.monitor.save())
@@ -225,10 +283,55 @@ def test_over_a_snapshot(bench: PagingBench) -> None:
 # A host that refuses in the middle.
 
 
+def test_a_host_that_refuses_what_is_encrypted_already(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does not get it, and it is not lost: the next request gives it, in another snapshot too."""
+    number = bench.start()
+    monitor = bench.service.context.monitor
+    honest = monitor.move
+
+    def move(ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+        if target is Owner.KERNEL:
+            raise MonitorRefused(Status.UNAVAILABLE, "the host does not do it")
+        yield from honest(ranges, source, target)
+
+    frames = [translated(bench, number, ARENA + at * PAGE)[1] for at in range(2)]
+    bench.enclave(number)._hand = ARENA
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor, "move", move)
+        assert bench.enc(EnclaveCall.RECLAIM, Reclaim(number, 2).pack())[0] == Status.UNAVAILABLE
+    assert owners(bench, frames) == {Owner.ENCLAVE_LEAVING}
+    monitor_again, services = VeilMon(), Services()
+    assert bench.services is not None
+    monitor_again.restore(bench.monitor.save())
+    services.restore(bench.services.save())
+    bench.resume(monitor_again, services)
+    given = bench.reclaim(number, 1)
+    assert [(va, page) for va, page, _ in given] == [(ARENA + at * PAGE, frames[at]) for at in range(2)]
+    assert bench.give_all_back(number, given) == Status.OK
+    assert [bench.text(number, at) for at in range(4)] == TEXTS
+
+
+def test_pages_on_their_way_go_back_with_the_enclave(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = bench.start()
+    enclave, page = bench.enclave(number), translated(bench, number, ARENA)[1]
+    enclave._hand = ARENA
+
+    def refused(context: object) -> Asking[None]:
+        raise MonitorRefused(Status.UNAVAILABLE, "the host does not do it")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(enclave, "_give_leaving", refused)
+        assert bench.enc(EnclaveCall.RECLAIM, Reclaim(number, 1).pack())[0] == Status.UNAVAILABLE
+    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert owners(bench, [page]) == {Owner.KERNEL}
+    assert not bench.kernel.read(page, PAGE).startswith(TEXTS[0][:16])
+
+
 def test_a_host_that_takes_the_page_that_comes_back(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When its content is known, and not yet written: nothing is lost, and it may come again in another page."""
     number = bench.start()
-    ((va, _, sealed),) = bench.reclaim(number, 1)
+    ((va, _, sealed),) = bench.reclaim_arena(number, 1)
     away = bench.enclave(number).away
     honest = away.open
 
@@ -251,7 +354,7 @@ def test_a_host_that_refuses_a_page_with_wrong_content_to_go_back(
 ) -> None:
     """It stays the enclave's, unused, instead of being nobody's."""
     number = bench.start()
-    ((va, _, sealed),) = bench.reclaim(number, 1)
+    ((va, _, sealed),) = bench.reclaim_arena(number, 1)
     page = bench.frames(1)[0]
 
     monitor = bench.service.context.monitor
@@ -287,10 +390,10 @@ def test_without_tags_the_kernel_would_choose(bench: PagingBench, monkeypatch: p
     away = bench.enclave(number).away
     monkeypatch.setattr(away, "seal", lambda va, content: content)
     monkeypatch.setattr(away, "open", lambda va, content: content)
-    first = bench.reclaim(number, 2)
+    first = bench.reclaim_arena(number, 2)
     assert bench.give_back(number, *first[0][::2]) == Status.OK
     bench.view(2).write(translated(bench, number, ARENA)[1], b"newer")
-    bench.reclaim(number, 1)
+    bench.reclaim_again(number, ARENA)
     assert bench.give_back(number, ARENA, first[0][2]) == Status.OK
     assert bench.text(number, 0) == TEXTS[0], "replayed"
     assert bench.give_back(number, ARENA + PAGE, first[0][2]) == Status.OK

@@ -37,6 +37,7 @@ from veil.services.enc.initial_state import descriptor_page, first_context, inte
 from veil.services.enc.page_moves import give, runs, take
 from veil.services.enc.page_tables import PageTables, tables_needed
 from veil.services.enc.paging import AwayPages
+from veil.snp.errors import RmpViolation
 from veil.snp.layouts import Vmsa
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Enclave:
         self.layout = layout
         self.measurement = layout.measurement
         self.state = State.MAKING
-        self.owned: list[int] = []
+        self.owned: dict[int, None] = {}
         """Its pages (ENCLAVE), in the order in which they came."""
         self.spare: list[int] = []
         """Of these: those that hold nothing, and were never mapped. Page tables are made of them."""
@@ -104,6 +105,10 @@ class Enclave:
         """Slot -> page of its mailbox."""
         self.away = AwayPages()
         """What the kernel asked back."""
+        self._hand = 0
+        """Where the search for pages that may go goes on."""
+        self._leaving: list[tuple[int, int]] = []
+        """(address, page) of those that are encrypted, and that VeilMon has not given to the kernel yet."""
         self._tables: PageTables | None = None
         self._record = 0
         self._page = 0
@@ -121,7 +126,7 @@ class Enclave:
         if len(self.owned) + len(pages) > pages_needed(self.layout) + self._content_pages():
             raise EnclaveError("an enclave gets no more pages than it needs")
         yield from take(context.monitor, pages, Owner.ENCLAVE)
-        self.owned += pages
+        self.owned |= dict.fromkeys(pages)
         self.spare += pages
 
     def _grow(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
@@ -129,7 +134,7 @@ class Enclave:
             raise EnclaveError(f"the pool has {self.layout.pool_pages} pages at most")
         yield from take(context.monitor, pages, Owner.ENCLAVE)
         self.granted += len(pages)
-        self.owned += pages
+        self.owned |= dict.fromkeys(pages)
         self.pool += pages
 
     def require_pool(self, pages: int) -> None:
@@ -140,11 +145,6 @@ class Enclave:
         if missing > left:
             raise NoFrames(f"the pool has {len(self.pool) + left} pages left, not {pages}")
         raise NeedsPages(min(left, max(missing, _GROWTH)))
-
-    def put_into_pool(self, frames: Sequence[int]) -> None:
-        """What was mapped. 0 for a page that the kernel has: it gives another one, or returns it."""
-        self.pool += filter(None, frames)
-        self.granted -= frames.count(0)
 
     def add_window(self, context: ServiceContext, slot: int, pages: Sequence[int]) -> Asking[None]:
         """A slot's window, which the kernel goes on reading and writing."""
@@ -168,7 +168,7 @@ class Enclave:
         if not 0 < len(pages) <= expected.pages - page:
             raise EnclaveError(f"record {record} has {expected.pages} pages")
         yield from take(context.monitor, pages, Owner.ENCLAVE)
-        self.owned += pages
+        self.owned |= dict.fromkeys(pages)
         self._page += len(pages)
         try:
             for gpa, size in runs(pages):
@@ -229,55 +229,81 @@ class Enclave:
 
     # Paging
 
-    def reclaim(self, context: ServiceContext, address: int, most: int) -> Asking[list[tuple[int, int, bytes]]]:
-        """(address, page, what was in it, encrypted) of pages that the kernel has from here on. Raises MonitorRefused.
+    def reclaim(self, context: ServiceContext, most: int) -> Asking[list[tuple[int, int]]]:
+        """(address, page) of pages that the kernel has from here on, with what they held, encrypted. Raises
+        MonitorRefused.
 
         First no thread reaches them any more, by its tables and by the RMP; then they are encrypted; then given. What
         is the runtime's own stays: it could not handle the fault.
         """
         self._require(State.READY)
-        start = max(address & -PAGE_SIZE, PAGE_SIZE)
-        found = self.tables.present(start, WINDOW, most) if start < WINDOW else []
-        given: list[tuple[int, int, bytes]] = []
-        for va in found:
-            frame = self.tables.send_away(va)
-            try:
-                yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE, Owner.ENCLAVE_LEAVING)
-            except MonitorRefused:
-                self.tables.bring_back(va, frame)
-                if not given:
-                    raise
-                break
-            sealed = self.away.seal(va, context.guest.read(frame, PAGE_SIZE))
-            self.owned.remove(frame)
-            # If the host refuses now the page is nobody's any more; what was in it is not lost.
-            with suppress(MonitorRefused):
-                yield from context.monitor.move([(frame, PAGE_SIZE)], Owner.ENCLAVE_LEAVING, Owner.KERNEL)
-            given.append((va, frame, sealed))
+        if not self._leaving:
+            yield from self._send_away(context, self.tables.cold(self._hand, WINDOW, most))
+        # If the host refuses now they are given the next time.
+        yield from self._give_leaving(context)
+        given, self._leaving = self._leaving, []
         return given
 
-    def take_back(self, context: ServiceContext, va: int, page: int) -> Asking[None]:
-        """A page that comes back. Raises EnclaveError if it does not hold what was given last for this address."""
-        self._require(State.READY)
-        yield from take(context.monitor, [page], Owner.ENCLAVE)
-        # Whatever the host does from here on: what the enclave has goes back with it.
-        self.owned.append(page)
-        wanted = self.tables.is_away(va)
+    def _send_away(self, context: ServiceContext, found: Sequence[int]) -> Asking[None]:
+        if not found:
+            return
+        frames = {va: self.tables.send_away(va) for va in found}
         try:
-            content = self.away.open(va, context.guest.read(page, PAGE_SIZE)) if wanted else bytes(PAGE_SIZE)
+            yield from context.monitor.move(list(runs(sorted(frames.values()))), Owner.ENCLAVE, Owner.ENCLAVE_LEAVING)
+        except MonitorRefused:
+            for va, frame in frames.items():
+                self.tables.bring_back(va, frame)
+            raise
+        self._hand = found[-1] + PAGE_SIZE
+        for va, frame in frames.items():
+            del self.owned[frame]
+            # What the host took away in the middle is lost, and cannot come back.
+            with suppress(RmpViolation):
+                context.guest.write(frame, self.away.seal(va, context.guest.read(frame, PAGE_SIZE)))
+                self._leaving.append((va, frame))
+
+    def _give_leaving(self, context: ServiceContext) -> Asking[None]:
+        pages = sorted(frame for _, frame in self._leaving)
+        if pages:
+            yield from context.monitor.move(list(runs(pages)), Owner.ENCLAVE_LEAVING, Owner.KERNEL)
+
+    def take_back(self, context: ServiceContext, addresses: Sequence[int], pages: Sequence[int]) -> Asking[None]:
+        """Pages that come back. Raises EnclaveError if one does not hold what was given last for its address."""
+        self._require(State.READY)
+        yield from take(context.monitor, pages, Owner.ENCLAVE)
+        # Whatever the host does from here on: what the enclave has goes back with it.
+        self.owned |= dict.fromkeys(pages)
+        places = list(zip(addresses, pages, strict=True))
+        try:
+            contents = [self._content_of(context, *place) for place in places]
         except EnclaveError:
             with suppress(MonitorRefused):
-                yield from context.monitor.move([(page, PAGE_SIZE)], Owner.ENCLAVE, Owner.KERNEL)
-                self.owned.remove(page)
+                yield from context.monitor.move(list(runs(sorted(pages))), Owner.ENCLAVE, Owner.KERNEL)
+                for page in pages:
+                    del self.owned[page]
             raise
-        context.guest.write(page, content)
-        # Not before it is there: a page that the host took in between is asked for again.
-        self.away.forget(va)
-        if wanted:
+        for (va, page), content in zip(places, contents, strict=True):
+            if content is None:
+                self.pool.append(page)
+                self.granted += 1
+                continue
+            context.guest.write(page, content)
+            # Not before it is there: a page that the host took in between is asked for again.
+            self.away.forget(va)
             self.tables.bring_back(va, page)
-        else:
-            self.pool.append(page)
-            self.granted += 1
+
+    def _content_of(self, context: ServiceContext, va: int, page: int) -> bytes | None:
+        """What is to be in a page that comes back; None if nothing is missing there any more."""
+        return self.away.open(va, context.guest.read(page, PAGE_SIZE)) if self.tables.is_away(va) else None
+
+    def unmap(self, va: int, pages: int) -> int:
+        """The runtime has no use for what is mapped there; returns how many pages that were."""
+        frames = self.tables.unmap(va, pages)
+        self.away.forget(va, pages)
+        # The kernel has as many as there are zeros: it gives others, or returns them.
+        self.pool += filter(None, frames)
+        self.granted -= frames.count(0)
+        return len(frames)
 
     # Signals
 
@@ -302,7 +328,13 @@ class Enclave:
             self.contexts.pop()
         for pages in self.windows.values():
             yield from give(context.monitor, pages, len(pages), Owner.ENCLAVE_WINDOW)
-        yield from give(context.monitor, self.owned, most, Owner.ENCLAVE)
+        yield from self._give_leaving(context)
+        self._leaving = []
+        pages = list(self.owned)
+        try:
+            yield from give(context.monitor, pages, most, Owner.ENCLAVE)
+        finally:
+            self.owned = dict.fromkeys(pages)
         return len(self.owned) + sum(map(len, self.windows.values()))
 
     # Parts
@@ -342,11 +374,12 @@ class Enclave:
     def dump(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "number": self.number, "layout": self.layout.pack().hex(), "state": self.state.value, "owned": self.owned,
+            "number": self.number, "layout": self.layout.pack().hex(), "state": self.state.value,
+            "owned": list(self.owned),
             "spare": self.spare, "pool": self.pool, "granted": self.granted,
             "windows": list(self.windows.items()), "contexts": self.contexts,
             "mailboxes": self.mailboxes, "progress": [self._record, self._page],
-            "away": self.away.dump(),
+            "away": self.away.dump(), "hand": self._hand, "leaving": self._leaving,
             "tables": None if self._tables is None else self._tables.dump(),
         }  # fmt: skip
 
@@ -355,11 +388,12 @@ class Enclave:
         """Take back what `dump` gave."""
         made = cls(state["number"], Layout.parse(bytes.fromhex(state["layout"])))
         made.state = State(state["state"])
-        made.owned, made.spare, made.pool = state["owned"], state["spare"], state["pool"]
+        made.owned, made.spare, made.pool = dict.fromkeys(state["owned"]), state["spare"], state["pool"]
         made.granted = state["granted"]
         made.windows = dict(state["windows"])
         made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
         made.away = AwayPages.load(state["away"])
+        made._hand, made._leaving = state["hand"], [(va, page) for va, page in state["leaving"]]
         made._record, made._page = state["progress"]
         if state["tables"] is not None:
             made._tables = PageTables.load(guest, made.spare, state["tables"])

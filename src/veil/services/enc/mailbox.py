@@ -135,10 +135,7 @@ def _map_pages(request: _Request, va: int, pages: int, prot: Prot) -> None:
 
 
 def _unmap(request: _Request) -> _Answer:
-    va, pages = request.range()
-    frames = request.enclave.tables.unmap(va, pages)
-    request.enclave.put_into_pool(frames)
-    return _Answer(len(frames))
+    return _Answer(request.enclave.unmap(*request.range()))
 
 
 def _protect(request: _Request) -> _Answer:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["PageTables", "tables_needed"]
 
 _PRESENT, _WRITE, _USER = 1 << 0, 1 << 1, 1 << 2
-#: The processor need not set them, for which it would write into a table.
-_USED = 1 << 5 | 1 << 6
+#: The processor sets it when it uses the page: so those that are not used are found (`cold`).
+_ACCESSED = 1 << 5
+#: With "dirty", which the processor need not set then.
+_USED = _ACCESSED | 1 << 6
 _NO_EXECUTE = 1 << 63
 #: Of the bits that are left to software: the enclave may have the page changed. It need not be present.
 _OWN = 1 << 9
@@ -121,16 +123,34 @@ class PageTables:
 
     # What the kernel asks back
 
-    def present(self, va: int, end: int, most: int) -> list[int]:
-        """Addresses of the first pages from `va` on, before `end`, that are there and not fixed."""
-        found: list[int] = []
+    def cold(self, hand: int, end: int, most: int) -> list[int]:
+        """Addresses of at most `most` pages below `end` that are there and not fixed: the first ones from `hand` on,
+        and round, that were not used since they were looked at last. One that was used is passed over once.
+        """
+        found: dict[int, None] = {}
+        start = max(PAGE_SIZE, min(hand & -PAGE_SIZE, end))
+        for va, behind in ((start, end), (PAGE_SIZE, start)) * 2:
+            if va < behind:
+                self._pass(va, behind, most, found)
+        return list(found)
+
+    def _pass(self, va: int, end: int, most: int, found: dict[int, None]) -> None:
         for table, first, count, base in self._places(va, (end - va) // PAGE_SIZE):
-            for at, entry in enumerate(self._read(table, first, count)):
-                if entry & _OWN and not entry & _AWAY:
-                    found.append(base + at * PAGE_SIZE)
-                    if len(found) == most:
-                        return found
-        return found
+            if len(found) == most:
+                return
+            before = list(self._read(table, first, count))
+            entries = before.copy()
+            for at, entry in enumerate(before):
+                if not entry & _OWN or entry & _AWAY:
+                    continue
+                if entry & _ACCESSED:
+                    entries[at] = entry & ~_ACCESSED
+                    continue
+                found[base + at * PAGE_SIZE] = None
+                if len(found) == most:
+                    break
+            if entries != before:
+                self._guest.write(table + first * _TABLE_ENTRY.size, struct.pack(f"<{count}Q", *entries))
 
     def send_away(self, va: int) -> int:
         """No access leads to the page any more; returns it."""
@@ -151,7 +171,7 @@ class PageTables:
         ((table, first, _, _),) = self._places(va, 1)
         (entry,) = self._read(table, first, 1)
         assert entry & _AWAY
-        back = entry & ~(_AWAY | _REACHABLE) | frame | (_PRESENT if entry & _REACHABLE else 0)
+        back = entry & ~(_AWAY | _REACHABLE) | _USED | frame | (_PRESENT if entry & _REACHABLE else 0)
         self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(back))
 
     # What interrupts the program

@@ -20,6 +20,7 @@ from veil.formats.enclave_calls import (
     Finished,
     Reclaim,
     Reclaimed,
+    Return,
 )
 from veil.formats.enclave_reports import (
     ATTEST_CALL,
@@ -31,9 +32,8 @@ from veil.formats.enclave_reports import (
     pack_enclaves,
 )
 from veil.formats.enclave_settings import OFF, EncSettings
-from veil.formats.enclaves import TOP, Layout
+from veil.formats.enclaves import Layout
 from veil.formats.errors import FormatError
-from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.formats.tsc import TSC_KHZ
@@ -49,7 +49,6 @@ __all__ = ["EncService"]
 
 _ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
-_RETURN = struct.Struct("<IIQ")
 _ADDRESS = struct.Struct("<Q")
 _WANTED = struct.Struct("<QQ")
 
@@ -164,16 +163,16 @@ class EncService(Service):
 
     def _reclaim(self, request: KernelRequest) -> Asking[bytes]:
         asked = Reclaim.parse(request.body)
-        given = yield from self._enclave(asked.enclave).reclaim(self.context, asked.address, asked.pages)
+        given = yield from self._enclave(asked.enclave).reclaim(self.context, asked.pages)
         return Reclaimed(tuple(given)).pack()
 
     def _return(self, request: KernelRequest) -> Asking[bytes]:
-        number, _, va = _unpack(_RETURN, request)
-        if len(request.pages) != 1 or va % PAGE_SIZE or va >= TOP:
-            raise FormatError("one page comes back at a time, at its address")
-        enclave = self._enclave(number)
+        asked = Return.parse(request.body)
+        if len(request.pages) != len(asked.addresses):
+            raise FormatError(f"{len(request.pages)} pages come back to {len(asked.addresses)} addresses")
+        enclave = self._enclave(asked.enclave)
         try:
-            yield from enclave.take_back(self.context, va, request.pages[0])
+            yield from enclave.take_back(self.context, asked.addresses, request.pages)
         except EnclaveError as error:
             self._keys.note("refused", enclave, str(error))
             raise

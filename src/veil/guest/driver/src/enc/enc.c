@@ -4,7 +4,10 @@
  *	enclaves	that there are
  *	made		since the driver was loaded
  *	entries		into all of them, after interrupts too
+ *	pages		that they have, or may have
  *	reclaimed	pages that the kernel took back from them, encrypted
+ *	returned	pages that it gave them again
+ *	paging		requests to the service for both
  *
  * Who administers the system takes pages back by writing their number to the device.
  */
@@ -37,8 +40,9 @@ static int enclave_open(struct inode *inode, struct file *file)
 	if (!enclave)
 		return -ENOMEM;
 	mutex_init(&enclave->lock);
-	INIT_LIST_HEAD(&enclave->pages);
 	INIT_LIST_HEAD(&enclave->list);
+	xa_init(&enclave->pages);
+	xa_init(&enclave->away);
 	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
 		mutex_init(&enclave->slots[slot].lock);
 	file->private_data = enclave;
@@ -51,6 +55,7 @@ static int enclave_release(struct inode *inode, struct file *file)
 	struct veil_enclave *enclave = file->private_data;
 
 	veil_enclave_forget(enclave);
+	veil_enclave_free_away(enclave);
 	if (enclave->created)
 		atomic64_dec(&present);
 	veil_enclave_destroy(enclave);
@@ -155,8 +160,8 @@ static ssize_t enclave_write(struct file *file, const char __user *from, size_t 
 		return -EPERM;
 	error = kstrtouint_from_user(from, size, 10, &count);
 	if (!error)
-		error = veil_enclaves_reclaim(count);
-	return error < 0 ? error : size;
+		veil_enclaves_reclaim(NULL, count);
+	return error ? error : size;
 }
 
 static const struct file_operations operations = {
@@ -177,19 +182,33 @@ static struct miscdevice device = {
 
 int veil_enc_begin(void)
 {
-	return wanted ? misc_register(&device) : 0;
+	int error = wanted ? veil_enclave_pressure_begin() : 0;
+
+	if (!wanted || error)
+		return error;
+	error = misc_register(&device);
+	if (error)
+		veil_enclave_pressure_end();
+	return error;
 }
 
 void veil_enc_end(void)
 {
-	if (wanted)
-		misc_deregister(&device);
+	if (!wanted)
+		return;
+	misc_deregister(&device);
+	veil_enclave_pressure_end();
 }
 
 int veil_enc_state(char *text, size_t size)
 {
+	struct veil_paging_state paging;
+
 	if (!wanted)
 		return 0;
-	return scnprintf(text, size, " enclaves %lld made %lld entries %lld reclaimed %lld", atomic64_read(&present),
-			 atomic64_read(&made), veil_enclave_entries(), veil_enclave_reclaimed());
+	veil_enclave_paging_state(&paging);
+	return scnprintf(text, size,
+			 " enclaves %lld made %lld entries %lld pages %ld reclaimed %lld returned %lld paging %lld",
+			 atomic64_read(&present), atomic64_read(&made), veil_enclave_entries(), veil_enclaves_pages(),
+			 paging.reclaimed, paging.returned, paging.requests);
 }

@@ -6,6 +6,7 @@
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/types.h>
+#include <linux/xarray.h>
 
 #include "device.h"
 
@@ -29,12 +30,6 @@ enum veil_enclave_call {
 
 struct veil_pages;
 
-/* Pages that an enclave has, or may have: they are freed when the service has given all of them back. */
-struct veil_enclave_pages {
-	struct list_head list;
-	struct veil_pages *pages;
-};
-
 struct veil_enclave_slot {
 	/* Held by who runs it. */
 	struct mutex lock;
@@ -50,13 +45,19 @@ struct veil_enclave {
 	struct mutex lock;
 	/* Of all that are finished. */
 	struct list_head list;
-	/* What the kernel has of it, encrypted, each page at its address: may be swapped. */
+	/* The last search for pages in which it had none. */
+	u64 round;
+	/* By page number: pages that it has, or may have. They are freed when the service has given all of them back. */
+	struct xarray pages;
+	long page_count;
+	/* By page number of its address space: pages that the kernel has of it, encrypted. */
+	struct xarray away;
+	/* Of those, most, each at its address: may be swapped. */
 	struct file *store;
 	bool created, finished;
 	/* No content any more: each that fails may leave pages with the service, and a process could go on for ever. */
 	bool failed;
 	u32 number, slot_count, window_pages;
-	struct list_head pages;
 	struct veil_enclave_slot slots[VEIL_ENC_MAX_SLOTS];
 };
 
@@ -69,13 +70,19 @@ int veil_enc_state(char *text, size_t size);
 int veil_enclave_ask(enum veil_enclave_call call, const struct veil_pages *pages, const void *body, size_t length,
 		     void *answer, size_t room, size_t *answered);
 
-/* memory.c: NULL or an error pointer if there is none */
+/* memory.c */
+/* An error pointer if there are too few, whoever they are taken from. The list is to be freed with kvfree; the pages are the
+ * enclave's until the service gives them back. The enclave's lock is held. */
 struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count);
+/* Those that the service never had; the list too. */
+void veil_enclave_free_pages(struct veil_enclave *enclave, struct veil_pages *pages);
 /* All pages of the enclave. */
 void veil_enclave_free(struct veil_enclave *enclave);
+/* A page that it has no longer; NULL if it never had it. */
+struct page *veil_enclave_detach(struct veil_enclave *enclave, u64 gpa);
 void *veil_enclave_page(const struct veil_pages *pages, size_t at);
-/* One page, which it has no longer. */
-void veil_enclave_free_page(struct veil_enclave *enclave, u64 gpa);
+/* That all enclaves have. */
+long veil_enclaves_pages(void);
 
 /* make.c */
 int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
@@ -87,13 +94,26 @@ int veil_enclave_donate(struct veil_enclave *enclave, u64 count);
 void veil_enclave_destroy(struct veil_enclave *enclave);
 
 /* paging.c */
-/* Pages of all enclaves that are to be the kernel's again; gives how many. */
-int veil_enclaves_reclaim(size_t count);
+struct veil_paging_state {
+	u64 reclaimed, returned, requests;
+};
+
+/* Pages of the enclave that are to be the kernel's again, its lock is held; gives how many, or an error. */
+long veil_enclave_reclaim(struct veil_enclave *enclave, size_t count);
+/* The page at this address of the enclave comes back, and others that it may need next. */
+int veil_enclave_return(struct veil_enclave *enclave, u64 address);
+void veil_enclave_free_away(struct veil_enclave *enclave);
+void veil_enclave_paging_state(struct veil_paging_state *state);
+
+/* pressure.c */
+int veil_enclave_pressure_begin(void);
+void veil_enclave_pressure_end(void);
 void veil_enclave_may_be_reclaimed(struct veil_enclave *enclave);
 void veil_enclave_forget(struct veil_enclave *enclave);
-/* The page at this address of the enclave comes back. */
-int veil_enclave_return(struct veil_enclave *enclave, u64 address);
-u64 veil_enclave_reclaimed(void);
+/* From those that have the most; gives how many pages. `own`: whose lock is held, or NULL. */
+long veil_enclaves_reclaim(struct veil_enclave *own, size_t count);
+/* For pages that an enclave gets now, if memory is short. */
+void veil_enclaves_make_room(struct veil_enclave *own, size_t count);
 
 /* run.c */
 int veil_enclave_enter(struct veil_enclave *enclave, struct veil_enclave_enter *enter);

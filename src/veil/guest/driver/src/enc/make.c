@@ -52,6 +52,7 @@ int veil_enclave_donate(struct veil_enclave *enclave, u64 count)
 			return PTR_ERR(pages);
 		error = veil_enclave_ask(VEIL_ENCLAVE_CALL_DONATE, pages, &enclave->number, sizeof(enclave->number),
 					 NULL, 0, NULL);
+		kvfree(pages);
 		if (error)
 			return error;
 		count -= some;
@@ -75,7 +76,9 @@ static int give_window(struct veil_enclave *enclave, u32 slot)
 	for (at = 0; at < pages->count; at++)
 		clear_page(veil_enclave_page(pages, at));
 	error = veil_enclave_ask(VEIL_ENCLAVE_CALL_WINDOW, pages, body, sizeof(body), NULL, 0, NULL);
-	if (!error)
+	if (error)
+		kvfree(pages);
+	else
 		enclave->slots[slot].window = pages;
 	return error;
 }
@@ -126,13 +129,19 @@ static int add_some(struct veil_enclave *enclave, u32 record, u64 page, const vo
 	struct add_request body = { enclave->number, record, page };
 	struct veil_pages *pages = veil_enclave_allocate(enclave, count);
 	size_t at;
+	int error;
 
 	if (IS_ERR(pages))
 		return PTR_ERR(pages);
-	for (at = 0; at < count; at++)
-		if (copy_from_user(veil_enclave_page(pages, at), from + at * PAGE_SIZE, PAGE_SIZE))
+	for (at = 0; at < count; at++) {
+		if (copy_from_user(veil_enclave_page(pages, at), from + at * PAGE_SIZE, PAGE_SIZE)) {
+			veil_enclave_free_pages(enclave, pages);
 			return -EFAULT;
-	return veil_enclave_ask(VEIL_ENCLAVE_CALL_ADD, pages, &body, sizeof(body), NULL, 0, NULL);
+		}
+	}
+	error = veil_enclave_ask(VEIL_ENCLAVE_CALL_ADD, pages, &body, sizeof(body), NULL, 0, NULL);
+	kvfree(pages);
+	return error;
 }
 
 int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add *add)
@@ -188,7 +197,7 @@ int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish
 
 void veil_enclave_destroy(struct veil_enclave *enclave)
 {
-	u32 left = enclave->created;
+	u32 left = enclave->created, slot;
 	int tries = 0;
 
 	while (left) {
@@ -205,4 +214,6 @@ void veil_enclave_destroy(struct veil_enclave *enclave)
 		cond_resched();
 	}
 	veil_enclave_free(enclave);
+	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
+		kvfree(enclave->slots[slot].window);
 }

@@ -10,7 +10,17 @@
 #include "enc.h"
 
 #define LARGEST_ORDER 9
+/* What goes from an enclave takes as much memory until it is swapped. */
+#define TRIES 4
 
+static atomic_long_t all_pages;
+
+long veil_enclaves_pages(void)
+{
+	return atomic_long_read(&all_pages);
+}
+
+/* Not at any price: whoever has too little memory for an enclave takes pages back from another one, or from itself. */
 static struct page *allocate_run(size_t most, unsigned int *order)
 {
 	*order = min_t(unsigned int, LARGEST_ORDER, ilog2(most));
@@ -23,74 +33,75 @@ static struct page *allocate_run(size_t most, unsigned int *order)
 			return page;
 		}
 	}
-	return alloc_page(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL);
+	return alloc_page(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
 }
 
-static void free_list(struct veil_pages *pages)
+struct page *veil_enclave_detach(struct veil_enclave *enclave, u64 gpa)
+{
+	if (!xa_erase(&enclave->pages, PHYS_PFN(gpa)))
+		return NULL;
+	WRITE_ONCE(enclave->page_count, enclave->page_count - 1);
+	atomic_long_dec(&all_pages);
+	return pfn_to_page(PHYS_PFN(gpa));
+}
+
+static bool attach(struct veil_enclave *enclave, struct page *page)
+{
+	if (xa_insert(&enclave->pages, page_to_pfn(page), xa_mk_value(0), GFP_KERNEL))
+		return false;
+	WRITE_ONCE(enclave->page_count, enclave->page_count + 1);
+	atomic_long_inc(&all_pages);
+	return true;
+}
+
+void veil_enclave_free_pages(struct veil_enclave *enclave, struct veil_pages *pages)
 {
 	u32 at;
 
-	for (at = 0; at < pages->count; at++)
-		if (pages->gpas[at])
-			put_page(pfn_to_page(PHYS_PFN(pages->gpas[at])));
-	kvfree(pages);
-}
+	for (at = 0; at < pages->count; at++) {
+		struct page *page = veil_enclave_detach(enclave, pages->gpas[at]);
 
-void veil_enclave_free_page(struct veil_enclave *enclave, u64 gpa)
-{
-	struct veil_enclave_pages *held;
-	u32 at;
-
-	list_for_each_entry(held, &enclave->pages, list)
-	{
-		for (at = 0; at < held->pages->count; at++) {
-			if (held->pages->gpas[at] == gpa) {
-				held->pages->gpas[at] = 0;
-				put_page(pfn_to_page(PHYS_PFN(gpa)));
-				return;
-			}
-		}
+		if (page)
+			put_page(page);
 	}
+	kvfree(pages);
 }
 
 struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count)
 {
-	struct veil_enclave_pages *held = kmalloc(sizeof(*held), GFP_KERNEL);
 	struct veil_pages *pages = veil_pages_new(count * PAGE_SIZE);
+	int tries = 0;
 
-	if (IS_ERR(pages) || !held) {
-		kfree(held);
-		if (!IS_ERR(pages))
-			kvfree(pages);
-		return ERR_PTR(-ENOMEM);
-	}
+	if (IS_ERR(pages))
+		return pages;
+	veil_enclaves_make_room(enclave, count);
 	while (pages->count < count) {
 		unsigned int order, at;
 		struct page *page = allocate_run(count - pages->count, &order);
 
+		if (!page && tries++ < TRIES && veil_enclaves_reclaim(enclave, count) > 0)
+			continue;
 		if (!page) {
-			free_list(pages);
-			kfree(held);
+			veil_enclave_free_pages(enclave, pages);
 			return ERR_PTR(-ENOMEM);
 		}
-		for (at = 0; at < 1u << order; at++)
-			pages->gpas[pages->count++] = PFN_PHYS(page_to_pfn(page + at));
+		for (at = 0; at < 1u << order; at++) {
+			if (attach(enclave, page + at))
+				pages->gpas[pages->count++] = PFN_PHYS(page_to_pfn(page + at));
+			else
+				put_page(page + at);
+		}
 	}
-	held->pages = pages;
-	list_add(&held->list, &enclave->pages);
 	return pages;
 }
 
 void veil_enclave_free(struct veil_enclave *enclave)
 {
-	struct veil_enclave_pages *held, *next;
+	unsigned long pfn;
+	void *entry;
 
-	list_for_each_entry_safe(held, next, &enclave->pages, list)
-	{
-		list_del(&held->list);
-		free_list(held->pages);
-		kfree(held);
-	}
+	xa_for_each(&enclave->pages, pfn, entry) put_page(veil_enclave_detach(enclave, PFN_PHYS(pfn)));
+	xa_destroy(&enclave->pages);
 }
 
 void *veil_enclave_page(const struct veil_pages *pages, size_t at)

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Pages that the kernel takes back from enclaves: VeilS-ENC chooses and encrypts them, and wants them again when the
- * enclave's runtime asks about a page fault there. What they held is kept in a file of shared memory, which may be swapped.
+ * Pages of enclaves that the kernel has for a while: VeilS-ENC chooses and encrypts them, and wants them again when the
+ * enclave's runtime asks about a page fault there. What is in them is kept in a file of shared memory, which is swapped as
+ * all such memory is; or, while that has no room, where it is.
  */
 #include <linux/atomic.h>
 #include <linux/err.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
-#include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/slab.h>
 
 #include "../pages.h"
 #include "enc.h"
 
-/* veil/formats/enclave_calls.py: RECLAIM_PAGES. */
-#define RECLAIM_PAGES 15
+/* veil/formats/enclave_calls.py. */
+#define PAGED_AT_ONCE 512
+/* With a page come those around it that went, too. */
+#define AROUND 16
 
 /* Newer kernels have a structure for the flags of a mapping, and newer ones yet take it here. */
 #ifdef mk_vma_flags
@@ -31,7 +33,6 @@
 struct reclaim_request {
 	u32 enclave;
 	u32 pages;
-	u64 address;
 };
 
 struct reclaimed_page {
@@ -42,141 +43,167 @@ struct reclaimed_page {
 struct return_request {
 	u32 enclave;
 	u32 reserved;
-	u64 address;
+	u64 addresses[];
 };
 
-#define LARGEST_ANSWER (sizeof(u64) + RECLAIM_PAGES * (sizeof(struct reclaimed_page) + PAGE_SIZE))
+/* In `enclave->away`: it is in the file. Anything else is the page itself. */
+#define IN_FILE xa_mk_value(1)
 
-static LIST_HEAD(enclaves);
-static DEFINE_MUTEX(lock);
-static atomic64_t reclaimed;
+static atomic64_t reclaimed, returned, requests;
 
-u64 veil_enclave_reclaimed(void)
+void veil_enclave_paging_state(struct veil_paging_state *state)
 {
-	return atomic64_read(&reclaimed);
+	state->reclaimed = atomic64_read(&reclaimed);
+	state->returned = atomic64_read(&returned);
+	state->requests = atomic64_read(&requests);
 }
 
-void veil_enclave_may_be_reclaimed(struct veil_enclave *enclave)
+void veil_enclave_free_away(struct veil_enclave *enclave)
 {
-	mutex_lock(&lock);
-	list_add(&enclave->list, &enclaves);
-	mutex_unlock(&lock);
-}
+	unsigned long index;
+	void *entry;
 
-void veil_enclave_forget(struct veil_enclave *enclave)
-{
-	mutex_lock(&lock);
-	list_del_init(&enclave->list);
-	mutex_unlock(&lock);
+	xa_for_each(&enclave->away, index, entry) if (entry != IN_FILE) put_page(entry);
+	xa_destroy(&enclave->away);
 	if (enclave->store)
 		fput(enclave->store);
 	enclave->store = NULL;
 }
 
-static int keep(struct veil_enclave *enclave, u64 address, const void *content)
+static bool write_to_file(struct veil_enclave *enclave, u64 address, struct page *page)
 {
 	loff_t at = address;
-	ssize_t written = kernel_write(enclave->store, content, PAGE_SIZE, &at);
-
-	return written == PAGE_SIZE ? 0 : written < 0 ? written : -ENOSPC;
-}
-
-/* Gives how many pages. `address` goes on behind the last. */
-static int reclaim_some(struct veil_enclave *enclave, size_t count, u64 *address, u64 *answer)
-{
-	struct reclaim_request request = { enclave->number, min_t(size_t, count, RECLAIM_PAGES), *address };
-	const struct reclaimed_page *pages = (void *)(answer + 1);
-	size_t length, at;
-	int error = veil_enclave_ask(VEIL_ENCLAVE_CALL_RECLAIM, NULL, &request, sizeof(request), answer, LARGEST_ANSWER,
-				     &length);
-
-	if (error)
-		return error;
-	if (length < sizeof(*answer) || *answer > RECLAIM_PAGES ||
-	    length != sizeof(*answer) + *answer * (sizeof(*pages) + PAGE_SIZE))
-		return -EPROTO;
-	for (at = 0; at < *answer; at++) {
-		error = keep(enclave, pages[at].address, (void *)&pages[*answer] + at * PAGE_SIZE);
-		/* The page is the kernel's, and lost to the enclave if what was in it is. */
-		if (error)
-			pr_err("veil: enclave %u loses its page at %#llx (%d)\n", enclave->number, pages[at].address,
-			       error);
-		veil_enclave_free_page(enclave, pages[at].gpa);
-		*address = pages[at].address + PAGE_SIZE;
-	}
-	atomic64_add(*answer, &reclaimed);
-	return *answer;
-}
-
-static int reclaim(struct veil_enclave *enclave, size_t count, u64 *answer)
-{
-	u64 address = 0;
-	size_t done = 0;
-	int some = 1;
 
 	if (!enclave->store) {
 		struct file *store = shmem_kernel_file_setup("veil-enclave", VEIL_ENC_TOP, NO_RESERVE);
 
 		if (IS_ERR(store))
-			return PTR_ERR(store);
+			return false;
 		/* Addresses are offsets. */
 		store->f_flags |= O_LARGEFILE;
 		enclave->store = store;
 	}
-	while (done < count && some > 0 && !fatal_signal_pending(current)) {
-		some = reclaim_some(enclave, count - done, &address, answer);
-		done += max(some, 0);
-		cond_resched();
-	}
-	return some < 0 ? some : done;
+	return kernel_write(enclave->store, page_address(page), PAGE_SIZE, &at) == PAGE_SIZE;
 }
 
-int veil_enclaves_reclaim(size_t count)
+static void keep(struct veil_enclave *enclave, const struct reclaimed_page *given)
 {
-	void *answer = kvmalloc(LARGEST_ANSWER, GFP_KERNEL);
-	struct veil_enclave *enclave;
-	size_t done = 0;
-	int some = 0;
+	struct page *page = veil_enclave_detach(enclave, given->gpa);
+	void *before;
 
-	if (!answer)
-		return -ENOMEM;
-	mutex_lock(&lock);
-	list_for_each_entry(enclave, &enclaves, list)
-	{
-		if (done == count)
-			break;
-		mutex_lock(&enclave->lock);
-		some = reclaim(enclave, count - done, answer);
-		mutex_unlock(&enclave->lock);
-		if (some < 0)
-			break;
-		done += some;
+	if (!page) {
+		pr_err("veil: enclave %u never had the page at %#llx\n", enclave->number, given->gpa);
+		return;
 	}
-	mutex_unlock(&lock);
-	kvfree(answer);
-	return done ? done : some;
+	/* A few words, without which the enclave would not get its page again. */
+	if (write_to_file(enclave, given->address, page)) {
+		before = xa_store(&enclave->away, given->address >> PAGE_SHIFT, IN_FILE, GFP_KERNEL | __GFP_NOFAIL);
+		put_page(page);
+	} else {
+		before = xa_store(&enclave->away, given->address >> PAGE_SHIFT, page, GFP_KERNEL | __GFP_NOFAIL);
+	}
+	if (before && before != IN_FILE)
+		put_page(before);
+}
+
+long veil_enclave_reclaim(struct veil_enclave *enclave, size_t count)
+{
+	struct reclaim_request request = { enclave->number, min_t(size_t, count, PAGED_AT_ONCE) };
+	struct reclaimed_page *pages = kvmalloc_array(PAGED_AT_ONCE, sizeof(*pages), GFP_KERNEL);
+	size_t length, at, got;
+	int error;
+
+	if (!pages)
+		return -ENOMEM;
+	atomic64_inc(&requests);
+	error = veil_enclave_ask(VEIL_ENCLAVE_CALL_RECLAIM, NULL, &request, sizeof(request), pages,
+				 PAGED_AT_ONCE * sizeof(*pages), &length);
+	got = error ? 0 : length / sizeof(*pages);
+	for (at = 0; at < got; at++)
+		keep(enclave, &pages[at]);
+	atomic64_add(got, &reclaimed);
+	kvfree(pages);
+	return error ? error : got;
+}
+
+static int read_back(struct veil_enclave *enclave, u64 address, void *to)
+{
+	struct page *page = xa_load(&enclave->away, address >> PAGE_SHIFT);
+	loff_t at = address;
+	ssize_t got;
+
+	if (page != IN_FILE) {
+		copy_page(to, page_address(page));
+		return 0;
+	}
+	got = kernel_read(enclave->store, to, PAGE_SIZE, &at);
+	return got == PAGE_SIZE ? 0 : got < 0 ? got : -ENODATA;
+}
+
+static void forget(struct veil_enclave *enclave, u64 address)
+{
+	struct page *page = xa_erase(&enclave->away, address >> PAGE_SHIFT);
+
+	if (page == IN_FILE)
+		vfs_fallocate(enclave->store, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, address, PAGE_SIZE);
+	else if (page)
+		put_page(page);
+}
+
+static int give_back(struct veil_enclave *enclave, struct return_request *request, size_t count)
+{
+	struct veil_pages *pages = veil_enclave_allocate(enclave, count);
+	size_t at;
+	int error = 0;
+
+	if (IS_ERR(pages))
+		return PTR_ERR(pages);
+	for (at = 0; at < count && !error; at++)
+		error = read_back(enclave, request->addresses[at], veil_enclave_page(pages, at));
+	if (error) {
+		veil_enclave_free_pages(enclave, pages);
+		return error;
+	}
+	request->enclave = enclave->number;
+	atomic64_inc(&requests);
+	error = veil_enclave_ask(VEIL_ENCLAVE_CALL_RETURN, pages, request, struct_size(request, addresses, count), NULL,
+				 0, NULL);
+	kvfree(pages);
+	if (error)
+		return error;
+	for (at = 0; at < count; at++)
+		forget(enclave, request->addresses[at]);
+	atomic64_add(count, &returned);
+	return 0;
+}
+
+static int return_around(struct veil_enclave *enclave, u64 address)
+{
+	struct return_request *request = kzalloc(struct_size(request, addresses, AROUND), GFP_KERNEL);
+	u64 first = round_down(address, AROUND * PAGE_SIZE), at;
+	size_t count = 0;
+	int error;
+
+	if (!request)
+		return -ENOMEM;
+	for (at = first; at < first + AROUND * PAGE_SIZE; at += PAGE_SIZE)
+		if (xa_load(&enclave->away, at >> PAGE_SHIFT))
+			request->addresses[count++] = at;
+	error = give_back(enclave, request, count);
+	kfree(request);
+	return error;
 }
 
 int veil_enclave_return(struct veil_enclave *enclave, u64 address)
 {
-	struct return_request request = { enclave->number, 0, address };
-	struct veil_pages *pages;
-	loff_t at = address;
-	ssize_t got;
-	int error;
+	long error;
 
 	mutex_lock(&enclave->lock);
-	pages = enclave->store ? veil_enclave_allocate(enclave, 1) : ERR_PTR(-ENODATA);
-	error = PTR_ERR_OR_ZERO(pages);
-	if (!error) {
-		got = kernel_read(enclave->store, veil_enclave_page(pages, 0), PAGE_SIZE, &at);
-		error = got == PAGE_SIZE ? 0 : got < 0 ? got : -ENODATA;
-	}
-	if (!error)
-		error = veil_enclave_ask(VEIL_ENCLAVE_CALL_RETURN, pages, &request, sizeof(request), NULL, 0, NULL);
-	if (!error)
-		vfs_fallocate(enclave->store, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, address, PAGE_SIZE);
+	if (xa_load(&enclave->away, address >> PAGE_SHIFT))
+		error = return_around(enclave, address);
+	else
+		/* Another slot has had it returned; or the host let the service encrypt it, and not give it yet. */
+		error = min(veil_enclave_reclaim(enclave, 1), 0l);
 	mutex_unlock(&enclave->lock);
-	/* Another slot had it returned: the service says what is missing now. */
 	return error;
 }

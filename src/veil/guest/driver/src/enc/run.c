@@ -48,8 +48,11 @@ static int serve(struct veil_enclave *enclave, u32 slot)
 			error = donate_more(enclave, wanted.pages);
 		else
 			error = veil_enclave_return(enclave, wanted.address);
+		if (!error && fatal_signal_pending(current))
+			error = -EINTR;
 		if (error)
 			return error;
+		cond_resched();
 	}
 }
 

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * When pages of enclaves go, and whose: as soon as all enclaves together have more than `enc_limit` says; or, without a
+ * limit, when the kernel's memory runs short and there is a place to swap. For a page that went takes as much memory as
+ * before until it is swapped.
+ *
+ * Locks: an enclave's own, then `lock`. Who has `lock` only tries the lock of an enclave.
+ */
+#include <linux/atomic.h>
+#include <linux/mm.h>
+#include <linux/moduleparam.h>
+#include <linux/sched/signal.h>
+#include <linux/shrinker.h>
+#include <linux/swap.h>
+#include <linux/version.h>
+#include <linux/workqueue.h>
+
+#include "enc.h"
+
+static unsigned int limit;
+module_param_named(enc_limit, limit, uint, 0644);
+MODULE_PARM_DESC(enc_limit, "MiB of memory that enclaves have together before pages of theirs are swapped; 0: as the "
+			    "kernel's memory allows");
+
+#define PAGES_OF_MIB (1 << (20 - PAGE_SHIFT))
+/* So many go at once, if the limit is not a small one: each time costs domain switches. */
+#define BATCH 256l
+/* The least that the kernel keeps: to swap takes memory, too. */
+#define RESERVE (PAGES_OF_MIB * 16l)
+
+static LIST_HEAD(enclaves);
+static DEFINE_MUTEX(lock);
+static atomic_long_t wanted;
+
+void veil_enclave_may_be_reclaimed(struct veil_enclave *enclave)
+{
+	mutex_lock(&lock);
+	list_add(&enclave->list, &enclaves);
+	mutex_unlock(&lock);
+}
+
+void veil_enclave_forget(struct veil_enclave *enclave)
+{
+	mutex_lock(&lock);
+	list_del_init(&enclave->list);
+	mutex_unlock(&lock);
+}
+
+/* Of those that were not tried in this round the one with the most pages. */
+static struct veil_enclave *largest(u64 round)
+{
+	struct veil_enclave *enclave, *found = NULL;
+
+	list_for_each_entry(enclave, &enclaves, list)
+	{
+		if (enclave->round != round && (!found || READ_ONCE(enclave->page_count) > READ_ONCE(found->page_count)))
+			found = enclave;
+	}
+	return found;
+}
+
+long veil_enclaves_reclaim(struct veil_enclave *own, size_t count)
+{
+	static u64 round;
+	struct veil_enclave *enclave;
+	long done = 0, some;
+
+	mutex_lock(&lock);
+	round++;
+	while (done < count && !fatal_signal_pending(current)) {
+		enclave = largest(round);
+		if (!enclave)
+			break;
+		if (enclave != own && !mutex_trylock(&enclave->lock)) {
+			enclave->round = round;
+			continue;
+		}
+		some = veil_enclave_reclaim(enclave, count - done);
+		if (enclave != own)
+			mutex_unlock(&enclave->lock);
+		if (some <= 0)
+			enclave->round = round;
+		else
+			done += some;
+		cond_resched();
+	}
+	mutex_unlock(&lock);
+	return done;
+}
+
+/* How many pages have to go before `count` more come. */
+static long excess(long count)
+{
+	long most = (long)READ_ONCE(limit) * PAGES_OF_MIB, over;
+
+	if (most) {
+		over = veil_enclaves_pages() + count - most;
+		return over > 0 ? max(over, min(BATCH, most / 16)) : 0;
+	}
+	if (get_nr_swap_pages() <= 0 || si_mem_available() >= count + RESERVE)
+		return 0;
+	return max(count, BATCH);
+}
+
+void veil_enclaves_make_room(struct veil_enclave *own, size_t count)
+{
+	long over = excess(count);
+
+	if (over > 0)
+		veil_enclaves_reclaim(own, over);
+}
+
+/* What a kernel in need wants is done by somebody who may wait for memory. */
+static void work(struct work_struct *unused)
+{
+	veil_enclaves_reclaim(NULL, atomic_long_xchg(&wanted, 0));
+}
+
+static DECLARE_WORK(reclaim_work, work);
+
+static unsigned long count_objects(struct shrinker *shrinker, struct shrink_control *control)
+{
+	long pages = min_t(long, veil_enclaves_pages(), get_nr_swap_pages());
+
+	return pages > 0 ? pages : SHRINK_EMPTY;
+}
+
+static unsigned long scan_objects(struct shrinker *shrinker, struct shrink_control *control)
+{
+	/* At most one batch waits: what a worker cannot do in time is asked for again. */
+	if (atomic_long_read(&wanted) < BATCH)
+		atomic_long_add(control->nr_to_scan, &wanted);
+	queue_work(system_unbound_wq, &reclaim_work);
+	return SHRINK_STOP;
+}
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 7, 0)
+static struct shrinker *shrinker;
+
+int veil_enclave_pressure_begin(void)
+{
+	shrinker = shrinker_alloc(0, "veil-enclave");
+	if (!shrinker)
+		return -ENOMEM;
+	shrinker->count_objects = count_objects;
+	shrinker->scan_objects = scan_objects;
+	shrinker_register(shrinker);
+	return 0;
+}
+
+void veil_enclave_pressure_end(void)
+{
+	shrinker_free(shrinker);
+	cancel_work_sync(&reclaim_work);
+}
+#else
+static struct shrinker shrinker = {
+	.count_objects = count_objects,
+	.scan_objects = scan_objects,
+	.seeks = DEFAULT_SEEKS,
+};
+
+int veil_enclave_pressure_begin(void)
+{
+	return register_shrinker(&shrinker, "veil-enclave");
+}
+
+void veil_enclave_pressure_end(void)
+{
+	unregister_shrinker(&shrinker);
+	cancel_work_sync(&reclaim_work);
+}
+#endif
