@@ -313,5 +313,8 @@ def test_pages_that_the_kernel_takes_back(vm: ConfidentialVM, tmp_path: Path) ->
         kill %1
     """
     result = vm.run(["sh", "-c", script], timeout=120)
-    assert b" reclaimed 50\n" in result.stdout
+    assert b" reclaimed 50 returned 0 paging 1\n" in result.stdout
     assert result.stdout.endswith(b"ended 0\n")
+    # With the first page of each 16 come the others.
+    assert counts(vm)["returned"] == 50
+    assert counts(vm)["paging"] == 1 + 4
