@@ -53,7 +53,8 @@ static struct veil_enclave *largest(u64 round)
 
 	list_for_each_entry(enclave, &enclaves, list)
 	{
-		if (enclave->round != round && (!found || READ_ONCE(enclave->page_count) > READ_ONCE(found->page_count)))
+		if (enclave->round != round &&
+		    (!found || READ_ONCE(enclave->page_count) > READ_ONCE(found->page_count)))
 			found = enclave;
 	}
 	return found;
