@@ -24,6 +24,7 @@ from veil.formats.channel import (
     Response,
     RingReader,
     RingWriter,
+    look_at_counters,
     pack_frame,
     pack_request,
     pack_response,
@@ -105,6 +106,7 @@ def test_generations() -> None:
     assert (monitor.wanted, host.seen) == (5, 0)
     monitor.follow(monitor.wanted)
     assert host.seen == 5
+    assert look_at_counters(pages, AREA) == (0, 5, 5)
 
 
 frames = st.builds(

@@ -74,6 +74,27 @@ class TestView:
             monitor.rmpadjust_range(END, 1, vmpl=3, permissions=Permission.R)
         assert outside.value.gpa == END
 
+    def test_fields_of_a_page(self, bus: GuestBus, engine: Recorder) -> None:
+        bus.code_map[3] = 1
+        view = View(bus, 0)
+        view.write_fields(PAGE, [(8, 1 << 63), (PAGE_SIZE - 8, 5)])
+        assert (view.read_u64(PAGE + 8), view.read_u64(PAGE + PAGE_SIZE - 8)) == (1 << 63, 5)
+        assert engine.calls == [(PAGE, PAGE_SIZE)]
+        for page, offset in ((PAGE + 8, 0), (PAGE, PAGE_SIZE - 7), (PAGE, -8)):
+            with pytest.raises(SnpError):
+                view.write_fields(page, [(offset, 1)])
+
+    def test_fields_are_written_with_permission_only(self, bus: GuestBus) -> None:
+        kernel = View(bus, 3)
+        kernel.write_fields(5 * PAGE_SIZE, [(0, 1)])
+        for page in (PAGE, 4 * PAGE_SIZE, 6 * PAGE_SIZE, SHARED, END, -PAGE_SIZE):
+            with pytest.raises(RmpViolation):
+                kernel.write_fields(page, [(0, 1)])
+        bus.rmp.vmsa_in_use = 5 * PAGE_SIZE
+        with pytest.raises(RmpViolation):
+            kernel.write_fields(5 * PAGE_SIZE, [(0, 2)])
+        assert kernel.read_u64(5 * PAGE_SIZE) == 1
+
     def test_integers_are_little_endian(self, bus: GuestBus) -> None:
         view = View(bus, 0)
         view.write(PAGE, bytes(range(1, 9)))

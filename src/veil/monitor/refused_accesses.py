@@ -70,9 +70,8 @@ def decide_refusal(
         vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE_SIZE))
         verdict = yield from _ask(state, domain, host, vcpu, gpa, vmsa)
         if verdict is None or _apply(host, vmsa, verdict):
-            for name in (*_GPRS, "rip", "rflags", "cr2"):
-                view.write_u64(gpa + getattr(Vmsa, name).offset, getattr(vmsa, name))
-            view.write_u64(gpa + Vmsa.efer.offset, efer | _SVME)
+            fields = [(getattr(Vmsa, name).offset, getattr(vmsa, name)) for name in (*_GPRS, "rip", "rflags", "cr2")]
+            view.write_fields(gpa, [*fields, (Vmsa.efer.offset, efer | _SVME)])
     except RmpViolation:
         # Another VCPU's kernel had the host take the VMSA away meanwhile: no VMRUN enters it any more.
         return

@@ -54,6 +54,9 @@ class Served(enum.Enum):
     DONE = enum.auto()
 
 
+_NO_CALL, _DONE = Served.NO_CALL, Served.DONE
+
+
 @dataclass(frozen=True, slots=True)
 class Unfinished:
     """A call that needs the host before its caller goes on: `finish` it."""
@@ -71,16 +74,16 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
     """
     vmsa, caa = vcpu.kernel.vmsa, vcpu.kernel.caa
     if vmsa is None or caa is None:
-        return Served.NO_CALL
+        return _NO_CALL
     try:
         part = view.read(vmsa + _EFER, _PART)
         # The host may come here by itself at any time: without a VMGEXIT, and without a call pending, there is none.
         if _ONE(part, _EXIT_CODE_AT)[0] != _VMGEXIT or not view.exchange_u8(caa, 0):
-            return Served.NO_CALL
+            return _NO_CALL
     except RmpViolation:
         # The kernel may have the host take its own VMSA or calling area away, which must not end VeilMon: the services'
         # memory would go with it. Who calls without them gets no answer.
-        return Served.NO_CALL
+        return _NO_CALL
     efer: int = _ONE(part, 0)[0]
     # The host must not run the caller while its registers are half written.
     view.write_u64(vmsa + _EFER, efer & ~_SVME)
@@ -106,7 +109,7 @@ def answer(state: MonitorState, view: View, vcpu: VcpuContexts) -> Served | Unfi
     if state.hearing is not None and state.hearing.waits:
         return Unfinished(vmsa, efer, _done(result))
     _write_back(view, vmsa, efer, result)
-    return Served.DONE
+    return _DONE
 
 
 def _done(result: SvsmResult) -> Generator[None, None, SvsmResult]:
@@ -135,13 +138,13 @@ def finish(
 
 def _write_back(view: View, vmsa: int, efer: int, result: SvsmResult) -> None:
     code, rcx, rdx, r8, r9 = result
-    view.write_u64(vmsa + _RAX, code)
+    fields = [(_RAX, code), (_EFER, efer | _SVME)]
     if rcx is not None:
-        view.write_u64(vmsa + _RCX, rcx)
+        fields.append((_RCX, rcx))
     if rdx is not None:
-        view.write_u64(vmsa + _RDX, rdx)
+        fields.append((_RDX, rdx))
     if r8 is not None:
-        view.write_u64(vmsa + _R8, r8)
+        fields.append((_R8, r8))
     if r9 is not None:
-        view.write_u64(vmsa + _R9, r9)
-    view.write_u64(vmsa + _EFER, efer | _SVME)
+        fields.append((_R9, r9))
+    view.write_fields(vmsa, fields)

@@ -38,6 +38,7 @@ __all__ = ["VeilMon"]
 _RUN_KERNEL = run_vmpl_request(KERNEL_VMPL)
 _RUN_SERVICES = run_vmpl_request(SERVICE_VMPL)
 _AP_RESET_HOLD = int(MsrRequest.AP_RESET_HOLD)
+_DONE = Served.DONE
 
 
 class VeilMon:
@@ -218,31 +219,37 @@ class VeilMon:
         state, view, grants, channel = self.state, cpu.view, self._grants, self._channel
         assert grants is not None
         assert channel is not None
+        host, kernel = self._hosts[vcpu.apic_id], vcpu.kernel
         can_run, for_services = True, False
         while True:
             if not waiting:
                 # A VCPU whose kernel context was not created, or is not known to the host yet, waits for the host.
-                can_run = can_run and vcpu.kernel.vmsa is not None
+                can_run = can_run and kernel.vmsa is not None
                 cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
                 # The services' domain asked for something, and waits.
-                for_services = grants.is_asked(view) and (yield from grants.serve(self._hosts[vcpu.apic_id]))
+                for_services = grants.is_asked(view) and (yield from grants.serve(host))
                 if for_services:
                     cpu.ghcb_msr = _RUN_SERVICES
                 yield
             waiting = False
             can_run = for_services or cpu.ghcb_msr != RUN_VMPL_REFUSED
-            while isinstance(outcome := answer(state, view, vcpu), RmpViolation):
+            if (outcome := answer(state, view, vcpu)) is _DONE:
+                continue
+            while isinstance(outcome, RmpViolation):
                 cpu.nested_fault(outcome)
                 yield
+                outcome = answer(state, view, vcpu)
             if isinstance(outcome, Unfinished):
                 vcpu.unfinished = outcome.vmsa
                 yield from finish(view, outcome, lambda: self._tell(cpu, vcpu))
                 vcpu.unfinished = None
-            elif outcome is Served.NO_CALL and is_refusal(state, self._hosts[vcpu.apic_id], vcpu):
-                yield from decide_refusal(state, self._service_domain(cpu), self._hosts[vcpu.apic_id], vcpu)
-            elif outcome is Served.NO_CALL and channel.due:
+            elif outcome is _DONE:
+                continue
+            elif is_refusal(state, host, vcpu):
+                yield from decide_refusal(state, self._service_domain(cpu), host, vcpu)
+            elif channel.due:
                 # The host came by itself, and once for what users sent: passed over, they would wait for good.
-                yield from channel.work(self._hosts[vcpu.apic_id], vcpu.apic_id)
+                yield from channel.work(host, vcpu.apic_id)
 
     def _tell(self, cpu: HostedCpu, vcpu: VcpuContexts) -> Generator[None, None, None]:
         """The services hear what was done for the kernel."""

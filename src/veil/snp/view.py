@@ -8,7 +8,7 @@ everything else goes to the C function that guest machine code is checked with, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -41,6 +41,9 @@ _READY = int(EntryFlag.ASSIGNED | EntryFlag.VALIDATED)
 _R = int(Permission.R)
 _W = int(Permission.W)
 _PAGE_MASK = PAGE_SIZE - 1
+#: the last places in a page of four and of eight bytes
+_LAST_U32 = PAGE_SIZE - 4
+_LAST_U64 = PAGE_SIZE - 8
 _OUTSIDE = "outside guest memory"
 _BASE_2M = ~511
 
@@ -116,7 +119,21 @@ class View:
     a byte moves.
     """
 
-    __slots__ = ("_bus", "_code", "_map", "_r", "_rmp", "_size", "_state", "_w", "_w_2m", "_words", "cpl", "vmpl")
+    __slots__ = (
+        "_bus",
+        "_code",
+        "_map",
+        "_r",
+        "_rmp",
+        "_rw",
+        "_size",
+        "_state",
+        "_w",
+        "_w_2m",
+        "_words",
+        "cpl",
+        "vmpl",
+    )
 
     def __init__(self, bus: GuestBus, vmpl: int, cpl: int = 0) -> None:
         if vmpl not in range(4) or cpl not in range(4):
@@ -132,6 +149,7 @@ class View:
         self._code = bus.code_map.data
         self._r = _READY | _R << 32 + 8 * vmpl
         self._w = _READY | _W << 32 + 8 * vmpl
+        self._rw = self._r | self._w
         self._w_2m = self._w | _SIZE_2M
 
     def lower(self, vmpl: int, cpl: int = 0) -> View:
@@ -202,7 +220,7 @@ class View:
     def read_u32(self, gpa: int, *, private: bool = True) -> int:
         """Four bytes, little-endian."""
         value: int
-        inside = 0 <= gpa <= self._size - 4 and gpa & _PAGE_MASK <= PAGE_SIZE - 4
+        inside = 0 <= gpa < self._size and gpa & _PAGE_MASK <= _LAST_U32
         if private and inside and self._grants(gpa >> 12, self._r):
             value = _U32.unpack_from(self._map, gpa)[0]
         else:
@@ -268,7 +286,7 @@ class View:
         if (
             private
             and 0 <= gpa < self._size
-            and gpa & _PAGE_MASK <= PAGE_SIZE - 4
+            and gpa & _PAGE_MASK <= _LAST_U32
             and self._grants(page, self._w)
             and page != self._state[VMSA_WORD] >> 12
             and not self._code[page]
@@ -283,7 +301,7 @@ class View:
         if (
             private
             and 0 <= gpa < self._size
-            and gpa & _PAGE_MASK <= PAGE_SIZE - 8
+            and gpa & _PAGE_MASK <= _LAST_U64
             and self._words[page] & self._w == self._w
             and page != self._state[VMSA_WORD] >> 12
             and not self._code[page]
@@ -291,6 +309,25 @@ class View:
             _U64.pack_into(self._map, gpa, value)
         else:
             self.write(gpa, _U64.pack(value), private=private)
+
+    def write_fields(self, page: int, fields: Iterable[tuple[int, int]]) -> None:
+        """Eight bytes, little-endian, at each of these offsets into a private page, which is checked once."""
+        number = page >> 12
+        if page & _PAGE_MASK:
+            raise SnpError(f"{page:#x} is not the address of a page")
+        if not (
+            0 <= page < self._size
+            and self._words[number] & self._w == self._w
+            and number != self._state[VMSA_WORD] >> 12
+        ):
+            self._may_write(page, PAGE_SIZE, True)
+        memory, pack = self._map, _U64.pack_into
+        for offset, value in fields:
+            if not 0 <= offset <= _LAST_U64:
+                raise SnpError(f"there is no field at {offset:#x} of a page")
+            pack(memory, page + offset, value)
+        if self._code[number]:
+            self._bus.written(page, PAGE_SIZE)
 
     def zero(self, gpa: int, length: int, *, private: bool = True) -> None:
         """Clear a range."""
@@ -302,16 +339,17 @@ class View:
     def exchange_u8(self, gpa: int, value: int, *, private: bool = True) -> int:
         """XCHG: write a byte and return what was there."""
         data = bytes((value,))
+        page = gpa >> 12
         if not (
             private
             and 0 <= gpa < self._size
-            and self._grants(gpa >> 12, self._r | self._w)
-            and gpa >> 12 != self._state[VMSA_WORD] >> 12
+            and (self._words[page] & self._rw == self._rw or self._grants(page, self._rw))
+            and page != self._state[VMSA_WORD] >> 12
         ):
             self.check(gpa, 1, _R | _W, private=private)
         old = self._map[gpa]
         self._map[gpa : gpa + 1] = data
-        if self._code[gpa >> 12]:
+        if self._code[page]:
             self._bus.written(gpa, 1)
         return old
 

@@ -322,6 +322,14 @@ def test_spoilt_counters_end_connections_and_new_ones_work(bench: Bench, offset:
     comes_back(bench)
 
 
+def test_a_counter_of_veilmons_is_put_right_as_soon_as_it_is_entered(bench: Bench) -> None:
+    """The host goes by it: as long as it is wrong, it would wait for VeilMon."""
+    bench.channel.run()
+    spoil_rings(bench, b"\xff\xff\xff\x7f", 0x140)
+    bench.enter(0)
+    assert bench.kernel.read(AREA.gpa + 0x140, 4, private=False) == bytes(4)
+
+
 def pings(client: ChannelClient) -> None:
     for _ in range(3):
         ping(client)

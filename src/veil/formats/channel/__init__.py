@@ -42,6 +42,7 @@ from veil.formats.channel.rings import (
     RingMemory,
     RingReader,
     RingWriter,
+    look_at_counters,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "RingMemory",
     "RingReader",
     "RingWriter",
+    "look_at_counters",
     "pack_frame",
     "pack_request",
     "pack_response",

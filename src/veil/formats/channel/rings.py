@@ -24,6 +24,7 @@ __all__ = [
     "RingMemory",
     "RingReader",
     "RingWriter",
+    "look_at_counters",
 ]
 
 #: I/O port of 4 bytes: VeilMon writes the area's page number once, then one of the next three.
@@ -41,6 +42,8 @@ _TO_MONITOR_HEAD, _TO_MONITOR_TAIL, _TO_HOST_HEAD, _TO_HOST_TAIL = 0x00, 0x40, 0
 #: write shared pages, the kernel at VMPL 3 too, can spoil the rings; this is how they come back.
 _GENERATION_WANTED, _GENERATION_SEEN = 0x100, 0x140
 _COUNTER = struct.Struct("<I")
+#: _TO_MONITOR_HEAD, _GENERATION_WANTED and _GENERATION_SEEN
+_LOOK = struct.Struct("<I252xI60xI")
 _COUNTER_MASK = 0xFFFFFFFF
 
 
@@ -63,6 +66,13 @@ class RingMemory(Protocol):
     def read(self, gpa: int, length: int, /) -> bytes: ...
 
     def write(self, gpa: int, data: bytes, /) -> None: ...
+
+
+def look_at_counters(memory: RingMemory, area: ChannelArea) -> tuple[int, int, int]:
+    """What tells VeilMon whether there is something for it, by one read: the position to which the host has written,
+    the generation that it wants, and the one that VeilMon has followed."""
+    written, wanted, seen = _LOOK.unpack(memory.read(area.gpa + _TO_MONITOR_HEAD, _LOOK.size))
+    return written, wanted, seen
 
 
 class _Ring:

@@ -19,6 +19,7 @@ from veil.formats.channel import (
     Generations,
     RingReader,
     RingWriter,
+    look_at_counters,
     pack_frame,
 )
 from veil.formats.errors import FormatError
@@ -135,14 +136,15 @@ class ChannelLink:
 
     @property
     def due(self) -> bool:
-        """Is there something to do: what the host has put in, what was left until it comes again, or a handshake whose
-        time may be up?"""
+        """Is there something to do: what the host has put in, what was left until it comes again, a handshake whose
+        time may be up, or a counter of VeilMon's that somebody wrote over?"""
         if self._again or self._received or self._unsent or self._greeted or self._schedule.busy:
             return True
         try:
-            return self._generations.wanted != self._generation or self._in.available() > 0
-        except (FormatError, RmpViolation):
+            written, wanted, seen = look_at_counters(self._memory, self._area)
+        except RmpViolation:
             return True
+        return written != self._in.position or not wanted == seen == self._generation
 
     def announce(self, host: Ghcb) -> Generator[None, None, None]:
         """Tell the host where the rings are."""
