@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from veil.cvm import Configuration
+from veil.cvm import Configuration, Disk
 from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import LaunchIdentityBlock
@@ -33,6 +33,14 @@ _SERVICES = st.one_of(
         memory=_NUMBERS,
     ),
 )
+_PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9).map(
+    lambda name: f"/{name}"
+)
+_DISKS = st.lists(
+    st.builds(Disk, _PATHS, st.sampled_from(["read-only", "write", "tmp"]))
+    | st.builds(Disk, st.none(), st.just("tmp"), st.integers(1, 1 << 40).map(lambda count: 512 * count)),
+    max_size=3,
+).map(tuple)
 _IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(max_size=99), st.booleans())
 
 
@@ -55,5 +63,6 @@ def configurations(draw: st.DrawFn) -> Configuration:
         report_version=draw(st.sampled_from([2, 3, 5])),
         services=draw(st.none() | _SERVICES) if monitor else None,
         driver_options=draw(st.text(max_size=9)),
+        disks=draw(_DISKS),
         files=draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cvm.configurations import configurations
-from veil.cvm import ConfidentialVM, Configuration, parse_size
+from veil.cvm import ConfidentialVM, Configuration, Disk, parse_size
 from veil.cvm.configuration import Settings
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
@@ -39,6 +39,7 @@ OTHERS: dict[str, Any] = {
     "services": protected_services(LogSettings(full="drop")),
     "driver_options": "log_heartbeat=500",
     "files": {"etc/word": Node.file(b"one")},
+    "disks": (Disk("/a.img", "tmp"),),
 }
 
 
@@ -55,7 +56,7 @@ def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -
     assert (one == other) == (one.key() == other.key())
 
 
-@pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers"])
+@pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers", "disks"])
 def test_a_list_is_the_same_value(name: str) -> None:
     def make(value: Any) -> Configuration:
         return Configuration(**{name: value})

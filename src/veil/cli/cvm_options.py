@@ -38,6 +38,14 @@ _CVM_OPTIONS = (
         help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel).",
     ),
     click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
+    click.option(
+        "--disk",
+        "disks",
+        multiple=True,
+        metavar="IMAGE[,write|,tmp]|scratch:SIZE",
+        help="A raw image as /dev/vda, the next as /dev/vdb: read-only, written to, or with what is written gone at "
+        "the end. scratch: an empty one, gone at the end. What is on a disk is not measured, and no secret.",
+    ),
     click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
 )
 
@@ -97,6 +105,7 @@ class CvmOptions:
     vcpus: int
     kernel: str | None
     no_monitor: bool
+    disks: tuple[str, ...] = ()
     enclaves: bool = False
     kci: str | None = None
     kci_keys: str | None = None
@@ -115,6 +124,7 @@ class CvmOptions:
 
         more.setdefault("kernel", self.kernel)
         more.setdefault("monitor", not self.no_monitor)
+        more.setdefault("disks", self.disks)
         more.setdefault("services", self._services())
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))

@@ -81,12 +81,13 @@ class Assembly:
             driver=driver,
             driver_options=self._driver_options(),
             extra=tools | dict(chosen.files) | self._lock_down_file(),
+            disks=bool(chosen.disks),
             progress=self._progress,
         )
         return build_image(
             kernel.load(),
             initramfs,
-            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ),
+            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks)),
             memory=chosen.memory,
             vcpus=chosen.vcpus,
             monitor=chosen.monitor,

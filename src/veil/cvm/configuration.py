@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
+from veil.cvm.disks import Disk
 from veil.cvm.plain_values import PlainValueError, from_plain, to_plain, typed
 from veil.errors import VeilError
 from veil.formats import sizes
@@ -18,6 +19,7 @@ from veil.formats.errors import FormatError
 from veil.guest.initramfs.archive import Node
 from veil.guest.linux.kernel import DEFAULT_SERIES, is_series
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock
+from veil.host.devices import MAX_DISKS
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import owner_fingerprint
 
@@ -28,7 +30,7 @@ QUIET = ("quiet", "loglevel=4")
 _MAX_VCPUS = 4
 _MAX_USERS = 8
 _DIGEST = 32
-_TUPLES = ("kernel_options", "modules", "owners", "readers")
+_TUPLES = ("kernel_options", "modules", "owners", "readers", "disks")
 
 
 class Settings(TypedDict, total=False):
@@ -47,6 +49,7 @@ class Settings(TypedDict, total=False):
     services: ServicesImage | None
     driver_options: str
     files: Mapping[str, Node] | None
+    disks: Sequence[Disk | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +88,14 @@ class Configuration:
     """The driver's module parameters."""
     files: Mapping[str, Node] = field(default_factory=dict, repr=False)
     """More members of the initramfs by path, measured with it (`veil.guest.initramfs.debian_programs`)."""
+    disks: tuple[Disk, ...] = ()
+    """/dev/vda and so on, the host's and never trusted: how many there are is measured, not what is on them."""
 
     def __post_init__(self) -> None:
         # Whoever gives a list means the same value, and must not be able to change it afterwards.
         for name in _TUPLES:
             given = getattr(self, name)
-            if isinstance(given, str | bytes):
+            if isinstance(given, str | bytes | Disk):
                 raise VeilError(f"{name} is a sequence, as ({given!r:.40},), not one item")
             object.__setattr__(self, name, tuple(given))
         object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
@@ -104,6 +109,8 @@ class Configuration:
             raise VeilError(f"host data has {_DIGEST} bytes, not {len(self.host_data)}")
         if not self.monitor and (self.services is not None or self.owners or self.readers):
             raise VeilError("without a monitor a CVM has no services, owners or readers")
+        if len(self.disks) > MAX_DISKS:
+            raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
         for users in (self.owners, self.readers):
             if len(users) > _MAX_USERS:
                 raise VeilError(
@@ -117,8 +124,9 @@ class Configuration:
 
     @classmethod
     def make(cls, memory: str | int = "512M", vcpus: int = 1, **settings: Unpack[Settings]) -> Configuration:
-        """From values as users write them: "512M", a kernel's path, this installation's user if no owner is named.
+        """From values as users write them: "512M", a kernel's path, "disk.img,tmp".
 
+        The owner is this installation's user if nobody is named.
         Services and users are left out without a monitor. Raises VeilError.
         """
         given: dict[str, Any] = {**settings, "memory": parse_size(memory), "vcpus": vcpus}
@@ -131,6 +139,7 @@ class Configuration:
         elif given.get("owners") is None:
             given["owners"] = (owner_fingerprint(),)
         given["files"] = given.get("files") or {}
+        given["disks"] = tuple(Disk.parse(item) if isinstance(item, str) else item for item in given.get("disks", ()))
         return cls(**given)
 
     def key(self) -> str:

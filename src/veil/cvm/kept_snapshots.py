@@ -6,14 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from veil.cache import Cache, cache_key
 from veil.cvm.configuration import Configuration
+from veil.cvm.disks import Disk
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor, RunResult, RunState
@@ -23,7 +24,7 @@ from veil.installation import endorsement
 from veil.private_files import require_private
 from veil.snp import HOSTED_VMPLS, Machine, SnpError
 
-__all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "write_cvm"]
+__all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "with_disks", "write_cvm"]
 
 _CONFIGURATION, _HOST = "configuration", "host"
 _FOLDER = "snapshots"
@@ -86,6 +87,16 @@ def read_cvm(path: Path, services: ServicesImage | None) -> SavedCvm:
         machine.close()
         raise
     return SavedCvm(machine, configuration, host)
+
+
+def with_disks(saved: Configuration, disks: Sequence[Disk | str]) -> Configuration:
+    """A saved configuration with the disks that its user has named; raises VeilError if it had others."""
+    named = tuple(Disk.parse(item) if isinstance(item, str) else item for item in disks)
+    kinds = [[(disk.mode, disk.image is None, disk.size) for disk in many] for many in (saved.disks, named)]
+    if kinds[0] != kinds[1]:
+        had, given = (", ".join(map(str, many)) or "none" for many in (saved.disks, named))
+        raise VeilError(f"the snapshot's guest has these disks, to be named with `disks`: {had}; not: {given}")
+    return replace(saved, disks=named)
 
 
 def _require_program(saved: ServicesImage | None, allowed: ServicesImage | None) -> None:

@@ -21,16 +21,17 @@ from veil.cvm.assembly import Assembly
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.console import Console
+from veil.cvm.disks import WRITE, Disk, Disks
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
-from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, write_cvm
+from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, write_cvm
 from veil.cvm.session import AgentSession
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.formats.tsc import TSC_KHZ
 from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher
-from veil.host.devices import Platform
+from veil.host.devices import Backend, Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
@@ -39,6 +40,7 @@ from veil.snp import Machine, SnpError, build_engine
 __all__ = ["ConfidentialVM"]
 
 _BOOT_TIMEOUT = 180.0
+_MAX_TOLD = 16
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class ConfidentialVM:
         self._assembly = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
         self._running: _Running | None = None
+        self._disks: Disks | None = None
         self._agent: AgentSession | None = None
         self._restored_from: str | None = None
         self.image: LaunchImage | None = None
@@ -147,6 +150,7 @@ class ConfidentialVM:
         """Boot or resume until commands can run."""
         try:
             build_engine(self._say)
+            self._open_disks()
             if not self._fresh and self._resume():
                 return
             self._boot()
@@ -180,6 +184,9 @@ class ConfidentialVM:
         running, self._running = self._running, None
         if running is not None:
             running.machine.close()
+        disks, self._disks = self._disks, None
+        if disks is not None:
+            disks.close()
 
     def _up(self) -> _Running:
         if self._running is None:
@@ -318,6 +325,7 @@ class ConfidentialVM:
         *,
         console: Callable[[bytes], None] | None = None,
         services: ServicesImage | None = PROTECTED_SERVICES,
+        disks: Sequence[Disk | str] = (),
     ) -> ConfidentialVM:
         """A running CVM from a snapshot file; raises VeilError, whatever the file holds.
 
@@ -325,10 +333,14 @@ class ConfidentialVM:
         as they are installed. Everything else is as the file's maker left it, and configured: kernel, keys, owners,
         the services' settings, the launch digest in reports. Not in the file are the kernel's image and Debian's
         packages: `build_image` takes those that are here now. `image` is None: nothing was launched here.
+
+        `disks`: the guest's, as many as it has and in their order. A file does not choose which of your images are
+        opened; each must be as it was when the snapshot was made.
         """
         saved = read_cvm(Path(path), services)
         try:
-            vm = cls(saved.configuration, console=console)
+            vm = cls(with_disks(saved.configuration, disks), console=console)
+            vm._open_disks()
         except BaseException:
             saved.machine.close()
             raise
@@ -380,8 +392,14 @@ class ConfidentialVM:
     def _build_image(self, machine: Machine) -> LaunchImage:
         return self._assembly.image(machine)
 
+    def _open_disks(self) -> Sequence[Backend]:
+        if self._disks is None:
+            self._disks = Disks(self.configuration.disks)
+        return self._disks.backends
+
     def _launch(self) -> None:
         chosen = self.configuration
+        self._open_disks()
         machine = Machine(chosen.memory, endorsement=endorsement, report_version=chosen.report_version)
         self._attach(machine)
         self.image = self._build_image(machine)
@@ -409,7 +427,11 @@ class ConfidentialVM:
             tsc=machine.tsc,
             tsc_khz=TSC_KHZ,
             console=self._console.feed,
+            disks=self._open_disks(),
         )
+        told: set[str] = set()
+        for disk in platform.disks:
+            disk.on_error = disk.on_fault = lambda reason: self._tell_once(told, f"disk: {reason}")
         table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
         hypervisor = Hypervisor(
             machine,
@@ -422,6 +444,12 @@ class ConfidentialVM:
         panic = PanicWatcher(hypervisor.stop)
         self._console.panic = panic.feed
         self._running = _Running(machine, platform, hypervisor, panic)
+
+    def _tell_once(self, told: set[str], words: str) -> None:
+        """For what a guest can make happen again and again."""
+        if words not in told and len(told) < _MAX_TOLD:
+            told.add(words)
+            self._say(words)
 
     def connect(self) -> None:
         """After `launch`: run until the guest's agent answers."""
@@ -437,7 +465,10 @@ class ConfidentialVM:
         return self._running.panic.explain(error) if self._running is not None else error
 
     def _snapshot_path(self) -> Path | None:
-        """Where a snapshot of this very CVM is or goes; None while a part of the image is not at hand."""
+        """Where a snapshot of this very CVM is or goes; None while a part of the image is not at hand, and for a guest
+        that changes an image, which would not be as in the snapshot the next time."""
+        if any(disk.mode == WRITE for disk in self.configuration.disks):
+            return None
         ingredients = self.ingredients()
         return self._kept.place(self.configuration, ingredients) if ingredients is not None else None
 

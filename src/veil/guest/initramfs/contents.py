@@ -18,6 +18,8 @@ __all__ = ["BUSYBOX", "DRIVER_FILE", "LOCK_DOWN_FILE", "build_initramfs", "fetch
 # The agent's way out. Built into Debian's 6.12 cloud kernel, modules of its 6.1; a kernel without a module tree must
 # have them built in.
 _CHANNEL = ("virtio_pci", "virtio_console")
+# What finds disks, and the file system that Debian's images have; ext4 is built into Debian's cloud kernels.
+_DISKS = ("virtio_blk", "ext4")
 # Attestation reports through configfs (/sys/kernel/config/tsm/report), which kernels have from 6.7 on; before it, what
 # the driver asks the crypto API for by name: "gcm(aes)".
 _TSM = "tsm"
@@ -50,11 +52,12 @@ def build_initramfs(
     driver: bytes | None = None,
     driver_options: str = "",
     extra: Mapping[str, Node] | None = None,
+    disks: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> bytes:
     """The archive. `modules` are inserted at start, in this order, with what they depend on; a name may be followed by
     a space and parameters. `driver` is veil.ko, which comes before them, with the parameters
-    `driver_options`. `extra` adds or replaces members."""
+    `driver_options`. `extra` adds or replaces members. `disks`: with the drivers for them."""
     busybox = fetch_busybox(cache, progress)
     nodes = {name: Node(stat.S_IFDIR | 0o755) for name in _DIRECTORIES}
     nodes["tmp"] = nodes["var/tmp"] = Node(stat.S_IFDIR | 0o1777)
@@ -67,7 +70,7 @@ def build_initramfs(
         nodes[applet] = Node.link("/bin/busybox")
     nodes["bin/busybox"] = Node.file(busybox.read_bytes(), 0o755)
     nodes["init"] = Node.file(build_agent(cache).read_bytes(), 0o755)
-    nodes |= _module_nodes(module_tree, modules, driver, driver_options)
+    nodes |= _module_nodes(module_tree, modules, driver, driver_options, disks=disks)
     nodes |= extra or {}
     _add_parents(nodes)
     return pack_cpio(nodes)
@@ -92,7 +95,7 @@ def _applets(busybox: Path) -> list[str]:
 
 
 def _module_nodes(
-    tree: Path | None, modules: Sequence[str], driver: bytes | None, driver_options: str
+    tree: Path | None, modules: Sequence[str], driver: bytes | None, driver_options: str, *, disks: bool
 ) -> dict[str, Node]:
     own = [(_DRIVER, driver)] if driver is not None else []
     if tree is None:
@@ -101,8 +104,10 @@ def _module_nodes(
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
-    present = set(present_modules(tree, [*_CHANNEL, _TSM, *_ATTESTATION]))
+    present = set(present_modules(tree, [*_CHANNEL, *_DISKS, _TSM, *_ATTESTATION]))
     wanted = [*(name for name in _CHANNEL if name in present), *modules]
+    if disks:
+        wanted += [name for name in _DISKS if name in present]
     if _TSM in present:
         wanted += [name for name in _ATTESTATION if name in present]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}

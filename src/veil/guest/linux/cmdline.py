@@ -18,8 +18,8 @@ class KernelOption:
     reason: str
 
 
-def default_options(tsc_khz: int) -> tuple[KernelOption, ...]:
-    """The options that the machine, whose TSC has this rate, asks for.
+def default_options(tsc_khz: int, disks: int = 0) -> tuple[KernelOption, ...]:
+    """The options that the machine, whose TSC has this rate, and which has so many disks, asks for.
 
     Those for loudness and consoles beyond ttyS0 are the caller's.
     """
@@ -47,9 +47,9 @@ def default_options(tsc_khz: int) -> tuple[KernelOption, ...]:
             "mitigations=off", "the software CPU does not speculate: flushes and thunks cost time, protect nothing"
         ),
         KernelOption(
-            "swiotlb=4096",
+            f"swiotlb={4096 + 2048 * disks}",
             "8 MiB of bounce buffers, in slabs of 2 KiB; without a number an SEV guest takes 64 MiB or 6% of memory."
-            " Two virtio-console ports have at most 4 MiB in flight",
+            " Two virtio-console ports have at most 4 MiB in flight; a disk has 2 MiB, for which there are 4 more",
         ),
         KernelOption(
             "nowatchdog",
@@ -59,9 +59,9 @@ def default_options(tsc_khz: int) -> tuple[KernelOption, ...]:
     )
 
 
-def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int) -> str:
+def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int, disks: int = 0) -> str:
     """The default options and then `extra`: where the kernel takes the last of two, the caller's wins."""
-    words = [option.text for option in default_options(tsc_khz)]
+    words = [option.text for option in default_options(tsc_khz, disks)]
     words += [extra] if isinstance(extra, str) else list(extra)
     return check_command_line(" ".join(word for word in words if word))
 

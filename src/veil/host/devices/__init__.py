@@ -15,26 +15,37 @@ from veil.host.devices.legacy.serial8250 import Serial8250
 from veil.host.devices.pci.bus import PciBus
 from veil.host.devices.pci.chipset import Chipset
 from veil.host.devices.pci.function import PciFunction
-from veil.host.devices.platform import AGENT_PORT, Platform
+from veil.host.devices.platform import AGENT_PORT, MAX_DISKS, Platform
+from veil.host.devices.storage.backend import Backend, StorageError
+from veil.host.devices.storage.image import RawImage
+from veil.host.devices.storage.overlay import Blank, Overlay
+from veil.host.devices.virtio.block import VirtioBlock
 from veil.host.devices.virtio.console import ConsolePort, VirtioConsole
 from veil.host.devices.virtio.virtqueue import DmaMemory, QueueError, Virtqueue
 
 __all__ = [
     "AGENT_PORT",
+    "MAX_DISKS",
+    "Backend",
+    "Blank",
     "ChannelConnection",
     "ChannelDevice",
     "Chipset",
     "ConsolePort",
     "DmaMemory",
     "LocalApic",
+    "Overlay",
     "PciBus",
     "PciFunction",
     "Pic",
     "Pit",
     "Platform",
     "QueueError",
+    "RawImage",
     "Rtc",
     "Serial8250",
+    "StorageError",
+    "VirtioBlock",
     "VirtioConsole",
     "Virtqueue",
 ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The board: every device behind ports, device memory and MSRs, and the interrupt controllers of all VCPUs.
 
-Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), the clock on IRQ 8; the 8259s reach
-VCPU 0 through LINT0 of its local APIC. There is no I/O APIC.
+Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), disks by MSI-X (or IRQ 11, which
+they share), the clock on IRQ 8; the 8259s reach VCPU 0 through LINT0 of its local APIC. There is no I/O APIC.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
-from veil.host.devices.legacy.pic import Pic
+from veil.host.devices.legacy.pic import Pic, SharedLine
 from veil.host.devices.legacy.pit import Pit
 from veil.host.devices.legacy.power import PowerControl
 from veil.host.devices.legacy.rtc import RTC_IRQ, Rtc
@@ -25,6 +25,7 @@ from veil.host.devices.legacy.serial8250 import COM1_IRQ, Serial8250
 from veil.host.devices.msrs import MsrTable
 from veil.host.devices.pci.bus import PciBus
 from veil.host.devices.pci.chipset import Chipset, plug_chipset
+from veil.host.devices.virtio.block import VirtioBlock
 from veil.host.devices.virtio.console import VirtioConsole
 from veil.host.errors import HostError
 from veil.host.saved_state import Dumpable
@@ -32,9 +33,10 @@ from veil.host.saved_state import Dumpable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from veil.host.devices.storage.backend import Backend
     from veil.host.devices.virtio.virtqueue import DmaMemory
 
-__all__ = ["AGENT_PORT", "Platform"]
+__all__ = ["AGENT_PORT", "MAX_DISKS", "Platform"]
 
 #: The name of the binary channel (/dev/virtio-ports/veil.agent in the guest).
 AGENT_PORT = "veil.agent"
@@ -45,6 +47,13 @@ _CONSOLE_IRQ = 10
 _CONSOLE_SLOT = 1
 _CONSOLE_IO = 0xC000
 _CONSOLE_MMIO = 0xC0000000
+
+#: As many as have a place on the board.
+MAX_DISKS = 8
+_DISK_IRQ = 11
+_DISK_SLOT = 2
+_DISK_IO, _DISK_IO_STEP = 0xC100, 0x80
+_DISK_MMIO, _DISK_MMIO_STEP = 0xC0001000, 0x1000
 
 _MSR_APIC_BASE = 0x1B
 _MSR_TSC_DEADLINE = 0x6E0
@@ -81,6 +90,7 @@ class Platform:
         console: Callable[[bytes], None] | None = None,
         x2apic: bool = False,
         chipset: Chipset = Chipset.GENERIC,
+        disks: Sequence[Backend] = (),
     ) -> None:
         ids = list(range(vcpus)) if apic_ids is None else list(apic_ids)
         if len(ids) != vcpus or len(set(ids)) != vcpus:
@@ -114,6 +124,7 @@ class Platform:
             irq=_CONSOLE_IRQ,
         )
         self.pci.add(_CONSOLE_SLOT, self.console)
+        self.disks = self._plug_disks(disks)
         #: the binary channel to the guest's agent
         self.agent = self.console.ports[1]
         self.msrs = MsrTable(clock.tsc)
@@ -128,6 +139,27 @@ class Platform:
         # The hot paths, without a call in between.
         self.io_read = self.io.read
         self.io_write = self.io.write
+
+    def _plug_disks(self, backends: Sequence[Backend]) -> list[VirtioBlock]:
+        if len(backends) > MAX_DISKS:
+            raise HostError(f"{len(backends)} disks are too many: the board has room for {MAX_DISKS}")
+        line = SharedLine(self.pic.line(_DISK_IRQ))
+        disks = [
+            VirtioBlock(
+                self._dma,
+                self.interrupts.send_message,
+                line.input(),
+                backend,
+                serial=b"veil-%d" % number,
+                io_address=_DISK_IO + number * _DISK_IO_STEP,
+                mmio_address=_DISK_MMIO + number * _DISK_MMIO_STEP,
+                irq=_DISK_IRQ,
+            )
+            for number, backend in enumerate(backends)
+        ]
+        for number, disk in enumerate(disks):
+            self.pci.add(_DISK_SLOT + number, disk)
+        return disks
 
     # What is told to the hypervisor
 
@@ -275,6 +307,7 @@ class Platform:
         devices: dict[str, Dumpable] = {
             "pci": self.pci,
             "console": self.console,
+            **{f"disk {number}": disk for number, disk in enumerate(self.disks)},
             "serial": self.serial,
             "pit": self.pit,
             "rtc": self.rtc,

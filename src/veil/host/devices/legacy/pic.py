@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from veil.host.devices.bus import IoBus
 
-__all__ = ["Pic"]
+__all__ = ["Pic", "SharedLine"]
 
 _MASTER_PORT, _SLAVE_PORT = 0x20, 0xA0
 _MASTER_ELCR, _SLAVE_ELCR = 0x4D0, 0x4D1
@@ -255,3 +255,23 @@ class Pic:
         load_integers(self._master, _Chip.SAVED, state["master"])
         load_integers(self._slave, _Chip.SAVED, state["slave"])
         self._update()
+
+
+class SharedLine:
+    """An interrupt line that several devices drive: it is high while one of them wants it so."""
+
+    def __init__(self, drive: Callable[[bool], None]) -> None:
+        self._drive = drive
+        self._inputs = 0
+        self._high = 0
+
+    def input(self) -> Callable[[bool], None]:
+        """One device's end."""
+        mine = 1 << self._inputs
+        self._inputs += 1
+
+        def drive(level: bool) -> None:
+            self._high = self._high | mine if level else self._high & ~mine
+            self._drive(bool(self._high))
+
+        return drive

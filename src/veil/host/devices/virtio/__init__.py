@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The virtio console over PCI."""
+"""virtio devices over PCI: the console and disks."""

@@ -107,6 +107,7 @@ class VirtioPci(PciFunction):
         io_address: int,
         mmio_address: int,
         irq: int,
+        queue_size: int = _QUEUE_SIZE,
     ) -> None:
         super().__init__(
             vendor=_VENDOR,
@@ -117,7 +118,7 @@ class VirtioPci(PciFunction):
         )
         self._set_irq = set_irq
         self.features = features | _REQUIRED
-        self.queues = [Virtqueue(memory, _QUEUE_SIZE) for _ in range(queues)]
+        self.queues = [Virtqueue(memory, queue_size) for _ in range(queues)]
         self._vectors = [_NO_VECTOR] * queues
         self._device_select = self._driver_select = 0
         self.driver_features = 0
@@ -460,3 +461,5 @@ class VirtioPci(PciFunction):
         load_integers(self, self._SAVED, state["registers"])
         self._vectors = vectors
         self.fault = state["fault"]
+        # Others may share the line; the controller's own state is loaded after this.
+        self._update_line()
