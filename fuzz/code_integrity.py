@@ -142,6 +142,13 @@ def _run(data: bytes) -> None:
     except struct.error as error:
         raise FormatError(str(error)) from error
     machine = _machine()
+    try:
+        _attack(machine, given)
+    finally:
+        machine.close()
+
+
+def _attack(machine: ModelMachine, given: _Input) -> None:
     text = {gpa: bytes(machine.pages[gpa]) for gpa in range(_TEXT.start, _TEXT.stop, PAGE_SIZE)}
     number = _module(machine, given)
     for report in given.reports:

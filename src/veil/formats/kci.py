@@ -105,6 +105,7 @@ class ModuleMemory(NamedTuple):
         return self.address + self.size
 
 
+_MEMORY_TYPES = tuple(MemoryType)
 _PREPARED = struct.Struct("<Q14Q")
 FILE_PART = struct.Struct("<QQ")
 
@@ -128,7 +129,7 @@ class ModulePrepared(NamedTuple):
         if len(body) != _PREPARED.size:
             raise FormatError(f"a module's memory is told in {_PREPARED.size} bytes, not {len(body)}")
         percpu, *numbers = _PREPARED.unpack(body)
-        told = {kind: ModuleMemory(*numbers[2 * kind : 2 * kind + 2]) for kind in MemoryType}
+        told = {kind: ModuleMemory(*numbers[2 * kind : 2 * kind + 2]) for kind in _MEMORY_TYPES}
         memory = {kind: place for kind, place in told.items() if place != (0, 0)}
         check_module_memory(memory)
         return cls(percpu, memory)

@@ -18,7 +18,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from veil.formats.errors import FormatError
 from veil.formats.page_owners import Owner
@@ -116,8 +116,7 @@ def mailbox_and_outbox(gpa: int, size: int) -> tuple[tuple[int, int], tuple[int,
     return (gpa, size - OUTBOX_SIZE), (gpa + size - OUTBOX_SIZE, OUTBOX_SIZE)
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """Ranges (GPA, size; whole pages) that `source` has and `target` gets."""
 
     source: Owner
@@ -125,8 +124,7 @@ class Change:
     ranges: Sequence[tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """Changes of which all are made, in their order, or none."""
 
     changes: Sequence[Change]
@@ -170,8 +168,7 @@ def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:
         raise FormatError(f"a move is of {MOVE_RANGES} ranges and {MOVE_PAGES} pages at most")
 
 
-@dataclass(frozen=True)
-class CopyIn:
+class CopyIn(NamedTuple):
     """The first `length` bytes of these pages of the kernel's, to `target` in the services' memory."""
 
     target: int

@@ -225,10 +225,10 @@ class Grants:
         book = self._state.book
         if not book.is_all(Owner.SERVICE, copy.target, copy.length):
             raise _Refused(Status.NOT_ALLOWED, "a copy goes into the services' memory only")
-        for page in copy.pages:
-            # Not a context, not protected memory, not what another VCPU passes arguments in: the kernel's own pages.
-            if not book.is_kernel(page, PAGE_SIZE):
-                raise _Refused(Status.BAD_REQUEST, f"the page {page:#x} is not the kernel's")
+        # Not a context, not protected memory, not what another VCPU passes arguments in: the kernel's own pages.
+        other = book.first_not_kernel(copy.pages)
+        if other is not None:
+            raise _Refused(Status.BAD_REQUEST, f"the page {other:#x} is not the kernel's")
         try:
             content = b"".join(cpu.view.read(page, PAGE_SIZE) for page in copy.pages)
         except RmpViolation as violation:

@@ -9,7 +9,7 @@ address, and every address that it names is looked up here first. What an owner'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
@@ -21,6 +21,7 @@ __all__ = ["Owner", "PageBook"]
 _KERNEL = int(Owner.KERNEL)
 _CHANGEABLE = bytes(owner for owner, row in ROWS.items() if row.kernel_may_change)
 _DATA = bytes(owner for owner, row in ROWS.items() if row.kernel_data)
+_ALLOWED = frozenset((int(before), int(after)) for before, after in TRANSITIONS)
 _RUN = re.compile(rb"(.)\1*", re.DOTALL)
 
 
@@ -41,7 +42,7 @@ class PageBook:
         """The same for a change that `TRANSITIONS` allows for each page; raises ValueError for another one."""
         first, count = gpa // PAGE_SIZE, size // PAGE_SIZE
         for before in set(self._owners[first : first + count]):
-            if before != owner and (Owner(before), owner) not in TRANSITIONS:
+            if before != owner and (before, owner) not in _ALLOWED:
                 raise ValueError(f"a page of {Owner(before).name} never becomes one of {owner.name}")
         self.claim(gpa, size, owner)
 
@@ -60,6 +61,15 @@ class PageBook:
     def is_kernel(self, gpa: int, size: int = 1) -> bool:
         """Is every page of the range the kernel's to do with what it likes?"""
         return self._all(gpa, size, _CHANGEABLE)
+
+    def first_not_kernel(self, pages: Iterable[int]) -> int | None:
+        """The first of these pages (GPAs) that is not the kernel's to do with what it likes."""
+        owners, count = self._owners, len(self._owners)
+        for gpa in pages:
+            page = gpa // PAGE_SIZE
+            if not 0 <= page < count or owners[page] not in _CHANGEABLE:
+                return gpa
+        return None
 
     def is_kernel_data(self, gpa: int, size: int = 1) -> bool:
         """May the kernel read and write every page of the range? Calling areas, too: it passes arguments in them."""

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.domains import Domain
@@ -253,7 +254,7 @@ class ServiceDomain:
         error: Exception
         try:
             body = work()
-            if isinstance(body, Generator):
+            if isinstance(body, GeneratorType):
                 body = self._advance(view, request, body, None)
             if body is None and request is self._waiting:
                 return None
@@ -372,7 +373,7 @@ class ServiceDomain:
     def _guard(self, service: Service, access: RefusedAccess) -> Asking[bytes]:
         try:
             verdict = service.access_refused(access)
-            if isinstance(verdict, Generator):
+            if isinstance(verdict, GeneratorType):
                 verdict = yield from verdict
             if not isinstance(verdict, Verdict):
                 raise TypeError(f"a verdict is a Verdict, not {type(verdict).__name__}")

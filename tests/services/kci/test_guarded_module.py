@@ -61,7 +61,7 @@ class _Kernel:
             },
             unordered=(range(ADDRESS + 100, ADDRESS + 120),),
         )
-        module = GuardedModule(1, prepared, ModulePrepared(0, {}), [], b"")
+        module = GuardedModule(1, prepared, ModulePrepared(0, {}), None, b"")  # type: ignore[arg-type]
         rules: Any = _Rules()
         anything: Any = None
         pages = checked_pages(FRAMES, live=False)

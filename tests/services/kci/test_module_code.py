@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,3 +122,23 @@ def test_a_variable_that_patches_follow(module: _Module, monkeypatch: pytest.Mon
     assert module.is_sound(TEXT)
     assert module.is_sound(TEXT)
     assert module.explained == 5, "what cannot be read is not known to be the same"
+
+
+def test_what_was_around_before_it_came_is_around_when_it_has_left(module: _Module) -> None:
+    with_it = module.code.around(module.near)
+    assert module.code.without(MemoryType.TEXT, with_it) is module.near
+    others = with_it.admit(targets=[OTHERS])
+    left = module.code.without(MemoryType.TEXT, others)
+    assert OTHERS in left.targets.tolist()
+    assert module.code.without(MemoryType.TEXT, others) is left
+    assert OTHERS not in module.code.without(MemoryType.TEXT, with_it).targets.tolist()
+
+
+def test_rules_are_no_garbage_that_waits(module: _Module) -> None:
+    """Of a large module they have many megabytes, and Python looks for cycles seldom."""
+    gc.disable()
+    try:
+        gone, module.code = weakref.ref(module.code), None  # type: ignore[assignment]
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -102,7 +102,7 @@ def _requests(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[l
     ranges = left = 0
     for pages, source, target in moves:
         some: list[tuple[int, int]] = []
-        for gpa, size in _split(_joined((gpa, PAGE_SIZE) for gpa in sorted(pages))):
+        for gpa, size in _ranges(pages):
             if not ranges or size > left or (not some and len(changes) == MOVE_CHANGES):
                 if changes:
                     yield changes
@@ -129,7 +129,16 @@ def _joined(parts: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield start, size
 
 
-def _split(ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for gpa, size in ranges:
-        for at in range(0, size, _MOVE_BYTES):
-            yield gpa + at, min(_MOVE_BYTES, size - at)
+def _ranges(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """(GPA, size) of neighbours together, none longer than a request may name."""
+    found = list[tuple[int, int]]()
+    start = end = -1
+    for gpa in sorted(pages):
+        if gpa != end or end - start == _MOVE_BYTES:
+            if end > start:
+                found.append((start, end - start))
+            start = gpa
+        end = gpa + PAGE_SIZE
+    if end > start:
+        found.append((start, end - start))
+    return found

@@ -47,8 +47,8 @@ class GuardedModule:
     prepared: Prepared
     told: ModulePrepared
     """Where it lies, as the driver said; what it said about pages is in `code`."""
-    targets: Sequence[int]
-    """Functions of it that may be called through a pointer."""
+    rules: ModuleCode
+    """Those of all its code, as it came."""
     body: bytes
     """Its file, without signature: from which all of this follows again."""
     code: dict[MemoryType, GuardedCode] = field(default_factory=dict)
@@ -166,7 +166,8 @@ def check_module(
     read_only = {kind: frames[kind] for kind in _READ_ONLY if kind in frames}
     _check_read_only(context.guest, module.prepared, read_only)
     data = KernelData(context, measured)
-    yield from data.fetch({address for piece in code.values() for address in piece.rules.variables})
+    if variables := {address for piece in code.values() for address in piece.rules.variables}:
+        yield from data.fetch(variables)
     for kind, piece in code.items():
         wrong = rules.unexplained(kind, piece.read(piece.address, piece.size), data.read, configuration)
         if wrong is not None:

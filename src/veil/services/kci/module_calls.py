@@ -31,17 +31,15 @@ from veil.services.kci.guarded_module import (
     give_back,
     take_pages,
 )
-from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.measured_kernel import MeasuredKernel
-from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
 from veil.services.kci.recent_modules import RecentModules
-from veil.services.kci.surroundings import Surroundings
 
 __all__ = ["ModuleCalls"]
 
 _MAX_MODULES = 1024
+_ALL = tuple(MemoryType)
 #: Modules that are loaded before lock-down wait for it with their files.
 _MAX_EARLY = 64
 
@@ -76,9 +74,12 @@ class ModuleCalls:
         self.modules: dict[int, GuardedModule] = {}
 
     def codes(self) -> Iterator[GuardedCode]:
-        """The code of all modules."""
+        """The code of all modules, with rules that know what is around now."""
         for module in self.modules.values():
-            yield from module.code.values()
+            for code in module.code.values():
+                assert self._text is not None
+                code.rules.admit(self._text.rules.near)
+                yield code
 
     def address_of(self, gpa: int) -> int | None:
         """Where the kernel's image or a module has a page that is guarded."""
@@ -193,14 +194,14 @@ class ModuleCalls:
             exported = prepared.name
             # Only now: if the same file runs already, these rules are its own, and its init code may be gone.
             code.admit(text.rules.near)
-            module = GuardedModule(number, prepared, told, code.targets, admitted.body, live=live)
+            module = GuardedModule(number, prepared, told, code, admitted.body, live=live)
             yield from check_module(self._context, self._measured, module, frames, code, configuration)
         except Exception:
             if exported is not None:
                 self._exports.remove(exported)
             yield from give_back(self._context, checked_pages(frames, live=live))
             raise
-        self._know(module, code)
+        self._know(module)
         self._ledger.tell(
             CodeEvent.MODULE_ADMITTED,
             f"the module {prepared.name} {prepared.version}".rstrip() + f" is admitted, {_vouched(prepared)}",
@@ -216,20 +217,15 @@ class ModuleCalls:
             self._exported = self._measured.exported()
         return self._exported
 
-    def _know(self, module: GuardedModule, code: ModuleCode) -> None:
+    def _know(self, module: GuardedModule) -> None:
         self.modules[module.number] = module
         assert self._text is not None
-        near = code.around(self._text.rules.near)
-        for kind, rules in code.rules.items():
+        near = module.rules.around(self._text.rules.near)
+        for kind in module.rules.rules:
             if kind not in module.code:
                 # Its init function returned before: what was there is the kernel's memory, and nothing leads there.
-                near = near.retire(rules.range)
-        self._surround(near)
-
-    def _surround(self, near: Surroundings) -> None:
-        assert self._text is not None
-        for code in (self._text, *self.codes()):
-            code.rules.admit(near)
+                near = module.rules.without(kind, near)
+        self._text.rules.admit(near)
 
     def live(self, number: int) -> Asking[None]:
         """Its init code is not code any more, and what only that writes is read-only. Raises KciError, ModuleRefused,
@@ -253,7 +249,7 @@ class ModuleCalls:
         if self._early.pop(number, None) is not None:
             return
         module = self._module(number)
-        yield from self._release(module, *MemoryType)
+        yield from self._release(module, *_ALL)
         del self.modules[number]
         self._exports.remove(module.prepared.name)
         self._ledger.tell(
@@ -273,14 +269,13 @@ class ModuleCalls:
 
     def _release(self, module: GuardedModule, *kinds: MemoryType, late: Sequence[int] = ()) -> Asking[None]:
         """These types of memory are the kernel's again, and what is read-only `late` is taken from it."""
-        codes = [module.code[kind] for kind in kinds if kind in module.code]
-        if codes:
-            # Nothing leads there from here on; then the pages are data.
-            assert self._text is not None
-            near = self._text.rules.near
-            for code in codes:
-                near = near.retire(AddressRange(code.address, code.address + code.size))
-            self._surround(near)
+        assert self._text is not None
+        near = self._text.rules.near
+        for kind in kinds:
+            if kind in module.code:
+                # Nothing leads there from here on; then the pages are data.
+                near = module.rules.without(kind, near)
+        self._text.rules.admit(near)
         # Before VeilMon is asked: it may be several requests, and the host can make a later one fail. By then the
         # first pages are the kernel's, which may be another module's code next: these rules must not patch that.
         module.leave(kinds)
@@ -343,13 +338,13 @@ class ModuleCalls:
             told = ModulePrepared.parse(bytes.fromhex(item["told"]))
             prepared, rules = self._recent.derive(admitted, told, self._exports, text.rules.near)
             self._exports.add(prepared.name, prepared.exports)
-            module = GuardedModule(item["number"], prepared, told, rules.targets, admitted.body, live=item["live"])
+            module = GuardedModule(item["number"], prepared, told, rules, admitted.body, live=item["live"])
             pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
             module.code = code_again(self._context.guest, prepared, pages, rules)
             module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}
             module.late = item["late"]
             module.leaving = {int(gpa): Owner(owner) for gpa, owner in item["leaving"].items()}
-            self._know(module, rules)
+            self._know(module)
         self._saved = []
 
 

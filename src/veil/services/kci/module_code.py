@@ -49,14 +49,17 @@ class ModuleCode:
             functions = _between(prepared.symbols, at, len(code))
             called = entries(code, at, functions, tables.endbr_seals, marked=near.marked)
             self.targets += distinct(np.concatenate([called, addressed(functions, contents)])).tolist()
+        read = _reader(self._images)
         trampolines = [at for name, at in prepared.symbols.items() if name.startswith("__SCT__")]
         self._near, own = near, near.admit(targets=self.targets)
         self.rules: Mapping[MemoryType, CodeRules] = {
-            kind: CodeRules(at, code, _tables(tables, kind), self._read, own, trampolines)
+            kind: CodeRules(at, code, _tables(tables, kind), read, own, trampolines)
             for kind, (at, code) in self._images.items()
         }
         self._around = own
         self._sound: dict[MemoryType, _Input] = {}
+        self._left: dict[MemoryType, tuple[Surroundings, Surroundings]] = {}
+        """What was around when a piece left that had come, and what was around then."""
 
     def around(self, near: Surroundings) -> Surroundings:
         """The code around with this module's own."""
@@ -66,6 +69,15 @@ class ModuleCode:
                 self._sound.clear()
             self._near = near
         return self._around
+
+    def without(self, kind: MemoryType, near: Surroundings) -> Surroundings:
+        """The code around without a piece of this module's, which is no code any more."""
+        left = self._left.get(kind)
+        if left is None or left[0] is not near:
+            after = near.retire(self.rules[kind].range)
+            # As before it came: known by that when it comes again.
+            left = self._left[kind] = near, self._near if after.equals(self._near) else after
+        return left[1]
 
     def admit(self, near: Surroundings) -> None:
         """The same module at the same place again, with other code around, perhaps."""
@@ -92,11 +104,16 @@ class ModuleCode:
             self._sound[kind] = asked
         return None
 
-    def _read(self, address: int, length: int) -> bytes:
-        for at, code in self._images.values():
+
+def _reader(images: Mapping[MemoryType, tuple[int, bytes]]) -> ReadMemory:
+    # No method: rules that know who has them would be garbage of many megabytes until somebody looks for cycles.
+    def read(address: int, length: int) -> bytes:
+        for at, code in images.values():
             if at <= address and address + length <= at + len(code):
                 return code[address - at : address - at + length]
         raise TableError(f"{address:#x}+{length:#x} is not in the module's code")
+
+    return read
 
 
 def _asked(rules: CodeRules, now: bytes, data: ReadMemory, configuration: Configuration) -> _Input | None:

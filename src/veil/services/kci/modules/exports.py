@@ -85,9 +85,11 @@ class ExportedSymbols:
         """Of a module that runs now. Raises ModuleRefused if one is exported already (verify_exported_symbols)."""
         if module in self._names:
             raise ModuleRefused(f"a module {module} runs already")
-        for name in (*exports.anyone, *exports.gpl_only):
-            if self.resolve(name, gpl=True) is not None:
-                raise ModuleRefused(f"{module} exports {name}, which is exported already")
+        new = exports.anyone.keys() | exports.gpl_only.keys()
+        for other in self._exporters.values():
+            for names in (other.anyone.keys(), other.gpl_only.keys()):
+                if not names.isdisjoint(new):
+                    raise ModuleRefused(f"{module} exports {min(names & new)}, which is exported already")
         self._names.add(module)
         if exports.anyone or exports.gpl_only:
             self._exporters[module] = exports
