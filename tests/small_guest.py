@@ -113,6 +113,10 @@ class SmallGuest:
             gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x08, 0, 0xEE, handler >> 16, 0, 0)
             self.top.write(IDT + 16 * vector, gate)
 
+    def map(self, address: int, gpa: int) -> None:
+        """Another virtual address, below the end of memory, for a page."""
+        self.top.write_u64(_PT + 8 * (address // PAGE), gpa | _PRESENT_RW_USER | _C_BIT)
+
     def put(self, code: str, at: int = CODE) -> None:
         """Assemble code to an address."""
         self.top.write(at, assemble(code, at))

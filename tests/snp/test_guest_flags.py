@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.small_guest import FREE, SmallGuest
-from veil.snp import ExitCode
+from veil.snp import ExitCode, Permission
 
 CARRY, PARITY, ZERO, OVERFLOW = 1, 1 << 2, 1 << 6, 1 << 11
 USUAL = 0x202
@@ -34,3 +34,29 @@ def test_compare_and_exchange_changes_zf_alone(instruction: str, *, equal: bool,
             pass
         assert exit_code == ExitCode.HLT
         assert guest.vmsa().rflags == USUAL | CARRY | PARITY | OVERFLOW | (ZERO if equal else 0)
+
+
+@pytest.mark.parametrize("rights", [Permission.NONE, Permission.R], ids=["no access", "no store"])
+@pytest.mark.parametrize(
+    ("instruction", "value", "flags"),
+    [
+        # Flags of XOR and of nothing before in the block: both are worked out before the store.
+        ("xor ebx, ebp\nseto byte ptr [rdi]", 0x00, PARITY),
+        ("test ebx, ebx\njmp 1f\n1: setg byte ptr [rdi]", 0x01, PARITY),
+        ("rcl byte ptr [rdi], 1", 0x01, 0),
+        ("xor ebx, ebp\nrcr byte ptr [rdi], 1", 0x00, PARITY),
+        ("rcr byte ptr [rdi], 1", 0x80, OVERFLOW),
+    ],
+)
+def test_a_refused_access_is_made_again_with_the_same_flags(
+    instruction: str, value: int, flags: int, rights: Permission
+) -> None:
+    """Some of these work out all flags and then access memory: there the host may have to give the page first."""
+    code = f"mov rdi, {FREE}\nmov ebx, 5\nmov ebp, 6\npush {USUAL | CARRY}\npopfq\n{instruction}\nhlt"
+    with SmallGuest(code) as guest:
+        guest.permit(FREE, rights)
+        assert guest.run() == ExitCode.NPF
+        guest.permit(FREE, Permission.ALL)
+        assert guest.run() == ExitCode.HLT
+        assert guest.top.read(FREE, 1)[0] == value
+        assert guest.vmsa().rflags == USUAL | flags

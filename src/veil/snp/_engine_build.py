@@ -99,6 +99,36 @@ _EDITS = (
         "case 1: /* CMPXCHG8, CMPXCHG16 */\n",
         "case 1: /* CMPXCHG8, CMPXCHG16 */\n            gen_update_cc_op(s);\n",
     ),
+    # SETcc, RCL and RCR work out all flags before they access memory. For a fault there they are in CC_SRC already, not
+    # where they were at the instruction's start; and RCL and RCR change CF before the store: what is in memory is
+    # stored first, so that the fault comes before.
+    (
+        "src/qemu/target/i386/translate.c",
+        "    CCOp last_cc_op;",
+        "    TCGOp *insn_start;\n    CCOp last_cc_op;",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    tcg_gen_insn_start(tcg_ctx, dc->base.pc_next, dc->cc_op);\n",
+        "    tcg_gen_insn_start(tcg_ctx, dc->base.pc_next, dc->cc_op);\n    dc->insn_start = tcg_last_op(tcg_ctx);\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "        gen_setcc1(s, b, s->T0);\n        gen_ldst_modrm(",
+        "        gen_setcc1(s, b, s->T0);\n        tcg_set_insn_start_param(s->insn_start, 1, s->cc_op);\n"
+        "        gen_ldst_modrm(",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    // assert(s->cc_op == CC_OP_EFLAGS);\n",
+        "    tcg_set_insn_start_param(s->insn_start, 1, s->cc_op);\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "        gen_op_mov_v_reg(s, ot, s->T0, op1);\n    \n    if (is_right) {\n",
+        "        gen_op_mov_v_reg(s, ot, s->T0, op1);\n    if (op1 == OR_TMP0) {\n"
+        "        gen_op_st_v(s, ot, s->T0, s->A0);\n    }\n    if (is_right) {\n",
+    ),
     # INVD is 0F 08, WBINVD 0F 09.
     ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
 )

@@ -9,10 +9,11 @@
 
 #include "qemu/timer.h"
 
-static TCGLabel *veil_stop_label;
+/* Engines of several threads may translate at the same time. */
+static __thread TCGLabel *veil_stop_label;
 
 #ifdef VEIL_ENGINE_COUNTS
-static TCGOp *veil_count_op;
+static __thread TCGOp *veil_count_op;
 uint64_t *veil_instruction_count(struct uc_struct *uc);
 #endif
 
