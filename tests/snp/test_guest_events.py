@@ -133,6 +133,41 @@ def test_delivery_that_meets_a_nested_page_fault_is_repeated_once(kind: str, bar
         assert (trap.vector, trap.error_code, trap.times) == (vector, error, 1)
 
 
+@pytest.mark.parametrize("before", range(1, 16))
+def test_a_gate_and_a_task_state_over_two_pages(before: int) -> None:
+    """What the core reads itself, in both pages at once, again and again."""
+    with SmallGuest("1: int3\njmp 1b", cpl=3) as guest:
+        table, task = FREE + PAGE - 3 * 16 - before, FREE + 3 * PAGE - 4 - before % 8
+        guest.top.write(table, guest.top.read(IDT, 16 * 4))
+        guest.top.write_u64(task + 4, STACK - 0x800)
+        vmsa = guest.vmsa()
+        vmsa.idtr.base, vmsa.tr.base = table, task
+        guest.top.write(VMSA, bytes(vmsa))
+        for times in (1, 2, 3):
+            assert guest.run() == ExitCode.HLT
+            assert guest.trap() == (3, 0, CODE + 1, times)
+            assert guest.vmsa().rsp == STACK - 0x800 - 40
+
+
+def test_a_frame_over_code_that_has_run() -> None:
+    """The frame's SS is two instructions and their bytes; behind it is HLT."""
+    code = f"""
+        lea rax, [rip + 1f]
+        mov rbx, {STACK - 8}
+        jmp rbx
+    1:  int3
+        mov rax, {FREE}
+        jmp rbx
+    """
+    with SmallGuest(code) as guest:
+        guest.put("jmp rax", STACK - 8)
+        guest.put("hlt", STACK)
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 1
+        assert guest.run() == ExitCode.HLT
+        assert guest.vmsa().rip == STACK + 1
+
+
 def test_read_modify_write_happens_once() -> None:
     with SmallGuest(f"add qword ptr [{FREE}], 1\nlock xadd qword ptr [{FREE + 8}], rcx\nhlt") as guest:
         guest.top.write_u64(VMSA + 0x308, 1)

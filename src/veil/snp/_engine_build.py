@@ -3,7 +3,7 @@
 
 Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
 changed before it is compiled (`_EDITS` and the header in `engine/shadow`), the rest at link time: `--wrap` sends calls
-of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/tlb.c`, `engine/run.c` and
+of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/accesses.c`, `engine/tlb.c`, `engine/run.c` and
 `engine/self_modifying_code.c`.
 """
 
@@ -134,6 +134,9 @@ _EDITS = (
 )
 
 _WRAPPED = (
+    "cpu_ldl_mmuidx_ra",
+    "cpu_ldq_mmuidx_ra",
+    "cpu_stq_mmuidx_ra",
     "cpu_svm_check_intercept_param",
     "cpu_vmexit",
     "cpu_x86_update_cr3",

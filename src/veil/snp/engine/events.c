@@ -88,6 +88,14 @@ void veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr
     cpu_loop_exit(e->cs);
 }
 
+/* The loop delivers it without looking for an instruction of SNP's at RIP. */
+void veil_raise_undefined(struct veil_engine *e)
+{
+    e->delivering = (struct veil_event){.pending = true, .vector = EXCP06_ILLOP, .type = SVM_EVTINJ_TYPE_EXEPT >> 8};
+    e->cs->exception_index = EXCP_INTERRUPT;
+    cpu_loop_exit(e->cs);
+}
+
 /*
  * QEMU's tables do not know that #VC has an error code: push it below the frame
  * just made. It cannot fault where the frame did not: in long mode the frame ends

@@ -13,6 +13,9 @@ uint64_t veil_exit_interruption(const struct veil_event *event);
 /* `retaddr` as for veil_exit(). */
 void QEMU_NORETURN veil_raise_vc(struct veil_engine *e, uint64_t error_code, uintptr_t retaddr);
 
+/* #UD, of an instruction before which the translator has stored RIP and the flags. */
+void QEMU_NORETURN veil_raise_undefined(struct veil_engine *e);
+
 void veil_take_exception(struct veil_engine *e);
 void veil_deliver_event(struct veil_engine *e);
 

@@ -274,7 +274,7 @@ void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend)
     target_ulong target;
 
     if (!(env->efer & MSR_EFER_SCE)) {
-        raise_exception_err_ra(env, EXCP06_ILLOP, 0, GETPC());
+        veil_raise_undefined(veil_of(env)); /* an enclave's system call */
     }
     if (env->hflags & HF_LMA_MASK) {
         env->regs[R_ECX] = env->eip + next_eip_addend;
