@@ -3,7 +3,7 @@
 host and process are played by the test.
 
 The bench of VeilMon's tests has no core; here it gets one. A program is an ordinary one for Linux, with Veil's own
-runtime around it. Of system calls the process does what `answers` has, and `write`; the rest it refuses.
+runtime around it. Of system calls the process does what `answers` has, `write` and `getpid`; the rest it refuses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ __all__ = ["SMALL", "EnclaveMachine", "Ending", "Starved", "assemble_program", "
 
 #: A manifest for the little memory that the bench has.
 SMALL: dict[str, object] = {"memory": "1M", "stack": "64K", "threads": 1}
-_WRITE, _ENOSYS = 1, -38
+_WRITE, _GETPID, _ENOSYS = 1, 39, -38
+#: Of the process.
+_NUMBER = 1234
 _SECONDS = 5
 _RESULT = 0x40
 #: A program that leaves so often gets nowhere.
@@ -211,6 +213,8 @@ class EnclaveMachine(EnclaveBench):
     def _call(self, block: WindowBlock) -> int:
         if block.nr in self.answers:
             return self.answers[block.nr](block)
+        if block.nr == _GETPID:
+            return _NUMBER
         if block.nr != _WRITE:
             return _ENOSYS
         self.output += self.read_window(block.args[1], block.args[2])

@@ -37,6 +37,7 @@ static u32 leaves;
 static u64 may_from[PARTS], may_to[PARTS];
 static bool checks;
 const char copy_user_site[1], copy_user_fault[1], swap_user_site[1], swap_user_fault[1];
+const char peek_site[1], peek_fault[1];
 
 static u8 byte(void)
 {

@@ -17,7 +17,7 @@ from veil.guest.enclaves.manifest import Manifest
 from veil.guest.enclaves.runtime.build import RUNTIME_FLAGS
 from veil.guest.enclaves.trusted_files import ComputerFiles
 
-__all__ = ["ANYTHING", "Lie", "NativeRuntime", "compile_program"]
+__all__ = ["ANYTHING", "EVERY_CALL", "Lie", "NativeRuntime", "compile_program"]
 
 _HERE = Path(__file__).parent / "native"
 #: All that a test may need: the kernel outside is this computer's.
@@ -39,6 +39,10 @@ def compile_program(place: Path, text: str, *flags: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return place / "program"
+
+
+#: Instead of a system call's number: each one, from one `sync` to the next, but `write`.
+EVERY_CALL = 4095
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime
+from tests.guest.enclaves.native_runtime import ANYTHING, EVERY_CALL, Lie, NativeRuntime
 from tests.services.enc.believing import believes_results, reads_twice
 from veil.guest.enclaves.image import EnclaveImage
 
@@ -36,6 +36,7 @@ _HANDLER = re.compile(r"^OWN\((\d+), (\w+), \w+, \w+\)$", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+)(?:\(([^)]*)\))?")
 _TABLE = files("veil.guest.enclaves.runtime").joinpath("src", "calls.def").read_text()
 _PATH = "@16:x2f746d7000"  # /tmp
+_PASSWD = "@16:x2f6574632f70617373776400"  # /etc/passwd
 
 
 class _Described(NamedTuple):
@@ -294,6 +295,14 @@ _NETWORK = {
     ),
 }
 _OTHERS = {
+    **_answered("getpid", "39", 39, 0, 1 << 23, why=b"getpid is answered by"),
+    **_answered("gettid", "186", 39, 1 << 23, why=b"getpid is answered by"),
+    **_answered("getuid", "102", 102, 1 << 32, why=b"getuid is answered by"),
+    **_answered("getgid", "104", 104, 1 << 32, why=b"getgid is answered by"),
+    **_answered("geteuid", "107", 107, _ENCLAVE, why=b"geteuid is answered by"),
+    **_answered("getegid", "108", 108, _ENCLAVE, why=b"getegid is answered by"),
+    **_answered("setuid", "105 0", 105, 1, why=b"setuid is answered by"),
+    **_answered("setgid", "106 0", 106, 1, why=b"setgid is answered by"),
     **_answered("uname", "63 @390", 63, 1, why=b"uname is answered by 0x1, which it cannot be"),
     "uname without an end": _Attack("63 @390", _lie(63, None, (0, 64, 1, 0x61)), b"a string of uname does not end"),
     **_answered("alarm", "37 0", 37, 1 << 32, why=b"alarm is answered by"),
@@ -309,24 +318,83 @@ _OTHERS = {
     "time": _Attack("201 @8", _lie(228, 0, (1, 8, 8, (1 << 64) - 1)), b"clock 0 says"),
 }  # fmt: skip
 _ATTACKS = {**_FILES, **_DESCRIPTORS, **_NETWORK, **_OTHERS}
-#: The kernel has no word in these, or only that of another call in the tables (a file's map is read by pread64).
+#: The kernel has no word in these; how each is called to show it.
 _INSIDE = {
-    "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "madvise", "rt_sigaction", "rt_sigprocmask",
-    "rt_sigreturn", "rt_sigpending", "rt_sigtimedwait", "rt_sigsuspend", "sigaltstack", "pause", "kill", "tkill",
-    "tgkill", "getpid", "gettid", "clone", "clone3", "fork", "vfork", "execve", "exit", "exit_group", "futex",
-    "set_tid_address", "set_robust_list", "rseq", "membarrier", "sched_setaffinity", "sched_getaffinity", "getcpu",
-    "getcwd", "chdir", "fchdir", "getrlimit", "setrlimit", "prlimit64", "prctl", "arch_prctl", "clock_getres",
-    "getrandom", "fadvise64", "close_range", "close",
+    "mmap": "9 0 8192 3 34 -1 0", "mprotect": "10 & 4096 3", "munmap": "11 1048576 4096", "brk": "12 0",
+    "mremap": "25 1048576 4096 8192 1", "msync": "26 & 4096 4", "madvise": "28 & 4096 4",
+    "rt_sigaction": "13 10 0 @32 8", "rt_sigprocmask": "14 0 0 @8 8", "rt_sigpending": "127 @8 8",
+    "sigaltstack": "131 0 @24", "kill": "62 0 0", "tkill": "200 0 0", "tgkill": "234 0 0 0",
+    "set_tid_address": "218 0", "set_robust_list": "273 0 24", "rseq": "334 0 0 0 0", "membarrier": "324 0 0",
+    "clone3": "435 0 0", "fork": "57", "vfork": "58", "execve": f"59 {_PATH} 0 0",
+    "sched_setaffinity": "203 0 8 @8", "sched_getaffinity": "204 0 8 @8", "getcpu": "309 @4 @4",
+    "getcwd": "79 @64 64", "getrlimit": "97 3 @16", "setrlimit": "160 3 @16", "prlimit64": "302 0 3 0 @16",
+    "prctl": "157 3 0", "arch_prctl": "158 4099 @8", "clock_getres": "229 1 @16", "getrandom": "318 @8 8 0",
+    "fadvise64": "221 1 0 0 0", "close_range": "436 3 4 0",
 }  # fmt: skip
+#: What it answers does not come to the program: these wait, and know themselves whether there is an end to it.
+_WAITING = {"futex": "202 @4 128 0 @16:q0,q1000000", "rt_sigtimedwait": "128 @8:q512 0 @16:q0,q1000000 8"}
+#: The rest. An ending has no answer, and a handler's return none either. `close` has done its part when it asks.
+#: `clone` asks the process, for a number or an error. What a folder is, and what a mapped file holds, other calls ask.
+_NO_ANSWER = {"exit", "exit_group", "rt_sigreturn", "pause", "rt_sigsuspend", "close", "clone", "chdir", "fchdir"}
 
 
 def test_no_call_is_forgotten() -> None:
+    """A call that is added to the table without a case here fails this one."""
     described = {call.name for call in _described()}
     handled = {name for _, name in _HANDLER.findall(_TABLE)}
-    named = {word for name in _ATTACKS for word in (name.split()[0], name.split("'")[0])}
-    assert len(described) + len(handled) == _TABLE.count("\nCALL(") + _TABLE.count("\nOWN(")
-    assert handled - named == _INSIDE & handled
-    assert handled >= _INSIDE
+    named = {word for name in _ATTACKS for word in (name.split()[0], name.split("'")[0])} & handled
+    groups = (described, named, set(_INSIDE), set(_WAITING), _NO_ANSWER)
+    assert sum(map(len, groups)) == len(set().union(*groups)), "each call is in one group"
+    assert set().union(*groups) == {
+        name for _, name in re.findall(r"^(?:CALL|OWN)\((\d+), (\w+), ", _TABLE, re.MULTILINE)
+    }
+    assert handled >= _NO_ANSWER
+
+
+@pytest.mark.parametrize("name", _INSIDE)
+def test_the_kernel_is_not_asked(native: NativeRuntime, image: EnclaveImage, name: str) -> None:
+    """All that it would answer is nonsense, and would end the enclave."""
+    # The number of the process is asked for once, and known afterwards.
+    words = ["39", "/", "102", "@8192", "/", *_SYNC, *_INSIDE[name].replace("&", "&0").split(), "/", "162"]
+    done = native.run(image, "p", *words, lie=Lie(EVERY_CALL, -200, once=True))
+    assert done.returncode == 0, done
+    assert done.stderr.count(b"\n") <= 1, done
+
+
+def test_one_that_asks_would_be_seen(native: NativeRuntime, image: EnclaveImage) -> None:
+    words = [*_SYNC, "110", "/", "162"]
+    assert _ended(native.run(image, "p", *words, lie=Lie(EVERY_CALL, -200, once=True)))
+
+
+@pytest.mark.parametrize("result", [0, 7, -14, _LARGE])
+@pytest.mark.parametrize("name", _WAITING)
+def test_who_waits_is_not_told_the_answer(native: NativeRuntime, image: EnclaveImage, name: str, result: int) -> None:
+    words = [*_SYNC, *_WAITING[name].split()]
+    honest = native.run(image, "p", *words)
+    lying = native.run(image, "p", *words, lie=Lie(202, result, once=True))
+    assert (lying.returncode, lying.stdout) == (honest.returncode, honest.stdout)
+
+
+def test_a_file_that_is_mapped(native: NativeRuntime, image: EnclaveImage) -> None:
+    """Its content is read, and more than was asked for cannot come."""
+    words = f"2 {_PASSWD} 0 0 / 162 / 9 0 4096 1 2 3 0".split()
+    assert native.run(image, "p", *words).returncode == 0
+    done = native.run(image, "p", *words, lie=_lie(17, _LARGE))
+    assert _ended(done)
+    assert b"a read of " in done.stderr
+
+
+def test_a_folder_that_is_none(native: NativeRuntime, image: EnclaveImage) -> None:
+    for words in (f"162 / 80 {_PATH}", f"2 {_PATH} 65536 0 / 162 / 81 3"):
+        done = native.run(image, "p", *words.split(), lie=_lie(262, 1))
+        assert _ended(done), done
+
+
+def test_a_descriptor_that_the_kernel_does_not_close(native: NativeRuntime, image: EnclaveImage) -> None:
+    """The program has closed it, whatever the kernel answers."""
+    for result in (1, -5, _LARGE):
+        done = native.run(image, "p", *_SYNC, *["3", "2", "/", "1", "2", "@1", "1"], lie=Lie(3, result, once=True))
+        assert _results(done)[:2] == ["0", "-9"]
 
 
 def _words(attack: _Attack) -> Sequence[str]:

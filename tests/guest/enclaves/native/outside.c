@@ -6,11 +6,13 @@
 #define FLAG_TF 0x100
 
 /*
- * A kernel that lies about one system call. It answers `result` and does nothing, or does it, if there is no `result`;
+ * A kernel that lies about one system call, or (EVERY_CALL) about all from one sync() to the next, but of the writes by
+ * which a program tells what it got. It answers `result` and does nothing, or does it, if there is no `result`;
  * then it writes into the window, where arguments point to. `once`: only the first time after a sync(). `later`: what a
  * place holds from the second time on that the runtime reads it; its page is not there, so each access shows.
  */
 #define MOST_PUT 4
+#define EVERY_CALL 4095
 static struct {
 	bool told, answered, once, armed, stepping;
 	u64 nr, result;
@@ -35,11 +37,11 @@ static void put(u64 address, u64 bytes, u64 value)
 
 static bool lies_now(u64 nr)
 {
-	bool now = lie.told && lie.armed && lie.nr == nr;
+	bool now = lie.told && lie.armed && (lie.nr == nr || (lie.nr == EVERY_CALL && nr != NR_WRITE && nr != NR_SYNC));
 
 	if (lie.once && nr == NR_SYNC)
-		lie.armed = true;
-	else if (lie.once && now)
+		lie.armed = !lie.armed;
+	else if (lie.once && now && lie.nr != EVERY_CALL)
 		lie.armed = false;
 	return now;
 }

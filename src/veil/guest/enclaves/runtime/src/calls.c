@@ -276,6 +276,12 @@ static bool can_restart(u64 nr)
 	}
 }
 
+void remember(struct thread *self, u64 nr, s64 answer)
+{
+	if (nr < VEIL_ENC_ANSWERS && answer >= 0)
+		self->answers[nr] = (u32)answer + 1;
+}
+
 void system_call(struct thread *self)
 {
 	struct regs *regs = &self->regs;

@@ -32,6 +32,13 @@
 	.set RFLAGS, 0x98
 	.set RSP, 0xa0
 	.set SS_, 0xa8
+	/* struct thread, behind `regs` */
+	.set PENDING, 0xb0
+	.set ANSWERS, 0xb8
+
+	.set SYSCALL_OPCODE, 0x050f
+	.set SYSCALL_BYTES, 2
+	.set VECTOR_UD, 6
 
 	.section .vectors, "ax"
 	.globl vectors
@@ -45,12 +52,53 @@ vectors:
 	.else
 	pushq $0
 	.endif
+	.if v == VECTOR_UD
+	jmp undefined_opcode_event
+	.else
 	pushq $v
 	jmp event
+	.endif
 	.set v, v + 1
 	.endr
 
 	.text
+	/*
+	 * On #UD's own stack: 0, RIP, CS, RFLAGS, RSP, SS. A system call whose answer this thread has had and will have
+	 * again goes back at once. All else takes the long way, and what can be wrong with it is looked at there; so
+	 * nothing is lost before the answer is certain but RCX and R11, which a system call loses. In the runtime no
+	 * instruction is SYSCALL: an event of there goes the long way, too.
+	 */
+undefined_opcode_event:
+	pushq %rcx
+	movq 0x10(%rsp), %rcx
+	/* The kernel may have taken the page: event_in_runtime() knows this one. */
+	.globl peek_site
+peek_site:
+	cmpw $SYSCALL_OPCODE, (%rcx)
+	jne 1f
+	cmpq $VEIL_ENC_ANSWERS, %rax
+	jae 1f
+	movq %rsp, %r11
+	andq $~OFFSET_MASK, %r11
+	/* A signal is looked for when a system call ends. */
+	movq process_pending(%rip), %rcx
+	orq PENDING(%r11), %rcx
+	jnz 1f
+	movl ANSWERS(%r11, %rax, 4), %ecx
+	testl %ecx, %ecx
+	jz 1f
+	leal -1(%rcx), %eax
+	addq $SYSCALL_BYTES, 0x10(%rsp)
+	movq 0x10(%rsp), %rcx
+	movq 0x20(%rsp), %r11
+	addq $0x10, %rsp
+	iretq
+	.globl peek_fault
+peek_fault:
+1:	popq %rcx
+	pushq $VECTOR_UD
+	/* falls into event */
+
 	/* On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. */
 event:
 	cld

@@ -160,6 +160,7 @@ void forget_fault_address(struct thread *self)
 	self->forgets = true;
 	copy_user(&byte, (const void *)NO_FAULT, 1);
 	self->forgets = false;
+	self->faulted = false;
 }
 
 static void divide_error(struct thread *self)
@@ -250,7 +251,6 @@ static void handle(struct thread *self)
 void event_of_program(struct thread *self)
 {
 	self->buffer_used = 0;
-	self->faulted = false;
 	handle(self);
 	if (self->faulted)
 		forget_fault_address(self);
@@ -264,6 +264,12 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 	u64 address, start, pages;
 	bool there = false;
 
+	/* The instruction is looked at again, by copy_in(). */
+	if (frame->vector == VECTOR_PF && frame->rip == (u64)peek_site) {
+		self->faulted = true;
+		frame->rip = (u64)peek_fault;
+		return;
+	}
 	if (frame->vector != VECTOR_PF || (!copies && !swaps) || frame->error & (FAULT_RESERVED | FAULT_FETCH))
 		attacked(self, "vector %d with error code %x in the runtime at %x", frame->vector, frame->error,
 			 frame->rip);

@@ -18,6 +18,7 @@ void *memset(void *, int, size_t);
 void *memmove(void *, const void *, size_t);
 int memcmp(const void *, const void *, size_t);
 extern const char copy_user_site[], copy_user_fault[], swap_user_site[], swap_user_fault[];
+extern const char peek_site[], peek_fault[];
 
 /* machine.h has: read_tsc, random_word, set_fs_base, fp_save, ... */
 
@@ -117,6 +118,7 @@ u64 offer_signals(struct thread *, u64 offered); /* those that were taken */
 void interrupt_thread(struct thread *self, struct thread *other);
 
 /* signals.c */
+extern u64 process_pending; /* of the process, taken by whichever thread does not block them */
 s64 signal_self(struct thread *, struct thread *target, s32 number, s32 code);
 void fault(struct thread *, s32 number, s32 code, u64 address);
 void deliver_signals(struct thread *, s64 restart_call);
@@ -138,6 +140,8 @@ u32 futex_wake(struct thread *, u64 address, u32 count, u32 bits);
 s64 now(struct thread *, u32 clock, s64 to[2]);
 
 /* calls.c */
+/* This thread's next call of that number is answered so in entry.S, without another look. */
+void remember(struct thread *, u64 nr, s64 answer);
 void system_call(struct thread *);
 bool call_allowed(u32 nr);
 const char *call_name(u32 nr);

@@ -57,7 +57,7 @@ struct alternate {
 
 static struct action actions[SIGNALS + 1];
 static struct lock actions_lock;
-static u64 process_pending;
+u64 process_pending;
 
 static bool ignored(s32 number)
 {

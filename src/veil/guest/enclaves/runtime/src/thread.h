@@ -28,7 +28,10 @@ enum thread_state {
 };
 
 struct thread {
-	struct regs regs; /* first: entry.S */
+	struct regs regs; /* first: entry.S, with the next two */
+	u64 pending;	  /* signals of this thread alone: signals.c */
+	/* By system call: what it answers each time, and 1; or 0. Not its number's last word: whoever changes it clears it. */
+	u32 answers[VEIL_ENC_ANSWERS];
 	u32 slot;
 	u32 state;
 	s32 tid;
@@ -37,7 +40,7 @@ struct thread {
 	u64 clear_tid;	 /* address that exit writes 0 to */
 
 	/* signals.c */
-	u64 mask, pending;
+	u64 mask;
 	u64 mask_before; /* of sigsuspend and the like, to restore */
 	bool mask_kept;
 	bool in_wait; /* the thread waits outside, for a wake word */
@@ -56,6 +59,8 @@ struct thread {
 	bool woken;
 };
 
+_Static_assert(offsetof(struct thread, pending) == 0xb0 && offsetof(struct thread, answers) == 0xb8,
+	       "as entry.S has it");
 _Static_assert(sizeof(struct thread) <= PAGE, "a slot's control page holds its thread");
 
 static inline struct thread *thread_of(u32 slot)

@@ -110,6 +110,7 @@ HANDLER(do_clone)
 	thread->clear_tid = flags & CLONE_CHILD_CLEARTID ? a[3] : 0;
 	thread->mask = self->mask;
 	thread->pending = 0;
+	memset(thread->answers, 0, sizeof(thread->answers));
 	thread->alternate_stack = thread->alternate_size = 0;
 	thread->mask_kept = thread->in_wait = thread->woken = thread->offered = false;
 	thread->futex = 0;
@@ -177,12 +178,18 @@ HANDLER(do_exit_group)
 
 HANDLER(do_getpid)
 {
-	return process_number(self);
+	s32 number = process_number(self);
+
+	remember(self, 39, number);
+	return number;
 }
 
 HANDLER(do_gettid)
 {
-	return number_of(self, self->slot);
+	s32 number = number_of(self, self->slot);
+
+	remember(self, 186, number);
+	return number;
 }
 
 HANDLER(do_set_tid_address)
