@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
@@ -35,6 +35,7 @@ __all__ = [
     "KernelPiece",
     "MonitorClient",
     "MonitorRefused",
+    "Recorder",
     "ServiceContext",
     "ServiceMemory",
 ]
@@ -193,6 +194,16 @@ def _ask(call: GrantCall, body: bytes) -> Asking[bytes]:
     return answer
 
 
+class Recorder(Protocol):
+    """Puts an entry of a service's own into the protected log, if there is one.
+
+    Those that find no room wait, and of many some are lost, and counted. Of those that are `urgent` none is lost for
+    others that wait.
+    """
+
+    def __call__(self, word: bytes, /, *, urgent: bool = False) -> None: ...
+
+
 @dataclass(frozen=True)
 class KernelPiece:
     """A segment of the kernel's image, as it was launched."""
@@ -212,9 +223,7 @@ class ServiceContext:
     """The machine's time stamp counter in nanoseconds."""
     guest: GuestMemory
     monitor: MonitorClient
-    record: Callable[[bytes], None] = lambda word: None
-    """Puts an entry of the service's own into the protected log, if there is one; of those that find no room some are
-    lost, and counted."""
+    record: Recorder = lambda _, *, urgent=False: None
     kernel: Sequence[KernelPiece] = ()
     """If a service's settings say that it needs it (`ServiceSettings.keeps_kernel`)."""
 

@@ -127,7 +127,7 @@ class Service(abc.ABC):
         """
         return Verdict.refuse()
 
-    def keep_word(self, service: int, word: bytes) -> bool:
+    def keep_word(self, service: int, word: bytes, *, urgent: bool = False) -> bool:
         """Keep what another service has to say (`ServiceContext.record`); False if this one keeps nothing."""
         return False
 

@@ -42,7 +42,16 @@ from veil.formats.service_domain import (
 )
 from veil.formats.service_events import RefusedAccess, Report, Verdict
 from veil.formats.status import Status
-from veil.services.context import Ask, Asking, GuestMemory, KernelPiece, MonitorClient, ServiceContext, ServiceMemory
+from veil.services.context import (
+    Ask,
+    Asking,
+    GuestMemory,
+    KernelPiece,
+    MonitorClient,
+    Recorder,
+    ServiceContext,
+    ServiceMemory,
+)
 from veil.services.interface import KernelRequest, Refused, Service, User
 from veil.services.parameters import ServiceParameters
 from veil.snp.errors import RmpViolation, SnapshotError
@@ -143,10 +152,10 @@ class ServiceDomain:
             else:
                 service.restore(mine, bytes.fromhex(self._saved.get(service.name, "")))
 
-    def _recorder(self, service: Service) -> Callable[[bytes], None]:
-        def record(word: bytes) -> None:
+    def _recorder(self, service: Service) -> Recorder:
+        def record(word: bytes, /, *, urgent: bool = False) -> None:
             for other in self.services:
-                if other.keep_word(service.number, word):
+                if other.keep_word(service.number, word, urgent=urgent):
                     return
 
         return record

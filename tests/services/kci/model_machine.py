@@ -61,9 +61,11 @@ class ModelMachine:
         self.words: list[CodeWord] = []
         self.restricted: list[Owner] = []
         """Owners of pages on which VMPL 3 may execute nothing any more."""
+        self.keeping = False
+        """A restriction finds a page that keeps its rights: all others lose theirs."""
         for segment in image.segments:
             self.put(segment.physical, segment.data)
-        chosen = KciSettings(mode=ON, **settings)
+        chosen = KciSettings(**{"mode": ON, **settings})
         self._memory = bytearray(chosen.memory_size)
         copies = [
             KernelPiece(segment.virtual, segment.physical, _Bytes(bytearray(segment.data)))  # type: ignore[arg-type]
@@ -72,7 +74,7 @@ class ModelMachine:
         self.service = KciService()
         self.service.context = ServiceContext(
             _Bytes(self._memory), lambda: 0, self, self,  # type: ignore[arg-type]
-            lambda word: self.words.append(CodeWord.parse(word)), copies,
+            lambda word, *, urgent=False: self.words.append(CodeWord.parse(word)), copies,
         )  # fmt: skip
         self.service.start(chosen.measured())
         self._rest: tuple[FilePart, list[int]] = FilePart(0, 0), []
@@ -147,6 +149,8 @@ class ModelMachine:
     def restrict(self, owner: Owner, domain: object, keep: object) -> _Work[None]:
         """For good."""
         self.restricted.append(owner)
+        if self.keeping:
+            raise MonitorRefused(Status.UNAVAILABLE, "a page keeps its rights")
         return
         yield
 

@@ -68,7 +68,7 @@ class _Kernel:
             self.content[PAGE_SIZE * (100 + kind)] = prepared.images.get(kind, bytes(PAGE_SIZE))
         context: Any = SimpleNamespace(memory=self, monitor=self, guest=SimpleNamespace(read=self._read_page))
         measured: Any = SimpleNamespace(policy=policy, module_space=SPACE, exported=lambda: ExportedSymbols(KERNEL))
-        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word: None))
+        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word, *, urgent=False: None))
         self.text: Any = _Text()
 
     def _read_page(self, gpa: int, length: int) -> bytes:

@@ -69,7 +69,7 @@ class _Kernel:
         guest = SimpleNamespace(read=lambda gpa, length: self.content[gpa][:length])
         context: Any = SimpleNamespace(memory=self, monitor=self, guest=guest)
         measured: Any = SimpleNamespace(policy=policy, module_space=SPACE, exported=lambda: ExportedSymbols(KERNEL))
-        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word: None))
+        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word, *, urgent=False: None))
         self.text: Any = _Text()
 
     def read(self, offset: int, length: int) -> bytes:

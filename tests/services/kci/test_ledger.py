@@ -15,16 +15,54 @@ from veil.services.kci.patches import Patch, Step
 @pytest.mark.parametrize("event", [CodeEvent.VIOLATION, CodeEvent.MODULE_REFUSED])
 def test_each_doubling_is_told(event: CodeEvent) -> None:
     told: list[CodeWord] = []
-    ledger = Ledger(lambda word: told.append(CodeWord.parse(word)))
+    ledger = Ledger(lambda word, *, urgent=False: told.append(CodeWord.parse(word)))
     for number in range(1, 2001):
         ledger.tell(event, str(number))
-    assert [int(word.words) for word in told] == [*range(1, 257), 512, 1024]
+    assert [int(word.words.partition(" ")[0]) for word in told] == [*range(1, 257), 512, 1024]
+    assert "the 1024th event of this kind" in told[-1].words
     assert (ledger.violations, ledger.refused) == ((2000, 0) if event is CodeEvent.VIOLATION else (0, 2000))
     assert list(ledger.words) == [str(number) for number in range(1969, 2001)]
 
 
+def _come_and_go(ledger: Ledger, module: str) -> None:
+    for event in (CodeEvent.MODULE_ADMITTED, CodeEvent.MODULE_GONE):
+        ledger.tell(event, f"{module} {event}", hash=module)
+
+
+def test_modules_that_come_and_go_without_end_do_not_fill_the_log() -> None:
+    told: list[CodeWord] = []
+    ledger = Ledger(lambda word, *, urgent=False: told.append(CodeWord.parse(word)))
+    for _ in range(5000):
+        _come_and_go(ledger, "loop")
+    assert len(told) == 2 * (1 + 256 + 4)
+    assert told[-1].words == ("loop module gone (the 4096th event of this kind; from here on each doubling is told)")
+    # What happens for the first time is told, whatever went on before.
+    _come_and_go(ledger, "llc")
+    assert [word.detail["hash"] for word in told[-2:]] == ["llc", "llc"]
+    ledger.tell(CodeEvent.VIOLATION, "a violation")
+    assert told[-1].words == "a violation"
+    # Nor do many different ones.
+    before = len(told)
+    for number in range(3000):
+        _come_and_go(ledger, str(number))
+    assert len(told) - before < 2 * (1024 + 8)
+
+
+def test_what_means_trouble_is_urgent() -> None:
+    found: list[bool] = []
+
+    def record(_: bytes, /, *, urgent: bool = False) -> None:
+        found.append(urgent)
+
+    ledger = Ledger(record)
+    ledger.tell(CodeEvent.MODULE_ADMITTED, "one", hash="1")
+    ledger.tell(CodeEvent.VIOLATION, "two")
+    ledger.tell(CodeEvent.MODULE_REFUSED, "three")
+    assert found == [False, True, True]
+
+
 def test_symbols_are_bounded() -> None:
-    ledger = Ledger(lambda word: None)
+    ledger = Ledger(lambda word, *, urgent=False: None)
     for number in range(5000):
         ledger.patched(Patch(number, "jump label", Step.FINISH), f"symbol_{number}")
     counts = ledger.patches["jump label"]
@@ -34,10 +72,14 @@ def test_symbols_are_bounded() -> None:
 
 def test_a_snapshot_goes_on_counting() -> None:
     told: list[bytes] = []
-    before, after = Ledger(lambda word: None), Ledger(told.append)
+    before, after = Ledger(lambda word, *, urgent=False: None), Ledger(lambda word, *, urgent=False: told.append(word))
     for number in range(300):
         before.tell(CodeEvent.VIOLATION, str(number))
+        _come_and_go(before, "loop")
     after.load(json.loads(json.dumps(before.dump())))
     after.tell(CodeEvent.VIOLATION, "another")
+    _come_and_go(after, "loop")
     assert after.violations == 301
     assert not told
+    _come_and_go(after, "llc")
+    assert len(told) == 2

@@ -40,7 +40,7 @@ class _Driver:
             memory=SimpleNamespace(read=lambda at, size: bytes(self.memory[at : at + size])), monitor=self, guest=None
         )
         measured: Any = SimpleNamespace(policy=ModulePolicy(Keyring([]), hashes))
-        ledger = Ledger(lambda word: self.words.append(CodeWord.parse(word)))
+        ledger = Ledger(lambda word, *, urgent=False: self.words.append(CodeWord.parse(word)))
         self.loader = ModuleCalls(context, KciSettings(mode=ON, largest_module=LARGEST), measured, ledger)
 
     def copy_in(self, pages: list[int], length: int, offset: int) -> Generator[Any, Any, None]:
@@ -81,6 +81,20 @@ def test_a_file_is_used_once() -> None:
         driver.take()
     driver.send(FILE)
     assert driver.take() == 2
+
+
+def test_files_have_a_common_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veil.services.kci.module_calls._MAX_FILES", 2 * len(FILE))
+    driver = _Driver(FILE)
+    for number in (1, 2):
+        driver.send(FILE)
+        assert driver.take() == number
+    driver.send(FILE)
+    with pytest.raises(ModuleRefused, match="have more than"):
+        driver.take()
+    driver.run(driver.loader.gone(1))
+    driver.send(FILE)
+    assert driver.take() == 3
 
 
 def test_the_files_rest_comes_with_the_module() -> None:

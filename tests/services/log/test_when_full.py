@@ -150,3 +150,20 @@ def test_words_without_room_come_later_and_are_bounded(bench: Bench) -> None:
     assert len(after) == 64
     dropped = [entry for entry in later if entry.kind == EntryKind.DROPPED]
     assert sum(entry.dropped for entry in dropped) == 100 - len(before) - len(after)
+
+
+def test_an_urgent_word_is_not_lost_for_others_that_wait(bench: Bench) -> None:
+    """Whoever fills the log, and then has modules come and go, must not have what they do next go untold."""
+    fill(bench)
+    for number in range(100):
+        service(bench).keep_word(7, b"word %d" % number + bytes(200))
+    service(bench).keep_word(7, bytes(200) + b"a violation", urgent=True)
+    saved = json.loads(json.dumps(service(bench).writer.dump()))
+    service(bench).writer.load(saved)
+    reading = reader(bench)
+    list(reading.fetch())
+    reading.acknowledge()
+    log(bench, 2)
+    words = [entry.body for entry in reading.fetch() if entry.kind == EntryKind.WORD]
+    assert words[0].endswith(b"a violation")
+    assert len(words) == 65

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 from veil.formats.kci_status import CodeEvent, CodeWord
+from veil.services.context import Recorder
 from veil.services.kci.patches import Patch
 
 __all__ = ["Ledger"]
@@ -16,14 +16,19 @@ _MAX_SYMBOLS = 4096
 _MAX_WORDS = 32
 #: A kernel that tries again and again must not fill the log by it: from here on only each doubling is told.
 _ALL_TOLD = 256
+#: Modules that are told of whatever came and went before: the first time that they come and go.
+_MAX_MODULES = 1024
 _OTHERS = "others"
 
 
 class Ledger:
     """Bounded: what a hostile kernel does without end is counted on, not kept."""
 
-    def __init__(self, record: Callable[[bytes], None]) -> None:
+    def __init__(self, record: Recorder) -> None:
         self._record = record
+        self._modules: dict[CodeEvent, set[str]] = {CodeEvent.MODULE_ADMITTED: set(), CodeEvent.MODULE_GONE: set()}
+        """By event the hashes of those that it was told of."""
+        self._again = dict.fromkeys(self._modules, 0)
         self.patches: dict[str, Counter[str]] = {}
         self.violations = 0
         self.refused = 0
@@ -35,17 +40,31 @@ class Ledger:
         counts[symbol if symbol in counts or len(counts) < _MAX_SYMBOLS else _OTHERS] += 1
 
     def tell(self, event: CodeEvent, words: str, **detail: Any) -> None:
-        """One line, in the log too."""
-        word = CodeWord(event, words, {name: value for name, value in detail.items() if value is not None})
+        """One line, in the log too. Of a module that comes or goes `hash` is a detail."""
         count = 0
         if event is CodeEvent.VIOLATION:
             count = self.violations = self.violations + 1
         elif event is CodeEvent.MODULE_REFUSED:
             count = self.refused = self.refused + 1
+        elif event in self._modules:
+            count = self._repeated(event, detail["hash"])
+        told = count <= _ALL_TOLD or count & (count - 1) == 0
+        if told and count > _ALL_TOLD:
+            words = f"{words} (the {count}th event of this kind; from here on each doubling is told)"
+        word = CodeWord(event, words, {name: value for name, value in detail.items() if value is not None})
         if word.trouble:
             self.words.append(words)
-        if count <= _ALL_TOLD or count & (count - 1) == 0:
-            self._record(word.pack())
+        if told:
+            self._record(word.pack(), urgent=word.trouble)
+
+    def _repeated(self, event: CodeEvent, module: str) -> int:
+        """How often modules came (or went) that had done so before; 0 for one that had not."""
+        known = self._modules[event]
+        if module not in known and len(known) < _MAX_MODULES:
+            known.add(module)
+            return 0
+        self._again[event] += 1
+        return self._again[event]
 
     def dump(self) -> dict[str, Any]:
         """For a snapshot."""
@@ -54,6 +73,8 @@ class Ledger:
             "violations": self.violations,
             "refused": self.refused,
             "words": list(self.words),
+            "modules": {event: sorted(known) for event, known in self._modules.items()},
+            "again": self._again,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -61,3 +82,5 @@ class Ledger:
         self.patches = {kind: Counter(counts) for kind, counts in state["patches"].items()}
         self.violations, self.refused = state["violations"], state["refused"]
         self.words.extend(state["words"])
+        self._modules = {CodeEvent(event): set(known) for event, known in state["modules"].items()}
+        self._again = {CodeEvent(event): count for event, count in state["again"].items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
-from veil.services.context import Asking, GuestMemory, ServiceContext
+from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
 from veil.services.kci.errors import KciError
 from veil.services.kci.explain_code import Explanation
 from veil.services.kci.guarded_code import GuardedCode, move_pages
@@ -96,6 +96,13 @@ def forbid_other_code(context: ServiceContext) -> Asking[None]:
 
 
 def forbid_all_code(context: ServiceContext) -> Asking[None]:
-    """The kernel's end: VMPL 3 executes nothing as a supervisor any more, on no VCPU, whatever the host runs."""
+    """The kernel's end: VMPL 3 executes nothing as a supervisor any more, on no VCPU, whatever the host runs. Raises
+    MonitorRefused if pages keep the right; all others have lost it then."""
+    refused: MonitorRefused | None = None
     for owner in (Owner.KERNEL_CODE, Owner.MODULE_CODE, Owner.KERNEL):
-        yield from context.monitor.restrict(owner, Domain.UNT, Permission.ALL & ~Permission.SX)
+        try:
+            yield from context.monitor.restrict(owner, Domain.UNT, Permission.ALL & ~Permission.SX)
+        except MonitorRefused as error:
+            refused = error
+    if refused is not None:
+        raise refused

@@ -40,6 +40,8 @@ __all__ = ["ModuleCalls"]
 
 _MAX_MODULES = 1024
 _ALL = tuple(MemoryType)
+#: Bytes of all files that are kept, of modules that run or wait for lock-down.
+_MAX_FILES = 128 << 20
 #: Modules that are loaded before lock-down wait for it with their files.
 _MAX_EARLY = 64
 
@@ -116,9 +118,15 @@ class ModuleCalls:
 
     def _admitted(self) -> AdmittedFile:
         """The file that came. Raises ModuleRefused."""
+        if sum(map(len, self._files())) + self._length > _MAX_FILES:
+            raise ModuleRefused(f"the files of modules that run have more than {_MAX_FILES} bytes with this one")
         file = self._context.memory.read(0, self._length)
         self._digest = hashlib.sha256(file).digest()
         return self._recent.admit(file, self._digest)
+
+    def _files(self) -> Iterator[bytes]:
+        yield from (module.body for module in self.modules.values())
+        yield from (early.admitted.body for early in self._early.values())
 
     # Life
 
@@ -253,7 +261,10 @@ class ModuleCalls:
         del self.modules[number]
         self._exports.remove(module.prepared.name)
         self._ledger.tell(
-            CodeEvent.MODULE_GONE, f"the module {module.prepared.name} is gone", name=module.prepared.name
+            CodeEvent.MODULE_GONE,
+            f"the module {module.prepared.name} is gone",
+            name=module.prepared.name,
+            hash=module.prepared.digest.hex(),
         )
 
     def release(self) -> Asking[None]:

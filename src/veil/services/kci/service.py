@@ -50,6 +50,8 @@ class KciService(Service):
         self._locked_ns: int | None = None
         self._refused = False
         """Lock-down was tried, and refused: it is not tried again."""
+        self._ended = False
+        """The kernel may execute nothing any more."""
         self._configuration: Configuration | None = None
         self._explained: Mapping[str, int] = {}
         self._text: GuardedCode | None = None
@@ -91,15 +93,15 @@ class KciService(Service):
             locked = yield from lock_text(self.context, self._measured)
             try:
                 yield from self._loader.admit_early(locked.explanation.configuration, locked.code)
-                yield from forbid_other_code(self.context)
             except Exception:
                 yield from self._loader.release()
                 yield from unlock_text(self.context, locked.code, locked.read_only)
                 raise
+            yield from self._forbid_other_code()
         except (KciError, MonitorRefused) as error:
             self._refused = True
             self._ledger.tell(CodeEvent.NOT_LOCKED, f"the kernel is not locked down: {error}")
-            if self._settings.mode == HALT:
+            if self._settings.mode == HALT and not self._ended:
                 yield from self._end_kernel()
             raise Refused(Status.NOT_ALLOWED, f"the kernel is not locked down: {error}") from None
         self._text, self._locked_ns = locked.code, self.now()
@@ -112,6 +114,16 @@ class KciService(Service):
             **self._explained,
         )
         return b""
+
+    def _forbid_other_code(self) -> Asking[None]:
+        """Raises MonitorRefused if pages keep the right that they must lose."""
+        try:
+            yield from forbid_other_code(self.context)
+        except MonitorRefused:
+            # All others have lost it, for good: text that is given back could not be executed any more, and the kernel
+            # would end some instructions later. To go on without these pages would be to claim what is not so.
+            yield from self._end_kernel()
+            raise
 
     def _prepared(self, request: KernelRequest) -> Asking[bytes]:
         part = _parsed(FilePart, request.body[: FILE_PART.size])
@@ -140,7 +152,7 @@ class KciService(Service):
 
     def access_refused(self, access: RefusedAccess) -> Asking[Verdict]:
         """A patch of the kernel's, or a violation."""
-        if self._is_ended:
+        if self._ended:
             # What other VCPUs come upon when none can execute anything: the first violation says why.
             return Verdict.refuse()
         self._guarded_text()
@@ -156,11 +168,8 @@ class KciService(Service):
         # #PF would not end: Linux finds that its page tables allow the access, and tries again (a stale TLB entry).
         return Verdict.inject(VECTOR_GP)
 
-    @property
-    def _is_ended(self) -> bool:
-        return self._settings.mode == HALT and (self._refused or self._ledger.violations > 0)
-
     def _end_kernel(self) -> Asking[None]:
+        self._ended = True
         try:
             yield from forbid_all_code(self.context)
         except MonitorRefused as error:
@@ -214,6 +223,7 @@ class KciService(Service):
         state = {
             "locked_ns": self._locked_ns,
             "refused": self._refused,
+            "ended": self._ended,
             "configuration": None if known is None else {**vars(known), "features": dict(known.features)},
             "explained": dict(self._explained),
             "ledger": self._ledger.dump(),
@@ -225,7 +235,8 @@ class KciService(Service):
         """The kernel is as locked as it was."""
         self.start(settings)
         state = json.loads(data)
-        self._locked_ns, self._refused, self._explained = state["locked_ns"], state["refused"], state["explained"]
+        self._locked_ns, self._explained = state["locked_ns"], state["explained"]
+        self._refused, self._ended = state["refused"], state["ended"]
         known = state["configuration"]
         if known is not None:
             known["features"] = {int(number): value for number, value in known["features"].items()}

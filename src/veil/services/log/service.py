@@ -54,9 +54,9 @@ class LogService(Service):
         """See `kernel_calls`."""
         return self.kernel.answer(request)
 
-    def keep_word(self, service: int, word: bytes) -> bool:
+    def keep_word(self, service: int, word: bytes, *, urgent: bool = False) -> bool:
         """An entry of its own: now, or when there is room."""
-        self.writer.word(ServiceWord(service, word).pack())
+        self.writer.word(ServiceWord(service, word).pack(), urgent=urgent)
         return True
 
     def ran(self) -> None:

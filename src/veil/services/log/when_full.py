@@ -24,7 +24,7 @@ _U64 = struct.Struct("<Q")
 #: Room that all other entries leave free, so that the service can still record that calls found no room.
 _RESERVE = ENTRY_HEADER.size + _U64.size
 
-#: Words of other services that wait for room.
+#: Words of other services that wait for room, and as many urgent ones.
 _MAX_WORDS = 64
 
 
@@ -41,6 +41,7 @@ class Writer:
         self._resumed = b""  # the nonce of a resumption
         self._silence: Silence | None = None
         self._words: list[bytes] = []
+        self._urgent: list[bytes] = []
 
     def append(self, kind: EntryKind, body: bytes) -> None:
         """For the kernel. What finds no room is dropped and counted, or refused: the setting decides."""
@@ -79,10 +80,12 @@ class Writer:
             self._silence = silence
         self.tell()
 
-    def word(self, word: bytes) -> None:
-        """Another service's. When too many wait they count as dropped."""
-        if len(self._words) < _MAX_WORDS:
-            self._words.append(word)
+    def word(self, word: bytes, *, urgent: bool = False) -> None:
+        """Another service's. When too many wait they count as dropped. Urgent ones wait by themselves, and come first:
+        a kernel that fills the log, and then has much to be told of, must not have violations dropped for it."""
+        waiting = self._urgent if urgent else self._words
+        if len(waiting) < _MAX_WORDS:
+            waiting.append(word)
         else:
             self._drop()
         self.tell()
@@ -99,9 +102,10 @@ class Writer:
         if self._resumed:
             self._store.append(EntryKind.RESUMED, self._resumed)
             self._resumed = b""
-        while self._words:
-            self._store.append(EntryKind.WORD, self._words[0], reserve=_RESERVE)
-            del self._words[0]
+        for waiting in (self._urgent, self._words):
+            while waiting:
+                self._store.append(EntryKind.WORD, waiting[0], reserve=_RESERVE)
+                del waiting[0]
         if self._untold:
             self._store.append(EntryKind.DROPPED, _U64.pack(self._untold))
             self._untold = 0
@@ -117,6 +121,7 @@ class Writer:
             "untold": self._untold,
             "silence": self._silence,
             "words": [word.hex() for word in self._words],
+            "urgent": [word.hex() for word in self._urgent],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -124,3 +129,4 @@ class Writer:
         self.dropped, self._untold = state["dropped"], state["untold"]
         self._silence = Silence(*state["silence"]) if state["silence"] else None
         self._words = [bytes.fromhex(word) for word in state["words"]]
+        self._urgent = [bytes.fromhex(word) for word in state["urgent"]]

@@ -141,14 +141,14 @@ int veil_kci_ask_admission(const struct module *module, const struct veil_kci_fi
 	return error;
 }
 
-void veil_kci_say_live(u32 number)
+int veil_kci_say_live(u32 number)
 {
-	ask(VEIL_KCI_MODULE_LIVE, NULL, &number, sizeof(number), NULL);
+	return ask(VEIL_KCI_MODULE_LIVE, NULL, &number, sizeof(number), NULL);
 }
 
-void veil_kci_say_gone(u32 number)
+int veil_kci_say_gone(u32 number)
 {
-	ask(VEIL_KCI_MODULE_GONE, NULL, &number, sizeof(number), NULL);
+	return ask(VEIL_KCI_MODULE_GONE, NULL, &number, sizeof(number), NULL);
 }
 
 int veil_kci_ask_lock_down(void)

@@ -31,8 +31,9 @@ struct veil_kci_file {
 
 /* 0 and the module's number, or -EPERM if the service refused it; other errors: it could not be asked. */
 int veil_kci_ask_admission(const struct module *module, const struct veil_kci_file *file, u32 *number);
-void veil_kci_say_live(u32 number);
-void veil_kci_say_gone(u32 number);
+/* 0, or an error: pages may not be the kernel's again. */
+int veil_kci_say_live(u32 number);
+int veil_kci_say_gone(u32 number);
 /* 0, -EPERM, or another error. */
 int veil_kci_ask_lock_down(void);
 int veil_kci_ask_state(char *text, size_t size);

@@ -6,10 +6,12 @@
 #include <linux/async.h>
 #include <linux/limits.h>
 #include <linux/list.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/notifier.h>
 #include <linux/slab.h>
+#include <linux/vmalloc.h>
 
 #include "kci.h"
 
@@ -21,7 +23,7 @@ struct admitted {
 
 static LIST_HEAD(modules);
 static DEFINE_MUTEX(lock);
-static atomic64_t admitted_count, refused_count, gone_count;
+static atomic64_t admitted_count, refused_count, gone_count, kept_count;
 
 static int refuse(const struct module *module, int error)
 {
@@ -65,8 +67,39 @@ static int coming(struct module *module)
 	return notifier_from_errno(file ? veil_kci_admit(module, file) : refuse(module, -ENODATA));
 }
 
+/* Each page has one user more, for good: the allocator that gets it back from the module loader gives it to nobody. */
+static void keep_pages(const struct module_memory *memory)
+{
+	size_t at;
+
+	for (at = 0; at < memory->size; at += PAGE_SIZE) {
+		get_page(vmalloc_to_page(memory->base + at));
+		atomic64_inc(&kept_count);
+	}
+}
+
+/*
+ * What VeilS-KCI does not give back nobody can write: whoever got such a page next would be taken for an attacker. A request
+ * that the host had refused half way goes on where it ended when it is made again.
+ */
+static void take_leave(const struct module *module, int (*say)(u32), u32 number, const enum mod_mem_type *types,
+		       size_t count)
+{
+	int error = say(number);
+
+	if (error)
+		error = say(number);
+	if (!error)
+		return;
+	pr_err("veil: VeilS-KCI does not give pages of module %s back (%d): they are used no more\n", module->name,
+	       error);
+	while (count--)
+		keep_pages(&module->mem[types[count]]);
+}
+
 static void live(const struct module *module)
 {
+	static const enum mod_mem_type types[] = { MOD_INIT_TEXT, MOD_INIT_RODATA };
 	struct admitted *found;
 
 	/* What the init function has started may still execute its memory. load_module() waits for that too, but later. */
@@ -76,12 +109,14 @@ static void live(const struct module *module)
 	found = find(module);
 	mutex_unlock(&lock);
 	if (found)
-		veil_kci_say_live(found->number);
+		take_leave(module, veil_kci_say_live, found->number, types, ARRAY_SIZE(types));
 }
 
 /* Also for one that never got live. */
 static void going(const struct module *module)
 {
+	static const enum mod_mem_type types[] = { MOD_TEXT, MOD_RODATA, MOD_RO_AFTER_INIT, MOD_INIT_TEXT,
+						   MOD_INIT_RODATA };
 	struct admitted *found;
 
 	mutex_lock(&lock);
@@ -91,7 +126,7 @@ static void going(const struct module *module)
 	mutex_unlock(&lock);
 	if (!found)
 		return;
-	veil_kci_say_gone(found->number);
+	take_leave(module, veil_kci_say_gone, found->number, types, ARRAY_SIZE(types));
 	atomic64_inc(&gone_count);
 	kfree(found);
 }
@@ -128,6 +163,6 @@ void veil_kci_modules_end(void)
 
 int veil_kci_modules_state(char *text, size_t size)
 {
-	return scnprintf(text, size, " admitted %lld refused %lld gone %lld", atomic64_read(&admitted_count),
-			 atomic64_read(&refused_count), atomic64_read(&gone_count));
+	return scnprintf(text, size, " admitted %lld refused %lld gone %lld kept %lld", atomic64_read(&admitted_count),
+			 atomic64_read(&refused_count), atomic64_read(&gone_count), atomic64_read(&kept_count));
 }
