@@ -7,6 +7,7 @@ import ctypes
 import time
 from typing import Any
 
+from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import _engine_library
 from veil.snp.errors import SnpError
 from veil.snp.memory import Memory
@@ -90,7 +91,7 @@ class SwitchPolicy(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "new": ([_PTR, _U64, _U64, _PTR, _PTR], _PTR),
+    "new": ([_PTR, _U64, _U64, _U64, _PTR, _PTR], _PTR),
     "free": ([_PTR], None),
     "vmrun": ([_PTR, _PTR, _U64], None),
     "run_switching": ([_PTR, _PTR, _PTR, _U64], _U64),
@@ -108,7 +109,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 class Engine:
     """One x86-64 core that runs the context of one VMSA at a time."""
 
-    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, low_end: int) -> None:
+    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, hole: range) -> None:
+        """`hole`: the pages below 4 GiB that are no RAM, empty if all are."""
         library = _engine_library.library()
         for name, (argtypes, restype) in _SIGNATURES.items():
             function = getattr(library, f"veil_engine_{name}")
@@ -117,8 +119,9 @@ class Engine:
         self._library = library
         # The engine keeps pointers into these.
         self._keep = (memory, rmp)
+        edges = (hole.start * PAGE_SIZE, hole.stop * PAGE_SIZE) if hole else (memory.size,) * 2
         self._handle: int | None = library.veil_engine_new(
-            memory.address, memory.size, low_end, rmp.address, code_map_address
+            memory.address, memory.size, *edges, rmp.address, code_map_address
         )
         if not self._handle:
             raise SnpError("the CPU engine cannot start: not enough memory")

@@ -129,6 +129,12 @@ _EDITS = (
         "        gen_op_mov_v_reg(s, ot, s->T0, op1);\n    if (op1 == OR_TMP0) {\n"
         "        gen_op_st_v(s, ot, s->T0, s->A0);\n    }\n    if (is_right) {\n",
     ),
+    # QEMU's table of the exceptions with an error code: #VC is one.
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "    case 17:\n        return 1;\n",
+        "    case 17:\n    case 29:\n        return 1;\n",
+    ),
     # INVD is 0F 08, WBINVD 0F 09.
     ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
 )
@@ -153,6 +159,7 @@ _WRAPPED = (
     "helper_rdtscp",
     "helper_svm_check_intercept_param",
     "helper_syscall",
+    "helper_write_crN",
     "helper_wrmsr",
     "tb_htable_lookup",
     "tlb_flush_page",

@@ -32,11 +32,13 @@ from veil.snp.view import GuestBus, HostView, View
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["HOSTED_VMPLS", "DomainSwitches", "Machine"]
+__all__ = ["HOSTED_VMPLS", "MAX_FIRMWARE_SIZE", "DomainSwitches", "Machine"]
 
 _SVME = int(Efer.SVME)
 #: The levels whose programs are Python.
 HOSTED_VMPLS = (0, 1)
+#: and where the devices of a board are no firmware can lie
+MAX_FIRMWARE_SIZE = 16 << 20
 _RIP = Vmsa.rip.offset
 _RDI = Vmsa.rdi.offset
 _VMPL = Vmsa.vmpl.offset
@@ -90,33 +92,40 @@ class Machine:
     """One SEV-SNP guest's worth of hardware. Close it, or use it as a context manager."""
 
     def __init__(
-        self, memory_size: int, *, endorsement: Callable[[], Endorsement] | None = None, report_version: int = 3
+        self,
+        memory_size: int,
+        *,
+        firmware_size: int = 0,
+        endorsement: Callable[[], Endorsement] | None = None,
+        report_version: int = 3,
     ) -> None:
-        """`memory_size` in bytes, a multiple of 2 MiB.
+        """`memory_size` in bytes, a multiple of 2 MiB; `firmware_size` bytes of RAM more lie below 4 GiB.
 
         `endorsement` gives the secure processor its keys when they are first needed (made then without it).
         `report_version` is that of attestation reports: 2, 3 or 5.
         """
         if memory_size <= 0 or memory_size % PAGE_SIZE_2M:
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
-        memory = Memory(address_space(memory_size))
-        self._build(memory_size, memory, MemoryEncryption(), endorsement, report_version)
+        if not 0 <= firmware_size <= MAX_FIRMWARE_SIZE or firmware_size % PAGE_SIZE:
+            raise SnpError(f"firmware has at most {MAX_FIRMWARE_SIZE >> 20} MiB, whole pages, not {firmware_size} bytes")
+        memory = Memory(address_space(memory_size, firmware_size))
+        self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, report_version)
 
     def _build(
         self,
-        memory_size: int,
+        sizes: tuple[int, int],
         memory: Memory,
         encryption: MemoryEncryption,
         endorsement: Callable[[], Endorsement] | None,
         report_version: int = 3,
     ) -> None:
-        self.memory_size = memory_size
+        self.memory_size, self.firmware_size = sizes
         self.memory = memory
-        self.rmp = Rmp(memory.pages, hole=device_hole(memory_size))
+        hole = device_hole(*sizes)
+        self.rmp = Rmp(memory.pages, hole=hole)
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
-        _, low_end = ram_ranges(memory_size)[0]
-        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, low_end)
+        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, hole)
         self._bus = GuestBus(
             memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
         )
@@ -149,7 +158,7 @@ class Machine:
     @property
     def ram_ranges(self) -> list[tuple[int, int]]:
         """(GPA, length) of each piece of RAM."""
-        return ram_ranges(self.memory_size)
+        return ram_ranges(self.memory_size, self.firmware_size)
 
     @property
     def counters(self) -> EngineCounters:
@@ -319,6 +328,7 @@ class Machine:
         programs = {gpa: program.save() for gpa, program in self._programs.items()}
         state: dict[str, Any] = {
             "memory_size": self.memory_size,
+            "firmware_size": self.firmware_size,
             "tsc": self.tsc(),
             "machine_code": sorted(self._machine_code),
             "hosted": {str(gpa): context.header_gpa for gpa, context in self._hosted.items() if context.steps},
@@ -361,8 +371,12 @@ class Machine:
     def _load(self, snapshot: Snapshot, endorsement: Callable[[], Endorsement] | None) -> None:
         state = from_plain(json.loads(snapshot.sections["machine"]))
         memory_size = _integer(state["memory_size"], "memory size")
+        firmware_size = _integer(state["firmware_size"], "firmware's size")
+        if firmware_size % PAGE_SIZE or firmware_size > MAX_FIRMWARE_SIZE:
+            raise SnapshotError(f"no firmware has {firmware_size} bytes")
+        sizes = (memory_size, firmware_size)
         # The engine and its tables are as large as this says: they must not reach past the mapping.
-        if memory_size % PAGE_SIZE_2M or not memory_size or address_space(memory_size) != snapshot.memory_size:
+        if memory_size % PAGE_SIZE_2M or not memory_size or address_space(*sizes) != snapshot.memory_size:
             raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
         encryption = MemoryEncryption.load(snapshot.sections["encryption"])
         tsc = _integer(state["tsc"], "time stamp counter")
@@ -376,7 +390,7 @@ class Machine:
             if name.startswith("program:")
         }
         machine_code = self._machine_code
-        self._build(memory_size, snapshot.map_memory(), encryption, endorsement)
+        self._build(sizes, snapshot.map_memory(), encryption, endorsement)
         self._machine_code = machine_code
         self.rmp.load(snapshot.sections["rmp"])
         # Hosted code knows that it was restored, and takes new keys; a kernel at VMPL 0 would not.

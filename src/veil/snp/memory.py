@@ -35,21 +35,30 @@ def _describe(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def ram_ranges(size: int) -> list[tuple[int, int]]:
-    """(GPA, length) of each piece of so much RAM: from 3 GiB on it lies above the devices' hole."""
-    if size <= LOW_MEMORY_END:
-        return [(0, size)]
-    return [(0, LOW_MEMORY_END), (HIGH_MEMORY, size - LOW_MEMORY_END)]
+def ram_ranges(size: int, firmware: int = 0) -> list[tuple[int, int]]:
+    """(GPA, length) of each piece of so much RAM: from 3 GiB on it lies above the devices' hole.
+
+    `firmware` bytes more end at 4 GiB: there processors begin.
+    """
+    pieces = [(0, min(size, LOW_MEMORY_END))]
+    if firmware:
+        pieces.append((HIGH_MEMORY - firmware, firmware))
+    if size > LOW_MEMORY_END:
+        pieces.append((HIGH_MEMORY, size - LOW_MEMORY_END))
+    return pieces
 
 
-def device_hole(size: int) -> range:
-    """The pages between the pieces."""
-    return range(LOW_MEMORY_END // PAGE_SIZE, HIGH_MEMORY // PAGE_SIZE) if size > LOW_MEMORY_END else range(0)
+def device_hole(size: int, firmware: int = 0) -> range:
+    """The pages between the pieces below 4 GiB."""
+    if size <= LOW_MEMORY_END and not firmware:
+        return range(0)
+    return range(min(size, LOW_MEMORY_END) // PAGE_SIZE, (HIGH_MEMORY - firmware) // PAGE_SIZE)
 
 
-def address_space(size: int) -> int:
+def address_space(size: int, firmware: int = 0) -> int:
     """Guest-physical bytes for so much RAM, the hole included."""
-    return size + len(device_hole(size)) * PAGE_SIZE
+    start, length = ram_ranges(size, firmware)[-1]
+    return start + length
 
 
 class Memory:

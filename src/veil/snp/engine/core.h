@@ -25,7 +25,6 @@
 #define VEIL_VECTOR_VC 29
 
 #define VEIL_C_BIT (1ULL << 51)
-#define VEIL_HIGH_MEMORY (1ULL << 32)
 
 /* An event whose delivery is under way; kept so that a nested page fault in the
  * middle of it reports EXITINTINFO (APM vol. 2, 15.7.2) and can be repeated. */
@@ -82,8 +81,8 @@ struct veil_engine {
     CPUX86State *env;
 
     uint8_t *ram;
-    uint64_t ram_size; /* bytes of guest-physical space, the hole below 4 GiB included */
-    uint64_t low_end;  /* RAM is [0, low_end) and [4 GiB, ram_size) */
+    uint64_t ram_size;             /* bytes of guest-physical space, the hole below 4 GiB included */
+    uint64_t low_end, high_start; /* RAM is [0, low_end) and [high_start, ram_size) */
     MemoryRegion *ram_region;
     struct veil_rmp *rmp;
     uint8_t *code_map; /* one byte a page: VEIL_CODE, VEIL_TABLE */
@@ -127,7 +126,7 @@ static inline struct veil_engine *veil_of(CPUX86State *env)
 
 static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 {
-    return gpa < e->low_end || (gpa >= VEIL_HIGH_MEMORY && gpa < e->ram_size);
+    return gpa < e->low_end || (gpa >= e->high_start && gpa < e->ram_size);
 }
 
 #endif

@@ -22,7 +22,8 @@ static MemoryRegion *only_region(struct uc_struct *uc, hwaddr address)
     return veil_of(uc->cpu->env_ptr)->ram_region;
 }
 
-struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end, struct veil_rmp *rmp,
+struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end,
+                                    uint64_t high_start, struct veil_rmp *rmp,
                                     uint8_t *code_map)
 {
     struct veil_engine *e = calloc(1, sizeof(*e));
@@ -33,6 +34,7 @@ struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t lo
     e->ram = ram;
     e->ram_size = ram_size;
     e->low_end = low_end;
+    e->high_start = high_start;
     e->rmp = rmp;
     e->code_map = code_map;
     if (uc_open(UC_ARCH_X86, UC_MODE_64, &e->uc) != UC_ERR_OK) {

@@ -96,22 +96,6 @@ void veil_raise_undefined(struct veil_engine *e)
     cpu_loop_exit(e->cs);
 }
 
-/*
- * QEMU's tables do not know that #VC has an error code: push it below the frame
- * just made. It cannot fault where the frame did not: in long mode the frame ends
- * 40 bytes below a multiple of 16, so the error code is in the same page. (Legacy
- * modes have no #VC handler in any SNP guest: they run before its IDT.)
- */
-static void push_vc_error_code(struct veil_engine *e, uint32_t error_code)
-{
-    CPUX86State *env = e->env;
-
-    if (env->hflags & HF_LMA_MASK) {
-        cpu_stq_mmuidx_ra(env, env->regs[R_ESP] - 8, error_code, cpu_mmu_index_kernel(env), 0);
-        env->regs[R_ESP] -= 8;
-    }
-}
-
 /* May not return: a fault on the way comes back through the loop's sigsetjmp. */
 void veil_deliver_event(struct veil_engine *e)
 {
@@ -135,9 +119,6 @@ void veil_deliver_event(struct veil_engine *e)
         env->exception_is_int = event->type == SVM_EVTINJ_TYPE_SOFT >> 8;
         env->exception_next_eip = event->next_rip;
         x86_cpu_do_interrupt(e->cs);
-        if (event->vector == VEIL_VECTOR_VC && event->type == SVM_EVTINJ_TYPE_EXEPT >> 8) {
-            push_vc_error_code(e, event->error_code);
-        }
     }
     env->old_exception = -1;
     env->hflags |= HF_GUEST_MASK;

@@ -9,6 +9,7 @@
  * generated code here.
  */
 #include "clock.h"
+#include "control_registers.h"
 #include "core.h"
 #include "events.h"
 #include "exits.h"
@@ -209,6 +210,10 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
         return;
     case MSR_XSS:
         env->xss = value;
+        return;
+    case MSR_EFER:
+        veil_check_efer(env, value, GETPC());
+        __real_helper_wrmsr_x86_64(env);
         return;
     default:
         if (!is_passed_through(msr)) {

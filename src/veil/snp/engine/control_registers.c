@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a guest may not write to control registers and EFER: #GP (APM vol. 2, 3.1, and vol. 3, "MOV CRn"). QEMU ignores
+ * such bits, or takes them.
+ */
+#include "control_registers.h"
+
+#include "exec/exec-all.h"
+#include "exec/helper-proto.h"
+
+#define CR0_NW_MASK (1U << 29)
+#define CR0_CD_MASK (1U << 30)
+
+#define CR4_SUPPORTED                                                                                                  \
+    (CR4_TSD_MASK | CR4_DE_MASK | CR4_PSE_MASK | CR4_PAE_MASK | CR4_MCE_MASK | CR4_PGE_MASK | CR4_PCE_MASK |           \
+     CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK | CR4_FSGSBASE_MASK | CR4_SMEP_MASK)
+/* SVME is the VMSA's, whatever the guest writes; LMA is the processor's. */
+#define EFER_SUPPORTED (MSR_EFER_SCE | MSR_EFER_LME | MSR_EFER_LMA | MSR_EFER_NXE | MSR_EFER_SVME)
+/* Above the 52 bits of a physical address. */
+#define CR3_RESERVED (0xfffULL << 52)
+
+void __real_helper_write_crN_x86_64(CPUX86State *env, int reg, target_ulong value);
+void __wrap_helper_write_crN_x86_64(CPUX86State *env, int reg, target_ulong value);
+
+static bool is_cr0_allowed(const CPUX86State *env, uint64_t value)
+{
+    bool paging = value & CR0_PG_MASK;
+
+    if (value >> 32 || ((value & CR0_NW_MASK) && !(value & CR0_CD_MASK)) || (paging && !(value & CR0_PE_MASK))) {
+        return false;
+    }
+    if (env->cr[0] & CR0_PG_MASK) {
+        return paging || !(env->hflags & HF_CS64_MASK);
+    }
+    /* Into long mode: by way of PAE, and of a code segment that is not a 64-bit one yet. */
+    return !paging || !(env->efer & MSR_EFER_LME) ||
+           ((env->cr[4] & CR4_PAE_MASK) && !(env->segs[R_CS].flags & DESC_L_MASK));
+}
+
+static bool is_cr4_allowed(const CPUX86State *env, uint64_t value)
+{
+    return !(value & ~(uint64_t)CR4_SUPPORTED) && ((value & CR4_PAE_MASK) || !(env->hflags & HF_LMA_MASK));
+}
+
+static bool is_allowed(const CPUX86State *env, int reg, uint64_t value)
+{
+    switch (reg) {
+    case 0:
+        return is_cr0_allowed(env, value);
+    case 3:
+        return !(env->hflags & HF_LMA_MASK) || !(value & CR3_RESERVED);
+    case 4:
+        return is_cr4_allowed(env, value);
+    case 8:
+        return !(value & ~0xfULL);
+    default:
+        return true;
+    }
+}
+
+void __wrap_helper_write_crN_x86_64(CPUX86State *env, int reg, target_ulong value)
+{
+    /* Outside of 64-bit mode a register's upper half is what it was. */
+    uint64_t written = env->hflags & HF_CS64_MASK ? value : (uint32_t)value;
+
+    if (!is_allowed(env, reg, written)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    __real_helper_write_crN_x86_64(env, reg, written);
+}
+
+void veil_check_efer(CPUX86State *env, uint64_t value, uintptr_t retaddr)
+{
+    bool other_mode = (value ^ env->efer) & MSR_EFER_LME;
+
+    if ((value & ~(uint64_t)EFER_SUPPORTED) || (other_mode && (env->cr[0] & CR0_PG_MASK))) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+    }
+}

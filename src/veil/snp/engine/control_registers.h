@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#ifndef VEIL_CONTROL_REGISTERS_H
+#define VEIL_CONTROL_REGISTERS_H
+
+#include "core.h"
+
+void veil_check_efer(CPUX86State *env, uint64_t value, uintptr_t retaddr);
+
+#endif
