@@ -14,6 +14,7 @@ __all__ = [
     "PCI_MEMORY",
     "PM1_CONTROL_PORT",
     "PM1_EVENT_PORT",
+    "PM_TIMER_PORT",
     "RESET_PORT",
     "SLEEP_ENABLE",
 ]
@@ -33,9 +34,11 @@ LOCAL_APIC = 0xFEE00000
 PCI_IO = (0x1000, 0x10000)
 PCI_MEMORY = (LOW_MEMORY_END, 0xFE000000)
 
-# Power management (ACPI specification 6.5, 4.8.3): status and enable (4 bytes), control (2 bytes), and reset.
+# Power management (ACPI specification 6.5, 4.8.3): status and enable (4 bytes), control (2 bytes), timer, and reset.
 PM1_EVENT_PORT = 0x600
 PM1_CONTROL_PORT = 0x604
+#: of boards with firmware, which counts time by it
+PM_TIMER_PORT = 0x608
 #: SLP_EN of PM1_CONTROL.
 SLEEP_ENABLE = 1 << 13
 RESET_PORT = 0xCF9

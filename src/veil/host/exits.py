@@ -78,12 +78,29 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
         return
     if info & FAULT_SIZEM and smash(host.view, gpa):
         return
+    if host.converts_pages and _convert(host, vcpu, context, gpa, info):
+        return
     # A second one after it was decided is a new fault, if the guest went on at all.
     if host.hands_on_refusals and info & FAULT_VMPL and context.vmpl == host.guest_vmpl and 0 in vcpu.contexts:
         context.handed_on = (gpa, info)
         vcpu.start(0)
         return
     raise _fault(vcpu, context, gpa, info)
+
+
+def _convert(host: Host, vcpu: Vcpu, context: Context, gpa: int, info: int) -> bool:
+    """Give or take the page as the access wants it; False if that is not what the fault is about.
+
+    KVM and QEMU do so at each access with the other C-bit (KVM_EXIT_MEMORY_FAULT), and firmware counts on it: it uses
+    shared pages without a page state change. Nothing is lost by it that a host could not take anyway.
+    """
+    page, private = gpa & -PAGE_SIZE, bool(info & FAULT_ENC)
+    if not info & FAULT_RMP or info & (FAULT_SIZEM | FAULT_VMPL) or not host.may_name(context, page, PAGE_SIZE):
+        return False
+    # A page that is already as it was wanted is refused for another reason: it holds a VMSA that runs.
+    if host.view.is_shared(page, PAGE_SIZE) != private:
+        return False
+    return host.change_page(vcpu, context, page, private=private, large=False)
 
 
 def _fault(vcpu: Vcpu, context: Context, gpa: int, info: int) -> NestedPageFault:

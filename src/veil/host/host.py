@@ -83,6 +83,8 @@ class Host:
         self.on_event: Callable[[Event], None] | None = None
         #: the guest's services decide what becomes of accesses of its kernel that the RMP refuses (launch data)
         self.hands_on_refusals = False
+        #: an access with the other C-bit changes the page's state, as under KVM; off: it ends the guest, with words
+        self.converts_pages = False
         #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on
         self.on_npf: Callable[[int, int, int, int], bool] | None = None
         #: set by handlers: the VCPU's slice ends

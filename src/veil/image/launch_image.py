@@ -23,7 +23,7 @@ from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, VmsaSegment
 
-__all__ = ["LaunchImage", "build_image", "hosted_programs"]
+__all__ = ["LaunchImage", "build_image", "cpuid_page", "hosted_programs"]
 
 _MIB = 1 << 20
 _MONITOR_SIZE = 2 * _MIB
@@ -89,7 +89,7 @@ def build_image(
     services_size = services.region_size(segments) if services is not None else 0
     kept = _MONITOR_SIZE + services_size if monitor else 0
     linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
-    table = _cpuid_page(cpuid)
+    table = cpuid_page(cpuid)
     regions = [_guest_region(region, table) for region in linux.regions]
     if linux.layout.monitor is None:
         loader = _accept_region(linux, regions)
@@ -204,7 +204,8 @@ def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
+def cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
+    """The page that the secure processor checks, and hands to the guest."""
     page = CpuidPage(count=len(entries))
     for at, item in enumerate(entries):
         page.functions[at] = CpuidFunction(

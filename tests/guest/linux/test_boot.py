@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from tests.guest.linux.images import elf
 from veil.formats import board
+from veil.formats.acpi import tables_with_rsdp
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import parse_kernel
 from veil.guest.errors import GuestImageError
-from veil.guest.linux import acpi, layout
+from veil.guest.linux import layout
 from veil.guest.linux.boot import LinuxBoot, e820_map, prepare_linux
 from veil.guest.linux.cmdline import command_line, default_options
 from veil.guest.linux.layout import GIB, MIB, AddressRange, address_space
@@ -214,7 +215,7 @@ def test_command_line() -> None:
 
 
 def tables(vcpus: int) -> tuple[dict[bytes, bytes], bytes]:
-    block, rsdp = acpi.acpi_tables(vcpus)
+    block, rsdp = tables_with_rsdp(vcpus, layout.ACPI_TABLES), layout.ACPI_TABLES
     base = layout.ACPI_TABLES
     header = block[rsdp - base : rsdp - base + 36]
     assert header[:8] == b"RSD PTR "

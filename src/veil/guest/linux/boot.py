@@ -10,13 +10,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from veil.formats.acpi import tables_with_rsdp
 from veil.formats.board import C_BIT_POSITION, MAX_VCPUS
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.elf import ElfKernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import layout as at
-from veil.guest.linux.acpi import acpi_tables
 from veil.guest.linux.cmdline import check_command_line
 from veil.guest.linux.layout import AddressRange, Layout, plan_layout
 
@@ -111,10 +111,12 @@ def prepare_linux(
         raise GuestImageError(f"a guest has 1 to {MAX_VCPUS} VCPUs, not {vcpus}")
     plan = plan_layout(memory, AddressRange(kernel.start, kernel.end), len(initrd), monitor_size)
     encrypted = c_bit is not None
-    acpi, rsdp = acpi_tables(vcpus)
+    acpi = tables_with_rsdp(vcpus, at.ACPI_TABLES)
+    if len(acpi) > at.ACPI_SIZE:
+        raise ValueError(f"{vcpus} VCPUs do not fit into the ACPI tables")
     regions = [
         _region(at.GDT, _gdt(), "gdt"),
-        _region(at.BOOT_PARAMS, _boot_params(kernel, plan, len(command_line.encode()), rsdp, encrypted), "boot_params"),
+        _region(at.BOOT_PARAMS, _boot_params(kernel, plan, len(command_line.encode()), encrypted), "boot_params"),
         _region(at.COMMAND_LINE, check_command_line(command_line).encode() + b"\0", "command line"),
         _region(at.STACK, b"\0", "stack"),
         _region(at.PAGE_TABLES, _page_tables(c_bit, plan.top), "page tables"),
@@ -199,14 +201,14 @@ def _setup_data() -> bytes:
     return entry.ljust(32, b"\0") + blob
 
 
-def _boot_params(kernel: ElfKernel, plan: Layout, command_line: int, rsdp: int, encrypted: bool) -> bytes:
+def _boot_params(kernel: ElfKernel, plan: Layout, command_line: int, encrypted: bool) -> bytes:
     """The 'zero page'. Its setup header is ours: there is no bzImage to take it from."""
     page = bytearray(PAGE_SIZE)
 
     def put(offset: int, form: str, *values: int | bytes) -> None:
         struct.pack_into("<" + form, page, offset, *values)
 
-    put(0x070, "Q", rsdp)
+    put(0x070, "Q", at.ACPI_TABLES)  # the RSDP is first
     if encrypted:
         put(0x13C, "I", at.SETUP_DATA + 32)
         put(0x250, "Q", at.SETUP_DATA)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from veil.host.devices.apic.apic import LocalApic
 from veil.host.devices.channel import ChannelConnection, ChannelDevice
+from veil.host.devices.firmware.contents import BoardContents, BootItems, board_contents
 from veil.host.devices.legacy.pic import Pic
 from veil.host.devices.legacy.pit import Pit
 from veil.host.devices.legacy.rtc import Rtc
@@ -28,6 +29,8 @@ __all__ = [
     "MAX_DISKS",
     "Backend",
     "Blank",
+    "BoardContents",
+    "BootItems",
     "ChannelConnection",
     "ChannelDevice",
     "Chipset",
@@ -48,4 +51,5 @@ __all__ = [
     "VirtioBlock",
     "VirtioConsole",
     "Virtqueue",
+    "board_contents",
 ]

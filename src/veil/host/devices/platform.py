@@ -17,6 +17,8 @@ from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
+from veil.host.devices.firmware.config import FirmwareConfig
+from veil.host.devices.firmware.ports import PmTimer, attach_debug_port
 from veil.host.devices.legacy.pic import Pic, SharedLine
 from veil.host.devices.legacy.pit import Pit
 from veil.host.devices.legacy.power import PowerControl
@@ -33,6 +35,7 @@ from veil.host.saved_state import Dumpable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from veil.host.devices.firmware.contents import BoardContents
     from veil.host.devices.storage.backend import Backend
     from veil.host.devices.virtio.virtqueue import DmaMemory
 
@@ -75,6 +78,7 @@ class Platform:
 
     `now_ns` is the host's monotonic clock, `tsc` the guest's time stamp counter, which counts at `tsc_khz`. Without
     one `now_ns` is taken, which counts at the default rate. `console` gets what the serial port and hvc0 print.
+    `firmware`: a board for stock firmware, and what it tells it.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Platform:
         x2apic: bool = False,
         chipset: Chipset = Chipset.GENERIC,
         disks: Sequence[Backend] = (),
+        firmware: BoardContents | None = None,
     ) -> None:
         ids = list(range(vcpus)) if apic_ids is None else list(apic_ids)
         if len(ids) != vcpus or len(set(ids)) != vcpus:
@@ -132,6 +137,9 @@ class Platform:
             device.attach(self.io)
         # Linux writes to the diagnostics port to pass time (io_delay).
         self.io.add_register(_DELAY_PORT, None, lambda value: None)
+        self._firmware: dict[str, Dumpable] = {}
+        if firmware is not None:
+            self._plug_firmware(firmware, now_ns, console)
         if console is not None:
             self.serial.output = console
             self.console.ports[0].on_data = console
@@ -160,6 +168,16 @@ class Platform:
         for number, disk in enumerate(disks):
             self.pci.add(_DISK_SLOT + number, disk)
         return disks
+
+    def _plug_firmware(
+        self, contents: BoardContents, now_ns: Callable[[], int], console: Callable[[bytes], None] | None
+    ) -> None:
+        """What firmware finds its way by."""
+        config, timer = FirmwareConfig(self._dma, contents), PmTimer(now_ns)
+        config.attach(self.io)
+        timer.attach(self.io)
+        attach_debug_port(self.io, console or (lambda data: None))
+        self._firmware = {"firmware configuration": config, "power management timer": timer}
 
     # What is told to the hypervisor
 
@@ -316,4 +334,4 @@ class Platform:
             # After all that drive its inputs.
             "pic": self.pic,
         }
-        return devices | {f"apic {index}": apic for index, apic in enumerate(self.apics)}
+        return devices | self._firmware | {f"apic {index}": apic for index, apic in enumerate(self.apics)}

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory
 
-__all__ = ["MAX_SCRATCH", "VERSION_MAX", "VERSION_MIN", "GhcbFault", "GhcbPage", "InjectException"]
+__all__ = ["MAX_SCRATCH", "VERSION_MAX", "VERSION_MIN", "VERSION_UNSET", "GhcbFault", "GhcbPage", "InjectException"]
 
 #: Versions of the protocol that the host speaks.
 VERSION_MIN = 1
 VERSION_MAX = 2
+#: What a page may say beside these: edk2 leaves the field zero until it has asked which versions there are. KVM does
+#: not look at it.
+VERSION_UNSET = 0
 
 #: The largest scratch area outside of the GHCB page, KVM's bound.
 MAX_SCRATCH = 16 * PAGE_SIZE
@@ -125,7 +128,7 @@ class GhcbPage:
             raise GhcbFault(GhcbReason.INVALID_USAGE)
         if self._bits & _BITS_REQUIRED != _BITS_REQUIRED:
             raise GhcbFault(GhcbReason.MISSING_INPUT)
-        if not VERSION_MIN <= version <= VERSION_MAX:
+        if not VERSION_UNSET <= version <= VERSION_MAX:
             raise GhcbFault(GhcbReason.INVALID_INPUT)
 
     def _register(self, offset: int, bit: int) -> int:

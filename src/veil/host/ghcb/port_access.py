@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from veil.formats.ghcb import GhcbField, IoioInfo, NaeEvent, valid_bit
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.ghcb.events.ioio import NOT_SINGLE, SIZE_MASK, SIZES
-from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
+from veil.host.ghcb.fields import VERSION_MAX, VERSION_UNSET
 
 if TYPE_CHECKING:
     from veil.host.host import Host
@@ -41,7 +41,7 @@ _unpack_rax, _pack_rax = _RAX.unpack_from, _RAX.pack
 _RAX_VALID = valid_bit(GhcbField.RAX)
 _ANSWERED = valid_bit(GhcbField.SW_EXITINFO1) | valid_bit(GhcbField.SW_EXITINFO2)
 _REQUIRED = (valid_bit(GhcbField.SW_EXITCODE) | _ANSWERED) >> 64
-_STANDARD = {(version, 0) for version in range(VERSION_MIN, VERSION_MAX + 1)}
+_STANDARD = {(version, 0) for version in range(VERSION_UNSET, VERSION_MAX + 1)}
 _MASKS = {size: (1 << 8 * size) - 1 for size in SIZES.values()}
 
 _SUCCESS = bytes(16)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The launch image of a guest that starts with stock firmware, as QEMU launches it (target/i386/sev.c).
+
+The firmware's file, which ends at 4 GiB; the sections that its metadata names, in their order; a VMSA for each VCPU.
+`sev-snp-measure --mode snp` computes the same digest from the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from veil.formats.board import HIGH_MEMORY
+from veil.formats.launch_digest import PageType
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.guest.errors import GuestImageError
+from veil.guest.ovmf.kernel_hashes import hashes_page
+from veil.guest.ovmf.metadata import Firmware, Section, SectionType
+from veil.host import LaunchRegion
+from veil.image.launch_image import LaunchImage, cpuid_page
+from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues
+from veil.snp.layouts import Efer, SevFeatures, Vmsa, VmsaSegment
+
+__all__ = ["BootFiles", "build_firmware_image", "firmware_memory", "reset_vmsa"]
+
+_RESET_VECTOR = 0xFFFFFFF0
+_NAMES = {
+    SectionType.SEC_MEMORY: "firmware memory",
+    SectionType.SECRETS: "secrets",
+    SectionType.CPUID: "CPUID page",
+    SectionType.SVSM_CAA: "calling area",
+    SectionType.KERNEL_HASHES: "kernel hashes",
+}
+_PAGE_TYPES = {SectionType.SECRETS: PageType.SECRETS, SectionType.CPUID: PageType.CPUID}
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """What the host gives the firmware to boot, and the firmware compares with the hashes that are measured."""
+
+    kernel: bytes = field(repr=False)
+    initrd: bytes = field(repr=False)
+    command_line: str
+
+    @property
+    def command_line_bytes(self) -> bytes:
+        """As the firmware gets it."""
+        return self.command_line.encode() + b"\0"
+
+
+def firmware_memory(firmware: Firmware, vcpus: int) -> int:
+    """Bytes of RAM below 4 GiB: the file, and before it a page for each VCPU's VMSA, of which nobody tells the guest.
+
+    On a real host these lie outside of the guest's memory.
+    """
+    return len(firmware.data) + vcpus * PAGE_SIZE
+
+
+def build_firmware_image(
+    firmware: Firmware,
+    files: BootFiles | None,
+    *,
+    ram: Sequence[tuple[int, int]],
+    vcpus: int,
+    cpuid: Sequence[CpuidEntryValues],
+) -> LaunchImage:
+    """The image; without `files` the firmware boots from a disk. `ram`: (GPA, length) of each piece there will be.
+
+    Raises GuestImageError if the firmware's sections do not lie in it, or the firmware cannot do what is asked.
+    """
+    if vcpus > 1 and firmware.reset_address is None:
+        raise GuestImageError("this firmware names no address where further processors start: give it one VCPU")
+    if files is not None and firmware.hashes_address is None:
+        # It would start any kernel that the host gives it.
+        raise GuestImageError(
+            "this firmware does not check the kernel that it is given (it has no section for hashes): take one that "
+            "does (--firmware debian), or let it boot from a disk"
+        )
+    regions = [LaunchRegion(firmware.gpa, PageType.NORMAL, firmware.data, name="firmware")]
+    table = cpuid_page(cpuid)
+    for section in firmware.sections:
+        if not any(start <= section.gpa and section.gpa + section.size <= start + size for start, size in ram):
+            raise GuestImageError(
+                f"the firmware wants {section.size:#x} bytes of memory at {section.gpa:#x}: give the guest more memory"
+            )
+        regions.append(_region(section, firmware, files, table))
+    first_vmsa = HIGH_MEMORY - firmware_memory(firmware, vcpus)
+    for vcpu in range(vcpus):
+        start = firmware.reset_address if vcpu and firmware.reset_address is not None else _RESET_VECTOR
+        regions.append(
+            LaunchRegion(first_vmsa + vcpu * PAGE_SIZE, PageType.VMSA, reset_vmsa(start), vcpu=vcpu, name="VMSA")
+        )
+    return LaunchImage(tuple(regions), (), files.command_line if files is not None else "")
+
+
+def _region(section: Section, firmware: Firmware, files: BootFiles | None, table: bytes) -> LaunchRegion:
+    name = _NAMES[section.kind]
+    if section.kind == SectionType.CPUID:
+        return LaunchRegion(section.gpa, PageType.CPUID, table, name=name)
+    if section.kind == SectionType.KERNEL_HASHES and files is not None and firmware.hashes_address is not None:
+        page = hashes_page(firmware.hashes_address, files.kernel, files.initrd, files.command_line_bytes)
+        return LaunchRegion(section.gpa, PageType.NORMAL, page, name=name)
+    return LaunchRegion(section.gpa, _PAGE_TYPES.get(section.kind, PageType.ZERO), size=section.size, name=name)
+
+
+def reset_vmsa(address: int, *, vmpl: int = 0) -> bytes:
+    """A VCPU after its reset, as KVM and QEMU leave it (APM volume 2, 14.1.3), but that it starts at `address`."""
+    vmsa = Vmsa(
+        vmpl=vmpl,
+        sev_features=SevFeatures.SNP,
+        efer=Efer.SVME,
+        cr0=0x10,
+        cr4=0x40,  # MCE
+        dr6=0xFFFF0FF0,
+        dr7=0x400,
+        rflags=2,
+        rip=address & 0xFFFF,
+        rdx=PROCESSOR_SIGNATURE,
+        g_pat=0x0007040600070406,
+        xcr0=1,
+        mxcsr=0x1F80,
+        x87_fcw=0x37F,
+    )
+    vmsa.cs = VmsaSegment(0xF000, 0x9B, 0xFFFF, address & 0xFFFF0000)
+    for name in ("ds", "es", "fs", "gs", "ss"):
+        setattr(vmsa, name, VmsaSegment(0, 0x93, 0xFFFF, 0))
+    vmsa.gdtr = vmsa.idtr = VmsaSegment(0, 0, 0xFFFF, 0)
+    vmsa.ldtr = VmsaSegment(0, 0x82, 0xFFFF, 0)
+    vmsa.tr = VmsaSegment(0, 0x8B, 0xFFFF, 0)
+    return bytes(vmsa).ljust(PAGE_SIZE, b"\0")
