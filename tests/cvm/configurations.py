@@ -46,8 +46,9 @@ _IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(m
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
-    """Any, with a monitor or without."""
+    """Any, with a monitor or without, and with firmware."""
     monitor = draw(st.booleans())
+    firmware = None if monitor else draw(st.none() | st.text(max_size=9))
     return Configuration(
         memory=draw(st.integers(1, (1 << 64) - 1)),
         vcpus=draw(st.integers(1, 4)),
@@ -64,5 +65,8 @@ def configurations(draw: st.DrawFn) -> Configuration:
         services=draw(st.none() | _SERVICES) if monitor else None,
         driver_options=draw(st.text(max_size=9)),
         disks=draw(_DISKS),
+        firmware=firmware,
+        initrd=draw(st.none() | st.text(max_size=9)) if firmware is not None else None,
+        append=draw(st.none() | st.text(max_size=9)) if firmware is not None else None,
         files=draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
     )

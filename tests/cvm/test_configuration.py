@@ -40,6 +40,16 @@ OTHERS: dict[str, Any] = {
     "driver_options": "log_heartbeat=500",
     "files": {"etc/word": Node.file(b"one")},
     "disks": (Disk("/a.img", "tmp"),),
+    "firmware": "debian",
+    "initrd": "/initrd.img",
+    "append": "console=ttyS0",
+}
+_BARE: dict[str, Any] = {"monitor": False, "services": None}
+#: What there must be for a field to have another value.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "firmware": _BARE,
+    "initrd": _BARE | {"firmware": "debian"},
+    "append": _BARE | {"firmware": "debian"},
 }
 
 
@@ -72,7 +82,7 @@ def test_a_list_is_the_same_value(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "identity"])
 def test_each_field_is_in_the_key(name: str) -> None:
-    default = Configuration()
+    default = Configuration(**_NEEDED.get(name, {}))
     other = dataclasses.replace(default, **{name: OTHERS[name]})
     assert other != default
     assert other.key() != default.key()
@@ -109,6 +119,9 @@ def test_forms_of_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert made == Configuration(
         memory=1 << 30, vcpus=2, kernel=str(tmp_path / "bzImage"), owners=(_KEY,), modules=("loop",)
     )
+    stock = Configuration.make(monitor=False, firmware=Path("OVMF.fd"), initrd="initrd.img")
+    assert (stock.firmware, stock.initrd) == (str(tmp_path / "OVMF.fd"), str(tmp_path / "initrd.img"))
+    assert Configuration.make(monitor=False, firmware="debian").firmware == "debian"
     assert Configuration.make(owners=()).owners == ()
     bare = Configuration.make(monitor=False, owners=[_KEY], readers=[_KEY])
     assert (bare.owners, bare.readers, bare.services) == ((), (), None)
@@ -131,6 +144,8 @@ def test_both_ways_to_a_cvm_are_the_same() -> None:
         ({"owners": (b"short",)}, "32 bytes of a key's SHA-256"),
         ({"readers": (_KEY,) * 9}, "9 keys are too many"),
         ({"monitor": False}, "without a monitor"),
+        ({"append": "quiet"}, "are given to firmware"),
+        ({"initrd": "/initrd.img"}, "are given to firmware"),
     ],
 )
 def test_what_no_cvm_can_have(change: dict[str, Any], words: str) -> None:

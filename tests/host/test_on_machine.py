@@ -16,6 +16,8 @@ from veil.host import (
     Hypervisor,
     LaunchRegion,
     NestedPageFault,
+    ProtectedRange,
+    Protection,
     RunResult,
     TripleFault,
 )
@@ -85,6 +87,30 @@ def test_page_state_change_and_fault(machine: Machine) -> None:
     assert caught.value.gpa == 0x20_0000
     assert host.view.is_shared(0x20_0000, PAGE)
     assert not host.view.is_shared(0x20_1000, PAGE)
+
+
+SHARE = set_msr(0x20_0000 | 0x014, 2 << 20)
+READ_PRIVATE = b"\xa1" + (0x20_0000).to_bytes(4, "little")
+
+
+def test_a_private_access_takes_the_page_back(machine: Machine) -> None:
+    """As under KVM. It is not validated then, which the guest notices: #VC, and here there is nobody to take it."""
+    host = boot(machine, SHARE + READ_PRIVATE)
+    host.converts_pages = True
+    with pytest.raises(TripleFault):
+        host.run(timeout=10)
+    assert not host.view.is_shared(0x20_0000, PAGE)
+
+
+def test_a_page_that_is_a_levels_own_is_not_converted(machine: Machine) -> None:
+    host = boot(machine, SHARE + READ_PRIVATE)
+    host.converts_pages = True
+    shared = host.run(lambda: host.view.is_shared(0x20_0000, PAGE), timeout=10)
+    assert shared == RunResult.DONE
+    host.protection = Protection((ProtectedRange(0x20_0000, PAGE, vmpl=-1),))
+    with pytest.raises(NestedPageFault, match="private access"):
+        host.run(timeout=10)
+    assert host.view.is_shared(0x20_0000, PAGE)
 
 
 def test_triple_fault(machine: Machine) -> None:

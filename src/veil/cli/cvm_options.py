@@ -46,6 +46,12 @@ _CVM_OPTIONS = (
         help="A raw image as /dev/vda, the next as /dev/vdb: read-only, written to, or with what is written gone at "
         "the end. scratch: an empty one, gone at the end. What is on a disk is not measured, and no secret.",
     ),
+        "--firmware",
+        metavar="PATH|debian",
+        help="Start with stock firmware (OVMF) as QEMU does: a file, or Debian's. It checks the kernel by its measured "
+        "hash, and starts it.",
+    ),
+    click.option("--append", metavar="TEXT", help="With --firmware: the kernel's whole command line."),
     click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
 )
 
@@ -99,13 +105,19 @@ _USER_OPTIONS = (
 
 @dataclass(frozen=True)
 class CvmOptions:
-    """What the command line says of the CVM that is meant. `service` to `reader`: of commands that have them."""
+    """What the command line says of the CVM that is meant.
+
+    `initrd`, and `service` to `reader`: of commands that have them.
+    """
 
     memory: str
     vcpus: int
     kernel: str | None
     no_monitor: bool
     disks: tuple[str, ...] = ()
+    firmware: str | None = None
+    append: str | None = None
+    initrd: str | None = None
     enclaves: bool = False
     kci: str | None = None
     kci_keys: str | None = None
@@ -125,6 +137,9 @@ class CvmOptions:
         more.setdefault("kernel", self.kernel)
         more.setdefault("monitor", not self.no_monitor)
         more.setdefault("disks", self.disks)
+        more.setdefault("firmware", self.firmware)
+        more.setdefault("append", self.append)
+        more.setdefault("initrd", self.initrd)
         more.setdefault("services", self._services())
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))
@@ -162,16 +177,25 @@ class CvmOptions:
         return services
 
 
-def cvm_options(*, services: bool = False, users: bool = False) -> Callable[[Function], Function]:
+_INITRD_OPTION = click.option(
+    "--initrd",
+    metavar="FILE",
+    help="With --firmware: an initramfs of yours in place of Veil's, without Veil's agent.",
+)
+
+
+def cvm_options(*, services: bool = False, users: bool = False, initrd: bool = False) -> Callable[[Function], Function]:
     """The options that say which CVM is meant; the command gets them as `cvm`, a `CvmOptions`.
 
-    `services`: the protected services' settings too; `users`: who is more than a stranger to it. Both are measured.
+    `services`: the protected services' settings too; `users`: who is more than a stranger to it; `initrd`: one of the
+    user's own, of commands that need no agent in the guest. All are measured.
     """
     declared = (
         *_CVM_OPTIONS,
         *CODE_OPTIONS,
         *(_SERVICES_OPTIONS if services else ()),
         *(_USER_OPTIONS if users else ()),
+        *((_INITRD_OPTION,) if initrd else ()),
     )
     names = [item.name for item in fields(CvmOptions)]
 

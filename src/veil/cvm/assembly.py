@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,16 +20,19 @@ from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.tsc import TSC_KHZ
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
-from veil.guest.ingredients import ingredients_at_hand
+from veil.guest.ingredients import ingredients_at_hand, with_firmware
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.initramfs.contents import DRIVER_FILE, LOCK_DOWN_FILE, build_initramfs
-from veil.guest.linux.cmdline import command_line
+from veil.guest.linux.cmdline import check_command_line, command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
 from veil.guest.linux.modules import collect_modules
+from veil.guest.ovmf.metadata import Firmware
+from veil.guest.ovmf.package import open_firmware, read_initrd
+from veil.image.firmware_image import BootFiles, build_firmware_image, firmware_memory
 from veil.image.launch_image import LaunchImage, build_image
 from veil.image.services_image import ServicesImage
-from veil.snp import Machine
+from veil.snp import Machine, ram_ranges
 
 __all__ = ["Assembly"]
 
@@ -44,9 +48,12 @@ class Assembly:
     def ingredients(self) -> dict[str, str] | None:
         """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
         chosen = self._configuration
-        return ingredients_at_hand(
+        found = ingredients_at_hand(
             self._cache, chosen.kernel, driver=chosen.services is not None, enclaves=self._makes_enclaves()
         )
+        if found is None or chosen.firmware is None:
+            return found
+        return with_firmware(self._cache, found, chosen.kernel, chosen.firmware, chosen.initrd)
 
     def kernel(self) -> Kernel:
         """The kernel, fetched if need be."""
@@ -66,15 +73,60 @@ class Assembly:
             raise VeilError("this kernel is a file, and came without modules")
         return collect_modules(tree, list(names))
 
+    @functools.cached_property
+    def firmware(self) -> Firmware | None:
+        """The firmware that starts the kernel, fetched if need be; None if there is none."""
+        name = self._configuration.firmware
+        return open_firmware(self._cache, name, self._progress) if name is not None else None
+
+    @property
+    def firmware_size(self) -> int:
+        """How much memory below 4 GiB it takes."""
+        return firmware_memory(self.firmware, self._configuration.vcpus) if self.firmware is not None else 0
+
+    @functools.cached_property
+    def boot_files(self) -> BootFiles | None:
+        """What the firmware gets to boot; None if there is no firmware."""
+        chosen = self._configuration
+        if chosen.firmware is None:
+            return None
+        kernel = self.kernel()
+        require_bootable(kernel, monitor=chosen.monitor)
+        initrd = read_initrd(Path(chosen.initrd)) if chosen.initrd is not None else self._initramfs(kernel, None)
+        line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks))
+        if chosen.append is not None:
+            line = check_command_line(chosen.append)
+        return BootFiles(kernel.load_bzimage(), initrd, line)
+
     def image(self, machine: Machine) -> LaunchImage:
         """The image for a machine, whose CPUID values are in it."""
-        chosen, kernel = self._configuration, self.kernel()
+        chosen = self._configuration
+        cpuid = machine.cpuid_entries(chosen.vcpus)
+        if self.firmware is not None:
+            ram = ram_ranges(chosen.memory, self.firmware_size)
+            return build_firmware_image(self.firmware, self.boot_files, ram=ram, vcpus=chosen.vcpus, cpuid=cpuid)
+        kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
         driver = self._driver(kernel)
+        return build_image(
+            kernel.load(),
+            self._initramfs(kernel, driver),
+            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks)),
+            memory=chosen.memory,
+            vcpus=chosen.vcpus,
+            monitor=chosen.monitor,
+            cpuid=cpuid,
+            owners=chosen.owners,
+            readers=chosen.readers,
+            services=self._services(driver),
+        )
+
+    def _initramfs(self, kernel: Kernel, driver: bytes | None) -> bytes:
+        chosen = self._configuration
         tools = audit_tools(self._cache, self._progress) if driver is not None else {}
         if driver is not None and self._makes_enclaves():
             tools[STARTER_FILE] = Node.file(build_starter(self._cache).read_bytes(), 0o755)
-        initramfs = build_initramfs(
+        return build_initramfs(
             self._cache,
             module_tree=kernel.modules,
             modules=chosen.modules,
@@ -83,18 +135,6 @@ class Assembly:
             extra=tools | dict(chosen.files) | self._lock_down_file(),
             disks=bool(chosen.disks),
             progress=self._progress,
-        )
-        return build_image(
-            kernel.load(),
-            initramfs,
-            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks)),
-            memory=chosen.memory,
-            vcpus=chosen.vcpus,
-            monitor=chosen.monitor,
-            cpuid=machine.cpuid_entries(chosen.vcpus),
-            owners=chosen.owners,
-            readers=chosen.readers,
-            services=self._services(driver),
         )
 
     def _code_integrity(self) -> KciSettings | None:

@@ -18,6 +18,7 @@ from veil.formats import sizes
 from veil.formats.errors import FormatError
 from veil.guest.initramfs.archive import Node
 from veil.guest.linux.kernel import DEFAULT_SERIES, is_series
+from veil.guest.ovmf.package import DEBIAN_FIRMWARE
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock
 from veil.host.devices import MAX_DISKS
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
@@ -50,6 +51,9 @@ class Settings(TypedDict, total=False):
     driver_options: str
     files: Mapping[str, Node] | None
     disks: Sequence[Disk | str]
+    firmware: str | os.PathLike[str] | None
+    initrd: str | os.PathLike[str] | None
+    append: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,12 @@ class Configuration:
     """More members of the initramfs by path, measured with it (`veil.guest.initramfs.debian_programs`)."""
     disks: tuple[Disk, ...] = ()
     """/dev/vda and so on, the host's and never trusted: how many there are is measured, not what is on them."""
+    firmware: str | None = None
+    """Stock firmware that starts the kernel, a file's path, or "debian"; without it the kernel is entered directly."""
+    initrd: str | None = None
+    """A file that the firmware gets in place of Veil's initramfs. Nobody can run commands there."""
+    append: str | None = None
+    """The whole command line that the firmware gets, in place of Veil's."""
 
     def __post_init__(self) -> None:
         # Whoever gives a list means the same value, and must not be able to change it afterwards.
@@ -111,6 +121,10 @@ class Configuration:
             raise VeilError("without a monitor a CVM has no services, owners or readers")
         if len(self.disks) > MAX_DISKS:
             raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
+        if self.firmware is None and (self.initrd is not None or self.append is not None):
+            raise VeilError("an initrd and a whole command line are given to firmware: choose one (--firmware)")
+        if self.firmware is not None and self.monitor:
+            raise VeilError("firmware runs at VMPL 0: without a monitor (--no-monitor)")
         for users in (self.owners, self.readers):
             if len(users) > _MAX_USERS:
                 raise VeilError(
@@ -134,6 +148,10 @@ class Configuration:
         kernel = DEFAULT_SERIES if kernel is None else os.fspath(kernel)
         # A path is meant from here, wherever the value is used.
         given["kernel"] = kernel if is_series(kernel) else os.path.abspath(kernel)
+        for name in ("firmware", "initrd"):
+            path = given.get(name)
+            if path is not None and os.fspath(path) != DEBIAN_FIRMWARE:
+                given[name] = os.path.abspath(path)
         if not given.get("monitor", True):
             given |= {"owners": (), "readers": (), "services": None}
         elif given.get("owners") is None:

@@ -111,6 +111,7 @@ def _require_consistent(configuration: Configuration, machine: Machine) -> None:
     processor = machine.secure_processor
     said = {
         "memory": (configuration.memory, machine.memory_size),
+        "firmware": (configuration.firmware is not None, machine.firmware_size > 0),
         "policy": (configuration.policy, processor.policy),
         "host data": (configuration.host_data, processor.host_data),
         "report version": (configuration.report_version, processor.report_version),

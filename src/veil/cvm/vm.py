@@ -24,14 +24,15 @@ from veil.cvm.console import Console
 from veil.cvm.disks import WRITE, Disk, Disks
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
+from veil.cvm.firmware_board import boot_items, firmware_board
 from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, write_cvm
 from veil.cvm.session import AgentSession
 from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.formats.tsc import TSC_KHZ
-from veil.host import ChannelListener, HostError, Hypervisor, PanicWatcher
-from veil.host.devices import Backend, Platform
+from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor, PanicWatcher
+from veil.host.devices import Backend, BootItems, Chipset, Platform
 from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
@@ -41,6 +42,8 @@ __all__ = ["ConfidentialVM"]
 
 _BOOT_TIMEOUT = 180.0
 _MAX_TOLD = 16
+#: Firmware checks and unpacks the kernel at the guest's speed.
+_FIRMWARE_BOOT_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,19 @@ class ConfidentialVM:
             self._console.watch = console
         self._fresh = True
         self.start()
+
+    def run_until_off(self, console: Callable[[bytes], None]) -> None:
+        """Boot a guest without Veil's agent, with the console watched, until it switches its machine off."""
+        self._console.watch = console
+        build_engine(self._say)
+        self.launch()
+        self._say("booting the CVM")
+        start = time.monotonic()
+        try:
+            with self._explained():
+                self.hypervisor.run()
+        except GuestPowerOff:
+            self.boot_seconds = time.monotonic() - start
 
     def launch(self) -> None:
         """Build and measure the image, and stop before the first instruction; `connect` or `hypervisor.run` goes on."""
@@ -400,8 +416,13 @@ class ConfidentialVM:
     def _launch(self) -> None:
         chosen = self.configuration
         self._open_disks()
-        machine = Machine(chosen.memory, endorsement=endorsement, report_version=chosen.report_version)
-        self._attach(machine)
+        machine = Machine(
+            chosen.memory,
+            firmware_size=self._assembly.firmware_size,
+            endorsement=endorsement,
+            report_version=chosen.report_version,
+        )
+        self._attach(machine, boot_items(self._assembly.boot_files))
         self.image = self._build_image(machine)
         self._tell_host()
         self.hypervisor.launch(
@@ -419,7 +440,9 @@ class ConfidentialVM:
         self.connect()
         self.boot_seconds = time.monotonic() - start
 
-    def _attach(self, machine: Machine) -> None:
+    def _attach(self, machine: Machine, boot: BootItems | None = None) -> None:
+        """`boot`: what firmware finds to boot. One that was restored is past that."""
+        board = firmware_board(self.configuration, machine, boot) if self.configuration.firmware is not None else None
         platform = Platform(
             machine.host_view(),
             vcpus=self.vcpus,
@@ -428,6 +451,8 @@ class ConfidentialVM:
             tsc_khz=TSC_KHZ,
             console=self._console.feed,
             disks=self._open_disks(),
+            chipset=Chipset.GENERIC if board is None else Chipset.Q35,
+            firmware=board,
         )
         told: set[str] = set()
         for disk in platform.disks:
@@ -441,6 +466,7 @@ class ConfidentialVM:
             cpuid=table,
             certificates=lambda: machine.secure_processor.endorsement.certificate_table,
         )
+        hypervisor.converts_pages = board is not None
         panic = PanicWatcher(hypervisor.stop)
         self._console.panic = panic.feed
         self._running = _Running(machine, platform, hypervisor, panic)
@@ -455,8 +481,9 @@ class ConfidentialVM:
         """After `launch`: run until the guest's agent answers."""
         self._agent = AgentSession(self.hypervisor, self.platform.agent)
         with self._explained():
-            if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=_BOOT_TIMEOUT):
-                raise BootTimeout(f"the guest did not come up in {_BOOT_TIMEOUT:.0f} seconds")
+            timeout = _BOOT_TIMEOUT if self.configuration.firmware is None else _FIRMWARE_BOOT_TIMEOUT
+            if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=timeout):
+                raise BootTimeout(f"the guest did not come up in {timeout:.0f} seconds")
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._explain_panic, self._restored_from)

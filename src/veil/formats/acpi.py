@@ -21,7 +21,8 @@ from veil.formats.board import (
     RESET_PORT,
 )
 
-__all__ = ["RSDP_CHECKSUMS",
+__all__ = [
+    "RSDP_CHECKSUMS",
     "RSDP_POINTER",
     "RSDP_SIZE",
     "SLEEP_TYPE_OFF",

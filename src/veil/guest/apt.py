@@ -13,17 +13,26 @@ from pathlib import Path
 from veil.cache import Cache, cache_error
 from veil.disk import refuse_full_disk, tool_environment
 from veil.guest.errors import GuestImageError
-from veil.private_files import UMASK, make_folder, tighten
+from veil.private_files import UMASK, make_folder, tighten, write_private
 
 _URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.deb) \d+", re.MULTILINE)
 
 
-class Apt:
-    """The configured apt, asked first with the system's package lists, then with lists of our own."""
+_SOURCES = "sources.list"
+#: The package debian-archive-keyring has it: the keys of every suite.
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-    def __init__(self, cache: Cache, *, offline: bool = False) -> None:
+
+class Apt:
+    """The configured apt, asked first with the system's package lists, then with lists of our own.
+
+    `suite` ("sid"): that suite of the configured mirror, by lists of our own alone.
+    """
+
+    def __init__(self, cache: Cache, *, offline: bool = False, suite: str | None = None) -> None:
         self._cache = cache
         self._offline = offline
+        self._suite = suite
         self._own_lists = False
 
     def names(self, pattern: str, wanted: re.Pattern[str]) -> list[str]:
@@ -97,22 +106,41 @@ class Apt:
         if self._offline:
             raise GuestImageError("the package lists are missing or outdated, and this run is offline")
         self._own_lists = True
+        place = self._place
         for name in ("lists/partial", "cache/archives/partial", "etc"):
-            make_folder(self._cache.directory("apt") / name)
+            make_folder(place / name)
+        if self._suite is not None:
+            write_private(place / _SOURCES, self._source(self._suite))
         done = self._run("apt-get", "update", "-q")
-        if not any(self._cache.directory("apt/lists").glob("*_Packages*")):
-            self._refuse_full_disk(done, self._cache.directory("apt"), "Debian's package lists")
+        if not any((place / "lists").glob("*_Packages*")):
+            self._refuse_full_disk(done, place, "Debian's package lists")
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
+
+    def _source(self, suite: str) -> str:
+        """The line that names a suite of the mirror from which this computer has its Debian."""
+        done = Apt(self._cache)._run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
+        mirror = next((uri for uri in done.stdout.split() if re.search(r"/debian/?$", uri)), None)
+        if mirror is None:
+            raise GuestImageError(f"apt has no mirror of Debian configured, so there is no {suite} to fetch from")
+        signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+        return f"deb {signed}{mirror} {suite} main\n"
+
+    @property
+    def _place(self) -> Path:
+        """Where lists of our own are."""
+        return self._cache.directory("apt" if self._suite is None else f"apt-{self._suite}")
 
     def _options(self) -> list[str]:
         # No sandbox user: the cache belongs to the user who runs us. One retry: mirrors hiccup.
         options = ["-o", "APT::Sandbox::User=", "-o", "Acquire::Retries=2", "-o", "Acquire::Languages=none"]
-        place = self._cache.directory("apt")
+        place, own = self._place, self._own_lists or self._suite is not None
         # What apt makes of the lists takes it seconds. Where it would keep it ordinary users cannot write, and in many
         # containers it is told not to.
-        made = place / ("own.pkgcache" if self._own_lists else "system.pkgcache")
+        made = place / ("own.pkgcache" if own else "system.pkgcache")
         options += ["-o", f"Dir::Cache::pkgcache={made}", "-o", "Dir::Cache::srcpkgcache="]
-        if self._own_lists:
+        if self._suite is not None:
+            options += ["-o", f"Dir::Etc::SourceList={place / _SOURCES}", "-o", "Dir::Etc::SourceParts=/dev/null"]
+        if own:
             options += ["-o", f"Dir::State={place}", "-o", f"Dir::State::lists={place}/lists"]
             options += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={place}/cache"]
         return options
@@ -129,7 +157,7 @@ class Apt:
         except FileNotFoundError as error:
             raise GuestImageError(f"{tool} is not there: Debian packages can be fetched on Debian only") from error
         if options:
-            tighten(self._cache.directory("apt"))  # apt gives its files modes, whatever the umask is
+            tighten(self._place)  # apt gives its files modes, whatever the umask is
         return done
 
     def _refuse_full_disk(self, done: subprocess.CompletedProcess[str], place: Path, package: str) -> None:

@@ -14,9 +14,10 @@ from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
 from veil.guest.initramfs.contents import BUSYBOX
 from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
+from veil.guest.ovmf.package import firmware_at_hand
 from veil.guest.packages import kept_package
 
-__all__ = ["ingredients_at_hand", "still_to_make"]
+__all__ = ["ingredients_at_hand", "still_to_make", "with_firmware"]
 
 
 def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bool = False) -> dict[str, str] | None:
@@ -53,6 +54,23 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bo
         found["veil-enclave"] = _digest(starter_at_hand(cache))
     whole = {name: digest for name, digest in found.items() if digest is not None}
     return whole if len(whole) == len(found) else None
+
+
+def with_firmware(
+    cache: Cache, found: dict[str, str], kernel: str, firmware: str, initrd: str | None
+) -> dict[str, str] | None:
+    """The same and what firmware adds: itself, the very file of the kernel if it is not Debian's, the user's initrd."""
+    at_hand = firmware_at_hand(cache, firmware)
+    if at_hand is None:
+        return None
+    name, path = at_hand
+    files = {f"firmware {name}": path}
+    if not is_series(kernel):
+        files[f"bzImage {kernel}"] = Path(kernel)
+    if initrd is not None:
+        files[f"initrd {initrd}"] = Path(initrd)
+    more = {name: _digest(path) for name, path in files.items()}
+    return found | {name: digest for name, digest in more.items() if digest is not None} if all(more.values()) else None
 
 
 def still_to_make(cache: Cache, series: str) -> set[str]:

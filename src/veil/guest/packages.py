@@ -12,14 +12,20 @@ __all__ = ["kept_package", "unpacked_package"]
 _PACKAGES = "package"
 
 
-def unpacked_package(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
-    """A folder with the files of a Debian package; once fetched it is used until its cache entry is removed."""
-    key = kept_package(cache, package) or Apt(cache).archive_name(package).removesuffix(".deb")
+def unpacked_package(
+    cache: Cache, package: str, progress: Callable[[str], None] | None = None, *, suite: str | None = None
+) -> Path:
+    """A folder with the files of a Debian package; once fetched it is used until its cache entry is removed.
+
+    `suite`: of Debian, if this computer's own has no such package.
+    """
+    apt = Apt(cache, suite=suite)
+    key = kept_package(cache, package) or apt.archive_name(package).removesuffix(".deb")
 
     def build(directory: Path) -> None:
         if progress:
             progress(f"fetching {package}")
-        Apt(cache).unpack(package, directory)
+        apt.unpack(package, directory)
 
     return cache.entry(_PACKAGES, key, build)
 

@@ -15,6 +15,7 @@ from veil.snp.exit_codes import ExitCode
 from veil.snp.guest_requests import MODEL_TCB
 from veil.snp.hosted import HostedCpu, HostedProgram
 from veil.snp.machine import HOSTED_VMPLS, Machine
+from veil.snp.memory import ram_ranges
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
 from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
 from veil.snp.view import HostView, View
@@ -48,4 +49,5 @@ __all__ = [
     "build_engine",
     "engine_at_hand",
     "launch_digest",
+    "ram_ranges",
 ]

@@ -107,7 +107,9 @@ class Machine:
         if memory_size <= 0 or memory_size % PAGE_SIZE_2M:
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
         if not 0 <= firmware_size <= MAX_FIRMWARE_SIZE or firmware_size % PAGE_SIZE:
-            raise SnpError(f"firmware has at most {MAX_FIRMWARE_SIZE >> 20} MiB, whole pages, not {firmware_size} bytes")
+            raise SnpError(
+                f"firmware has at most {MAX_FIRMWARE_SIZE >> 20} MiB, whole pages, not {firmware_size} bytes"
+            )
         memory = Memory(address_space(memory_size, firmware_size))
         self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, report_version)
 

@@ -37,6 +37,8 @@ class Kernel:
     source: str
     headers: Path | None = None
     """A folder with Debian's packages of headers, unpacked: src/linux-headers-RELEASE and what that refers to."""
+    bzimage: Path | None = None
+    """The file that it came out of, which firmware starts."""
 
     @property
     def version(self) -> tuple[int, int]:
@@ -52,6 +54,12 @@ class Kernel:
     def load(self) -> ElfKernel:
         """Its load map."""
         return parse_kernel(_read(self.vmlinux), self.source)
+
+    def load_bzimage(self) -> bytes:
+        """The file for firmware. Raises GuestImageError if there is none."""
+        if self.bzimage is None:
+            raise GuestImageError(f"{self.source}: firmware starts a bzImage, this is a vmlinux")
+        return _read(self.bzimage)
 
     def digest(self) -> str:
         """The SHA-256 of the vmlinux: what of the kernel goes into the key of a snapshot."""
@@ -133,7 +141,7 @@ def open_kernel(
     release, banner = (place / "banner").read_text().split("\n")
     return Kernel(
         place / _VMLINUX, release, banner, modules or _modules_beside(path, release), name,
-        _headers_beside(path, release),
+        _headers_beside(path, release), path.resolve(),
     )  # fmt: skip
 
 

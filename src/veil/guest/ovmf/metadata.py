@@ -23,7 +23,8 @@ from veil.guest.ovmf.kernel_hashes import HASHES_SIZE
 __all__ = ["Firmware", "Section", "SectionType", "parse_firmware"]
 
 _FOUR_GIB = 1 << 32
-_MAX_FILE = 16 << 20
+#: as QEMU's boards have room for
+_MAX_FILE = 8 << 20
 #: The table's last entry ends so long before the end of the file: behind it is the reset vector.
 _TABLE_END = 32
 
@@ -152,7 +153,7 @@ def _sections(data: bytes, from_end: int, name: str) -> Iterator[Section]:
     if not 0 < count <= _MAX_SECTIONS or size != _HEADER.size + count * _SECTION.size or size > from_end:
         raise GuestImageError(f"{name}: its SEV metadata has {count} sections in {size} bytes, which is impossible")
     found = [
-        _section(index, *_SECTION.unpack_from(data, start + _HEADER.size + index * _SECTION.size), name)
+        _section(_SECTION.unpack_from(data, start + _HEADER.size + index * _SECTION.size), f"{name}: section {index}")
         for index in range(count)
     ]
     for kind in _SINGLE_PAGES:
@@ -168,14 +169,18 @@ def _sections(data: bytes, from_end: int, name: str) -> Iterator[Section]:
     yield from found
 
 
-def _section(index: int, gpa: int, size: int, kind: int, name: str) -> Section:
-    where = f"{name}: section {index} of its SEV metadata"
+def _section(fields: tuple[int, int, int], where: str) -> Section:
+    gpa, size, kind = fields
     try:
         known = SectionType(kind)
     except ValueError:
-        raise GuestImageError(f"{where} has the type {kind:#x}, which this version does not know") from None
+        raise GuestImageError(
+            f"{where} of its SEV metadata has the type {kind:#x}, which this version does not know"
+        ) from None
     if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa + size > _FOUR_GIB:
-        raise GuestImageError(f"{where} ({known.name}) is {size:#x} bytes at {gpa:#x}: not whole pages below 4 GiB")
+        raise GuestImageError(
+            f"{where} of its SEV metadata ({known.name}) is {size:#x} bytes at {gpa:#x}: not whole pages below 4 GiB"
+        )
     return Section(known, gpa, size)
 
 

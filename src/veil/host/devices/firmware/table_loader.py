@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ACPI tables as files, and the script by which firmware puts them where it has room (QEMU, bios-linker-loader.c)."""
+"""The ACPI tables as files, and the script by which firmware puts them in place (QEMU, bios-linker-loader.c)."""
 
 from __future__ import annotations
 

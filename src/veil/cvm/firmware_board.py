@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the host's board tells firmware, from a configuration."""
+
+from __future__ import annotations
+
+from veil.cvm.configuration import Configuration
+from veil.formats.board import HIGH_MEMORY
+from veil.host.devices import BoardContents, BootItems, board_contents
+from veil.image.firmware_image import BootFiles
+from veil.snp import Machine
+
+__all__ = ["boot_items", "firmware_board"]
+
+
+def boot_items(files: BootFiles | None) -> BootItems | None:
+    """The files for the firmware, as the host offers them."""
+    return None if files is None else BootItems(files.kernel, files.initrd, files.command_line_bytes)
+
+
+def firmware_board(configuration: Configuration, machine: Machine, boot: BootItems | None) -> BoardContents:
+    """What there is: all memory but the firmware's own."""
+    own = HIGH_MEMORY - machine.firmware_size
+    ram = [piece for piece in machine.ram_ranges if piece[0] != own]
+    return board_contents(configuration.memory, ram, configuration.vcpus, boot)
