@@ -159,13 +159,15 @@ class Context:
 class Vcpu:
     """One VCPU."""
 
-    __slots__ = ("_new_vmcb", "apic_id", "contexts", "current", "index", "state")
+    __slots__ = ("_left", "_new_vmcb", "apic_id", "contexts", "current", "index", "state")
 
     def __init__(self, index: int, apic_id: int, new_vmcb: Callable[[], Any]) -> None:
         self.index = index
         self.apic_id = apic_id
         self._new_vmcb = new_vmcb
         self.contexts: dict[int, Context] = {}
+        #: what levels had whose VMSA was taken away, for their next one
+        self._left: dict[int, Context] = {}
         #: the context that runs when the VCPU runs
         self.current: Context | None = None
         self.state = RunState.WAIT_SIPI
@@ -182,11 +184,13 @@ class Vcpu:
         return running and current is not None and current.vmpl < vmpl and not current.is_enclave
 
     def set_vmsa(self, vmpl: int, vmsa: int) -> Context:
-        """A new VMSA for a level, replacing what the level had.
+        """A new VMSA for a level, replacing what the level has, or had.
 
         The VMCB stays and with it the GHCB MSR, and the registered GHCB stays: both belong to the VCPU, not the VMSA.
+        edk2 takes a VMSA away and gives another one, and its processor goes on with its GHCB.
         """
-        old = self.contexts.get(vmpl)
+        left = self._left.pop(vmpl, None)
+        old = self.contexts.get(vmpl, left)
         if old is None:
             context = Context(vmpl, self._new_vmcb(), vmsa)
         else:
@@ -205,6 +209,8 @@ class Vcpu:
     def drop_vmsa(self, vmpl: int) -> None:
         """The level's VMSA is gone; a VCPU that was running it has nothing to run."""
         context = self.contexts.pop(vmpl, None)
+        if context is not None:
+            self._left[vmpl] = context
         if context is not None and (self.current is context or self._runs_enclave_of(vmpl)):
             self.park()
 
@@ -226,12 +232,16 @@ class Vcpu:
             "current": -1 if self.current is None else self.current.vmpl,
             "enclave": self.current.vmcb.vmsa_pa if self.current is not None and self.current.is_enclave else -1,
             "contexts": [context.dump() for context in self.contexts.values()],
+            "left": [context.dump() for context in self._left.values()],
         }
 
     def load(self, state: dict[str, Any], enclave: Callable[[int], Context | None] = lambda vmsa: None) -> None:
         """`enclave` finds a context of VMPL 2 by its VMSA."""
         try:
-            contexts = {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state["contexts"]}
+            contexts, left = (
+                {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state[name]}
+                for name in ("contexts", "left")
+            )
             current = enclave(int(state["enclave"]))
             if current is None:
                 current = contexts[state["current"]] if state["current"] >= 0 else None
@@ -239,4 +249,5 @@ class Vcpu:
             apic_id = int(state["apic_id"])
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(f"snapshot: the state of VCPU {self.index} is damaged ({error!r})") from error
+        self._left = left
         self.contexts, self.current, self.state, self.apic_id = contexts, current, run_state, apic_id

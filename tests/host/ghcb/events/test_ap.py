@@ -57,6 +57,19 @@ class TestApCreation:
         assert guest.host.vcpus[1].state == RunState.PARKED
         assert guest.host.vcpus[1].contexts == {}
 
+    def test_a_destroyed_ones_ghcb_is_the_next_ones(self) -> None:
+        """It is the VCPU's. edk2 destroys and creates, and its processor goes on with the GHCB that it had."""
+        guest = three_vcpus()
+        guest.call(self.EVENT, ap(1, 0, 1), 0x3000, rax=1)
+        context = guest.host.vcpus[1].contexts[0]
+        context.vmcb.ghcb_gpa = context.ghcb = GHCB
+        guest.call(self.EVENT, ap(1, 0, 2))
+        saved = guest.host.dump()
+        for host in (guest.host, three_vcpus().host):
+            host.load(saved)
+            again = host.vcpus[1].set_vmsa(0, 0x4000)
+            assert (again.ghcb, again.vmcb.ghcb_gpa, again.vmcb.vmsa_pa) == (GHCB, GHCB, 0x4000)
+
     @pytest.mark.parametrize(
         ("info1", "vmsa", "features"),
         [

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's firmware, as it is, starts Debian's kernel, as it is: nothing of Veil's before the initramfs."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sevsnpmeasure.guest import snp_calc_launch_digest
+from sevsnpmeasure.vmm_types import VMMType
+
+from tests.e2e.snapshots import Resume
+from veil.cache import Cache
+from veil.cvm import ConfidentialVM
+from veil.guest.ovmf.package import DEBIAN_FIRMWARE, firmware_at_hand
+from veil.host import GuestPowerOff
+from veil.snp.cpuid import PROCESSOR_SIGNATURE
+
+_VCPUS = 2
+_COMMAND_LINE = 0x15
+
+
+def _stock(resume: Resume) -> ConfidentialVM:
+    return resume(vcpus=_VCPUS, monitor=False, firmware=DEBIAN_FIRMWARE)
+
+
+def test_it_boots_as_a_guest_of_snp_does(resume: Resume) -> None:
+    vm = _stock(resume)
+    assert vm.run(["nproc"]).stdout.strip() == str(_VCPUS).encode()
+    log = vm.run(["dmesg"]).stdout.decode()
+    assert "efi: EFI v2" in log
+    assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in log
+    assert "SEV: SNP guest platform device initialized" in log
+    # The firmware's own interface, from the running kernel.
+    assert vm.run(["ls", "/sys/firmware/efi/runtime"]).exit_status == 0
+    with pytest.raises(GuestPowerOff):
+        vm.run(["poweroff", "-f"])
+
+
+def test_the_digest_is_what_others_compute(resume: Resume, tmp_path: Path) -> None:
+    vm = _stock(resume)
+    files = vm._assembly.boot_files
+    at_hand = firmware_at_hand(Cache(), DEBIAN_FIRMWARE)
+    assert files is not None
+    assert at_hand is not None
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(files.kernel)
+    initrd.write_bytes(files.initrd)
+    expected: Any = snp_calc_launch_digest(
+        _VCPUS, PROCESSOR_SIGNATURE, str(at_hand[1]), str(kernel), str(initrd), files.command_line, 1, "", VMMType.QEMU
+    )
+    assert vm.machine.secure_processor.measurement == expected
+    assert vm.build_image().digest() == expected
+
+
+def test_another_command_line_is_refused_by_the_firmware() -> None:
+    """A host that gives the guest what was not measured: the firmware stops for ever, with the kernel not begun."""
+    with ConfidentialVM(monitor=False, firmware=DEBIAN_FIRMWARE, fresh=True) as vm:
+        _tamper(vm)
+        places: deque[int] = deque(maxlen=40)
+        for _ in range(4000):
+            vm.hypervisor.run(timeout=0.02)
+            places.append(_instruction(vm) & ~0xF)
+            # Interrupts come there, too.
+            if Counter(places).most_common(1)[0][1] > 25:
+                break
+        else:
+            pytest.fail("the firmware neither stopped nor started the kernel")
+        assert b"Linux version" not in vm.console_output
+
+
+def _tamper(vm: ConfidentialVM) -> None:
+    """Launch it as measured; the host then offers another command line."""
+    vm.launch()
+    config: Any = vm.platform._firmware["firmware configuration"]
+    line = config._items[_COMMAND_LINE]
+    config._items[_COMMAND_LINE] = line[:-4] + b"=no\0"
+    assert len(config._items[_COMMAND_LINE]) == len(line)
+    assert config._items[_COMMAND_LINE] != line
+
+
+def _instruction(vm: ConfidentialVM) -> int:
+    context = vm.hypervisor.vcpus[0].current
+    assert context is not None
+    return int(vm.machine.view(vmpl=0).read_u64(context.vmcb.vmsa_pa + 0x178))
