@@ -46,6 +46,7 @@ _CVM_OPTIONS = (
         help="A raw image as /dev/vda, the next as /dev/vdb: read-only, written to, or with what is written gone at "
         "the end. scratch: an empty one, gone at the end. What is on a disk is not measured, and no secret.",
     ),
+    click.option(
         "--firmware",
         metavar="PATH|debian",
         help="Start with stock firmware (OVMF) as QEMU does: a file, or Debian's. It checks the kernel by its measured "
