@@ -81,7 +81,7 @@ struct veil_engine {
     CPUX86State *env;
 
     uint8_t *ram;
-    uint64_t ram_size;             /* bytes of guest-physical space, the hole below 4 GiB included */
+    uint64_t ram_size;            /* bytes of guest-physical space, the hole below 4 GiB included */
     uint64_t low_end, high_start; /* RAM is [0, low_end) and [high_start, ram_size) */
     MemoryRegion *ram_region;
     struct veil_rmp *rmp;

@@ -22,9 +22,8 @@ static MemoryRegion *only_region(struct uc_struct *uc, hwaddr address)
     return veil_of(uc->cpu->env_ptr)->ram_region;
 }
 
-struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end,
-                                    uint64_t high_start, struct veil_rmp *rmp,
-                                    uint8_t *code_map)
+struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end, uint64_t high_start,
+                                    struct veil_rmp *rmp, uint8_t *code_map)
 {
     struct veil_engine *e = calloc(1, sizeof(*e));
 
