@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -12,31 +13,47 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import click
 
-from veil.cli.attest import attest
-from veil.cli.boot import boot
-from veil.cli.cache import cache
-from veil.cli.demo.command import demo
-from veil.cli.doctor import doctor
-from veil.cli.enclaves.commands import enclave
 from veil.cli.exit_statuses import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_PIPE, status_of
-from veil.cli.inspect import inspect
-from veil.cli.kci import kci
-from veil.cli.key import key
-from veil.cli.logs.commands import logs
-from veil.cli.measure import measure
 from veil.cli.output import OutputError, finish, give_up, keep_descriptors, tell
-from veil.cli.run import run
-from veil.cli.serve import serve
-from veil.cli.shell import shell
 from veil.cli.signals import end_cleanly
-from veil.cli.verify import verify
 
 __all__ = ["main"]
 
 _COMPLETION = "_VEIL_COMPLETE"
+#: where each command is, by its name
+_COMMANDS = {
+    "run": "veil.cli.run",
+    "shell": "veil.cli.shell",
+    "boot": "veil.cli.boot",
+    "serve": "veil.cli.serve",
+    "attest": "veil.cli.attest",
+    "measure": "veil.cli.measure",
+    "verify": "veil.cli.verify",
+    "logs": "veil.cli.logs.commands",
+    "kci": "veil.cli.kci",
+    "key": "veil.cli.key",
+    "enclave": "veil.cli.enclaves.commands",
+    "inspect": "veil.cli.inspect",
+    "doctor": "veil.cli.doctor",
+    "cache": "veil.cli.cache",
+    "demo": "veil.cli.demo.command",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Each command is imported when it is asked for: none is to wait for what another one imports."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="veil")
 def veil() -> None:
     """Protected services for confidential VMs, on a software AMD SEV-SNP machine.
@@ -64,26 +81,6 @@ def veil() -> None:
     2 wrong usage; 125 if Veil failed; 126 or 127 if the guest has no such program; 130 after Ctrl-C; 141 if the pipe
     that the output goes to was closed.
     """
-
-
-for _command in (
-    run,
-    shell,
-    boot,
-    serve,
-    attest,
-    measure,
-    verify,
-    logs,
-    kci,
-    key,
-    enclave,
-    inspect,
-    doctor,
-    cache,
-    demo,
-):
-    veil.add_command(_command)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,12 +159,21 @@ class KeptSnapshots:
 
 def _source_digest() -> str:
     """What of the package makes and runs a guest, scripts too: another version's snapshot is not this one's."""
-    root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root)
-        if path.is_file() and name.parts[0] not in _NOT_IN_SNAPSHOTS and path.suffix != ".pyc":
-            digest.update(
-                hashlib.sha256(name.as_posix().encode()).digest() + hashlib.sha256(path.read_bytes()).digest()
-            )
+    for name, path in sorted(_sources(os.fspath(Path(__file__).parents[1]))):
+        with open(path, "rb") as file:
+            content = file.read()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
+
+
+def _sources(root: str) -> Iterator[tuple[str, str]]:
+    """Name and path of each. Every start of a CVM goes this way: strings take a tenth of the time of `Path` objects."""
+    for folder, folders, files in os.walk(root):
+        if folder == root:
+            folders[:] = [name for name in folders if name not in _NOT_IN_SNAPSHOTS]
+            files = [name for name in files if name not in _NOT_IN_SNAPSHOTS]
+        for name in files:
+            path = os.path.join(folder, name)
+            if not name.endswith(".pyc") and os.path.isfile(path):
+                yield path[len(root) :], path

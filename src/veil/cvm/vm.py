@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from veil.cache import Cache
 from veil.cvm.assembly import Assembly
@@ -27,7 +27,6 @@ from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.firmware_board import boot_items, firmware_board
 from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, write_cvm
 from veil.cvm.session import AgentSession
-from veil.cvm.transport import VmTransport
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.formats.tsc import TSC_KHZ
@@ -37,6 +36,9 @@ from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import Machine, SnpError, build_engine
+
+if TYPE_CHECKING:
+    from veil.cvm.transport import VmTransport
 
 __all__ = ["ConfidentialVM"]
 
@@ -295,6 +297,9 @@ class ConfidentialVM:
         """A user's connection to VeilMon, for `veil.remote.ChannelClient`; the guest runs while the user waits."""
         if not self.has_monitor:
             raise VeilError("without a monitor there is nobody at the other end of the secure channel")
+        # Here, because few commands speak to VeilMon, and what users need of X.509 and TLS takes long to import.
+        from veil.cvm.transport import VmTransport
+
         return VmTransport(self.hypervisor, self.platform.channel.open(), timeout=timeout)
 
     def listen(self, host: str = "127.0.0.1", port: int = 0) -> ChannelListener:

@@ -175,21 +175,27 @@ def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[s
     """
     if entry not in programs:
         raise SnapshotError(f"the snapshot wants to run {entry!r}, which may not be resumed here")
+    installed = pack_sources(programs[entry])
+    # The same sources are the same bytes: what differs is only looked for where something does.
+    if archive != installed:
+        _require_same(entry, archive, installed)
+    module_name, _, class_name = entry.partition(":")
+    program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
+    return program
+
+
+def _require_same(entry: str, archive: bytes, installed: bytes) -> None:
     try:
-        sources = _read_sources(archive)
-        installed = _read_sources(pack_sources(programs[entry]))
+        sources, own = _read_sources(archive), _read_sources(installed)
     except LaunchError as error:
         raise SnapshotError(f"the snapshot's copy of {entry} is damaged: {error}") from error
-    differing = sorted(name for name in sources.keys() | installed.keys() if sources.get(name) != installed.get(name))
+    differing = sorted(name for name in sources.keys() | own.keys() if sources.get(name) != own.get(name))
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise SnapshotError(
             f"the snapshot's {differing[0][:80]!r}{more} is not the one that is installed here: it was made by another "
             "version of Veil, or changed; boot afresh"
         )
-    module_name, _, class_name = entry.partition(":")
-    program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
-    return program
 
 
 def _read_sources(archive: bytes) -> dict[str, tuple[bytes, bool]]:
