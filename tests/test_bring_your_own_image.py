@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""docs/bring-your-own-image.md: its commands are ones, and the digest that it promises is printed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from veil.cli.main import veil
+
+_PAGE = Path(__file__).parents[1] / "docs" / "bring-your-own-image.md"
+_COMMANDS = [line for line in _PAGE.read_text().splitlines() if line.startswith("veil ")]
+
+
+@pytest.mark.parametrize("line", _COMMANDS)
+def test_commands_are_understood(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    command = veil.get_command(click.Context(veil), name)
+    assert command is not None
+    parsed: Any = command.make_context(name, list(arguments))
+    assert parsed.params["no_monitor"]
+    assert parsed.params["firmware"]
+
+
+@pytest.mark.e2e
+def test_the_digest_is_printed() -> None:
+    (line,) = [line for line in _COMMANDS if line.startswith("veil measure")]
+    done = CliRunner().invoke(veil, shlex.split(line)[1:], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert len(bytes.fromhex(done.stdout.splitlines()[0])) == 48
+    assert "kernel hashes" in done.output
+    assert "ovmf-amdsev_" in done.output
