@@ -42,6 +42,7 @@ def _config() -> bytes:
         brk_end=0x20000000, stack_bytes=1 << 16, heap_bytes=1 << 20, pool_pages=1 << 16, slots=2, program="/program",
         flags=ConfigFlag.ARGUMENTS_OUTSIDE | ConfigFlag.SIGNALS_OUTSIDE,
         calls=frozenset(call.number for call in system_calls()), signals=frozenset({2, 10, 15}), rules=rules,
+        started=("/pass/file", "/bin/echo"),
         files={"/trusted/file": bytes(range(256)) * 600, "/trusted/small": b"words"},
     ).pack()  # fmt: skip
 

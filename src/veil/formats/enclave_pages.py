@@ -48,6 +48,9 @@ class WindowState(enum.IntEnum):
     """A thread is to enter the slot args[0]; `result` is 0 or a negative error number."""
     INTERRUPT = 6
     """The program of the slot args[0] is to come to its runtime, which has a signal for it; `result` is 0."""
+    PROGRAM = 7
+    """A child process is to do args[1] system calls, which are at args[0] in the window; the last is execve or
+    exit_group. `result` is its number, or a negative error number if one of the calls failed."""
 
 
 class WindowBlock(ctypes.LittleEndianStructure):

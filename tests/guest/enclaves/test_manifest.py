@@ -27,6 +27,7 @@ _MANIFESTS = st.builds(
     secrets=st.lists(st.sampled_from(["key", "tls.pem", "_1-2"]), max_size=2).map(tuple),
     allow=st.sampled_from([(), ("network",), ("kill", "socket")]),
     signals=st.lists(st.sampled_from(sorted(SIGNALS)), unique=True).map(tuple),
+    programs=st.lists(_PATHS, max_size=2).map(tuple),
 )
 
 
@@ -36,6 +37,7 @@ def test_the_defaults_let_nothing_in_from_outside() -> None:
     assert not manifest.environment_outside
     assert (manifest.trusted, manifest.read, manifest.passed, manifest.sealed, manifest.signals) == ((),) * 5
     assert manifest.secrets == ()
+    assert manifest.programs == ()
     names = {call.name for call in system_calls() if call.number in allowed_numbers(manifest.allow, manifest.deny)}
     assert {"read", "write", "mmap", "clone"} <= names
     assert not names & {"socket", "connect", "setuid"}

@@ -43,8 +43,6 @@
 #define VEIL_ENC_W 2
 #define VEIL_ENC_X 4
 
-/* Of system calls below this number a thread may know the answer: thread.h and entry.S of the runtime. */
-#define VEIL_ENC_ANSWERS 187
 #define VEIL_ENC_MAILBOX_PENDING 0xffffffff
 #define VEIL_ENC_MAILBOX_DATA 0x40
 #define VEIL_ENC_INFO_CPUID 0x100
@@ -61,6 +59,7 @@ enum veil_window_state {
 	VEIL_WINDOW_EXIT = 4,
 	VEIL_WINDOW_SPAWN = 5,
 	VEIL_WINDOW_INTERRUPT = 6,
+	VEIL_WINDOW_PROGRAM = 7,
 };
 
 /* WindowBlock. Untrusted: copy once, check, use. */

@@ -49,7 +49,7 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
         signals=frozenset(SIGNALS[name] for name in manifest.signals), areas=pages.areas(),
         rules=_rules(manifest), files=trusted, arguments=manifest.arguments,
         environment=[f"{name}={value}" for name, value in sorted(manifest.environment.items())],
-        passed=manifest.environment_outside,
+        passed=manifest.environment_outside, started=manifest.programs,
     )  # fmt: skip
     _add_runtime(pages, runtime, config)
     records, content = pages.records()

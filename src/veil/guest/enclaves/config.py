@@ -77,6 +77,8 @@ class ConfigHeader(ctypes.LittleEndianStructure):
         ("program_length", ctypes.c_uint32),
         ("directory", ctypes.c_uint32),
         ("directory_length", ctypes.c_uint32),
+        ("started", ctypes.c_uint32),
+        ("started_count", ctypes.c_uint32),
     ]
 
 
@@ -126,6 +128,8 @@ class Config:
     environment: Sequence[str] = ()
     """NAME=VALUE."""
     passed: Sequence[str] = ()
+    started: Sequence[str] = ()
+    """Paths of programs outside that it may start."""
 
     def pack(self) -> bytes:
         """Whole pages."""
@@ -150,6 +154,7 @@ class Config:
         header.passed, header.passed_count = body.texts(self.passed)
         header.program, header.program_length = body.text(self.program)
         header.directory, header.directory_length = body.text(self.directory)
+        header.started, header.started_count = body.texts(self.started)
         header.size = body.end
         packed = bytes(header) + bytes(body.data)
         return packed + bytes(-len(packed) % PAGE_SIZE)

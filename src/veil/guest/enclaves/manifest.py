@@ -64,6 +64,8 @@ class Manifest:
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    """Paths of programs outside that it may start. They are not shielded."""
 
     def __post_init__(self) -> None:
         _check_range("memory", self.memory, _LEAST_MEMORY, _MOST_MEMORY)
@@ -80,6 +82,8 @@ class Manifest:
                     "that begins with a letter, a digit or '_'"
                 )
         _check_path("directory", self.directory)
+        for path in self.programs:
+            _check_path("programs", path)
         for text in (*self.arguments, *self.environment, *self.environment.values(), *self.environment_outside):
             if "\0" in text:
                 raise GuestImageError("manifest: a text with a NUL character")
@@ -130,6 +134,7 @@ class Manifest:
             f'unsupported = "{"end" if self.end_on_unsupported else "refuse"}"',
             f"directory = {_quoted(self.directory)}",
             f"signals = {_array(self.signals)}",
+            f"programs = {_array(self.programs)}",
             "",
             "[arguments]",
             f"fixed = {_array(self.arguments)}",
@@ -235,6 +240,7 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str, object], object]]] = {
     ("", "unsupported"): ("end_on_unsupported", _unsupported),
     ("", "directory"): ("directory", _text),
     ("", "signals"): ("signals", _texts),
+    ("", "programs"): ("programs", _texts),
     ("arguments", "fixed"): ("arguments", _texts),
     ("arguments", "outside"): ("arguments_outside", _flag),
     ("environment", "fixed"): ("environment", _variables),

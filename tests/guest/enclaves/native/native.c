@@ -112,6 +112,9 @@ void leave(struct thread *self)
 	case VEIL_WINDOW_SPAWN:
 		block->result = raw_clone(0x50f00, (u8 *)thread_of((u32)a[0]) + VEIL_ENC_STACK_TOP, a[0]);
 		break;
+	case VEIL_WINDOW_PROGRAM:
+		block->result = system_call_outside(NR_EXECVE, (const u64[6]){ a[0], a[1] });
+		break;
 	case VEIL_WINDOW_EXIT:
 		raw(NR_EXIT_GROUP, a[0], 0, 0, 0, 0, 0);
 		break;

@@ -8,6 +8,7 @@
 #define NR_WRITE 1
 #define NR_MMAP 9
 #define NR_MPROTECT 10
+#define NR_EXECVE 59
 #define NR_EXIT_GROUP 231
 #define FIXED 0x32 /* MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED */
 

@@ -56,7 +56,8 @@ def runtime_sources() -> dict[str, bytes]:
     """Its files by path below guest/enclaves."""
     place = files("veil.guest.enclaves")
     source = place.joinpath("runtime", "src")
-    return {"abi.h": place.joinpath("abi.h").read_bytes()} | {
+    shared = {name: place.joinpath(name).read_bytes() for name in ("abi.h", "program_calls.h")}
+    return shared | {
         f"runtime/src/{item.name}": item.read_bytes()
         for item in source.iterdir()
         if item.name.endswith((".c", ".h", ".S", ".def", ".ld"))

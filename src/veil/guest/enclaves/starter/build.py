@@ -15,13 +15,13 @@ STARTER_FILE = "bin/veil-enclave"
 
 
 def starter_sources() -> dict[str, bytes]:
-    """Its C files, and the headers that the driver shares with it, by path."""
+    """Its C files, and the headers that it shares with driver and runtime, by path."""
     place = files("veil.guest.enclaves")
     own = place.joinpath("starter/src")
     found = {
         f"starter/src/{item.name}": item.read_bytes() for item in own.iterdir() if item.name.endswith((".c", ".h"))
     }
-    return found | {name: place.joinpath(name).read_bytes() for name in ("abi.h", "device.h")}
+    return found | {name: place.joinpath(name).read_bytes() for name in ("abi.h", "device.h", "program_calls.h")}
 
 
 def build_starter(cache: Cache) -> Path:

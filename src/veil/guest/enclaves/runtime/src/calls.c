@@ -5,6 +5,7 @@
  * then the kernel has lied (an Iago attack).
  */
 #include "calls.h"
+#include "children.h"
 #include "files.h"
 #include "handlers.h"
 
@@ -252,6 +253,8 @@ static s64 perform(struct thread *self, u64 nr, const u64 *a)
 		unsupported(self, "not allowed by the manifest", nr);
 		return -ENOSYS;
 	}
+	if (self->child && !child_may_call(nr))
+		return child_call(self, nr, a);
 	call = &calls[nr];
 	return call->handler ? call->handler(self, a) : call_outside(self, nr, call, a);
 }
@@ -266,8 +269,10 @@ static bool can_restart(u64 nr)
 	case 16 ... 20:
 	case 42 ... 47:
 	case 72:
+	case 61: /* wait4, waitid */
 	case 73:
 	case 202:
+	case 247:
 	case 257:
 	case 288:
 		return true;
@@ -278,7 +283,7 @@ static bool can_restart(u64 nr)
 
 void remember(struct thread *self, u64 nr, s64 answer)
 {
-	if (nr < VEIL_ENC_ANSWERS && answer >= 0)
+	if (nr < ANSWERED_CALLS && answer >= 0)
 		self->answers[nr] = (u32)answer + 1;
 }
 

@@ -78,6 +78,7 @@ struct config {
 	u32 passed, passed_count; /* names of variables that come from outside */
 	u32 program, program_length;
 	u32 directory, directory_length;
+	u32 started, started_count; /* paths of programs outside that this one may start */
 };
 
 #ifdef RUNTIME_CONFIG_PLACE

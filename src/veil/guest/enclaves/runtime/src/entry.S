@@ -8,6 +8,7 @@
  * that such an event overwrites is then of no use any more, and is not used.
  */
 #include "../../abi.h"
+#include "answers.h"
 
 	.set OFFSET_MASK, VEIL_ENC_THREAD_STRIDE - 1
 	.set R15, 0x00
@@ -76,7 +77,7 @@ undefined_opcode_event:
 peek_site:
 	cmpw $SYSCALL_OPCODE, (%rcx)
 	jne 1f
-	cmpq $VEIL_ENC_ANSWERS, %rax
+	cmpq $ANSWERED_CALLS, %rax
 	jae 1f
 	movq %rsp, %r11
 	andq $~OFFSET_MASK, %r11

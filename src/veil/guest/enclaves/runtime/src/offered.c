@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Signals from outside: those that the manifest names, and of timers that the program has set itself. When they come is the
+ * Signals from outside: those that the manifest names, of timers that the program has set itself, and of
+ * programs that it has started. When they come is the
  * kernel's choice; that others do not come is not.
  */
+#include "children.h"
 #include "handlers.h"
 #include "machine.h"
 #include "runtime.h"
@@ -33,6 +35,8 @@ u64 offer_signals(struct thread *self, u64 offered)
 	u64 allowed = CONFIG->flags & FLAG_SIGNALS_OUTSIDE ? CONFIG->signals : 0;
 
 	__atomic_and_fetch(&set_timers, ~(of_timers & ~periodic), __ATOMIC_SEQ_CST);
+	if (has_children())
+		allowed |= SIGNAL_BIT(SIGCHLD);
 	offered = (offered & allowed) | of_timers;
 	if (offered)
 		signal_process(self, offered);

@@ -120,6 +120,8 @@ void interrupt_thread(struct thread *self, struct thread *other);
 /* signals.c */
 extern u64 process_pending; /* of the process, taken by whichever thread does not block them */
 s64 signal_self(struct thread *, struct thread *target, s32 number, s32 code);
+/* Does the program ignore it? */
+bool is_ignored(s32 number);
 void fault(struct thread *, s32 number, s32 code, u64 address);
 void deliver_signals(struct thread *, s64 restart_call);
 bool signal_waits(const struct thread *);

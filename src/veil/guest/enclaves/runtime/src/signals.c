@@ -4,6 +4,7 @@
  * in offered.c. A signal comes when an event of the program's ends: a system call, or a fault that is none, by which a
  * program is interrupted that makes no system call.
  */
+#include "children.h"
 #include "machine.h"
 #include "runtime.h"
 #include "signal_numbers.h"
@@ -58,6 +59,11 @@ struct alternate {
 static struct action actions[SIGNALS + 1];
 static struct lock actions_lock;
 u64 process_pending;
+
+bool is_ignored(s32 number)
+{
+	return actions[number].handler == SIG_IGN;
+}
 
 static bool ignored(s32 number)
 {
@@ -478,6 +484,8 @@ HANDLER(do_kill)
 
 	if (number < 0 || number > SIGNALS)
 		return -EINVAL;
+	if (is_child(process))
+		return outside_done(self, 62, a[0], a[1], 0, 0, 0, 0);
 	if (process != process_number(self) && process != 0) {
 		unsupported(self, "kill of another process", 62);
 		return -EPERM;

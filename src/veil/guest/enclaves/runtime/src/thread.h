@@ -4,6 +4,7 @@
 #define RUNTIME_THREAD_H
 
 #include "../../abi.h"
+#include "answers.h"
 #include "base.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -31,7 +32,7 @@ struct thread {
 	struct regs regs; /* first: entry.S, with the next two */
 	u64 pending;	  /* signals of this thread alone: signals.c */
 	/* By system call: what it answers each time, and 1; or 0. Not its number's last word: whoever changes it clears it. */
-	u32 answers[VEIL_ENC_ANSWERS];
+	u32 answers[ANSWERED_CALLS];
 	u32 slot;
 	u32 state;
 	s32 tid;
@@ -51,6 +52,8 @@ struct thread {
 	bool forgets; /* events.c: the next fault is on purpose */
 	bool faulted; /* there was one since the program was left */
 	bool moves;   /* memory.c: it copies pages, and has the lock of the map */
+
+	struct child *child; /* programs.c: NULL, or what the thread is between vfork() and a program's start */
 
 	/* futex.c */
 	struct thread *next_waiter;

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads: each has a slot, whose context the service made. The process outside makes a thread that enters it. */
+#include "children.h"
 #include "handlers.h"
 #include "machine.h"
 
 #define CLONE_VM 0x100
 #define CLONE_FILES 0x400
 #define CLONE_SIGHAND 0x800
+#define CLONE_VFORK 0x4000
+#define CLONE_OF_PROGRAM (CLONE_VM | CLONE_VFORK)
 #define CLONE_PARENT_SETTID 0x100000
 #define CLONE_THREAD 0x10000
 #define CLONE_SETTLS 0x80000
@@ -91,6 +94,8 @@ HANDLER(do_clone)
 	s32 number;
 	s64 result;
 
+	if ((flags & (CLONE_OF_PROGRAM | CLONE_THREAD)) == CLONE_OF_PROGRAM)
+		return become_child(self, 56, a[1]);
 	if ((flags & CLONE_NEEDED) != CLONE_NEEDED || !a[1])
 		return do_fork(self, a);
 	thread = take_slot(self);
@@ -136,6 +141,11 @@ HANDLER(do_fork)
 {
 	unsupported(self, "an enclave cannot fork", self->regs.rax == 56 ? 56 : 57);
 	return -ENOSYS;
+}
+
+HANDLER(do_vfork)
+{
+	return become_child(self, 58, 0);
 }
 
 HANDLER(do_execve)

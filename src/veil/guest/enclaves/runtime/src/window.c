@@ -117,10 +117,12 @@ static bool can_wait(u64 nr, u64 a1)
 	case 0 ... 1:	/* read, write */
 	case 7:		/* poll */
 	case 23:	/* select */
+	case 61:	/* wait4 */
 	case 42 ... 47: /* sockets */
 	case 73:	/* flock */
 	case NR_SLEEP:
 	case 232:	  /* epoll_wait */
+	case 247:	  /* waitid */
 	case 257:	  /* openat, of a FIFO */
 	case 270 ... 271: /* pselect, ppoll */
 	case 288:	  /* accept4 */

@@ -109,6 +109,9 @@ static void *run_slot(void *argument)
 		case VEIL_WINDOW_INTERRUPT:
 			answer(block, interrupt(args[0]));
 			break;
+		case VEIL_WINDOW_PROGRAM:
+			answer(block, start_program((const struct veil_program_call *)args[0], args[1]));
+			break;
 		case VEIL_WINDOW_THREAD_EXIT:
 			take_no_signals();
 			if (slot)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "../../device.h"
+#include "../../program_calls.h"
 
 /* Exit status when the enclave could not be started, as of `veil run`. */
 #define STARTER_FAILED 125
@@ -29,6 +30,9 @@ int make_enclave(const struct image *image, uint32_t *slots);
 /* run.c: does what the enclave asks, until it ends the process */
 void pass_arguments(char **arguments, char **environment);
 _Noreturn void run_enclave(int device, uint32_t slots);
+
+/* programs.c: the number of a child that did so many calls, the last of them execve or exit_group; or a negative error */
+int64_t start_program(const struct veil_program_call *calls, uint64_t count);
 
 /* signals.c */
 void take_signals(void);
