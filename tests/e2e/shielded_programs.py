@@ -49,7 +49,11 @@ _AB = Program(("apache2-utils",), "usr/bin/ab", {"memory": "16M", "threads": 1, 
 _PYTHON = Program(
     ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib"),
     "python3.11",
-    {"memory": "48M", "files": {"trusted": ["/usr/lib/python3.11/"], "pass": ["/tmp/", "/dev/null"]}},
+    {
+        "memory": "48M",
+        "programs": ["/bin/echo", "/bin/cat"],
+        "files": {"trusted": ["/usr/lib/python3.11/"], "pass": ["/tmp/", "/dev/null"]},
+    },
 )
 
 #: until a server listens, but not for ever
@@ -122,7 +126,9 @@ echo status $?
 )
 
 _PYTHON_SCRIPT = r"""
-import queue, threading
+import queue, subprocess, threading
+print(subprocess.run(["/bin/echo", "hi"], capture_output=True))
+print(len(subprocess.run(["/bin/cat"], input=b"x" * 200000, stdout=subprocess.PIPE).stdout))
 work, done = queue.Queue(), []
 lock = threading.Lock()
 def serve():

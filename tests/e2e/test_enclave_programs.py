@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.snapshots import Resume
 from tests.guest.enclaves.native_runtime import compile_program
-from tests.guest.enclaves.programs import INTERRUPTS, MEMORY, SIGNALS, TERMINATED, THREADS
+from tests.guest.enclaves.programs import INTERRUPTS, MEMORY, OUTSIDE, SIGNALS, TERMINATED, THREADS
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
@@ -149,6 +149,23 @@ def test_a_signal_from_outside_while_a_program_computes(
     vm.copy_in(place, image_place(place))
     done = vm.run(["sh", "-c", _TERMINATE.format(shlex.join(enclave_command(place, ())))], timeout=60)
     assert done.stdout == status, done
+
+
+def test_programs_outside(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """Those that the manifest names are started, as processes that are not shielded, and no other."""
+    image = _build(tmp_path, OUTSIDE, "-static", "-w", programs=["/bin/echo", "/bin/none", "/bin/sleep"])
+    expected = {
+        "echo": ["0", "ended 0", "hi there"],
+        "ends": ["1 2", "ended 700"],
+        "kill": ["0", "1 2 15 17", "ended f"],
+        "signal": ["17", "ended 0"],
+        "refused": [
+            "", "-1 Function not implemented", "No such file or directory", "Permission denied", "Success", "ended 0",
+        ],
+    }  # fmt: skip
+    for words, lines in expected.items():
+        done = _run(vm, tmp_path, image, words)
+        assert (sorted(done.stdout.decode().splitlines()), done.exit_status) == (lines, 0), done
 
 
 def test_memory(vm: ConfidentialVM, tmp_path: Path) -> None:

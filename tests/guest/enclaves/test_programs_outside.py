@@ -9,110 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
+from tests.guest.enclaves.programs import OUTSIDE
 from tests.services.enc.believing import believes_results
 from veil.guest.enclaves.image import EnclaveImage
 
-_TEXT = r"""
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-static pid_t child;
-static int spawn(const char *path, char **arguments, posix_spawn_file_actions_t *actions)
-{
-	char *environment[] = { "GREETING=hello", NULL };
-	return posix_spawn(&child, path, actions, NULL, arguments, environment);
-}
-static void wait_and_tell(void)
-{
-	int status = 0;
-	pid_t found = waitpid(child, &status, 0);
-	printf("%s %x\n", found == child ? "ended" : strerror(errno), status);
-	if (found != child || waitpid(child, &status, 0) != -1 || errno != ECHILD)
-		puts("not right");
-}
-static void on_child(int number)
-{
-	(void)number;
-	write(1, "SIGCHLD\n", 8);
-}
-int main(int argc, char **argv)
-{
-	char text[4096];
-	int ends[2];
-	setvbuf(stdout, NULL, _IONBF, 0);
-	if (!strcmp(argv[1], "echo")) {
-		char *words[] = { "echo", "hi", "there", NULL };
-		printf("%d\n", spawn("/bin/echo", words, NULL));
-		wait_and_tell();
-	} else if (!strcmp(argv[1], "env")) {
-		char *words[] = { "env", NULL };
-		printf("%d\n", spawn("/usr/bin/env", words, NULL));
-		wait_and_tell();
-	} else if (!strcmp(argv[1], "actions")) {
-		char *words[] = { "sh", "-c", "read a <&9; echo $a; pwd; cat; ls /proc/self/fd >&2; exit 3", NULL };
-		posix_spawn_file_actions_t actions;
-		int output, parents = dup(2);
-		pipe2(ends, O_CLOEXEC);
-		posix_spawn_file_actions_init(&actions);
-		posix_spawn_file_actions_addopen(&actions, 9, argv[2], O_RDONLY, 0);
-		posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
-		posix_spawn_file_actions_addopen(&actions, 0, argv[2], O_RDONLY, 0);
-		posix_spawn_file_actions_addclose(&actions, parents);
-		posix_spawn_file_actions_addchdir_np(&actions, argv[3]);
-		printf("%d\n", spawn("/bin/sh", words, &actions));
-		close(ends[1]);
-		output = read(ends[0], text, sizeof(text));
-		while (output > 0) {
-			write(1, text, output);
-			output = read(ends[0], text, sizeof(text));
-		}
-		printf("%d\n", fcntl(parents, F_GETFD));
-		wait_and_tell();
-	} else if (!strcmp(argv[1], "refused")) {
-		char *words[] = { "true", NULL };
-		printf("%s\n", strerror(spawn("/bin/true", words, NULL)));
-		printf("%s\n", strerror(spawn("/bin/none", words, NULL)));
-		printf("%s\n", strerror(spawn("../../bin/./echo", words, NULL)));
-		wait_and_tell();
-		child = fork();
-		printf("%d %s\n", child, strerror(errno));
-	} else if (!strcmp(argv[1], "ends")) {
-		volatile int before = 1;
-		child = vfork();
-		if (!child) {
-			before = 2;
-			dup2(2, 1);
-			_exit(7);
-		}
-		printf("%d %d\n", child > 0, before);
-		wait_and_tell();
-	} else if (!strcmp(argv[1], "kill")) {
-		char *words[] = { "sleep", "100", NULL };
-		siginfo_t information;
-		spawn("/bin/sleep", words, NULL);
-		printf("%d\n", waitpid(child, NULL, WNOHANG));
-		kill(child, SIGTERM);
-		waitid(P_PID, child, &information, WEXITED | WNOWAIT);
-		printf("%d %d %d %d\n", information.si_pid == child, information.si_code, information.si_status,
-		       information.si_signo);
-		wait_and_tell();
-	}
-	return 0;
-}
-"""
 _NAMED = ["/bin/echo", "/bin/none", "/usr/bin/env", "/bin/sh", "/bin/sleep"]
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_program(tmp_path_factory.mktemp("outside"), _TEXT, "-static", "-w")
+    return compile_program(tmp_path_factory.mktemp("outside"), OUTSIDE, "-static", "-w")
 
 
 @pytest.fixture(scope="module")
