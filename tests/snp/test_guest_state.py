@@ -225,6 +225,29 @@ def test_single_steps_are_debug_exceptions() -> None:
         assert guest.vmsa().dr6 & 1 << 14
 
 
+def _start_with_flags(guest: SmallGuest, flags: int) -> None:
+    vmsa = guest.vmsa()
+    vmsa.rflags |= flags
+    guest.top.write(guest.vmcb.vmsa_pa, bytes(vmsa))
+
+
+def test_a_single_step_ends_with_its_exception() -> None:
+    """Its handler is not stepped through, though RFLAGS.TF was set when the context was entered."""
+    with SmallGuest("nop\nhlt") as guest:
+        _start_with_flags(guest, 0x100)
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap() == (1, 0, CODE + 1, 1)
+
+
+def test_the_io_privilege_level_is_that_of_now() -> None:
+    """Not the one with which the context was entered."""
+    down = "push 0x1b\npush rsp\npush 0x202\npush 0x23\nlea rax, [rip + user]\npush rax\niretq"
+    with SmallGuest(f"{down}\nuser: cli\nud2") as guest:
+        _start_with_flags(guest, 0x3000)
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().vector == 13
+
+
 def test_segments_have_the_architectures_attributes() -> None:
     with SmallGuest("hlt") as guest:
         assert guest.run() == ExitCode.HLT

@@ -202,6 +202,9 @@ static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
         env->hflags |= HF_INHIBIT_IRQ_MASK;
     }
     x86_update_hflags(env);
+    /* These come from RFLAGS, at each block; copied in here, they would hold until the next VMRUN: TF in the handler of
+     * #DB, an IOPL for programs that have lost it. */
+    env->hflags &= ~(HF_TF_MASK | HF_IOPL_MASK | HF_VM_MASK);
     /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
     env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
     env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
