@@ -4,6 +4,7 @@ for an attack."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_the_programs_of_the_logs_evaluation(boot: Callable[..., _Guest]) -> Non
     for program in PROGRAMS:
         guest.sh(program.command(1)[2])
     guest.quiet()
+
+
+@pytest.mark.soak
+def test_debians_perf(boot: Callable[..., _Guest]) -> None:
+    """Without a PMU: software events counted and sampled, tracepoints, and a probe at a function's beginning."""
+    guest = boot(debian_programs(Cache(), ["linux-perf"], ["usr/bin/perf"]), memory="1G")
+    guest.sh("mount -t tracefs none /sys/kernel/tracing")
+    counted = guest.sh("perf stat -e task-clock,page-faults,raw_syscalls:sys_enter true 2>&1")
+    assert re.search(r"[1-9]\d* +raw_syscalls:sys_enter", counted)
+    guest.sh("perf record -q -e cpu-clock -F 99 -a -o /tmp/clock -- sh -c 'ls -R /sys/kernel >/dev/null'")
+    assert "cpu-clock" in guest.sh("perf script -i /tmp/clock | tail -n 50", timeout=900)
+    guest.sh("perf record -q -e sched:sched_switch -a -o /tmp/switches -- true")
+    assert "prev_comm=" in guest.sh("perf script -i /tmp/switches | tail -n 50", timeout=900)
+    guest.sh("perf probe -q --add do_sys_openat2", timeout=900)
+    probed = guest.sh("perf stat -e probe:do_sys_openat2 ls 2>&1; perf probe -q --del do_sys_openat2", timeout=900)
+    assert re.search(r"[1-9]\d* +probe:do_sys_openat2", probed)
+    assert guest.quiet().patches["function entry"]
 
 
 @pytest.mark.soak

@@ -115,6 +115,13 @@ def test_nothing_runs_before_it_is_checked(locked: CodeGuest, monkeypatch: pytes
     assert executable == [False] * (len(executable) - 1) + [True]
 
 
+def test_off_another_vcpu_need_not_wait(unlocked: CodeGuest) -> None:
+    """All of the kernel's memory can be written and executed, so a module's too before anybody has looked."""
+    found = unlocked.attack("physical", unlocked.module_text(VICTIM))
+    assert found is not None
+    assert unlocked.vm.machine.view(vmpl=3).allows(found[0], Permission.SX | Permission.W)
+
+
 def _replace(guest: CodeGuest, gpa: int) -> None:
     """The host takes a page and gives it back with something else on it."""
     host = guest.vm.machine.host_view()

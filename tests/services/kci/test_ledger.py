@@ -34,7 +34,7 @@ def test_modules_that_come_and_go_without_end_do_not_fill_the_log() -> None:
     ledger = Ledger(lambda word, *, urgent=False: told.append(CodeWord.parse(word)))
     for _ in range(5000):
         _come_and_go(ledger, "loop")
-    assert len(told) == 2 * (1 + 256 + 4)
+    assert len(told) == 2 * (1 + 16 + 8)
     assert told[-1].words == ("loop module gone (the 4096th event of this kind; from here on each doubling is told)")
     # What happens for the first time is told, whatever went on before.
     _come_and_go(ledger, "llc")
@@ -45,7 +45,7 @@ def test_modules_that_come_and_go_without_end_do_not_fill_the_log() -> None:
     before = len(told)
     for number in range(3000):
         _come_and_go(ledger, str(number))
-    assert len(told) - before < 2 * (1024 + 8)
+    assert len(told) - before < 2 * (1024 + 16)
 
 
 def test_what_means_trouble_is_urgent() -> None:

@@ -18,6 +18,8 @@ _MAX_WORDS = 32
 _ALL_TOLD = 256
 #: Modules that are told of whatever came and went before: the first time that they come and go.
 _MAX_MODULES = 1024
+#: That the same ones come and go again says little.
+_AGAIN_TOLD = 16
 _OTHERS = "others"
 
 
@@ -41,15 +43,17 @@ class Ledger:
 
     def tell(self, event: CodeEvent, words: str, **detail: Any) -> None:
         """One line, in the log too. Of a module that comes or goes `hash` is a detail."""
-        count = 0
+        count, all_told = 0, _ALL_TOLD
         if event is CodeEvent.VIOLATION:
             count = self.violations = self.violations + 1
         elif event is CodeEvent.MODULE_REFUSED:
             count = self.refused = self.refused + 1
         elif event in self._modules:
-            count = self._repeated(event, detail["hash"])
-        told = count <= _ALL_TOLD or count & (count - 1) == 0
-        if told and count > _ALL_TOLD:
+            count, all_told = self._repeated(event, detail["hash"]), _AGAIN_TOLD
+            if count > all_told and count & (count - 1):
+                return
+        told = count <= all_told or count & (count - 1) == 0
+        if told and count > all_told:
             words = f"{words} (the {count}th event of this kind; from here on each doubling is told)"
         word = CodeWord(event, words, {name: value for name, value in detail.items() if value is not None})
         if word.trouble:
