@@ -48,7 +48,7 @@ _IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(m
 def configurations(draw: st.DrawFn) -> Configuration:
     """Any, with a monitor or without, and with firmware."""
     monitor = draw(st.booleans())
-    firmware = None if monitor else draw(st.none() | st.text(max_size=9))
+    firmware = draw(st.none() | st.text(max_size=9))
     return Configuration(
         memory=draw(st.integers(1, (1 << 64) - 1)),
         vcpus=draw(st.integers(1, 4)),

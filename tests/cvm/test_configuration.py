@@ -44,12 +44,10 @@ OTHERS: dict[str, Any] = {
     "initrd": "/initrd.img",
     "append": "console=ttyS0",
 }
-_BARE: dict[str, Any] = {"monitor": False, "services": None}
 #: What there must be for a field to have another value.
 _NEEDED: dict[str, dict[str, Any]] = {
-    "firmware": _BARE,
-    "initrd": _BARE | {"firmware": "debian"},
-    "append": _BARE | {"firmware": "debian"},
+    "initrd": {"firmware": "debian"},
+    "append": {"firmware": "debian"},
 }
 
 

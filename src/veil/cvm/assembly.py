@@ -29,7 +29,7 @@ from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kerne
 from veil.guest.linux.modules import collect_modules
 from veil.guest.ovmf.metadata import Firmware
 from veil.guest.ovmf.package import open_firmware, read_initrd
-from veil.image.firmware_image import BootFiles, build_firmware_image, firmware_memory
+from veil.image.firmware_image import BootFiles, MonitorBelow, build_firmware_image, firmware_memory
 from veil.image.launch_image import LaunchImage, build_image
 from veil.image.services_image import ServicesImage
 from veil.snp import Machine, ram_ranges
@@ -82,7 +82,10 @@ class Assembly:
     @property
     def firmware_size(self) -> int:
         """How much memory below 4 GiB it takes."""
-        return firmware_memory(self.firmware, self._configuration.vcpus) if self.firmware is not None else 0
+        chosen = self._configuration
+        if self.firmware is None:
+            return 0
+        return firmware_memory(self.firmware, chosen.vcpus, monitor=chosen.monitor)
 
     @functools.cached_property
     def boot_files(self) -> BootFiles | None:
@@ -92,7 +95,15 @@ class Assembly:
             return None
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
-        initrd = read_initrd(Path(chosen.initrd)) if chosen.initrd is not None else self._initramfs(kernel, None)
+        if chosen.initrd is not None:
+            initrd = read_initrd(Path(chosen.initrd))
+            if chosen.services is not None:
+                names = ", ".join(chosen.services.settings)
+                self._progress(
+                    f"no driver of Veil's in your initramfs: services that hear nothing of the kernel: {names}"
+                )
+        else:
+            initrd = self._initramfs(kernel, self._driver(kernel))
         line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks))
         if chosen.append is not None:
             line = check_command_line(chosen.append)
@@ -104,7 +115,10 @@ class Assembly:
         cpuid = machine.cpuid_entries(chosen.vcpus)
         if self.firmware is not None:
             ram = ram_ranges(chosen.memory, self.firmware_size)
-            return build_firmware_image(self.firmware, self.boot_files, ram=ram, vcpus=chosen.vcpus, cpuid=cpuid)
+            below = MonitorBelow(chosen.owners, chosen.readers, chosen.services) if chosen.monitor else None
+            return build_firmware_image(
+                self.firmware, self.boot_files, ram=ram, vcpus=chosen.vcpus, cpuid=cpuid, monitor=below
+            )
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
         driver = self._driver(kernel)

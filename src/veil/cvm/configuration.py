@@ -123,8 +123,6 @@ class Configuration:
             raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
         if self.firmware is None and (self.initrd is not None or self.append is not None):
             raise VeilError("an initrd and a whole command line are given to firmware: choose one (--firmware)")
-        if self.firmware is not None and self.monitor:
-            raise VeilError("firmware runs at VMPL 0: without a monitor (--no-monitor)")
         for users in (self.owners, self.readers):
             if len(users) > _MAX_USERS:
                 raise VeilError(

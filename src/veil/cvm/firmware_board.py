@@ -6,7 +6,7 @@ from __future__ import annotations
 from veil.cvm.configuration import Configuration
 from veil.formats.board import HIGH_MEMORY
 from veil.host.devices import BoardContents, BootItems, board_contents
-from veil.image.firmware_image import BootFiles
+from veil.image.firmware_image import BootFiles, monitor_base
 from veil.snp import Machine
 
 __all__ = ["boot_items", "firmware_board"]
@@ -18,7 +18,10 @@ def boot_items(files: BootFiles | None) -> BootItems | None:
 
 
 def firmware_board(configuration: Configuration, machine: Machine, boot: BootItems | None) -> BoardContents:
-    """What there is: all memory but the firmware's own."""
+    """What there is: all memory but the firmware's own, and what VeilMon and the services keep."""
     own = HIGH_MEMORY - machine.firmware_size
-    ram = [piece for piece in machine.ram_ranges if piece[0] != own]
+    (start, length), *others = [piece for piece in machine.ram_ranges if piece[0] != own]
+    if configuration.monitor:
+        length = monitor_base(length, configuration.services)
+    ram = [(start, length), *others]
     return board_contents(configuration.memory, ram, configuration.vcpus, boot)

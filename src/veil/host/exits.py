@@ -95,6 +95,9 @@ def _convert(host: Host, vcpu: Vcpu, context: Context, gpa: int, info: int) -> b
     shared pages without a page state change. Nothing is lost by it that a host could not take anyway.
     """
     page, private = gpa & -PAGE_SIZE, bool(info & FAULT_ENC)
+    # Hosted code means it when its access is refused; and it would not be repeated.
+    if context.vmpl != host.guest_vmpl:
+        return False
     if not info & FAULT_RMP or info & (FAULT_SIZEM | FAULT_VMPL) or not host.may_name(context, page, PAGE_SIZE):
         return False
     # A page that is already as it was wanted is refused for another reason: it holds a VMSA that runs.

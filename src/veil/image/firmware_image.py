@@ -2,7 +2,8 @@
 """The launch image of a guest that starts with stock firmware, as QEMU launches it (target/i386/sev.c).
 
 The firmware's file, which ends at 4 GiB; the sections that its metadata names, in their order; a VMSA for each VCPU.
-`sev-snp-measure --mode snp` computes the same digest from the same files.
+`sev-snp-measure --mode snp` computes the same digest from the same files. Under VeilMon, its pieces take the place of
+the VMSAs; it fills the firmware's secrets page, CPUID page and calling area.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from veil.formats.board import HIGH_MEMORY
+from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.errors import GuestImageError
@@ -18,10 +19,12 @@ from veil.guest.ovmf.kernel_hashes import hashes_page
 from veil.guest.ovmf.metadata import Firmware, Section, SectionType
 from veil.host import LaunchRegion
 from veil.image.launch_image import LaunchImage, cpuid_page
+from veil.image.monitor_image import KernelSide, kept_size, monitor_regions, protected_ranges
+from veil.image.services_image import ServicesImage
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues
 from veil.snp.layouts import Efer, SevFeatures, Vmsa, VmsaSegment
 
-__all__ = ["BootFiles", "build_firmware_image", "firmware_memory", "reset_vmsa"]
+__all__ = ["BootFiles", "MonitorBelow", "build_firmware_image", "firmware_memory", "monitor_base", "reset_vmsa"]
 
 _RESET_VECTOR = 0xFFFFFFF0
 _NAMES = {
@@ -48,12 +51,26 @@ class BootFiles:
         return self.command_line.encode() + b"\0"
 
 
-def firmware_memory(firmware: Firmware, vcpus: int) -> int:
+@dataclass(frozen=True)
+class MonitorBelow:
+    """VeilMon at VMPL 0, with the users that it knows, and the services."""
+
+    owners: Sequence[bytes]
+    readers: Sequence[bytes]
+    services: ServicesImage | None
+
+
+def firmware_memory(firmware: Firmware, vcpus: int, *, monitor: bool = False) -> int:
     """Bytes of RAM below 4 GiB: the file, and before it a page for each VCPU's VMSA, of which nobody tells the guest.
 
-    On a real host these lie outside of the guest's memory.
+    On a real host these lie outside of the guest's memory; under VeilMon they are in its region.
     """
-    return len(firmware.data) + vcpus * PAGE_SIZE
+    return len(firmware.data) + (0 if monitor else vcpus * PAGE_SIZE)
+
+
+def monitor_base(memory: int, services: ServicesImage | None) -> int:
+    """Where the memory begins that VeilMon and the services keep: at the end of what lies below 3 GiB."""
+    return min(memory, LOW_MEMORY_END) - kept_size(services)
 
 
 def build_firmware_image(
@@ -63,6 +80,7 @@ def build_firmware_image(
     ram: Sequence[tuple[int, int]],
     vcpus: int,
     cpuid: Sequence[CpuidEntryValues],
+    monitor: MonitorBelow | None = None,
 ) -> LaunchImage:
     """The image; without `files` the firmware boots from a disk. `ram`: (GPA, length) of each piece there will be.
 
@@ -83,18 +101,61 @@ def build_firmware_image(
             raise GuestImageError(
                 f"the firmware wants {section.size:#x} bytes of memory at {section.gpa:#x}: give the guest more memory"
             )
-        regions.append(_region(section, firmware, files, table))
+        regions.append(_region(section, firmware, files, table, filled=monitor is not None))
+    command_line = files.command_line if files is not None else ""
+    if monitor is not None:
+        return _under_monitor(firmware, monitor, regions, command_line, ram=ram, vcpus=vcpus, table=table)
     first_vmsa = HIGH_MEMORY - firmware_memory(firmware, vcpus)
     for vcpu in range(vcpus):
         start = firmware.reset_address if vcpu and firmware.reset_address is not None else _RESET_VECTOR
         regions.append(
             LaunchRegion(first_vmsa + vcpu * PAGE_SIZE, PageType.VMSA, reset_vmsa(start), vcpu=vcpu, name="VMSA")
         )
-    return LaunchImage(tuple(regions), (), files.command_line if files is not None else "")
+    return LaunchImage(tuple(regions), (), command_line)
 
 
-def _region(section: Section, firmware: Firmware, files: BootFiles | None, table: bytes) -> LaunchRegion:
+def _under_monitor(
+    firmware: Firmware,
+    monitor: MonitorBelow,
+    regions: Sequence[LaunchRegion],
+    command_line: str,
+    *,
+    ram: Sequence[tuple[int, int]],
+    vcpus: int,
+    table: bytes,
+) -> LaunchImage:
+    pages = [firmware.section(kind) for kind in (SectionType.SECRETS, SectionType.CPUID, SectionType.SVSM_CAA)]
+    secrets, cpuid, caa = (page.gpa if page is not None else None for page in pages)
+    if secrets is None or cpuid is None or caa is None:
+        raise GuestImageError(
+            "this firmware has no section for an SVSM's calling area, so it cannot run under VeilMon: --no-monitor"
+        )
+    if monitor.services is not None and monitor.services.keeps_kernel:
+        raise GuestImageError(
+            "code integrity knows the kernel from the measured image, and firmware unpacks it somewhere else: --kci off,"
+            " or no --firmware"
+        )
+    side = KernelSide(
+        template=reset_vmsa(_RESET_VECTOR, vmpl=3),
+        ram=ram,
+        secrets=secrets,
+        cpuid=cpuid,
+        caa=caa,
+        launched=[(region.gpa, region.length) for region in regions],
+        validates=True,
+    )
+    base = monitor_base(ram[0][1], monitor.services)
+    own = monitor_regions(side, base, vcpus, table, monitor.owners, monitor.readers, monitor.services)
+    return LaunchImage((*regions, *own), protected_ranges(base, monitor.services), command_line)
+
+
+def _region(
+    section: Section, firmware: Firmware, files: BootFiles | None, table: bytes, *, filled: bool
+) -> LaunchRegion:
+    """`filled`: VeilMon puts there what the secure processor would."""
     name = _NAMES[section.kind]
+    if filled and section.kind in (SectionType.SECRETS, SectionType.CPUID):
+        return LaunchRegion(section.gpa, PageType.ZERO, size=section.size, name=name)
     if section.kind == SectionType.CPUID:
         return LaunchRegion(section.gpa, PageType.CPUID, table, name=name)
     if section.kind == SectionType.KERNEL_HASHES and files is not None and firmware.hashes_address is not None:

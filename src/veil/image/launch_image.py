@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,32 +14,26 @@ from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepar
 from veil.guest.linux.boot import Region as GuestRegion
 from veil.guest.linux.firmware import accept_memory
 from veil.host import LaunchRegion, ProtectedRange
-from veil.image.services_image import BLOCKS, CODE, MAILBOX, MAILBOX_SIZE, ServicesImage, service_regions
-from veil.monitor import MonitorParameters
+from veil.image.monitor_image import (
+    ENTRY,
+    PACKAGES,
+    KernelSide,
+    kept_size,
+    merge_ranges,
+    monitor_regions,
+    protected_ranges,
+)
+from veil.image.services_image import ServicesImage
 from veil.services.parameters import KernelSegment
 from veil.snp.cpuid import CpuidEntryValues
-from veil.snp.hosted import hosted_header, pack_sources
-from veil.snp.layouts import CpuidFunction, CpuidPage, Efer, SevFeatures, Vmsa, VmsaSegment
+from veil.snp.layouts import CpuidFunction, CpuidPage, SevFeatures, Vmsa, VmsaSegment
 
 __all__ = ["LaunchImage", "build_image", "cpuid_page", "hosted_programs"]
-
-_MIB = 1 << 20
-_MONITOR_SIZE = 2 * _MIB
-
-_ENTRY = "veil.monitor:VeilMon"
-_PACKAGES = ("veil.formats", "veil.monitor")
-
-# Offsets in the monitor's region.
-_HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (
-    number * PAGE_SIZE for number in range(7)
-)
-_VMSAS, _SERVICE_VMSAS, _GHCBS, _SHARED, _ARCHIVE = 0x10000, 0x18000, 0x20000, 0x30000, 0x60000
-_SHARED_SIZE = _ARCHIVE - _SHARED
 
 
 def hosted_programs(services: ServicesImage | None) -> dict[str, tuple[str, ...]]:
     """Entry -> packages of the programs in an image: what may be resumed of a snapshot (`Machine.restore`)."""
-    return {_ENTRY: _PACKAGES} | ({services.entry: services.packages} if services is not None else {})
+    return {ENTRY: PACKAGES} | ({services.entry: services.packages} if services is not None else {})
 
 
 @dataclass(frozen=True)
@@ -86,8 +78,7 @@ def build_image(
     (`veil.formats.roles`).
     """
     segments = [KernelSegment(item.virtual, item.address, len(item.data)) for item in kernel.segments if item.data]
-    services_size = services.region_size(segments) if services is not None else 0
-    kept = _MONITOR_SIZE + services_size if monitor else 0
+    kept = kept_size(services, segments) if monitor else 0
     linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)
     table = cpuid_page(cpuid)
     regions = [_guest_region(region, table) for region in linux.regions]
@@ -97,18 +88,24 @@ def build_image(
         vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
         regions.append(LaunchRegion(guest_layout.CAA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
+    side = KernelSide(
+        template=_linux_vmsa(linux.registers, vmpl=3),
+        ram=[(piece.start, piece.size) for piece in linux.layout.ram],
+        secrets=linux.secrets,
+        cpuid=linux.cpuid,
+        caa=linux.caa,
+        launched=[(region.gpa, region.length) for region in regions],
+        segments=segments,
+    )
     base = linux.layout.monitor.start
-    regions += _monitor_regions(linux, base, vcpus, table, regions, owners, readers, services, segments)
-    protected = [ProtectedRange(base, _MONITOR_SIZE, vmpl=0)]
-    if services is not None:
-        protected.append(ProtectedRange(base + _MONITOR_SIZE, kept - _MONITOR_SIZE, vmpl=1))
-    return LaunchImage(tuple(regions), tuple(protected), command_line)
+    regions += monitor_regions(side, base, vcpus, table, owners, readers, services)
+    return LaunchImage(tuple(regions), protected_ranges(base, services, segments), command_line)
 
 
 def _accept_region(linux: LinuxBoot, regions: Sequence[LaunchRegion]) -> LaunchRegion:
     """The kernel expects all memory validated; without a monitor a few instructions before it see to that."""
     own = guest_layout.CAA + PAGE_SIZE
-    taken = _merge([(region.gpa, region.length) for region in regions] + [(guest_layout.CAA, 2 * PAGE_SIZE)])
+    taken = merge_ranges([(region.gpa, region.length) for region in regions] + [(guest_layout.CAA, 2 * PAGE_SIZE)])
     free: list[tuple[int, int]] = []
     for piece in linux.layout.ram:
         at = piece.start
@@ -128,80 +125,6 @@ def _guest_region(region: GuestRegion, table: bytes) -> LaunchRegion:
     if region.kind == PageType.NORMAL:
         return LaunchRegion(region.gpa, region.kind, region.data, name=region.name)
     return LaunchRegion(region.gpa, region.kind, size=len(region.data), name=region.name)
-
-
-def _monitor_regions(
-    linux: LinuxBoot,
-    base: int,
-    vcpus: int,
-    table: bytes,
-    guest: Sequence[LaunchRegion],
-    owners: Sequence[bytes],
-    readers: Sequence[bytes],
-    services: ServicesImage | None,
-    segments: Sequence[KernelSegment],
-) -> list[LaunchRegion]:
-    archive = pack_sources(_PACKAGES)
-    size = ctypes.sizeof(MonitorParameters)
-    pieces: list[LaunchRegion] = [
-        LaunchRegion(
-            base + _HEADER,
-            PageType.NORMAL,
-            hosted_header(_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
-            name="VeilMon",
-        ),
-        LaunchRegion(base + _TEMPLATE, PageType.NORMAL, _linux_vmsa(linux.registers, vmpl=3), name="kernel VMSA"),
-        LaunchRegion(base + _SECRETS, PageType.SECRETS, size=PAGE_SIZE, name="secrets"),
-        LaunchRegion(base + _CPUID, PageType.CPUID, table, name="CPUID page"),
-        LaunchRegion(base + _ARCHIVE, PageType.NORMAL, archive, name="VeilMon"),
-    ]
-    own, code = base + _MONITOR_SIZE, (0, 0)
-    if services is not None:
-        added = service_regions(services, own, vcpus, segments)
-        pieces += added
-        code = (own + CODE, added[-1].gpa + added[-1].length - (own + CODE))
-    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
-    launched = _merge(
-        [(region.gpa, region.length) for region in (*guest, *pieces, boot_vmsa)] + [(base + _PARAMETERS, PAGE_SIZE)]
-    )
-    parameters = MonitorParameters.make(
-        vcpus=vcpus,
-        ram=[(piece.start, piece.size) for piece in linux.layout.ram],
-        launched=launched,
-        monitor=(base, _MONITOR_SIZE),
-        services=(own, services.region_size(segments)) if services is not None else (0, 0),
-        service_code=code,
-        service_vmsas_gpa=base + _SERVICE_VMSAS,
-        mailbox_gpa=own + MAILBOX,
-        mailbox_size=MAILBOX_SIZE,
-        blocks_gpa=own + BLOCKS,
-        header_gpa=base + _HEADER,
-        secrets_gpa=base + _SECRETS,
-        cpuid_gpa=base + _CPUID,
-        ghcb_gpa=base + _GHCBS,
-        shared=(base + _SHARED, _SHARED_SIZE),
-        cpuid_digest=hashlib.sha256(table).digest(),
-        owners=owners,
-        readers=readers,
-        monitor_vmsas_gpa=base + _VMSAS,
-        template_gpa=base + _TEMPLATE,
-        kernel_vmsa_gpa=base + _KERNEL_VMSA,
-        kernel_secrets_gpa=linux.secrets,
-        kernel_cpuid_gpa=linux.cpuid,
-        kernel_caa_gpa=linux.caa,
-    )
-    pieces.append(LaunchRegion(base + _PARAMETERS, PageType.NORMAL, bytes(parameters), name="parameters"))
-    return [*sorted(pieces, key=lambda region: region.gpa), boot_vmsa]
-
-
-def _merge(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for gpa, size in sorted(ranges):
-        if merged and merged[-1][0] + merged[-1][1] == gpa:
-            merged[-1] = (merged[-1][0], merged[-1][1] + size)
-        else:
-            merged.append((gpa, size))
-    return merged
 
 
 def cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
@@ -230,13 +153,4 @@ def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
     ):  # fmt: skip
         setattr(vmsa, name, getattr(registers, name))
     vmsa.x87_fcw, vmsa.x87_ftw = registers.fcw, registers.ftw
-    return bytes(vmsa).ljust(PAGE_SIZE, b"\0")
-
-
-def _monitor_vmsa(header_gpa: int) -> bytes:
-    """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
-    vmsa = Vmsa(
-        vmpl=0, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0,
-        dr7=0x400, g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
-    )  # fmt: skip
     return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

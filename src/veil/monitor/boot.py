@@ -14,7 +14,7 @@ from veil.formats.termination import MonitorReason
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
-from veil.monitor.parameters import MonitorParameters
+from veil.monitor.parameters import MonitorParameters, Option, Range
 from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
@@ -43,23 +43,30 @@ def check_host(cpu: HostedCpu) -> Generator[None, None, None]:
 
 
 def take_memory(cpu: HostedCpu, state: MonitorState) -> Generator[None, None, None]:
-    """Validate what the launch did not, and give each level what it is due; all else stays VMPL 0's alone."""
+    """Validate what the launch did not, and give each level what it is due; all else stays VMPL 0's alone.
+
+    Memory that firmware is to validate is left as it is. What is done to it then is done when it asks (`core_memory`).
+    """
     parameters = state.parameters
     launched = sorted((item.gpa, item.end) for item in parameters.launched_ranges())
-    for item in parameters.ram_ranges():
+    left_alone = bool(parameters.options & Option.KERNEL_VALIDATES)
+    due = [parameters.monitor, parameters.services] if left_alone else parameters.ram_ranges()
+    for item in due:
         for gpa, end in _gaps(item.gpa, item.end, launched):
             yield from validate_range(cpu, gpa, end - gpa)
             # The host may have moved a page of the image here, the secrets page for one, and the kernel gets to see
             # what is here (see `core_memory`).
             cpu.view.zero(gpa, end - gpa)
+    validated = [*launched, *((item.gpa, item.end) for item in due)]
     in_use = [(cpu.vmsa_gpa, cpu.vmsa_gpa + PAGE_SIZE)]  # which RMPADJUST refuses
+    refusing = sorted([*in_use, *_outside(validated, parameters.ram_ranges())])
     for owner, start, size in state.book.runs():
         if owner is Owner.NOBODY:
             continue
         for domain in (Domain.SER, Domain.ENC, Domain.UNT):
             permissions = state.rows.permissions(owner, domain)
             if permissions:
-                for gpa, end in _gaps(start, start + size, in_use):
+                for gpa, end in _gaps(start, start + size, refusing):
                     yield from grant_range(cpu, gpa, end - gpa, domain.vmpl, permissions)
 
 
@@ -73,6 +80,12 @@ def _gaps(gpa: int, end: int, taken: Iterable[tuple[int, int]]) -> Iterable[tupl
         gpa = max(gpa, stop)
     if gpa < end:
         yield gpa, end
+
+
+def _outside(ranges: Iterable[tuple[int, int]], ram: Iterable[Range]) -> list[tuple[int, int]]:
+    """The parts of RAM that lie in none of the ranges."""
+    taken = sorted(ranges)
+    return [gap for item in ram for gap in _gaps(item.gpa, item.end, taken)]
 
 
 def check_cpuid(cpu: HostedCpu, parameters: MonitorParameters) -> None:

@@ -43,9 +43,12 @@ class Option(enum.IntFlag):
     UNPROTECTED = 1
     """VMPL 3 gets all permissions on the monitor's and the services' pages, too. For tests that show that it is the
     permissions that stop an attack."""
+    KERNEL_VALIDATES = 2
+    """What runs first at VMPL 3 is firmware, which validates its memory itself, by PVALIDATE of the core protocol, and
+    takes memory that is validated already for an attack."""
 
 
-_OPTIONS = int(Option.UNPROTECTED)
+_OPTIONS = int(Option.UNPROTECTED | Option.KERNEL_VALIDATES)
 
 
 class Range(ctypes.LittleEndianStructure):
