@@ -23,7 +23,6 @@ def test_commands_are_understood(line: str) -> None:
     command = veil.get_command(click.Context(veil), name)
     assert command is not None
     parsed: Any = command.make_context(name, list(arguments))
-    assert parsed.params["no_monitor"]
     assert parsed.params["firmware"]
 
 

@@ -11,6 +11,7 @@ import pytest
 from sevsnpmeasure.guest import snp_calc_launch_digest
 from sevsnpmeasure.vmm_types import VMMType
 
+from tests.e2e.log_guest import records_of, verified
 from tests.e2e.snapshots import Resume
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
@@ -24,6 +25,28 @@ _COMMAND_LINE = 0x15
 
 def _stock(resume: Resume) -> ConfidentialVM:
     return resume(vcpus=_VCPUS, monitor=False, firmware=DEBIAN_FIRMWARE)
+
+
+@pytest.mark.open_kernel("firmware unpacks the kernel where code integrity does not expect it")
+def test_under_veilmon_it_runs_at_vmpl_3(resume: Resume) -> None:
+    """The same firmware and kernel, with the protected services beside them."""
+    vm = resume(firmware=DEBIAN_FIRMWARE)
+    log = vm.run(["dmesg"]).stdout.decode()
+    assert "efi: EFI v2" in log
+    assert "SEV: SNP running at VMPL3." in log
+    assert vm.build_image().digest() == vm.machine.secure_processor.measurement
+    assert vm.run(["test", "-c", "/dev/sev-guest"]).exit_status == 0
+    # The driver is there; and who reads the log has attested the launch digest before.
+    vm.run(["sh", "-c", "auditctl -e 1 && auditctl -m 'under firmware'"])
+    assert b"text=under firmware" in records_of(verified(vm))[-1].text
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("monitor", [True, False])
+@pytest.mark.parametrize("vcpus", [1, 2, 4])
+def test_as_many_vcpus(vcpus: int, monitor: bool) -> None:
+    with ConfidentialVM(vcpus=vcpus, monitor=monitor, firmware=DEBIAN_FIRMWARE, fresh=True) as vm:
+        assert vm.run(["nproc"]).stdout.strip() == str(vcpus).encode()
 
 
 def test_it_boots_as_a_guest_of_snp_does(resume: Resume) -> None:

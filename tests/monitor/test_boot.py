@@ -271,7 +271,7 @@ BAD: list[Callable[[MonitorParameters], object]] = [
     lambda p: setattr(p, "ram_count", 0),
     lambda p: setattr(p, "ram_count", 5),
     lambda p: setattr(p, "launched_count", 97),
-    lambda p: setattr(p, "options", 2),
+    lambda p: setattr(p, "options", 4),
     lambda p: setattr(p.monitor, "gpa", MONITOR + 1),
     lambda p: setattr(p.monitor, "size", 0),
     lambda p: setattr(p.monitor, "size", RAM),

@@ -132,8 +132,8 @@ def _under_monitor(
         )
     if monitor.services is not None and monitor.services.keeps_kernel:
         raise GuestImageError(
-            "code integrity knows the kernel from the measured image, and firmware unpacks it somewhere else: --kci off,"
-            " or no --firmware"
+            "code integrity knows the kernel from the measured image, and firmware unpacks it somewhere else:"
+            " --kci off, or no --firmware"
         )
     side = KernelSide(
         template=reset_vmsa(_RESET_VECTOR, vmpl=3),
