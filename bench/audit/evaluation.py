@@ -13,9 +13,22 @@ from pathlib import Path
 from bench.audit.guests import BARE, IDLE, LogGuest, Setup
 from bench.audit.programs import Program
 
-__all__ = ["Outcome", "Spread", "measure_programs"]
+__all__ = ["FULL", "SHORT", "Effort", "Outcome", "Spread", "measure_programs"]
 
-_WARM, _TURNS = 2, 4
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is run."""
+
+    rounds: int
+    """Each with guests of its own, eight for all rules."""
+    warm: int
+    """Runs of a program on each guest that do not count."""
+    turns: int
+    """Runs of which the best counts."""
+
+
+FULL, SHORT = Effort(rounds=12, warm=2, turns=4), Effort(rounds=1, warm=1, turns=1)
 
 
 @dataclass(frozen=True)
@@ -65,28 +78,29 @@ class Outcome:
 
 
 def measure_programs(
-    snapshot: Path, programs: Sequence[Program], rules: Sequence[str], *, rounds: int, scale: int,
-    say: Callable[[str], None],
-) -> list[Outcome]:  # fmt: skip
+    snapshot: Path, programs: Sequence[Program], rules: Sequence[str], effort: Effort, say: Callable[[str], None]
+) -> list[Outcome]:
     """Each program on every guest, in rounds. Each round has guests of its own, since two equal ones differ for good by
     some percent (where their memory and their translations lie), and a program's turns have an order of their own."""
     setups = [BARE, IDLE, *(Setup(driver, name) for name in rules for driver in (False, True))]
     outcomes = [Outcome(program) for program in programs]
     shuffle = random.Random(1).shuffle
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}: {len(setups)} guests")
+    for number in range(effort.rounds):
+        say(f"round {number + 1} of {effort.rounds}: {len(setups)} guests")
         shuffle(setups)
         with ExitStack() as stack:
             guests = [stack.enter_context(closing(LogGuest(snapshot, setup))) for setup in setups]
             for outcome in outcomes:
-                _measure(outcome, guests, scale, shuffle)
+                _measure(outcome, guests, effort, shuffle)
     return outcomes
 
 
-def _measure(outcome: Outcome, guests: list[LogGuest], scale: int, shuffle: Callable[[list[LogGuest]], None]) -> None:
+def _measure(
+    outcome: Outcome, guests: list[LogGuest], effort: Effort, shuffle: Callable[[list[LogGuest]], None]
+) -> None:
     """The best of a few turns, after others that warm caches, of translated code above all."""
-    command = outcome.program.command(scale)
-    for _ in range(_WARM):
+    command = outcome.program.command
+    for _ in range(effort.warm):
         for guest in guests:
             guest.run(command)
     logging = [guest for guest in guests if guest.setup.driver and guest.setup.rules]
@@ -95,7 +109,7 @@ def _measure(outcome: Outcome, guests: list[LogGuest], scale: int, shuffle: Call
         guest.collect()
         before[guest.setup] = guest.totals()
     seconds: dict[Setup, list[float]] = {guest.setup: [] for guest in guests}
-    for _ in range(_TURNS):
+    for _ in range(effort.turns):
         shuffle(guests)
         for guest in guests:
             seconds[guest.setup].append(guest.run(command))
@@ -107,5 +121,5 @@ def _measure(outcome: Outcome, guests: list[LogGuest], scale: int, shuffle: Call
         records = totals.records - before[setup].records
         if (kept := guest.collect()) < records:
             raise RuntimeError(f"{records} audit records were made, {kept} were kept")
-        outcome.records[setup.rules] = records / _TURNS
-        outcome.calls[setup.rules] = (totals.calls - before[setup].calls) / _TURNS
+        outcome.records[setup.rules] = records / effort.turns
+        outcome.calls[setup.rules] = (totals.calls - before[setup].calls) / effort.turns

@@ -21,7 +21,6 @@ __all__ = ["PathTimes", "measure_path"]
 _SERVICE_VMPL, _KERNEL_VMPL = 1, 3
 _READS = 10_000
 _ENTRY = 474
-_TURNS = 5
 _COMMAND = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={_READS}"]
 
 
@@ -130,12 +129,12 @@ def _hash_cost() -> float:
     return (time.perf_counter() - start) / _READS * 1e6
 
 
-def measure_path(audit: LogGuest, log: LogGuest) -> PathTimes:
+def measure_path(audit: LogGuest, log: LogGuest, *, turns: int) -> PathTimes:
     """A program that does nothing but read and write single bytes, on a guest without and on one with VeilS-LOG."""
     for guest in (audit, log):
         guest.run(_COMMAND)
     whole = []
-    for _ in range(_TURNS):
+    for _ in range(turns):
         without, before = audit.run(_COMMAND), log.totals()
         with_log = log.run(_COMMAND)
         # `totals` makes a few records itself, outside of the time.
