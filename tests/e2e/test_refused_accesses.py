@@ -110,7 +110,7 @@ def test_unprotected_the_store_goes_through_and_nobody_hears(resume: Resume) -> 
 
 def test_a_host_that_never_hands_it_on(resume: Resume) -> None:
     kernel = protect(resume(), allowed=1)
-    kernel.vm.hypervisor.hands_on_refusals = False
+    kernel.vm.hypervisor.hands_on_refusals = lambda: False
     refuse(kernel, store(0x666))
     assert kernel.monitor.read_u64(GUARDED) == 0
 

@@ -35,7 +35,7 @@ def guest() -> Guest:
     vcpu = guest.host.vcpus[0]
     vcpu.set_vmsa(3, KERNEL)
     vcpu.start(3)
-    guest.host.hands_on_refusals = True
+    guest.host.hands_on_refusals = lambda: True
     guest.machine.script(VMSA, *[run_kernel] * 10)
     return guest
 
@@ -79,7 +79,7 @@ def test_what_is_the_hosts_to_explain(guest: Guest, info: int) -> None:
 
 
 def test_without_services_that_decide(guest: Guest) -> None:
-    guest.host.hands_on_refusals = False
+    guest.host.hands_on_refusals = lambda: False
     with pytest.raises(NestedPageFault):
         run(guest, leave(ExitCode.NPF, NO_RIGHT, 0x9008))
     assert guest.machine.ran == [KERNEL]

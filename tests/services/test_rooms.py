@@ -16,7 +16,15 @@ ROOT = Path(veil.__file__).parent
 SERVICES = {service.name for service in ProtectedServices.service_types}
 #: what is no service's in each part
 SHARED = {
-    "services": {"__init__.py", "context.py", "interface.py", "parameters.py", "program.py", "protected.py"},
+    "services": {
+        "__init__.py",
+        "context.py",
+        "interface.py",
+        "parameters.py",
+        "program.py",
+        "catalogue.py",
+        "protected.py",
+    },
     "remote": {"__init__.py", "errors.py", "attestation", "channel"},
 }
 

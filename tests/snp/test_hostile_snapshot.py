@@ -113,6 +113,16 @@ def test_the_installed_program_goes_on(snapshot: Path) -> None:
     assert _resume(snapshot) == 3
 
 
+def test_a_program_that_does_not_run_is_not_imported(snapshot: Path, tmp_path: Path) -> None:
+    machine, _ = Machine.restore(snapshot, programs={ENTRY: PACKAGES})
+    with machine:
+        machine.attach_vmcb(_vmcb(machine))
+        sys.modules.pop("hosted_sample", None)
+        machine.save(tmp_path / "again")
+        assert "hosted_sample" not in sys.modules
+    assert _resume(tmp_path / "again") == 3
+
+
 def test_changed_sources_do_not_run(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = bytes(read_snapshot(snapshot).map_memory().buf).index(b"import os")
     _change(snapshot, memory={at: b"print(1)#"})
@@ -174,7 +184,7 @@ def test_headers_that_lead_nowhere(snapshot: Path, header: bytes) -> None:
 
 def test_a_state_that_shows_itself_as_nonsense_later(snapshot: Path) -> None:
     _change(snapshot, sections={f"program:{HEADER}": b"no number"})
-    with pytest.raises(SnapshotError, match="cannot be resumed"):
+    with pytest.raises(SnapshotError, match="cannot go on from its state"):
         _resume(snapshot)
 
 

@@ -384,7 +384,8 @@ class ConfidentialVM:
     def _tell_host(self) -> None:
         """What an honest host knows of the image beside its regions."""
         services = self.configuration.services
-        self.hypervisor.hands_on_refusals = services is not None and services.decides_refusals()
+        if services is not None:
+            self.hypervisor.hands_on_refusals = services.decides_refusals
 
     # Boot and resume
 

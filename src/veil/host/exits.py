@@ -81,7 +81,8 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
     if host.converts_pages and _convert(host, vcpu, context, gpa, info):
         return
     # A second one after it was decided is a new fault, if the guest went on at all.
-    if host.hands_on_refusals and info & FAULT_VMPL and context.vmpl == host.guest_vmpl and 0 in vcpu.contexts:
+    from_kernel = info & FAULT_VMPL and context.vmpl == host.guest_vmpl and 0 in vcpu.contexts
+    if from_kernel and host.hands_on_refusals():
         context.handed_on = (gpa, info)
         vcpu.start(0)
         return

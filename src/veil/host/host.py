@@ -81,8 +81,8 @@ class Host:
         self.counts = Counters()
         #: an observer, for those who test SNP software
         self.on_event: Callable[[Event], None] | None = None
-        #: the guest's services decide what becomes of accesses of its kernel that the RMP refuses (launch data)
-        self.hands_on_refusals = False
+        #: do the guest's services decide what becomes of accesses of its kernel that the RMP refuses (launch data)?
+        self.hands_on_refusals: Callable[[], bool] = lambda: False
         #: an access with the other C-bit changes the page's state, as under KVM; off: it ends the guest, with words
         self.converts_pages = False
         #: called first at every nested page fault with (VCPU, VMPL, GPA, EXITINFO1); True: resolved, run on

@@ -15,8 +15,8 @@ from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.service_domain import OUTBOX_SIZE
 from veil.formats.service_settings import ServiceSettings, split_settings
 from veil.host import LaunchRegion
+from veil.services.catalogue import SERVICES
 from veil.services.parameters import KernelSegment, ServiceParameters, pack_settings
-from veil.services.protected import ProtectedServices
 from veil.snp.hosted import hosted_header, pack_sources
 
 __all__ = [
@@ -78,10 +78,7 @@ class ServicesImage:
 def protected_services(*chosen: ServiceSettings) -> ServicesImage:
     """Veil's own services, with the settings that are given and the defaults of all others. Raises FormatError."""
     given = {type(settings): settings for settings in chosen}
-    settings = {
-        service.name: given.pop(service.settings_type, service.settings_type())
-        for service in ProtectedServices.service_types
-    }
+    settings = {name: given.pop(service.settings_type, service.settings_type()) for name, service in SERVICES.items()}
     if given:
         raise FormatError(f"no service has settings of this kind: {next(iter(given)).__name__}")
     return ServicesImage(
@@ -96,7 +93,7 @@ def protected_services(*chosen: ServiceSettings) -> ServicesImage:
 def services_from_text(texts: Iterable[str]) -> ServicesImage:
     """Veil's own services with settings as people write them, each "NAME:KEY=VALUE,KEY=VALUE"; of a key that comes
     again the last value counts. Raises FormatError."""
-    types = {service.name: service.settings_type for service in ProtectedServices.service_types}
+    types = {name: service.settings_type for name, service in SERVICES.items()}
     said: dict[str, list[str]] = {}
     for name, text in map(split_settings, texts):
         if name not in types:

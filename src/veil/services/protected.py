@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-from veil.services.enc.service import EncService
-from veil.services.kci.service import KciService
-from veil.services.log import LogService
+import importlib
+
+from veil.services.catalogue import SERVICES
+from veil.services.interface import Service
 from veil.services.program import ServiceDomain
 
 __all__ = ["ProtectedServices"]
 
 
+def _service(place: str) -> type[Service]:
+    module, _, name = place.partition(":")
+    found: type[Service] = getattr(importlib.import_module(module), name)
+    return found
+
+
 class ProtectedServices(ServiceDomain):
     """What runs at VMPL 1 unless somebody chooses otherwise."""
 
-    service_types = (LogService, KciService, EncService)
+    service_types = tuple(_service(service.place) for service in SERVICES.values())

@@ -13,6 +13,7 @@ next VMRUN of that VMSA resumes after it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -166,8 +167,9 @@ def load_program(archive: bytes, entry: str) -> HostedProgram:
     return program
 
 
-def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[str]]) -> HostedProgram:
-    """The same for a snapshot's archive: nothing of it is run, only what is installed, and only if it is the same.
+def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[str]]) -> InstalledProgram:
+    """The same for a snapshot's archive: nothing of it is run, only what is installed, and only if it is the same; it
+    is imported when it runs.
 
     A snapshot comes from a file. Its launch digest is as much a claim as its memory, so neither vouches for the other:
     what may run are the sources of this installation. `programs` has what they may be: entry -> packages. An archive
@@ -179,9 +181,40 @@ def load_installed(archive: bytes, entry: str, programs: Mapping[str, Sequence[s
     # The same sources are the same bytes: what differs is only looked for where something does.
     if archive != installed:
         _require_same(entry, archive, installed)
-    module_name, _, class_name = entry.partition(":")
-    program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
-    return program
+    return InstalledProgram(entry)
+
+
+class InstalledProgram:
+    """A snapshot's program, imported with its state when a VMSA of it runs: a guest that is resumed for a command
+    mostly needs none, and their modules are most of what there is to import."""
+
+    def __init__(self, entry: str) -> None:
+        self._entry = entry
+        self._saved = b""
+
+    @functools.cached_property
+    def program(self) -> HostedProgram:
+        """What runs. Raises what its `restore` makes of a state that is nonsense."""
+        module_name, _, class_name = self._entry.partition(":")
+        program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
+        program.restore(self._saved)
+        return program
+
+    def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        """As `HostedProgram`."""
+        yield from self.program.run(cpu)
+
+    def resume(self, cpu: HostedCpu) -> Generator[None, None, None]:
+        """As `HostedProgram`."""
+        yield from self.program.resume(cpu)
+
+    def save(self) -> bytes:
+        """As `HostedProgram`; what did not run is as it was."""
+        return self.program.save() if "program" in self.__dict__ else self._saved
+
+    def restore(self, data: bytes) -> None:
+        """As `HostedProgram`."""
+        self._saved = data
 
 
 def _require_same(entry: str, archive: bytes, installed: bytes) -> None:

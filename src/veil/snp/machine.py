@@ -21,7 +21,15 @@ from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
-from veil.snp.hosted import HOSTED_MAGIC, HostedCpu, HostedHeader, HostedProgram, load_installed, load_program
+from veil.snp.hosted import (
+    HOSTED_MAGIC,
+    HostedCpu,
+    HostedHeader,
+    HostedProgram,
+    InstalledProgram,
+    load_installed,
+    load_program,
+)
 from veil.snp.layouts import Efer, Vmcb, Vmsa
 from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
 from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
@@ -318,7 +326,8 @@ class Machine:
     def hosted_program(self, vmsa_gpa: int) -> HostedProgram | None:
         """The program that runs a VMSA, for tests and tools that look into it."""
         context = self._hosted.get(vmsa_gpa)
-        return context.program if context else None
+        program = context.program if context else None
+        return program.program if isinstance(program, InstalledProgram) else program
 
     # Snapshots
 

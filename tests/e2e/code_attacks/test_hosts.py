@@ -100,7 +100,7 @@ def test_a_report_of_something_else(locked: CodeGuest, code: KernelCode) -> None
 def test_none_is_ever_reported(resume: Resume, code: KernelCode) -> None:
     """A stop, and nothing is written."""
     guest, target = resume(), code.image.symbols["__x64_sys_swapoff"] + 16
-    guest.vm.hypervisor.hands_on_refusals = False
+    guest.vm.hypervisor.hands_on_refusals = lambda: False
     before = guest.text(target, 1)
     with pytest.raises(NestedPageFault) as caught:
         guest.store("wp", target, "0:66")
