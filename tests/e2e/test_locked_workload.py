@@ -157,7 +157,7 @@ def test_the_programs_of_the_logs_evaluation(boot: Callable[..., _Guest]) -> Non
     guest = boot(program_files(Cache()), memory="768M")
     guest.sh(PREPARE)
     for program in PROGRAMS:
-        guest.sh(program.command(1)[2])
+        guest.sh(program.command[2])
     guest.quiet()
 
 
