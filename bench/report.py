@@ -213,7 +213,7 @@ def _pairs(row: Row) -> tuple[str, ...]:
 
 
 _CODE_HEADING = ("code integrity, processor time, least", "off", "on", "more", "median of pairs", "95 % interval",
-                 "domain switches off", "on", f"more, at {SWITCH_CYCLES:,} cycles")  # fmt: skip
+                 "VeilMon and services", "domain switches off", "on", f"more, at {SWITCH_CYCLES:,} cycles")  # fmt: skip
 
 
 def _code(cost: CodeCost) -> tuple[str, ...]:
@@ -225,6 +225,7 @@ def _code(cost: CodeCost) -> tuple[str, ...]:
         f"{cost.more:+.1%}",
         f"{statistics.median(cost.ratios) - 1:+.1%}",
         f"{interval.low - 1:+.1%} to {interval.high - 1:+.1%}" if interval else f"takes {FEWEST} pairs",
+        _microseconds(statistics.median(cost.hosted) * 1e6),
         *(f"{count:,}" for count in switches),
         f"{(switches[1] - switches[0]) * SWITCH_CYCLES:,} cycles",
     )
