@@ -193,3 +193,16 @@ def test_sizes(text: str | int, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(VeilError, match="is not a size"):
         parse_size(text)
+
+
+def test_without_a_kernel_firmware_boots_from_a_disk() -> None:
+    configuration = Configuration.make(kernel="none", firmware="debian", monitor=False)
+    assert (configuration.kernel, configuration.has_agent) == ("none", False)
+    assert Configuration.make(firmware="debian", monitor=False).has_agent
+    with pytest.raises(VeilError, match="nobody in this guest can be told to run commands"):
+        ConfidentialVM(configuration).start()
+    for firmware, more in ((None, {}), ("debian", {"append": "quiet"}), ("debian", {"initrd": "/initrd"})):
+        with pytest.raises(VeilError, match="without a kernel there is firmware"):
+            dataclasses.replace(configuration, firmware=firmware, **more)  # type: ignore[arg-type]
+    with pytest.raises(VeilError, match="--no-monitor"):
+        Configuration.make(kernel="none", firmware="debian")

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from typing import TYPE_CHECKING
+
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import Console, emit_json, say, tell
 from veil.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from veil.cvm import ConfidentialVM
 
 __all__ = ["boot"]
 
@@ -28,24 +35,26 @@ def boot(cvm: CvmOptions, console: bool, as_json: bool) -> None:
     The kernel's command line is measured, and --console makes it another one: so is the launch digest. With --append it
     is as you wrote it.
 
-    With --initrd there is nobody in the guest to say that it is up: its console is shown until it switches off, or
-    Ctrl-C.
+    With --initrd or --kernel none there is nobody in the guest to say that it is up: its console is shown until it
+    switches off, or Ctrl-C. Lines that you type go to its serial port.
 
     \b
       veil boot --console
       veil boot --no-monitor --firmware debian --console
       veil boot --no-monitor --firmware OVMF.fd --kernel bzImage --initrd initrd.img --append console=ttyS0
+      veil boot --no-monitor --firmware OVMF.fd --kernel none --disk debian.img,tmp --memory 1G
     """
     from veil.cvm import QUIET, ConfidentialVM
     from veil.snp import COUNTER_NAMES
 
-    console = console or cvm.initrd is not None
     shown = Console(tell if as_json else say)
     configuration = cvm.configuration(kernel_options=_LOUD if console else QUIET)
+    console = console or not configuration.has_agent
     vm = ConfidentialVM(configuration, progress=Progress(quiet=as_json))
     try:
         try:
-            if cvm.initrd is not None:
+            if not configuration.has_agent:
+                _forward_lines(vm)
                 vm.run_until_off(shown.feed)
             else:
                 vm.boot(shown.feed if console else None)
@@ -63,9 +72,20 @@ def boot(cvm: CvmOptions, console: bool, as_json: bool) -> None:
                 }
             )
         else:
-            lasted = "ran for" if cvm.initrd is not None else "up in"
+            lasted = "up in" if configuration.has_agent else "ran for"
             say(f"{lasted} {vm.boot_seconds:.1f} s; launch digest {digest}")
-            if console and cvm.append is None:
+            if console and configuration.has_agent and cvm.append is None:
                 say(_OTHER_DIGEST)
     finally:
         vm.close()
+
+
+def _forward_lines(vm: ConfidentialVM) -> None:
+    """What is typed goes to the guest, line by line, in a thread that ends with this process."""
+
+    def forward() -> None:
+        for line in sys.stdin.buffer:
+            vm.type_in(line)
+
+    if sys.stdin is not None and sys.stdin.isatty():
+        threading.Thread(target=forward, daemon=True).start()

@@ -34,8 +34,9 @@ _CVM_OPTIONS = (
     click.option("--vcpus", default=1, show_default=True, type=click.IntRange(1, 4), help="Virtual CPUs."),
     click.option(
         "--kernel",
-        metavar="PATH|SERIES",
-        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel).",
+        metavar="PATH|SERIES|none",
+        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel). none: "
+        "firmware boots from a disk.",
     ),
     click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
     click.option(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from veil.cache import Cache
-from veil.cvm.configuration import Configuration
+from veil.cvm.configuration import NO_KERNEL, Configuration
 from veil.errors import VeilError
 from veil.formats.enclave_calls import ENC_NAME
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
@@ -89,9 +89,9 @@ class Assembly:
 
     @functools.cached_property
     def boot_files(self) -> BootFiles | None:
-        """What the firmware gets to boot; None if there is no firmware."""
+        """What the firmware gets to boot; None if there is no firmware, or if it boots from a disk."""
         chosen = self._configuration
-        if chosen.firmware is None:
+        if chosen.firmware is None or chosen.kernel == NO_KERNEL:
             return None
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)

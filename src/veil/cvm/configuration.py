@@ -24,7 +24,10 @@ from veil.host.devices import MAX_DISKS
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import owner_fingerprint
 
-__all__ = ["QUIET", "Configuration", "Settings", "parse_size"]
+__all__ = ["NO_KERNEL", "QUIET", "Configuration", "Settings", "parse_size"]
+
+#: in a kernel's place: firmware starts what it finds on a disk
+NO_KERNEL = "none"
 
 #: the kernel options of a CVM that is not watched
 QUIET = ("quiet", "loglevel=4")
@@ -68,7 +71,7 @@ class Configuration:
     """Bytes."""
     vcpus: int = 1
     kernel: str = DEFAULT_SERIES
-    """A Debian kernel series ("6.1"), or a file's path."""
+    """A Debian kernel series ("6.1"), a file's path, or "none": firmware boots from a disk."""
     monitor: bool = True
     """Without VeilMon the kernel runs at VMPL 0; then there are no services and no users."""
     kernel_options: tuple[str, ...] = QUIET
@@ -123,6 +126,10 @@ class Configuration:
             raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
         if self.firmware is None and (self.initrd is not None or self.append is not None):
             raise VeilError("an initrd and a whole command line are given to firmware: choose one (--firmware)")
+        if self.kernel == NO_KERNEL and (self.firmware is None or self.initrd is not None or self.append is not None):
+            raise VeilError("without a kernel there is firmware (--firmware), and neither an initrd nor a command line")
+        if self.kernel == NO_KERNEL and self.monitor:
+            raise VeilError("a guest that firmware boots from a disk has no monitor: --no-monitor")
         for users in (self.owners, self.readers):
             if len(users) > _MAX_USERS:
                 raise VeilError(
@@ -145,7 +152,7 @@ class Configuration:
         kernel = given.get("kernel")
         kernel = DEFAULT_SERIES if kernel is None else os.fspath(kernel)
         # A path is meant from here, wherever the value is used.
-        given["kernel"] = kernel if is_series(kernel) else os.path.abspath(kernel)
+        given["kernel"] = kernel if is_series(kernel) or kernel == NO_KERNEL else os.path.abspath(kernel)
         for name in ("firmware", "initrd"):
             path = given.get(name)
             if path is not None and os.fspath(path) != DEBIAN_FIRMWARE:
@@ -157,6 +164,11 @@ class Configuration:
         given["files"] = given.get("files") or {}
         given["disks"] = tuple(Disk.parse(item) if isinstance(item, str) else item for item in given.get("disks", ()))
         return cls(**given)
+
+    @property
+    def has_agent(self) -> bool:
+        """Is Veil's agent in the guest, so that it can be told to run commands?"""
+        return self.initrd is None and self.kernel != NO_KERNEL
 
     def key(self) -> str:
         """Hexadecimal; equal for equal configurations only."""

@@ -153,6 +153,8 @@ class ConfidentialVM:
 
     def start(self) -> None:
         """Boot or resume until commands can run."""
+        if not self.configuration.has_agent:
+            raise VeilError("nobody in this guest can be told to run commands: it has its console (`veil boot`)")
         try:
             build_engine(self._say)
             self._open_disks()
@@ -176,7 +178,10 @@ class ConfidentialVM:
         self.start()
 
     def run_until_off(self, console: Callable[[bytes], None]) -> None:
-        """Boot a guest without Veil's agent, with the console watched, until it switches its machine off."""
+        """Boot a guest without Veil's agent, with the console watched, until it switches its machine off.
+
+        `type_in` is the way to its serial port meanwhile.
+        """
         self._console.watch = console
         build_engine(self._say)
         self.launch()
@@ -187,6 +192,12 @@ class ConfidentialVM:
                 self.hypervisor.run()
         except GuestPowerOff:
             self.boot_seconds = time.monotonic() - start
+
+    def type_in(self, data: bytes) -> None:
+        """Send to the guest's serial port. Safe in any thread; nothing happens if the guest is not there."""
+        running = self._running
+        if running is not None:
+            running.hypervisor.post(lambda: running.platform.serial.feed(data))
 
     def launch(self) -> None:
         """Build and measure the image, and stop before the first instruction; `connect` or `hypervisor.run` goes on."""

@@ -62,7 +62,8 @@ class Apt:
     def archive_name(self, package: str) -> str:
         """The file name of the package's candidate, which holds its version."""
         for attempt in range(2):
-            done = self._run("apt-get", "download", "--print-uris", package)
+            # Where no file lies that it would take for fetched already.
+            done = self._run("apt-get", "download", "--print-uris", package, cwd=self._place)
             match = _URI_LINE.search(done.stdout)
             if done.returncode == 0 and match:
                 return match["file"].replace("%3a", "_")

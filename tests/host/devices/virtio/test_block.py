@@ -244,7 +244,7 @@ class TestHostileQueues:
             ([(HEADER, 16, False)], "without room for its status"),
             ([(HEADER, 15, False), (STATUS, 1, True)], "15 bytes; its header has 16"),
             ([(STATUS, 1, True)], "0 bytes; its header has 16"),
-            ([(HEADER, 16, False), (DATA, 1 << 21, True)], "too much"),
+            ([(HEADER, 16, False), (DATA, 1 << 25, True)], "too much"),
             ([(HEADER, 16, False), (DATA, 0xFFFFFFFF, True), (STATUS, 1, True)], "too much"),
             ([(STATUS, 1, True), (HEADER, 16, False)], "a buffer to read behind one to write"),
             ([((1 << 64) - 8, 16, False), (STATUS, 1, True)], "too much"),

@@ -16,7 +16,7 @@ from veil.formats.offsets import check_offsets
 from veil.host.devices.storage.backend import StorageError
 from veil.host.devices.storage.image import SECTOR
 from veil.host.devices.virtio.pci import VirtioPci
-from veil.host.devices.virtio.virtqueue import MAX_CHAIN_BYTES, QueueError
+from veil.host.devices.virtio.virtqueue import QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +30,12 @@ _DEVICE_ID = 2
 #: mass storage, other
 _CLASS = 0x018000
 _QUEUE = 0
-#: Of one buffer of data, and how many a request may have: with header and status it must fit into a chain.
+#: Of one buffer of data, and how many a request may have.
 _MAX_SEGMENT, _MAX_SEGMENTS = 32 << 10, 30
-assert _MAX_SEGMENT * (_MAX_SEGMENTS + 1) < MAX_CHAIN_BYTES
-#: So a driver that bounces its buffers has less than 2 MiB in flight.
+#: So a driver that keeps to that and bounces its buffers has at most 2 MiB in flight.
 _QUEUE_SIZE = 64
+#: OVMF's driver does not keep to it: it passes on what GRUB asks for, at most 10 MiB in one piece.
+_MAX_REQUEST = 16 << 20
 _BLOCK_SIZE = SECTOR
 _ID_LENGTH = 20
 
@@ -136,6 +137,7 @@ class VirtioBlock(VirtioPci):
             mmio_address=mmio_address,
             irq=irq,
             queue_size=_QUEUE_SIZE,
+            max_chain=_MAX_REQUEST,
         )
 
     def device_config(self) -> bytes:
@@ -199,7 +201,7 @@ class VirtioBlock(VirtioPci):
         return _UNSUPP, b""
 
     def _is_on_disk(self, offset: int, length: int) -> bool:
-        return length % SECTOR == 0 and 0 < length <= MAX_CHAIN_BYTES and offset + length <= self._backend.size
+        return length % SECTOR == 0 and length > 0 and offset + length <= self._backend.size
 
     # Snapshots
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from veil.host.devices._state import checked_int, load_integers, save_integers
 from veil.host.devices.pci.function import COMMAND_MASTER, COMMAND_NO_INTX, PciFunction
 from veil.host.devices.virtio.msix import MSIX_BAR_SIZE, Msix
-from veil.host.devices.virtio.virtqueue import QueueError, Virtqueue
+from veil.host.devices.virtio.virtqueue import MAX_CHAIN_BYTES, QueueError, Virtqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +108,7 @@ class VirtioPci(PciFunction):
         mmio_address: int,
         irq: int,
         queue_size: int = _QUEUE_SIZE,
+        max_chain: int = MAX_CHAIN_BYTES,
     ) -> None:
         super().__init__(
             vendor=_VENDOR,
@@ -118,7 +119,7 @@ class VirtioPci(PciFunction):
         )
         self._set_irq = set_irq
         self.features = features | _REQUIRED
-        self.queues = [Virtqueue(memory, queue_size) for _ in range(queues)]
+        self.queues = [Virtqueue(memory, queue_size, max_chain) for _ in range(queues)]
         self._vectors = [_NO_VECTOR] * queues
         self._device_select = self._driver_select = 0
         self.driver_features = 0

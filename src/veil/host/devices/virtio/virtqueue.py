@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "DmaMemory", "QueueError", "Virtqueue"]
 
-#: The most bytes that one chain may carry; Linux' drivers stay far below.
+#: The most bytes that one chain may carry if a device says nothing else; Linux' drivers stay far below.
 MAX_CHAIN_BYTES = 1 << 20
 
 _DESC = struct.Struct("<QIHH")
@@ -64,8 +64,10 @@ class Virtqueue:
 
     _SAVED = ("size", "enabled", "desc", "avail", "used", "_next_avail", "_next_used", "_quiet")
 
-    def __init__(self, memory: DmaMemory, max_size: int) -> None:
+    def __init__(self, memory: DmaMemory, max_size: int, max_chain: int = MAX_CHAIN_BYTES) -> None:
+        """At most `max_size` entries; a chain has at most `max_chain` bytes."""
         self._memory = memory
+        self._max_chain = max_chain
         self.max_size = max_size
         self.size = max_size
         self.enabled = False
@@ -149,7 +151,7 @@ class Virtqueue:
             if flags & _INDIRECT:
                 raise QueueError("an indirect descriptor, which was not negotiated")
             total += length
-            if total > MAX_CHAIN_BYTES or address + length > _ADDRESS_LIMIT:
+            if total > self._max_chain or address + length > _ADDRESS_LIMIT:
                 raise QueueError(f"a buffer of {length} bytes at {address:#x} is too much")
             if flags & _WRITE:
                 writable.append((address, length))

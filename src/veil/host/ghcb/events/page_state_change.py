@@ -45,8 +45,9 @@ def page_state_change(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) 
     """
     size = _HEADER.size
     header = ghcb.scratch_read(size)
+    # As KVM, whatever the reserved half says: Debian 13's OVMF leaves there what was in its buffer.
     current, last, reserved = _HEADER.unpack(header)
-    if last >= MAX_ENTRIES or reserved:
+    if last >= MAX_ENTRIES:
         ghcb.result2 = _ERROR_HEADER
         return
     if current > last:
@@ -63,7 +64,7 @@ def page_state_change(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) 
             ghcb.result2 = error
             break
         done += 1
-    _HEADER.pack_into(area, 0, done, last, 0)
+    _HEADER.pack_into(area, 0, done, last, reserved)
     if not ghcb.view.is_shared(start, len(area)):
         # The guest gave away the page that its request lies in.
         raise GhcbFault(GhcbReason.INVALID_SCRATCH_AREA)
