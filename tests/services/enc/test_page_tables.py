@@ -137,9 +137,9 @@ def test_rights_that_change_while_a_page_is_held() -> None:
     tables.protect(ARENA + PAGE_SIZE, 1, RW)
     assert walk(memory, tables.root, ARENA + PAGE_SIZE) == (P | US | W | NX, 0x6000)
     # The kernel takes it, and gives it back.
-    assert tables.send_away(ARENA + 2 * PAGE_SIZE) == 0x7000
+    assert tables.send_away([ARENA + 2 * PAGE_SIZE]) == [0x7000]
     assert not tables.reach(ARENA + 2 * PAGE_SIZE)
-    tables.bring_back(ARENA + 2 * PAGE_SIZE, 0x8000)
+    tables.bring_back([ARENA + 2 * PAGE_SIZE], [0x8000])
     assert walk(memory, tables.root, ARENA + 2 * PAGE_SIZE) == (P | US, 0x8000)
 
 

@@ -247,15 +247,14 @@ class Enclave:
     def _send_away(self, context: ServiceContext, found: Sequence[int]) -> Asking[None]:
         if not found:
             return
-        frames = {va: self.tables.send_away(va) for va in found}
+        frames = self.tables.send_away(found)
         try:
-            yield from context.monitor.move(list(runs(sorted(frames.values()))), Owner.ENCLAVE, Owner.ENCLAVE_LEAVING)
+            yield from context.monitor.move(list(runs(sorted(frames))), Owner.ENCLAVE, Owner.ENCLAVE_LEAVING)
         except MonitorRefused:
-            for va, frame in frames.items():
-                self.tables.bring_back(va, frame)
+            self.tables.bring_back(found, frames)
             raise
         self._hand = found[-1] + PAGE_SIZE
-        for va, frame in frames.items():
+        for va, frame in zip(found, frames, strict=True):
             del self.owned[frame]
             # What the host took away in the middle is lost, and cannot come back.
             with suppress(RmpViolation):
@@ -282,15 +281,16 @@ class Enclave:
                 for page in pages:
                     del self.owned[page]
             raise
-        for (va, page), content in zip(places, contents, strict=True):
-            if content is None:
-                self.pool.append(page)
-                self.granted += 1
-                continue
+        missing = [(*place, content) for place, content in zip(places, contents, strict=True) if content is not None]
+        for _, page, content in missing:
             context.guest.write(page, content)
-            # Not before it is there: a page that the host took in between is asked for again.
+        # Not before all are there: what the host took in between is asked for again.
+        self.tables.bring_back([va for va, _, _ in missing], [page for _, page, _ in missing])
+        for va, _, _ in missing:
             self.away.forget(va)
-            self.tables.bring_back(va, page)
+        spare = [page for (_, page), content in zip(places, contents, strict=True) if content is None]
+        self.pool += spare
+        self.granted += len(spare)
 
     def _content_of(self, context: ServiceContext, va: int, page: int) -> bytes | None:
         """What is to be in a page that comes back; None if nothing is missing there any more."""

@@ -8,7 +8,8 @@ name its own pages only, and that nobody but this module writes them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.board import C_BIT
@@ -32,9 +33,10 @@ _OWN = 1 << 9
 #: The kernel has the page, encrypted; and once it is back it can be reached. REACHABLE alone: it is there, and held.
 _AWAY, _REACHABLE = 1 << 10, 1 << 11
 _ADDRESS = C_BIT - PAGE_SIZE
-_TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
+_TO_TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
 _IN_TABLE = 512
 _TABLE_ENTRY = struct.Struct("<Q")
+_TABLE = struct.Struct(f"<{_IN_TABLE}Q")
 #: Bits of a virtual page number that lie below the index of a table of this level: 1 has the pages, 4 is the root.
 _BELOW = {1: 9, 2: 18, 3: 27}
 
@@ -152,27 +154,37 @@ class PageTables:
             if entries != before:
                 self._guest.write(table + first * _TABLE_ENTRY.size, struct.pack(f"<{count}Q", *entries))
 
-    def send_away(self, va: int) -> int:
-        """No access leads to the page any more; returns it."""
-        ((table, first, _, _),) = self._places(va, 1)
-        (entry,) = self._read(table, first, 1)
-        assert entry & _OWN
-        assert not entry & _AWAY
-        away = entry & ~(_ADDRESS | _PRESENT) | _AWAY | (_REACHABLE if entry & _PRESENT else 0)  # held: it stays
-        self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(away))
-        return entry & _ADDRESS
+    def send_away(self, addresses: Sequence[int]) -> list[int]:
+        """No access leads to these pages any more; returns them."""
+        frames = []
+        for table, indexes in self._by_table(addresses):
+            entries = list(self._read(table, 0, _IN_TABLE))
+            for at in indexes:
+                entry = entries[at]
+                assert entry & _OWN
+                assert not entry & _AWAY
+                frames.append(entry & _ADDRESS)
+                # Held: it stays.
+                reachable = _REACHABLE if entry & _PRESENT else 0
+                entries[at] = entry & ~(_ADDRESS | _PRESENT) | _AWAY | reachable
+            self._guest.write(table, _TABLE.pack(*entries))
+        return frames
 
     def is_away(self, va: int) -> bool:
         """Does the kernel have the page that is mapped there?"""
         return any(self._read(table, first, 1)[0] & _AWAY for table, first, _, _ in self._places(va & -PAGE_SIZE, 1))
 
-    def bring_back(self, va: int, frame: int) -> None:
-        """The page is there again, in another place, with the rights that it had or was given since."""
-        ((table, first, _, _),) = self._places(va, 1)
-        (entry,) = self._read(table, first, 1)
-        assert entry & _AWAY
-        back = entry & ~(_AWAY | _REACHABLE) | _USED | frame | (_PRESENT if entry & _REACHABLE else 0)
-        self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(back))
+    def bring_back(self, addresses: Sequence[int], frames: Sequence[int]) -> None:
+        """The pages are there again, in other places, with the rights that they had or were given since."""
+        left = iter(frames)
+        for table, indexes in self._by_table(addresses):
+            entries = list(self._read(table, 0, _IN_TABLE))
+            for at in indexes:
+                entry = entries[at]
+                assert entry & _AWAY
+                present = _PRESENT if entry & _REACHABLE else 0
+                entries[at] = entry & ~(_AWAY | _REACHABLE) | _USED | next(left) | present
+            self._guest.write(table, _TABLE.pack(*entries))
 
     # What interrupts the program
 
@@ -207,6 +219,11 @@ class PageTables:
             yield page >> _BELOW[1], first, count
             page += count
 
+    def _by_table(self, addresses: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+        """(table, indexes) for addresses that are mapped, in their order."""
+        for key, some in groupby((va // PAGE_SIZE for va in addresses), lambda page: page >> _BELOW[1]):
+            yield self._tables[1, key], [page % _IN_TABLE for page in some]
+
     def _existing(self, va: int, pages: int) -> Iterator[tuple[int, int, int]]:
         """(table, first entry, entries) for those that are there."""
         return ((table, first, count) for table, first, count, _ in self._places(va, pages))
@@ -214,7 +231,9 @@ class PageTables:
     def _places(self, va: int, pages: int) -> Iterator[tuple[int, int, int, int]]:
         """The same with the first address; a large range costs no more than there are tables."""
         first, last = va // PAGE_SIZE >> _BELOW[1], (va // PAGE_SIZE + pages - 1) >> _BELOW[1]
-        if last - first < len(self._tables):
+        if first == last:
+            keys = [first] if (1, first) in self._tables else []
+        elif last - first < len(self._tables):
             keys = [key for key in range(first, last + 1) if (1, key) in self._tables]
         else:
             keys = sorted(key for level, key in self._tables if level == 1 and first <= key <= last)
@@ -259,7 +278,7 @@ class PageTables:
         if table is None:
             above = self._table(level + 1, key // _IN_TABLE)
             table = self._tables[level, key] = self._take()
-            self._guest.write(above + key % _IN_TABLE * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(table | _TABLE))
+            self._guest.write(above + key % _IN_TABLE * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(table | _TO_TABLE))
         return table
 
     # Snapshots
