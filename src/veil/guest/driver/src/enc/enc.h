@@ -36,6 +36,9 @@ struct veil_enclave_slot {
 	struct veil_pages *window;
 	/* GPA of its VMSA. */
 	u64 context;
+	/* Where its next page fault is if it goes on as before, and how many pages came with the last. */
+	u64 next;
+	u32 ahead;
 };
 
 struct file;
@@ -100,8 +103,8 @@ struct veil_paging_state {
 
 /* Pages of the enclave that are to be the kernel's again, its lock is held; gives how many, or an error. */
 long veil_enclave_reclaim(struct veil_enclave *enclave, size_t count);
-/* The page at this address of the enclave comes back, and others that it may need next. */
-int veil_enclave_return(struct veil_enclave *enclave, u64 address);
+/* The page at this address of the enclave comes back, and others that this slot may need next. */
+int veil_enclave_return(struct veil_enclave *enclave, u32 slot, u64 address);
 void veil_enclave_free_away(struct veil_enclave *enclave);
 void veil_enclave_paging_state(struct veil_paging_state *state);
 

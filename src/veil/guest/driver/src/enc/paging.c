@@ -17,8 +17,8 @@
 
 /* veil/formats/enclave_calls.py. */
 #define PAGED_AT_ONCE 512
-/* With a page come those around it that went, too. */
-#define AROUND 16
+/* So many come at once to a thread that goes through memory page by page: each time costs domain switches. */
+#define MOST_AHEAD 64u
 
 /* Newer kernels have a structure for the flags of a mapping, and newer ones yet take it here. */
 #ifdef mk_vma_flags
@@ -177,30 +177,32 @@ static int give_back(struct veil_enclave *enclave, struct return_request *reques
 	return 0;
 }
 
-static int return_around(struct veil_enclave *enclave, u64 address)
+static int return_ahead(struct veil_enclave *enclave, struct veil_enclave_slot *slot, u64 address)
 {
-	struct return_request *request = kzalloc(struct_size(request, addresses, AROUND), GFP_KERNEL);
-	u64 first = round_down(address, AROUND * PAGE_SIZE), at;
+	struct return_request *request = kzalloc(struct_size(request, addresses, MOST_AHEAD), GFP_KERNEL);
 	size_t count = 0;
 	int error;
 
 	if (!request)
 		return -ENOMEM;
-	for (at = first; at < first + AROUND * PAGE_SIZE; at += PAGE_SIZE)
-		if (xa_load(&enclave->away, at >> PAGE_SHIFT))
-			request->addresses[count++] = at;
+	slot->ahead = address == slot->next ? clamp(slot->ahead * 2, 4u, MOST_AHEAD) : 1;
+	while (count < slot->ahead && xa_load(&enclave->away, address >> PAGE_SHIFT)) {
+		request->addresses[count++] = address;
+		address += PAGE_SIZE;
+	}
+	slot->next = address;
 	error = give_back(enclave, request, count);
 	kfree(request);
 	return error;
 }
 
-int veil_enclave_return(struct veil_enclave *enclave, u64 address)
+int veil_enclave_return(struct veil_enclave *enclave, u32 slot, u64 address)
 {
 	long error;
 
 	mutex_lock(&enclave->lock);
 	if (xa_load(&enclave->away, address >> PAGE_SHIFT))
-		error = return_around(enclave, address);
+		error = return_ahead(enclave, &enclave->slots[slot], address);
 	else
 		/* Another slot has had it returned; or the host let the service encrypt it, and not give it yet. */
 		error = min(veil_enclave_reclaim(enclave, 1), 0l);

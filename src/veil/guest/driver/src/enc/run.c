@@ -47,7 +47,7 @@ static int serve(struct veil_enclave *enclave, u32 slot)
 		if (length == sizeof(wanted))
 			error = donate_more(enclave, wanted.pages);
 		else
-			error = veil_enclave_return(enclave, wanted.address);
+			error = veil_enclave_return(enclave, slot, wanted.address);
 		if (!error && fatal_signal_pending(current))
 			error = -EINTR;
 		if (error)
