@@ -49,11 +49,11 @@ static void *walk(void *me)
 {
 	for (uint64_t i = 0; i < PAGES; i++)
 		walk_one(i, (uintptr_t)me, 0);
-	for (uint64_t i = 0; i < PAGES / 16; i++) {
+	for (uint64_t i = 0; i < HOPS; i++) {
 		walk_one(i * 37 % PAGES, (uintptr_t)me, 1);
 		walk_one(i * 37 % PAGES, (uintptr_t)me, 0);
 	}
-	for (uint64_t i = 0; i < 2 * PAGES; i++)
+	for (uint64_t i = 0; i < ROUNDS * PAGES; i++)
 		walk_one(i % PAGES, (uintptr_t)me, 1 + i / PAGES);
 	return NULL;
 }
@@ -72,8 +72,16 @@ int main(void)
 """
 
 
-def build(folder: Path, threads: int, size: int = SIZE) -> EnclaveImage:
-    flags = ("-static", "-pthread", "-O2", f"-DSIZE={size}", f"-DTHREADS={threads}")
+def build(folder: Path, threads: int, size: int = SIZE, rounds: int = 2, hops: int = 150) -> EnclaveImage:
+    flags = (
+        "-static",
+        "-pthread",
+        "-O2",
+        f"-DSIZE={size}",
+        f"-DTHREADS={threads}",
+        f"-DROUNDS={rounds}L",
+        f"-DHOPS={hops}",
+    )
     program = compile_program(folder, _PROGRAM, *flags)
     manifest = Manifest.of({"memory": f"{size + 8}M", "threads": threads + 1})
     return build_enclave(Cache(), ComputerFiles(), str(program), manifest)
@@ -127,6 +135,21 @@ def test_without_a_limit_and_without_swap_nothing_goes(resume: Resume, tmp_path:
     result = shell(vm, put(vm, tmp_path, build(tmp_path, 1)))
     assert result.stdout == b"good\n", result
     assert counts(vm)["reclaimed"] == 0
+
+
+def test_more_memory_than_the_guest_has(tmp_path: Path) -> None:
+    """Without a limit, and with a place to swap: a disk, which is the host's."""
+    with ConfidentialVM("192M", services=ENCLAVES, disks=["scratch:512M"], fresh=True) as vm:
+        size = int(shell(vm, "free -m").stdout.split()[9]) + 10
+        command = put(vm, tmp_path, build(tmp_path, 1, size, rounds=1, hops=0))
+        assert shell(vm, "mkswap /dev/vda && swapon /dev/vda").exit_status == 0
+        result = shell(vm, command)
+        assert result.stdout == b"good\n", result
+        found = counts(vm)
+        assert found["returned"] > 10 * PAGES_OF_MIB
+        assert found["pages"] == 0
+        # Many at a time.
+        assert found["paging"] < found["reclaimed"] / 10
 
 
 # What a hostile kernel brings back. It is played where the request arrives: all that it names is the kernel's still.

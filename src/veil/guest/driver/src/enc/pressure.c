@@ -7,6 +7,7 @@
  * Locks: an enclave's own, then `lock`. Who has `lock` only tries the lock of an enclave.
  */
 #include <linux/atomic.h>
+#include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
 #include <linux/sched/signal.h>
@@ -89,26 +90,35 @@ long veil_enclaves_reclaim(struct veil_enclave *own, size_t count)
 	return done;
 }
 
-/* How many pages have to go before `count` more come. */
-static long excess(long count)
+static long over_limit(long most, long count)
 {
-	long most = (long)READ_ONCE(limit) * PAGES_OF_MIB, over;
+	long over = veil_enclaves_pages() + count - most;
 
-	if (most) {
-		over = veil_enclaves_pages() + count - most;
-		return over > 0 ? max(over, min(BATCH, most / 16)) : 0;
-	}
-	if (get_nr_swap_pages() <= 0 || si_mem_available() >= count + RESERVE)
-		return 0;
-	return max(count, BATCH);
+	return over > 0 ? max(over, min(BATCH, most / 16)) : 0;
+}
+
+/* Enclaves have most of the memory, and there is hardly any left: as much goes as comes. */
+static bool memory_is_short(long count)
+{
+	return get_nr_swap_pages() > 0 && veil_enclaves_pages() > (long)totalram_pages() / 2 &&
+	       si_mem_available() < count + RESERVE;
 }
 
 void veil_enclaves_make_room(struct veil_enclave *own, size_t count)
 {
-	long over = excess(count);
+	/* What went in advance, so that it goes many pages at a time. */
+	static atomic_long_t ahead;
+	long most = (long)READ_ONCE(limit) * PAGES_OF_MIB, left;
 
-	if (over > 0)
-		veil_enclaves_reclaim(own, over);
+	if (most) {
+		left = over_limit(most, count);
+		if (left)
+			veil_enclaves_reclaim(own, left);
+	} else if (memory_is_short(count)) {
+		left = atomic_long_sub_return(count, &ahead);
+		if (left < 0)
+			atomic_long_set(&ahead, max(left + veil_enclaves_reclaim(own, max(-left, BATCH)), 0l));
+	}
 }
 
 /* What a kernel in need wants is done by somebody who may wait for memory. */
@@ -119,11 +129,33 @@ static void work(struct work_struct *unused)
 
 static DECLARE_WORK(reclaim_work, work);
 
+/* Pages that went and are not swapped yet. */
+static long unswapped(void)
+{
+	struct veil_enclave *enclave;
+	long pages = 0;
+
+	list_for_each_entry(enclave, &enclaves, list)
+	{
+		struct file *store = READ_ONCE(enclave->store);
+
+		if (store)
+			pages += READ_ONCE(store->f_mapping->nrpages);
+	}
+	return pages;
+}
+
 static unsigned long count_objects(struct shrinker *shrinker, struct shrink_control *control)
 {
 	long pages = min_t(long, veil_enclaves_pages(), get_nr_swap_pages());
+	bool enough = true;
 
-	return pages > 0 ? pages : SHRINK_EMPTY;
+	if (mutex_trylock(&lock)) {
+		enough = unswapped() > pages / 8;
+		mutex_unlock(&lock);
+	}
+	/* There is enough to swap already. More of it would take as much memory, and make enclaves slow. */
+	return pages > 0 && !enough ? pages : SHRINK_EMPTY;
 }
 
 static unsigned long scan_objects(struct shrinker *shrinker, struct shrink_control *control)
