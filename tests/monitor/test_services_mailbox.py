@@ -419,58 +419,6 @@ def test_more_pages_than_the_request_holds() -> None:
         take_request(memory, 0, SIZE)
 
 
-@given(st.lists(st.integers(0, 1 << 40).map(lambda page: page * PAGE), max_size=9, unique=True), st.binary(max_size=9))
-def test_blocks_carry_pages_by_reference(pages: list[int], body: bytes) -> None:
-    memory = _Memory()
-    request = BlockRequest(1, 0, body, pages=tuple(pages), ticket=7)
-    write_request(memory, 0, SIZE, request)
-    assert take_request(memory, 0, SIZE) == request
-
-
-@pytest.mark.parametrize("pages", [(PAGE, PAGE), (PAGE, 0, PAGE), (PAGE + 1,), (PAGE, 2 * PAGE - 8)])
-def test_pages_by_reference_that_cannot_be(pages: tuple[int, ...]) -> None:
-    memory = _Memory()
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=pages))
-    with pytest.raises(FormatError, match="whole pages, each named once"):
-        take_request(memory, 0, SIZE)
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=(PAGE, 0)))
-    assert take_request(memory, 0, SIZE) == BlockRequest(1, 0, b"", pages=(PAGE, 0))
-
-
-def test_more_pages_than_the_request_holds() -> None:
-    memory = _Memory()
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=(PAGE,)))
-    memory.write(0x38, struct.pack("<I", 2))
-    with pytest.raises(FormatError, match="names 2 pages"):
-        take_request(memory, 0, SIZE)
-
-
-@given(st.lists(st.integers(0, 1 << 40).map(lambda page: page * PAGE), max_size=9, unique=True), st.binary(max_size=9))
-def test_blocks_carry_pages_by_reference(pages: list[int], body: bytes) -> None:
-    memory = _Memory()
-    request = BlockRequest(1, 0, body, pages=tuple(pages), ticket=7)
-    write_request(memory, 0, SIZE, request)
-    assert take_request(memory, 0, SIZE) == request
-
-
-@pytest.mark.parametrize("pages", [(PAGE, PAGE), (PAGE, 0, PAGE), (PAGE + 1,), (PAGE, 2 * PAGE - 8)])
-def test_pages_by_reference_that_cannot_be(pages: tuple[int, ...]) -> None:
-    memory = _Memory()
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=pages))
-    with pytest.raises(FormatError, match="whole pages, each named once"):
-        take_request(memory, 0, SIZE)
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=(PAGE, 0)))
-    assert take_request(memory, 0, SIZE) == BlockRequest(1, 0, b"", pages=(PAGE, 0))
-
-
-def test_more_pages_than_the_request_holds() -> None:
-    memory = _Memory()
-    write_request(memory, 0, SIZE, BlockRequest(1, 0, b"", pages=(PAGE,)))
-    memory.write(0x38, struct.pack("<I", 2))
-    with pytest.raises(FormatError, match="names 2 pages"):
-        take_request(memory, 0, SIZE)
-
-
 def test_what_does_not_fit() -> None:
     memory = _Memory()
     with pytest.raises(FormatError):
