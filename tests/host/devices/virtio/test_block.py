@@ -338,6 +338,19 @@ class TestSnapshots:
         with pytest.raises(HostError, match=r"^the disk disk\.img has another size$"):
             Board().platform.load(state)
 
+    def test_a_file_that_fails_is_one_line(self, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+        state = board.platform.dump()
+
+        def fail(*_: object) -> None:
+            raise StorageError("the file is on fire")
+
+        monkeypatch.setattr(Disk, "load", fail)
+        with pytest.raises(HostError, match="cannot be had again: the file is on fire"):
+            Board().platform.load(state)
+        monkeypatch.setattr(Disk, "dump", fail)
+        with pytest.raises(HostError, match="no snapshot of the disk: the file is on fire"):
+            board.platform.dump()
+
     def test_a_board_without_the_disk_is_refused(self, board: Board) -> None:
         clock = Clock()
         with pytest.raises(HostError, match="other PCI devices"):

@@ -17,6 +17,7 @@ from veil.host.devices.storage.backend import StorageError
 from veil.host.devices.storage.image import SECTOR
 from veil.host.devices.virtio.pci import VirtioPci
 from veil.host.devices.virtio.virtqueue import QueueError
+from veil.host.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,10 +207,16 @@ class VirtioBlock(VirtioPci):
     # Snapshots
 
     def dump(self) -> dict[str, Any]:
-        """The disk's own state is part of it (`Backend.dump`)."""
-        return super().dump() | {"disk": self._backend.dump()}
+        """The disk's own state is part of it (`Backend.dump`). Raises HostError if that cannot be had."""
+        try:
+            return super().dump() | {"disk": self._backend.dump()}
+        except StorageError as error:
+            raise HostError(f"no snapshot of the disk: {error}") from error
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a snapshot; raises HostError if the disk is not as it was."""
-        self._backend.load(state["disk"])
+        """From a snapshot; raises HostError if the disk is not as it was, or cannot be made so."""
+        try:
+            self._backend.load(state["disk"])
+        except StorageError as error:
+            raise HostError(f"the disk of the snapshot cannot be had again: {error}") from error
         super().load(state)
