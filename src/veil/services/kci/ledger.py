@@ -59,8 +59,7 @@ class Ledger:
         if word.trouble:
             self.words.append(words)
         if told:
-            # Not modules that are refused: of these the kernel can have as many as it likes before its first violation.
-            self._record(word.pack(), urgent=event in (CodeEvent.VIOLATION, CodeEvent.NOT_LOCKED))
+            self._record(word.pack(), urgent=word.trouble)
 
     def _repeated(self, event: CodeEvent, module: str) -> int:
         """How often modules came (or went) that had done so before; 0 for one that had not."""
