@@ -255,6 +255,30 @@ print(("x"):rep(10), select(2, pcall(error, "an error")))'
 #: for minutes together
 LONG_EXERCISES = (
     _one(
+        "pypy3",
+        Program(
+            ("pypy3", "pypy3-lib"),
+            "pypy3",
+            {
+                "memory": "256M",
+                # It looks for its own modules beside this one.
+                "files": {
+                    "trusted": ["/usr/lib/pypy3.9/", "/usr/lib/x86_64-linux-gnu/libpypy3.9-c.so"],
+                    "pass": ["/tmp/", "/dev/null"],
+                },
+            },
+        ),
+        r"""
+$pypy3 -c 'import sys, threading
+s = 0
+for i in range(2000000): s = (s * 31 + i) % 1000003
+print(s, sys.version.split()[0])
+threads = [threading.Thread(target=print, args=("thread",)) for _ in range(3)]
+for thread in threads: thread.start(); thread.join()'
+""",
+        "235197 3.9",
+    ),
+    _one(
         "perl",
         Program(("perl-base",), "perl", {"memory": "16M", "threads": 1}),
         r"""

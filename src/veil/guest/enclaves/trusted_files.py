@@ -113,7 +113,8 @@ def collect_trusted(source: FileSource, program: bytes, name: str, trusted: Iter
         found |= source.tree(path) if path.endswith("/") else {path: source.file(path)}
     waiting = [(name, program), *((path, data) for path, data in found.items() if is_elf(data))]
     loader = parse_linking(program, name).interpreter if is_elf(program) else None
-    known = {PurePosixPath(loader).name} if loader is not None else set()
+    # One that the manifest names is where its program says (RUNPATH), as the JVM's are.
+    known = {PurePosixPath(path).name for path in (*found, *((loader,) if loader is not None else ()))}
     while waiting:
         who, data = waiting.pop()
         for library in parse_linking(data, who).needed:
