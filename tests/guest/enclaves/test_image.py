@@ -72,7 +72,7 @@ def test_a_library_that_the_manifest_names_is_where_the_manifest_says(tmp_path: 
     subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "-"], input=b"int own;", check=True)
     words = ("-Wl,--no-as-needed", f"-L{tmp_path}", "-lown", f"-Wl,-rpath,{tmp_path}")
     program = compile_program(tmp_path, _TEXT, "-pie", *words)
-    with pytest.raises(GuestImageError, match="there is no library libown.so"):
+    with pytest.raises(GuestImageError, match=r"there is no library libown\.so"):
         _build(program)
     image = _build(program, files={"trusted": [str(library)]})
     assert sorted(image.files) == sorted(["/lib/x86_64-linux-gnu/libc.so.6", str(library)])
