@@ -48,7 +48,7 @@ def test_modules_that_come_and_go_without_end_do_not_fill_the_log() -> None:
     assert len(told) - before < 2 * (1024 + 16)
 
 
-def test_what_means_trouble_is_urgent() -> None:
+def test_violations_are_urgent() -> None:
     found: list[bool] = []
 
     def record(_: bytes, /, *, urgent: bool = False) -> None:
@@ -58,7 +58,8 @@ def test_what_means_trouble_is_urgent() -> None:
     ledger.tell(CodeEvent.MODULE_ADMITTED, "one", hash="1")
     ledger.tell(CodeEvent.VIOLATION, "two")
     ledger.tell(CodeEvent.MODULE_REFUSED, "three")
-    assert found == [False, True, True]
+    ledger.tell(CodeEvent.NOT_LOCKED, "four")
+    assert found == [False, True, False, True]
 
 
 def test_symbols_are_bounded() -> None:

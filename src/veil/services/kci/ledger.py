@@ -59,7 +59,8 @@ class Ledger:
         if word.trouble:
             self.words.append(words)
         if told:
-            self._record(word.pack(), urgent=word.trouble)
+            # Not modules that are refused: of these the kernel can have as many as it likes before its first violation.
+            self._record(word.pack(), urgent=event in (CodeEvent.VIOLATION, CodeEvent.NOT_LOCKED))
 
     def _repeated(self, event: CodeEvent, module: str) -> int:
         """How often modules came (or went) that had done so before; 0 for one that had not."""

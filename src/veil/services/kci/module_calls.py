@@ -118,15 +118,13 @@ class ModuleCalls:
 
     def _admitted(self) -> AdmittedFile:
         """The file that came. Raises ModuleRefused."""
-        if sum(map(len, self._files())) + self._length > _MAX_FILES:
+        kept = sum([len(module.body) for module in self.modules.values()])
+        kept += sum([len(early.admitted.body) for early in self._early.values()])
+        if kept + self._length > _MAX_FILES:
             raise ModuleRefused(f"the files of modules that run have more than {_MAX_FILES} bytes with this one")
         file = self._context.memory.read(0, self._length)
         self._digest = hashlib.sha256(file).digest()
         return self._recent.admit(file, self._digest)
-
-    def _files(self) -> Iterator[bytes]:
-        yield from (module.body for module in self.modules.values())
-        yield from (early.admitted.body for early in self._early.values())
 
     # Life
 
