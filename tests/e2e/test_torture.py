@@ -20,7 +20,7 @@ def _boot_under_torture(vcpus: int, seed: int, memory: str, part: int | None = N
     """`part`: so many faults while it boots, and as many while it works; all the time without. Each revocation goes
     through all of the memory."""
     # Lock-down changes rights too, of which the harness knows nothing: it would give back what they were before.
-    vm = ConfidentialVM(memory, vcpus, fresh=True, kernel_options=("loglevel=7",), services=OPEN_KERNEL)
+    vm = ConfidentialVM(memory, vcpus, fresh=True, services=OPEN_KERNEL)
     try:
         vm.launch()
         torture = Torture(vm, seed)
