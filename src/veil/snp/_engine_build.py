@@ -231,12 +231,18 @@ def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path
     flags += ["-iquote", str(engine_dir / "shadow"), f"-I{engine_dir}"] + [
         f"-isystem{directory}" for directory in include[1:]
     ]
-    objects = []
-    for unit in sorted(engine_dir.glob("*.c")):
-        target = work / f"{unit.stem}.o"
-        own = list(_RMP_FLAGS) if unit.name == "rmp.c" else flags
-        _run([compiler, *own, "-c", str(unit), "-o", str(target)], work)
-        objects.append(str(target))
+    units = sorted(engine_dir.glob("*.c"))
+    objects = [str(work / f"{unit.stem}.o") for unit in units]
+
+    def compile_unit(unit: Path, target: str) -> None:
+        own = _RMP_FLAGS if unit.name == "rmp.c" else flags
+        _run([compiler, *own, "-c", str(unit), "-o", target], work)
+
+    # Here, because commands that find the library built do without.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_unit, units, objects))
     library = work / "libveil.so"
     _run(
         [
