@@ -20,7 +20,7 @@ case "$$said" in \
 esac; [ $$status = 0 ]
 endef
 
-.PHONY: help run test test-kci setup lint bench bench-strangers bench-audit bench-enclaves soak fuzz clean
+.PHONY: help run test test-kci setup lint style types tests bench bench-strangers bench-audit bench-enclaves soak fuzz clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
@@ -57,15 +57,23 @@ setup: $(STAMP)
 run: $(STAMP)
 	@$(BIN)/veil demo
 
-lint: $(TOOLS)
+lint: style types
+
+style: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find src tests bench fuzz -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+types: $(TOOLS)
+	$(BIN)/mypy
+
+# Types take one core the better part of a minute if nothing is known of them yet: beside the tests.
+test: style
+	@$(MAKE) --no-print-directory -j2 types tests
+
 # What Python makes of sources is kept, wherever the environment says otherwise: tests start Veil many times.
-test: lint
+tests: $(TOOLS)
 	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_OPTIONS)
 
