@@ -57,7 +57,7 @@ def kept(booted: Path) -> None:
     """The default guest is in the user's cache, so that no command has to boot it."""
     place = ConfidentialVM()._snapshot_path()
     if place is None or not place.exists():
-        keep_copy(booted)
+        keep_copy(booted, Configuration.make())
 
 
 @pytest.fixture(scope="session")

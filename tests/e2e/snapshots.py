@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -69,13 +70,15 @@ class RunSnapshots:
         return path
 
 
-def keep_copy(snapshot: Path, cache: Cache | None = None) -> Path:
-    """Put a copy of a guest where a CVM of its configuration looks for one in a cache; the place."""
-    with ConfidentialVM.restore(snapshot) as vm:
-        place = ConfidentialVM(vm.configuration, cache=cache)._snapshot_path()
-        assert place is not None
-        vm.snapshot(place)
-    return place
+def keep_copy(snapshot: Path, configuration: Configuration, cache: Cache | None = None) -> Path:
+    """Put a copy of a guest of this configuration where a CVM looks for one in a cache; the place."""
+    place = ConfidentialVM(configuration, cache=cache)._snapshot_path()
+    assert place is not None
+    # Another process may be reading the one that is there.
+    new = place.with_name(f"{place.name}.{os.getpid()}")
+    new.touch(0o600)
+    shutil.copyfile(snapshot, new)
+    return new.replace(place)
 
 
 def boots(vm: ConfidentialVM) -> bool:

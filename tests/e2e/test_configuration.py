@@ -148,7 +148,7 @@ def test_nonsense_in_its_place(launched: Path, tmp_path: Path, name: str, data: 
 def test_a_snapshot_of_another_configuration_is_not_used(booted: Path, resume: Resume, tmp_path: Path) -> None:
     """A snapshot that somebody put into the cache is not taken for ours."""
     cache = linked_cache(tmp_path / "cache")
-    place = keep_copy(booted, cache)
+    place = keep_copy(booted, Configuration.make(), cache)
     assert not boots(ConfidentialVM(cache=cache))
     said: list[str] = []
     resume(vcpus=2).snapshot(place)

@@ -27,8 +27,8 @@ def sh(vm: ConfidentialVM, script: str) -> str:
 
 def test_demonstration(snapshots: RunSnapshots) -> None:
     for mode in (ON, OFF):
-        services = protected_services(KciSettings(mode=mode), EncSettings(mode=ENCLAVES_ON))
-        keep_copy(snapshots.of(Configuration.make(services=services)))
+        guest = Configuration.make(services=protected_services(KciSettings(mode=mode), EncSettings(mode=ENCLAVES_ON)))
+        keep_copy(snapshots.of(guest), guest)
     done = CliRunner().invoke(cli, ["demo"], standalone_mode=False)
     assert done.exception is None, done.output
     assert "locked down " in done.output

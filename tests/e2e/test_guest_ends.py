@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.hijack import Hijack, ask_by_msr
 from tests.e2e.snapshots import keep_copy, linked_cache
 from veil.cache import Cache
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
 from veil.errors import VeilError
 from veil.host import GuestPowerOff, GuestTerminated, TripleFault
 
@@ -85,7 +85,7 @@ def test_a_corrupted_snapshot_is_refused(booted: Path, tmp_path: Path) -> None:
 def test_a_corrupted_snapshot_in_the_cache_is_made_again(booted: Path, tmp_path: Path) -> None:
     said: list[str] = []
     cache = linked_cache(tmp_path / "cache")
-    path = keep_copy(booted, cache)
+    path = keep_copy(booted, Configuration.make(), cache)
     with ConfidentialVM(cache=cache) as first:
         assert first.boot_seconds is None
     with open(path, "r+b") as stream:

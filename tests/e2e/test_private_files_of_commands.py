@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.snapshots import boots, keep_copy, linked_cache
 from veil.cache import Cache
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
 
 _COMMANDS = (
     ("run", "--get", "/etc/hostname:name", "--get", "/bin/busybox:tool", "--", "true"),
@@ -69,7 +69,7 @@ def test_commands_leave_nothing_open(tmp_path: Path) -> None:
 
 def test_a_snapshot_that_others_could_read_is_not_used(booted: Path, tmp_path: Path) -> None:
     cache = linked_cache(tmp_path / "cache")
-    path = keep_copy(booted, cache)
+    path = keep_copy(booted, Configuration.make(), cache)
     assert _mode(path) == 0o600
     assert not boots(ConfidentialVM(cache=cache))
     said: list[str] = []
