@@ -45,19 +45,17 @@ static bool is_window(const struct veil_enclave *enclave, u64 gpa)
 /* What is told of each page: false ends it. */
 typedef bool (*page_function)(u64 gpa, void *argument);
 
-static bool each_page_of(const struct veil_enclave *enclave, page_function function, void *argument)
+static bool each_page_of(struct veil_enclave *enclave, page_function function, void *argument)
 {
-	struct veil_enclave_pages *held;
-	u32 at;
+	unsigned long pfn;
+	void *entry;
 
-	list_for_each_entry(held, &enclave->pages, list)
+	xa_for_each(&enclave->pages, pfn, entry)
 	{
-		for (at = 0; at < held->pages->count; at++) {
-			u64 gpa = held->pages->gpas[at];
+		u64 gpa = PFN_PHYS(pfn);
 
-			if (gpa && !is_window(enclave, gpa) && !function(gpa, argument))
-				return false;
-		}
+		if (!is_window(enclave, gpa) && !function(gpa, argument))
+			return false;
 	}
 	return true;
 }
