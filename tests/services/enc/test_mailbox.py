@@ -11,9 +11,10 @@ import pytest
 from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench, translated
 from veil.formats.enclave_calls import EnclaveCall
-from veil.formats.enclave_pages import MailboxCall
+from veil.formats.enclave_pages import Mailbox, MailboxCall
 from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, SYSTEM, THREADS, WINDOW, Prot
 from veil.formats.status import Status
+from veil.services.enc import mailbox
 
 RW = Prot.R | Prot.W
 
@@ -97,3 +98,49 @@ def test_a_mailbox_without_a_request(bench: EnclaveBench) -> None:
     assert bench.enc(EnclaveCall.SERVE, struct.pack("<II", number, 0))[0] == Status.OK
     assert bench.view(2).read(gpa, PAGE) == before
     assert bench.enc(EnclaveCall.SERVE, struct.pack("<II", number, 2))[0] == Status.NOT_ALLOWED
+
+
+#: Where no enclave has a page.
+_NOWHERE = 0
+
+
+def _made(bench: EnclaveBench, patch: pytest.MonkeyPatch) -> int:
+    """An enclave with a full pool, of which another thread changes the mailbox as soon as the service has read it."""
+    number = bench.make()
+    for call in (MailboxCall.MAP, MailboxCall.UNMAP):
+        assert bench.mail(number, call, ARENA, 8, RW).status == Status.OK
+    gpa, guest = bench.enclave(number).mailboxes[0], bench.service.context.guest
+    read = guest.read
+
+    def read_and_change(place: int, length: int) -> bytes:
+        found = read(place, length)
+        if place == gpa:
+            bench.view(2).write(gpa + Mailbox.args.offset, _NOWHERE.to_bytes(8, "little"))
+        return found
+
+    patch.setattr(guest, "read", read_and_change)
+    return number
+
+
+def test_a_mailbox_that_changes_while_it_is_served(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is checked is what is done: the copy."""
+    number = _made(bench, monkeypatch)
+    assert bench.mail(number, MailboxCall.MAP, ARENA, 1, RW).status == Status.OK
+    assert translated(bench, number, ARENA)[0]
+    assert translated(bench, number, _NOWHERE) == (0, 0)
+    assert bench.mail(number, MailboxCall.MAP, _NOWHERE, 1, RW).status == Status.BAD_REQUEST
+
+
+def test_a_mailbox_that_is_read_twice(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: checked the first time, used the second, a page is mapped where none may be."""
+    number = _made(bench, monkeypatch)
+    check = mailbox._Request.range
+
+    def check_and_read_again(request: mailbox._Request) -> tuple[int, int]:
+        check(request)
+        again = request.context.guest.read(request.enclave.mailboxes[0], PAGE)
+        return (Mailbox.from_buffer_copy(again).args[0], 1)
+
+    monkeypatch.setattr(mailbox._Request, "range", check_and_read_again)
+    bench.mail(number, MailboxCall.MAP, ARENA, 1, RW)
+    assert translated(bench, number, _NOWHERE)[0]
