@@ -360,7 +360,8 @@ class Hypervisor(Host):
         guest_vmpl = self.guest_vmpl
         several = len(self.vcpus) > 1
         enclave_vmpl = self.enclave_vmpl
-        switching = self.switches_by_machine and self._machine_switches.begin()
+        vmrun_switching, switches = self.machine.vmrun_switching, self.switches
+        switching = self.switches_by_machine and self._machine_switches.begin(vcpu)
         alone = not scheduler.can_another_run(vcpu)
         answers = 0
         begin = clock()
@@ -386,12 +387,12 @@ class Hypervisor(Host):
             if self.device_accessed:
                 self._refresh_timer()
             deadline = limit if limit < self._timer_ns else self._timer_ns
-            if not switching or vmpl < enclave_vmpl:
-                vmrun(context.vmcb, deadline)
-            else:
-                context = self._machine_switches.run(vcpu, context, deadline)
-                vmpl = context.vmpl
             vmcb = context.vmcb
+            if not switching or vmpl < enclave_vmpl:
+                vmrun(vmcb, deadline)
+            elif (vmsa := vmrun_switching(vmcb, switches, deadline)) != vmcb.vmsa_pa:
+                context = self._machine_switches.left(vcpu, vmsa)
+                vmpl, vmcb = context.vmpl, context.vmcb
             if context.irq != NO_IRQ and context.interrupt_taken():
                 platform.acknowledge(index)
             code = vmcb.exit_code

@@ -26,34 +26,24 @@ class MachineSwitches:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._vmrun = host.machine.vmrun_switching
-        self._switches = host.switches
         self._before = host.machine.counters.switches
-        self._aimed: Vcpu | None = None
 
-    def begin(self) -> bool:
-        """A slice begins; has the machine switches to do? An observer sees each event: then it has none."""
-        self._aimed = None
-        return self._host.on_event is None and bool(self._host.enclaves)
-
-    def run(self, vcpu: Vcpu, context: Context, deadline_ns: int) -> Context:
-        """Run the VCPU's kernel or an enclave, and those that the machine goes on with; what left in the end."""
-        if self._aimed is not vcpu:
-            self._aim(vcpu)
-        vmcb = context.vmcb
-        vmsa = self._vmrun(vmcb, self._switches, deadline_ns)
-        if vmsa == vmcb.vmsa_pa:
-            return context
+    def begin(self, vcpu: Vcpu) -> bool:
+        """A slice of a VCPU begins; may the machine switch? An observer sees each event: then it may not."""
         host = self._host
-        left = vcpu.current = host.enclaves.get(vmsa) or vcpu.contexts[host.guest_vmpl]
-        return left
-
-    def _aim(self, vcpu: Vcpu) -> None:
-        host = self._host
+        kernel = vcpu.contexts.get(host.guest_vmpl)
+        if host.on_event is not None or not host.enclaves or kernel is None:
+            return False
         others = [other.current for other in host.vcpus if other is not vcpu]
         held = [other.vmcb.vmsa_pa for other in others if other is not None and other.is_enclave]
-        host.switches.aim(vcpu.contexts[host.guest_vmpl].vmcb, held)
-        self._aimed = vcpu
+        host.switches.aim(kernel.vmcb, held)
+        return True
+
+    def left(self, vcpu: Vcpu, vmsa: int) -> Context:
+        """The machine has switched, and left this VMSA in the end."""
+        host = self._host
+        context = vcpu.current = host.enclaves.get(vmsa) or vcpu.contexts[host.guest_vmpl]
+        return context
 
     def add_to(self, counts: dict[str, int]) -> None:
         """Those that were made since the host was."""
