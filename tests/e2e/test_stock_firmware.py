@@ -11,12 +11,16 @@ import pytest
 from sevsnpmeasure.guest import snp_calc_launch_digest
 from sevsnpmeasure.vmm_types import VMMType
 
+from tests.e2e.enclave_images import EXIT, PRINT, enclave_image
 from tests.e2e.log_guest import records_of, verified
 from tests.e2e.snapshots import Resume
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
+from veil.formats.enclave_settings import ON, EncSettings
+from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.ovmf.package import DEBIAN_FIRMWARE, firmware_at_hand
 from veil.host import GuestPowerOff
+from veil.image.services_image import protected_services
 from veil.snp.cpuid import PROCESSOR_SIGNATURE
 
 _VCPUS = 2
@@ -28,9 +32,9 @@ def _stock(resume: Resume) -> ConfidentialVM:
 
 
 @pytest.mark.open_kernel("firmware unpacks the kernel where code integrity does not expect it")
-def test_under_veilmon_it_runs_at_vmpl_3(resume: Resume) -> None:
+def test_under_veilmon_it_runs_at_vmpl_3(resume: Resume, tmp_path: Path) -> None:
     """The same firmware and kernel, with the protected services beside them."""
-    vm = resume(firmware=DEBIAN_FIRMWARE)
+    vm = resume(services=protected_services(EncSettings(mode=ON), KciSettings(mode=OFF)), firmware=DEBIAN_FIRMWARE)
     log = vm.run(["dmesg"]).stdout.decode()
     assert "efi: EFI v2" in log
     assert "SEV: SNP running at VMPL3." in log
@@ -39,6 +43,10 @@ def test_under_veilmon_it_runs_at_vmpl_3(resume: Resume) -> None:
     # The driver is there; and who reads the log has attested the launch digest before.
     vm.run(["sh", "-c", "auditctl -e 1 && auditctl -m 'under firmware'"])
     assert b"text=under firmware" in records_of(verified(vm))[-1].text
+    enclave = tmp_path / "hello.enclave"
+    enclave.write_bytes(enclave_image(PRINT + EXIT(7)))
+    ended = vm.run_enclave(enclave)
+    assert (ended.stdout, ended.exit_status) == (b"hello\n", 7)
 
 
 @pytest.mark.soak
