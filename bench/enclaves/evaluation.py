@@ -11,6 +11,7 @@ from bench.enclaves.calls import measure_calls
 from bench.enclaves.guest import EnclaveGuest, boot_guest
 from bench.enclaves.instructions import count_instructions
 from bench.enclaves.making import measure_making, measure_ring
+from bench.enclaves.paging import measure_paging
 from bench.enclaves.programs import measure_computer, measure_programs, program_files
 from bench.enclaves.report import EnclaveReport
 from bench.micro import measure_calls as measure_transitions
@@ -20,7 +21,7 @@ __all__ = ["PARTS", "measure_enclaves"]
 
 #: so many enclaves at once
 _MEMBERS = 200
-PARTS = ("switches", "calls", "instructions", "making", "ring", "programs")
+PARTS = ("switches", "calls", "instructions", "making", "paging", "ring", "programs")
 
 
 def measure_enclaves(
@@ -37,7 +38,7 @@ def measure_enclaves(
         if "instructions" in parts:
             say("instructions")
             report.instructions = count_instructions()
-        if not {"calls", "making", "ring", "programs"} & set(parts):
+        if not {"calls", "making", "paging", "ring", "programs"} & set(parts):
             return report
         files = program_files(Cache()) if "programs" in parts else {}
         say("booting the guest")
@@ -47,6 +48,8 @@ def measure_enclaves(
                 report.calls = measure_calls(guest, directory, 30 if short else 200, 1 if short else 3, say)
             if "making" in parts:
                 report.making = measure_making(guest, directory, 1 if short else 3, say)
+            if "paging" in parts:
+                report.paging = measure_paging(guest, directory, say, 1 if short else 3)
             if "ring" in parts:
                 say(f"{_MEMBERS} enclaves")
                 report.ring = measure_ring(guest, directory, _MEMBERS, 5 if short else 20)

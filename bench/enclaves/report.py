@@ -12,6 +12,7 @@ from typing import Any
 from bench.code_integrity import SWITCH_CYCLES
 from bench.enclaves.calls import IN_PAPER, CallCost
 from bench.enclaves.making import Making, Ring
+from bench.enclaves.paging import Paging
 from bench.enclaves.programs import Outcome
 from bench.report import Latency, machine_name
 from veil.guest.enclaves.calls import system_calls
@@ -38,6 +39,7 @@ class EnclaveReport:
     calls: Sequence[CallCost] = ()
     instructions: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     making: Sequence[Making] = ()
+    paging: Sequence[Paging] = ()
     ring: Ring | None = None
     switches: Sequence[Latency] = ()
 
@@ -57,13 +59,14 @@ class EnclaveReport:
             "calls": [asdict(item) | {"ratio": item.ratio} for item in self.calls],
             "instructions": dict(self.instructions),
             "making": [asdict(item) | {"per_mib": item.per_mib} for item in self.making],
+            "paging": [asdict(item) for item in self.paging],
             "ring": asdict(self.ring) if self.ring else None,
             "switches": [asdict(item) for item in self.switches],
         }
 
     def text(self) -> str:
         """Markdown."""
-        tables = (self._programs(), self._requests(), self._calls(), self._making(), self._switches())
+        tables = (self._programs(), self._requests(), self._calls(), self._making(), self._paging(), self._switches())
         return "\n".join(line for table in tables if table for line in (*table, "")).rstrip()
 
     def _programs(self) -> list[str]:
@@ -127,6 +130,19 @@ class EnclaveReport:
                 f"{self.ring.switches * _SWITCH_US:.1f} us on the paper's EPYC |"
             )
         return lines if len(lines) > 2 else []
+
+    def _paging(self) -> list[str]:
+        lines = [
+            "| twice the memory that it may have | a page is used, all are there | half are there "
+            "| pages that came back | requests for each | switches for each | on the paper's EPYC |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for item in self.paging:
+            lines.append(
+                f"| {item.name} | {item.all_there:.1f} us | {item.half_there:.1f} us | {item.returned:.2f} "
+                f"| {item.requests:.2f} | {item.switches:.2f} | {item.switches * _SWITCH_US:.1f} us |"
+            )
+        return lines if self.paging else []
 
     def _switches(self) -> list[str]:
         lines = ["| | this computer | two switches on the paper's EPYC |", "|---|---|---|"]
