@@ -72,7 +72,7 @@ int main(void)
 """
 
 
-def build(folder: Path, threads: int, size: int = SIZE, rounds: int = 2, hops: int = 150) -> EnclaveImage:
+def build(folder: Path, threads: int, size: int = SIZE, rounds: int = 2, hops: int = 0) -> EnclaveImage:
     flags = (
         "-static",
         "-pthread",
@@ -107,9 +107,9 @@ def limited(vm: ConfidentialVM, mib: int) -> None:
 def test_twice_the_limit(resume: Resume, tmp_path: Path, vcpus: int) -> None:
     """Threads walk through all of it; what they have together stays below the limit, however many VCPUs run them."""
     vm = resume(services=ENCLAVES, vcpus=vcpus)
-    command = put(vm, tmp_path, build(tmp_path, THREADS))
+    command = put(vm, tmp_path, build(tmp_path, THREADS, rounds=1, hops=40))
     limited(vm, LIMIT)
-    watch = "while sleep 0.05; do grep -o 'pages [0-9]*' /dev/veil; done > /tmp/pages & watch=$!"
+    watch = "while sleep 0.3; do grep -o 'pages [0-9]*' /dev/veil; done > /tmp/pages & watch=$!"
     result = shell(vm, f"{watch}; {command}; echo ended $?; kill $watch; cat /tmp/pages")
     assert result.stdout.startswith(b"good\nended 0\n"), result
     most = max(map(int, re.findall(rb"pages (\d+)", result.stdout)))
@@ -141,7 +141,7 @@ def test_more_memory_than_the_guest_has(tmp_path: Path) -> None:
     """Without a limit, and with a place to swap: a disk, which is the host's."""
     with ConfidentialVM("192M", services=ENCLAVES, disks=["scratch:512M"], fresh=True) as vm:
         size = int(shell(vm, "free -m").stdout.split()[9]) + 10
-        command = put(vm, tmp_path, build(tmp_path, 1, size, rounds=1, hops=0))
+        command = put(vm, tmp_path, build(tmp_path, 1, size, rounds=1))
         assert shell(vm, "mkswap /dev/vda && swapon /dev/vda").exit_status == 0
         result = shell(vm, command)
         assert result.stdout == b"good\n", result
