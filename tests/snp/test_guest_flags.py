@@ -8,7 +8,7 @@ import pytest
 from tests.small_guest import FREE, SmallGuest
 from veil.snp import ExitCode, Permission
 
-CARRY, PARITY, ZERO, OVERFLOW = 1, 1 << 2, 1 << 6, 1 << 11
+CARRY, PARITY, AUXILIARY, ZERO, OVERFLOW = 1, 1 << 2, 1 << 4, 1 << 6, 1 << 11
 USUAL = 0x202
 
 
@@ -42,7 +42,7 @@ def test_compare_and_exchange_changes_zf_alone(instruction: str, *, equal: bool,
     [
         # Flags of XOR and of nothing before in the block: both are worked out before the store.
         ("xor ebx, ebp\nseto byte ptr [rdi]", 0x00, PARITY),
-        ("test ebx, ebx\njmp 1f\n1: setg byte ptr [rdi]", 0x01, PARITY),
+        ("mov ebx, 257\nadd ebx, -1\njmp 1f\n1: setge byte ptr [rdi]", 0x01, CARRY | PARITY | AUXILIARY),
         ("rcl byte ptr [rdi], 1", 0x01, 0),
         ("xor ebx, ebp\nrcr byte ptr [rdi], 1", 0x00, PARITY),
         ("rcr byte ptr [rdi], 1", 0x80, OVERFLOW),
