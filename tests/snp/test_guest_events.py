@@ -87,6 +87,13 @@ def test_triple_fault_is_shutdown() -> None:
         assert guest.run() == ExitCode.SHUTDOWN
 
 
+def test_a_machine_that_is_closed_can_be_kicked() -> None:
+    """By a thread that does not know yet; with the engine's memory freed this was a crash."""
+    with SmallGuest() as guest:
+        machine = guest.machine
+    machine.kick()
+
+
 def test_a_deadline_ends_an_endless_loop() -> None:
     with SmallGuest("1: jmp 1b") as guest:
         start = time.monotonic_ns()
@@ -103,6 +110,18 @@ def test_an_interrupt_waits_for_if_and_the_shadow_of_sti() -> None:
         assert guest.trap().vector == 0x21
         assert guest.vmsa().rbx == 2
         assert not guest.vmcb.v_intr & _V_IRQ
+
+
+@pytest.mark.parametrize("shadowed", ["nop", "pause", ".byte 0xf3, 0x0f, 0x01, 0xd9"])
+def test_the_shadow_of_sti_is_one_instruction_long(shadowed: str) -> None:
+    """A loop of STI, PAUSE, CLI would never take an interrupt. (The bytes are VMGEXIT.)"""
+    with SmallGuest(f"cli\nsti\n{shadowed}\ncli\nmov rbx, 1\nhlt") as guest:
+        guest.vmcb.v_intr = _V_IRQ | 0x21 << 32
+        while (exit_code := guest.run()) == ExitCode.VMGEXIT:
+            pass
+        assert exit_code == ExitCode.HLT
+        assert guest.trap().vector == 0x21
+        assert guest.vmsa().rbx == 0
 
 
 @pytest.mark.parametrize("barrier", [IDT, STACK - PAGE], ids=["IDT", "stack"])

@@ -145,8 +145,12 @@ class Engine:
         self._library.veil_engine_reset(self.handle)
 
     def kick(self) -> None:
-        """Make a running VMRUN end soon with INTR; safe from another thread and from a signal handler."""
-        self._library.veil_engine_kick(self.handle)
+        """Make a running VMRUN end soon with INTR; safe from another thread and from a signal handler.
+
+        Also after `close`, of which another thread may not know yet.
+        """
+        if self._handle:
+            self._library.veil_engine_kick(self._handle)
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
         """What the core's own CPUID says: EAX, EBX, ECX, EDX."""

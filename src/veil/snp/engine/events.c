@@ -121,7 +121,7 @@ void veil_deliver_event(struct veil_engine *e)
         x86_cpu_do_interrupt(e->cs);
     }
     env->old_exception = -1;
-    env->hflags |= HF_GUEST_MASK;
+    env->hflags = (env->hflags & ~HF_INHIBIT_IRQ_MASK) | HF_GUEST_MASK;
     e->cs->exception_index = -1;
     event->pending = false;
 }

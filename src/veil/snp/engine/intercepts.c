@@ -263,6 +263,7 @@ void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend)
     struct veil_engine *e = veil_of(env);
 
     env->eip += next_eip_addend;
+    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
     if (e->pause_limit && ++e->pauses >= e->pause_limit) {
         e->pauses = 0;
         veil_exit(e, SVM_EXIT_PAUSE, 0, 0, 0);

@@ -125,6 +125,7 @@ bool veil_snp_instruction(struct veil_engine *e)
     e->cs->exception_index = -1;
     if (code[2] == 0xd9 && prefix != PREFIX_NONE) {
         env->eip += length;
+        env->hflags &= ~HF_INHIBIT_IRQ_MASK;
         veil_exit(e, VEIL_EXIT_VMGEXIT, 0, 0, 0);
     }
     if (code[2] == 0xd9) {
