@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import click
 
 from veil.cli.exit_statuses import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_PIPE, status_of
-from veil.cli.output import OutputError, finish, give_up, keep_descriptors, tell
+from veil.cli.output import OutputError, checked_stdout, finish, give_up, keep_descriptors, tell
 from veil.cli.signals import end_cleanly
 
 __all__ = ["main"]
@@ -107,7 +107,7 @@ def _run() -> int:
     end_cleanly()
     try:
         # Not `veil.main`: it has an opinion of its own about a closed pipe.
-        with veil.make_context("veil", sys.argv[1:]) as context:
+        with checked_stdout(), veil.make_context("veil", sys.argv[1:]) as context:
             status = veil.invoke(context)
     except VeilError as error:
         tell(f"veil: {error}")
@@ -125,7 +125,6 @@ def _run() -> int:
     except BrokenPipeError as error:
         raise OutputError(error) from error
     except Exception as error:
-        finish()  # click writes help to stdout by itself
         return _tell_unexpected(error)
     return status if isinstance(status, int) else 0
 

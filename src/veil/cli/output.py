@@ -17,7 +17,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 
@@ -28,6 +28,7 @@ __all__ = [
     "Console",
     "Mark",
     "OutputError",
+    "checked_stdout",
     "emit_json",
     "finish",
     "give_up",
@@ -132,6 +133,35 @@ class Console:
 
     def _put(self, line: bytes) -> None:
         self._write(printable(line.rstrip(b"\r").expandtabs(), None))
+
+
+class _Checked:
+    """A stream whose writes fail as ours do."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _failing():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _failing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def checked_stdout() -> Iterator[None]:
+    """What others print in it, as click does its help, raises OutputError too where stdout does not take it."""
+    stream = sys.stdout
+    sys.stdout = cast(TextIO, _Checked(stream))
+    try:
+        yield
+    finally:
+        sys.stdout = stream
 
 
 def keep_descriptors() -> None:
