@@ -49,7 +49,9 @@ REMOTE = ("attest", "enclave attest", "kci status", "logs fetch", "logs follow",
 
 
 def _leaves(group: click.Group, before: str = "") -> Iterator[str]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from _leaves(command, f"{before}{name} ")
         else:

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from veil.errors import VeilError
 from veil.formats.errors import FormatError
 from veil.formats.sizes import format_size, parse_size
-from veil.host.devices import Backend, Blank, Overlay, RawImage
+from veil.host.devices import SECTOR, Backend, Blank, Overlay, RawImage
 
 __all__ = ["READ_ONLY", "TEMPORARY", "WRITE", "Disk", "Disks"]
 
@@ -22,7 +22,6 @@ __all__ = ["READ_ONLY", "TEMPORARY", "WRITE", "Disk", "Disks"]
 READ_ONLY, WRITE, TEMPORARY = "read-only", "write", "tmp"
 _MODES = (READ_ONLY, WRITE, TEMPORARY)
 _SCRATCH = "scratch:"
-_SECTOR = 512
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Disk:
         if self.mode not in _MODES:
             raise VeilError(f"a disk is {', '.join(_MODES[:-1])} or {_MODES[-1]}, not {self.mode!r:.40}")
         if self.image is None:
-            if self.mode != TEMPORARY or self.size <= 0 or self.size % _SECTOR:
-                raise VeilError(f"an empty disk has a size in sectors of {_SECTOR} bytes, and is temporary")
+            if self.mode != TEMPORARY or self.size <= 0 or self.size % SECTOR:
+                raise VeilError(f"an empty disk has a size in sectors of {SECTOR} bytes, and is temporary")
         elif self.size or not os.path.isabs(self.image) or "\0" in self.image:
             raise VeilError("a disk's image is named by its absolute path")
 

@@ -14,13 +14,13 @@ from veil.formats.acpi import tables_with_rsdp
 from veil.formats.board import C_BIT_POSITION, MAX_VCPUS
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.page_table_entries import ACCESSED, DIRTY, LARGE, PRESENT, WRITABLE
 from veil.guest.elf import ElfKernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import layout as at
 from veil.guest.linux.cmdline import check_command_line
 from veil.guest.linux.layout import AddressRange, Layout, plan_layout
 
-_PRESENT, _WRITABLE, _ACCESSED, _DIRTY, _LARGE = 1 << 0, 1 << 1, 1 << 5, 1 << 6, 1 << 7
 _CC_BLOB_MAGIC = 0x45444D41
 _SETUP_CC_BLOB = 7
 _E820_RAM, _E820_RESERVED, _E820_ACPI = 1, 2, 3
@@ -180,8 +180,8 @@ def _page_tables(c_bit: int | None, top: int) -> bytes:
     """An identity map of all memory, and at least of the first 4 GiB, by 2 MiB pages. All private: the C-bit stands in
     the leaves, and, as tables are read as private anyway, harmlessly in the entries that lead to them."""
     mask = 0 if c_bit is None else 1 << c_bit
-    link = _PRESENT | _WRITABLE | _ACCESSED | mask
-    leaf = link | _DIRTY | _LARGE
+    link = PRESENT | WRITABLE | ACCESSED | mask
+    leaf = link | DIRTY | LARGE
     directories = max(4, -(-top // at.GIB))
     tables = [[at.PAGE_TABLES + PAGE_SIZE | link]]
     tables.append([at.PAGE_TABLES + (2 + number) * PAGE_SIZE | link for number in range(directories)])

@@ -18,7 +18,7 @@ from veil.host.devices.pci.chipset import Chipset
 from veil.host.devices.pci.function import PciFunction
 from veil.host.devices.platform import AGENT_PORT, MAX_DISKS, Platform
 from veil.host.devices.storage.backend import Backend, StorageError
-from veil.host.devices.storage.image import RawImage
+from veil.host.devices.storage.image import SECTOR, RawImage
 from veil.host.devices.storage.overlay import Blank, Overlay
 from veil.host.devices.virtio.block import VirtioBlock
 from veil.host.devices.virtio.console import ConsolePort, VirtioConsole
@@ -27,6 +27,7 @@ from veil.host.devices.virtio.virtqueue import DmaMemory, QueueError, Virtqueue
 __all__ = [
     "AGENT_PORT",
     "MAX_DISKS",
+    "SECTOR",
     "Backend",
     "Blank",
     "BoardContents",

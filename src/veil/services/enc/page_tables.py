@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from veil.formats.board import C_BIT
 from veil.formats.enclaves import Prot
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.page_table_entries import ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE
 from veil.services.enc.errors import EnclaveError, NoFrames
 
 if TYPE_CHECKING:
@@ -22,18 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PageTables", "tables_needed"]
 
-_PRESENT, _WRITE, _USER = 1 << 0, 1 << 1, 1 << 2
-#: The processor sets it when it uses the page: so those that are not used are found (`cold`).
-_ACCESSED = 1 << 5
-#: With "dirty", which the processor need not set then.
-_USED = _ACCESSED | 1 << 6
-_NO_EXECUTE = 1 << 63
+#: "Accessed" finds those that are not used (`cold`); "dirty" the processor need not set then.
+_USED = ACCESSED | DIRTY
 #: Of the bits that are left to software: the enclave may have the page changed. It need not be present.
 _OWN = 1 << 9
 #: The kernel has the page, encrypted; and once it is back it can be reached. REACHABLE alone: it is there, and held.
 _AWAY, _REACHABLE = 1 << 10, 1 << 11
 _ADDRESS = C_BIT - PAGE_SIZE
-_TO_TABLE = C_BIT | _PRESENT | _WRITE | _USER | _USED
+_TO_TABLE = C_BIT | PRESENT | WRITABLE | USER | _USED
 _IN_TABLE = 512
 _TABLE_ENTRY = struct.Struct("<Q")
 _TABLE = struct.Struct(f"<{_IN_TABLE}Q")
@@ -87,7 +84,7 @@ class PageTables:
     def map_system(self, va: int, frame: int) -> None:
         """Map a page that the processor alone reads (descriptor tables): not the user's, read-only."""
         self._require_free(va, 1)
-        self._write(va, [frame | C_BIT | _PRESENT | _USED | _NO_EXECUTE])
+        self._write(va, [frame | C_BIT | PRESENT | _USED | NO_EXECUTE])
 
     # What the enclave has changed
 
@@ -145,8 +142,8 @@ class PageTables:
             for at, entry in enumerate(before):
                 if not entry & _OWN or entry & _AWAY:
                     continue
-                if entry & _ACCESSED:
-                    entries[at] = entry & ~_ACCESSED
+                if entry & ACCESSED:
+                    entries[at] = entry & ~ACCESSED
                     continue
                 found[base + at * PAGE_SIZE] = None
                 if len(found) == most:
@@ -165,8 +162,8 @@ class PageTables:
                 assert not entry & _AWAY
                 frames.append(entry & _ADDRESS)
                 # Held: it stays.
-                reachable = _REACHABLE if entry & _PRESENT else 0
-                entries[at] = entry & ~(_ADDRESS | _PRESENT) | _AWAY | reachable
+                reachable = _REACHABLE if entry & PRESENT else 0
+                entries[at] = entry & ~(_ADDRESS | PRESENT) | _AWAY | reachable
             self._guest.write(table, _TABLE.pack(*entries))
         return frames
 
@@ -182,7 +179,7 @@ class PageTables:
             for at in indexes:
                 entry = entries[at]
                 assert entry & _AWAY
-                present = _PRESENT if entry & _REACHABLE else 0
+                present = PRESENT if entry & _REACHABLE else 0
                 entries[at] = entry & ~(_AWAY | _REACHABLE) | _USED | next(left) | present
             self._guest.write(table, _TABLE.pack(*entries))
 
@@ -192,8 +189,8 @@ class PageTables:
         """The next access to the page is a fault, until `reach`. False: it is not there, or fixed."""
         for table, first, _, _ in self._places(va & -PAGE_SIZE, 1):
             (entry,) = self._read(table, first, 1)
-            if entry & _OWN and entry & _PRESENT:
-                held = entry & ~_PRESENT | _REACHABLE
+            if entry & _OWN and entry & PRESENT:
+                held = entry & ~PRESENT | _REACHABLE
                 self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(held))
                 return True
         return False
@@ -203,7 +200,7 @@ class PageTables:
         for table, first, _, _ in self._places(va & -PAGE_SIZE, 1):
             (entry,) = self._read(table, first, 1)
             if entry & _REACHABLE and not entry & _AWAY:
-                free = entry & ~_REACHABLE | _PRESENT
+                free = entry & ~_REACHABLE | PRESENT
                 self._guest.write(table + first * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(free))
                 return True
         return False
@@ -301,18 +298,18 @@ def _changed(entry: int, bits: int) -> int:
     if not entry:
         return 0
     if entry & _AWAY:
-        return bits & ~_PRESENT | _AWAY | (_REACHABLE if bits & _PRESENT else 0)
+        return bits & ~PRESENT | _AWAY | (_REACHABLE if bits & PRESENT else 0)
     return entry & _ADDRESS | bits
 
 
 def _bits(prot: Prot) -> int:
     if not prot:
-        return C_BIT | _USED | _NO_EXECUTE
-    write = _WRITE if prot & Prot.W else 0
-    return C_BIT | _PRESENT | _USER | _USED | write | (0 if prot & Prot.X else _NO_EXECUTE)
+        return C_BIT | _USED | NO_EXECUTE
+    write = WRITABLE if prot & Prot.W else 0
+    return C_BIT | PRESENT | USER | _USED | write | (0 if prot & Prot.X else NO_EXECUTE)
 
 
 def _prot(entry: int) -> Prot:
-    if not entry & _PRESENT or not entry & _USER:
+    if not entry & PRESENT or not entry & USER:
         return Prot.NONE
-    return Prot.R | (Prot.W if entry & _WRITE else Prot.NONE) | (Prot.NONE if entry & _NO_EXECUTE else Prot.X)
+    return Prot.R | (Prot.W if entry & WRITABLE else Prot.NONE) | (Prot.NONE if entry & NO_EXECUTE else Prot.X)
