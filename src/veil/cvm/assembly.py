@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veil.cache import Cache
 from veil.cvm.configuration import NO_KERNEL, Configuration
@@ -29,10 +30,13 @@ from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kerne
 from veil.guest.linux.modules import collect_modules
 from veil.guest.ovmf.metadata import Firmware
 from veil.guest.ovmf.package import open_firmware, read_initrd
-from veil.image.firmware_image import BootFiles, MonitorBelow, build_firmware_image, firmware_memory
-from veil.image.launch_image import LaunchImage, build_image
 from veil.image.services_image import ServicesImage
 from veil.snp import Machine, ram_ranges
+
+# What makes an image takes long to import: that is left to those who make one, which a resumed guest does not.
+if TYPE_CHECKING:
+    from veil.image.firmware_image import BootFiles
+    from veil.image.launch_image import LaunchImage
 
 __all__ = ["Assembly"]
 
@@ -85,6 +89,8 @@ class Assembly:
         chosen = self._configuration
         if self.firmware is None:
             return 0
+        from veil.image.firmware_image import firmware_memory
+
         return firmware_memory(self.firmware, chosen.vcpus, monitor=chosen.monitor)
 
     @functools.cached_property
@@ -93,6 +99,8 @@ class Assembly:
         chosen = self._configuration
         if chosen.firmware is None or chosen.kernel == NO_KERNEL:
             return None
+        from veil.image.firmware_image import BootFiles
+
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
         if chosen.initrd is not None:
@@ -111,6 +119,9 @@ class Assembly:
 
     def image(self, machine: Machine) -> LaunchImage:
         """The image for a machine, whose CPUID values are in it."""
+        from veil.image.firmware_image import MonitorBelow, build_firmware_image
+        from veil.image.launch_image import build_image
+
         chosen = self._configuration
         cpuid = machine.cpuid_entries(chosen.vcpus)
         if self.firmware is not None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from veil.cvm.configuration import Configuration
 from veil.formats.board import HIGH_MEMORY
 from veil.host.devices import BoardContents, BootItems, board_contents
-from veil.image.firmware_image import BootFiles, monitor_base
 from veil.snp import Machine
+
+if TYPE_CHECKING:
+    from veil.image.firmware_image import BootFiles
 
 __all__ = ["boot_items", "firmware_board"]
 
@@ -19,6 +23,9 @@ def boot_items(files: BootFiles | None) -> BootItems | None:
 
 def firmware_board(configuration: Configuration, machine: Machine, boot: BootItems | None) -> BoardContents:
     """What there is: all memory but the firmware's own, and what VeilMon and the services keep."""
+    # What makes an image takes long to import, and a resumed guest without firmware needs nothing of it.
+    from veil.image.firmware_image import monitor_base
+
     own = HIGH_MEMORY - machine.firmware_size
     (start, length), *others = [piece for piece in machine.ram_ranges if piece[0] != own]
     if configuration.monitor:

@@ -18,7 +18,7 @@ from veil.cvm.disks import Disk
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor, RunResult, RunState
-from veil.image.launch_image import hosted_programs
+from veil.image.hosted_programs import hosted_programs
 from veil.image.services_image import ServicesImage
 from veil.installation import endorsement
 from veil.private_files import require_private

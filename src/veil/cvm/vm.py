@@ -32,13 +32,13 @@ from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.formats.tsc import TSC_KHZ
 from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor, PanicWatcher
 from veil.host.devices import Backend, BootItems, Chipset, Platform
-from veil.image.launch_image import LaunchImage
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import Machine, SnpError, build_engine
 
 if TYPE_CHECKING:
     from veil.cvm.transport import VmTransport
+    from veil.image.launch_image import LaunchImage
 
 __all__ = ["ConfidentialVM"]
 

@@ -15,8 +15,6 @@ from veil.guest.linux.boot import Region as GuestRegion
 from veil.guest.linux.firmware import accept_memory
 from veil.host import LaunchRegion, ProtectedRange
 from veil.image.monitor_image import (
-    ENTRY,
-    PACKAGES,
     KernelSide,
     kept_size,
     merge_ranges,
@@ -28,12 +26,7 @@ from veil.services.parameters import KernelSegment
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.layouts import CpuidFunction, CpuidPage, SevFeatures, Vmsa, VmsaSegment
 
-__all__ = ["LaunchImage", "build_image", "cpuid_page", "hosted_programs"]
-
-
-def hosted_programs(services: ServicesImage | None) -> dict[str, tuple[str, ...]]:
-    """Entry -> packages of the programs in an image: what may be resumed of a snapshot (`Machine.restore`)."""
-    return {ENTRY: PACKAGES} | ({services.entry: services.packages} if services is not None else {})
+__all__ = ["LaunchImage", "build_image", "cpuid_page"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host import LaunchRegion, ProtectedRange
+from veil.image.hosted_programs import MONITOR_ENTRY, MONITOR_PACKAGES
 from veil.image.services_image import BLOCKS, CODE, MAILBOX, MAILBOX_SIZE, ServicesImage, service_regions
 from veil.monitor import MonitorParameters, Option
 from veil.services.parameters import KernelSegment
@@ -18,9 +19,7 @@ from veil.snp.hosted import hosted_header, pack_sources
 from veil.snp.layouts import Efer, SevFeatures, Vmsa
 
 __all__ = [
-    "ENTRY",
     "MONITOR_SIZE",
-    "PACKAGES",
     "KernelSide",
     "kept_size",
     "merge_ranges",
@@ -29,9 +28,6 @@ __all__ = [
 ]
 
 MONITOR_SIZE = 2 << 20
-
-ENTRY = "veil.monitor:VeilMon"
-PACKAGES = ("veil.formats", "veil.monitor")
 
 # Offsets in the monitor's region.
 _HEADER, _PARAMETERS, _BOOT_VMSA, _TEMPLATE, _SECRETS, _CPUID, _KERNEL_VMSA = (
@@ -89,13 +85,15 @@ def monitor_regions(
 
     `table` is the CPUID page. `owners` and `readers`: as of `build_image`.
     """
-    archive = pack_sources(PACKAGES)
+    archive = pack_sources(MONITOR_PACKAGES)
     size = ctypes.sizeof(MonitorParameters)
     pieces: list[LaunchRegion] = [
         LaunchRegion(
             base + _HEADER,
             PageType.NORMAL,
-            hosted_header(ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)),
+            hosted_header(
+                MONITOR_ENTRY, archive=(base + _ARCHIVE, len(archive)), parameters=(base + _PARAMETERS, size)
+            ),
             name="VeilMon",
         ),
         LaunchRegion(base + _TEMPLATE, PageType.NORMAL, kernel.template, name="kernel VMSA"),
