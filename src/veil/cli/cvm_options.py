@@ -13,7 +13,7 @@ import click
 from veil.cli.kci_options import CODE_OPTIONS, code_policy
 from veil.cli.option_types import Function, WrongValue, options
 from veil.errors import VeilError
-from veil.formats.enclave_calls import ENC_NAME
+from veil.formats.enclave_settings import ENC_NAME
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.errors import FormatError
 from veil.formats.kci import KCI_NAME

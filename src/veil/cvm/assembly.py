@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from veil.cache import Cache
 from veil.cvm.configuration import NO_KERNEL, Configuration
 from veil.errors import VeilError
-from veil.formats.enclave_calls import ENC_NAME
+from veil.formats.enclave_settings import ENC_NAME, EncSettings
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
-from veil.formats.enclave_settings import EncSettings
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.tsc import TSC_KHZ

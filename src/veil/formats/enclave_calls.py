@@ -15,7 +15,6 @@ from veil.formats.page_sizes import PAGE_SIZE
 __all__ = [
     "CONTENT_PAGES",
     "ENC_GUID",
-    "ENC_NAME",
     "ENC_NUMBER",
     "PAGED_AT_ONCE",
     "RELEASED_PAGES",
@@ -28,7 +27,6 @@ __all__ = [
     "Return",
 ]
 
-ENC_NAME = "enc"
 ENC_NUMBER = 3
 ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
 

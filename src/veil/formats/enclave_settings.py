@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from veil.formats.errors import FormatError
 from veil.formats.service_settings import ServiceSettings, setting
 
-__all__ = ["OFF", "ON", "EncSettings"]
+__all__ = ["ENC_NAME", "OFF", "ON", "EncSettings"]
 
+ENC_NAME = "enc"
 OFF, ON = "off", "on"
 _MOST = 4096
 

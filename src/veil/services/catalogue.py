@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from veil.formats.enclave_calls import ENC_NAME
-from veil.formats.enclave_settings import EncSettings
+from veil.formats.enclave_settings import ENC_NAME, EncSettings
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import KciSettings
 from veil.formats.log_settings import LogSettings

@@ -9,8 +9,9 @@ from typing import Any
 
 from tests.monitor.harness import FREE, PAGE, Bench
 from tests.services.enc.page_walk import walk
-from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, AddContent, EnclaveCall
+from veil.formats.enclave_calls import ENC_NUMBER, AddContent, EnclaveCall
 from veil.formats.enclave_pages import Mailbox, MailboxCall
+from veil.formats.enclave_settings import ENC_NAME
 from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, RecordKind
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status

@@ -12,8 +12,9 @@ import pytest
 
 from tests.monitor.harness import KERNEL, MONITOR, PAGE, SERVICES, SMALL, Bench
 from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, Services, owners, translated
-from veil.formats.enclave_calls import ENC_NAME, ENC_NUMBER, EnclaveCall
+from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
 from veil.formats.enclave_pages import InfoPage, MailboxCall
+from veil.formats.enclave_settings import ENC_NAME
 from veil.formats.enclaves import (
     ARENA,
     IDT,
