@@ -81,7 +81,7 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
     if host.converts_pages and _convert(host, vcpu, context, gpa, info):
         return
     # A second one after it was decided is a new fault, if the guest went on at all.
-    from_kernel = info & FAULT_VMPL and context.vmpl == host.guest_vmpl and 0 in vcpu.contexts
+    from_kernel = info & FAULT_VMPL and context.vmpl == host.kernel_vmpl and 0 in vcpu.contexts
     if from_kernel and host.hands_on_refusals():
         context.handed_on = (gpa, info)
         vcpu.start(0)
@@ -97,7 +97,7 @@ def _convert(host: Host, vcpu: Vcpu, context: Context, gpa: int, info: int) -> b
     """
     page, private = gpa & -PAGE_SIZE, bool(info & FAULT_ENC)
     # Hosted code means it when its access is refused; and it would not be repeated.
-    if context.vmpl != host.guest_vmpl:
+    if context.vmpl != host.kernel_vmpl:
         return False
     if not info & FAULT_RMP or info & (FAULT_SIZEM | FAULT_VMPL) or not host.may_name(context, page, PAGE_SIZE):
         return False

@@ -49,7 +49,7 @@ class Host:
         platform: Platform,
         vcpus: int,
         *,
-        guest_vmpl: int,
+        kernel_vmpl: int,
         cpuid: Iterable[tuple[int, int, int, int, int, int]],
         apic_ids: Sequence[int] | None,
         certificates: Callable[[], bytes],
@@ -65,11 +65,11 @@ class Host:
         #: (GPA, length) of each piece
         self.ram = list(machine.ram_ranges)
         #: the level that takes the platform's interrupts
-        self.guest_vmpl = guest_vmpl
+        self.kernel_vmpl = kernel_vmpl
         ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
         self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
         #: at which contexts run that belong to no VCPU, in the kernel's place (-1: at none)
-        self.enclave_vmpl = ENCLAVE_VMPL if guest_vmpl > ENCLAVE_VMPL else -1
+        self.enclave_vmpl = ENCLAVE_VMPL if kernel_vmpl > ENCLAVE_VMPL else -1
         self.switches = machine.new_switches()
         self.enclaves = EnclaveContexts(machine.new_vmcb, self.switches)
         self.cpuid = CpuidAnswers(cpuid)
@@ -147,7 +147,7 @@ class Host:
         """The kernel wants a context of VMPL 2 run in its place; False if that is not to be."""
         enclave = self.enclaves.get(vmsa)
         # Only the kernel: the way back leads to it. What another VCPU has begun is that one's until it leaves.
-        if enclave is None or context.vmpl != self.guest_vmpl or any(other.current is enclave for other in self.vcpus):
+        if enclave is None or context.vmpl != self.kernel_vmpl or any(other.current is enclave for other in self.vcpus):
             return False
         vcpu.current = enclave
         if self.on_event is not None:
@@ -156,9 +156,9 @@ class Host:
 
     def leave_enclave(self, vcpu: Vcpu, answer: int | None = None) -> None:
         """Back to the VCPU's kernel, which finds `answer` to its request, or the one that it got when it was done."""
-        enclave, kernel = vcpu.current, vcpu.contexts.get(self.guest_vmpl)
+        enclave, kernel = vcpu.current, vcpu.contexts.get(self.kernel_vmpl)
         assert enclave is not None
-        if kernel is None or not self.switch_vmpl(vcpu, enclave, self.guest_vmpl):
+        if kernel is None or not self.switch_vmpl(vcpu, enclave, self.kernel_vmpl):
             vcpu.park()
         elif answer is not None:
             kernel.vmcb.ghcb_gpa = answer

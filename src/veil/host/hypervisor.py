@@ -66,13 +66,13 @@ class Hypervisor(Host):
         vcpus: int = 1,
         *,
         monitor: bool = True,
-        guest_vmpl: int | None = None,
+        kernel_vmpl: int | None = None,
         cpuid: Iterable[tuple[int, int, int, int, int, int]] = (),
         apic_ids: Sequence[int] | None = None,
         certificates: Callable[[], bytes] = bytes,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`guest_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table.
+        """`kernel_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table.
 
         `certificates` gives the certificate table for extended guest requests. `clock` is that of `vmrun`'s deadlines.
         """
@@ -80,7 +80,7 @@ class Hypervisor(Host):
             machine,
             platform,
             vcpus,
-            guest_vmpl=guest_vmpl if guest_vmpl is not None else 3 if monitor else 0,
+            kernel_vmpl=kernel_vmpl if kernel_vmpl is not None else 3 if monitor else 0,
             cpuid=cpuid,
             apic_ids=apic_ids,
             certificates=certificates,
@@ -103,7 +103,7 @@ class Hypervisor(Host):
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
         platform.on_power_off = self._power_off
         # Devices move data for the kernel: its descriptors reach no further than its requests.
-        platform.confine(lambda gpa, length: self.protection.allows(self.guest_vmpl, gpa, length))
+        platform.confine(lambda gpa, length: self.protection.allows(self.kernel_vmpl, gpa, length))
         machine.set_pause_limit(MAX_PAUSES if vcpus > 1 else 0)
 
     # Launch
@@ -188,7 +188,7 @@ class Hypervisor(Host):
         """As `Host`; keeps the account of whose turn it is."""
         if not super().switch_vmpl(vcpu, context, vmpl):
             return False
-        if vmpl == self.guest_vmpl:
+        if vmpl == self.kernel_vmpl:
             if vcpu is self.pulse.vcpu:
                 self.pulse.kernel_runs()
             if vcpu is self._turns.vcpu:
@@ -278,7 +278,7 @@ class Hypervisor(Host):
         """
         turns = self._turns
         if turns.vcpu is not None:
-            if turns.vcpu.state == RunState.RUNNABLE and turns.vcpu.vmpl != self.guest_vmpl:
+            if turns.vcpu.state == RunState.RUNNABLE and turns.vcpu.vmpl != self.kernel_vmpl:
                 self._scheduler.prefer(turns.vcpu)
                 return
             self._channel.flush()
@@ -288,7 +288,7 @@ class Hypervisor(Host):
         if now < turns.not_before and not self.idle:
             return
         turns.begin(self._channel.gathering())
-        if self._channel.pending and self.guest_vmpl:
+        if self._channel.pending and self.kernel_vmpl:
             for vcpu in self.vcpus:
                 if self.kernel_end.may_enter(vcpu, 0):
                     self._channel.entered()
@@ -301,7 +301,7 @@ class Hypervisor(Host):
     def _pulse(self, now: int) -> bool:
         """Run the services where they can interrupt the kernel, if nobody has called them. Do they run now?"""
         able = (vcpu for vcpu in self.vcpus if self.kernel_end.may_enter(vcpu, SERVICE_VMPL))
-        vcpu = self.pulse.choose(now, able if self.guest_vmpl > SERVICE_VMPL else ())
+        vcpu = self.pulse.choose(now, able if self.kernel_vmpl > SERVICE_VMPL else ())
         if vcpu is None:
             return False
         vcpu.start(SERVICE_VMPL)
@@ -357,7 +357,7 @@ class Hypervisor(Host):
         runnable = RunState.RUNNABLE
         inbox = self._inbox
         index = vcpu.index
-        guest_vmpl = self.guest_vmpl
+        kernel_vmpl = self.kernel_vmpl
         several = len(self.vcpus) > 1
         enclave_vmpl = self.enclave_vmpl
         vmrun_switching, switches = self.machine.vmrun_switching, self.switches
@@ -373,7 +373,7 @@ class Hypervisor(Host):
             if context is None or vcpu.state is not runnable:
                 return
             vmpl = context.vmpl
-            if vmpl == guest_vmpl:
+            if vmpl == kernel_vmpl:
                 vector = platform.pending_vector(index)
                 if vector is None:
                     if context.irq != NO_IRQ:
@@ -400,7 +400,7 @@ class Hypervisor(Host):
             if self.on_event is not None:
                 self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
             (leave_enclave if context.is_enclave else handlers.get(code, unexpected))(self, vcpu, context)
-            if vmpl == 0 and guest_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
+            if vmpl == 0 and kernel_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
                 # The answer lies in shared pages, which the kernel on another VCPU could write before VeilMon reads it.
                 answers += 1
                 if answers < _MAX_ANSWERS:
@@ -429,7 +429,7 @@ class Hypervisor(Host):
     def dump(self) -> dict[str, Any]:
         """Everything of the host that a snapshot needs; memory and VMSAs are the machine's."""
         return {
-            "guest_vmpl": self.guest_vmpl,
+            "kernel_vmpl": self.kernel_vmpl,
             "enclaves": self.enclaves.dump(),
             "vcpus": [vcpu.dump() for vcpu in self.vcpus],
             "turn": self._scheduler.turn,
@@ -443,7 +443,7 @@ class Hypervisor(Host):
         require_like(state, self.dump())
         try:
             vcpus, turn, jump_table = state["vcpus"], int(state["turn"]), int(state["ap_jump_table"])
-            guest_vmpl, platform = int(state["guest_vmpl"]), state["platform"]
+            kernel_vmpl, platform = int(state["kernel_vmpl"]), state["platform"]
             protected, enclaves = state["protected"], state["enclaves"]
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(f"snapshot: the host's state is damaged ({error!r})") from error
@@ -456,7 +456,7 @@ class Hypervisor(Host):
                 self.machine.attach_vmcb(context.vmcb)
         if any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
             self.pulse.begin()
-        self.guest_vmpl, self.ap_jump_table = guest_vmpl, jump_table
+        self.kernel_vmpl, self.ap_jump_table = kernel_vmpl, jump_table
         self._scheduler.turn = turn % len(self.vcpus)
         self.protection = Protection.load(protected)
         self.platform.load(platform)

@@ -31,7 +31,7 @@ class MachineSwitches:
     def begin(self, vcpu: Vcpu) -> bool:
         """A slice of a VCPU begins; may the machine switch? An observer sees each event: then it may not."""
         host = self._host
-        kernel = vcpu.contexts.get(host.guest_vmpl)
+        kernel = vcpu.contexts.get(host.kernel_vmpl)
         if host.on_event is not None or not host.enclaves or kernel is None:
             return False
         others = [other.current for other in host.vcpus if other is not vcpu]
@@ -42,7 +42,7 @@ class MachineSwitches:
     def left(self, vcpu: Vcpu, vmsa: int) -> Context:
         """The machine has switched, and left this VMSA in the end."""
         host = self._host
-        context = vcpu.current = host.enclaves.get(vmsa) or vcpu.contexts[host.guest_vmpl]
+        context = vcpu.current = host.enclaves.get(vmsa) or vcpu.contexts[host.kernel_vmpl]
         return context
 
     def add_to(self, counts: dict[str, int]) -> None:

@@ -44,7 +44,7 @@ class KernelEnd:
 
     def outlive(self, error: HostError) -> None:
         """The run ended with this error: from here on without the kernel, if it was the kernel's. Else raises it."""
-        vcpus, kernel_vmpl = self._host.vcpus, self._host.guest_vmpl
+        vcpus, kernel_vmpl = self._host.vcpus, self._host.kernel_vmpl
         kernels = error.vmpl == kernel_vmpl if isinstance(error, GuestError) else isinstance(error, _KERNELS_OWN)
         if not (self.is_outlived and kernel_vmpl and kernels and any(0 in vcpu.contexts for vcpu in vcpus)):
             raise error
@@ -65,5 +65,5 @@ class KernelEnd:
             return False
         if self.error is not None:
             return vcpu.state != RunState.RUNNABLE
-        in_its_place = vcpu.vmpl in (self._host.guest_vmpl, self._host.enclave_vmpl)
+        in_its_place = vcpu.vmpl in (self._host.kernel_vmpl, self._host.enclave_vmpl)
         return in_its_place and vcpu.state in _INTERRUPTIBLE

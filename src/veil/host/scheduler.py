@@ -50,7 +50,7 @@ class Scheduler:
         if self._host.platform.pending_vector(vcpu.index) is None:
             return False
         # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
-        return context.interrupts_enabled or context.vmpl != self._host.guest_vmpl
+        return context.interrupts_enabled or context.vmpl != self._host.kernel_vmpl
 
     def can_another_run(self, vcpu: Vcpu) -> bool:
         """Can one run that is not this one?"""
@@ -69,7 +69,7 @@ class Scheduler:
     def _is_dead(self, vcpu: Vcpu) -> bool:
         if vcpu.state != RunState.HALTED or vcpu.current is None:
             return vcpu.state != RunState.RUNNABLE
-        return vcpu.current.vmpl == self._host.guest_vmpl and not vcpu.current.interrupts_enabled
+        return vcpu.current.vmpl == self._host.kernel_vmpl and not vcpu.current.interrupts_enabled
 
     def choose(self) -> Vcpu | None:
         """The VCPU that runs now; None: none can."""

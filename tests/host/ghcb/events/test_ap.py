@@ -205,6 +205,6 @@ class TestEnclaves:
         assert (guest.host.enclaves.get(0x3000), guest.host.enclaves.get(0x4000)) == (known, None)
 
     def test_a_guest_whose_kernel_is_at_vmpl_2_has_none(self) -> None:
-        guest = Guest(2, monitor=True, guest_vmpl=2)
+        guest = Guest(2, monitor=True, kernel_vmpl=2)
         assert guest.call(self.EVENT, ap(1, 2, 1), 0x3000, rax=1) == OK
         assert guest.host.vcpus[1].vmpl == 2
