@@ -14,20 +14,31 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.monitor.wire import Wire
-from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench
+from tests.services.enc.enclave_bench import CONTENT as CODE
+from tests.services.enc.enclave_bench import LAYOUT as CODE_ALONE
+from tests.services.enc.enclave_bench import EnclaveBench
 from tests.services.log.harness import OWNER, READER
 from tests.snp.chip import chip
 from veil.cli import main
 from veil.cli.enclaves.secrets import secrets_for
 from veil.errors import VeilError
 from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement
+from veil.formats.enclaves import Prot, Record
+from veil.guest.enclaves.config import CONFIG_PLACE, Config
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.manifest import Manifest
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
 from veil.remote.channel.identity import UserKey
 
 Veil = Callable[..., tuple[int, str, str]]
-IMAGE = EnclaveImage(LAYOUT, CONTENT, Manifest(secrets=("key", "other")).text())
+MANIFEST = Manifest(secrets=("key", "other")).text()
+CONFIG = Config(
+    entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0, brk_end=0, stack_bytes=0,
+    heap_bytes=0, pool_pages=0, slots=0, program="/x", manifest=MANIFEST,
+).pack()  # fmt: skip
+LAYOUT = replace(CODE_ALONE, records=(*CODE_ALONE.records, Record.content(Prot.R, CONFIG_PLACE, CONFIG)))
+CONTENT = CODE + CONFIG
+IMAGE = EnclaveImage(LAYOUT, CONTENT, MANIFEST)
 OTHER = replace(LAYOUT, pool_pages=9)
 
 
@@ -71,8 +82,8 @@ def kept(bench: EnclaveBench, name: bytes = b"key") -> bytes | None:
 
 def test_all_that_run(bench: EnclaveBench, veil: Veil) -> None:
     assert veil("attest") == (0, "no enclave runs\n", "")
-    bench.make()
-    bench.create()
+    bench.make(LAYOUT, CONTENT)
+    bench.create(LAYOUT)
     status, out, err = veil("attest", user=READER)
     assert (status, err) == (0, "")
     size = len(bench.enclave(1).owned) * 4
@@ -81,10 +92,10 @@ def test_all_that_run(bench: EnclaveBench, veil: Veil) -> None:
 
 @pytest.mark.parametrize("name", ["x.enclave", LAYOUT.measurement.hex(), LAYOUT.measurement.hex().upper()])
 def test_those_of_one_measurement(bench: EnclaveBench, veil: Veil, name: str) -> None:
-    bench.make(OTHER)
+    bench.make(OTHER, CONTENT)
     assert veil("attest", name) == (1, f"no enclave of measurement {LAYOUT.measurement.hex()} runs\n", "")
-    bench.make()
-    bench.make()
+    bench.make(LAYOUT, CONTENT)
+    bench.make(LAYOUT, CONTENT)
     status, out, _ = veil("attest", name)
     assert status == 0
     assert [line.split(",")[0] for line in out.splitlines()] == [
@@ -97,7 +108,7 @@ def test_those_of_one_measurement(bench: EnclaveBench, veil: Veil, name: str) ->
 
 
 def test_a_statement_of_somebody_else(bench: EnclaveBench, veil: Veil, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.make()
+    bench.make(LAYOUT, CONTENT)
     honest = EnclaveStatement.parse
     monkeypatch.setattr(EnclaveStatement, "parse", lambda packed: honest(packed)._replace(measurement=b"x" * 48))
     status, out, err = veil("attest")
@@ -107,7 +118,7 @@ def test_a_statement_of_somebody_else(bench: EnclaveBench, veil: Veil, monkeypat
 
 def test_a_cvm_that_is_another_one(bench: EnclaveBench, veil: Veil) -> None:
     """Nothing is asked, and nothing is sent."""
-    bench.make()
+    bench.make(LAYOUT, CONTENT)
     another = Policy(measurement=(b"m" * 48,))
     for command in (("attest",), ("provision", "x.enclave", "key", "key.bin")):
         status, out, err = veil(*command, policy=another)

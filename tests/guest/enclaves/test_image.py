@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 from pathlib import Path
@@ -110,3 +111,17 @@ def test_zero_pages_are_not_content(program: Path) -> None:
     assert kinds == {RecordKind.CONTENT, RecordKind.ZERO}
     pages = sum(record.pages for record in image.layout.records if record.kind is RecordKind.CONTENT)
     assert len(image.content) == pages * 4096
+
+
+def test_what_readers_see_is_what_is_measured(program: Path, tmp_path: Path) -> None:
+    """Manifest and files beside the measured content: who decides by them about a secret must not be told lies."""
+    secret = tmp_path / "trusted"
+    secret.write_bytes(b"x" * 70_000)
+    image = _build(program, files={"pass": ["/"], "trusted": [str(secret)]})
+    harmless = dataclasses.replace(image, manifest=Manifest.of({}).text())
+    with pytest.raises(GuestImageError, match="its manifest is not the one that is measured"):
+        EnclaveImage.parse(harmless.pack(), "x")
+    changed = {**image.files, str(secret): b"y" * 70_000}
+    for files in (changed, {**image.files, "/etc/more": b""}, {}):
+        with pytest.raises(GuestImageError, match="is measured"):
+            EnclaveImage.parse(dataclasses.replace(image, files=files).pack(), "x")

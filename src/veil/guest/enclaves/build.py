@@ -8,7 +8,7 @@ from veil.formats.enclaves import ARENA, RUNTIME, WINDOW, Layout, Prot
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import ElfProgram, parse_program
 from veil.guest.enclaves.calls import allowed_numbers
-from veil.guest.enclaves.config import Config, ConfigFlag, ConfigRule, RuleKind
+from veil.guest.enclaves.config import CONFIG_PLACE, Config, ConfigFlag, ConfigRule, RuleKind
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.manifest import SIGNALS, Manifest, secret_path
 from veil.guest.enclaves.pages import EnclavePages
@@ -18,7 +18,6 @@ from veil.guest.errors import GuestImageError
 
 __all__ = ["build_enclave"]
 
-_CONFIG = RUNTIME + 0x1000_0000
 _HEAP = RUNTIME + 0x2000_0000
 #: Of the runtime's own memory: for open files, areas, what is read of trusted files.
 _HEAP_BYTES = 1 << 20
@@ -49,7 +48,7 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
         signals=frozenset(SIGNALS[name] for name in manifest.signals), areas=pages.areas(),
         rules=_rules(manifest), files=trusted, arguments=manifest.arguments,
         environment=[f"{name}={value}" for name, value in sorted(manifest.environment.items())],
-        passed=manifest.environment_outside, started=manifest.programs,
+        passed=manifest.environment_outside, started=manifest.programs, manifest=manifest.text(),
     )  # fmt: skip
     _add_runtime(pages, runtime, config)
     records, content = pages.records()
@@ -72,7 +71,7 @@ def _add_loader(pages: EnclavePages, source: FileSource, program: ElfProgram) ->
 
 def _add_runtime(pages: EnclavePages, runtime: Runtime, config: Config) -> None:
     pages.add_program(runtime.elf, 0, "the runtime")
-    pages.add_content(_CONFIG, config.pack(), Prot.R)
+    pages.add_content(CONFIG_PLACE, config.pack(), Prot.R)
     pages.add_zeros(_HEAP, config.heap_bytes)
 
 

@@ -10,11 +10,25 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from veil.formats.enclaves import RUNTIME
+from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 
-__all__ = ["CHUNK", "Config", "ConfigArea", "ConfigFlag", "ConfigHeader", "ConfigRule", "RuleKind"]
+__all__ = [
+    "CHUNK",
+    "CONFIG_PLACE",
+    "Config",
+    "ConfigArea",
+    "ConfigFlag",
+    "ConfigHeader",
+    "ConfigRule",
+    "RuleKind",
+    "read_config",
+]
 
 _MAGIC = int.from_bytes(b"VLEVCFG1", "little")
+#: Where it lies in an enclave.
+CONFIG_PLACE = RUNTIME + 0x1000_0000
 #: Bytes of a trusted file that are checked together.
 CHUNK = 0x10000
 _CALL_WORDS = 8
@@ -79,6 +93,8 @@ class ConfigHeader(ctypes.LittleEndianStructure):
         ("directory_length", ctypes.c_uint32),
         ("started", ctypes.c_uint32),
         ("started_count", ctypes.c_uint32),
+        ("manifest", ctypes.c_uint32),
+        ("manifest_length", ctypes.c_uint32),
     ]
 
 
@@ -130,6 +146,8 @@ class Config:
     passed: Sequence[str] = ()
     started: Sequence[str] = ()
     """Paths of programs outside that it may start."""
+    manifest: str = ""
+    """The text that all of this comes from, for readers of the image."""
 
     def pack(self) -> bytes:
         """Whole pages."""
@@ -155,14 +173,49 @@ class Config:
         header.program, header.program_length = body.text(self.program)
         header.directory, header.directory_length = body.text(self.directory)
         header.started, header.started_count = body.texts(self.started)
+        header.manifest, header.manifest_length = body.text(self.manifest)
         header.size = body.end
         packed = bytes(header) + bytes(body.data)
         return packed + bytes(-len(packed) % PAGE_SIZE)
 
     @staticmethod
     def _file(body: _Body, path: str, data: bytes) -> bytes:
-        hashes = b"".join(hashlib.sha256(data[at : at + CHUNK]).digest() for at in range(0, len(data), CHUNK))
-        return _FILE.pack(*body.text(path), len(data), body.add(hashes))
+        return _FILE.pack(*body.text(path), len(data), body.add(b"".join(_chunk_hashes(data))))
+
+
+def _chunk_hashes(data: bytes) -> list[bytes]:
+    return [hashlib.sha256(data[at : at + CHUNK]).digest() for at in range(0, len(data), CHUNK)]
+
+
+def read_config(packed: bytes, files: Mapping[str, bytes]) -> str:
+    """The manifest in a packed configuration, once `files` are found to be its trusted files. Raises FormatError.
+
+    An image is anybody's: what is measured decides, not what stands beside it.
+    """
+    if len(packed) < ctypes.sizeof(ConfigHeader):
+        raise FormatError("no configuration")
+    header = ConfigHeader.from_buffer_copy(packed)
+    if header.magic != _MAGIC:
+        raise FormatError("no configuration of this version's runtime: build it again")
+    table = _piece(packed, header.files, header.file_count * _FILE.size)
+    left = dict(files)
+    for path_at, path_length, size, hashes_at in _FILE.iter_unpack(table):
+        path = _piece(packed, path_at, path_length).decode()
+        data = left.pop(path, None)
+        if data is None or len(data) != size:
+            raise FormatError(f"the trusted file {path!r:.200} is not the one that is measured")
+        hashes = b"".join(_chunk_hashes(data))
+        if _piece(packed, hashes_at, len(hashes)) != hashes:
+            raise FormatError(f"the trusted file {path!r:.200} is not the one that is measured")
+    if left:
+        raise FormatError(f"the file {next(iter(left))!r:.200} is no trusted file of what is measured")
+    return _piece(packed, header.manifest, header.manifest_length).decode()
+
+
+def _piece(packed: bytes, at: int, length: int) -> bytes:
+    if at + length > len(packed):
+        raise FormatError("its configuration is damaged")
+    return packed[at : at + length]
 
 
 def _path_order(item: tuple[str, bytes]) -> bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An enclave's image: a reproducible ustar archive of `layout`, `content`, `manifest.toml` and the trusted files.
 
-Only the layout is measured, and it covers the content. The manifest is there for readers: what counts is in the
-content.
+Only the layout is measured, and it covers the content. Manifest and trusted files are in the content too, or their
+hashes are: beside it they are there for readers and for the starter, and must be the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from veil.formats.enclaves import Layout, RecordKind
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.guest.enclaves.config import CONFIG_PLACE, read_config
 from veil.guest.errors import GuestImageError
 
 __all__ = ["EnclaveImage"]
@@ -83,14 +84,24 @@ class EnclaveImage:
         return image
 
     def check(self, name: str) -> None:
-        """Raise GuestImageError unless the content has the layout's digests."""
+        """Raise GuestImageError unless the content has the layout's digests, and all else is as the content says."""
         at = 0
+        config = bytearray()
         for record in self.layout.records:
             if record.kind is not RecordKind.CONTENT:
                 continue
             pages = self.content[at : at + record.pages * PAGE_SIZE]
             if hashlib.sha384(pages).digest() != record.digest:
                 raise GuestImageError(f"{name}: the content at {record.va:#x} is not what the layout says")
+            if record.va == CONFIG_PLACE + len(config):
+                config += pages
             at += len(pages)
         if at != len(self.content):
             raise GuestImageError(f"{name}: more content than the layout says")
+        try:
+            manifest = read_config(bytes(config), self.files)
+        except (FormatError, UnicodeDecodeError) as error:
+            raise GuestImageError(f"{name}: {error}") from error
+        # Who reads it decides by it whether to trust the enclave, and which secrets it gets.
+        if manifest != self.manifest:
+            raise GuestImageError(f"{name}: its manifest is not the one that is measured")

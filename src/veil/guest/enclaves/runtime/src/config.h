@@ -78,7 +78,8 @@ struct config {
 	u32 passed, passed_count; /* names of variables that come from outside */
 	u32 program, program_length;
 	u32 directory, directory_length;
-	u32 started, started_count; /* paths of programs outside that this one may start */
+	u32 started, started_count;    /* paths of programs outside that this one may start */
+	u32 manifest, manifest_length; /* for readers of the image: measured, so what they read is what holds */
 };
 
 #ifdef RUNTIME_CONFIG_PLACE
