@@ -31,6 +31,16 @@ def test_a_program_gets_its_arguments_streams_and_status(native: NativeRuntime, 
     assert (done.stdout, done.stderr, done.returncode) == (b"2 one two w\n> a\n> b\n", b"", 3)
 
 
+def test_arguments_all_come_or_none(native: NativeRuntime, tmp_path: Path) -> None:
+    """With some of them a program would do something else: `sh -c` counted 2,043 of 3,000."""
+    image = native.build(compile_program(tmp_path, _HELLO, "-static"))
+    most = native.run(image, "p", *["x"] * 2047, environment={"WORD": "w"})
+    assert (most.stdout, most.returncode) == (b"2048 x w\n", 3)
+    more = native.run(image, "p", *["x"] * 2048, environment={"WORD": "w"})
+    assert more.stdout == b""
+    assert more.returncode not in (0, 3)
+
+
 def test_nothing_comes_from_outside_unless_the_manifest_says_so(native: NativeRuntime, tmp_path: Path) -> None:
     program = compile_program(tmp_path, _HELLO, "-static")
     manifest: dict[str, object] = {"arguments": {"fixed": ["p", "fixed"]}, "environment": {"fixed": {"WORD": "w"}}}

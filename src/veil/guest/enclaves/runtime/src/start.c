@@ -49,18 +49,20 @@ static u64 length_of(const char *string)
 	return length;
 }
 
-static void add(struct strings *to, const char *string)
+/* A program that got some of its arguments would do something else. */
+static void add(struct thread *self, struct strings *to, const char *string)
 {
-	if (to->count < MOST_STRINGS)
-		to->at[to->count++] = string;
+	if (to->count == MOST_STRINGS)
+		attacked(self, "more than %d arguments or variables", (u64)MOST_STRINGS);
+	to->at[to->count++] = string;
 }
 
-static void add_fixed(struct strings *to, u32 offset, u32 count)
+static void add_fixed(struct thread *self, struct strings *to, u32 offset, u32 count)
 {
 	const char *string = config_at(offset);
 
 	for (u32 i = 0; i < count; i++) {
-		add(to, string);
+		add(self, to, string);
 		string += length_of(string) + 1;
 	}
 }
@@ -103,19 +105,19 @@ static void take_strings(struct thread *self)
 	memcpy(text, block + 1, given.bytes);
 	text[given.bytes] = 0;
 	if (!CONFIG->argument_count)
-		add(&arguments, config_at(CONFIG->program));
-	add_fixed(&arguments, CONFIG->arguments, CONFIG->argument_count);
-	add_fixed(&variables, CONFIG->environment, CONFIG->environment_count);
+		add(self, &arguments, config_at(CONFIG->program));
+	add_fixed(self, &arguments, CONFIG->arguments, CONFIG->argument_count);
+	add_fixed(self, &variables, CONFIG->environment, CONFIG->environment_count);
 	for (u64 i = 0; i < (u64)given.arguments + given.environment && at < given.bytes; i++) {
 		const char *string = text + at;
 
 		at += length_of(string) + 1;
 		if (i >= given.arguments) {
 			if (is_passed(string))
-				add(&variables, string);
+				add(self, &variables, string);
 		} else if (outside_arguments && i) {
 			/* The first is what the enclave is called outside. */
-			add(&arguments, string);
+			add(self, &arguments, string);
 		}
 	}
 }
