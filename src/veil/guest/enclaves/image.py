@@ -102,6 +102,6 @@ class EnclaveImage:
             manifest = read_config(bytes(config), self.files)
         except (FormatError, UnicodeDecodeError) as error:
             raise GuestImageError(f"{name}: {error}") from error
-        # Who reads it decides by it whether to trust the enclave, and which secrets it gets.
+        # By it people decide which secrets it gets: nobody may have changed it since it was built.
         if manifest != self.manifest:
             raise GuestImageError(f"{name}: its manifest is not the one that is measured")

@@ -79,7 +79,7 @@ struct config {
 	u32 program, program_length;
 	u32 directory, directory_length;
 	u32 started, started_count;    /* paths of programs outside that this one may start */
-	u32 manifest, manifest_length; /* for readers of the image: measured, so what they read is what holds */
+	u32 manifest, manifest_length; /* what the builder says, for readers; measured */
 };
 
 #ifdef RUNTIME_CONFIG_PLACE
