@@ -18,6 +18,7 @@ from veil.cvm.assembly import Assembly
 from veil.formats.kci import KernelCall
 from veil.formats.kci_status import CodeEvent
 from veil.remote.channel.client import RequestFailed
+from veil.services.kci import lock_down
 from veil.services.kci.service import KciService
 from veil.snp import Permission, RmpViolation
 
@@ -117,6 +118,29 @@ def test_text_does_not_change_while_it_is_locked_down(
     guest.lock_down()
     assert len(refused) > 2
     assert all(refused)
+
+
+def test_the_host_takes_text_away_while_it_is_locked_down(
+    booted: Path, restore: Callable[[Path], LockedGuest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not there cannot be read: lock-down is refused for good, and the log says why."""
+    guest = restore(booted)
+    host, place = guest.vm.machine.host_view(), 0x1000000 + 0x123000
+    original = lock_down._explain
+
+    def explain(*arguments: Any) -> Any:
+        host.psmash(place & -(2 << 20))
+        host.rmpupdate(place, assigned=False)
+        return original(*arguments)
+
+    monkeypatch.setattr(lock_down, "_explain", explain)
+    with pytest.raises(RequestFailed, match="not locked down: the host took memory away"):
+        guest.lock_down()
+    (word,) = guest.words()
+    assert word.event is CodeEvent.NOT_LOCKED
+    assert f"{place:#x}" in word.words
+    with pytest.raises(RequestFailed, match="again"):
+        guest.lock_down()
 
 
 def test_a_lock_down_that_nobody_asks_for(booted: Path, restore: Callable[[Path], LockedGuest]) -> None:

@@ -6,7 +6,7 @@ Nothing of it runs guest code, so a request takes no longer than the service its
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from veil.formats.kci import FilePart, KernelCall, ModulePrepared
@@ -23,6 +23,7 @@ from veil.services import KernelRequest, MonitorRefused, User
 from veil.services.context import KernelPiece, ServiceContext
 from veil.services.kci import KernelImage
 from veil.services.kci.service import KciService
+from veil.snp.errors import RmpViolation
 
 __all__ = ["CODE_OWNERS", "ModelMachine"]
 
@@ -63,6 +64,10 @@ class ModelMachine:
         """Owners of pages on which VMPL 3 may execute nothing any more."""
         self.keeping = False
         """A restriction finds a page that keeps its rights: all others lose theirs."""
+        self.coveted: set[int] = set()
+        """Pages that the host takes away when the service comes to reach them."""
+        self.taken: set[int] = set()
+        """Those that it took."""
         for segment in image.segments:
             self.put(segment.physical, segment.data)
         chosen = KciSettings(**{"mode": ON, **settings})
@@ -99,6 +104,7 @@ class ModelMachine:
         first, offset = gpa - gpa % PAGE_SIZE, gpa % PAGE_SIZE
         pages = range(first, gpa + length, PAGE_SIZE)
         assert all(self.owners[page] is not Owner.KERNEL for page in pages), "VMPL 1 has no rights there"
+        self._reach(pages, "read")
         return b"".join(self.pages[page] for page in pages)[offset : offset + length]
 
     def write(self, gpa: int, data: bytes) -> None:
@@ -106,7 +112,15 @@ class ModelMachine:
         for at, byte in enumerate(data, gpa):
             page, offset = divmod(at, PAGE_SIZE)
             assert self.owners[page * PAGE_SIZE] in CODE_OWNERS, "the service stores into code only"
+            self._reach([page * PAGE_SIZE], "write")
             self.pages[page * PAGE_SIZE][offset] = byte
+
+    def _reach(self, pages: Iterable[int], access: str) -> None:
+        for page in pages:
+            if page in self.coveted:
+                self.taken.add(page)
+            if page in self.taken:
+                raise RmpViolation(page, 1, access, "not the guest's page")
 
     # VeilMon, as services ask it
 
@@ -120,6 +134,8 @@ class ModelMachine:
             assert TRANSITIONS[change.source, change.target].services_may_ask
             for gpa, size in change.ranges:
                 for page in range(gpa, gpa + size, PAGE_SIZE):
+                    if page in self.taken:
+                        raise MonitorRefused(Status.UNAVAILABLE, f"the page {page:#x} is not there")
                     if page in moved or self.owners.get(page) is not change.source:
                         raise MonitorRefused(Status.NOT_ALLOWED, f"a page is not one of {change.source.name}")
                     moved[page] = change.target

@@ -16,6 +16,7 @@ from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRES
 from tests.services.kci.small_kernel import ENDBR, SmallKernel
 from veil.formats.kci import FilePart, MemoryType, ModulePrepared
 from veil.formats.kci_settings import ON, KciSettings
+from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import Change
@@ -23,11 +24,13 @@ from veil.formats.status import Status
 from veil.monitor.page_rights import TRANSITIONS
 from veil.services.context import MonitorRefused
 from veil.services.kci import KernelCode, guarded_code
+from veil.services.kci.errors import KciError
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.module_calls import ModuleCalls
 from veil.services.kci.modules import ExportedSymbols, Keyring, ModulePolicy, ModuleSpace, prepare
 from veil.services.kci.surroundings import Surroundings
+from veil.snp.errors import RmpViolation
 
 FILE = MadeModule().with_section(".init.text", data=ENDBR + b"\xc3", flags=A | X).build()
 SPACE = ModuleSpace(range(MODULE_ADDRESS, MODULE_ADDRESS + (1 << 24)), range(PERCPU, PERCPU + 4096))
@@ -66,15 +69,22 @@ class _Kernel:
         self.owners: dict[int, Owner] = {}
         self.taken: set[int] = set()
         """Pages that the host has taken away."""
-        guest = SimpleNamespace(read=lambda gpa, length: self.content[gpa][:length])
+        guest = SimpleNamespace(read=self._read_guest)
         context: Any = SimpleNamespace(memory=self, monitor=self, guest=guest)
         measured: Any = SimpleNamespace(policy=policy, module_space=SPACE, exported=lambda: ExportedSymbols(KERNEL))
-        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, Ledger(lambda word, *, urgent=False: None))
+        self.words: list[CodeWord] = []
+        ledger = Ledger(lambda word, *, urgent=False: self.words.append(CodeWord.parse(word)))
+        self.calls = ModuleCalls(context, KciSettings(mode=ON), measured, ledger)
         self.text: Any = _Text()
 
     def read(self, offset: int, length: int) -> bytes:
         """The service's memory."""
         return FILE[offset : offset + length]
+
+    def _read_guest(self, gpa: int, length: int) -> bytes:
+        if gpa in self.taken:
+            raise RmpViolation(gpa, 1, "read", "not the guest's page")
+        return self.content[gpa][:length]
 
     def copy_and_change(
         self, pages: list[int], length: int, offset: int, changes: list[Change]
@@ -160,3 +170,22 @@ def test_a_module_that_is_refused_half_way(kernel: _Kernel) -> None:
     with pytest.raises(Exception, match="cannot be taken"):
         kernel.load()
     assert kernel.owned(Owner.KERNEL) == set(kernel.owners)
+
+
+@pytest.mark.parametrize("kind", [MemoryType.RODATA, MemoryType.TEXT, MemoryType.INIT_TEXT])
+def test_the_host_takes_a_page_away_while_it_is_read(kernel: _Kernel, kind: MemoryType) -> None:
+    """Refused, and the log says so: like a module of which a byte is another."""
+    change = kernel.change
+
+    def take(changes: list[Change]) -> Generator[Any, Any, None]:
+        yield from change(changes)
+        if len(kernel.owned(Owner.KERNEL_RODATA)) == 3:
+            # All that is looked at.
+            kernel.taken = {PAGES[kind]}
+
+    kernel.change = take  # type: ignore[method-assign]
+    with pytest.raises(KciError, match=f"; and then the page {PAGES[kind]:#x}"):
+        kernel.load()
+    assert [word.event for word in kernel.words] == [CodeEvent.MODULE_REFUSED]
+    assert "the host took memory away" in kernel.words[0].words
+    assert kernel.ruled() == kernel.owned(*CODE_OWNERS) == set()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lock-down whose last step is refused: other memory has lost the right to execute for good by then."""
+"""Lock-down that does not come to its end, whoever brings it about: at its last step, when other memory has lost the
+right to execute for good, and before. And what the host takes away afterwards."""
 
 from __future__ import annotations
 
@@ -13,8 +14,11 @@ from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_events import Decision
-from veil.services import Refused
-from veil.services.kci import KernelImage, Segment
+from veil.formats.status import Status
+from veil.services import MonitorRefused, Refused
+from veil.services.kci import KernelImage, Segment, lock_down
+from veil.services.kci.module_calls import ModuleCalls
+from veil.snp.errors import RmpViolation
 
 LABEL = BASE + 0x100
 
@@ -62,3 +66,74 @@ def test_otherwise_it_patches_itself(machine: ModelMachine) -> None:
     machine.ask(KernelCall.LOCK_DOWN)
     assert machine.restricted == [Owner.KERNEL]
     assert machine.store(LABEL - BASE + PHYSICAL, b"\xcc").decision is Decision.RESUME
+
+
+@pytest.mark.parametrize("page", [0, TEXT_SIZE - PAGE_SIZE])
+def test_the_host_takes_text_away_while_it_is_read(machine: ModelMachine, page: int) -> None:
+    """Nobody could say what it holds. Lock-down is refused like any other that is: for good, and the log says why."""
+    machine.coveted = {PHYSICAL + page}
+    with pytest.raises(Refused, match="the kernel is not locked down: the host took memory away"):
+        machine.ask(KernelCall.LOCK_DOWN)
+    assert [word.event for word in machine.words][-1] is CodeEvent.NOT_LOCKED
+    assert f"; and then the page {PHYSICAL + page:#x} is not there" in machine.words[-1].words
+    assert machine.restricted == _ends(machine)
+    machine.coveted, machine.taken = set(), set()
+    with pytest.raises(Refused, match="asked for again"):
+        machine.ask(KernelCall.LOCK_DOWN)
+    assert machine.status().locked_ns is None
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "told"),
+    [
+        (IndexError("3"), IndexError, "VeilS-KCI failed: IndexError"),
+        (RmpViolation(PHYSICAL, 1, "read", "the page is split"), Refused, "the host took memory away"),
+    ],
+)
+def test_whatever_it_is_that_ends_it(
+    machine: ModelMachine, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], told: str
+) -> None:
+    """A mistake of the service's own is told too."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(lock_down, "_explain", fails)
+    with pytest.raises(raised):
+        machine.ask(KernelCall.LOCK_DOWN)
+    assert [word.event for word in machine.words] == [CodeEvent.NOT_LOCKED]
+    assert machine.words[0].words.startswith(f"the kernel is not locked down: {told}")
+    assert machine.restricted == _ends(machine)
+    assert set(machine.owners.values()) == {Owner.KERNEL}, "all of it is given back"
+    with pytest.raises(Refused, match="asked for again"):
+        machine.ask(KernelCall.LOCK_DOWN)
+
+
+def test_text_is_given_back_whatever_becomes_of_modules(machine: ModelMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MonitorRefused(Status.UNAVAILABLE, "a module's page is not there")
+
+    monkeypatch.setattr(ModuleCalls, "admit_early", fails)
+    monkeypatch.setattr(ModuleCalls, "release", fails)
+    with pytest.raises(Refused, match="a module's page is not there"):
+        machine.ask(KernelCall.LOCK_DOWN)
+    assert set(machine.owners.values()) == {Owner.KERNEL}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_host_takes_text_away_that_is_being_patched(machine: ModelMachine, first: int) -> None:
+    """The VCPU cannot go on in code that is not there; and somebody learns of it."""
+    machine.ask(KernelCall.LOCK_DOWN)
+    place = LABEL - BASE + PHYSICAL
+    for at in range(first):
+        assert machine.store(place + at, b"\xcc").decision is Decision.RESUME
+    machine.coveted = {PHYSICAL}
+    assert machine.store(place + first, b"\xcc\0\0\0"[: 4 if first else 1]).decision is Decision.REFUSE
+    assert machine.words[-1].event is CodeEvent.VIOLATION
+    assert "the host took memory away" in machine.words[-1].words
+
+
+def _ends(machine: ModelMachine) -> list[Owner]:
+    """What is restricted at a kernel's end."""
+    halts = machine.status().mode == HALT
+    return [Owner.KERNEL_CODE, Owner.MODULE_CODE, Owner.KERNEL] if halts else []

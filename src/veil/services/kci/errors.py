@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What VeilS-KCI refuses, in one line."""
 
-__all__ = ["ImageError", "KciError", "TableError"]
+from veil.services.context import Asking, MonitorRefused
+from veil.snp.errors import RmpViolation
+
+__all__ = ["REFUSALS", "ImageError", "KciError", "TableError", "reason", "undo"]
 
 
 class KciError(Exception):
@@ -14,3 +17,23 @@ class ImageError(KciError):
 
 class TableError(KciError):
     """A table of patch sites with an entry that no sound image has."""
+
+
+#: What the kernel or the host can bring about at any time. Anything else is a mistake of VeilS-KCI's.
+REFUSALS = (KciError, MonitorRefused, RmpViolation)
+
+
+def reason(error: Exception) -> str:
+    """One line for the log: what failed, whoever brought it about."""
+    if isinstance(error, RmpViolation):
+        # Pages that VeilMon granted stay reachable, unless the host takes them back (RMPUPDATE).
+        return f"the host took memory away ({error})"
+    return str(error) if isinstance(error, REFUSALS) else f"VeilS-KCI failed: {error!r:.200}"
+
+
+def undo(error: Exception, work: Asking[None]) -> Asking[None]:
+    """Give back what was taken, because of an error. If that is refused as well, a KciError says both."""
+    try:
+        yield from work
+    except REFUSALS as second:
+        raise KciError(f"{reason(error)}; and then {reason(second)}") from second

@@ -30,11 +30,12 @@ class KernelData:
                 (gpa,) = self._measured.pages(AddressRange(start, start + PAGE_SIZE))
             except KciError:
                 continue
+            if any(start in piece for piece in self._measured.ranges.read_only):
+                self._pages[start] = self._context.guest.read(gpa, PAGE_SIZE)
+                continue
             try:
                 yield from self._context.monitor.copy_in([gpa], PAGE_SIZE, 0)
             except MonitorRefused:
-                if any(start in piece for piece in self._measured.ranges.read_only):
-                    self._pages[start] = self._context.guest.read(gpa, PAGE_SIZE)
                 continue
             self._pages[start] = self._context.memory.read(0, PAGE_SIZE)
 

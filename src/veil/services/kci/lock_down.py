@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from veil.formats.domains import Domain
 from veil.formats.page_owners import Owner
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
-from veil.services.kci.errors import KciError
+from veil.services.kci.errors import KciError, undo
 from veil.services.kci.explain_code import Explanation
 from veil.services.kci.guarded_code import GuardedCode, move_pages
 from veil.services.kci.kernel_data import KernelData
@@ -57,8 +57,8 @@ def lock_text(context: ServiceContext, measured: MeasuredKernel) -> Asking[Locke
         data = KernelData(context, measured)
         yield from data.fetch(measured.code.variables)
         explanation = _explain(measured, code, data)
-    except Exception:
-        yield from unlock_text(context, code, read_only)
+    except Exception as error:
+        yield from undo(error, unlock_text(context, code, read_only))
         raise
     return LockedText(code, explanation, read_only)
 

@@ -18,7 +18,7 @@ from veil.formats.kci_status import CodeEvent
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import Asking, MonitorRefused, ServiceContext
-from veil.services.kci.errors import KciError
+from veil.services.kci.errors import KciError, reason, undo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, leave_pages
 from veil.services.kci.guarded_module import (
@@ -157,8 +157,8 @@ class ModuleCalls:
                 frames = frames_of(told, pages)
                 yield from take_pages(self._context, checked_pages(frames, live=False), copy)
                 yield from self._admit(number, None, told, frames, configuration, text)
-        except (KciError, MonitorRefused) as error:
-            why = f"a module is refused: {error}"
+        except Exception as error:
+            why = f"a module is refused: {reason(error)}"
             self._ledger.tell(CodeEvent.MODULE_REFUSED, why, hash=self._digest.hex() or None)
             raise
         finally:
@@ -202,10 +202,10 @@ class ModuleCalls:
             code.admit(text.rules.near)
             module = GuardedModule(number, prepared, told, code, admitted.body, live=live)
             yield from check_module(self._context, self._measured, module, frames, code, configuration)
-        except Exception:
+        except Exception as error:
             if exported is not None:
                 self._exports.remove(exported)
-            yield from give_back(self._context, checked_pages(frames, live=live))
+            yield from undo(error, give_back(self._context, checked_pages(frames, live=live)))
             raise
         self._know(module)
         self._ledger.tell(

@@ -12,12 +12,13 @@ from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_events import Access, RefusedAccess, Verdict
 from veil.services.context import Asking, MonitorClient
-from veil.services.kci.errors import KciError
+from veil.services.kci.errors import KciError, reason
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.patches import PatchRefused
 from veil.services.kci.stores import Store, read_store
+from veil.snp.errors import RmpViolation
 
 __all__ = ["Places", "police"]
 
@@ -57,6 +58,10 @@ def police(
         store = yield from read_store(monitor, access)
         address = _place(code, access.gpa, store)
         patch = code.patch(configuration, address, store.data)
+    except RmpViolation as error:
+        # The code that was to be patched is not there any more: nobody can go on in it.
+        _tell(access, store, places, ledger, reason(error))
+        return Verdict.refuse()
     except KciError as error:
         _tell(access, store, places, ledger, str(error))
         return None

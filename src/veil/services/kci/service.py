@@ -19,7 +19,7 @@ from veil.formats.service_events import VECTOR_GP, RefusedAccess, Verdict
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
-from veil.services.kci.errors import KciError
+from veil.services.kci.errors import REFUSALS, reason, undo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.ledger import Ledger
@@ -93,17 +93,23 @@ class KciService(Service):
             locked = yield from lock_text(self.context, self._measured)
             try:
                 yield from self._loader.admit_early(locked.explanation.configuration, locked.code)
-            except Exception:
-                yield from self._loader.release()
-                yield from unlock_text(self.context, locked.code, locked.read_only)
+            except Exception as error:
+                try:
+                    yield from undo(error, self._loader.release())
+                finally:
+                    yield from undo(error, unlock_text(self.context, locked.code, locked.read_only))
                 raise
             yield from self._forbid_other_code()
-        except (KciError, MonitorRefused) as error:
+        except Exception as error:
+            # Whatever it was: somebody must learn that the kernel goes on as it is, or must not go on.
             self._refused = True
-            self._ledger.tell(CodeEvent.NOT_LOCKED, f"the kernel is not locked down: {error}")
+            words = f"the kernel is not locked down: {reason(error)}"
+            self._ledger.tell(CodeEvent.NOT_LOCKED, words)
             if self._settings.mode == HALT and not self._ended:
                 yield from self._end_kernel()
-            raise Refused(Status.NOT_ALLOWED, f"the kernel is not locked down: {error}") from None
+            if not isinstance(error, REFUSALS):
+                raise
+            raise Refused(Status.NOT_ALLOWED, words) from None
         self._text, self._locked_ns = locked.code, self.now()
         self._configuration = locked.explanation.configuration
         self._explained = {kind: count for kind, count in locked.explanation.sites.items() if count}
@@ -145,8 +151,8 @@ class KciService(Service):
     def _checked(self, work: Asking[Any]) -> Asking[Any]:
         try:
             return (yield from work)
-        except (KciError, MonitorRefused) as error:
-            raise Refused(Status.NOT_ALLOWED, str(error)) from None
+        except REFUSALS as error:
+            raise Refused(Status.NOT_ALLOWED, reason(error)) from None
 
     # What the hardware refused
 
