@@ -16,8 +16,9 @@ from fuzz.target import Target
 from fuzz.world import fuzz_directory
 from veil.cache import cache_key
 from veil.guest.enclaves.calls import system_calls
-from veil.guest.enclaves.config import Config, ConfigFlag, ConfigRule, RuleKind
+from veil.guest.enclaves.config import Config, TrustedFile
 from veil.guest.enclaves.manifest import secret_path
+from veil.guest.enclaves.rules import ConfigFlag, ConfigRule, RuleKind, Rules
 from veil.guest.enclaves.runtime.build import runtime_sources
 
 __all__ = ["TARGETS"]
@@ -34,16 +35,20 @@ _LONGEST = 1024
 
 def _config() -> bytes:
     """All calls are allowed, and there is a path of each kind."""
-    rules = [ConfigRule(RuleKind.PASS, "/pass", True), ConfigRule(RuleKind.READ, "/read", True),
-             ConfigRule(RuleKind.SEALED, "/sealed", True),
-             ConfigRule(RuleKind.SECRET, secret_path("key"), False)]  # fmt: skip
+    rules = Rules(
+        flags=ConfigFlag.ARGUMENTS_OUTSIDE | ConfigFlag.SIGNALS_OUTSIDE, stack_bytes=1 << 16, pool_pages=1 << 16,
+        slots=2, calls=frozenset(call.number for call in system_calls()), signals=frozenset({2, 10, 15}),
+        files=(
+            ConfigRule(RuleKind.PASS, "/pass", True), ConfigRule(RuleKind.READ, "/read", True),
+            ConfigRule(RuleKind.SEALED, "/sealed", True), ConfigRule(RuleKind.SECRET, secret_path("key"), False),
+        ),
+        started=("/pass/file", "/bin/echo"),
+    )  # fmt: skip
+    files = {"/trusted/file": bytes(range(256)) * 600, "/trusted/small": b"words"}
     return Config(
         entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0x10000000,
-        brk_end=0x20000000, stack_bytes=1 << 16, heap_bytes=1 << 20, pool_pages=1 << 16, slots=2, program="/program",
-        flags=ConfigFlag.ARGUMENTS_OUTSIDE | ConfigFlag.SIGNALS_OUTSIDE,
-        calls=frozenset(call.number for call in system_calls()), signals=frozenset({2, 10, 15}), rules=rules,
-        started=("/pass/file", "/bin/echo"),
-        files={"/trusted/file": bytes(range(256)) * 600, "/trusted/small": b"words"},
+        brk_end=0x20000000, heap_bytes=1 << 20, program="/program", rules=rules,
+        files={path: TrustedFile.of(data) for path, data in files.items()},
     ).pack()  # fmt: skip
 
 

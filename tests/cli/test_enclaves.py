@@ -27,18 +27,21 @@ from veil.formats.enclaves import Prot, Record
 from veil.guest.enclaves.config import CONFIG_PLACE, Config
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.manifest import Manifest
+from veil.guest.enclaves.rules import Rules
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
 from veil.remote.channel.identity import UserKey
 
 Veil = Callable[..., tuple[int, str, str]]
-MANIFEST = Manifest(secrets=("key", "other")).text()
+MANIFEST = Manifest(secrets=("key", "other"), threads=2, memory=1 << 20)
 CONFIG = Config(
-    entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0, brk_end=0, stack_bytes=0,
-    heap_bytes=0, pool_pages=0, slots=0, program="/x", manifest=MANIFEST,
+    entry=0, program_entry=0, headers=0, header_count=0, interpreter=0, brk_start=0, brk_end=MANIFEST.memory,
+    heap_bytes=0, program="/x", rules=Rules.of(MANIFEST), manifest=MANIFEST.text(),
 ).pack()  # fmt: skip
-LAYOUT = replace(CODE_ALONE, records=(*CODE_ALONE.records, Record.content(Prot.R, CONFIG_PLACE, CONFIG)))
+LAYOUT = replace(
+    CODE_ALONE, pool_pages=256, records=(*CODE_ALONE.records, Record.content(Prot.R, CONFIG_PLACE, CONFIG))
+)
 CONTENT = CODE + CONFIG
-IMAGE = EnclaveImage(LAYOUT, CONTENT, MANIFEST)
+IMAGE = EnclaveImage(LAYOUT, CONTENT, MANIFEST.text())
 OTHER = replace(LAYOUT, pool_pages=9)
 
 

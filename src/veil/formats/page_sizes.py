@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-__all__ = ["PAGE_SIZE", "PAGE_SIZE_2M"]
+__all__ = ["PAGE_SIZE", "PAGE_SIZE_2M", "page_up"]
 
 PAGE_SIZE = 4096
 PAGE_SIZE_2M = 512 * PAGE_SIZE
+
+
+def page_up(size: int) -> int:
+    """The next multiple of a page's size, if it is none."""
+    return (size + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE

@@ -28,9 +28,11 @@ __all__ = ["inspect"]
 def inspect(image: str, as_json: bool) -> int:
     """Show what an enclave's image holds, and what it will be allowed.
 
-    The measurement is computed from what is in the file, not read from it; content that does not fit it is an error.
+    The measurement is computed from what is in the file, not read from it; content that does not fit it is an error, as
+    are rules that are not those of the manifest. Whether the runtime, which keeps the rules, is Veil's is shown.
     """
     found = read_image(image)
+    ours, words = _compare_runtime(found)
     if as_json:
         emit_json(
             {
@@ -42,26 +44,42 @@ def inspect(image: str, as_json: bool) -> int:
                     for record in found.layout.records
                 ],
                 "files": {path: hashlib.sha256(data).hexdigest() for path, data in sorted(found.files.items())},
+                "our_runtime": ours,
                 "manifest": found.manifest,
             }
         )
     else:
         say(found.measurement.hex())
-        say_all(_lines(found))
+        say_all(_lines(found, words))
     return 0
 
 
-def _lines(image: EnclaveImage) -> Iterator[str]:
+def _compare_runtime(image: EnclaveImage) -> tuple[bool | None, str]:
+    from veil.cache import Cache
+    from veil.guest.enclaves.build import has_our_runtime
+    from veil.guest.errors import GuestImageError
+
+    try:
+        ours = has_our_runtime(Cache(), image)
+    except GuestImageError as error:
+        return None, f"not compared: {error}"
+    if ours:
+        return True, "the one that this Veil builds here"
+    return False, "ANOTHER than this Veil builds here; whether it keeps the manifest's rules only its builder knows"
+
+
+def _lines(image: EnclaveImage, runtime: str) -> Iterator[str]:
     layout = image.layout
     yield f"threads: {layout.slots}; memory to map: {format_size(layout.pool_pages * PAGE_SIZE)}"
     yield f"entered at {layout.entry:#x}, events at {layout.vectors:#x}"
+    yield f"runtime: {runtime}"
     yield "pages:"
     for record in layout.records:
         yield f"  {record.va:#016x}  {record.pages:>6}  {_rights(record)}  {record.kind.name.lower()}"
     yield f"trusted files: {len(image.files)}"
     for path, data in sorted(image.files.items()):
         yield f"  {printable(path)}: {len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
-    yield "manifest, as it was built from:"
+    yield "manifest, which all that it may do follows from:"
     yield from (f"  {printable(line)}" for line in image.manifest.splitlines())
 
 

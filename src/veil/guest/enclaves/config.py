@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import ctypes
-import enum
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from veil.formats.enclaves import RUNTIME
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.guest.enclaves.rules import ConfigFlag, ConfigRule, RuleKind, Rules
 
 __all__ = [
     "CHUNK",
     "CONFIG_PLACE",
     "Config",
     "ConfigArea",
-    "ConfigFlag",
     "ConfigHeader",
-    "ConfigRule",
-    "RuleKind",
-    "read_config",
+    "TrustedFile",
 ]
 
 _MAGIC = int.from_bytes(b"VLEVCFG1", "little")
@@ -35,24 +33,6 @@ _CALL_WORDS = 8
 _RULE = struct.Struct("<4I")
 _FILE = struct.Struct("<2I2Q")
 _AREA = struct.Struct("<2Q2I")
-
-
-class ConfigFlag(enum.IntFlag):
-    """What the manifest switches on."""
-
-    NONE = 0
-    ARGUMENTS_OUTSIDE = 1
-    END_ON_UNSUPPORTED = 2
-    SIGNALS_OUTSIDE = 4
-
-
-class RuleKind(enum.IntEnum):
-    """How files below a path are treated. Trusted files are no rules: each is named with its hashes."""
-
-    PASS = 2
-    READ = 3
-    SEALED = 4
-    SECRET = 5
 
 
 class ConfigHeader(ctypes.LittleEndianStructure):
@@ -107,13 +87,18 @@ class ConfigArea:
     prot: int
 
 
-@dataclass(frozen=True)
-class ConfigRule:
-    """Of a path; with `tree` of all below it too."""
+class TrustedFile(NamedTuple):
+    """What is measured of one."""
 
-    kind: RuleKind
-    path: str
-    tree: bool
+    size: int
+    hashes: bytes
+    """SHA-256 of each chunk of `CHUNK` bytes, the last may be shorter."""
+
+    @classmethod
+    def of(cls, data: bytes) -> TrustedFile:
+        """From its content."""
+        chunks = (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
+        return cls(len(data), b"".join(hashlib.sha256(chunk).digest() for chunk in chunks))
 
 
 @dataclass(frozen=True)
@@ -127,98 +112,130 @@ class Config:
     interpreter: int
     brk_start: int
     brk_end: int
-    stack_bytes: int
     heap_bytes: int
-    pool_pages: int
-    slots: int
     program: str
-    flags: ConfigFlag = ConfigFlag.NONE
-    directory: str = "/"
-    calls: frozenset[int] = frozenset()
-    signals: frozenset[int] = frozenset()
+    rules: Rules = field(default_factory=Rules)
     areas: Sequence[ConfigArea] = ()
-    rules: Sequence[ConfigRule] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, TrustedFile] = field(default_factory=dict)
     """Trusted files by path."""
-    arguments: Sequence[str] = ()
-    environment: Sequence[str] = ()
-    """NAME=VALUE."""
-    passed: Sequence[str] = ()
-    started: Sequence[str] = ()
-    """Paths of programs outside that it may start."""
     manifest: str = ""
-    """The text that all of this comes from, for readers of the image."""
+    """The text that the rules come from, for readers of the image."""
 
     def pack(self) -> bytes:
         """Whole pages."""
+        rules = self.rules
         header = ConfigHeader(
-            magic=_MAGIC, flags=self.flags, entry=self.entry, program_entry=self.program_entry, headers=self.headers,
+            magic=_MAGIC, flags=rules.flags, entry=self.entry, program_entry=self.program_entry, headers=self.headers,
             header_count=self.header_count, interpreter=self.interpreter, brk_start=self.brk_start,
-            brk_end=self.brk_end, stack_bytes=self.stack_bytes, heap_bytes=self.heap_bytes,
-            pool_pages=self.pool_pages, slots=self.slots,
+            brk_end=self.brk_end, stack_bytes=rules.stack_bytes, heap_bytes=self.heap_bytes,
+            pool_pages=rules.pool_pages, slots=rules.slots,
         )  # fmt: skip
-        for number in self.calls:
+        for number in rules.calls:
             header.calls[number // 64] |= 1 << number % 64
-        header.signals = sum(1 << number - 1 for number in self.signals)
+        header.signals = sum(1 << number - 1 for number in rules.signals)
         body = _Body(ctypes.sizeof(ConfigHeader))
         areas = [_AREA.pack(area.start, area.end, area.prot, 0) for area in self.areas]
         header.areas, header.area_count = body.add(b"".join(areas)), len(areas)
-        rules = [_RULE.pack(rule.kind, rule.tree, *body.text(rule.path)) for rule in self.rules]
-        header.rules, header.rule_count = body.add(b"".join(rules)), len(rules)
-        files = [self._file(body, path, data) for path, data in sorted(self.files.items(), key=_path_order)]
+        of_paths = [_RULE.pack(rule.kind, rule.tree, *body.text(rule.path)) for rule in rules.files]
+        header.rules, header.rule_count = body.add(b"".join(of_paths)), len(of_paths)
+        files = [self._file(body, path, file) for path, file in sorted(self.files.items(), key=_path_order)]
         header.files, header.file_count = body.add(b"".join(files)), len(files)
-        header.arguments, header.argument_count = body.texts(self.arguments)
-        header.environment, header.environment_count = body.texts(self.environment)
-        header.passed, header.passed_count = body.texts(self.passed)
+        header.arguments, header.argument_count = body.texts(rules.arguments)
+        header.environment, header.environment_count = body.texts(rules.environment)
+        header.passed, header.passed_count = body.texts(rules.passed)
         header.program, header.program_length = body.text(self.program)
-        header.directory, header.directory_length = body.text(self.directory)
-        header.started, header.started_count = body.texts(self.started)
+        header.directory, header.directory_length = body.text(rules.directory)
+        header.started, header.started_count = body.texts(rules.started)
         header.manifest, header.manifest_length = body.text(self.manifest)
         header.size = body.end
         packed = bytes(header) + bytes(body.data)
         return packed + bytes(-len(packed) % PAGE_SIZE)
 
     @staticmethod
-    def _file(body: _Body, path: str, data: bytes) -> bytes:
-        return _FILE.pack(*body.text(path), len(data), body.add(b"".join(_chunk_hashes(data))))
+    def _file(body: _Body, path: str, file: TrustedFile) -> bytes:
+        return _FILE.pack(*body.text(path), file.size, body.add(file.hashes))
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Config:
+        """Raises FormatError for anything that `pack` does not give: what the runtime would read in another way."""
+        if len(packed) < ctypes.sizeof(ConfigHeader):
+            raise FormatError("no configuration")
+        header = ConfigHeader.from_buffer_copy(packed)
+        if header.magic != _MAGIC:
+            raise FormatError("no configuration of this version's runtime: build it again")
+        try:
+            config = _Pieces(packed).config(header)
+        except (UnicodeDecodeError, ValueError, struct.error) as error:
+            raise FormatError("its configuration is damaged") from error
+        if config.pack() != packed:
+            raise FormatError("its configuration is not as this version's builder writes it: build it again")
+        return config
 
 
-def _chunk_hashes(data: bytes) -> list[bytes]:
-    return [hashlib.sha256(data[at : at + CHUNK]).digest() for at in range(0, len(data), CHUNK)]
+class _Pieces:
+    """Reads what follows the header. No piece is read twice, so hostile offsets cost no more than there are bytes."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._left = len(packed)
+
+    def config(self, header: ConfigHeader) -> Config:
+        """Raises ValueError for what cannot be."""
+        rules = Rules(
+            flags=ConfigFlag(header.flags), stack_bytes=header.stack_bytes, pool_pages=header.pool_pages,
+            slots=header.slots, directory=self._text(header.directory, header.directory_length),
+            calls=_bits(header.calls), signals=frozenset(number + 1 for number in _bits([header.signals])),
+            files=tuple(
+                ConfigRule(RuleKind(kind), self._text(path, length), bool(tree))
+                for kind, tree, path, length in self._table(_RULE, header.rules, header.rule_count)
+            ),
+            arguments=self._texts(header.arguments, header.argument_count),
+            environment=self._texts(header.environment, header.environment_count),
+            passed=self._texts(header.passed, header.passed_count),
+            started=self._texts(header.started, header.started_count),
+        )  # fmt: skip
+        areas = self._table(_AREA, header.areas, header.area_count)
+        return Config(
+            entry=header.entry, program_entry=header.program_entry, headers=header.headers,
+            header_count=header.header_count, interpreter=header.interpreter, brk_start=header.brk_start,
+            brk_end=header.brk_end, heap_bytes=header.heap_bytes,
+            program=self._text(header.program, header.program_length), rules=rules,
+            areas=tuple(ConfigArea(start, end, prot) for start, end, prot, _ in areas),
+            files=dict(self._file(*entry) for entry in self._table(_FILE, header.files, header.file_count)),
+            manifest=self._text(header.manifest, header.manifest_length),
+        )  # fmt: skip
+
+    def _file(self, path: int, length: int, size: int, hashes: int) -> tuple[str, TrustedFile]:
+        count = (size + CHUNK - 1) // CHUNK
+        return self._text(path, length), TrustedFile(size, self._take(hashes, count * hashlib.sha256().digest_size))
+
+    def _table(self, entry: struct.Struct, at: int, count: int) -> list[tuple[int, ...]]:
+        return list(entry.iter_unpack(self._take(at, count * entry.size)))
+
+    def _text(self, at: int, length: int) -> str:
+        return self._take(at, length).decode()
+
+    def _texts(self, at: int, count: int) -> tuple[str, ...]:
+        found = []
+        for _ in range(count):
+            end = self._packed.index(b"\0", at)
+            found.append(self._text(at, end - at))
+            self._left -= 1
+            at = end + 1
+        return tuple(found)
+
+    def _take(self, at: int, length: int) -> bytes:
+        self._left -= length
+        if self._left < 0 or at + length > len(self._packed):
+            raise ValueError
+        return self._packed[at : at + length]
 
 
-def read_config(packed: bytes, files: Mapping[str, bytes]) -> str:
-    """The manifest in a packed configuration, once `files` are found to be its trusted files. Raises FormatError.
-
-    An image is anybody's: what is measured decides, not what stands beside it.
-    """
-    if len(packed) < ctypes.sizeof(ConfigHeader):
-        raise FormatError("no configuration")
-    header = ConfigHeader.from_buffer_copy(packed)
-    if header.magic != _MAGIC:
-        raise FormatError("no configuration of this version's runtime: build it again")
-    table = _piece(packed, header.files, header.file_count * _FILE.size)
-    left = dict(files)
-    for path_at, path_length, size, hashes_at in _FILE.iter_unpack(table):
-        path = _piece(packed, path_at, path_length).decode()
-        data = left.pop(path, None)
-        if data is None or len(data) != size:
-            raise FormatError(f"the trusted file {path!r:.200} is not the one that is measured")
-        hashes = b"".join(_chunk_hashes(data))
-        if _piece(packed, hashes_at, len(hashes)) != hashes:
-            raise FormatError(f"the trusted file {path!r:.200} is not the one that is measured")
-    if left:
-        raise FormatError(f"the file {next(iter(left))!r:.200} is no trusted file of what is measured")
-    return _piece(packed, header.manifest, header.manifest_length).decode()
+def _bits(words: Iterable[int]) -> frozenset[int]:
+    return frozenset(64 * at + bit for at, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
-def _piece(packed: bytes, at: int, length: int) -> bytes:
-    if at + length > len(packed):
-        raise FormatError("its configuration is damaged")
-    return packed[at : at + length]
-
-
-def _path_order(item: tuple[str, bytes]) -> bytes:
+def _path_order(item: tuple[str, TrustedFile]) -> bytes:
     """As the runtime compares: byte for byte, the shorter first."""
     return item[0].encode()
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from veil.formats.enclaves import Layout, RecordKind
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.guest.enclaves.config import CONFIG_PLACE, read_config
+from veil.guest.enclaves.config import CONFIG_PLACE, Config, TrustedFile
+from veil.guest.enclaves.manifest import Manifest
+from veil.guest.enclaves.rules import Rules, brk_end
 from veil.guest.errors import GuestImageError
 
 __all__ = ["EnclaveImage"]
@@ -99,9 +101,30 @@ class EnclaveImage:
         if at != len(self.content):
             raise GuestImageError(f"{name}: more content than the layout says")
         try:
-            manifest = read_config(bytes(config), self.files)
-        except (FormatError, UnicodeDecodeError) as error:
+            self._check_config(Config.parse(bytes(config)))
+        except (FormatError, GuestImageError) as error:
             raise GuestImageError(f"{name}: {error}") from error
+
+    def _check_config(self, config: Config) -> None:
+        """What stands beside the measured configuration is what it says, and it is what its manifest gives."""
         # By it people decide which secrets it gets: nobody may have changed it since it was built.
-        if manifest != self.manifest:
-            raise GuestImageError(f"{name}: its manifest is not the one that is measured")
+        if config.manifest != self.manifest:
+            raise FormatError("its manifest is not the one that is measured")
+        for path in sorted(self.files.keys() | config.files.keys()):
+            if path not in config.files:
+                raise FormatError(f"the file {path!r:.200} is no trusted file of what is measured")
+            if path not in self.files or TrustedFile.of(self.files[path]) != config.files[path]:
+                raise FormatError(f"the trusted file {path!r:.200} is not the one that is measured")
+        manifest = Manifest.parse(config.manifest, "its manifest")
+        rules = Rules.of(manifest)
+        difference = config.rules.difference(rules)
+        if difference is not None:
+            raise FormatError(f"its rules are not those of its manifest: {difference}")
+        layout = self.layout
+        if (layout.slots, layout.pool_pages) != (rules.slots, rules.pool_pages):
+            raise FormatError("its layout has other threads or another memory than its manifest")
+        if config.brk_end != brk_end(config.brk_start, manifest):
+            raise FormatError("its break may go elsewhere than its manifest says")
+        for path in manifest.trusted:
+            if not (any(file.startswith(path) for file in self.files) if path.endswith("/") else path in self.files):
+                raise FormatError(f"its manifest says that it trusts {path!r:.200}, which it does not have")
