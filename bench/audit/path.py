@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from bench.audit.guests import LogGuest
+from veil.formats.domains import KERNEL_VMPL, SERVICE_VMPL
 from veil.formats.merkle import MerkleTree, leaf_hash
 from veil.services import KernelRequest
 from veil.services.log import LogService
@@ -18,7 +19,6 @@ from veil.services.protected import ProtectedServices
 
 __all__ = ["PathTimes", "measure_path"]
 
-_SERVICE_VMPL, _KERNEL_VMPL = 1, 3
 _READS = 10_000
 _ENTRY = 474
 _COMMAND = ["dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={_READS}"]
@@ -87,14 +87,14 @@ class _Watch:
         context = self._vcpu.current
         vmpl = context.vmpl if context is not None else -1
         now = time.perf_counter_ns()
-        if (self._last, vmpl) == (_KERNEL_VMPL, _SERVICE_VMPL):
+        if (self._last, vmpl) == (KERNEL_VMPL, SERVICE_VMPL):
             self.times["switch"].append(now - self._left)
-        elif (self._last, vmpl) == (_SERVICE_VMPL, _KERNEL_VMPL):
+        elif (self._last, vmpl) == (SERVICE_VMPL, KERNEL_VMPL):
             self.times["back"].append(now - self._left)
         self._entered = time.perf_counter_ns()
         self._vmrun(vmcb, deadline_ns)
         self._left = time.perf_counter_ns()
-        if vmpl == _SERVICE_VMPL:
+        if vmpl == SERVICE_VMPL:
             self.times["answer"].append(self._left - self._kept)
         self._last = vmpl
 
@@ -108,7 +108,7 @@ class _Watch:
 
 
 def _log_service(guest: LogGuest) -> LogService:
-    vmsa = guest.vm.hypervisor.vcpus[0].contexts[_SERVICE_VMPL].vmcb.vmsa_pa
+    vmsa = guest.vm.hypervisor.vcpus[0].contexts[SERVICE_VMPL].vmcb.vmsa_pa
     program = guest.vm.machine.hosted_program(vmsa)
     assert isinstance(program, ProtectedServices)
     (service,) = [item for item in program.services if isinstance(item, LogService)]

@@ -15,6 +15,7 @@ from typing import Any
 from bench.guests import ENVIRONMENT, domain_switches
 from veil.cvm import ConfidentialVM
 from veil.cvm.enclaves import enclave_command, image_place
+from veil.formats.domains import ENCLAVE_VMPL, SERVICE_VMPL
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_pages import WindowBlock, WindowState
 from veil.formats.enclave_settings import ON, EncSettings
@@ -30,7 +31,6 @@ from veil.snp.exit_codes import ExitCode
 __all__ = ["Cost", "EnclaveGuest", "Observer", "boot_guest"]
 
 MEMORY = "1G"
-_SERVICE_VMPL, _ENCLAVE_VMPL = 1, 2
 _SECONDS = 300.0
 #: System calls whose result is how many bytes were copied.
 _TRANSFERS = frozenset({0, 1, 17, 18, 19, 20, 44, 45, 46, 47, 217, 295, 296})
@@ -98,7 +98,7 @@ class EnclaveGuest:
 
 
 def _enc_service(vm: ConfidentialVM) -> EncService:
-    vmsa = vm.hypervisor.vcpus[0].contexts[_SERVICE_VMPL].vmcb.vmsa_pa
+    vmsa = vm.hypervisor.vcpus[0].contexts[SERVICE_VMPL].vmcb.vmsa_pa
     program = vm.machine.hosted_program(vmsa)
     assert isinstance(program, ProtectedServices)
     (service,) = (item for item in program.services if isinstance(item, EncService))
@@ -167,7 +167,7 @@ class Observer:
         self._hypervisor.on_event = None
 
     def _see(self, event: Event) -> None:
-        if not isinstance(event, ExitEvent) or event.vmpl != _ENCLAVE_VMPL or event.code != ExitCode.VMGEXIT:
+        if not isinstance(event, ExitEvent) or event.vmpl != ENCLAVE_VMPL or event.code != ExitCode.VMGEXIT:
             return
         current = self._hypervisor.vcpus[event.vcpu].current
         assert current is not None

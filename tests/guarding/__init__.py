@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
-from veil.formats.service_events import Access, Event, RefusedAccess, Report, Verdict
+from veil.formats.service_events import Event, RefusedAccess, Report, Verdict
 from veil.services import Asking, KernelRequest, Service, ServiceDomain, UserHandler
 from veil.services.log import LogService
 
@@ -78,7 +79,7 @@ class Guard(Service):
                 self._set(count=count + 1)
 
     def access_refused(self, access: RefusedAccess) -> Verdict | Asking[Verdict]:
-        if access.access != Access.WRITE | Access.FINAL:
+        if access.access != NestedFault.WRITE | NestedFault.FINAL:
             return Verdict.refuse()
         return self._decide(access)
 

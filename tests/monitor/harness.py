@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.snp.chip import chip
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.ghcb import (
     MSR_ERROR,
     MSR_INFO_MASK,
@@ -31,6 +32,7 @@ from veil.formats.ghcb import (
     run_vmpl_request,
 )
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.registers import Efer
 from veil.formats.request_block import BlockRequest, read_answer, write_request
 from veil.formats.status import Status
 from veil.host.devices import ChannelDevice
@@ -43,7 +45,7 @@ from veil.services.parameters import ServiceParameters
 from veil.snp.guest_requests import GuestRequests, LaunchedGuest
 from veil.snp.hosted import HostedCpu, HostedHeader
 from veil.snp.id_block_checks import LaunchIdentity
-from veil.snp.layouts import Efer, SevFeatures, Vmcb, Vmsa
+from veil.snp.layouts import SevFeatures, Vmcb, Vmsa
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult
 from veil.snp.view import GuestBus, HostView, View
@@ -72,7 +74,6 @@ SMALL, FREE, FREE_2M = 0x20000, LARGE, 2 * LARGE
 
 SVME = int(Efer.SVME)
 VMGEXIT, NPF = 0x403, 0x400
-ENCLAVE_VMPL = 2
 RUN_KERNEL, RUN_OK, RUN_REFUSED = run_vmpl_request(3), MsrResponse.RUN_VMPL, RUN_VMPL_REFUSED
 
 

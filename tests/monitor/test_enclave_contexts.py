@@ -22,7 +22,7 @@ from tests.monitor.harness import (
     SVME,
     Bench,
 )
-from veil.formats.domains import Domain
+from veil.formats.domains import SERVICE_VMPL, Domain
 from veil.formats.errors import FormatError
 from veil.formats.page_owners import Owner
 from veil.formats.service_domain import EnclaveContext
@@ -235,7 +235,7 @@ def change_on_seal(bench: Bench, monkeypatch: pytest.MonkeyPatch, action: Callab
     def rmpadjust(self: Any, gpa: int, **more: Any) -> RmpResult:
         nonlocal done
         code = honest(self, gpa, **more)
-        if not done and more["vmpl"] == Domain.SER.vmpl and gpa == SMALL:
+        if not done and more["vmpl"] == SERVICE_VMPL and gpa == SMALL:
             done = True
             action()
         return code

@@ -10,17 +10,30 @@ import pytest
 
 import veil.snp
 from tests.c_declarations import Declarations
+from veil.formats.board import C_BIT, MAX_VCPUS
+from veil.formats.domains import ENCLAVE_VMPL, VMPLS
+from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrResponse, run_vmpl_request
+from veil.formats.nested_faults import NestedFault
+from veil.formats.page_table_entries import ADDRESS
 from veil.snp import rmp
+from veil.snp._engine import EngineCounters, SwitchPolicy
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import Vmcb, Vmsa, VmsaSegment
+from veil.snp.layouts import SevFeatures, Vmcb, Vmsa, VmsaSegment
 from veil.snp.rmp import EntryFlag, Permission, RmpResult
 
 ENGINE = Path(veil.snp.__file__).parent / "engine"
-HEADERS = Declarations.of((ENGINE / name).read_text() for name in ("vmsa.h", "rmp.h"))
+HEADERS = Declarations.of((ENGINE / name).read_text() for name in ("vmsa.h", "rmp.h", "exits.h", "api.h", "core.h"))
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("veil_vmsa_segment", VmsaSegment), ("veil_vmsa", Vmsa), ("veil_vmcb", Vmcb)]
+    ("name", "layout"),
+    [
+        ("veil_vmsa_segment", VmsaSegment),
+        ("veil_vmsa", Vmsa),
+        ("veil_vmcb", Vmcb),
+        ("veil_engine_counters", EngineCounters),
+        ("veil_switch_policy", SwitchPolicy),
+    ],
 )
 def test_structures(name: str, layout: type[ctypes.Structure]) -> None:
     said = {member: (where.offset, where.size) for member, where in HEADERS.structs[name].items()}
@@ -40,7 +53,7 @@ NUMBERS = {
     "VEIL_RMP_GP": rmp.FAULT_GP,
     "VEIL_RMP_NOT_VALIDATED": rmp.FAULT_NOT_VALIDATED,
     "VEIL_RMP_NO_VMSA": rmp.NO_VMSA,
-    "VEIL_RMP_VMPLS": 4,
+    "VEIL_RMP_VMPLS": VMPLS,
 }
 
 
@@ -55,3 +68,35 @@ def test_exit_codes() -> None:
     said = {name: value for name, value in HEADERS.numbers.items() if name.startswith("VEIL_EXIT_")}
     assert said == {name: ExitCode[name.removeprefix("VEIL_EXIT_")] for name in said}
     assert len(said) >= 6
+
+
+def test_exit_info_of_a_nested_page_fault() -> None:
+    """The bits from RMP on are `VEIL_RMP_FAULT_...`."""
+    said = {name: value for name, value in HEADERS.numbers.items() if name.startswith("NPF_")}
+    assert said == {name: NestedFault[name.removeprefix("NPF_")] for name in said}
+    assert len(said) == 6
+
+
+def test_bits_of_sev_features() -> None:
+    said = {name.removeprefix("VEIL_SEV_"): value for name, value in HEADERS.numbers.items() if "VEIL_SEV" in name}
+    assert said == {"SNP_ACTIVE": SevFeatures.SNP, "RESTRICTED_INJECTION": SevFeatures.RESTRICTED_INJECTION}
+
+
+def test_what_the_machine_is() -> None:
+    assert HEADERS.numbers["VEIL_C_BIT"] == C_BIT
+    assert HEADERS.numbers["VEIL_HOSTED_TABLES_VMPL"] == ENCLAVE_VMPL
+    # A host has one VCPU that runs, and room for all the others.
+    assert HEADERS.numbers["VEIL_MAX_HELD"] == MAX_VCPUS - 1
+
+
+def test_domain_switches() -> None:
+    """What the engine does for a host is what the host would do: the same requests, the same answer."""
+    numbers = Declarations.of([(ENGINE / "switch.c").read_text()]).numbers
+    assert numbers["RUN_VMPL_2"] == run_vmpl_request(ENCLAVE_VMPL)
+    assert numbers["RUN_VMPL_DONE"] == MsrResponse.RUN_VMPL
+    assert numbers["CONTEXT_SHIFT"] == RUN_CONTEXT_SHIFT
+
+
+def test_page_tables() -> None:
+    numbers = Declarations.of([(ENGINE / "mmu.c").read_text()]).numbers
+    assert numbers["ADDRESS_MASK"] == ADDRESS

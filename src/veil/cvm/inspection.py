@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.rmp import EntryFlag, Permission
 
@@ -165,7 +165,7 @@ def inspect_cvm(vm: ConfidentialVM) -> Inspection:
         counts = [int(np.count_nonzero(may & bit)) for bit in _BITS]
         levels.append(LevelPages(vmpl, _LABELS[vmpl], *counts))
     raw = machine.rmp.entries["flags"]
-    kernel_vmpl = Domain.UNT.vmpl if vm.has_monitor else 0
+    kernel_vmpl = KERNEL_VMPL if vm.has_monitor else MONITOR_VMPL
     kernel = permissions[:, kernel_vmpl]
     return Inspection(
         memory=machine.memory_size,

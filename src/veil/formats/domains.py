@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Domain"]
+__all__ = ["ENCLAVE_VMPL", "KERNEL_VMPL", "MONITOR_VMPL", "SERVICE_VMPL", "VMPLS", "Domain"]
 
 
 class Domain(enum.Enum):
@@ -19,3 +19,9 @@ class Domain(enum.Enum):
     def __init__(self, label: str, vmpl: int) -> None:
         self.label = label
         self.vmpl = vmpl
+
+
+#: VM privilege levels; each domain has one
+VMPLS = len(Domain)
+MONITOR_VMPL, SERVICE_VMPL = Domain.MON.vmpl, Domain.SER.vmpl
+ENCLAVE_VMPL, KERNEL_VMPL = Domain.ENC.vmpl, Domain.UNT.vmpl

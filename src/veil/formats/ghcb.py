@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import enum
 
+from veil.formats.domains import ENCLAVE_VMPL, KERNEL_VMPL
+
 __all__ = [
     "AP_CREATION_APIC_ID_SHIFT",
     "AP_CREATION_VMPL_SHIFT",
@@ -94,14 +96,14 @@ def run_vmpl_request(vmpl: int) -> int:
 RUN_CONTEXT_SHIFT = 40
 _PAGE_SHIFT = 12
 #: what the GHCB MSR of each such context holds. At CPL 3 there is no WRMSR: VMGEXIT alone has VMPL 3 run again.
-LEAVE_ENCLAVE = run_vmpl_request(3)
+LEAVE_ENCLAVE = run_vmpl_request(KERNEL_VMPL)
 _ENDED = 2 << 32
 _CODE_MASK = 0xFFFFFF
 
 
 def run_context_request(vmsa: int) -> int:
     """The request to run a context of VMPL 2: the GPA of its page, below 64 GiB."""
-    return vmsa >> _PAGE_SHIFT << RUN_CONTEXT_SHIFT | run_vmpl_request(2)
+    return vmsa >> _PAGE_SHIFT << RUN_CONTEXT_SHIFT | run_vmpl_request(ENCLAVE_VMPL)
 
 
 def run_context_ended(exit_code: int) -> int:

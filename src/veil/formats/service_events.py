@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from veil.formats.errors import FormatError
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 
 __all__ = [
     "MAX_HEARD",
     "VECTOR_GP",
     "VECTOR_PF",
-    "Access",
     "Decision",
     "Event",
     "Heard",
@@ -40,6 +40,7 @@ _REPORT = struct.Struct("<II")
 _REGISTERS = struct.Struct("<26Q")
 _ACCESS = struct.Struct("<IIQQQ")
 _VERDICT = struct.Struct("<IIIIQ")
+_KINDS = NestedFault.WRITE | NestedFault.FETCH | NestedFault.FINAL | NestedFault.TABLE
 
 
 class Event(enum.IntEnum):
@@ -94,17 +95,6 @@ class Report:
         return cls(events, lost)
 
 
-class Access(enum.IntFlag):
-    """EXITINFO1 of a nested page fault (24593, 15.25.6 and 15.36.10), as far as services decide by it."""
-
-    WRITE = 1 << 1
-    FETCH = 1 << 4
-    FINAL = 1 << 32
-    """The access itself, not one of the page walk."""
-    TABLE = 1 << 33
-    """The walk of the kernel's page tables."""
-
-
 @dataclass(frozen=True)
 class Registers:
     """What decoding an instruction and finding its operands takes, of a VMSA. `gprs`: RAX, RCX, RDX, RBX, RSP, RBP,
@@ -148,15 +138,15 @@ class RefusedAccess:
     gpa: int
     """EXITINFO2."""
     info: int
-    """EXITINFO1: bits of `Access`, and others."""
+    """EXITINFO1: `NestedFault`."""
     owner: Owner
     """Of the page at `gpa`."""
     registers: Registers
 
     @property
-    def access(self) -> Access:
-        """What kind of access it was."""
-        return Access(self.info & (Access.WRITE | Access.FETCH | Access.FINAL | Access.TABLE))
+    def access(self) -> NestedFault:
+        """What kind of access it was: WRITE, FETCH, and FINAL or TABLE."""
+        return NestedFault(self.info) & _KINDS
 
     def resume(self, **changed: int | tuple[int, ...]) -> Verdict:
         """The kernel goes on, with some registers changed: `gprs`, `rip`, `rflags`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.ghcb import LEAVE_ENCLAVE
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import HostError
@@ -17,10 +18,9 @@ from veil.host.vcpu import Context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ENCLAVE_VMPL", "EnclaveContext", "EnclaveContexts"]
+__all__ = ["EnclaveContext", "EnclaveContexts"]
 
 #: under a kernel of VMPL 3
-ENCLAVE_VMPL = 2
 
 
 class EnclaveContext(Context):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import MONITOR_VMPL
 from veil.formats.ghcb import MSR_INFO_MASK, RUN_VMPL_REFUSED, MsrRequest, run_context_ended
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import MalformedGhcb, NestedPageFault, TripleFault, UnexpectedExit, VmrunRefused
@@ -81,10 +82,10 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
     if host.converts_pages and _convert(host, vcpu, context, gpa, info):
         return
     # A second one after it was decided is a new fault, if the guest went on at all.
-    from_kernel = info & FAULT_VMPL and context.vmpl == host.kernel_vmpl and 0 in vcpu.contexts
+    from_kernel = info & FAULT_VMPL and context.vmpl == host.kernel_vmpl and MONITOR_VMPL in vcpu.contexts
     if from_kernel and host.hands_on_refusals():
         context.handed_on = (gpa, info)
-        vcpu.start(0)
+        vcpu.start(MONITOR_VMPL)
         return
     raise _fault(vcpu, context, gpa, info)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.ghcb import RUN_VMPL_REFUSED, HypervisorFeatures
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.counters import Counters
 from veil.host.cpuid_answers import CpuidAnswers
-from veil.host.enclave_contexts import ENCLAVE_VMPL, EnclaveContexts
+from veil.host.enclave_contexts import EnclaveContexts
 from veil.host.errors import HostError
 from veil.host.observer_events import PageStateEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
@@ -27,7 +28,7 @@ from veil.host.outlived_kernel import KernelEnd
 from veil.host.protection import ProtectedRange, Protection
 from veil.host.saved_state import require_like
 from veil.host.scheduler import LONG_SLICE_NS, MAX_PAUSES, SLICE_NS, Scheduler
-from veil.host.service_pulse import FOREVER, SERVICE_VMPL, Pulse
+from veil.host.service_pulse import FOREVER, Pulse
 from veil.host.vcpu import NO_IRQ, RunState, Vcpu
 from veil.snp.exit_codes import ExitCode
 
@@ -80,7 +81,7 @@ class Hypervisor(Host):
             machine,
             platform,
             vcpus,
-            kernel_vmpl=kernel_vmpl if kernel_vmpl is not None else 3 if monitor else 0,
+            kernel_vmpl=kernel_vmpl if kernel_vmpl is not None else KERNEL_VMPL if monitor else MONITOR_VMPL,
             cpuid=cpuid,
             apic_ids=apic_ids,
             certificates=certificates,
@@ -290,9 +291,9 @@ class Hypervisor(Host):
         turns.begin(self._channel.gathering())
         if self._channel.pending and self.kernel_vmpl:
             for vcpu in self.vcpus:
-                if self.kernel_end.may_enter(vcpu, 0):
+                if self.kernel_end.may_enter(vcpu, MONITOR_VMPL):
                     self._channel.entered()
-                    vcpu.start(0)
+                    vcpu.start(MONITOR_VMPL)
                     turns.vcpu = vcpu
                     self._scheduler.prefer(vcpu)
                     return
@@ -400,7 +401,7 @@ class Hypervisor(Host):
             if self.on_event is not None:
                 self.on_event(ExitEvent(index, vmpl, code, vmcb.exit_info_1, vmcb.exit_info_2))
             (leave_enclave if context.is_enclave else handlers.get(code, unexpected))(self, vcpu, context)
-            if vmpl == 0 and kernel_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
+            if vmpl == MONITOR_VMPL and kernel_vmpl and code == _VMGEXIT and not vmcb.ghcb_gpa & MSR_INFO_MASK:
                 # The answer lies in shared pages, which the kernel on another VCPU could write before VeilMon reads it.
                 answers += 1
                 if answers < _MAX_ANSWERS:

@@ -10,10 +10,10 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import VMPLS
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
-from veil.host.vcpu import VMPLS
 from veil.snp.errors import SnpError
 from veil.snp.rmp import PageSize, RmpResult
 

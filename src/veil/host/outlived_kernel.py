@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import MONITOR_VMPL
 from veil.host.errors import GuestError, GuestHung, GuestPanic, GuestPowerOff, GuestReset
 from veil.host.vcpu import RunState
 
@@ -46,7 +47,7 @@ class KernelEnd:
         """The run ended with this error: from here on without the kernel, if it was the kernel's. Else raises it."""
         vcpus, kernel_vmpl = self._host.vcpus, self._host.kernel_vmpl
         kernels = error.vmpl == kernel_vmpl if isinstance(error, GuestError) else isinstance(error, _KERNELS_OWN)
-        if not (self.is_outlived and kernel_vmpl and kernels and any(0 in vcpu.contexts for vcpu in vcpus)):
+        if not (self.is_outlived and kernel_vmpl and kernels and any(MONITOR_VMPL in vcpu.contexts for vcpu in vcpus)):
             raise error
         for vcpu in vcpus:
             vcpu.drop_vmsa(kernel_vmpl)

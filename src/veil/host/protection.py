@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.domains import VMPLS
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.errors import HostError, LaunchRefused
-from veil.host.vcpu import VMPLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from veil.formats.domains import Domain
 from veil.host.vcpu import Vcpu
 
-__all__ = ["FOREVER", "PULSE_NS", "SERVICE_VMPL", "Pulse"]
+__all__ = ["FOREVER", "PULSE_NS", "Pulse"]
 
 #: The services are run at least every other one of these.
 PULSE_NS = 1_000_000_000
-SERVICE_VMPL = Domain.SER.vmpl
 
 FOREVER = 1 << 63
 

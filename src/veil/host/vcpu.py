@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_IRQ", "Context", "Hold", "RunState", "Vcpu"]
 
-VMPLS = 4
 
 #: No interrupt is offered.
 NO_IRQ = -1

@@ -12,8 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
+from veil.formats.domains import KERNEL_VMPL
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import (
+    INIT_FCW,
+    RESET_DR6,
+    RESET_DR7,
+    RESET_MXCSR,
+    RESET_PAT,
+    RESET_XCR0,
+    Cr0,
+    Cr4,
+    Efer,
+    Rflags,
+)
 from veil.guest.errors import GuestImageError
 from veil.guest.ovmf.kernel_hashes import hashes_page
 from veil.guest.ovmf.metadata import Firmware, Section, SectionType
@@ -22,7 +35,7 @@ from veil.image.launch_image import LaunchImage, cpuid_page
 from veil.image.monitor_image import KernelSide, kept_size, monitor_regions, protected_ranges
 from veil.image.services_image import ServicesImage
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues
-from veil.snp.layouts import Efer, SevFeatures, Vmsa, VmsaSegment
+from veil.snp.layouts import SevFeatures, Vmsa, VmsaSegment
 
 __all__ = ["BootFiles", "MonitorBelow", "build_firmware_image", "firmware_memory", "monitor_base", "reset_vmsa"]
 
@@ -136,7 +149,7 @@ def _under_monitor(
             " --kci off, or no --firmware"
         )
     side = KernelSide(
-        template=reset_vmsa(_RESET_VECTOR, vmpl=3),
+        template=reset_vmsa(_RESET_VECTOR, vmpl=KERNEL_VMPL),
         ram=ram,
         secrets=secrets,
         cpuid=cpuid,
@@ -170,17 +183,17 @@ def reset_vmsa(address: int, *, vmpl: int = 0) -> bytes:
         vmpl=vmpl,
         sev_features=SevFeatures.SNP,
         efer=Efer.SVME,
-        cr0=0x10,
-        cr4=0x40,  # MCE
-        dr6=0xFFFF0FF0,
-        dr7=0x400,
-        rflags=2,
+        cr0=Cr0.ET,
+        cr4=Cr4.MCE,
+        dr6=RESET_DR6,
+        dr7=RESET_DR7,
+        rflags=Rflags.ONE,
         rip=address & 0xFFFF,
         rdx=PROCESSOR_SIGNATURE,
-        g_pat=0x0007040600070406,
-        xcr0=1,
-        mxcsr=0x1F80,
-        x87_fcw=0x37F,
+        g_pat=RESET_PAT,
+        xcr0=RESET_XCR0,
+        mxcsr=RESET_MXCSR,
+        x87_fcw=INIT_FCW,
     )
     vmsa.cs = VmsaSegment(0xF000, 0x9B, 0xFFFF, address & 0xFFFF0000)
     for name in ("ds", "es", "fs", "gs", "ss"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL
 from veil.formats.launch_digest import LaunchEntry, LaunchLog, PageType
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.elf import ElfKernel
@@ -78,11 +79,11 @@ def build_image(
     if linux.layout.monitor is None:
         loader = _accept_region(linux, regions)
         regions.append(loader)
-        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=0)
+        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=MONITOR_VMPL)
         regions.append(LaunchRegion(guest_layout.CAA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
     side = KernelSide(
-        template=_linux_vmsa(linux.registers, vmpl=3),
+        template=_linux_vmsa(linux.registers, vmpl=KERNEL_VMPL),
         ram=[(piece.start, piece.size) for piece in linux.layout.ram],
         secrets=linux.secrets,
         cpuid=linux.cpuid,

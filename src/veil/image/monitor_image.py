@@ -8,15 +8,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from veil.formats.domains import MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import RESET_DR6, RESET_DR7, RESET_MXCSR, RESET_PAT, RESET_XCR0, Cr0, Efer, Rflags
 from veil.host import LaunchRegion, ProtectedRange
 from veil.image.hosted_programs import MONITOR_ENTRY, MONITOR_PACKAGES
 from veil.image.services_image import BLOCKS, CODE, MAILBOX, MAILBOX_SIZE, ServicesImage, service_regions
 from veil.monitor import MonitorParameters, Option
 from veil.services.parameters import KernelSegment
 from veil.snp.hosted import hosted_header, pack_sources
-from veil.snp.layouts import Efer, SevFeatures, Vmsa
+from veil.snp.layouts import SevFeatures, Vmsa
 
 __all__ = [
     "MONITOR_SIZE",
@@ -66,10 +68,10 @@ def protected_ranges(
     base: int, services: ServicesImage | None, segments: Sequence[KernelSegment] = ()
 ) -> tuple[ProtectedRange, ...]:
     """The same as the host is told of them."""
-    monitor = ProtectedRange(base, MONITOR_SIZE, vmpl=0)
+    monitor = ProtectedRange(base, MONITOR_SIZE, vmpl=MONITOR_VMPL)
     if services is None:
         return (monitor,)
-    return (monitor, ProtectedRange(base + MONITOR_SIZE, services.region_size(segments), vmpl=1))
+    return (monitor, ProtectedRange(base + MONITOR_SIZE, services.region_size(segments), vmpl=SERVICE_VMPL))
 
 
 def monitor_regions(
@@ -154,7 +156,7 @@ def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 def _monitor_vmsa(header_gpa: int) -> bytes:
     """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
     vmsa = Vmsa(
-        vmpl=0, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=2, cr0=0x10, dr6=0xFFFF0FF0,
-        dr7=0x400, g_pat=0x0007040600070406, xcr0=1, mxcsr=0x1F80,
+        vmpl=MONITOR_VMPL, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=Rflags.ONE,
+        cr0=Cr0.ET, dr6=RESET_DR6, dr7=RESET_DR7, g_pat=RESET_PAT, xcr0=RESET_XCR0, mxcsr=RESET_MXCSR,
     )  # fmt: skip
     return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

@@ -6,19 +6,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, SERVICE_VMPL, Domain
 from veil.formats.ghcb import HypervisorFeatures
 from veil.formats.guest_message import KEY_BYTES
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import Efer
 from veil.formats.termination import MonitorReason
 from veil.monitor import ghcb
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
 from veil.monitor.parameters import MonitorParameters, Option, Range
-from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL, adjust_page, grant_range, retry, validate_range
+from veil.monitor.rmp_changes import adjust_page, grant_range, retry, validate_range
 from veil.monitor.state import MonitorState
 from veil.snp.hosted import HostedCpu
-from veil.snp.layouts import SVSM_MAX_VERSION, Efer, SecretsPage, SevFeatures, Vmsa
+from veil.snp.layouts import SVSM_MAX_VERSION, SecretsPage, SevFeatures, Vmsa
 from veil.snp.rmp import Permission, RmpResult
 
 __all__ = [

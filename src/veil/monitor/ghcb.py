@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 
-from veil.formats.domains import Domain
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.ghcb import (
     AP_CREATION_APIC_ID_SHIFT,
     AP_CREATION_VMPL_SHIFT,
@@ -114,12 +114,12 @@ class Ghcb:
 
     def create_enclave(self, vmsa: int, sev_features: int) -> Generator[None, None, bool]:
         """The host may run this VMSA of VMPL 2 from now on, on each VCPU; False if it does not say so."""
-        request = Domain.ENC.vmpl << AP_CREATION_VMPL_SHIFT | ApRequest.CREATE
+        request = ENCLAVE_VMPL << AP_CREATION_VMPL_SHIFT | ApRequest.CREATE
         return not (yield from self._request(NaeEvent.AP_CREATION, request, vmsa, rax=sev_features))
 
     def destroy_enclave(self, vmsa: int) -> Generator[None, None, None]:
         """The host need not remember it. What it says does not matter: no VMRUN enters what is no VMSA."""
-        request = Domain.ENC.vmpl << AP_CREATION_VMPL_SHIFT | ApRequest.DESTROY
+        request = ENCLAVE_VMPL << AP_CREATION_VMPL_SHIFT | ApRequest.DESTROY
         yield from self._request(NaeEvent.AP_CREATION, request, vmsa)
 
     def out(self, port: int, value: int) -> Generator[None, None, None]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from veil.formats.domains import Domain
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.registers import Efer
 from veil.formats.request_block import BlockRequest, take_request, write_answer
 from veil.formats.service_domain import (
     Change,
@@ -37,7 +38,7 @@ from veil.monitor.page_rights import LEVELS, ROWS, TRANSITIONS, Right
 from veil.monitor.rmp_changes import retry
 from veil.monitor.secure_processor import AnswerUnavailable
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import CpuidPage, Efer, Vmsa
+from veil.snp.layouts import CpuidPage, Vmsa
 from veil.snp.rmp import PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from veil.formats.registers import Rflags
 from veil.formats.service_events import VECTOR_PF
 from veil.monitor.kernel_memory import KernelMemory, NotMapped
 
@@ -24,7 +25,7 @@ __all__ = ["CannotDeliver", "deliver"]
 _GATE = struct.Struct("<HHHHII")
 _FRAME = struct.Struct("<6Q")
 _PRESENT, _TYPE, _INTERRUPT_GATE, _TRAP_GATE, _IST = 1 << 15, 0xF00, 0xE00, 0xF00, 7
-_TF, _IF, _NT, _RF, _VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
+_CLEARED = Rflags.TF | Rflags.NT | Rflags.RF | Rflags.VM
 
 
 class CannotDeliver(Exception):
@@ -51,12 +52,12 @@ def deliver(view: View, vmsa: Vmsa, vector: int, error_code: int, address: int) 
             raise CannotDeliver(f"the kernel's handler {vector} has a stack of its own")
         rsp = (vmsa.rsp & -16) - _FRAME.size
         # RF is set in the image of a fault, so that a breakpoint at the instruction is not met twice.
-        frame = (error_code, vmsa.rip, vmsa.cs.selector, vmsa.rflags | _RF, vmsa.rsp, vmsa.ss.selector)
+        frame = (error_code, vmsa.rip, vmsa.cs.selector, vmsa.rflags | Rflags.RF, vmsa.rsp, vmsa.ss.selector)
         memory.write(rsp, _FRAME.pack(*frame))
     except NotMapped as error:
         raise CannotDeliver(str(error)) from error
     vmsa.rsp = rsp
     vmsa.rip = high << 32 | middle << 16 | low
-    vmsa.rflags &= ~(_TF | _NT | _RF | _VM | (_IF if bits & _TYPE == _INTERRUPT_GATE else 0))
+    vmsa.rflags &= ~(_CLEARED | Rflags.IF if bits & _TYPE == _INTERRUPT_GATE else _CLEARED)
     if vector == VECTOR_PF:
         vmsa.cr2 = address

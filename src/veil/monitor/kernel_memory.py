@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.formats.board import C_BIT
+from veil.formats.domains import KERNEL_VMPL
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.monitor.rmp_changes import KERNEL_VMPL
+from veil.formats.page_table_entries import ADDRESS, ENTRIES, LARGE, PRESENT
+from veil.formats.registers import Cr0, Cr4, Efer
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import Vmsa
 from veil.snp.rmp import Permission
 
 if TYPE_CHECKING:
@@ -21,12 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelMemory", "NotMapped"]
 
-_PRESENT, _LARGE = 1 << 0, 1 << 7
-_ADDRESS = C_BIT - PAGE_SIZE
-_CR0_PG, _CR4_LA57 = 1 << 31, 1 << 12
+#: the address bits below each level's index
 _LEVELS = (39, 30, 21, 12)
-_SIZES = {30: 1 << 30, 21: 1 << 21, 12: PAGE_SIZE}
-_ENTRIES = 512
 
 
 class NotMapped(Exception):
@@ -38,8 +36,8 @@ class KernelMemory:
 
     def __init__(self, view: View, vmsa: Vmsa) -> None:
         self._view = view.lower(KERNEL_VMPL)
-        self._root = vmsa.cr3 & _ADDRESS
-        if not vmsa.efer & Efer.LMA or not vmsa.cr0 & _CR0_PG or vmsa.cr4 & _CR4_LA57:
+        self._root = vmsa.cr3 & ADDRESS
+        if not vmsa.efer & Efer.LMA or not vmsa.cr0 & Cr0.PG or vmsa.cr4 & Cr4.LA57:
             raise NotMapped("the context does not use page tables of four levels")
 
     def read(self, address: int, length: int) -> bytes:
@@ -81,16 +79,16 @@ class KernelMemory:
             raise NotMapped(f"{address:#x} is not canonical")
         table = self._root
         for shift in _LEVELS:
-            entry = self._view.read_u64(table + (address >> shift) % _ENTRIES * 8)
-            if not entry & _PRESENT:
+            entry = self._view.read_u64(table + (address >> shift) % ENTRIES * 8)
+            if not entry & PRESENT:
                 raise NotMapped(f"{address:#x} is not mapped")
-            last = shift == _LEVELS[-1] or (entry & _LARGE and shift in _SIZES)
+            last = shift == _LEVELS[-1] or (entry & LARGE and shift != _LEVELS[0])
             if not last:
-                table = entry & _ADDRESS
+                table = entry & ADDRESS
                 continue
             if not entry & C_BIT:
                 # The host could change it between the check and the use; services decide by it.
                 raise NotMapped(f"{address:#x} is shared memory")
-            size = _SIZES[shift]
-            return (entry & _ADDRESS & -size) | (address & size - 1)
+            size = 1 << shift
+            return (entry & ADDRESS & -size) | (address & size - 1)
         raise AssertionError("the last level maps a page")

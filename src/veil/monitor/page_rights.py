@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, Domain
 from veil.formats.page_owners import Owner
 from veil.snp.rmp import Permission
 
@@ -131,7 +131,7 @@ class Rows:
         #: VMPL -> owner -> permissions
         self._table = [[ROWS[owner].of(domain) for owner in Owner] for domain in Domain]
         if unprotected:
-            self._table[Domain.UNT.vmpl] = [_ALL] * len(Owner)
+            self._table[KERNEL_VMPL] = [_ALL] * len(Owner)
         self._restrictions: dict[tuple[Owner, Domain], Permission] = {}
         self._changes: dict[tuple[Owner, Owner], tuple[list[Right], list[Right]]] = {}
 

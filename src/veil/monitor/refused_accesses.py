@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import KERNEL_VMPL
 from veil.formats.errors import FormatError
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import Efer, Rflags
 from veil.formats.request_block import BlockRequest
 from veil.formats.service_domain import SERVICES_DOMAIN, DomainCall
-from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
+from veil.formats.service_events import Decision, RefusedAccess, Registers, Verdict
 from veil.formats.status import Status
 from veil.monitor.kernel_exceptions import CannotDeliver, deliver
-from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.services_mailbox import ServicesUnavailable
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import EVENT_VALID, Efer, Vmsa
+from veil.snp.layouts import EVENT_VALID, Vmsa
 from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ __all__ = ["decide_refusal", "is_refusal"]
 
 _SVME = int(Efer.SVME)
 _NPF = int(ExitCode.NPF)
-#: CF, PF, AF, ZF, SF, TF, IF, DF, OF, IOPL, NT, RF, VM, AC, VIF, VIP, ID
-_RFLAGS = 0x3F7FD5
+#: what a service may change: all that there is (an enumeration's iterator leaves out what has several bits)
+_RFLAGS = sum(Rflags) & ~Rflags.ONE | Rflags.IOPL
 _GPRS = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
@@ -106,9 +108,9 @@ def _ask(
 
 def _is_allowed(host: Ghcb, vmsa: Vmsa) -> bool:
     """May VMPL 3 do by now what it was refused?"""
-    if vmsa.exit_info_1 & Access.WRITE:
+    if vmsa.exit_info_1 & NestedFault.WRITE:
         needed = Permission.W
-    elif vmsa.exit_info_1 & Access.FETCH:
+    elif vmsa.exit_info_1 & NestedFault.FETCH:
         needed = Permission.UX if vmsa.cpl == 3 else Permission.SX
     else:
         needed = Permission.R
@@ -135,5 +137,5 @@ def _apply(host: Ghcb, vmsa: Vmsa, verdict: Verdict) -> bool:
     for name, value in zip(_GPRS, verdict.registers.gprs, strict=True):
         setattr(vmsa, name, value)
     vmsa.rip = verdict.registers.rip
-    vmsa.rflags = verdict.registers.rflags & _RFLAGS | 2
+    vmsa.rflags = verdict.registers.rflags & _RFLAGS | Rflags.ONE
     return True

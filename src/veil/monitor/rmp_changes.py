@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from veil.formats.domains import Domain
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
@@ -14,10 +13,8 @@ from veil.snp.errors import RmpViolation
 from veil.snp.hosted import HostedCpu
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Permission, RmpResult
 
-__all__ = ["KERNEL_VMPL", "SERVICE_VMPL", "adjust_page", "grant_range", "retry", "validate_range"]
+__all__ = ["adjust_page", "grant_range", "retry", "validate_range"]
 
-KERNEL_VMPL = Domain.UNT.vmpl
-SERVICE_VMPL = Domain.SER.vmpl
 
 _T = TypeVar("_T")
 

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from veil.formats.attestation_report import REPORT_BYTES
+from veil.formats.domains import MONITOR_VMPL
 from veil.formats.errors import FormatError
 from veil.formats.ghcb import VmmError
 from veil.formats.guest_message import (
@@ -69,7 +70,7 @@ class GuestMessages:
 
     def report(self, host: Ghcb, report_data: bytes) -> Generator[None, None, Evidence]:
         """A report for VMPL 0 with these 64 bytes; raises AnswerUnavailable."""
-        request = ReportRequest(vmpl=0)
+        request = ReportRequest(vmpl=MONITOR_VMPL)
         request.report_data[:] = list(report_data)
         payload, certificates = yield from self._exchange(host, MessageType.REPORT_REQ, bytes(request))
         try:
@@ -88,7 +89,7 @@ class GuestMessages:
         IDs of the launch's ID block (MSG_KEY_REQ). Not mixed in is the firmware's version: what is sealed can be read
         after an update.
         """
-        request = KeyRequest(guest_field_select=_KEY_FIELDS, vmpl=0)
+        request = KeyRequest(guest_field_select=_KEY_FIELDS, vmpl=MONITOR_VMPL)
         payload, _ = yield from self._exchange(host, MessageType.KEY_REQ, bytes(request)[:_KEY_REQUEST_BYTES])
         try:
             status, key = parse_key_response(payload)

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from veil.formats.domains import Domain
+from veil.formats.domains import SERVICE_VMPL
 from veil.formats.errors import FormatError
 from veil.formats.request_block import BLOCK_HEADER, BlockRequest, read_answer, write_request
 from veil.formats.service_domain import (
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ServiceDomain", "ServicesUnavailable"]
 
-_SERVICE_VMPL = Domain.SER.vmpl
 _TRIES = 64
 _TICKETS = 1 << 32
 
@@ -104,7 +103,7 @@ class ServiceDomain:
         try:
             write_request(self._view, self._mailbox, self._size, asked)
             tries = 0
-            while tries < _TRIES and (yield from host.run_vmpl(_SERVICE_VMPL)):
+            while tries < _TRIES and (yield from host.run_vmpl(SERVICE_VMPL)):
                 answer = read_answer(self._view, self._mailbox, self._size)
                 if answer is not None:
                     return answer

@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veil.formats.registers import Efer
 from veil.monitor.svsm_call import CallError, ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import Vmsa
 from veil.snp.rmp import FAULT_SIZEM
 
 if TYPE_CHECKING:

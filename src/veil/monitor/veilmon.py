@@ -7,7 +7,7 @@ import json
 from collections.abc import Generator
 from typing import Any
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, SERVICE_VMPL, Domain
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.termination import MonitorReason
@@ -25,7 +25,6 @@ from veil.monitor.protocols.attestation import AttestationProtocol
 from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services_setup import ServicesProtocol
 from veil.monitor.refused_accesses import decide_refusal, is_refusal
-from veil.monitor.rmp_changes import KERNEL_VMPL, SERVICE_VMPL
 from veil.monitor.secure_processor import GuestMessages
 from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable
 from veil.monitor.state import MonitorState
@@ -143,7 +142,7 @@ class VeilMon:
         for vcpu in state.domains.vcpus[1:]:
             vmsa = yield from boot.make_monitor_vmsa(cpu, parameters, vcpu.apic_id)
             vcpu.contexts[Domain.MON].add(vmsa)
-            yield from host.create_vcpu(vcpu.apic_id, Domain.MON.vmpl, vmsa, state.sev_features)
+            yield from host.create_vcpu(vcpu.apic_id, MONITOR_VMPL, vmsa, state.sev_features)
         yield from host.create_vcpu(0, KERNEL_VMPL, parameters.kernel_vmsa_gpa, state.sev_features)
         return first
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL
 from veil.formats.errors import FormatError
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
 from veil.formats.page_sizes import PAGE_SIZE
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_ASKS", "ServiceDomain"]
 
-_MONITOR, _KERNEL = Domain.MON.vmpl, Domain.UNT.vmpl
 #: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
 MAX_ASKS = 1024
 _MAX_MISTAKES = 16
@@ -161,11 +160,11 @@ class ServiceDomain:
         return record
 
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
-        asked_monitor, last = False, _KERNEL
+        asked_monitor, last = False, KERNEL_VMPL
         idle: list[int] = []
         while True:
             target = self._step(cpu.view, cpu.start_argument, asked_monitor)
-            asked_monitor = self._waiting is not None and target == _MONITOR
+            asked_monitor = self._waiting is not None and target == MONITOR_VMPL
             if target is not None:
                 idle, last = [], target
                 cpu.ghcb_msr = run_vmpl_request(target)
@@ -194,16 +193,16 @@ class ServiceDomain:
             if answer is None:
                 # The host has not run VeilMon, or VeilMon waits on another VCPU for something that the host must do.
                 # VeilMon, if it waits here for the mailbox, is in no hurry; the kernel must not wait forever.
-                return _KERNEL if asked_monitor and self._mail(view, vcpu) is None else _MONITOR
+                return KERNEL_VMPL if asked_monitor and self._mail(view, vcpu) is None else MONITOR_VMPL
             asker = self._go_on(view, vcpu, answer)
             if self._waiting is not None:
-                return _MONITOR
+                return MONITOR_VMPL
         # VeilMon first: a kernel whose block is always pending must not keep users from their answers.
         if self._mail(view, vcpu) is not None:
             asked = take_request(view, *self._mailbox)
             assert asked is not None
             self._tell_services()
-            return self._begin(view, _Request(_MONITOR, vcpu, *self._mailbox, asked))
+            return self._begin(view, _Request(MONITOR_VMPL, vcpu, *self._mailbox, asked))
         try:
             gpa, size = self._block(view, vcpu)
             if not gpa:
@@ -212,13 +211,13 @@ class ServiceDomain:
                 asked = take_request(view, gpa, size)
             except FormatError:
                 write_answer(view, gpa, size, Status.BAD_REQUEST)
-                return _KERNEL
+                return KERNEL_VMPL
         except RmpViolation:
             # The host took the block away, which it can at any time: other VCPUs run meanwhile.
-            return _KERNEL
+            return KERNEL_VMPL
         if asked is None:
             return asker
-        return self._begin(view, _Request(_KERNEL, vcpu, gpa, size, asked))
+        return self._begin(view, _Request(KERNEL_VMPL, vcpu, gpa, size, asked))
 
     def _mail(self, view: View, vcpu: int) -> int | None:
         """The ticket of the request in the mailbox that VeilMon waits for on this VCPU."""
@@ -236,7 +235,7 @@ class ServiceDomain:
         """Call the service; returns the VMPL to run next."""
         outcome = self._outcome(view, request, lambda: self._call(request))
         if outcome is None:
-            return _MONITOR
+            return MONITOR_VMPL
         self._finish(view, request, *outcome)
         return request.asker
 
@@ -277,7 +276,7 @@ class ServiceDomain:
                 return refusal.status, _shown(refusal, str)[:room]
             error = refusal
         except RmpViolation as violation:
-            if request.asker == _KERNEL and self._owns(violation.gpa):
+            if request.asker == KERNEL_VMPL and self._owns(violation.gpa):
                 # The host took the service's memory away: no mistake. The kernel's request stays pending.
                 return Status.UNAVAILABLE, _GONE
             error = violation
@@ -285,7 +284,7 @@ class ServiceDomain:
             error = mistake
         self._note_mistake(name, error)
         # What went wrong inside of a service is for the CVM's owners, and for VeilMon at boot, to read.
-        told = request.asker == _MONITOR and (service is None or request.asked.role == Role.OWNER)
+        told = request.asker == MONITOR_VMPL and (service is None or request.asked.role == Role.OWNER)
         detail = b": " + _shown(error, repr) if told else b""
         return Status.UNAVAILABLE, (f"the service {name} failed".encode() + detail)[:room]
 
@@ -321,12 +320,12 @@ class ServiceDomain:
             return
         with suppress(RmpViolation):
             if request.handler is not None:
-                block = self._mailbox if request.asker == _MONITOR else self._block(view, request.vcpu)
+                block = self._mailbox if request.asker == MONITOR_VMPL else self._block(view, request.vcpu)
                 waiting = waiting_ticket(view, request.gpa) if block == (request.gpa, request.size) else None
                 if waiting is None or waiting[1] != request.asked.ticket:
                     return
             # The kernel's driver looks at the status alone, and finds its own body again if it is not OK.
-            kept = status == Status.OK or request.asker == _MONITOR
+            kept = status == Status.OK or request.asker == MONITOR_VMPL
             write_answer(view, request.gpa, request.size, status, body if kept else b"")
 
     # Whom it concerns
@@ -334,7 +333,7 @@ class ServiceDomain:
     def _call(self, request: _Request) -> object:
         asked = request.asked
         service = self._by_number.get(asked.service)
-        if request.asker == _KERNEL:
+        if request.asker == KERNEL_VMPL:
             if service is None:
                 raise Refused(Status.UNKNOWN_SERVICE, f"there is no service {asked.service}")
             return service.kernel_request(KernelRequest(request.vcpu, asked.call, asked.body, asked.pages))
@@ -399,7 +398,7 @@ def _nobody_asked(last: int) -> list[int]:
     VeilMon may wait on this VCPU for an answer that another VCPU gave meanwhile. It must have it before the kernel
     goes on there, whose refused access the answer may be about; and before there is a kernel.
     """
-    return [_MONITOR, _KERNEL] if last == _MONITOR else [_KERNEL, _MONITOR]
+    return [MONITOR_VMPL, KERNEL_VMPL] if last == MONITOR_VMPL else [KERNEL_VMPL, MONITOR_VMPL]
 
 
 def _kernel_pieces(view: View, parameters: ServiceParameters) -> Iterator[KernelPiece]:

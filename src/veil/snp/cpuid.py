@@ -7,6 +7,7 @@ import struct
 from typing import NamedTuple
 
 from veil.formats.board import C_BIT_POSITION
+from veil.formats.domains import VMPLS
 from veil.snp._engine import Engine
 
 __all__ = ["PROCESSOR_SIGNATURE", "CpuidEntryValues", "cpuid_entries"]
@@ -17,7 +18,6 @@ PROCESSOR_SIGNATURE = 0x00A00F11
 _BRAND_WORDS = struct.Struct("<4I")
 _BRAND = b"Veil software processor (AMD SEV-SNP model)".ljust(48, b"\0")
 
-_VMPLS = 4
 _MAX_STANDARD = 7
 _MAX_EXTENDED = 0x8000001F
 
@@ -83,6 +83,6 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
     table += [
         entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
         # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.
-        entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5, C_BIT_POSITION | _VMPLS << 12, 509, 1),
+        entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5, C_BIT_POSITION | VMPLS << 12, 509, 1),
     ]
     return table

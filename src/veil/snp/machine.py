@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from veil.formats.domains import MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.errors import FormatError
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.registers import Efer
 from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
 from veil.snp.encryption import MemoryEncryption
@@ -30,9 +33,9 @@ from veil.snp.hosted import (
     load_installed,
     load_program,
 )
-from veil.snp.layouts import Efer, Vmcb, Vmsa
+from veil.snp.layouts import Vmcb, Vmsa
 from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
-from veil.snp.rmp import NO_VMSA, VMSA_WORD, Rmp
+from veil.snp.rmp import FAULT_GP, FAULT_NOT_VALIDATED, NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot_file import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
 from veil.snp.view import GuestBus, HostView, View
@@ -44,13 +47,15 @@ __all__ = ["HOSTED_VMPLS", "MAX_FIRMWARE_SIZE", "DomainSwitches", "Machine"]
 
 _SVME = int(Efer.SVME)
 #: The levels whose programs are Python.
-HOSTED_VMPLS = (0, 1)
+HOSTED_VMPLS = (MONITOR_VMPL, SERVICE_VMPL)
 #: and where the devices of a board are no firmware can lie
 MAX_FIRMWARE_SIZE = 16 << 20
 _RIP = Vmsa.rip.offset
 _RDI = Vmsa.rdi.offset
 _VMPL = Vmsa.vmpl.offset
 _EFER = Vmsa.efer.offset
+#: what an access through present page tables reports
+_THROUGH_TABLES = int(NestedFault.PRESENT | NestedFault.USER | NestedFault.FINAL)
 _EXIT_CODE = Vmsa.guest_exit_code.offset
 _VMGEXIT = int(ExitCode.VMGEXIT)
 _U64 = struct.Struct("<Q")
@@ -460,5 +465,4 @@ def _integer(value: Any, what: str) -> int:
 
 def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:
     """EXITCODE, EXITINFO1 and EXITINFO2."""
-    # Present, user, final translation: what an access through present page tables reports.
-    return int(ExitCode.NPF), violation.fault & ((1 << 62) - 1) | 1 << 32 | 0b101, violation.gpa
+    return int(ExitCode.NPF), violation.fault & ~(FAULT_GP | FAULT_NOT_VALIDATED) | _THROUGH_TABLES, violation.gpa

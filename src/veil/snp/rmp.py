@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import _engine_library
 from veil.snp.errors import RmpViolation, SnpError
@@ -38,11 +39,11 @@ __all__ = [
     "RmpqueryResult",
 ]
 
-# EXITINFO1 of a nested page fault (APM volume 2, 15.36.10), and the two outcomes that are no nested page fault.
-FAULT_RMP = 1 << 31
-FAULT_ENC = 1 << 34
-FAULT_SIZEM = 1 << 35
-FAULT_VMPL = 1 << 36
+# EXITINFO1 of a nested page fault as plain numbers, and two outcomes that are not nested page faults.
+FAULT_RMP = int(NestedFault.RMP)
+FAULT_ENC = int(NestedFault.ENC)
+FAULT_SIZEM = int(NestedFault.SIZEM)
+FAULT_VMPL = int(NestedFault.VMPL)
 FAULT_GP = 1 << 62
 FAULT_NOT_VALIDATED = 1 << 63
 

@@ -13,7 +13,7 @@ import pytest
 from tests.c_declarations import Declarations
 from veil.formats import enclave_calls, enclave_pages, enclaves, kci, log, request_block
 from veil.formats.audit_types import type_name
-from veil.formats.domains import Domain
+from veil.formats.domains import ENCLAVE_VMPL, MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
@@ -35,14 +35,14 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
 }
 
 NUMBERS = {
-    "ENCLAVE_VMPL": Domain.ENC.vmpl,
-    "MONITOR_VMPL": Domain.MON.vmpl,
+    "ENCLAVE_VMPL": ENCLAVE_VMPL,
+    "MONITOR_VMPL": MONITOR_VMPL,
     "REGISTER_BLOCK": services_setup.ServicesCall.REGISTER_BLOCK,
     "RUN_CONTEXT_SHIFT": RUN_CONTEXT_SHIFT,
     "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,
     "RUN_VMPL_RESPONSE": MsrResponse.RUN_VMPL,
     "SERVICES_PROTOCOL": services_setup.ServicesProtocol.number,
-    "SERVICE_VMPL": Domain.SER.vmpl,
+    "SERVICE_VMPL": SERVICE_VMPL,
     "SVSM_BUSY": ResultCode.BUSY,
     "SVSM_INCOMPLETE": ResultCode.INCOMPLETE,
     "SVSM_SUCCESS": ResultCode.SUCCESS,

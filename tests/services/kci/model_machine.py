@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from veil.formats.kci import FilePart, KernelCall, ModulePrepared
 from veil.formats.kci_settings import ON, KciSettings
 from veil.formats.kci_status import CodeWord, KciStatus, UserCall
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Role
 from veil.formats.service_domain import COPY_PAGES, MOVE_CHANGES, MOVE_PAGES, MOVE_RANGES, Change
-from veil.formats.service_events import Access, Decision, RefusedAccess, Registers, Verdict
+from veil.formats.service_events import Decision, RefusedAccess, Registers, Verdict
 from veil.formats.status import Status
 from veil.monitor.page_rights import TRANSITIONS
 from veil.services import KernelRequest, MonitorRefused, User
@@ -31,7 +32,7 @@ CODE_OWNERS = (Owner.KERNEL_CODE, Owner.MODULE_CODE)
 #: Where the model's kernel has the instruction that was refused, and what it stores.
 _RIP, _SOURCE = 0xFFFF888000001000, 0xFFFF888000002000
 _RSI, _RDI = 6, 7
-_REFUSED_WRITE = int(Access.WRITE | Access.FINAL)
+_REFUSED_WRITE = int(NestedFault.WRITE | NestedFault.FINAL)
 _T = TypeVar("_T")
 _Work = Generator[Any, Any, _T]
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.machine_code import assemble
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import ReadVirtual
-from veil.formats.service_events import Access, RefusedAccess, Registers
+from veil.formats.service_events import RefusedAccess, Registers
 from veil.formats.status import Status
 from veil.services.context import MonitorClient
 from veil.services.kci.stores import MAX_STORE, Store, StoreUnknown, read_store
@@ -45,7 +46,7 @@ def _decode(code: bytes, memory: _Memory | None = None, rflags: int = 2, mapped:
     for name, value in registers.items():
         gprs[GPRS[name]] = value
     saved = Registers(tuple(gprs), RIP, rflags, 0, 0, 0, 0, 0, 0, 0, 0)
-    access = RefusedAccess(0, 0, 0, Access.WRITE | Access.FINAL, Owner.KERNEL_CODE, saved)
+    access = RefusedAccess(0, 0, 0, NestedFault.WRITE | NestedFault.FINAL, Owner.KERNEL_CODE, saved)
     client: Any = MonitorClient(None)  # type: ignore[arg-type]
     steps: Generator[Any, Any, Store] = read_store(client, access)
     try:

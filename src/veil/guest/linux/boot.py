@@ -14,7 +14,20 @@ from veil.formats.acpi import tables_with_rsdp
 from veil.formats.board import C_BIT_POSITION, MAX_VCPUS
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
-from veil.formats.page_table_entries import ACCESSED, DIRTY, LARGE, PRESENT, WRITABLE
+from veil.formats.page_table_entries import ACCESSED, DIRTY, ENTRIES, LARGE, PRESENT, WRITABLE
+from veil.formats.registers import (
+    INIT_FCW,
+    RESET_DR6,
+    RESET_DR7,
+    RESET_MXCSR,
+    RESET_PAT,
+    RESET_XCR0,
+    X87_EMPTY,
+    Cr0,
+    Cr4,
+    Efer,
+    Rflags,
+)
 from veil.guest.elf import ElfKernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux import layout as at
@@ -66,17 +79,17 @@ class BootRegisters:
     data: SegmentState = SegmentState(0x18, 0xC93, 0xFFFFFFFF, 0)
     ldtr: SegmentState = SegmentState(0, 0x82, 0xFFFF, 0)
     tr: SegmentState = SegmentState(0, 0x8B, 0xFFFF, 0)
-    cr0: int = 0x80010033  # PG, WP, NE, ET, MP, PE
-    cr4: int = 0x20  # PAE
-    efer: int = 0x1500  # SVME (which SEV-ES guests must have), LMA, LME
-    rflags: int = 0x2
-    dr6: int = 0xFFFF0FF0
-    dr7: int = 0x400
-    g_pat: int = 0x0007040600070406
-    xcr0: int = 0x1
-    mxcsr: int = 0x1F80
-    fcw: int = 0x37F
-    ftw: int = 0xFFFF
+    cr0: int = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.MP | Cr0.PE
+    cr4: int = Cr4.PAE
+    efer: int = Efer.SVME | Efer.LMA | Efer.LME
+    rflags: int = Rflags.ONE
+    dr6: int = RESET_DR6
+    dr7: int = RESET_DR7
+    g_pat: int = RESET_PAT
+    xcr0: int = RESET_XCR0
+    mxcsr: int = RESET_MXCSR
+    fcw: int = INIT_FCW
+    ftw: int = X87_EMPTY
 
 
 @dataclass(frozen=True)
@@ -186,8 +199,8 @@ def _page_tables(c_bit: int | None, top: int) -> bytes:
     tables = [[at.PAGE_TABLES + PAGE_SIZE | link]]
     tables.append([at.PAGE_TABLES + (2 + number) * PAGE_SIZE | link for number in range(directories)])
     for number in range(directories):
-        tables.append([(number * 512 + entry) * PAGE_SIZE_2M | leaf for entry in range(512)])
-    return b"".join(struct.pack("<512Q", *table, *[0] * (512 - len(table))) for table in tables)
+        tables.append([(number * ENTRIES + entry) * PAGE_SIZE_2M | leaf for entry in range(ENTRIES)])
+    return b"".join(struct.pack(f"<{len(table)}Q", *table).ljust(PAGE_SIZE, b"\0") for table in tables)
 
 
 def _setup_data() -> bytes:

@@ -28,6 +28,7 @@ from veil.formats.channel import (
     RingWriter,
     pack_frame,
 )
+from veil.formats.domains import MONITOR_VMPL
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.devices.bus import Window
@@ -43,7 +44,6 @@ __all__ = ["ChannelConnection", "ChannelDevice"]
 _PORT_BYTES = 4
 #: Whose the port is. The kernel could say where rings are, too, and have users' ciphertext carried to it; or say all
 #: the time that they are spoilt, which ends connections.
-_MONITOR_VMPL = 0
 
 
 class ChannelConnection:
@@ -155,7 +155,7 @@ class ChannelDevice:
 
     def attach(self, bus: IoBus) -> None:
         """Claim the port."""
-        bus.add_window(Window(DOORBELL_PORT, _PORT_BYTES, lambda offset, size: 0, self._write, vmpl=_MONITOR_VMPL))
+        bus.add_window(Window(DOORBELL_PORT, _PORT_BYTES, lambda offset, size: 0, self._write, vmpl=MONITOR_VMPL))
 
     @property
     def ready(self) -> bool:

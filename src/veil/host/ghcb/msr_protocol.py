@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.formats.board import C_BIT_POSITION
+from veil.formats.domains import VMPLS
 from veil.formats.ghcb import (
     MSR_DATA_SHIFT,
     MSR_ERROR,
@@ -28,7 +29,7 @@ from veil.host.ghcb.fields import VERSION_MAX, VERSION_MIN
 from veil.host.ghcb.reset_hold import ap_reset_hold_answer
 from veil.host.observer_events import GhcbMsrEvent
 from veil.host.termination import describe_termination
-from veil.host.vcpu import VMPLS, Hold, RunState
+from veil.host.vcpu import Hold, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

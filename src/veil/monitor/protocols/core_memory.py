@@ -6,10 +6,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, Domain
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.monitor.page_book import Owner
-from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import FAULT_NOT_VALIDATED, PageSize, Permission, RmpResult

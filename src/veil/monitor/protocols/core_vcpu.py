@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from veil.formats.domains import Domain
+from veil.formats.domains import KERNEL_VMPL, Domain
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import Efer
 from veil.monitor.page_book import Owner
-from veil.monitor.rmp_changes import KERNEL_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
-from veil.snp.layouts import Efer, Vmsa
+from veil.snp.layouts import Vmsa
 from veil.snp.rmp import RmpResult
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ import enum
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from veil.formats.domains import Domain
+from veil.formats.domains import SERVICE_VMPL, Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import BLOCK_ENTRY
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
-from veil.monitor.rmp_changes import SERVICE_VMPL
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 from veil.snp.errors import RmpViolation
 from veil.snp.rmp import Permission, RmpResult

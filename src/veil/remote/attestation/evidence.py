@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from veil.formats.attestation_report import AttestationReport
+from veil.formats.domains import MONITOR_VMPL
 from veil.formats.errors import FormatError
 from veil.formats.launch_digest import LaunchLog
 from veil.formats.monitor_calls import AttestedAnswer, MonitorCall
@@ -28,8 +29,6 @@ from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.errors import RemoteError
 
 __all__ = ["Attested", "ask_for_evidence", "attest", "check_evidence"]
-
-_MONITOR_VMPL = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def check_evidence(evidence: AttestedAnswer, nonce: bytes, server_key: bytes, tr
         chain = CertificateChain.parse(*trust.certificates, kind=kind)
     else:
         chain = CertificateChain.from_certificate_table(evidence.certificates, kind=kind)
-    policy = trust.policy.replace(vmpl=_MONITOR_VMPL)
+    policy = trust.policy.replace(vmpl=MONITOR_VMPL)
     if trust.expected is not None:
         policy = policy.replace(measurement=(*policy.measurement, trust.expected.digest()))
     verification = verify_report(evidence.report, chain, policy=policy, roots=trust.roots, at=trust.at, crls=trust.crls)

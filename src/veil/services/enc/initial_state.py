@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from veil.formats.board import C_BIT
-from veil.formats.domains import Domain
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.enclaves import (
     CODE_SELECTOR,
     DATA_SELECTOR,
@@ -24,7 +24,20 @@ from veil.formats.enclaves import (
     vector_stack,
 )
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp.layouts import Efer, SevFeatures, Vmsa, VmsaSegment
+from veil.formats.registers import (
+    INIT_FCW,
+    RESET_DR6,
+    RESET_DR7,
+    RESET_MXCSR,
+    RESET_PAT,
+    RESET_XCR0,
+    X87_EMPTY,
+    Cr0,
+    Cr4,
+    Efer,
+    Rflags,
+)
+from veil.snp.layouts import SevFeatures, Vmsa, VmsaSegment
 
 __all__ = ["descriptor_page", "first_context", "interrupt_table"]
 
@@ -42,13 +55,9 @@ _GATE = struct.Struct("<HHBBHII")
 _INTERRUPT_GATE = 0xEE
 
 _EFER = Efer.SVME | Efer.LME | Efer.LMA | Efer.NXE  # SCE is not there: SYSCALL raises #UD
-_CR0 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1 << 0  # PG WP NE ET MP PE
-_CR4 = 1 << 20 | 1 << 16 | 1 << 10 | 1 << 9 | 1 << 5  # SMEP FSGSBASE OSXMMEXCPT OSFXSR PAE
-_RFLAGS = 1 << 1 | 1 << 9  # IF: interrupts are the host's to take back the VCPU with
-_PAT = 0x0007_0406_0007_0406
-_XCR0_X87 = 1
-_DR6, _DR7 = 0xFFFF0FF0, 0x400
-_MXCSR, _FCW, _FTW = 0x1F80, 0x037F, 0xFFFF
+_CR0 = Cr0.PG | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.MP | Cr0.PE
+_CR4 = Cr4.SMEP | Cr4.FSGSBASE | Cr4.OSXMMEXCPT | Cr4.OSFXSR | Cr4.PAE
+_RFLAGS = Rflags.ONE | Rflags.IF  # IF: the host takes the VCPU back with interrupts
 
 
 def descriptor_page(slot: int) -> bytes:
@@ -93,9 +102,9 @@ def first_context(slot: int, entry: int, root: int) -> bytes:
         idtr=VmsaSegment(0, 0, PAGE_SIZE - 1, IDT),
         ldtr=VmsaSegment(0, _LOCAL, 0, 0),
         tr=VmsaSegment(_TASK_SELECTOR, _TASK, _TSS_SIZE - 1, system + _TSS),
-        vmpl=Domain.ENC.vmpl, cpl=3, efer=_EFER, sev_features=SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION,
-        cr0=_CR0, cr3=root | C_BIT, cr4=_CR4, xcr0=_XCR0_X87, g_pat=_PAT, dr6=_DR6, dr7=_DR7,
+        vmpl=ENCLAVE_VMPL, cpl=3, efer=_EFER, sev_features=SevFeatures.SNP | SevFeatures.RESTRICTED_INJECTION,
+        cr0=_CR0, cr3=root | C_BIT, cr4=_CR4, xcr0=RESET_XCR0, g_pat=RESET_PAT, dr6=RESET_DR6, dr7=RESET_DR7,
         rflags=_RFLAGS, rip=entry, rdi=slot, rsp=THREADS + slot * THREAD_STRIDE + ThreadPart.STACK_TOP,
-        mxcsr=_MXCSR, x87_fcw=_FCW, x87_ftw=_FTW,
+        mxcsr=RESET_MXCSR, x87_fcw=INIT_FCW, x87_ftw=X87_EMPTY,
     )  # fmt: skip
     return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

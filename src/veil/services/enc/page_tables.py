@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from veil.formats.board import C_BIT
 from veil.formats.enclaves import Prot
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.page_table_entries import ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE
+from veil.formats.page_table_entries import ACCESSED, ADDRESS, DIRTY, ENTRIES, NO_EXECUTE, PRESENT, USER, WRITABLE
 from veil.services.enc.errors import EnclaveError, NoFrames
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ _USED = ACCESSED | DIRTY
 _OWN = 1 << 9
 #: The kernel has the page, encrypted; and once it is back it can be reached. REACHABLE alone: it is there, and held.
 _AWAY, _REACHABLE = 1 << 10, 1 << 11
-_ADDRESS = C_BIT - PAGE_SIZE
 _TO_TABLE = C_BIT | PRESENT | WRITABLE | USER | _USED
-_IN_TABLE = 512
 _TABLE_ENTRY = struct.Struct("<Q")
-_TABLE = struct.Struct(f"<{_IN_TABLE}Q")
+_TABLE = struct.Struct(f"<{ENTRIES}Q")
 #: Bits of a virtual page number that lie below the index of a table of this level: 1 has the pages, 4 is the root.
 _BELOW = {1: 9, 2: 18, 3: 27}
 
@@ -97,7 +95,7 @@ class PageTables:
         for table, first, count in self._existing(va, pages):
             entries = self._read(table, first, count)
             self._refuse_fixed(entries)
-            found += [entry & _ADDRESS for entry in entries if entry]
+            found += [entry & ADDRESS for entry in entries if entry]
             self._guest.write(table + first * _TABLE_ENTRY.size, bytes(count * _TABLE_ENTRY.size))
         return found
 
@@ -117,7 +115,7 @@ class PageTables:
         for table, first, _ in self._existing(va, 1):
             (entry,) = self._read(table, first, 1)
             if entry:
-                return entry & _ADDRESS, _prot(entry)
+                return entry & ADDRESS, _prot(entry)
         return None
 
     # What the kernel asks back
@@ -155,15 +153,15 @@ class PageTables:
         """No access leads to these pages any more; returns them."""
         frames = []
         for table, indexes in self._by_table(addresses):
-            entries = list(self._read(table, 0, _IN_TABLE))
+            entries = list(self._read(table, 0, ENTRIES))
             for at in indexes:
                 entry = entries[at]
                 assert entry & _OWN
                 assert not entry & _AWAY
-                frames.append(entry & _ADDRESS)
+                frames.append(entry & ADDRESS)
                 # Held: it stays.
                 reachable = _REACHABLE if entry & PRESENT else 0
-                entries[at] = entry & ~(_ADDRESS | PRESENT) | _AWAY | reachable
+                entries[at] = entry & ~(ADDRESS | PRESENT) | _AWAY | reachable
             self._guest.write(table, _TABLE.pack(*entries))
         return frames
 
@@ -175,7 +173,7 @@ class PageTables:
         """The pages are there again, in other places, with the rights that they had or were given since."""
         left = iter(frames)
         for table, indexes in self._by_table(addresses):
-            entries = list(self._read(table, 0, _IN_TABLE))
+            entries = list(self._read(table, 0, ENTRIES))
             for at in indexes:
                 entry = entries[at]
                 assert entry & _AWAY
@@ -211,15 +209,15 @@ class PageTables:
         """(table's key, first entry, entries) for each table of the first level that a range touches."""
         page, end = va // PAGE_SIZE, va // PAGE_SIZE + pages
         while page < end:
-            first = page % _IN_TABLE
-            count = min(_IN_TABLE - first, end - page)
+            first = page % ENTRIES
+            count = min(ENTRIES - first, end - page)
             yield page >> _BELOW[1], first, count
             page += count
 
     def _by_table(self, addresses: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
         """(table, indexes) for addresses that are mapped, in their order."""
         for key, some in groupby((va // PAGE_SIZE for va in addresses), lambda page: page >> _BELOW[1]):
-            yield self._tables[1, key], [page % _IN_TABLE for page in some]
+            yield self._tables[1, key], [page % ENTRIES for page in some]
 
     def _existing(self, va: int, pages: int) -> Iterator[tuple[int, int, int]]:
         """(table, first entry, entries) for those that are there."""
@@ -237,7 +235,7 @@ class PageTables:
         start, end = va // PAGE_SIZE, va // PAGE_SIZE + pages
         for key in keys:
             base = key << _BELOW[1]
-            low, high = max(start, base), min(end, base + _IN_TABLE)
+            low, high = max(start, base), min(end, base + ENTRIES)
             yield self._tables[1, key], low - base, high - low, low * PAGE_SIZE
 
     def _read(self, table: int, first: int, count: int) -> tuple[int, ...]:
@@ -255,7 +253,7 @@ class PageTables:
                 raise EnclaveError(f"something is mapped already from {va:#x} on")
         missing = {
             (level, page >> shift)
-            for page in (va // PAGE_SIZE + at for at in (*range(0, pages, _IN_TABLE), pages - 1))
+            for page in (va // PAGE_SIZE + at for at in (*range(0, pages, ENTRIES), pages - 1))
             for level, shift in _BELOW.items()
         } - self._tables.keys()
         if len(missing) > len(self._frames):
@@ -273,9 +271,9 @@ class PageTables:
             return self.root
         table = self._tables.get((level, key))
         if table is None:
-            above = self._table(level + 1, key // _IN_TABLE)
+            above = self._table(level + 1, key // ENTRIES)
             table = self._tables[level, key] = self._take()
-            self._guest.write(above + key % _IN_TABLE * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(table | _TO_TABLE))
+            self._guest.write(above + key % ENTRIES * _TABLE_ENTRY.size, _TABLE_ENTRY.pack(table | _TO_TABLE))
         return table
 
     # Snapshots
@@ -299,7 +297,7 @@ def _changed(entry: int, bits: int) -> int:
         return 0
     if entry & _AWAY:
         return bits & ~PRESENT | _AWAY | (_REACHABLE if bits & PRESENT else 0)
-    return entry & _ADDRESS | bits
+    return entry & ADDRESS | bits
 
 
 def _bits(prot: Prot) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from veil.formats.kci_status import CodeEvent
+from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_events import Access, RefusedAccess, Verdict
+from veil.formats.service_events import RefusedAccess, Verdict
 from veil.services.context import Asking, MonitorClient
 from veil.services.kci.errors import KciError, reason
 from veil.services.kci.explain_code import Configuration
@@ -46,7 +47,7 @@ def police(
     store: Store | None = None
     code: GuardedCode | None = None
     try:
-        if access.access != Access.WRITE | Access.FINAL:
+        if access.access != NestedFault.WRITE | NestedFault.FINAL:
             raise PatchRefused(_other_access(access))
         if access.owner not in (Owner.KERNEL_CODE, Owner.MODULE_CODE) or configuration is None:
             raise PatchRefused(f"a write to {access.owner.name}")
@@ -81,9 +82,9 @@ def _place(code: GuardedCode, gpa: int, store: Store) -> int:
 
 
 def _other_access(access: RefusedAccess) -> str:
-    if access.access & Access.TABLE:
+    if access.access & NestedFault.TABLE:
         return f"{access.owner.name} as a page table"
-    if access.access & Access.FETCH:
+    if access.access & NestedFault.FETCH:
         return "execution of what is not verified code"
     return f"an access to {access.owner.name}: {access.access!r}"
 

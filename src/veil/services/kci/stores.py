@@ -14,6 +14,7 @@ import iced_x86
 from iced_x86 import Code, Mnemonic, OpKind, Register
 
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.registers import Rflags
 from veil.formats.service_events import RefusedAccess, Registers
 from veil.services.context import Asking, MonitorClient, MonitorRefused
 from veil.services.kci.errors import KciError
@@ -26,7 +27,6 @@ _MAX_INSTRUCTION = 15
 MAX_STORE = 16
 
 _RAX, _RCX, _RSI, _RDI = 0, 1, 6, 7
-_DIRECTION = 1 << 10
 _MASK = (1 << 64) - 1
 _STRING_STORES = {Code.MOVSB_M8_M8: 1, Code.MOVSW_M16_M16: 2, Code.MOVSD_M32_M32: 4, Code.MOVSQ_M64_M64: 8}
 _REGISTER_NUMBERS = {
@@ -99,7 +99,7 @@ def _string_store(
     monitor: MonitorClient, access: RefusedAccess, instruction: iced_x86.Instruction, width: int
 ) -> Asking[Store]:
     registers = access.registers
-    if registers.rflags & _DIRECTION:
+    if registers.rflags & Rflags.DF:
         raise StoreUnknown(f"{instruction} goes backwards")
     repeated = instruction.has_rep_prefix or instruction.has_repne_prefix
     gprs = list(registers.gprs)

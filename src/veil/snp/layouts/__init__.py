@@ -7,7 +7,7 @@ from veil.formats.offsets import check_offsets
 from veil.snp.layouts.cpuid_page import CPUID_COUNT_MAX, CpuidFunction, CpuidPage
 from veil.snp.layouts.secrets_page import SECRETS_VERSION, SVSM_MAX_VERSION, SecretsPage
 from veil.snp.layouts.vmcb import EVENT_VALID, Vmcb
-from veil.snp.layouts.vmsa import Efer, SevFeatures, Vmsa, VmsaSegment
+from veil.snp.layouts.vmsa import SevFeatures, Vmsa, VmsaSegment
 
 __all__ = [
     "CPUID_COUNT_MAX",
@@ -16,7 +16,6 @@ __all__ = [
     "SVSM_MAX_VERSION",
     "CpuidFunction",
     "CpuidPage",
-    "Efer",
     "SecretsPage",
     "SevFeatures",
     "Vmcb",

@@ -8,20 +8,9 @@ import enum
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["Efer", "SevFeatures", "Vmsa", "VmsaSegment"]
+__all__ = ["SevFeatures", "Vmsa", "VmsaSegment"]
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
-
-
-class Efer(enum.IntFlag):
-    """Bits of EFER (24593, section 3.1.7)."""
-
-    SCE = 1 << 0
-    LME = 1 << 8
-    LMA = 1 << 10
-    NXE = 1 << 11
-    SVME = 1 << 12
-    """VMRUN refuses a VMSA without it."""
 
 
 class SevFeatures(enum.IntFlag):

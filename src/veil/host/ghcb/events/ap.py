@@ -6,11 +6,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from veil.formats.domains import VMPLS
 from veil.formats.ghcb import AP_CREATION_APIC_ID_SHIFT, AP_CREATION_VMPL_SHIFT, ApRequest, GhcbReason
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.host.ghcb.fields import GhcbFault
 from veil.host.observer_events import ApCreationEvent
-from veil.host.vcpu import VMPLS, Hold, RunState
+from veil.host.vcpu import Hold, RunState
 from veil.snp.layouts import SevFeatures
 
 if TYPE_CHECKING:
