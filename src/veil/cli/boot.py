@@ -12,6 +12,7 @@ import click
 from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import Console, emit_json, say, tell
 from veil.cli.progress import Progress
+from veil.cli.tool_options import ToolOptions, tool_options
 
 if TYPE_CHECKING:
     from veil.cvm import ConfidentialVM
@@ -27,9 +28,10 @@ _OTHER_DIGEST = (
 
 @click.command()
 @cvm_options(initrd=True)
+@tool_options
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with times and counts.")
-def boot(cvm: CvmOptions, console: bool, as_json: bool) -> None:
+def boot(cvm: CvmOptions, tools: ToolOptions, console: bool, as_json: bool) -> None:
     """Boot a confidential VM from scratch, then stop: for watching and timing the boot.
 
     The kernel's command line is measured, and --console makes it another one: so is the launch digest. With --append it
@@ -50,34 +52,35 @@ def boot(cvm: CvmOptions, console: bool, as_json: bool) -> None:
     shown = Console(tell if as_json else say)
     configuration = cvm.configuration(kernel_options=_LOUD if console else QUIET)
     console = console or not configuration.has_agent
-    vm = ConfidentialVM(configuration, progress=Progress(quiet=as_json))
-    try:
+    with tools.opened() as looking_on:
+        vm = ConfidentialVM(configuration, progress=Progress(quiet=as_json), tools=looking_on)
         try:
-            if not configuration.has_agent:
-                _forward_lines(vm)
-                vm.run_until_off(shown.feed)
+            try:
+                if not configuration.has_agent:
+                    _forward_lines(vm)
+                    vm.run_until_off(shown.feed)
+                else:
+                    vm.boot(shown.feed if console else None)
+            finally:
+                shown.close()
+            digest = vm.machine.secure_processor.measurement.hex()
+            if as_json:
+                counters = vm.machine.counters
+                emit_json(
+                    {
+                        "seconds": round(vm.boot_seconds or 0, 3),
+                        "launch_digest": digest,
+                        "exits": vm.hypervisor.counters(),
+                        "core": {name: getattr(counters, name) for name in COUNTER_NAMES},
+                    }
+                )
             else:
-                vm.boot(shown.feed if console else None)
+                lasted = "up in" if configuration.has_agent else "ran for"
+                say(f"{lasted} {vm.boot_seconds:.1f} s; launch digest {digest}")
+                if console and configuration.has_agent and cvm.append is None:
+                    say(_OTHER_DIGEST)
         finally:
-            shown.close()
-        digest = vm.machine.secure_processor.measurement.hex()
-        if as_json:
-            counters = vm.machine.counters
-            emit_json(
-                {
-                    "seconds": round(vm.boot_seconds or 0, 3),
-                    "launch_digest": digest,
-                    "exits": vm.hypervisor.counters(),
-                    "core": {name: getattr(counters, name) for name in COUNTER_NAMES},
-                }
-            )
-        else:
-            lasted = "up in" if configuration.has_agent else "ran for"
-            say(f"{lasted} {vm.boot_seconds:.1f} s; launch digest {digest}")
-            if console and configuration.has_agent and cvm.append is None:
-                say(_OTHER_DIGEST)
-    finally:
-        vm.close()
+            vm.close()
 
 
 def _forward_lines(vm: ConfidentialVM) -> None:

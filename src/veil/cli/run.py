@@ -19,6 +19,7 @@ from veil.cli.files import read_image
 from veil.cli.option_types import SECONDS, WrongValue
 from veil.cli.output import emit_json, raw
 from veil.cli.progress import Progress
+from veil.cli.tool_options import ToolOptions, tool_options
 
 __all__ = ["piped_stdin", "run"]
 
@@ -42,6 +43,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 # What comes after the command's name is the command's, be it with "-" or without.
 @click.command(context_settings={"allow_interspersed_args": False})
 @cvm_options()
+@tool_options
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
 @click.option(
@@ -62,6 +64,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     cvm: CvmOptions,
+    tools: ToolOptions,
     files: tuple[str, ...],
     gets: tuple[str, ...],
     enclave: str | None,
@@ -99,7 +102,10 @@ def run(
     elif not command:
         raise click.UsageError("what is to run? Give a command, or --enclave")
     start = time.monotonic()
-    with ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(quiet=as_json)) as vm:
+    with (
+        tools.opened() as looking_on,
+        ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(quiet=as_json), tools=looking_on) as vm,
+    ):
         for host_path, guest_path in put:
             vm.copy_in(host_path, guest_path)
         if image is not None:

@@ -11,6 +11,7 @@ from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.option_types import parse_address
 from veil.cli.output import say, tell
 from veil.cli.progress import Progress
+from veil.cli.tool_options import ToolOptions, tool_options
 from veil.errors import VeilError, describe
 from veil.private_files import write_private
 
@@ -19,6 +20,7 @@ __all__ = ["serve"]
 
 @click.command()
 @cvm_options(services=True, users=True)
+@tool_options
 @click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where users come to.")
 @click.option("--fresh", is_flag=True, help="Boot without a snapshot: neither use nor keep one.")
 @click.option(
@@ -27,6 +29,7 @@ __all__ = ["serve"]
 @click.option("--port-file", metavar="FILE", help="Write HOST:PORT there as soon as users can come.")
 def serve(
     cvm: CvmOptions,
+    tools: ToolOptions,
     listen: str,
     fresh: bool,
     end_with_kernel: bool,
@@ -41,7 +44,10 @@ def serve(
     from veil.cvm import ConfidentialVM
 
     host, port = parse_address(listen)
-    with ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress()) as vm:
+    with (
+        tools.opened() as looking_on,
+        ConfidentialVM(cvm.configuration(), fresh=fresh, progress=Progress(), tools=looking_on) as vm,
+    ):
         listener = vm.listen(host, port)
         try:
             address = f"{listener.address[0]}:{listener.address[1]}"

@@ -37,6 +37,7 @@ from veil.installation import endorsement
 from veil.snp import Machine, SnpError, build_engine
 
 if TYPE_CHECKING:
+    from veil.cvm.tools import Tool
     from veil.cvm.transport import VmTransport
     from veil.image.launch_image import LaunchImage
 
@@ -74,6 +75,7 @@ class ConfidentialVM:
         progress: Callable[[str], None] | None = ...,
         console: Callable[[bytes], None] | None = ...,
         cache: Cache | None = ...,
+        tools: Sequence[Tool] = ...,
     ) -> None: ...
 
     @overload
@@ -86,6 +88,7 @@ class ConfidentialVM:
         progress: Callable[[str], None] | None = ...,
         console: Callable[[bytes], None] | None = ...,
         cache: Cache | None = ...,
+        tools: Sequence[Tool] = ...,
         **settings: Unpack[Settings],
     ) -> None: ...
 
@@ -98,12 +101,13 @@ class ConfidentialVM:
         progress: Callable[[str], None] | None = None,
         console: Callable[[bytes], None] | None = None,
         cache: Cache | None = None,
+        tools: Sequence[Tool] = (),
         **settings: Unpack[Settings],
     ) -> None:
         """`ConfidentialVM(configuration)`, or the configuration's fields: `memory` may be "4G", `kernel` a path.
 
         By default this installation's user is the owner. `fresh`: boot, neither use nor write a snapshot. `console`
-        gets what the guest prints on its console while it boots and runs.
+        gets what the guest prints on its console while it boots and runs. `tools` look on (`veil.cvm.trace`).
         """
         if isinstance(memory, Configuration):
             if vcpus is not None or settings:
@@ -112,6 +116,7 @@ class ConfidentialVM:
         else:
             self.configuration = Configuration.make(memory, vcpus if vcpus is not None else 1, **settings)
         self._fresh = fresh
+        self._tools = tools
         self._say = progress or (lambda _: None)
         self._console = Console(console)
         cache = cache or Cache()
@@ -358,6 +363,7 @@ class ConfidentialVM:
         console: Callable[[bytes], None] | None = None,
         services: ServicesImage | None = PROTECTED_SERVICES,
         disks: Sequence[Disk | str] = (),
+        tools: Sequence[Tool] = (),
     ) -> ConfidentialVM:
         """A running CVM from a snapshot file; raises VeilError, whatever the file holds.
 
@@ -371,7 +377,7 @@ class ConfidentialVM:
         """
         saved = read_cvm(Path(path), services)
         try:
-            vm = cls(with_disks(saved.configuration, disks), console=console)
+            vm = cls(with_disks(saved.configuration, disks), console=console, tools=tools)
             vm._open_disks()
         except BaseException:
             saved.machine.close()
@@ -487,6 +493,8 @@ class ConfidentialVM:
         panic = PanicWatcher(hypervisor.stop)
         self._console.panic = panic.feed
         self._running = _Running(machine, platform, hypervisor, panic)
+        for tool in self._tools:
+            tool.attach(machine, hypervisor)
 
     def _tell_once(self, told: set[str], words: str) -> None:
         """For what a guest can make happen again and again."""

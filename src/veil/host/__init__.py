@@ -30,6 +30,7 @@ from veil.host.observer_events import (
     GhcbEvent,
     GhcbMsrEvent,
     PageStateEvent,
+    VmplEntryEvent,
     VmplSwitchEvent,
 )
 from veil.host.panic_messages import PanicWatcher
@@ -67,6 +68,7 @@ __all__ = [
     "TripleFault",
     "UnexpectedExit",
     "UnsupportedEvent",
+    "VmplEntryEvent",
     "VmplSwitchEvent",
     "VmrunRefused",
 ]

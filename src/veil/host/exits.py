@@ -85,7 +85,7 @@ def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
     from_kernel = info & FAULT_VMPL and context.vmpl == host.kernel_vmpl and MONITOR_VMPL in vcpu.contexts
     if from_kernel and host.hands_on_refusals():
         context.handed_on = (gpa, info)
-        vcpu.start(MONITOR_VMPL)
+        host.enter(vcpu, MONITOR_VMPL)
         return
     raise _fault(vcpu, context, gpa, info)
 

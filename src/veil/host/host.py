@@ -15,7 +15,7 @@ from veil.host.counters import Counters
 from veil.host.cpuid_answers import CpuidAnswers
 from veil.host.enclave_contexts import EnclaveContexts
 from veil.host.errors import HostError
-from veil.host.observer_events import PageStateEvent, VmplSwitchEvent
+from veil.host.observer_events import PageStateEvent, VmplEntryEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state
 from veil.host.protection import Protection
 from veil.host.vcpu import Hold, RunState, Vcpu
@@ -143,6 +143,12 @@ class Host:
         if self.on_event is not None:
             self.on_event(VmplSwitchEvent(vcpu.index, context.vmpl, vmpl))
         return True
+
+    def enter(self, vcpu: Vcpu, vmpl: int) -> None:
+        """The VCPU leaves the kernel for a more privileged level that it has, which the kernel has not asked for."""
+        if self.on_event is not None and vcpu.current is not None:
+            self.on_event(VmplEntryEvent(vcpu.index, vcpu.current.vmpl, vmpl))
+        vcpu.start(vmpl)
 
     def enter_enclave(self, vcpu: Vcpu, context: Context, vmsa: int) -> bool:
         """The kernel wants a context of VMPL 2 run in its place; False if that is not to be."""

@@ -293,7 +293,7 @@ class Hypervisor(Host):
             for vcpu in self.vcpus:
                 if self.kernel_end.may_enter(vcpu, MONITOR_VMPL):
                     self._channel.entered()
-                    vcpu.start(MONITOR_VMPL)
+                    self.enter(vcpu, MONITOR_VMPL)
                     turns.vcpu = vcpu
                     self._scheduler.prefer(vcpu)
                     return
@@ -305,7 +305,7 @@ class Hypervisor(Host):
         vcpu = self.pulse.choose(now, able if self.kernel_vmpl > SERVICE_VMPL else ())
         if vcpu is None:
             return False
-        vcpu.start(SERVICE_VMPL)
+        self.enter(vcpu, SERVICE_VMPL)
         self._scheduler.prefer(vcpu)
         return True
 

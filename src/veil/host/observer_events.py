@@ -15,6 +15,7 @@ __all__ = [
     "GhcbEvent",
     "GhcbMsrEvent",
     "PageStateEvent",
+    "VmplEntryEvent",
     "VmplSwitchEvent",
 ]
 
@@ -67,6 +68,13 @@ class PageStateEvent(Event):
 @dataclass(frozen=True, slots=True)
 class VmplSwitchEvent(Event):
     """The VCPU goes on at another VMPL, on the guest's request."""
+
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmplEntryEvent(Event):
+    """The host leaves the kernel for a more privileged level of the VCPU, without a request."""
 
     target: int
 

@@ -17,6 +17,7 @@ from veil.formats.domains import ENCLAVE_VMPL, MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
+from veil.formats.svsm_calls import ServicesCall
 from veil.guest.driver.build import driver_sources
 from veil.monitor.protocols import services_setup
 from veil.monitor.svsm_call import ResultCode
@@ -37,7 +38,7 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
 NUMBERS = {
     "ENCLAVE_VMPL": ENCLAVE_VMPL,
     "MONITOR_VMPL": MONITOR_VMPL,
-    "REGISTER_BLOCK": services_setup.ServicesCall.REGISTER_BLOCK,
+    "REGISTER_BLOCK": ServicesCall.REGISTER_BLOCK,
     "RUN_CONTEXT_SHIFT": RUN_CONTEXT_SHIFT,
     "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,
     "RUN_VMPL_RESPONSE": MsrResponse.RUN_VMPL,

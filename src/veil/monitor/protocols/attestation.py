@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import ctypes
-import enum
 import uuid
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.services_manifest import NONCE_BYTES
+from veil.formats.svsm_calls import AttestationCall, SvsmProtocol
 from veil.monitor.secure_processor import AnswerUnavailable
 from veil.monitor.svsm_call import CallError, ResultCode, SvsmRequest, SvsmResult
 from veil.snp.layouts import check_offsets
@@ -23,20 +23,13 @@ if TYPE_CHECKING:
     from veil.monitor.page_book import PageBook
     from veil.snp.view import View
 
-__all__ = ["AttestationCall", "AttestationProtocol"]
+__all__ = ["AttestationProtocol"]
 
 _U16, _U32, _U64, _U8 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint8
 
 #: What Linux takes at most (SEV_FW_BLOB_MAX_SIZE).
 _MAX_CERTIFICATES = 0x4000
 _NO_CERTIFICATES = bytes(24)
-
-
-class AttestationCall(enum.IntEnum):
-    """Call numbers."""
-
-    SERVICES = 0
-    SINGLE_SERVICE = 1
 
 
 class _Operation(ctypes.LittleEndianStructure):
@@ -91,7 +84,7 @@ _INVALID_PARAMETER = ResultCode.INVALID_PARAMETER
 class AttestationProtocol:
     """Copies the request once, checks all of it, then asks the secure processor."""
 
-    number = 1
+    number = int(SvsmProtocol.ATTESTATION)
     versions = (1, 1)
 
     def __init__(self, attestation: Attestation, book: PageBook, view: View, hosts: Mapping[int, Ghcb]) -> None:

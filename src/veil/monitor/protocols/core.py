@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from veil.formats.svsm_calls import CoreCall, SvsmProtocol
 from veil.monitor.protocols import core_memory, core_vcpu
 from veil.monitor.svsm_call import ResultCode, SvsmRequest, SvsmResult
 
@@ -14,28 +14,15 @@ if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
-__all__ = ["CoreCall", "CoreProtocol"]
+__all__ = ["CoreProtocol"]
 
 _Handler = Callable[["MonitorState", "View", SvsmRequest], SvsmResult]
-
-
-class CoreCall(enum.IntEnum):
-    """Call numbers."""
-
-    REMAP_CA = 0
-    PVALIDATE = 1
-    CREATE_VCPU = 2
-    DELETE_VCPU = 3
-    DEPOSIT_MEM = 4
-    WITHDRAW_MEM = 5
-    QUERY_PROTOCOL = 6
-    CONFIGURE_VTOM = 7
 
 
 class CoreProtocol:
     """Dispatches. DEPOSIT_MEM and WITHDRAW_MEM are optional: this monitor never asks the kernel for memory."""
 
-    number = 0
+    number = int(SvsmProtocol.CORE)
     versions = (1, 1)
 
     def __init__(self, state: MonitorState, view: View) -> None:

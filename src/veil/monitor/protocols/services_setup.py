@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import enum
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import SERVICE_VMPL, Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import BLOCK_ENTRY
+from veil.formats.svsm_calls import ServicesCall, SvsmProtocol
 from veil.formats.termination import MonitorReason
 from veil.monitor.errors import MonitorError
 from veil.monitor.page_book import Owner
@@ -21,22 +21,15 @@ if TYPE_CHECKING:
     from veil.monitor.state import MonitorState
     from veil.snp.view import View
 
-__all__ = ["MAX_BLOCK_PAGES", "ServicesCall", "ServicesProtocol"]
+__all__ = ["MAX_BLOCK_PAGES", "ServicesProtocol"]
 
 MAX_BLOCK_PAGES = 16
-
-
-class ServicesCall(enum.IntEnum):
-    """Call numbers."""
-
-    REGISTER_BLOCK = 0
-    """RCX: page, RDX: number of pages (0: no block any more) of this VCPU's request block."""
 
 
 class ServicesProtocol:
     """Keeps request blocks validated memory that VMPL 1 can reach, as long as they are registered."""
 
-    number = 16
+    number = int(SvsmProtocol.SERVICES)
     versions = (1, 1)
 
     def __init__(self, state: MonitorState, view: View) -> None:
