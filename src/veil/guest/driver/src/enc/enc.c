@@ -202,11 +202,12 @@ void veil_enc_end(void)
 
 int veil_enc_state(char *text, size_t size)
 {
-	struct veil_paging_state paging;
+	struct veil_paging_state paging = {};
 
 	if (!wanted)
 		return 0;
-	veil_enclave_paging_state(&paging);
+	veil_enclave_reclaim_state(&paging);
+	veil_enclave_return_state(&paging);
 	return scnprintf(text, size,
 			 " enclaves %lld made %lld entries %lld pages %ld reclaimed %lld returned %lld paging %lld",
 			 atomic64_read(&present), atomic64_read(&made), veil_enclave_entries(), veil_enclaves_pages(),

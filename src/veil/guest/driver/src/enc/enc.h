@@ -73,10 +73,10 @@ int veil_enc_state(char *text, size_t size);
 int veil_enclave_ask(enum veil_enclave_call call, const struct veil_pages *pages, const void *body, size_t length,
 		     void *answer, size_t room, size_t *answered);
 
-/* memory.c */
-/* An error pointer if there are too few, whoever they are taken from. The list is to be freed with kvfree; the pages are the
- * enclave's until the service gives them back. The enclave's lock is held. */
-struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count);
+/* memory.c: knows none of the files below */
+/* One page or more of the kernel's become the enclave's, at most so many; false if the kernel has none. The enclave's lock is
+ * held. */
+bool veil_enclave_attach_run(struct veil_enclave *enclave, struct veil_pages *pages, size_t most);
 /* Those that the service never had; the list too. */
 void veil_enclave_free_pages(struct veil_enclave *enclave, struct veil_pages *pages);
 /* All pages of the enclave. */
@@ -87,26 +87,22 @@ void *veil_enclave_page(const struct veil_pages *pages, size_t at);
 /* That all enclaves have. */
 long veil_enclaves_pages(void);
 
-/* make.c */
-int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
-int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add *add);
-int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
-/* Pages whose content does not matter; the enclave's lock is held. */
-int veil_enclave_donate(struct veil_enclave *enclave, u64 count);
-/* Gives everything back. */
-void veil_enclave_destroy(struct veil_enclave *enclave);
+/* away.c */
+/* The page, encrypted, is the kernel's; the enclave has it at this address. */
+void veil_enclave_keep_away(struct veil_enclave *enclave, u64 address, struct page *page);
+bool veil_enclave_is_away(struct veil_enclave *enclave, u64 address);
+int veil_enclave_read_away(struct veil_enclave *enclave, u64 address, void *to);
+void veil_enclave_forget_away(struct veil_enclave *enclave, u64 address);
+void veil_enclave_free_away(struct veil_enclave *enclave);
 
-/* paging.c */
 struct veil_paging_state {
 	u64 reclaimed, returned, requests;
 };
 
+/* reclaim.c */
 /* Pages of the enclave that are to be the kernel's again, its lock is held; gives how many, or an error. */
 long veil_enclave_reclaim(struct veil_enclave *enclave, size_t count);
-/* The page at this address of the enclave comes back, and others that this slot may need next. */
-int veil_enclave_return(struct veil_enclave *enclave, u32 slot, u64 address);
-void veil_enclave_free_away(struct veil_enclave *enclave);
-void veil_enclave_paging_state(struct veil_paging_state *state);
+void veil_enclave_reclaim_state(struct veil_paging_state *state);
 
 /* pressure.c */
 int veil_enclave_pressure_begin(void);
@@ -117,6 +113,25 @@ void veil_enclave_forget(struct veil_enclave *enclave);
 long veil_enclaves_reclaim(struct veil_enclave *own, size_t count);
 /* For pages that an enclave gets now, if memory is short. */
 void veil_enclaves_make_room(struct veil_enclave *own, size_t count);
+
+/* allocate.c */
+/* An error pointer if there are too few. The list is to be freed with kvfree; the pages are the enclave's until the service
+ * gives them back. The enclave's lock is held. */
+struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count);
+
+/* return.c */
+/* The page at this address of the enclave comes back, and others that this slot may need next. */
+int veil_enclave_return(struct veil_enclave *enclave, u32 slot, u64 address);
+void veil_enclave_return_state(struct veil_paging_state *state);
+
+/* make.c */
+int veil_enclave_create(struct veil_enclave *enclave, struct veil_enclave_create *create);
+int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add *add);
+int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
+/* Pages whose content does not matter; the enclave's lock is held. */
+int veil_enclave_donate(struct veil_enclave *enclave, u64 count);
+/* Gives everything back. */
+void veil_enclave_destroy(struct veil_enclave *enclave);
 
 /* run.c */
 int veil_enclave_enter(struct veil_enclave *enclave, struct veil_enclave_enter *enter);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Pages of enclaves: the kernel's own, in long runs if it has any, for one request to VeilMon names runs. */
-#include <linux/err.h>
 #include <linux/gfp.h>
 #include <linux/mm.h>
 #include <linux/pfn.h>
@@ -10,8 +9,6 @@
 #include "enc.h"
 
 #define LARGEST_ORDER 9
-/* What goes from an enclave takes as much memory until it is swapped. */
-#define TRIES 4
 
 static atomic_long_t all_pages;
 
@@ -67,34 +64,6 @@ void veil_enclave_free_pages(struct veil_enclave *enclave, struct veil_pages *pa
 	kvfree(pages);
 }
 
-struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count)
-{
-	struct veil_pages *pages = veil_pages_new(count * PAGE_SIZE);
-	int tries = 0;
-
-	if (IS_ERR(pages))
-		return pages;
-	veil_enclaves_make_room(enclave, count);
-	while (pages->count < count) {
-		unsigned int order, at;
-		struct page *page = allocate_run(count - pages->count, &order);
-
-		if (!page && tries++ < TRIES && veil_enclaves_reclaim(enclave, count) > 0)
-			continue;
-		if (!page) {
-			veil_enclave_free_pages(enclave, pages);
-			return ERR_PTR(-ENOMEM);
-		}
-		for (at = 0; at < 1u << order; at++) {
-			if (attach(enclave, page + at))
-				pages->gpas[pages->count++] = PFN_PHYS(page_to_pfn(page + at));
-			else
-				put_page(page + at);
-		}
-	}
-	return pages;
-}
-
 void veil_enclave_free(struct veil_enclave *enclave)
 {
 	unsigned long pfn;
@@ -102,6 +71,22 @@ void veil_enclave_free(struct veil_enclave *enclave)
 
 	xa_for_each(&enclave->pages, pfn, entry) put_page(veil_enclave_detach(enclave, PFN_PHYS(pfn)));
 	xa_destroy(&enclave->pages);
+}
+
+bool veil_enclave_attach_run(struct veil_enclave *enclave, struct veil_pages *pages, size_t most)
+{
+	unsigned int order, at;
+	struct page *page = allocate_run(most, &order);
+
+	if (!page)
+		return false;
+	for (at = 0; at < 1u << order; at++) {
+		if (attach(enclave, page + at))
+			pages->gpas[pages->count++] = PFN_PHYS(page_to_pfn(page + at));
+		else
+			put_page(page + at);
+	}
+	return true;
 }
 
 void *veil_enclave_page(const struct veil_pages *pages, size_t at)

@@ -5,26 +5,12 @@
  * What the image says of arguments, environment and files is enforced inside the enclave; here all is passed.
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "starter.h"
 
 extern char **environ;
-
-void fail(const char *what, int error)
-{
-	fprintf(stderr, "veil-enclave: %s: %s\n", what, strerror(error));
-	_exit(STARTER_FAILED);
-}
-
-void refuse(const char *what)
-{
-	fprintf(stderr, "veil-enclave: %s\n", what);
-	_exit(STARTER_FAILED);
-}
 
 /* As programs are called: /tmp/busybox.enclave is busybox. */
 static char *program_name(const char *path)
