@@ -10,7 +10,7 @@ import pytest
 
 from tests.host.fakes import GHCB, VMSA, Guest, Step
 from veil.host import GuestHung, RunResult
-from veil.host.guest_share import ACTIONS, GUEST_SHARE
+from veil.host.channel_turns import ACTIONS, KERNEL_SHARE
 from veil.host.service_pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
@@ -82,7 +82,7 @@ def test_a_busy_guest_keeps_more_than_half() -> None:
     share = guest.time_of("guest") / guest.now
     assert 0.59 < share < 0.62
     # And VeilMon is kept waiting no longer than that.
-    assert guest.platform.channel.entries >= 1000 / 2 / (1 + GUEST_SHARE) - 1
+    assert guest.platform.channel.entries >= 1000 / 2 / (1 + KERNEL_SHARE) - 1
 
 
 def test_however_long_a_turn_takes() -> None:

@@ -19,9 +19,9 @@ from veil.formats.kci import KCI_GUID
 from veil.formats.kci_status import UserCall as KciCall
 from veil.formats.log import LOG_GUID, UserCall
 from veil.formats.monitor_calls import MonitorCall
-from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.roles import Call, Role, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE
-from veil.formats.status import Status
+from veil.formats.status import Refused, Status
 from veil.monitor.channel.user_requests import Requests
 from veil.monitor.parameters import MonitorParameters
 from veil.remote.channel.client import ChannelClient, RequestFailed
@@ -122,7 +122,7 @@ def test_each_call_in_each_role(bench: Bench, asked: tuple[uuid.UUID, int], iden
 
 @pytest.mark.parametrize("role", Role)
 def test_nobody_may_make_a_call_that_is_not_declared(bench: Bench, role: Role) -> None:
-    with pytest.raises(NotAdmitted) as caught:
+    with pytest.raises(Refused) as caught:
         admit({}, 0, role, "VeilMon")
     assert caught.value.status == Status.UNKNOWN_CALL
     identity = {Role.ANYONE: None, Role.READER: READER, Role.OWNER: OWNER}[role]

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from veil.formats.status import Status
+from veil.formats.status import Refused, Status
 
-__all__ = ["Call", "NotAdmitted", "Role", "admit"]
+__all__ = ["Call", "Role", "User", "admit"]
 
 _Handler = TypeVar("_Handler")
 
@@ -25,6 +26,14 @@ class Role(enum.IntEnum):
     """The CVM was launched with their key as an owner's."""
 
 
+@dataclass(frozen=True)
+class User:
+    """The one who asks, as VeilMon says. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
+
+    fingerprint: bytes | None
+    role: Role
+
+
 class Call(NamedTuple, Generic[_Handler]):
     """A call that users may make: the least role that it takes, and who answers it.
 
@@ -35,14 +44,6 @@ class Call(NamedTuple, Generic[_Handler]):
     handler: _Handler
 
 
-class NotAdmitted(Exception):
-    """Nobody may make this call, or not this user: a status, and a line of text."""
-
-    def __init__(self, status: Status, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 _ONLY = {Role.READER: "a reader or an owner", Role.OWNER: "an owner"}
 
 
@@ -50,11 +51,11 @@ def admit(calls: Mapping[int, Call[_Handler]], number: int, role: Role, of: str)
     """The handler of a call, if a user of this role may make it; `of` says for people whose call it is.
 
     The one check of who may ask what, for VeilMon's calls and for those of all services. What is not declared nobody
-    may ask. Raises NotAdmitted.
+    may ask. Raises Refused.
     """
     declared = calls.get(number)
     if declared is None:
-        raise NotAdmitted(Status.UNKNOWN_CALL, f"{of} has no call {number}")
+        raise Refused(Status.UNKNOWN_CALL, f"{of} has no call {number}")
     if role < declared.role:
-        raise NotAdmitted(Status.NOT_ALLOWED, f"only {_ONLY[declared.role]} of this CVM may make call {number} of {of}")
+        raise Refused(Status.NOT_ALLOWED, f"only {_ONLY[declared.role]} of this CVM may make call {number} of {of}")
     return declared.handler

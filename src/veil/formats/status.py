@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Status"]
+__all__ = ["Refused", "Status"]
 
 
 class Status(enum.IntEnum):
@@ -21,3 +21,11 @@ class Status(enum.IntEnum):
     """Not now; the body says why."""
     FULL = 6
     """There is no room; ask again when somebody has made some."""
+
+
+class Refused(Exception):
+    """A request ends with this status and a line of text."""
+
+    def __init__(self, status: Status, why: str) -> None:
+        super().__init__(why)
+        self.status = status

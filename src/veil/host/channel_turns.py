@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When users of the channel get the machine: in turns, each followed by as much time for the guest.
+"""When users of the channel get the machine: in turns, each followed by time for the kernel.
 
 Anyone who can connect to the host can give VeilMon work without end. Its work is part of a turn: what the users'
-connections had for the hypervisor's thread, then VeilMon, until it has the guest run again. Both do a bounded amount
-and leave the rest for the next turn. After one the guest runs at least `GUEST_SHARE` times as long, unless it sleeps.
+connections had for the hypervisor's thread, then VeilMon, until it has the kernel run again. Both do a bounded amount
+and leave the rest for the next turn. After one the kernel runs at least `KERNEL_SHARE` times as long, unless it sleeps.
 What the listener's thread needed since the last turn counts, too: the computer may have one core for both.
 """
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from veil.host.vcpu import Vcpu
 
-__all__ = ["ACTIONS", "GUEST_SHARE", "ChannelTurns"]
+__all__ = ["ACTIONS", "KERNEL_SHARE", "ChannelTurns"]
 
 #: What is done at most for users' connections in a turn, before VeilMon is entered.
 ACTIONS = 64
-#: How long the guest runs after a turn, for each nanosecond of the turn. More than one, because a turn costs the
-#: guest more than its time: what it had in the computer's caches.
-GUEST_SHARE = 1.5
+#: How long the kernel runs after a turn, for each nanosecond of the turn. More than one, because a turn costs the
+#: kernel more than its time: what it had in the computer's caches.
+KERNEL_SHARE = 1.5
 #: A turn that took longer (a computer that slept) counts as this.
 _MAX_SINGLE_NS = 250_000_000
 
@@ -44,7 +44,7 @@ class ChannelTurns:
         self._beside = self._paid = 0
         #: on which VCPU VeilMon is at it
         self.vcpu: Vcpu | None = None
-        #: the next turn begins no earlier, if the guest has something to do
+        #: the next turn begins no earlier, if the kernel has something to do
         self.not_before = 0
         self.count = 0
 
@@ -83,9 +83,9 @@ class ChannelTurns:
             self._took += self._clock() - begin
 
     def end(self) -> None:
-        """The guest runs again."""
+        """The kernel runs again."""
         self.vcpu = None
         beside = self._beside
         took = min(self._took, _MAX_SINGLE_NS) + min(beside - self._paid, _MAX_SINGLE_NS)
         self._paid = beside
-        self.not_before = self._clock() + int(took * GUEST_SHARE)
+        self.not_before = self._clock() + int(took * KERNEL_SHARE)

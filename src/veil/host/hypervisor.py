@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.ghcb import MSR_INFO_MASK
 from veil.formats.launch_digest import PageType
+from veil.host.channel_turns import ChannelTurns
 from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, HostError, LaunchRefused
 from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
-from veil.host.guest_share import ChannelTurns
 from veil.host.host import Host
 from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
 from veil.host.machine_switches import MachineSwitches

@@ -29,7 +29,7 @@ from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
 if TYPE_CHECKING:
     from veil.monitor.contexts import VcpuContexts
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.services_mailbox import ServiceDomain
+    from veil.monitor.services_mailbox import ServicesMailbox
     from veil.monitor.state import MonitorState
 
 __all__ = ["decide_refusal", "is_refusal"]
@@ -56,7 +56,7 @@ def is_refusal(state: MonitorState, host: Ghcb, vcpu: VcpuContexts) -> bool:
 
 
 def decide_refusal(
-    state: MonitorState, domain: ServiceDomain, host: Ghcb, vcpu: VcpuContexts
+    state: MonitorState, mailbox: ServicesMailbox, host: Ghcb, vcpu: VcpuContexts
 ) -> Generator[None, None, None]:
     """Ask who guards the page, and do what he says. A VCPU that must not go on has no SVME from here on: no VMRUN
     enters it, whatever the host tries, and an honest one says where it stopped."""
@@ -70,7 +70,7 @@ def decide_refusal(
     vcpu.unfinished = vcpu.deciding = gpa
     try:
         vmsa = Vmsa.from_buffer_copy(view.read(gpa, PAGE_SIZE))
-        verdict = yield from _ask(state, domain, host, vcpu, gpa, vmsa)
+        verdict = yield from _ask(state, mailbox, host, vcpu, gpa, vmsa)
         if verdict is None or _apply(host, vmsa, verdict):
             fields = [(getattr(Vmsa, name).offset, getattr(vmsa, name)) for name in (*_GPRS, "rip", "rflags", "cr2")]
             view.write_fields(gpa, [*fields, (Vmsa.efer.offset, efer | _SVME)])
@@ -82,7 +82,7 @@ def decide_refusal(
 
 
 def _ask(
-    state: MonitorState, domain: ServiceDomain, host: Ghcb, vcpu: VcpuContexts, gpa: int, vmsa: Vmsa
+    state: MonitorState, mailbox: ServicesMailbox, host: Ghcb, vcpu: VcpuContexts, gpa: int, vmsa: Vmsa
 ) -> Generator[None, None, Verdict | None]:
     """None: the context goes on as it is."""
     hearing = state.hearing
@@ -98,7 +98,7 @@ def _ask(
         return Verdict.refuse()
     access = RefusedAccess(vcpu.apic_id, gpa, vmsa.exit_info_2, info, owner, _registers(vmsa))
     try:
-        status, body = yield from domain.request(
+        status, body = yield from mailbox.request(
             host, vcpu.apic_id, BlockRequest(SERVICES_DOMAIN, DomainCall.ACCESS_REFUSED, access.pack())
         )
         return Verdict.parse(body) if status == Status.OK else Verdict.refuse()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from veil.monitor.service_events import Hearing
     from veil.snp.view import View
 
-__all__ = ["ServiceDomain", "ServicesUnavailable"]
+__all__ = ["ServicesMailbox", "ServicesUnavailable"]
 
 _TRIES = 64
 _TICKETS = 1 << 32
@@ -38,7 +38,7 @@ class ServicesUnavailable(Exception):
     """The services' domain did not answer; one line why."""
 
 
-class ServiceDomain:
+class ServicesMailbox:
     """One request at a time, from whichever VCPU VeilMon runs on."""
 
     def __init__(self, view: View, parameters: MonitorParameters, grants: Grants) -> None:

@@ -26,7 +26,7 @@ from veil.monitor.protocols.core import CoreProtocol
 from veil.monitor.protocols.services_setup import ServicesProtocol
 from veil.monitor.refused_accesses import decide_refusal, is_refusal
 from veil.monitor.secure_processor import GuestMessages
-from veil.monitor.services_mailbox import ServiceDomain, ServicesUnavailable
+from veil.monitor.services_mailbox import ServicesMailbox, ServicesUnavailable
 from veil.monitor.state import MonitorState
 from veil.monitor.svsm_dispatch import Served, Unfinished, answer, finish
 from veil.snp.errors import RmpViolation, SnapshotError
@@ -54,7 +54,7 @@ class VeilMon:
         self._messages: GuestMessages | None = None
         self._channel: ChannelLink | None = None
         self._grants: Grants | None = None
-        self._services: ServiceDomain | None = None
+        self._mailbox: ServicesMailbox | None = None
 
     @property
     def state(self) -> MonitorState:
@@ -108,7 +108,7 @@ class VeilMon:
             raise SnapshotError("VeilMon has not finished its boot: run the machine on, then save it")
         unfinished = any(vcpu.unfinished is not None for vcpu in self.domains.vcpus)
         granting = self._grants is not None and self._grants.busy
-        telling = self._services is not None and self._services.busy
+        telling = self._mailbox is not None and self._mailbox.busy
         if self._messages.busy or self._channel.working or unfinished or granting or telling:
             raise SnapshotError("VeilMon waits for the host in the middle of a call: run the machine on, then save it")
         saved = {
@@ -154,7 +154,7 @@ class VeilMon:
             vcpu.contexts[Domain.SER].add(vmsa)
             yield from host.create_vcpu(vcpu.apic_id, SERVICE_VMPL, vmsa, state.sev_features)
         try:
-            state.know_services((yield from self._service_domain(cpu).describe(host)))
+            state.know_services((yield from self._services_mailbox(cpu).describe(host)))
         except ServicesUnavailable as error:
             raise MonitorError(MonitorReason.BAD_SERVICES, f"the services did not start: {error}") from error
 
@@ -183,7 +183,7 @@ class VeilMon:
         state.protocols[AttestationProtocol.number] = AttestationProtocol(
             attestation, state.book, cpu.view, self._hosts
         )
-        domain = self._service_domain(cpu)
+        domain = self._services_mailbox(cpu)
         assert self._grants is not None
         self._grants.messages = messages
         requests = Requests(attestation, domain, state.services, self.describe)
@@ -192,11 +192,11 @@ class VeilMon:
         )
         return self._channel
 
-    def _service_domain(self, cpu: HostedCpu) -> ServiceDomain:
-        if self._grants is None or self._services is None:
+    def _services_mailbox(self, cpu: HostedCpu) -> ServicesMailbox:
+        if self._grants is None or self._mailbox is None:
             self._grants = Grants(self.state)
-            self._services = ServiceDomain(cpu.view, self.state.parameters, self._grants)
-        return self._services
+            self._mailbox = ServicesMailbox(cpu.view, self.state.parameters, self._grants)
+        return self._mailbox
 
     def describe(self) -> dict[str, Any]:
         """The answer to STATUS."""
@@ -245,7 +245,7 @@ class VeilMon:
             elif outcome is _DONE:
                 continue
             elif is_refusal(state, host, vcpu):
-                yield from decide_refusal(state, self._service_domain(cpu), host, vcpu)
+                yield from decide_refusal(state, self._services_mailbox(cpu), host, vcpu)
             elif channel.due:
                 # The host came by itself, and once for what users sent: passed over, they would wait for good.
                 yield from channel.work(host, vcpu.apic_id)
@@ -254,4 +254,4 @@ class VeilMon:
         """The services hear what was done for the kernel."""
         hearing = self.state.hearing
         if hearing is not None and hearing.waits:
-            yield from self._service_domain(cpu).tell(self._hosts[vcpu.apic_id], vcpu.apic_id, hearing)
+            yield from self._services_mailbox(cpu).tell(self._hosts[vcpu.apic_id], vcpu.apic_id, hearing)

@@ -9,33 +9,16 @@ from __future__ import annotations
 import abc
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias, final
 
 from veil.formats.page_owners import Owner
-from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.roles import Call, User, admit
 from veil.formats.service_events import Event, RefusedAccess, Report, Verdict
 from veil.formats.service_settings import ServiceSettings
-from veil.formats.status import Status
+from veil.formats.status import Refused, Status
 from veil.services.context import Asking, ServiceContext, ServiceMemory
 
 __all__ = ["KernelRequest", "Refused", "Service", "User", "UserHandler"]
-
-
-class Refused(Exception):
-    """A request ends with this status and a line of text."""
-
-    def __init__(self, status: Status, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class User:
-    """A remote user, as VeilMon says. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
-
-    fingerprint: bytes | None
-    role: Role
 
 
 #: A method: service, user, body -> answer, or a generator if VeilMon is needed for it.
@@ -106,11 +89,7 @@ class Service(abc.ABC):
     @final
     def answer_user(self, user: User, call: int, body: bytes) -> bytes | Asking[bytes]:
         """Answer a request that came over the secure channel, by `user_calls`, or raise Refused."""
-        try:
-            handler = admit(self.user_calls, call, user.role, f"the service {self.name}")
-        except NotAdmitted as refusal:
-            raise Refused(refusal.status, str(refusal)) from None
-        return handler(self, user, body)
+        return admit(self.user_calls, call, user.role, f"the service {self.name}")(self, user, body)
 
     def heard(self, report: Report) -> None:  # noqa: B027
         """VeilMon did this for the kernel, which waits: events of the kinds in `hears`, in their order.

@@ -21,7 +21,7 @@ from veil.formats.channel import (
     pack_response,
 )
 from veil.formats.errors import FormatError
-from veil.formats.roles import Role
+from veil.formats.roles import Role, User
 from veil.monitor.channel.bounds import (
     MAX_BACKLOG,
     MAX_HANDSHAKE_BYTES,
@@ -31,7 +31,6 @@ from veil.monitor.channel.bounds import (
     MIN_HANDSHAKE_STEP,
 )
 from veil.monitor.channel.tls import TlsEnd, TlsFailed
-from veil.monitor.channel.user_requests import User
 
 __all__ = ["Connection", "Rank"]
 

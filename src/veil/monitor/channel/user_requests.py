@@ -6,15 +6,14 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from veil.formats.channel import Request, Response
 from veil.formats.monitor_calls import AttestedAnswer, MonitorCall
 from veil.formats.request_block import BlockRequest
-from veil.formats.roles import Call, NotAdmitted, Role, admit
+from veil.formats.roles import Call, Role, User, admit
 from veil.formats.services_manifest import CHANNEL_SERVICE, NONCE_BYTES
-from veil.formats.status import Status
+from veil.formats.status import Refused, Status
 from veil.monitor.secure_processor import AnswerUnavailable
 from veil.monitor.services_mailbox import ServicesUnavailable
 
@@ -22,25 +21,9 @@ if TYPE_CHECKING:
     from veil.formats.service_domain import ServiceInfo
     from veil.monitor.attestation import Attestation
     from veil.monitor.ghcb import Ghcb
-    from veil.monitor.services_mailbox import ServiceDomain
+    from veil.monitor.services_mailbox import ServicesMailbox
 
-__all__ = ["RequestRefused", "Requests", "User"]
-
-
-@dataclass(frozen=True)
-class User:
-    """The one who asks. `fingerprint`: SHA-256 of the public key proved in the handshake, if any."""
-
-    fingerprint: bytes | None
-    role: Role
-
-
-class RequestRefused(Exception):
-    """A request ends with this status and a line of text."""
-
-    def __init__(self, status: Status, why: str) -> None:
-        super().__init__(why)
-        self.status = status
+__all__ = ["Requests"]
 
 
 class Requests:
@@ -49,12 +32,12 @@ class Requests:
     def __init__(
         self,
         attestation: Attestation,
-        domain: ServiceDomain,
+        mailbox: ServicesMailbox,
         services: Sequence[ServiceInfo],
         status: Callable[[], dict[str, Any]],
     ) -> None:
         self._attestation = attestation
-        self._domain = domain
+        self._mailbox = mailbox
         self._services: dict[uuid.UUID, ServiceInfo] = {service.guid: service for service in services}
         self._status = status
 
@@ -67,10 +50,10 @@ class Requests:
             else:
                 service = self._services.get(request.service)
                 if service is None:
-                    raise RequestRefused(Status.UNKNOWN_SERVICE, f"there is no service {request.service}")
+                    raise Refused(Status.UNKNOWN_SERVICE, f"there is no service {request.service}")
                 return (yield from self._ask_service(host, vcpu, service, user, request))
             return Response(request.number, Status.OK, body)
-        except (RequestRefused, NotAdmitted) as refusal:
+        except Refused as refusal:
             return Response(request.number, refusal.status, str(refusal).encode())
 
     def _ping(self, host: Ghcb, body: bytes) -> Generator[None, None, bytes]:
@@ -83,12 +66,12 @@ class Requests:
 
     def _attest(self, host: Ghcb, nonce: bytes) -> Generator[None, None, bytes]:
         if len(nonce) != NONCE_BYTES:
-            raise RequestRefused(Status.BAD_REQUEST, f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+            raise Refused(Status.BAD_REQUEST, f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
         manifest = self._attestation.services_manifest()
         try:
             evidence = yield from self._attestation.attest(host, nonce, manifest)
         except AnswerUnavailable as error:
-            raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
+            raise Refused(Status.UNAVAILABLE, str(error)) from error
         certificates = evidence.certificates.rstrip(b"\0")
         return AttestedAnswer(evidence.report, manifest, certificates).pack()
 
@@ -103,11 +86,11 @@ class Requests:
     def _ask_service(
         self, host: Ghcb, vcpu: int, service: ServiceInfo, user: User, request: Request
     ) -> Generator[None, None, Response]:
-        if len(request.body) > self._domain.room:
-            raise RequestRefused(Status.BAD_REQUEST, f"a request to a service has at most {self._domain.room} bytes")
+        if len(request.body) > self._mailbox.room:
+            raise Refused(Status.BAD_REQUEST, f"a request to a service has at most {self._mailbox.room} bytes")
         asked = BlockRequest(service.number, request.call, request.body, user_key=user.fingerprint, role=user.role)
         try:
-            status, body = yield from self._domain.request(host, vcpu, asked)
+            status, body = yield from self._mailbox.request(host, vcpu, asked)
         except ServicesUnavailable as error:
-            raise RequestRefused(Status.UNAVAILABLE, str(error)) from error
+            raise Refused(Status.UNAVAILABLE, str(error)) from error
         return Response(request.number, status, body)
