@@ -43,6 +43,7 @@ OTHERS: dict[str, Any] = {
     "firmware": "debian",
     "initrd": "/initrd.img",
     "append": "console=ttyS0",
+    "igvm": "/guest.igvm",
 }
 #: What there must be for a field to have another value.
 _NEEDED: dict[str, dict[str, Any]] = {
@@ -78,7 +79,7 @@ def test_a_list_is_the_same_value(name: str) -> None:
         make(OTHERS[name][0])
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if name != "identity"])
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("identity", "igvm")])
 def test_each_field_is_in_the_key(name: str) -> None:
     default = Configuration(**_NEEDED.get(name, {}))
     other = dataclasses.replace(default, **{name: OTHERS[name]})
@@ -193,6 +194,24 @@ def test_sizes(text: str | int, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(VeilError, match="is not a size"):
         parse_size(text)
+
+
+def test_an_igvm_file_is_all_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = (Configuration.make(igvm=name, append="for the file", owners=[_KEY]) for name in ("a.igvm", "b.igvm"))
+    assert (one.igvm, one.kernel, one.monitor, one.services) == (str(tmp_path / "a.igvm"), "none", False, None)
+    assert not one.has_agent
+    assert one != other
+    assert one.key() != other.key()
+    assert Configuration.parse(one.pack()) == one
+    more: list[Settings] = [{"kernel": "6.1"}, {"firmware": "debian"}, {"initrd": "initrd.img"}]
+    for settings in more:
+        with pytest.raises(VeilError, match="an IGVM file has all that the guest begins with"):
+            Configuration.make(igvm="a.igvm", **settings)
+    initramfs: list[Settings] = [{"files": {"a": Node.file(b"")}}, {"modules": ["loop"]}, {"driver_options": "x=1"}]
+    for settings in initramfs:
+        with pytest.raises(VeilError, match="has no initramfs of Veil's"):
+            Configuration.make(igvm="a.igvm", **settings)
 
 
 def test_without_a_kernel_firmware_boots_from_a_disk() -> None:

@@ -115,11 +115,18 @@ class FakeProcessor:
         self.log.append(("start", policy))
 
     def launch_update(
-        self, gpa: int, data: bytes, page_type: Any, /, *, vmpl_perms: tuple[int, int, int] = (0, 0, 0)
+        self,
+        gpa: int,
+        data: bytes,
+        page_type: Any,
+        /,
+        *,
+        vmpl_perms: tuple[int, int, int] = (0, 0, 0),
+        large: bool = False,
     ) -> None:
         self.log.append(("update", gpa, len(data), int(page_type), vmpl_perms))
 
-    def launch_update_vmsa(self, gpa: int, vmsa: bytes, /) -> None:
+    def launch_update_vmsa(self, gpa: int, vmsa: bytes, /, *, measured_gpa: int = 0) -> None:
         self.log.append(("vmsa", gpa, len(vmsa)))
 
     def launch_finish(self, *, host_data: bytes = b"") -> None:

@@ -64,20 +64,24 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def snapshot(package: Path, tmp_path: Path) -> Path:
     """Of a machine on which it ran twice."""
-    archive = pack_sources(PACKAGES)
     with Machine(2 << 20) as machine:
-        host, top = machine.host_view(), machine.view(vmpl=0)
-        host.rmpupdate(0, assigned=True, count=machine.memory.pages)
-        for gpa in range(0, machine.memory_size, PAGE_SIZE):
-            top.pvalidate(gpa)
-        top.write(HEADER, hosted_header(ENTRY, archive=(ARCHIVE, len(archive)), parameters=(HEADER, 8)))
-        top.write(ARCHIVE, archive)
-        top.write(VMSA, bytes(Vmsa(vmpl=0, sev_features=1, rip=HEADER, efer=1 << 12)))
-        top.rmpadjust(VMSA, vmpl=1, permissions=0, vmsa=True)
+        _put_program(machine)
         for _ in range(2):
             machine.vmrun(_vmcb(machine))
         machine.save(tmp_path / "snapshot")
     return tmp_path / "snapshot"
+
+
+def _put_program(machine: Machine) -> None:
+    archive = pack_sources(PACKAGES)
+    host, top = machine.host_view(), machine.view(vmpl=0)
+    host.rmpupdate(0, assigned=True, count=machine.memory.pages)
+    for gpa in range(0, machine.memory_size, PAGE_SIZE):
+        top.pvalidate(gpa)
+    top.write(HEADER, hosted_header(ENTRY, archive=(ARCHIVE, len(archive)), parameters=(HEADER, 8)))
+    top.write(ARCHIVE, archive)
+    top.write(VMSA, bytes(Vmsa(vmpl=0, sev_features=1, rip=HEADER, efer=1 << 12)))
+    top.rmpadjust(VMSA, vmpl=1, permissions=0, vmsa=True)
 
 
 def _vmcb(machine: Machine) -> Vmcb:
@@ -298,3 +302,25 @@ def test_lengths_that_no_file_has(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<8sIQ32s", b"VEILSNAP", 1, (1 << 64) - 1, hashlib.sha256(b"").digest()))
     with pytest.raises(SnapshotError, match="damaged"):
         read_snapshot(path)
+
+
+def test_a_program_that_never_ran_is_not_taken_from_memory(snapshot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that says that nobody runs the VMSA: it would be decided at its first VMRUN, as in a fresh machine."""
+    content = read_snapshot(snapshot)
+    at = bytes(content.map_memory().buf).index(b"import os")
+    state = json.loads(content.sections["machine"])
+    state |= {"hosted": {}, "machine_code": []}
+    programs = {name: None for name in content.sections if name.startswith("program:")}
+    _change(snapshot, memory={at: b"print(1)#"}, sections={"machine": json.dumps(state).encode(), **programs})
+    with pytest.raises(SnapshotError, match="'hosted_sample' is not the one that is installed here"):
+        _resume(snapshot)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("package")
+def test_a_machine_without_hosted_code_runs_none() -> None:
+    """Whatever lies at VMPL 0: the image was not the caller's own, and is not trusted."""
+    with Machine(2 << 20, hosted=False) as machine:
+        _put_program(machine)
+        machine.vmrun(_vmcb(machine))
+        assert machine.hosted_program(VMSA) is None

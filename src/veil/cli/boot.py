@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from typing import TYPE_CHECKING
-
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import Console, emit_json, say, tell
 from veil.cli.progress import Progress
 from veil.cli.tool_options import ToolOptions, tool_options
-
-if TYPE_CHECKING:
-    from veil.cvm import ConfidentialVM
+from veil.cli.until_off import run_until_off
 
 __all__ = ["boot"]
 
@@ -27,7 +21,7 @@ _OTHER_DIGEST = (
 
 
 @click.command()
-@cvm_options(initrd=True)
+@cvm_options(initrd=True, igvm=True)
 @tool_options
 @click.option("--console", is_flag=True, help="Show the guest's console while it boots.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with times and counts.")
@@ -37,14 +31,15 @@ def boot(cvm: CvmOptions, tools: ToolOptions, console: bool, as_json: bool) -> N
     The kernel's command line is measured, and --console makes it another one: so is the launch digest. With --append it
     is as you wrote it.
 
-    With --initrd or --kernel none there is nobody in the guest to say that it is up: its console is shown until it
-    switches off, or Ctrl-C. Lines that you type go to its serial port.
+    With --initrd, --igvm or --kernel none there is nobody in the guest to say that it is up: its console is shown until
+    it switches off, or Ctrl-C. Lines that you type go to its serial port.
 
     \b
       veil boot --console
       veil boot --no-monitor --firmware debian --console
       veil boot --no-monitor --firmware OVMF.fd --kernel bzImage --initrd initrd.img --append console=ttyS0
       veil boot --no-monitor --firmware OVMF.fd --kernel none --disk debian.img,tmp --memory 1G
+      veil boot --igvm svsm.igvm --memory 1G
     """
     from veil.cvm import QUIET, ConfidentialVM
     from veil.snp import COUNTER_NAMES
@@ -57,8 +52,7 @@ def boot(cvm: CvmOptions, tools: ToolOptions, console: bool, as_json: bool) -> N
         try:
             try:
                 if not configuration.has_agent:
-                    _forward_lines(vm)
-                    vm.run_until_off(shown.feed)
+                    run_until_off(vm, shown)
                 else:
                     vm.boot(shown.feed if console else None)
             finally:
@@ -81,14 +75,3 @@ def boot(cvm: CvmOptions, tools: ToolOptions, console: bool, as_json: bool) -> N
                     say(_OTHER_DIGEST)
         finally:
             vm.close()
-
-
-def _forward_lines(vm: ConfidentialVM) -> None:
-    """What is typed goes to the guest, line by line, in a thread that ends with this process."""
-
-    def forward() -> None:
-        for line in sys.stdin.buffer:
-            vm.type_in(line)
-
-    if sys.stdin is not None and sys.stdin.isatty():
-        threading.Thread(target=forward, daemon=True).start()

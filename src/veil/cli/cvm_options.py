@@ -53,7 +53,9 @@ _CVM_OPTIONS = (
         help="Start with stock firmware (OVMF) as QEMU does: a file, or Debian's. It checks the kernel by its measured "
         "hash, and starts it.",
     ),
-    click.option("--append", metavar="TEXT", help="With --firmware: the kernel's whole command line."),
+    click.option(
+        "--append", metavar="TEXT", help="With --firmware: the kernel's whole command line; with --igvm: the file's."
+    ),
     click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
 )
 
@@ -109,7 +111,7 @@ _USER_OPTIONS = (
 class CvmOptions:
     """What the command line says of the CVM that is meant.
 
-    `initrd`, and `service` to `reader`: of commands that have them.
+    `initrd`, `igvm`, and `service` to `reader`: of commands that have them.
     """
 
     memory: str
@@ -120,6 +122,7 @@ class CvmOptions:
     firmware: str | None = None
     append: str | None = None
     initrd: str | None = None
+    igvm: str | None = None
     enclaves: bool = False
     kci: str | None = None
     kci_keys: str | None = None
@@ -142,6 +145,7 @@ class CvmOptions:
         more.setdefault("firmware", self.firmware)
         more.setdefault("append", self.append)
         more.setdefault("initrd", self.initrd)
+        more.setdefault("igvm", self.igvm)
         more.setdefault("services", self._services())
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))
@@ -172,10 +176,12 @@ class CvmOptions:
             services = services_from_text([*texts, *self.service])
         except FormatError as error:
             raise WrongValue(str(error)) from error
-        if self.no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
-            raise VeilError("kernel code integrity needs VeilMon: --kci off, or leave out --no-monitor")
-        if self.no_monitor and self.enclaves:
-            raise VeilError("enclaves need VeilMon: leave out --no-monitor")
+        without = "leave out --no-monitor" if self.igvm is None else "an IGVM file comes without it"
+        no_monitor = self.no_monitor or self.igvm is not None
+        if no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
+            raise VeilError(f"kernel code integrity needs VeilMon: --kci off, or {without}")
+        if no_monitor and self.enclaves:
+            raise VeilError(f"enclaves need VeilMon: {without}")
         return services
 
 
@@ -186,11 +192,21 @@ _INITRD_OPTION = click.option(
 )
 
 
-def cvm_options(*, services: bool = False, users: bool = False, initrd: bool = False) -> Callable[[Function], Function]:
+_IGVM_OPTION = click.option(
+    "--igvm",
+    metavar="FILE",
+    help="Launch what is in an IGVM file (pages, VMSAs, policy, ID block) in place of VeilMon and a kernel.",
+)
+
+
+def cvm_options(
+    *, services: bool = False, users: bool = False, initrd: bool = False, igvm: bool = False
+) -> Callable[[Function], Function]:
     """The options that say which CVM is meant; the command gets them as `cvm`, a `CvmOptions`.
 
     `services`: the protected services' settings too; `users`: who is more than a stranger to it; `initrd`: one of the
-    user's own, of commands that need no agent in the guest. All are measured.
+    user's own, and `igvm`, a file with a guest of the user's own: of commands that need no agent in the guest. All are
+    measured.
     """
     declared = (
         *_CVM_OPTIONS,
@@ -198,6 +214,7 @@ def cvm_options(*, services: bool = False, users: bool = False, initrd: bool = F
         *(_SERVICES_OPTIONS if services else ()),
         *(_USER_OPTIONS if users else ()),
         *((_INITRD_OPTION,) if initrd else ()),
+        *((_IGVM_OPTION,) if igvm else ()),
     )
     names = [item.name for item in fields(CvmOptions)]
 

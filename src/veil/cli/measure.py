@@ -16,7 +16,7 @@ __all__ = ["measure"]
 
 
 @click.command()
-@cvm_options(services=True, users=True, initrd=True)
+@cvm_options(services=True, users=True, initrd=True, igvm=True)
 @click.option("--log", "log_file", metavar="FILE", help="Write the launch log: every page's digest, by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def measure(
@@ -29,6 +29,7 @@ def measure(
     \b
       veil measure --memory 1G --vcpus 2
       veil measure --no-monitor --firmware debian --kernel bzImage --initrd initrd.img --append console=ttyS0
+      veil measure --igvm svsm.igvm --memory 1G
       veil attest --connect HOST:PORT --measurement $(veil measure --json | jq -r .launch_digest)
 
     The digest covers what is listed, byte for byte. The CPUID page's contents are not part of an SNP launch digest;

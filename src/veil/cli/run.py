@@ -17,9 +17,10 @@ from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.enclaves.secrets import secrets_for, send_secrets
 from veil.cli.files import read_image
 from veil.cli.option_types import SECONDS, WrongValue
-from veil.cli.output import emit_json, raw
+from veil.cli.output import Console, emit_json, raw, say
 from veil.cli.progress import Progress
 from veil.cli.tool_options import ToolOptions, tool_options
+from veil.cli.until_off import run_until_off
 
 __all__ = ["piped_stdin", "run"]
 
@@ -42,7 +43,7 @@ def piped_stdin() -> Iterator[bytes] | None:
 
 # What comes after the command's name is the command's, be it with "-" or without.
 @click.command(context_settings={"allow_interspersed_args": False})
-@cvm_options()
+@cvm_options(igvm=True)
 @tool_options
 @click.option("--file", "files", multiple=True, metavar="HOST:GUEST", help="Copy a file in before the command runs.")
 @click.option("--get", "gets", multiple=True, metavar="GUEST:HOST", help="Copy a file out after it has run.")
@@ -82,6 +83,9 @@ def run(
       echo hello | veil run -- sha256sum
       veil run --enclave busybox.enclave -- echo shielded
       veil run --enclave busybox.enclave --secret key=key.pem -- sha256sum /run/secrets/key
+      veil run --igvm monitor.igvm
+
+    What an IGVM file has takes no commands: its console is shown until it switches off, as by `veil boot --igvm`.
 
     Exit status: the command's, 128 + N after signal N; 127 if the guest has no such command, 126 if it is not a
     program; 125 if Veil failed, 2 for wrong usage, 130 after Ctrl-C.
@@ -89,6 +93,10 @@ def run(
     from veil.cvm import ConfidentialVM
     from veil.cvm.enclaves import enclave_command, image_place
 
+    if cvm.igvm is not None:
+        if command or files or gets or enclave or secrets or timeout is not None or as_json:
+            raise click.UsageError("nobody in an IGVM file takes commands or files: give --igvm FILE alone")
+        return _run_igvm(cvm, tools)
     put, get = [_pair(item, "--file") for item in files], [_pair(item, "--get") for item in gets]
     image, to_send = None, dict[str, bytes]()
     if enclave is not None:
@@ -137,6 +145,20 @@ def run(
                 }
             )
     return result.exit_status
+
+
+def _run_igvm(cvm: CvmOptions, tools: ToolOptions) -> int:
+    from veil.cvm import ConfidentialVM
+
+    shown = Console(say)
+    with tools.opened() as looking_on:
+        vm = ConfidentialVM(cvm.configuration(), progress=Progress(), tools=looking_on)
+        try:
+            run_until_off(vm, shown)
+        finally:
+            shown.close()
+            vm.close()
+    return 0
 
 
 def _text(data: bytes) -> str | dict[str, str]:

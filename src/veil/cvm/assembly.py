@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from veil.cache import Cache
 from veil.cvm.configuration import NO_KERNEL, Configuration
 from veil.errors import VeilError
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL
 from veil.formats.enclave_settings import ENC_NAME, EncSettings
 from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.kci import KCI_NAME
@@ -20,7 +21,8 @@ from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.tsc import TSC_KHZ
 from veil.guest.driver.build import build_driver, build_intruder, has_headers
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
-from veil.guest.ingredients import ingredients_at_hand, with_firmware
+from veil.guest.igvm.file import IgvmFile, open_igvm
+from veil.guest.ingredients import igvm_ingredient, ingredients_at_hand, with_firmware
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.initramfs.contents import DRIVER_FILE, LOCK_DOWN_FILE, build_initramfs
@@ -29,6 +31,7 @@ from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kerne
 from veil.guest.linux.modules import collect_modules
 from veil.guest.ovmf.metadata import Firmware
 from veil.guest.ovmf.package import open_firmware, read_initrd
+from veil.host import DEFAULT_POLICY
 from veil.image.services_image import ServicesImage
 from veil.snp import Machine, ram_ranges
 
@@ -36,6 +39,7 @@ from veil.snp import Machine, ram_ranges
 if TYPE_CHECKING:
     from veil.image.firmware_image import BootFiles
     from veil.image.launch_image import LaunchImage
+    from veil.snp.cpuid import CpuidEntryValues
 
 __all__ = ["Assembly"]
 
@@ -51,6 +55,8 @@ class Assembly:
     def ingredients(self) -> dict[str, str] | None:
         """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
         chosen = self._configuration
+        if chosen.igvm is not None:
+            return igvm_ingredient(Path(chosen.igvm))
         found = ingredients_at_hand(
             self._cache, chosen.kernel, driver=chosen.services is not None, enclaves=self._makes_enclaves()
         )
@@ -82,10 +88,29 @@ class Assembly:
         name = self._configuration.firmware
         return open_firmware(self._cache, name, self._progress) if name is not None else None
 
+    @functools.cached_property
+    def igvm(self) -> IgvmFile | None:
+        """The IGVM file, read and checked; None if there is none."""
+        name = self._configuration.igvm
+        return open_igvm(Path(name)) if name is not None else None
+
+    @property
+    def kernel_vmpl(self) -> int:
+        """The level that the platform's interrupts are for: the kernel's, or an IGVM file's least privileged one."""
+        if self.igvm is not None:
+            from veil.image.igvm_image import least_privileged_level
+
+            return least_privileged_level(self.igvm)
+        return KERNEL_VMPL if self._configuration.monitor else MONITOR_VMPL
+
     @property
     def firmware_size(self) -> int:
-        """How much memory below 4 GiB it takes."""
+        """How much memory below 4 GiB firmware takes, or an IGVM file."""
         chosen = self._configuration
+        if self.igvm is not None:
+            from veil.image.igvm_image import igvm_memory
+
+            return igvm_memory(self.igvm)
         if self.firmware is None:
             return 0
         from veil.image.firmware_image import firmware_memory
@@ -123,6 +148,8 @@ class Assembly:
 
         chosen = self._configuration
         cpuid = machine.cpuid_entries(chosen.vcpus)
+        if self.igvm is not None:
+            return self._igvm_image(self.igvm, cpuid)
         if self.firmware is not None:
             ram = ram_ranges(chosen.memory, self.firmware_size)
             below = MonitorBelow(chosen.owners, chosen.readers, chosen.services) if chosen.monitor else None
@@ -143,6 +170,23 @@ class Assembly:
             owners=chosen.owners,
             readers=chosen.readers,
             services=self._services(driver),
+        )
+
+    def _igvm_image(self, file: IgvmFile, cpuid: Sequence[CpuidEntryValues]) -> LaunchImage:
+        from veil.image.igvm_image import build_igvm_image
+
+        chosen = self._configuration
+        if file.policy not in (None, chosen.policy) and chosen.policy != DEFAULT_POLICY:
+            raise VeilError(f"{file.name} has a guest policy ({file.policy:#x}): it cannot be {chosen.policy:#x}")
+        if file.identity is not None and chosen.identity is not None:
+            raise VeilError(f"{file.name} has an ID block: there cannot be another one")
+        return build_igvm_image(
+            file,
+            ram=ram_ranges(chosen.memory, self.firmware_size),
+            vcpus=chosen.vcpus,
+            cpuid=cpuid,
+            command_line=chosen.append or "",
+            policy=chosen.policy,
         )
 
     def _initramfs(self, kernel: Kernel, driver: bytes | None) -> bytes:

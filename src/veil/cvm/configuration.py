@@ -57,6 +57,7 @@ class Settings(TypedDict, total=False):
     firmware: str | os.PathLike[str] | None
     initrd: str | os.PathLike[str] | None
     append: str | None
+    igvm: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ class Configuration:
     initrd: str | None = None
     """A file that the firmware gets in place of Veil's initramfs. Nobody can run commands there."""
     append: str | None = None
-    """The whole command line that the firmware gets, in place of Veil's."""
+    """The whole command line that the firmware gets, in place of Veil's; or what an IGVM file asks for as one."""
+    igvm: str | None = None
+    """An IGVM file that has all that the guest begins with, in place of VeilMon, kernel and firmware."""
 
     def __post_init__(self) -> None:
         # Whoever gives a list means the same value, and must not be able to change it afterwards.
@@ -124,9 +127,11 @@ class Configuration:
             raise VeilError("without a monitor a CVM has no services, owners or readers")
         if len(self.disks) > MAX_DISKS:
             raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
-        if self.firmware is None and (self.initrd is not None or self.append is not None):
+        if self.igvm is not None:
+            self._check_igvm()
+        elif self.firmware is None and (self.initrd is not None or self.append is not None):
             raise VeilError("an initrd and a whole command line are given to firmware: choose one (--firmware)")
-        if self.kernel == NO_KERNEL and (self.firmware is None or self.initrd is not None or self.append is not None):
+        elif self.kernel == NO_KERNEL and (self.firmware is None or self.initrd is not None or self.append is not None):
             raise VeilError("without a kernel there is firmware (--firmware), and neither an initrd nor a command line")
         if self.kernel == NO_KERNEL and self.monitor:
             raise VeilError("a guest that firmware boots from a disk has no monitor: --no-monitor")
@@ -138,6 +143,15 @@ class Configuration:
             if any(len(item) != _DIGEST for item in users):
                 raise VeilError(f"owners and readers are named by the {_DIGEST} bytes of a key's SHA-256")
 
+    def _check_igvm(self) -> None:
+        """All that is loaded is in the file."""
+        if self.monitor or self.kernel != NO_KERNEL or self.firmware is not None or self.initrd is not None:
+            raise VeilError(
+                "an IGVM file has all that the guest begins with: leave out kernel, firmware, initrd and monitor"
+            )
+        if self.files or self.modules or self.driver_options:
+            raise VeilError("an IGVM file has no initramfs of Veil's: nothing can be put there")
+
     def __hash__(self) -> int:
         return hash(self.key())
 
@@ -146,14 +160,17 @@ class Configuration:
         """From values as users write them: "512M", a kernel's path, "disk.img,tmp".
 
         The owner is this installation's user if nobody is named.
-        Services and users are left out without a monitor. Raises VeilError.
+        Services and users are left out without a monitor, and an IGVM file has its own. Raises VeilError.
         """
         given: dict[str, Any] = {**settings, "memory": parse_size(memory), "vcpus": vcpus}
         kernel = given.get("kernel")
+        if given.get("igvm") is not None:
+            given["monitor"] = False
+            kernel = NO_KERNEL if kernel is None else kernel
         kernel = DEFAULT_SERIES if kernel is None else os.fspath(kernel)
         # A path is meant from here, wherever the value is used.
         given["kernel"] = kernel if is_series(kernel) or kernel == NO_KERNEL else os.path.abspath(kernel)
-        for name in ("firmware", "initrd"):
+        for name in ("firmware", "initrd", "igvm"):
             path = given.get(name)
             if path is not None and os.fspath(path) != DEBIAN_FIRMWARE:
                 given[name] = os.path.abspath(path)

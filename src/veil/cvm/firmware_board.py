@@ -27,7 +27,8 @@ def firmware_board(configuration: Configuration, machine: Machine, boot: BootIte
     from veil.image.firmware_image import monitor_base
 
     own = HIGH_MEMORY - machine.firmware_size
-    (start, length), *others = [piece for piece in machine.ram_ranges if piece[0] != own]
+    pieces = machine.ram_ranges
+    (start, length), *others = [piece for piece in pieces if piece[0] != own] if machine.firmware_size else pieces
     if configuration.monitor:
         length = monitor_base(length, configuration.services)
     ram = [(start, length), *others]

@@ -76,6 +76,7 @@ def read_cvm(path: Path, services: ServicesImage | None) -> SavedCvm:
         configuration = Configuration.parse(sections[_CONFIGURATION])
         _require_program(configuration.services, services)
         _require_consistent(configuration, machine)
+        machine.runs_hosted = configuration.monitor
         host = from_plain(json.loads(sections[_HOST]))
     except VeilError as error:
         machine.close()
@@ -111,11 +112,15 @@ def _require_consistent(configuration: Configuration, machine: Machine) -> None:
     processor = machine.secure_processor
     said = {
         "memory": (configuration.memory, machine.memory_size),
-        "firmware": (configuration.firmware is not None, machine.firmware_size > 0),
-        "policy": (configuration.policy, processor.policy),
         "host data": (configuration.host_data, processor.host_data),
         "report version": (configuration.report_version, processor.report_version),
     }
+    # An IGVM file brings its own.
+    if configuration.igvm is None:
+        said |= {
+            "firmware": (configuration.firmware is not None, machine.firmware_size > 0),
+            "policy": (configuration.policy, processor.policy),
+        }
     for name, (configured, real) in said.items():
         if configured != real:
             raise VeilError(f"its configuration says another {name} than its machine has")

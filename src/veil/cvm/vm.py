@@ -444,16 +444,18 @@ class ConfidentialVM:
             firmware_size=self._assembly.firmware_size,
             endorsement=endorsement,
             report_version=chosen.report_version,
+            hosted=chosen.monitor,
         )
-        self._attach(machine, boot_items(self._assembly.boot_files))
+        self._attach(machine, boot_items(self._assembly.boot_files), self._assembly.kernel_vmpl)
         self.image = self._build_image(machine)
         self._tell_host()
         self.hypervisor.launch(
             self.image.regions,
             protected=self.image.protected,
-            policy=chosen.policy,
+            policy=chosen.policy if self.image.policy is None else self.image.policy,
             host_data=chosen.host_data,
-            identity=chosen.identity,
+            identity=chosen.identity if self.image.identity is None else self.image.identity,
+            shared=self.image.shared,
         )
 
     def _boot(self) -> None:
@@ -463,9 +465,11 @@ class ConfidentialVM:
         self.connect()
         self.boot_seconds = time.monotonic() - start
 
-    def _attach(self, machine: Machine, boot: BootItems | None = None) -> None:
-        """`boot`: what firmware finds to boot. One that was restored is past that."""
-        board = firmware_board(self.configuration, machine, boot) if self.configuration.firmware is not None else None
+    def _attach(self, machine: Machine, boot: BootItems | None = None, kernel_vmpl: int | None = None) -> None:
+        """`boot`: what firmware finds to boot. One that was restored is past that, and knows its kernel's level."""
+        chosen = self.configuration
+        has_board = chosen.firmware is not None or chosen.igvm is not None
+        board = firmware_board(chosen, machine, boot) if has_board else None
         platform = Platform(
             machine.host_view(),
             vcpus=self.vcpus,
@@ -486,6 +490,7 @@ class ConfidentialVM:
             platform,
             self.vcpus,
             monitor=self.has_monitor,
+            kernel_vmpl=kernel_vmpl,
             cpuid=table,
             certificates=lambda: machine.secure_processor.endorsement.certificate_table,
         )

@@ -30,6 +30,7 @@ __all__ = [
     "Checksum",
     "Pointer",
     "acpi_tables",
+    "madt",
     "rsdp",
     "tables_with_rsdp",
 ]
@@ -136,6 +137,11 @@ def tables_with_rsdp(vcpus: int, base: int) -> bytes:
     """The RSDP, and all other tables, as one block to be loaded at `base`."""
     tables = acpi_tables(vcpus)
     return rsdp(base + _RSDP_ROOM + tables.xsdt).ljust(_RSDP_ROOM, b"\0") + tables.placed(base + _RSDP_ROOM)
+
+
+def madt(vcpus: int) -> bytes:
+    """The table of processors alone, with its checksum."""
+    return _summed(_madt(vcpus), _CHECKSUM)
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:

@@ -17,6 +17,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
@@ -95,16 +96,18 @@ class LaunchEntry:
     gpa: int
     kind: PageType
     pages: bytes
+    measured_gpa: int = VMSA_GPA
+    """Of a VMSA: where the host said that it is."""
 
     @classmethod
-    def of(cls, name: str, gpa: int, kind: int, content: bytes) -> LaunchEntry:
+    def of(cls, name: str, gpa: int, kind: int, content: bytes, *, measured_gpa: int = VMSA_GPA) -> LaunchEntry:
         """From the content, whole pages."""
         view, kind = memoryview(content), PageType(kind)
         if kind in _CONTENT_MEASURED:
             digests = [hashlib.sha384(view[at : at + PAGE_SIZE]).digest() for at in range(0, len(view), PAGE_SIZE)]
         else:
             digests = [_ZERO_DIGEST] * (len(view) // PAGE_SIZE)
-        return cls(name, gpa, kind, b"".join(digests))
+        return cls(name, gpa, kind, b"".join(digests), measured_gpa)
 
     @property
     def count(self) -> int:
@@ -127,7 +130,7 @@ class LaunchLog:
         running = LaunchDigest()
         for entry in self.entries:
             for index in range(entry.count):
-                gpa = VMSA_GPA if entry.kind == PageType.VMSA else entry.gpa + index * PAGE_SIZE
+                gpa = entry.measured_gpa if entry.kind == PageType.VMSA else entry.gpa + index * PAGE_SIZE
                 running.extend_digest(gpa, entry.page(index), entry.kind)
         return running.value
 
@@ -173,6 +176,7 @@ class LaunchLog:
                 if entry.kind in _CONTENT_MEASURED
                 else entry.count,
             }
+            | ({"measured_gpa": entry.measured_gpa} if entry.measured_gpa != VMSA_GPA else {})
             for entry in self.entries
         ]  # fmt: skip
         return json.dumps({"format": _LOG_FORMAT, "entries": entries}, indent=1).encode()
@@ -200,8 +204,9 @@ class LaunchLog:
 
 def _entry(item: dict[str, object]) -> LaunchEntry:
     name, gpa, kind, pages = item["name"], item["gpa"], PageType[str(item["type"])], item["pages"]
-    if not isinstance(name, str) or not isinstance(gpa, int) or not 0 <= gpa < 1 << 52 or gpa % PAGE_SIZE:
-        raise FormatError(f"launch log entry {name!r} at {gpa!r}")
+    measured_gpa = item.get("measured_gpa", VMSA_GPA)
+    if not isinstance(name, str) or not _is_page(gpa) or not _is_page(measured_gpa):
+        raise FormatError(f"launch log entry {name!r} at {gpa!r}, measured as at {measured_gpa!r}")
     if kind in _CONTENT_MEASURED:
         try:
             digests = base64.b64decode(str(pages), validate=True)
@@ -213,4 +218,8 @@ def _entry(item: dict[str, object]) -> LaunchEntry:
         digests = _ZERO_DIGEST * pages
     if not digests or len(digests) % _DIGEST_BYTES:
         raise FormatError(f"launch log entry {name!r} has no whole number of pages")
-    return LaunchEntry(name, gpa, kind, digests)
+    return LaunchEntry(name, gpa, kind, digests, measured_gpa)
+
+
+def _is_page(gpa: object) -> TypeGuard[int]:
+    return isinstance(gpa, int) and 0 <= gpa < 1 << 52 and not gpa % PAGE_SIZE

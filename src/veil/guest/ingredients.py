@@ -17,7 +17,7 @@ from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
 from veil.guest.ovmf.package import firmware_at_hand
 from veil.guest.packages import kept_package
 
-__all__ = ["ingredients_at_hand", "still_to_make", "with_firmware"]
+__all__ = ["igvm_ingredient", "ingredients_at_hand", "still_to_make", "with_firmware"]
 
 
 def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bool = False) -> dict[str, str] | None:
@@ -71,6 +71,12 @@ def with_firmware(
         files[f"initrd {initrd}"] = Path(initrd)
     more = {name: _digest(path) for name, path in files.items()}
     return found | {name: digest for name, digest in more.items() if digest is not None} if all(more.values()) else None
+
+
+def igvm_ingredient(path: Path) -> dict[str, str] | None:
+    """All of an image that is in this IGVM file; None if it cannot be read."""
+    digest = _digest(path)
+    return {f"IGVM file {path}": digest} if digest is not None else None
 
 
 def still_to_make(cache: Cache, series: str) -> set[str]:

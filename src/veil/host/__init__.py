@@ -22,7 +22,7 @@ from veil.host.errors import (
     VmrunRefused,
 )
 from veil.host.hypervisor import Hypervisor, RunResult
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages
 from veil.host.observer_events import (
     ApCreationEvent,
     Event,
@@ -65,6 +65,7 @@ __all__ = [
     "Protection",
     "RunResult",
     "RunState",
+    "SharedPages",
     "TripleFault",
     "UnexpectedExit",
     "UnsupportedEvent",

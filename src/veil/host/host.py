@@ -18,7 +18,7 @@ from veil.host.errors import HostError
 from veil.host.observer_events import PageStateEvent, VmplEntryEvent, VmplSwitchEvent
 from veil.host.page_state import change_page_state
 from veil.host.protection import Protection
-from veil.host.vcpu import Hold, RunState, Vcpu
+from veil.host.vcpu import NO_IRQ, Hold, RunState, Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +51,7 @@ class Host:
         vcpus: int,
         *,
         kernel_vmpl: int,
+        monitor: bool,
         cpuid: Iterable[tuple[int, int, int, int, int, int]],
         apic_ids: Sequence[int] | None,
         certificates: Callable[[], bytes],
@@ -70,7 +71,9 @@ class Host:
         ids = list(apic_ids) if apic_ids is not None else list(range(vcpus))
         self.vcpus = [Vcpu(index, ids[index], machine.new_vmcb) for index in range(vcpus)]
         #: at which contexts run that belong to no VCPU, in the kernel's place (-1: at none)
-        self.enclave_vmpl = ENCLAVE_VMPL if kernel_vmpl > ENCLAVE_VMPL else -1
+        self.enclave_vmpl = ENCLAVE_VMPL if monitor and kernel_vmpl > ENCLAVE_VMPL else -1
+        #: is it VeilMon that runs at VMPL 0? Of other images a host knows only which levels there are
+        self.has_veilmon = monitor
         self.switches = machine.new_switches()
         self.enclaves = EnclaveContexts(machine.new_vmcb, self.switches)
         self.cpuid = CpuidAnswers(cpuid)
@@ -130,6 +133,19 @@ class Host:
             size = PAGE_SIZE_2M if large else PAGE_SIZE
             self.on_event(PageStateEvent(vcpu.index, context.vmpl, gpa, size, private))
         return True
+
+    def create_context(self, vcpu: Vcpu, vmpl: int, vmsa: int) -> Context:
+        """A VMSA for a level of a VCPU, on the guest's request. Without VeilMon the kernel is whoever is least
+        privileged: the platform's interrupts go there from now on."""
+        created = vcpu.set_vmsa(vmpl, vmsa)
+        if not self.has_veilmon and vmpl > self.kernel_vmpl:
+            for each in self.vcpus:
+                for context in each.contexts.values():
+                    if context.irq != NO_IRQ:
+                        context.withdraw_interrupt()
+            self.kernel_vmpl = vmpl
+            self.reschedule = True
+        return created
 
     def switch_vmpl(self, vcpu: Vcpu, context: Context, vmpl: int) -> bool:
         """The VCPU goes on at another of its VMPLs; False if it has no VMSA for that."""

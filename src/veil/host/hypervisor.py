@@ -21,7 +21,7 @@ from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, H
 from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, load_image
+from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages, load_image
 from veil.host.machine_switches import MachineSwitches
 from veil.host.observer_events import ExitEvent
 from veil.host.outlived_kernel import KernelEnd
@@ -73,7 +73,9 @@ class Hypervisor(Host):
         certificates: Callable[[], bytes] = bytes,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """`kernel_vmpl` takes the platform's interrupts: 3 under a monitor, else 0. `cpuid` is the launch's table.
+        """`monitor`: it is VeilMon at VMPL 0, with the services that it knows. `kernel_vmpl` takes the platform's
+        interrupts: 3 under VeilMon, else 0; without it, a less privileged level that comes later takes them over.
+        `cpuid` is the launch's table.
 
         `certificates` gives the certificate table for extended guest requests. `clock` is that of `vmrun`'s deadlines.
         """
@@ -82,6 +84,7 @@ class Hypervisor(Host):
             platform,
             vcpus,
             kernel_vmpl=kernel_vmpl if kernel_vmpl is not None else KERNEL_VMPL if monitor else MONITOR_VMPL,
+            monitor=monitor,
             cpuid=cpuid,
             apic_ids=apic_ids,
             certificates=certificates,
@@ -117,11 +120,12 @@ class Hypervisor(Host):
         policy: int = DEFAULT_POLICY,
         host_data: bytes = bytes(32),
         identity: LaunchIdentityBlock | None = None,
+        shared: Iterable[SharedPages] = (),
     ) -> None:
         """Load and measure the image; VCPU 0 will start at its most privileged VMSA.
 
         `protected`: memory about which levels less privileged than its own may ask nothing. `host_data` (32 bytes) and
-        `identity` (the guest owner's signed ID block) go into the guest's reports.
+        `identity` (the guest owner's signed ID block) go into the guest's reports. `shared` pages stay the host's.
         """
         image = list(regions)
         protection = Protection.at_launch(protected, self.ram)
@@ -134,6 +138,7 @@ class Hypervisor(Host):
             policy=policy,
             host_data=host_data,
             identity=identity,
+            shared=list(shared),
         )
         self.protection = protection
         for region in image:
@@ -194,7 +199,7 @@ class Hypervisor(Host):
                 self.pulse.kernel_runs()
             if vcpu is self._turns.vcpu:
                 self.reschedule = True  # the turn is over
-        elif vmpl == SERVICE_VMPL:
+        elif vmpl == SERVICE_VMPL and self.has_veilmon:
             self.pulse.services_run()
         return True
 
@@ -455,7 +460,7 @@ class Hypervisor(Host):
             vcpu.load(saved, self.enclaves.get)
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
-        if any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
+        if self.has_veilmon and any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):
             self.pulse.begin()
         self.kernel_vmpl, self.ap_jump_table = kernel_vmpl, jump_table
         self._scheduler.turn = turn % len(self.vcpus)

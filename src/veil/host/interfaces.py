@@ -40,10 +40,17 @@ class SecureProcessor(Protocol):
     def launch_start(self, policy: int, /) -> Any: ...
 
     def launch_update(
-        self, gpa: int, data: bytes, page_type: Any, /, *, vmpl_perms: tuple[int, int, int] = (0, 0, 0)
+        self,
+        gpa: int,
+        data: bytes,
+        page_type: Any,
+        /,
+        *,
+        vmpl_perms: tuple[int, int, int] = (0, 0, 0),
+        large: bool = ...,
     ) -> Any: ...
 
-    def launch_update_vmsa(self, gpa: int, vmsa: bytes, /) -> Any: ...
+    def launch_update_vmsa(self, gpa: int, vmsa: bytes, /, *, measured_gpa: int = ...) -> Any: ...
 
     def launch_finish(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from veil.formats.domains import VMPLS
-from veil.formats.launch_digest import PageType
+from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
 from veil.snp.errors import SnpError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory, SecureProcessor
 
-__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "assign_ram", "load_image"]
+__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "SharedPages", "assign_ram", "load_image"]
 
 #: Reserved bit 17 must be one; SMT allowed.
 DEFAULT_POLICY = 1 << 17 | 1 << 16
@@ -43,13 +43,31 @@ class LaunchRegion:
     permissions: tuple[int, int, int] = (0, 0, 0)
     vcpu: int = 0
     vmpl: int = 0
+    measured_gpa: int = VMSA_GPA
+    """Of a VMSA."""
+    large: bool = False
+    """In pages of 2 MiB."""
     name: str = ""
     """For people."""
 
     @property
     def length(self) -> int:
         """In bytes, whole pages."""
-        return -(-max(self.size, len(self.data)) // PAGE_SIZE) * PAGE_SIZE
+        return _whole_pages(self.size, self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPages:
+    """Pages that stay the host's, with what it writes there before the guest begins."""
+
+    gpa: int
+    data: bytes = b""
+    size: int = 0
+
+    @property
+    def length(self) -> int:
+        """In bytes, whole pages."""
+        return _whole_pages(self.size, self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +79,26 @@ class LaunchIdentityBlock:
     author_key_enabled: bool = False
 
 
-def _check(regions: Sequence[LaunchRegion], ram: Sequence[tuple[int, int]], vcpus: int) -> None:
+def _whole_pages(size: int, data: bytes) -> int:
+    return -(-max(size, len(data)) // PAGE_SIZE) * PAGE_SIZE
+
+
+def _check(regions: Sequence[LaunchRegion | SharedPages], ram: Sequence[tuple[int, int]], vcpus: int) -> None:
     taken: list[tuple[int, int]] = []
     for region in regions:
-        where = f"{region.kind.name} region at {region.gpa:#x}"
+        kind = region.kind.name if isinstance(region, LaunchRegion) else "shared"
+        where = f"{kind} region at {region.gpa:#x}"
         end = region.gpa + region.length
         if region.gpa % PAGE_SIZE or region.gpa < 0 or not region.length:
             raise LaunchRefused(f"{where}: the address must be page aligned and the length positive")
         if not any(start <= region.gpa and end <= start + length for start, length in ram):
             raise LaunchRefused(f"{where}: {region.length:#x} bytes do not lie in guest memory; give the guest more")
-        if region.kind == PageType.VMSA and (
-            region.length != PAGE_SIZE or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS
+        if isinstance(region, LaunchRegion) and region.large and (region.gpa | region.length) % PAGE_SIZE_2M:
+            raise LaunchRefused(f"{where}: {region.length:#x} bytes are not whole pages of 2 MiB")
+        if (
+            isinstance(region, LaunchRegion)
+            and region.kind == PageType.VMSA
+            and (region.length != PAGE_SIZE or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS)
         ):
             raise LaunchRefused(f"{where}: a VMSA is one page for VCPU 0 to {vcpus - 1} and VMPL 0 to {VMPLS - 1}")
         taken.append((region.gpa, end))
@@ -87,11 +114,12 @@ def _rmpupdate(view: HostMemory, gpa: int, size: PageSize, count: int) -> None:
         raise LaunchRefused(f"RMPUPDATE at {gpa:#x} failed: {RmpResult(code).name}; launch needs a fresh machine")
 
 
-def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterable[LaunchRegion]) -> None:
-    """Give all RAM to the guest, in entries of 2 MiB where no launch page lies."""
+def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterable[LaunchRegion | SharedPages]) -> None:
+    """Give all RAM to the guest, in entries of 2 MiB where no launch page of 4 KiB lies."""
     small = {
         chunk
         for region in regions
+        if not (isinstance(region, LaunchRegion) and region.large)
         for chunk in range(region.gpa & -PAGE_SIZE_2M, region.gpa + region.length, PAGE_SIZE_2M)
     }
     for start, length in ram:
@@ -108,6 +136,13 @@ def assign_ram(view: HostMemory, ram: Iterable[tuple[int, int]], regions: Iterab
                 _rmpupdate(view, first, PageSize.SIZE_2M, (gpa - first) // PAGE_SIZE_2M)
             else:
                 _rmpupdate(view, first, PageSize.SIZE_4K, (gpa - first) // PAGE_SIZE)
+
+
+def _give_back(view: HostMemory, pages: SharedPages) -> None:
+    code = view.rmpupdate(pages.gpa, assigned=False, size=PageSize.SIZE_4K, count=pages.length // PAGE_SIZE)
+    if code != RmpResult.SUCCESS:
+        raise LaunchRefused(f"RMPUPDATE at {pages.gpa:#x} failed: {RmpResult(code).name}")
+    view.write(pages.gpa, pages.data.ljust(pages.length, b"\0"))
 
 
 def _load_zeros(processor: SecureProcessor, region: LaunchRegion) -> None:
@@ -128,10 +163,14 @@ def load_image(
     policy: int,
     host_data: bytes,
     identity: LaunchIdentityBlock | None = None,
+    shared: Sequence[SharedPages] = (),
 ) -> None:
     """The whole launch, from RMPUPDATE to SNP_LAUNCH_FINISH."""
-    _check(regions, ram, vcpus)
-    assign_ram(view, ram, regions)
+    everything: list[LaunchRegion | SharedPages] = [*regions, *shared]
+    _check(everything, ram, vcpus)
+    assign_ram(view, ram, everything)
+    for pages in shared:
+        _give_back(view, pages)
     try:
         processor.launch_start(policy)
         for region in regions:
@@ -140,7 +179,9 @@ def load_image(
                 continue
             data = region.data.ljust(region.length, b"\0")
             if region.kind == PageType.VMSA:
-                processor.launch_update_vmsa(region.gpa, data)
+                processor.launch_update_vmsa(region.gpa, data, measured_gpa=region.measured_gpa)
+            elif region.large:
+                processor.launch_update(region.gpa, data, region.kind, vmpl_perms=region.permissions, large=True)
             else:
                 processor.launch_update(region.gpa, data, region.kind, vmpl_perms=region.permissions)
         if identity is None:

@@ -14,7 +14,7 @@ from veil.guest.linux import layout as guest_layout
 from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepare_linux
 from veil.guest.linux.boot import Region as GuestRegion
 from veil.guest.linux.firmware import accept_memory
-from veil.host import LaunchRegion, ProtectedRange
+from veil.host import LaunchIdentityBlock, LaunchRegion, ProtectedRange, SharedPages
 from veil.image.monitor_image import (
     KernelSide,
     kept_size,
@@ -38,6 +38,11 @@ class LaunchImage:
     protected: tuple[ProtectedRange, ...]
     """The monitor's region and the services'; none without a monitor. The host refuses what others ask about them."""
     command_line: str
+    shared: tuple[SharedPages, ...] = ()
+    """What the host puts into memory that is not the guest's; not measured."""
+    policy: int | None = None
+    identity: LaunchIdentityBlock | None = None
+    """Of images that bring their own."""
 
     def digest(self) -> bytes:
         """The launch digest that a guest with this image reports (48 bytes), computed without launching."""
@@ -47,7 +52,13 @@ class LaunchImage:
         """Every page of it, by name."""
         return LaunchLog(
             tuple(
-                LaunchEntry.of(region.name, region.gpa, int(region.kind), region.data.ljust(region.length, b"\0"))
+                LaunchEntry.of(
+                    region.name,
+                    region.gpa,
+                    int(region.kind),
+                    region.data.ljust(region.length, b"\0"),
+                    measured_gpa=region.measured_gpa,
+                )
                 for region in self.regions
             )
         )

@@ -190,14 +190,15 @@ class InstalledProgram:
 
     def __init__(self, entry: str) -> None:
         self._entry = entry
-        self._saved = b""
+        self._saved: bytes | None = None
 
     @functools.cached_property
     def program(self) -> HostedProgram:
         """What runs. Raises what its `restore` makes of a state that is nonsense."""
         module_name, _, class_name = self._entry.partition(":")
         program: HostedProgram = getattr(importlib.import_module(module_name), class_name)()
-        program.restore(self._saved)
+        if self._saved is not None:
+            program.restore(self._saved)
         return program
 
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
@@ -210,7 +211,9 @@ class InstalledProgram:
 
     def save(self) -> bytes:
         """As `HostedProgram`; what did not run is as it was."""
-        return self.program.save() if "program" in self.__dict__ else self._saved
+        if "program" in self.__dict__ or self._saved is None:
+            return self.program.save()
+        return self._saved
 
     def restore(self, data: bytes) -> None:
         """As `HostedProgram`."""

@@ -7,7 +7,8 @@ import ctypes
 import json
 import struct
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,12 @@ class Machine:
         firmware_size: int = 0,
         endorsement: Callable[[], Endorsement] | None = None,
         report_version: int = 3,
+        hosted: bool = True,
     ) -> None:
         """`memory_size` in bytes, a multiple of 2 MiB; `firmware_size` bytes of RAM more lie below 4 GiB.
+
+        `hosted`: VMSAs of VMPL 0 and 1 that begin at a hosted program are run by Python, in this process. That is for
+        images that the caller made: whatever else is at VMPL 0 could have any Python run.
 
         `endorsement` gives the secure processor its keys when they are first needed (made then without it).
         `report_version` is that of attestation reports: 2, 3 or 5.
@@ -124,6 +129,7 @@ class Machine:
                 f"firmware has at most {MAX_FIRMWARE_SIZE >> 20} MiB, whole pages, not {firmware_size} bytes"
             )
         memory = Memory(address_space(memory_size, firmware_size))
+        self.runs_hosted = hosted
         self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, report_version)
 
     def _build(
@@ -262,12 +268,20 @@ class Machine:
             return None
         vmpl = self.memory.buf[gpa + _VMPL]
         entry = self._read_u64(gpa + _RIP)
-        if vmpl not in HOSTED_VMPLS or not self._is_hosted_entry(entry, vmpl):
+        if not self.runs_hosted or vmpl not in HOSTED_VMPLS or not self._is_hosted_entry(entry, vmpl):
             self._machine_code.add(gpa)
             return None
-        context = self._hosted_context(vmcb, entry, vmpl)
+        if self._allowed is None:
+            context = self._hosted_context(vmcb, entry, vmpl, load_program)
+        else:
+            with _explained(f"the snapshot's program at {entry:#x} cannot be run"):
+                context = self._hosted_context(vmcb, entry, vmpl, self._load_installed)
+            context.resumed = True
         context.steps = context.program.run(context.cpu)
         return context
+
+    def _load_installed(self, archive: bytes, entry: str) -> HostedProgram:
+        return load_installed(archive, entry, self._allowed or {})
 
     def _is_hosted_entry(self, entry: int, vmpl: int) -> bool:
         view = self.view(vmpl=vmpl)
@@ -276,7 +290,7 @@ class Machine:
         return view.read(entry, len(HOSTED_MAGIC)) == HOSTED_MAGIC
 
     def _hosted_context(
-        self, vmcb: Vmcb, header_gpa: int, vmpl: int, load: Callable[[bytes, str], HostedProgram] = load_program
+        self, vmcb: Vmcb, header_gpa: int, vmpl: int, load: Callable[[bytes, str], HostedProgram]
     ) -> _HostedContext:
         view = self.view(vmpl=vmpl)
         header = HostedHeader.from_buffer_copy(view.read(header_gpa, ctypes.sizeof(HostedHeader)))
@@ -381,7 +395,8 @@ class Machine:
                 self._engine.close()
             words = str(error) if isinstance(error, SnpError) else repr(error)
             raise SnapshotError(f"{path} is not a snapshot of this version: {words}") from error
-        self._allowed = programs or {}
+        self._allowed = dict(programs or {})
+        self.runs_hosted = True
         return self, snapshot.sections
 
     def _load(self, snapshot: Snapshot, endorsement: Callable[[], Endorsement] | None) -> None:
@@ -421,12 +436,8 @@ class Machine:
         header_gpa = self._saved_hosted.get(vmcb.vmsa_pa)
         if header_gpa is None:
             return
-        try:
+        with _explained(f"the snapshot's program at {header_gpa:#x} cannot be resumed"):
             self._resume_hosted(vmcb, header_gpa)
-        except _UNUSABLE as error:
-            if isinstance(error, SnapshotError):
-                raise
-            raise SnapshotError(f"the snapshot's program at {header_gpa:#x} cannot be resumed: {error!r}") from error
 
     def _resume_hosted(self, vmcb: Vmcb, header_gpa: int) -> None:
         if not self.rmp.is_vmsa(vmcb.vmsa_pa):
@@ -435,9 +446,7 @@ class Machine:
         if vmpl not in HOSTED_VMPLS or not self._is_hosted_entry(header_gpa, vmpl):
             raise SnapshotError(f"the snapshot has no hosted program at {header_gpa:#x}")
         fresh = header_gpa not in self._programs
-        context = self._hosted_context(
-            vmcb, header_gpa, vmpl, lambda archive, entry: load_installed(archive, entry, self._allowed)
-        )
+        context = self._hosted_context(vmcb, header_gpa, vmpl, self._load_installed)
         context.resumed = True
         if fresh:
             if header_gpa not in self._saved_programs:
@@ -447,7 +456,8 @@ class Machine:
 
     _saved_hosted: dict[int, int]
     _saved_programs: dict[int, bytes]
-    _allowed: Mapping[str, Sequence[str]]
+    #: of a snapshot: what of its programs may run (entry -> packages); None on a machine whose image the caller made
+    _allowed: Mapping[str, Sequence[str]] | None = None
 
 
 #: what reading values out of a file that anybody may have written can end in
@@ -455,6 +465,16 @@ _UNUSABLE = (
     SnpError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, AssertionError,
     ctypes.ArgumentError, RecursionError, MemoryError, struct.error, FormatError,
 )  # fmt: skip
+
+
+@contextmanager
+def _explained(words: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNUSABLE as error:
+        if isinstance(error, SnapshotError):
+            raise
+        raise SnapshotError(f"{words}: {error!r}") from error
 
 
 def _integer(value: Any, what: str) -> int:

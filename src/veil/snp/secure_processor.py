@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
-from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp.cpuid_page_checks import check_cpuid_page
 from veil.snp.errors import LaunchError, SnpError
 from veil.snp.guest_requests import MODEL_TCB, FirmwareStatus, GuestRequests, LaunchedGuest
 from veil.snp.id_block_checks import LaunchIdentity, check_id_block
 from veil.snp.layouts import SECRETS_VERSION, SecretsPage
 from veil.snp.memory import Memory
-from veil.snp.rmp import Rmp, RmpResult
+from veil.snp.rmp import PageSize, Rmp, RmpResult
 
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
@@ -95,14 +95,24 @@ class SecureProcessor:
         self._state = "launching"
 
     def launch_update(
-        self, gpa: int, data: bytes | memoryview, page_type: int, *, vmpl_perms: tuple[int, int, int] = (0, 0, 0)
+        self,
+        gpa: int,
+        data: bytes | memoryview,
+        page_type: int,
+        *,
+        vmpl_perms: tuple[int, int, int] = (0, 0, 0),
+        large: bool = False,
     ) -> None:
-        """SNP_LAUNCH_UPDATE of whole pages, which the host must have assigned and not validated."""
+        """SNP_LAUNCH_UPDATE of whole pages, which the host must have assigned and not validated; `large`: of 2 MiB.
+
+        Pages of 2 MiB are measured as the 512 pages that they consist of.
+        """
         self._expect("launching", "SNP_LAUNCH_UPDATE")
         kind = self._page_type(page_type)
         if kind == PageType.VMSA:
             raise LaunchError("VMSA pages are measured one by one: launch_update_vmsa")
-        if gpa % PAGE_SIZE or len(data) % PAGE_SIZE or not data:
+        size = PAGE_SIZE_2M if large else PAGE_SIZE
+        if gpa % size or len(data) % size or not data:
             raise LaunchError(f"launch page at {gpa:#x}: address and length must be whole pages")
         if kind == PageType.CPUID:
             check_cpuid_page(bytes(data))
@@ -111,7 +121,7 @@ class SecureProcessor:
             self._secrets_pages.append(gpa)
         elif kind == PageType.ZERO:
             data = bytes(len(data))
-        self._load(gpa, memoryview(data), kind, gpa, vmpl_perms)
+        self._load(gpa, memoryview(data), kind, gpa, vmpl_perms, PageSize.SIZE_2M if large else PageSize.SIZE_4K)
 
     def launch_update_vmsa(self, gpa: int, vmsa: bytes, *, measured_gpa: int = VMSA_GPA) -> None:
         """SNP_LAUNCH_UPDATE of a VMSA page."""
@@ -217,14 +227,23 @@ class SecureProcessor:
             raise LaunchError(f"there is no launch page type {value}") from None
 
     def _load(
-        self, gpa: int, data: memoryview, kind: PageType, measured_gpa: int, permissions: tuple[int, int, int]
+        self,
+        gpa: int,
+        data: memoryview,
+        kind: PageType,
+        measured_gpa: int,
+        permissions: tuple[int, int, int],
+        size: PageSize = PageSize.SIZE_4K,
     ) -> None:
         if gpa + len(data) > self._memory.size:
             raise LaunchError(f"launch page at {gpa:#x} lies outside guest memory")
+        entry = PAGE_SIZE_2M if size == PageSize.SIZE_2M else PAGE_SIZE
         for offset in range(0, len(data), PAGE_SIZE):
-            code = self._rmp.launch_page(gpa + offset, vmsa=kind == PageType.VMSA, permissions=permissions)
-            if code != RmpResult.SUCCESS:
-                raise LaunchError(f"launch page at {gpa + offset:#x} refused: {code.name}")
+            if offset % entry == 0:
+                vmsa = kind == PageType.VMSA
+                code = self._rmp.launch_page(gpa + offset, size=size, vmsa=vmsa, permissions=permissions)
+                if code != RmpResult.SUCCESS:
+                    raise LaunchError(f"launch page at {gpa + offset:#x} refused: {code.name}")
             self._digest.extend(measured_gpa + offset, data[offset : offset + PAGE_SIZE], kind, permissions)
         self._memory.mapping[gpa : gpa + len(data)] = data
 

@@ -50,7 +50,7 @@ def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
         host.reschedule = True
     elif request in (ApRequest.CREATE, ApRequest.CREATE_ON_INIT):
         _check_vmsa(host, vcpu, context, target, vmpl, ghcb)
-        created = target.set_vmsa(vmpl, ghcb.exit_info_2)
+        created = host.create_context(target, vmpl, ghcb.exit_info_2)
         if request == ApRequest.CREATE_ON_INIT:
             created.on_init = True
             if target.current is created:

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""IGVM files: their digest is what sev-snp-measure's GCTX makes of the format's rules, and the machine runs them."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sevsnpmeasure.gctx import GCTX, sha384
+
+from tests.igvm_writer import PAGE, IgvmWriter, vmsa
+from tests.image.igvm_guest import MONITOR_VMSA, POLICY, two_levels, words
+from veil.cvm import ConfidentialVM
+from veil.formats.acpi import tables_with_rsdp
+from veil.formats.launch_digest import LaunchLog
+from veil.guest.errors import GuestImageError
+from veil.guest.igvm.file import parse_igvm
+from veil.host import GuestError
+from veil.image.igvm_image import build_igvm_image, igvm_memory
+from veil.image.launch_image import LaunchImage
+from veil.snp import PageSize, RmpResult, ram_ranges
+from veil.snp.cpuid import CpuidEntryValues
+from veil.snp.hosted import hosted_header, pack_sources
+
+_MEMORY = 16 << 20
+_LARGE = 2 << 20
+_CPUID = [CpuidEntryValues(0, 0, 7, 1, 2, 3), CpuidEntryValues(0xD, 1, 1, 0, 0, 0)]
+#: where KVM says that VMSAs are, and where pages below 4 GiB may be
+_OUTSIDE, _FLASH = 0xFFFFFFFFF000, 0xFFFF0000
+
+_SHARED, _UNMEASURED, _2MB = 4, 2, 1
+_SECRETS, _CPUID_DATA, _CPUID_XF = 1, 2, 3
+
+
+def _image(writer: IgvmWriter, *, vcpus: int = 1, memory: int = _MEMORY, command_line: str = "") -> LaunchImage:
+    file = parse_igvm(writer.write(), "guest.igvm")
+    ram = ram_ranges(memory, igvm_memory(file))
+    return build_igvm_image(file, ram=ram, vcpus=vcpus, cpuid=_CPUID, command_line=command_line)
+
+
+def _writer() -> IgvmWriter:
+    return IgvmWriter().platform()
+
+
+def _vmsa(gctx: GCTX, gpa: int, page: bytes) -> None:
+    gctx._update(0x02, gpa, sha384(page))
+
+
+def test_digest_of_every_kind_of_page() -> None:
+    """In the file's order; zeros are measured as content; parameters and CPUID values are not measured."""
+    content, large, first, second = b"\x11" * PAGE, bytes(range(256)) * 8192, vmsa(0), vmsa(2, rip=5)
+    writer = (
+        _writer()
+        .page(0x5000, content)
+        .page(0x4000)
+        .page(0x3000, content, flags=_UNMEASURED)
+        .page(0x6000, kind=_SECRETS)
+        .page(0x7000, content, kind=_CPUID_DATA)
+        .page(0x8000, kind=_CPUID_XF)
+        .page(_LARGE, large, flags=_2MB)
+        .page(2 * _LARGE, flags=_2MB)
+        .page(0x9000, content, flags=_SHARED)
+        .error_range(0xA000, PAGE)
+        .area(7, 2 * PAGE, b"\x22" * 2 * PAGE)
+        .insert(0xB000, 7)
+        .context(0xD000, first)
+        .page(0xE000, content, mask=2)
+        .context(_OUTSIDE, second)
+        .page(_FLASH, content)
+    )
+    expected = GCTX()
+    expected.update_normal_pages(0x5000, content)
+    expected.update_normal_pages(0x4000, bytes(PAGE))
+    expected.update_unmeasured_pages(0x3000, PAGE)
+    expected.update_secrets_page(0x6000)
+    expected.update_cpuid_page(0x7000)
+    expected.update_cpuid_page(0x8000)
+    expected.update_normal_pages(_LARGE, large)
+    expected.update_normal_pages(2 * _LARGE, bytes(_LARGE))
+    expected.update_unmeasured_pages(0xB000, 2 * PAGE)
+    _vmsa(expected, 0xD000, first)
+    expected.update_vmsa_page(second)
+    expected.update_normal_pages(_FLASH, content)
+    image = _image(writer)
+    assert image.digest() == expected.ld()
+    assert LaunchLog.parse(image.log().pack()).digest() == expected.ld()
+    assert _image(replace(writer, version=2)).digest() == expected.ld()
+
+
+@pytest.mark.parametrize("vmsa_at", [MONITOR_VMSA, _OUTSIDE])
+@pytest.mark.parametrize("vmpl", [1, 2, 3])
+def test_a_monitor_has_another_level_run(tmp_path: Path, vmsa_at: int, vmpl: int) -> None:
+    said = bytearray()
+    with _guest(tmp_path, two_levels(vmsa_at=vmsa_at, vmpl=vmpl)) as vm:
+        digest = vm.build_image().digest()
+        vm.run_until_off(said.extend)
+        assert bytes(said) == words(vmpl)
+        assert vm.machine.secure_processor.measurement == digest
+        assert vm.machine.secure_processor.policy == POLICY
+        assert vm.hypervisor.kernel_vmpl == vmpl
+
+
+def _guest(folder: Path, writer: IgvmWriter, **settings: Any) -> AbstractContextManager[ConfidentialVM]:
+    path = folder / "guest.igvm"
+    path.write_bytes(writer.write())
+    return closing(ConfidentialVM(igvm=path, memory=_MEMORY, **settings))
+
+
+def test_what_lies_where(tmp_path: Path) -> None:
+    """After the launch: contents, RMP entries, what is the host's."""
+    content, large = b"\x11" * PAGE, b"\x33" * _LARGE
+    writer = (
+        _writer()
+        .page(0x5000, content)
+        .page(0x6000, kind=_SECRETS)
+        .page(0x7000, content, kind=_CPUID_DATA)
+        .page(0x8000, kind=_CPUID_XF)
+        .page(0x9000, content, flags=_SHARED)
+        .error_range(0xA000, 2 * PAGE)
+        .page(_LARGE, large, flags=_2MB)
+        .page(_FLASH, content)
+        .context(_OUTSIDE, vmsa(0))
+        .context(0xD000, vmsa(2))
+    )
+    with _guest(tmp_path, writer) as vm:
+        vm.launch()
+        top, host, rmp = vm.machine.view(vmpl=0), vm.machine.host_view(), vm.machine.rmp
+        assert top.read(0x5000, PAGE) == top.read(_FLASH, PAGE) == content
+        assert top.read(_LARGE, _LARGE) == large
+        assert top.read(0x6000, PAGE)[0x20:0x40] == vm.machine.secure_processor.vmpcks[0]
+        cpuid = vm.machine.cpuid_entries()
+        for gpa, entries in ((0x7000, cpuid), (0x8000, [entry for entry in cpuid if entry.leaf == 0xD])):
+            page = top.read(gpa, PAGE)
+            assert struct.unpack_from("<I", page) == (len(entries),)
+            assert [struct.unpack_from("<II", page, 16 + 48 * at) for at in range(len(entries))] == [
+                entry[:2] for entry in entries
+            ]
+        assert host.is_shared(0x9000, 3 * PAGE)
+        assert host.read(0x9000, 3 * PAGE) == content + bytes(2 * PAGE)
+        assert not host.is_shared(0xC000, PAGE)
+        # An entry of 2 MiB: what changes it as one does not meet another size.
+        assert top.rmpadjust(_LARGE, vmpl=1, permissions=1, size=PageSize.SIZE_2M) == RmpResult.SUCCESS
+        assert rmp.is_vmsa(0xD000)
+        assert rmp.is_vmsa(_FLASH - PAGE)
+        contexts = vm.hypervisor.vcpus[0].contexts
+        assert {vmpl: context.vmcb.vmsa_pa for vmpl, context in contexts.items()} == {0: _FLASH - PAGE, 2: 0xD000}
+
+
+def test_parameters() -> None:
+    """Each at its offset, over what the file has there; the area is not measured, so nothing of it is in the digest."""
+    kinds = {
+        "vcpus": (0x307, 4), "mmio": (0x30A, 0x10), "memory": (0x30C, 0x100), "command line": (0x30E, 0x800),
+        "environment": (0x313, 0x900), "madt": (0x309, 0xA00),
+    }  # fmt: skip
+    writer = _writer().area(3, 2 * PAGE, b"\xff" * 2 * PAGE)
+    for kind, offset in kinds.values():
+        writer.parameter(kind, 3, offset)
+    writer.insert(0x4000, 3).context(0x8000, vmsa(0)).page(_FLASH)
+    image = _image(writer, vcpus=2, memory=4 << 30, command_line="a b")
+    (region,) = [region for region in image.regions if region.name == "parameters"]
+    data = region.data
+    assert region.gpa == 0x4000
+    assert data[:4] == data[0x1000:0x1004] == b"\xff" * 4
+    assert data[4:8] == b"\2\0\0\0"
+    assert struct.unpack_from("<4Q", data, 0x10) == (0xC0000, 0x3E000, 0, 0)
+    # What is below 4 GiB is no memory to use.
+    entries = [struct.unpack_from("<QQHHI", data, 0x100 + 24 * at) for at in range(3)]
+    assert entries == [(0, 0xC0000, 0, 0, 0), (0x100000, 0x40000, 0, 0, 0), (0, 0, 0, 0, 0)]
+    assert data[0x800:0x805] == b"a b\0\xff"
+    assert data[0x900:0x904] == bytes(4)
+    size = int.from_bytes(data[0xA04:0xA08], "little")
+    table = data[0xA00 : 0xA00 + size]
+    assert sum(table) & 0xFF == 0
+    assert table in tables_with_rsdp(2, 0)
+    assert _image(writer, vcpus=2, command_line="c").digest() == _image(writer, vcpus=4).digest()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0x308, "SRAT"), (0x30F, "SLIT"), (0x310, "PPTT"), (0x312, "DEVICE_TREE")])
+def test_parameters_that_there_are_not(kind: int, name: str) -> None:
+    writer = _writer().area(1).parameter(kind, 1).context(0x8000, vmsa(0))
+    # Of an area that is not imported for this platform nothing is wanted.
+    assert _image(replace(writer)).regions
+    with pytest.raises(GuestImageError, match=rf"header 2 \({name}, at 0x\w+\): this machine has no {name} to give"):
+        _image(writer.insert(0x4000, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.page(_MEMORY), "not in the guest's memory, which is 0x0 to 0x1000000"),
+        (lambda w: w.required(0, 2 * _MEMORY), "0x2000000 bytes at 0x0 are not in the guest's memory"),
+        (lambda w: w.error_range(_MEMORY - PAGE, 2 * PAGE), "are not in the guest's memory"),
+        (lambda w: w.area(1, 1 << 40).insert(_MEMORY, 1), "are not in the guest's memory"),
+        (lambda w: w.context(_MEMORY, vmsa(1)), "are not in the guest's memory"),
+        (lambda w: w.context(0x9000, vmsa(1), vp=1), "it is for VCPU 1, and the guest has 1: --vcpus 2"),
+        (lambda w: w.context(0x9000, vmsa(4)), "its VMSA is for VMPL 4; there are 0 to 3"),
+        (lambda w: w.context(0x9000, vmsa(0)), "a second context of VMPL 0 for VCPU 0"),
+        (lambda w: w.context(0x9000, vmsa(1, sev_features=0)), "its VMSA cannot be run"),
+        (lambda w: w.context(0x9000, vmsa(1, efer=0)), "its VMSA cannot be run"),
+        (
+            lambda w: w.area(1).parameter(0x30E, 1, PAGE - 3).insert(0x4000, 1),
+            "it takes 5 bytes, and its area has 3 left at 0xffd",
+        ),
+        (lambda w: w.area(1).parameter(0x30C, 1, PAGE - 47).insert(0x4000, 1), "it takes 48 bytes"),
+    ],
+)  # fmt: skip
+def test_what_this_guest_cannot_have(change: Callable[[IgvmWriter], IgvmWriter], words: str) -> None:
+    with pytest.raises(GuestImageError) as caught:
+        _image(change(_writer().context(0x8000, vmsa(0))), command_line="line")
+    assert words in str(caught.value)
+    assert re.match(r"guest\.igvm: header \d+ \(", str(caught.value))
+
+
+def test_somebody_must_begin() -> None:
+    with pytest.raises(GuestImageError, match=r"guest\.igvm: it has no VP_CONTEXT for VCPU 0, which begins"):
+        _image(_writer().context(0x8000, vmsa(0), vp=1), vcpus=2)
+
+
+def test_python_in_a_file_is_not_run(tmp_path: Path) -> None:
+    """Hosted code is for images of Veil's own; here it is bytes like any other."""
+    archive = pack_sources(["veil.monitor"])
+    header = hosted_header("veil.monitor:VeilMon", archive=(0x20000, len(archive)), parameters=(0x10000, 8))
+    writer = _writer().page(0x10000, header.ljust(PAGE, b"\0"))
+    for at in range(0, len(archive), PAGE):
+        writer.page(0x20000 + at, archive[at : at + PAGE].ljust(PAGE, b"\0"))
+    real_mode = {"efer": 0x1000, "cr0": 0x11, "cr4": 0, "cr3": 0}
+    writer.context(0x8000, vmsa(0, {"cs": (8, 0xC9B, 0xFFFFFFFF, 0)}, rip=0x10000, **real_mode))
+    with _guest(tmp_path, writer) as vm:
+        with pytest.raises(GuestError, match="VMPL 0"):
+            vm.run_until_off(lambda data: None)
+        assert vm.machine.hosted_program(0x8000) is None
