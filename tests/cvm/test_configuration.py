@@ -207,11 +207,11 @@ def test_an_igvm_file_is_all_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path:
     more: list[Settings] = [{"kernel": "6.1"}, {"firmware": "debian"}, {"initrd": "initrd.img"}]
     for settings in more:
         with pytest.raises(VeilError, match="an IGVM file has all that the guest begins with"):
-            Configuration.make(igvm="a.igvm", **settings)
+            Configuration.make(**(settings | {"igvm": "a.igvm"}))
     initramfs: list[Settings] = [{"files": {"a": Node.file(b"")}}, {"modules": ["loop"]}, {"driver_options": "x=1"}]
     for settings in initramfs:
         with pytest.raises(VeilError, match="has no initramfs of Veil's"):
-            Configuration.make(igvm="a.igvm", **settings)
+            Configuration.make(**(settings | {"igvm": "a.igvm"}))
 
 
 def test_without_a_kernel_firmware_boots_from_a_disk() -> None:

@@ -16,6 +16,7 @@ from veil.formats.offsets import check_offsets
 __all__ = [
     "ALIGNMENT",
     "DIRECTIVES",
+    "FORMAT_VERSIONS",
     "INITIALIZATIONS",
     "MAGIC",
     "OPTIONAL",
@@ -56,6 +57,8 @@ __all__ = [
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 MAGIC = int.from_bytes(b"IGVM", "little")
+#: known ones
+FORMAT_VERSIONS = (1, 2)
 #: of each variable header
 ALIGNMENT = 8
 #: in a type: loaders that do not know it may leave it out

@@ -15,13 +15,14 @@ from veil.formats.domains import VMPLS
 from veil.formats.igvm import IdPublicKey, IdSignature, PageDataType, SnpIdBlock
 from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.registers import Efer
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, Context, IgvmFile, Pages, RequiredRange
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages
 from veil.image.igvm_parameters import HostParameters, filled_area
 from veil.image.launch_image import LaunchImage, cpuid_page
 from veil.snp.cpuid import CpuidEntryValues
-from veil.snp.layouts import Efer, SevFeatures, Vmsa
+from veil.snp.layouts import SevFeatures, Vmsa
 from veil.snp.layouts.id_block import EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
 
 __all__ = ["build_igvm_image", "igvm_memory", "least_privileged_level"]

@@ -11,6 +11,7 @@ from typing import Any
 from veil.formats.igvm import (
     ALIGNMENT,
     DIRECTIVES,
+    FORMAT_VERSIONS,
     INITIALIZATIONS,
     MAGIC,
     OPTIONAL,
@@ -83,7 +84,6 @@ _BY_NUMBER = {
     for kind, layout in _LAYOUTS.items()
 }
 
-_VERSIONS = (1, 2)
 _PREFIX = ctypes.sizeof(VariableHeader)
 
 
@@ -151,7 +151,7 @@ def _fixed_header(data: bytes, name: str) -> FixedHeader:
     if len(data) < ctypes.sizeof(FixedHeader) or data[:4] != MAGIC.to_bytes(4, "little"):
         raise GuestImageError(f'{name}: this is not an IGVM file: it does not begin with a header with "IGVM"')
     fixed = FixedHeader.from_buffer_copy(data)
-    if fixed.format_version not in _VERSIONS:
+    if fixed.format_version not in FORMAT_VERSIONS:
         raise GuestImageError(f"{name}: it has version {fixed.format_version} of the format, known are 1 and 2")
     if fixed.format_version > 1:
         fixed = _second_version(data, name)
