@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["read_certificate_table", "read_certificates", "read_file", "read_image", "read_launch_log"]
 
 _MAX_BYTES = 64 << 20
+#: what an enclave begins with, and as much of trusted files
+_MAX_IMAGE = 8 << 30
 
 
 def read_file(name: str) -> bytes:
@@ -77,6 +81,16 @@ def read_image(name: str) -> EnclaveImage:
     from veil.guest.enclaves.image import EnclaveImage
 
     try:
-        return EnclaveImage.parse(Path(name).read_bytes(), name)
+        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            # Nobody waits for a pipe, or reads a device without an end.
+            if not stat.S_ISREG(status.st_mode):
+                raise VeilError(f"{name}: not an enclave's image, and no ordinary file")
+            if status.st_size > _MAX_IMAGE:
+                raise VeilError(f"{name}: not an enclave's image: it has more than {_MAX_IMAGE >> 30} GiB")
+            data = stream.read(_MAX_IMAGE)
     except OSError as error:
         raise VeilError(f"cannot read {name}: {describe(error)}") from error
+    except MemoryError as error:
+        raise VeilError(f"cannot read {name}: there is not enough memory for it") from error
+    return EnclaveImage.parse(data, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +16,13 @@ _PROGRAM = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
 _ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
-_DT_NEEDED, _DT_STRTAB = 1, 5
+_DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 1, 5, 15, 29
+#: bytes of a dynamic section, more than any linker makes
+_MOST_DYNAMIC = 1 << 16
+#: of a name or a list of folders in a dynamic section; PATH_MAX of an interpreter (execve(2))
+_LONGEST = 4096
 _PF_X, _PF_W, _PF_R = 1, 2, 4
+_MOST_OFTEN = 4
 _KERNEL_HALF = 1 << 47
 _PHYSICAL_END = 1 << 46
 
@@ -53,6 +58,11 @@ class ElfKernel:
 def is_elf(data: bytes) -> bool:
     """Whether it starts as an ELF file does."""
     return data[:4] == b"\x7fELF"
+
+
+def is_library(data: bytes) -> bool:
+    """Whether the loader takes it for one: a shared object for x86-64."""
+    return is_elf(data) and data[4:6] == b"\x02\x01" and data[16:20] == struct.pack("<HH", _ET_DYN, _EM_X86_64)
 
 
 class _Header(NamedTuple):
@@ -100,6 +110,9 @@ def _loads(data: bytes, name: str, header: _Header) -> list[_Load]:
         if load.offset + load.filesz > len(data) or load.filesz > load.memsz:
             raise GuestImageError(f"{name}: ELF segment {index} lies outside the file")
         loads.append(load)
+    # Each becomes a copy: what many headers have of the same bytes would fill the memory.
+    if sum(load.filesz for load in loads) > _MOST_OFTEN * len(data):
+        raise GuestImageError(f"{name}: its ELF segments have the same bytes of the file again and again")
     if not loads:
         raise GuestImageError(f"{name}: an ELF file without loadable segments")
     return loads
@@ -142,6 +155,10 @@ class Linking:
 
     interpreter: str | None
     needed: tuple[str, ...]
+    rpath: tuple[str, ...] = ()
+    """Folders as they stand there (DT_RPATH), with `$ORIGIN` and the like."""
+    runpath: tuple[str, ...] | None = None
+    """The same of DT_RUNPATH; None if there is none, and then DT_RPATH counts."""
 
 
 def parse_linking(data: bytes, name: str) -> Linking:
@@ -152,23 +169,39 @@ def parse_linking(data: bytes, name: str) -> Linking:
         phoff, phentsize, phnum = struct.unpack_from("<Q", data, 32)[0], *struct.unpack_from("<HH", data, 54)
         headers = [_PROGRAM.unpack_from(data, phoff + index * phentsize) for index in range(phnum)]
         loads = [(virtual, offset, size) for tag, _, offset, virtual, _, size, *_ in headers if tag == _PT_LOAD]
-        interpreter, dynamic = None, []
+        interpreter: str | None = None
+        dynamic: list[tuple[int, int]] = []
         for tag, _, offset, _, _, size, *_ in headers:
-            if tag == _PT_INTERP:
-                interpreter = data[offset : offset + size].rstrip(b"\0").decode("ascii")
-            elif tag == _PT_DYNAMIC:
+            if tag == _PT_INTERP and interpreter is None:
+                interpreter = data[offset : offset + min(size, _LONGEST)].rstrip(b"\0").decode("ascii")
+            elif tag == _PT_DYNAMIC and not dynamic:
+                if size > _MOST_DYNAMIC:
+                    raise ValueError
                 dynamic = list(_DYNAMIC.iter_unpack(data[offset : offset + size]))
-        names = [value for tag, value in dynamic if tag == _DT_NEEDED]
         strings = next((value for tag, value in dynamic if tag == _DT_STRTAB), 0)
         base = next((offset - virtual for virtual, offset, size in loads if virtual <= strings < virtual + size), 0)
-        needed = tuple(_string(data, base + strings + value) for value in names)
+
+        def texts(wanted: int) -> Iterator[str]:
+            return (_string(data, base + strings + value) for tag, value in dynamic if tag == wanted)
+
+        needed = tuple(dict.fromkeys(texts(_DT_NEEDED)))
+        rpath, runpath = next(texts(_DT_RPATH), None), next(texts(_DT_RUNPATH), None)
     except (struct.error, ValueError, OverflowError) as error:
         raise GuestImageError(f"{name}: not an ELF program or library that can be read") from error
-    return Linking(interpreter, needed)
+    if interpreter is not None and (not interpreter.startswith("/") or "\0" in interpreter):
+        raise GuestImageError(f"{name}: its interpreter, which loads it, is {interpreter!r}, and no absolute path")
+    return Linking(interpreter, needed, _folders(rpath or ""), None if runpath is None else _folders(runpath))
 
 
 def _string(data: bytes, offset: int) -> str:
-    return data[offset : data.index(b"\0", offset)].decode("ascii")
+    # Bounded, for each of many entries can have the same long text.
+    if offset < 0:
+        raise ValueError
+    return data[offset : data.index(b"\0", offset, offset + _LONGEST)].decode("ascii")
+
+
+def _folders(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(":")))
 
 
 @dataclass(frozen=True)
@@ -223,5 +256,7 @@ def parse_program(data: bytes, name: str) -> ElfProgram:
             headers = load.virtual + header.programs - load.offset
     segments.sort(key=lambda segment: segment.address)
     _refuse_overlaps(segments, name)
+    if not any(item.executable and item.address <= header.entry < item.address + item.size for item in segments):
+        raise GuestImageError(f"{name}: its entry point {header.entry:#x} lies in no segment of code: is it a library?")
     interpreter = parse_linking(data, name).interpreter
     return ElfProgram(header.kind == _ET_DYN, header.entry, headers, header.number, tuple(segments), interpreter)

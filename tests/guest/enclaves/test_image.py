@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,18 +68,6 @@ def test_libraries_of_a_dynamic_program_are_trusted(tmp_path: Path) -> None:
     assert list(image.files) == ["/lib/x86_64-linux-gnu/libc.so.6"]
     # Its loader is in the enclave itself.
     assert any(0x7E00_0000_0000 < record.va < 0x7F00_0000_0000 for record in image.layout.records)
-
-
-def test_a_library_that_the_manifest_names_is_where_the_manifest_says(tmp_path: Path) -> None:
-    """As of programs that look beside themselves (RUNPATH): not a second time where the loader looks first."""
-    library = tmp_path / "libown.so"
-    subprocess.run(["cc", "-shared", "-o", library, "-x", "c", "-"], input=b"int own;", check=True)
-    words = ("-Wl,--no-as-needed", f"-L{tmp_path}", "-lown", f"-Wl,-rpath,{tmp_path}")
-    program = compile_program(tmp_path, _TEXT, "-pie", *words)
-    with pytest.raises(GuestImageError, match=r"there is no library libown\.so"):
-        _build(program)
-    image = _build(program, files={"trusted": [str(library)]})
-    assert sorted(image.files) == sorted(["/lib/x86_64-linux-gnu/libc.so.6", str(library)])
 
 
 def test_another_content_is_refused(program: Path) -> None:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from veil.cli.files import read_file
 from veil.cli.output import emit_json, say, tell
 from veil.errors import VeilError, describe
+
+if TYPE_CHECKING:
+    from veil.guest.enclaves.manifest import Manifest
 
 __all__ = ["build"]
 
@@ -61,26 +64,25 @@ def build(
     return 0
 
 
-def _manifest(manifest_file: str | None, settings: tuple[str, ...]) -> Any:
-    from veil.guest.enclaves.manifest import Manifest
+def _manifest(manifest_file: str | None, settings: tuple[str, ...]) -> Manifest:
+    from veil.guest.enclaves.manifest import Manifest, parse_toml
 
     values: dict[str, Any] = {}
     if manifest_file is not None:
         try:
-            values = tomllib.loads(Path(manifest_file).read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise VeilError(f"cannot read the manifest {manifest_file}: {describe(error)}") from error
+            values = parse_toml(read_file(manifest_file).decode(), manifest_file)
+        except UnicodeDecodeError as error:
+            raise VeilError(f"cannot read the manifest {manifest_file}: it is not UTF-8") from error
     for setting in settings:
         key, separator, text = setting.partition("=")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"] if separator else None
-        except tomllib.TOMLDecodeError as error:
-            raise VeilError(f"--set {setting}: {error} (write KEY=VALUE as in a manifest)") from error
-        if value is None:
+        if not separator:
             raise VeilError(f"--set {setting}: write KEY=VALUE, as in arguments.outside=true")
+        parsed = parse_toml(f"value = {text}", f"--set {setting}: write KEY=VALUE as in a manifest")
+        if len(parsed) > 1:
+            raise VeilError(f"--set {key}: more than one value")
         table, _, inner = key.rpartition(".")
         place = values.setdefault(table, {}) if table else values
         if not isinstance(place, dict):
             raise VeilError(f"--set {setting}: {table} is no table of the manifest")
-        place[inner] = value
+        place[inner] = parsed["value"]
     return Manifest.of(values)

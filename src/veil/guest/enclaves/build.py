@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from veil.cache import Cache
 from veil.formats.enclaves import ARENA, RUNTIME, WINDOW, Layout, Prot
+from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE, page_up
 from veil.guest.elf import ElfProgram, parse_program
 from veil.guest.enclaves.config import CONFIG_PLACE, Config, TrustedFile
 from veil.guest.enclaves.image import EnclaveImage
+from veil.guest.enclaves.libraries import collect_trusted
 from veil.guest.enclaves.manifest import Manifest
 from veil.guest.enclaves.pages import EnclavePages
 from veil.guest.enclaves.rules import Rules, brk_end
 from veil.guest.enclaves.runtime.build import Runtime, build_runtime
-from veil.guest.enclaves.trusted_files import FileSource, collect_trusted
+from veil.guest.enclaves.trusted_files import FileSource
 from veil.guest.errors import GuestImageError
 
 __all__ = ["build_enclave", "has_our_runtime"]
@@ -32,7 +36,8 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
     path, data = source.program(program)
     elf = parse_program(data, path)
     runtime = build_runtime(cache)
-    trusted = collect_trusted(source, data, path, manifest.trusted)
+    trusted = collect_trusted(source, data, path, manifest.trusted, manifest.directory)
+    _check_paths(path, trusted, manifest)
     pages = EnclavePages()
     base = _PROGRAM_BASE if elf.movable else 0
     pages.add_program(elf, base, path)
@@ -47,9 +52,12 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
     )  # fmt: skip
     _add_runtime(pages, runtime, config)
     records, content = pages.records()
-    layout = Layout(
-        runtime.entry, runtime.vectors, manifest.threads, manifest.memory // PAGE_SIZE, _ARENA_PAGES, tuple(records)
-    )
+    try:
+        layout = Layout(
+            runtime.entry, runtime.vectors, manifest.threads, manifest.memory // PAGE_SIZE, _ARENA_PAGES, tuple(records)
+        )
+    except FormatError as error:
+        raise GuestImageError(f"{path}: {error}") from error
     return EnclaveImage(layout, content, manifest.text(), trusted)
 
 
@@ -59,10 +67,23 @@ def has_our_runtime(cache: Cache, image: EnclaveImage) -> bool:
     The runtime keeps the rules: in an image with another one they are as good as whoever made that.
     """
     runtime, pages = build_runtime(cache), EnclavePages()
-    pages.add_program(runtime.elf, 0, "the runtime")
+    pages.add_runtime(runtime.elf)
     found = [record for record in image.layout.records if RUNTIME <= record.va < CONFIG_PLACE]
     entries = (image.layout.entry, image.layout.vectors)
     return found == pages.records()[0] and entries == (runtime.entry, runtime.vectors)
+
+
+def _check_paths(program: str, trusted: Mapping[str, bytes], manifest: Manifest) -> None:
+    for path in (program, *trusted):
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:
+            raise GuestImageError(f"{path!r}: the path of a file of an enclave is not UTF-8") from error
+    for key, paths in (("read", manifest.read), ("pass", manifest.passed), ("sealed", manifest.sealed)):
+        for path in paths:
+            # What is trusted is that: the rule would never apply.
+            if path in trusted:
+                raise GuestImageError(f"manifest: {path!r} is in files.{key} and is a trusted file: which is it?")
 
 
 def _add_loader(pages: EnclavePages, source: FileSource, program: ElfProgram) -> tuple[ElfProgram | None, int]:
@@ -77,6 +98,6 @@ def _add_loader(pages: EnclavePages, source: FileSource, program: ElfProgram) ->
 
 
 def _add_runtime(pages: EnclavePages, runtime: Runtime, config: Config) -> None:
-    pages.add_program(runtime.elf, 0, "the runtime")
+    pages.add_runtime(runtime.elf)
     pages.add_content(CONFIG_PLACE, config.pack(), Prot.R)
     pages.add_zeros(_HEAP, config.heap_bytes)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
+import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from veil.formats.enclaves import Layout, RecordKind
@@ -23,6 +25,7 @@ from veil.guest.errors import GuestImageError
 
 __all__ = ["EnclaveImage"]
 
+_BLOCK = 512
 _LAYOUT, _CONTENT, _MANIFEST, _FILES = "layout", "content", "manifest.toml", "files"
 
 
@@ -59,22 +62,28 @@ class EnclaveImage:
                     member.mode = 0o755 if data[:4] == b"\x7fELF" else 0o644
                     archive.addfile(member, io.BytesIO(data))
         except ValueError as error:
-            raise GuestImageError(f"an enclave's image cannot hold {name}: {error}") from error
+            path = name.removeprefix(_FILES)
+            raise GuestImageError(
+                f"an enclave's image cannot hold the file {path!r:.100}: its path is too long "
+                "(100 letters, and 155 of folders before them)"
+            ) from error
         return stream.getvalue()
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> EnclaveImage:
-        """Raises GuestImageError, with `name`, for what is no image or whose content is not as the layout says."""
-        members: dict[str, bytes] = {}
+        """Raises GuestImageError, with `name`, for what is no image or whose content is not as the layout says.
+
+        There is one archive for an image: any other, as with links or with two entries of one name, is refused, for
+        somebody else could find another file in it.
+        """
         try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-                for member in archive:
-                    stream = archive.extractfile(member)
-                    if stream is not None:
-                        members[member.name] = stream.read()
+            members = dict(_members(data))
+            missing = [item for item in (_LAYOUT, _CONTENT, _MANIFEST) if item not in members]
+            if missing:
+                raise FormatError(f"it has no {missing[0]}")
             layout = Layout.parse(members[_LAYOUT])
             content, manifest = members[_CONTENT], members[_MANIFEST].decode()
-        except (tarfile.TarError, KeyError, UnicodeDecodeError, FormatError, ValueError) as error:
+        except (FormatError, UnicodeDecodeError) as error:
             raise GuestImageError(f"{name}: not an enclave's image: {error}") from error
         image = cls(
             layout,
@@ -83,6 +92,8 @@ class EnclaveImage:
             {path.removeprefix(_FILES): file for path, file in members.items() if path.startswith(f"{_FILES}/")},
         )
         image.check(name)
+        if image.pack() != data:
+            raise GuestImageError(f"{name}: its archive is not as `veil enclave build` writes it")
         return image
 
     def check(self, name: str) -> None:
@@ -128,3 +139,38 @@ class EnclaveImage:
         for path in manifest.trusted:
             if not (any(file.startswith(path) for file in self.files) if path.endswith("/") else path in self.files):
                 raise FormatError(f"its manifest says that it trusts {path!r:.200}, which it does not have")
+
+
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an archive of ordinary files (POSIX.1-1988, ustar). Raises FormatError."""
+    at, seen = 0, set[str]()
+    if not data[:_BLOCK].strip(b"\0"):
+        raise FormatError("it is empty")
+    while any(header := data[at : at + _BLOCK]):
+        if len(header) < _BLOCK or header[257:263] != b"ustar\0":
+            raise FormatError(f"there is no file's header at byte {at}")
+        name, kind = _name(header), header[156:157]
+        if kind != tarfile.REGTYPE:
+            raise FormatError(f"{name!r:.300} is no ordinary file: a link, a folder, a device")
+        size = header[124:135]
+        if not re.fullmatch(rb"[0-7]{11}", size) or int(size, 8) > len(data) - at - _BLOCK:
+            raise FormatError(f"{name!r:.300} is longer than the image")
+        if name not in (_LAYOUT, _CONTENT, _MANIFEST) and not _is_file_path(name):
+            raise FormatError(f"{name!r:.300} is not a file that an image has")
+        if name in seen:
+            raise FormatError(f"{name!r:.300} is there twice")
+        seen.add(name)
+        at += _BLOCK
+        yield name, data[at : at + int(size, 8)]
+        at += (int(size, 8) + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+def _name(header: bytes) -> str:
+    name, prefix = (part.partition(b"\0")[0].decode() for part in (header[:100], header[345:500]))
+    return f"{prefix}/{name}" if prefix else name
+
+
+def _is_file_path(name: str) -> bool:
+    """Of a trusted file: none that leads elsewhere."""
+    path = name.removeprefix(_FILES)
+    return name != path and path.startswith("/") and posixpath.normpath(path) == path and path != "/"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from veil.formats.sizes import format_size, parse_size
 from veil.guest.enclaves.calls import allowed_numbers
 from veil.guest.errors import GuestImageError
 
-__all__ = ["SIGNALS", "Manifest", "secret_path"]
+__all__ = ["MOST_STRINGS", "MOST_TEXT", "SIGNALS", "Manifest", "parse_toml", "secret_path"]
 
 MIB = 1 << 20
 _LEAST_MEMORY, _MOST_MEMORY = 1 * MIB, 4096 * MIB
@@ -30,7 +30,13 @@ SIGNALS = {
     "HUP": 1, "INT": 2, "QUIT": 3, "USR1": 10, "USR2": 12, "ALRM": 14, "TERM": 15, "CHLD": 17, "CONT": 18, "URG": 23,
     "WINCH": 28, "IO": 29,
 }  # fmt: skip
+#: arguments, or variables, that a program can have, and bytes of both: runtime/src/start.c
+MOST_STRINGS, MOST_TEXT = 2048, 128 << 10
+_LONGEST_MANIFEST = 1 << 20
+_LONGEST_PATH = 1000
 _SECRETS = "/run/secrets"
+#: what the runtime answers by itself, whatever a rule says
+_OWN_FILES = ("/dev/random", "/dev/urandom")
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -72,37 +78,77 @@ class Manifest:
         _check_range("stack", self.stack, _LEAST_STACK, _MOST_STACK)
         if not 1 <= self.threads <= MAX_SLOTS:
             raise GuestImageError(f"manifest: threads must be 1 to {MAX_SLOTS}, not {self.threads}")
+        for key, words in _WORDS_OF.items():
+            _check_texts(words, getattr(self, key))
+        for key in _LISTS:
+            _check_once(_WORDS_OF[key], getattr(self, key))
         for key in ("trusted", "read", "passed", "sealed"):
             for path in getattr(self, key):
-                _check_path(_KEY_OF.get(key, key), path)
+                _check_path(_WORDS_OF[key], path)
+        _check_path("directory", self.directory, may_be_tree=False)
+        for path in self.programs:
+            _check_path("programs", path, may_be_tree=False)
         for name in self.secrets:
             if not _SECRET_NAME.fullmatch(name):
                 raise GuestImageError(
                     f"manifest: files.secrets: {name!r} is not a name of 1 to 64 letters, digits, '_', '.' and '-' "
                     "that begins with a letter, a digit or '_'"
                 )
-        _check_path("directory", self.directory)
-        for path in self.programs:
-            _check_path("programs", path)
-        for text in (*self.arguments, *self.environment, *self.environment.values(), *self.environment_outside):
-            if "\0" in text:
-                raise GuestImageError("manifest: a text with a NUL character")
-        for name in (*self.environment, *self.environment_outside):
-            if not name or "=" in name:
-                raise GuestImageError(f"manifest: environment: {name!r} is not the name of a variable")
         for name in self.signals:
             if name not in SIGNALS:
                 raise GuestImageError(f"manifest: signals: {name!r} is not one of {', '.join(SIGNALS)}")
+        if self.stack > self.memory:
+            raise GuestImageError(
+                f"manifest: stack is part of memory: {format_size(self.stack)} is more than {format_size(self.memory)}"
+            )
+        self._check_paths()
+        self._check_variables()
+        self._check_fixed()
+        both = sorted(set(self.allow) & set(self.deny))
+        if both:
+            raise GuestImageError(f"manifest: {both[0]!r} is in calls.allow and in calls.deny")
         allowed_numbers(self.allow, self.deny)
+
+    def _check_paths(self) -> None:
+        """No rule is without effect: of two for the same path one would be."""
+        found = {path: "files.trusted" for path in self.trusted if not path.endswith("/")}
+        found |= dict.fromkeys(_OWN_FILES, "what the runtime answers itself")
+        found |= {secret_path(name): "files.secrets" for name in self.secrets}
+        for key in ("read", "passed", "sealed"):
+            for path in getattr(self, key):
+                place, words = path.rstrip("/") or "/", _WORDS_OF[key]
+                if place in found:
+                    raise GuestImageError(f"manifest: {place!r} is in {words} and in {found[place]}: which is it?")
+                found[place] = words
+
+    def _check_variables(self) -> None:
+        for name in (*self.environment, *self.environment_outside):
+            if not name or "=" in name:
+                raise GuestImageError(f"manifest: environment: {name!r} is not the name of a variable")
+        if "*" in self.environment_outside and len(self.environment_outside) > 1:
+            raise GuestImageError('manifest: environment.outside: "*" is all variables: name no other')
+        for name in self.environment:
+            if name in self.environment_outside:
+                raise GuestImageError(f"manifest: {name!r} is in environment.fixed and in environment.outside")
+
+    def _check_fixed(self) -> None:
+        """What is fixed must fit, else the program never starts."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        for words, texts in (("arguments.fixed", self.arguments), ("environment.fixed", variables)):
+            if len(texts) > MOST_STRINGS:
+                raise GuestImageError(f"manifest: {words} has {len(texts)} texts, and {MOST_STRINGS} at most fit")
+        # Half of the stack is the program's own: Linux leaves it three quarters.
+        room = min(self.stack // 2, MOST_TEXT)
+        needed = sum(len(text.encode()) + 1 + _POINTER for text in (*self.arguments, *variables))
+        if needed > room:
+            raise GuestImageError(
+                f"manifest: arguments.fixed and environment.fixed take {needed} bytes of the stack: {room} at most fit"
+            )
 
     @classmethod
     def parse(cls, text: str, name: str = "manifest") -> Manifest:
         """From TOML. Raises GuestImageError, with `name`."""
-        try:
-            values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise GuestImageError(f"{name}: {error}") from error
-        return cls.of(values)
+        return cls.of(parse_toml(text, name))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Manifest:
@@ -160,6 +206,19 @@ class Manifest:
         return "".join(f"{line}\n" for line in lines)
 
 
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """Of a manifest, or a part of one. Raises GuestImageError, with `name`."""
+    if len(text) > _LONGEST_MANIFEST:
+        raise GuestImageError(f"{name}: more than the {_LONGEST_MANIFEST >> 20} MiB that a manifest can have")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise GuestImageError(f"{name}: arrays or tables in each other, too deep to be read") from error
+    except ValueError as error:
+        # Of TOML; or of a number with thousands of digits.
+        raise GuestImageError(f"{name}: {error}") from error
+
+
 def secret_path(name: str) -> str:
     """The file that the program reads a secret from."""
     return f"{_SECRETS}/{name}"
@@ -175,6 +234,8 @@ def _size(words: str, value: object) -> int:
 def _number(words: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise GuestImageError(f"manifest: {words} must be a number")
+    if abs(value) >> 63:
+        raise GuestImageError(f"manifest: {words} is a number of more than 64 bits")
     return value
 
 
@@ -215,12 +276,36 @@ def _check_range(words: str, value: int, least: int, most: int) -> None:
         )
 
 
-def _check_path(words: str, path: str) -> None:
+def _check_texts(words: str, value: object) -> None:
+    """They can be written down, and end where C ends them."""
+    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
+    if isinstance(value, Mapping):
+        texts += value.values()
+    for text in texts:
+        if "\0" in text:
+            raise GuestImageError(f"manifest: {words}: a text with a NUL character")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise GuestImageError(f"manifest: {words}: {text!r} is not UTF-8")
+
+
+def _check_once(words: str, texts: tuple[str, ...]) -> None:
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise GuestImageError(f"manifest: {words}: {text!r} is there twice")
+        seen.add(text)
+
+
+def _check_path(words: str, path: str, *, may_be_tree: bool = True) -> None:
     whole = path.rstrip("/") or "/"
-    if not path.startswith("/") or posixpath.normpath(whole) != whole or "\0" in path or len(path) > 1000:
+    if not path.startswith("/") or posixpath.normpath(whole) != whole or path not in (whole, f"{whole}/", "/"):
         raise GuestImageError(
             f"manifest: {words}: {path!r} is not an absolute path without '.', '..' and double slashes"
         )
+    if len(path) > _LONGEST_PATH:
+        raise GuestImageError(f"manifest: {words}: a path has {_LONGEST_PATH} letters at most, not {len(path)}")
+    if not may_be_tree and path.endswith("/") and path != "/":
+        raise GuestImageError(f"manifest: {words}: {path!r}: no '/' at its end, which means all that is below it")
 
 
 def _quoted(text: str) -> str:
@@ -253,4 +338,18 @@ _KEYS: dict[tuple[str, str], tuple[str, Callable[[str, object], object]]] = {
     ("calls", "allow"): ("allow", _texts),
     ("calls", "deny"): ("deny", _texts),
 }
-_KEY_OF = {"passed": "files.pass", "read": "files.read", "trusted": "files.trusted", "sealed": "files.sealed"}
+_WORDS_OF = {field: ".".join(filter(None, place)) for place, (field, _) in _KEYS.items()}
+#: of which each text has one meaning
+_LISTS = (
+    "trusted",
+    "read",
+    "passed",
+    "sealed",
+    "secrets",
+    "allow",
+    "deny",
+    "signals",
+    "programs",
+    "environment_outside",
+)
+_POINTER = 8

@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files that an enclave trusts by hash: libraries, and what its manifest names."""
+"""Where the files of enclaves come from: programs, libraries, and what manifests name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from glob import iglob
+from pathlib import Path
 from typing import Protocol
 
 from veil.cache import Cache
 from veil.errors import describe
-from veil.guest.elf import is_elf, parse_linking
+from veil.formats.enclaves import MAX_PAGES
+from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.sizes import format_size
+from veil.guest.elf import is_library
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.debian_programs import PackageFiles
 
-__all__ = ["ComputerFiles", "DebianFiles", "FileSource", "collect_trusted"]
+__all__ = ["ComputerFiles", "DebianFiles", "FileSource"]
 
 _LIBRARIES = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib")
+_LOADER_CONFIGURATION = "/etc/ld.so.conf"
+#: includes of includes, of which there is one on Debian
+_DEEPEST = 8
+#: Longer than all that fits into an enclave.
+_LONGEST = MAX_PAGES * PAGE_SIZE
 _PROGRAMS = ("usr/bin", "bin", "usr/sbin", "sbin", "usr/games")
 
 
@@ -27,6 +38,9 @@ class FileSource(Protocol):
 
     def file(self, path: str) -> bytes:
         """Links are followed. Raises GuestImageError."""
+
+    def find(self, path: str) -> bytes | None:
+        """The same; None if there is none."""
 
     def tree(self, path: str) -> Mapping[str, bytes]:
         """All files below a folder, by path. Raises GuestImageError."""
@@ -40,29 +54,81 @@ class ComputerFiles:
 
     def program(self, name: str) -> tuple[str, bytes]:
         """By its path."""
-        path = str(Path(name).absolute())
+        path = os.path.abspath(name)
         return path, self.file(path)
 
     def file(self, path: str) -> bytes:
         """See `FileSource`."""
         try:
-            return Path(path).read_bytes()
+            return _read(path)
         except OSError as error:
             raise GuestImageError(f"cannot read {path}: {describe(error)}") from error
 
-    def tree(self, path: str) -> Mapping[str, bytes]:
+    def find(self, path: str) -> bytes | None:
         """See `FileSource`."""
-        found = sorted(str(item) for item in Path(path).rglob("*") if item.is_file())
+        return self.file(path) if os.path.isfile(path) else None
+
+    def tree(self, path: str) -> Mapping[str, bytes]:
+        """See `FileSource`. Links to folders are not followed."""
+        try:
+            found = sorted(_walk(path))
+        except OSError as error:
+            raise GuestImageError(f"cannot read {error.filename or path}: {describe(error)}") from error
         if not found:
-            raise GuestImageError(f"{path}: there is no folder with files")
-        return {item: self.file(item) for item in found}
+            raise GuestImageError(f"{path}: there is no file in that folder")
+        contents, left = {}, _LONGEST
+        for item in found:
+            contents[item] = self.file(item)
+            left -= len(contents[item])
+            if left < 0:
+                raise GuestImageError(f"{path}: the files in that folder have more than {format_size(_LONGEST)}")
+        return contents
 
     def library(self, name: str) -> bytes:
-        """From where Debian's loader looks first."""
-        for folder in _LIBRARIES:
-            if (Path(folder) / name).is_file():
-                return self.file(f"{folder}/{name}")
+        """From where this computer's own loader has it: the folders of its configuration, then Debian's."""
+        for folder in dict.fromkeys((*_configured(_LOADER_CONFIGURATION), *_LIBRARIES)):
+            # The loader, too, goes on behind a library for another processor.
+            if (data := self.find(f"{folder}/{name}")) is not None and is_library(data):
+                return data
         raise GuestImageError(f"there is no library {name} on this computer")
+
+
+def _read(path: str) -> bytes:
+    # Nobody waits for a pipe or a device, or reads one without an end.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise GuestImageError(f"{path}: no ordinary file")
+        if status.st_size > _LONGEST:
+            raise GuestImageError(f"{path}: more than the {format_size(_LONGEST)} that an enclave can have")
+        return stream.read(_LONGEST) or b""
+
+
+def _walk(folder: str) -> Iterator[str]:
+    waiting = [folder.rstrip("/") or "/"]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif os.path.isfile(entry.path):
+                    yield entry.path
+
+
+def _configured(file: str, deep: int = 0) -> Iterator[str]:
+    """The folders of ldconfig's configuration: ldconfig(8)."""
+    try:
+        lines = Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        words = line.partition("#")[0].replace(",", " ").replace(":", " ").split()
+        if words[:1] == ["include"] and deep < _DEEPEST:
+            for pattern in words[1:]:
+                for found in sorted(iglob(os.path.join(os.path.dirname(file), pattern))):
+                    yield from _configured(found, deep + 1)
+        elif words[:1] not in (["include"], ["hwcap"]):
+            yield from (word for word in words if word.startswith("/"))
 
 
 class DebianFiles:
@@ -91,37 +157,21 @@ class DebianFiles:
             raise GuestImageError(f"no package of {self._names} has {path}")
         return found.read_bytes()
 
+    def find(self, path: str) -> bytes | None:
+        """See `FileSource`. Of the packages that were fetched so far."""
+        found = self._files.find(path.lstrip("/"))
+        return found.read_bytes() if found is not None and found.is_file() else None
+
     def tree(self, path: str) -> Mapping[str, bytes]:
         """See `FileSource`. A link that leads out of the packages is left out."""
-        found = ((f"/{name}", self._files.find(name)) for name in self._files.below(path.strip("/")))
-        return {name: place.read_bytes() for name, place in found if place is not None and place.is_file()}
+        places = ((f"/{name}", self._files.find(name)) for name in self._files.below(path.strip("/")))
+        found = {name: place.read_bytes() for name, place in places if place is not None and place.is_file()}
+        if not found:
+            raise GuestImageError(f"no package of {self._names} has a file in the folder {path}")
+        return found
 
     def library(self, name: str) -> bytes:
         """From the packages, or from one that they depend on."""
         found = self._files.program(f"usr/lib/x86_64-linux-gnu/{name}").read_bytes()
         self._files.remember()
         return found
-
-
-def collect_trusted(source: FileSource, program: bytes, name: str, trusted: Iterable[str]) -> dict[str, bytes]:
-    """Files by path: those of `trusted` (folders end with "/"), and the libraries of the program and of all of these.
-
-    Libraries stand where Debian's loader looks first without a cache of its own. Raises GuestImageError.
-    """
-    found: dict[str, bytes] = {}
-    for path in trusted:
-        found |= source.tree(path) if path.endswith("/") else {path: source.file(path)}
-    waiting = [(name, program), *((path, data) for path, data in found.items() if is_elf(data))]
-    loader = parse_linking(program, name).interpreter if is_elf(program) else None
-    # One that the manifest names is where its program says (RUNPATH), as the JVM's are.
-    known = {PurePosixPath(path).name for path in (*found, *((loader,) if loader is not None else ()))}
-    while waiting:
-        who, data = waiting.pop()
-        for library in parse_linking(data, who).needed:
-            if library in known or "/" in library:
-                continue
-            known.add(library)
-            path = f"{_LIBRARIES[0]}/{library}"
-            found[path] = source.library(library)
-            waiting.append((path, found[path]))
-    return found

@@ -43,6 +43,16 @@ static void member_path(const struct member *member, char *path)
 		snprintf(path, MAX_PATH, "%.100s", member->name);
 }
 
+/* No path that leads elsewhere: an image has none, but who has written this one? */
+static bool is_plain(const char *path)
+{
+	size_t length = strlen(path);
+
+	return length > 1 && path[length - 1] != '/' && !strstr(path, "//") && !strstr(path, "/./") &&
+	       !strstr(path, "/../") && strcmp(path + length - 2, "/.") != 0 &&
+	       (length < 3 || strcmp(path + length - 3, "/..") != 0);
+}
+
 static void make_parents(const char *path)
 {
 	char folder[MAX_PATH];
@@ -62,15 +72,6 @@ static void put_file(const char *path, const struct member *member, const uint8_
 	int file;
 
 	make_parents(path);
-	if (member->type == '2') {
-		char target[sizeof(member->link) + 1];
-
-		snprintf(target, sizeof(target), "%.100s", member->link);
-		if (symlink(target, path))
-			return;
-	}
-	if (member->type != '0' && member->type)
-		return;
 	file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
 		    (mode_t)octal(member->mode, sizeof(member->mode)) & 0777);
 	if (file < 0)
@@ -105,9 +106,11 @@ void open_image(const char *path, struct image *image)
 		size_t length = octal(member->size, sizeof(member->size));
 		char name[MAX_PATH];
 
-		if (memcmp(member->magic, "ustar", 5) != 0 || length > size - at - BLOCK)
+		if (memcmp(member->magic, "ustar", 5) != 0)
 			break;
 		member_path(member, name);
+		if (member->type != '0' || length > size - at - BLOCK)
+			refuse("the image is damaged: it has something else than whole files");
 		if (!strcmp(name, "layout")) {
 			image->layout = start + at + BLOCK;
 			image->layout_size = length;
@@ -115,6 +118,8 @@ void open_image(const char *path, struct image *image)
 			image->content = start + at + BLOCK;
 			image->content_size = length;
 		} else if (!strncmp(name, FILES, strlen(FILES))) {
+			if (!is_plain(name + strlen(FILES) - 1))
+				refuse("the image is damaged: a file of it has a path that leads elsewhere");
 			put_file(name + strlen(FILES) - 1, member, start + at + BLOCK, length);
 		}
 		at += BLOCK + (length + BLOCK - 1) / BLOCK * BLOCK;
