@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +13,22 @@ import pytest
 
 from tests.e2e.enclave_images import DATA, PRINT, call_window, enclave_image
 from tests.e2e.hijack import PVALIDATE, RESULT, RMPADJUST, Hijack
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import RunSnapshots
 from tests.e2e.test_enclaves import ENCLAVES
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.ghcb import run_context_request
 from veil.formats.page_owners import Owner
 from veil.services.enc.enclave import Enclave
 from veil.services.enc.service import EncService
 from veil.services.program import ServiceDomain
-from veil.snp import ExitCode
+from veil.snp import ExitCode, RmpResult, RmpViolation
 from veil.snp.layouts import Vmsa
 
 PAGE = 4096
 SECRET = 0x1234_5678_9ABC_DEF0
+#: memory of the kernel's
+_LIST = 0x8048000
 _VMPL_DENIED = 1 << 36 | 1 << 34 | 1 << 31
 #: It has a secret in its memory and in a register, says that it runs, and waits.
 WAITS = f"""
@@ -58,21 +62,33 @@ class Shielded:
         return found[0]
 
 
-@pytest.fixture
-def shielded(resume: Resume, tmp_path: Path) -> Shielded:
-    vm = resume(services=ENCLAVES)
-    image = tmp_path / "waits.enclave"
+def _start(vm: ConfidentialVM, folder: Path) -> None:
+    image = folder / "waits.enclave"
     image.write_bytes(enclave_image(WAITS))
     vm.copy_in(image, image_place(image))
     start = f"setsid {' '.join(enclave_command(image, []))} > /tmp/out 2>&1 &"
     wait = "for i in $(seq 100); do grep -q hello /tmp/out && exit 0; sleep 0.1; done; cat /tmp/out; exit 1"
     result = vm.run(["sh", "-c", f"{start} {wait}"])
     assert result.exit_status == 0, result.stdout
-    services = vm.machine.hosted_program(vm.hypervisor.vcpus[0].contexts[1].vmcb.vmsa_pa)
-    assert isinstance(services, ServiceDomain)
-    (enc,) = (service for service in services.services if isinstance(service, EncService))
-    (enclave,) = enc._enclaves.values()
-    return Shielded(vm, enclave)
+
+
+@pytest.fixture
+def shielded(snapshots: RunSnapshots, tmp_path: Path) -> Iterator[Shielded]:
+    guest = Configuration.make(services=ENCLAVES)
+
+    def make(place: Path) -> None:
+        with ConfidentialVM.restore(snapshots.of(guest)) as vm:
+            _start(vm, tmp_path)
+            vm.snapshot(place)
+
+    with ConfidentialVM.restore(snapshots.once(f"{guest.key()}-waits", make)) as vm:
+        services = vm.machine.hosted_program(vm.hypervisor.vcpus[0].contexts[1].vmcb.vmsa_pa)
+        assert isinstance(services, ServiceDomain)
+        (enc,) = (service for service in services.services if isinstance(service, EncService))
+        # Services come back from a snapshot when they are entered first.
+        vm.hypervisor.run(lambda: hasattr(enc, "_enclaves"), timeout=10)
+        (enclave,) = enc._enclaves.values()
+        yield Shielded(vm, enclave)
 
 
 def test_reading_its_memory(shielded: Shielded) -> None:
@@ -142,19 +158,38 @@ def test_executing_it(shielded: Shielded) -> None:
     assert kernel.run(run) == ExitCode.HLT
 
 
-@pytest.mark.parametrize(
-    ("instruction", "registers"),
-    [
-        (RMPADJUST, "xor ecx, ecx\nmov edx, 0x0f03"),
-        (PVALIDATE, "xor ecx, ecx\nxor edx, edx"),
-    ],
-    ids=["RMPADJUST", "PVALIDATE"],
-)
-def test_instructions_of_vmpl_0(shielded: Shielded, instruction: str, registers: str) -> None:
+def test_rmpadjust_of_its_memory(shielded: Shielded) -> None:
+    """The kernel gives itself all rights; a level that may do so then reads."""
     kernel, page = Hijack(shielded.vm), shielded.page(DATA)
-    code = f"mov rax, {page}\n{registers}\n{instruction}\nmov rax, [{page}]\nmov [{RESULT}], rax\nhlt"
-    assert kernel.run(code) != ExitCode.HLT
-    assert kernel.result() == 0
+    adjust = f"mov rax, {page}\nxor ecx, ecx\nmov edx, 0x0f03\n{RMPADJUST}\nmov [{RESULT}], rax\nhlt"
+    read = f"mov rax, [{page}]\nmov [{RESULT}], rax\nhlt"
+    kernel.split(page)
+    assert kernel.run(adjust) == ExitCode.HLT
+    assert kernel.result() == RmpResult.FAIL_PERMISSION
+    assert kernel.run(read) == ExitCode.NPF
+
+    # The counter-test: the same code in a context of VMPL 0, which the kernel's is not.
+    assert kernel.run(adjust, vmpl=0) == ExitCode.HLT
+    assert kernel.result() == RmpResult.SUCCESS
+    assert kernel.run(read) == ExitCode.HLT
+    assert kernel.result() == SECRET
+
+
+def test_pvalidate_of_its_memory(shielded: Shielded) -> None:
+    """The kernel takes a page's validation away, after which the host might put another one there."""
+    kernel, page = Hijack(shielded.vm), shielded.page(DATA)
+    rescind = f"mov rax, {page}\nxor ecx, ecx\nxor edx, edx\n{PVALIDATE}\nmov [{RESULT}], rax\nhlt"
+    enclave = shielded.vm.machine.view(vmpl=2)
+    kernel.split(page)
+    assert kernel.run(rescind) == ExitCode.HLT
+    assert kernel.result() == RmpResult.FAIL_PERMISSION
+    assert enclave.read_u64(page) == SECRET
+
+    # The counter-test: the same code in a context of VMPL 0.
+    assert kernel.run(rescind, vmpl=0) == ExitCode.HLT
+    assert kernel.result() == RmpResult.SUCCESS
+    with pytest.raises(RmpViolation):
+        enclave.read_u64(page)
 
 
 @pytest.mark.parametrize("what", ["memory", "tables", "registers", "window"])
@@ -170,6 +205,7 @@ def test_calls_about_its_pages(shielded: Shielded, what: str) -> None:
     before = kernel.monitor.read(page, PAGE)
     calls: list[Callable[[], int]] = [
         lambda: kernel.svsm_call(0, 0, page),
+        lambda: invalidate(kernel, page),
         lambda: kernel.svsm_call(0, 2, page, 0x8040000, 0),
         lambda: kernel.svsm_call(0, 3, page),
         lambda: kernel.svsm_call(16, 0, page, 1),
@@ -179,13 +215,47 @@ def test_calls_about_its_pages(shielded: Shielded, what: str) -> None:
     assert kernel.monitor.read(page, PAGE) == before
 
 
+def invalidate(kernel: Hijack, page: int) -> int:
+    """PVALIDATE of VeilMon's for one page, by its list; the answer."""
+    kernel.kernel.write(_LIST, struct.pack("<HHIQ", 1, 0, 0, page))
+    return kernel.svsm_call(0, 1, _LIST)
+
+
+def test_without_the_page_book_it_would_give_a_page_back(shielded: Shielded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: VeilMon invalidates what the kernel names, and the enclave's page is gone."""
+    kernel, page = Hijack(shielded.vm), shielded.page(DATA)
+    enclave = shielded.vm.machine.view(vmpl=2)
+    assert invalidate(kernel, page) != 0
+    assert enclave.read_u64(page) == SECRET
+    monkeypatch.setattr(type(kernel.veilmon.book), "is_kernel", lambda book, gpa, size=1: True)
+    assert invalidate(kernel, page) == 0
+    with pytest.raises(RmpViolation):
+        enclave.read_u64(page)
+
+
 def test_other_contexts_are_not_run(shielded: Shielded) -> None:
-    """The host is asked to run a page that VeilMon did not seal: one of the enclave's own, one of the kernel's."""
-    kernel = Hijack(shielded.vm)
-    for page in (shielded.page(DATA), 0x8050000):
+    """The host is asked to run a page that VeilMon did not seal: one of the enclave's own, one of the kernel's, and one
+    that the kernel has made like the enclave's own VMSA, with another entry."""
+    kernel, forged = Hijack(shielded.vm), 0x8050000
+    vmsa = kernel.monitor.read(shielded.enclave.contexts[0], PAGE)
+    kernel.kernel.write(forged, vmsa[: Vmsa.rip.offset] + bytes(8) + vmsa[Vmsa.rip.offset + 8 :])
+    for page in (shielded.page(DATA), 0x8060000, forged):
         answer = kernel.ask_host_by_msr(run_context_request(page))
         assert answer & 0xFFF == 0x017
         assert answer >> 32 & 0xFF == 1
+    # VeilMon makes no VCPU of level 2 for a kernel.
+    assert kernel.svsm_call(0, 2, forged, 0x8040000, 0) != 0
+    vmcb = shielded.vm.machine.new_vmcb()
+    vmcb.vmsa_pa = forged
+    shielded.vm.machine.vmrun(vmcb)
+    assert vmcb.exit_code == ExitCode.INVALID
+
+    # The counter-test: were it one, it would run, here to a page fault at address 0 of the enclave.
+    kernel.split(forged)
+    kernel.monitor.rmpadjust(forged, vmpl=2, permissions=0, vmsa=True)
+    shielded.vm.machine.vmrun(vmcb, time.monotonic_ns() + 100_000_000)
+    assert vmcb.exit_code != ExitCode.INVALID
+    assert kernel.monitor.read_u64(forged + Vmsa.cr2.offset) == 0
 
 
 def test_the_host_sees_ciphertext(shielded: Shielded) -> None:

@@ -17,6 +17,7 @@ from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
 from veil.formats.errors import FormatError
 from veil.remote.attestation.verify import verify_report
+from veil.services.enc.enclave import Enclave
 from veil.services.enc.paging import AwayPages
 from veil.services.kci import Explanation
 from veil.services.kci.modules.elf import ModuleElf
@@ -72,6 +73,16 @@ def test_what_enclaves_must_not_be_given(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("veil.services.enc.mailbox._ZEROS", b"")
     with pytest.raises(AssertionError, match="another's content"):
         target.run(paged)
+
+
+def test_what_no_enclave_may_be_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target finds a service that does not compare what it has measured."""
+    target = TARGETS["enclave-service"]
+    honest = Enclave._finish_record
+    monkeypatch.setattr(Enclave, "_finish_record", lambda enclave, digest: honest(enclave, enclave._hash.digest()))
+    made = [1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1, 4, 0, 1, 0, 2, 1, 1, 5, 0]
+    with pytest.raises(AssertionError, match="not measured"):
+        target.run(bytes(made))
 
 
 def test_mutations_are_the_same_each_time() -> None:

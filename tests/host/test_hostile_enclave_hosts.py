@@ -11,8 +11,8 @@ import pytest
 
 from tests.enclave_guest import RESTRICTED, SHARED_DATA, SNP, VMGEXIT, EnclaveGuest, enter
 from tests.small_guest import PAGE
-from veil.snp import ExitCode, RmpResult, RmpViolation
-from veil.snp.layouts import EVENT_VALID, Vmcb, Vmsa
+from veil.snp import ExitCode, Permission, RmpResult, RmpViolation
+from veil.snp.layouts import EVENT_VALID, Vmcb, Vmsa, VmsaSegment
 
 _EXTERNAL, _NMI, _EXCEPTION, _SOFTWARE = 0 << 8, 2 << 8, 3 << 8, 4 << 8
 _ERROR_CODE = 1 << 11
@@ -185,14 +185,15 @@ def test_an_exception_whose_delivery_the_host_drops(code: str, vector: int, at: 
 
 # What a kernel leaves in the registers before it enters an enclave
 
-_BASES = 0x200040, 0x200080
+#: FS and GS of the enclave and of the kernel: what is there says whose they are.
+_OWN, _KERNELS = (SHARED_DATA + 0x200, SHARED_DATA + 0x208), (SHARED_DATA + 0x300, SHARED_DATA + 0x308)
 _KERNEL_SETS = f"""
     mov ecx, 0xc0000100
     xor edx, edx
-    mov eax, {_BASES[0]}
+    mov eax, {_KERNELS[0]}
     wrmsr
     mov ecx, 0xc0000101
-    mov eax, {_BASES[1]}
+    mov eax, {_KERNELS[1]}
     wrmsr
     mov dword ptr [{SHARED_DATA + 128}], 0x7f80
     ldmxcsr [{SHARED_DATA + 128}]
@@ -209,33 +210,51 @@ _SEEN = f"""
     stmxcsr [{SHARED_DATA + 8}]
     fnstcw [{SHARED_DATA + 16}]
     mov rax, fs:[0]
+    mov [{SHARED_DATA + 24}], rax
     mov rax, gs:[0]
+    mov [{SHARED_DATA + 32}], rax
     {VMGEXIT}
 """
-_FLAGS = 0xCD5
-"""CF PF AF ZF SF DF OF"""
+_FLAGS = 0x40CD5
+"""CF PF AF ZF SF DF OF AC"""
+
+
+def _stores(vmsa: int) -> str:
+    """The same values, by the kernel's stores into a VMSA."""
+    base = VmsaSegment.base.offset  # type: ignore[attr-defined]
+    values = [
+        (Vmsa.rflags.offset, "rax", 2 | _FLAGS), (Vmsa.mxcsr.offset, "eax", 0x7F80), (Vmsa.x87_fcw.offset, "ax", 0x77F),
+        (Vmsa.fs.offset + base, "rax", _KERNELS[0]), (Vmsa.gs.offset + base, "rax", _KERNELS[1]),
+    ]  # fmt: skip
+    return "".join(
+        f"mov {register}, {value}\nmov [{vmsa + offset}], {register}\n" for offset, register, value in values
+    )
 
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_what_the_kernel_leaves_in_registers(protected: bool) -> None:
-    """Direction flag, MXCSR, x87 control word, FS and GS: an enclave begins with its own, which are in its VMSA.
+    """Flags (direction, alignment check), MXCSR, x87 control word, FS and GS: an enclave begins with its own, which are
+    in its VMSA.
 
-    The counter-test: a VMSA that the kernel could write.
+    The counter-test: a VMSA that the kernel can write, and writes. Loads through FS and GS go where the kernel says.
     """
-    code = f"mov qword ptr [{SHARED_DATA + 64}], 0\n{_SEEN}{_HANDLER}"
-    with EnclaveGuest(_KERNEL_SETS + enter(0), code) as guest:
-        set_registers(guest, rflags=2)
-        if not protected:
-            set_registers(guest, rflags=2 | _FLAGS)
-            top, vmsa = guest.top, guest.vmsa_of(0)
-            top.write(vmsa + Vmsa.mxcsr.offset, (0x7F80).to_bytes(4, "little"))
-            top.write(vmsa + Vmsa.x87_fcw.offset, (0x77F).to_bytes(2, "little"))
-        before = guest.registers(0)
+    vmsa, bases = EnclaveGuest.vmsa_of(0), _OWN if protected else _KERNELS
+    stores = "" if protected else _stores(vmsa)
+    with EnclaveGuest(_KERNEL_SETS + stores + enter(0), _SEEN + _HANDLER) as guest:
+        for whose, pair in enumerate((_OWN, _KERNELS)):
+            for number, base in enumerate(pair):
+                guest.top.write_u64(base, 10 * (whose + 1) + number)
+        registers = guest.registers(0)
+        registers.rflags, registers.fs.base, registers.gs.base = 2, *_OWN
+        guest.top.write(vmsa, bytes(registers))
+        rights = Permission.NONE if protected else Permission.ALL
+        assert guest.top.rmpadjust(vmsa, vmpl=3, permissions=rights, vmsa=True) == RmpResult.SUCCESS
         guest.go()
         seen = guest.data(0) & _FLAGS, guest.data(1) & 0xFFFFFFFF, guest.data(2) & 0xFFFF
         assert seen == ((0, 0x1F80, 0x37F) if protected else (_FLAGS, 0x7F80, 0x77F))
+        assert (guest.data(3), guest.data(4)) == ((10, 11) if protected else (20, 21))
         after = guest.registers(0)
-        assert (after.fs.base, after.gs.base) == (before.fs.base, before.gs.base) != _BASES
+        assert (after.fs.base, after.gs.base) == bases
         kernel = guest.vmsa()
         # And the kernel finds its own again.
-        assert (kernel.mxcsr, kernel.x87_fcw, kernel.fs.base, kernel.gs.base) == (0x7F80, 0x77F, *_BASES)
+        assert (kernel.mxcsr, kernel.x87_fcw, kernel.fs.base, kernel.gs.base) == (0x7F80, 0x77F, *_KERNELS)

@@ -37,6 +37,7 @@ from tests.monitor.wire import Wire
 from veil.formats.errors import FormatError
 from veil.formats.request_block import (
     BLOCK_HEADER,
+    BlockMemory,
     BlockRequest,
     read_answer,
     take_request,
@@ -211,6 +212,23 @@ def test_a_request_that_changes_while_it_is_copied(length: int, monkeypatch: pyt
     # What was not in the header's page is copied after that, once too.
     at_first = min(length, PAGE - BLOCK_HEADER)
     assert read_answer(bench.kernel, gpa, SIZE) == (Status.OK, b"\0" + b"a" * at_first + b"b" * (length - at_first))
+
+
+def test_a_request_that_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: looked at the first time, used the second."""
+    bench = Bench(services=Services).boot()
+    gpa = bench.register()
+    write_request(bench.kernel, gpa, SIZE, BlockRequest(7, 0, b"checked"))
+
+    def take(memory: BlockMemory, at: int, size: int) -> BlockRequest | None:
+        first = take_request(memory, at, size)
+        if first is not None and at == gpa:
+            write_request(bench.kernel, gpa, SIZE, BlockRequest(7, 0, b"changed"))
+        return take_request(memory, at, size)
+
+    monkeypatch.setattr("veil.services.program.take_request", take)
+    bench.enter(0, vmpl=1)
+    assert read_answer(bench.kernel, gpa, SIZE) == (Status.OK, b"\0changed")
 
 
 def test_the_kernel_says_that_it_is_an_owner(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
+from tests.services.enc.believing import believes_signals
 from veil.formats.enclave_pages import WindowBlock
 from veil.formats.enclaves import WINDOW_STRIDE
 from veil.formats.page_sizes import PAGE_SIZE
@@ -135,6 +136,17 @@ def run(native: NativeRuntime, tmp_path: Path) -> Run:
 def _before(call: int, argument: int) -> Lie:
     """A signal comes before this call begins."""
     return Lie(call, _NOT_BEGUN, once=True, put=_signal(argument, _SIGUSR1))
+
+
+def test_a_signal_that_is_not_allowed(native: NativeRuntime, tmp_path: Path) -> None:
+    """It does not come, whatever the process outside passes on. The counter-test: without the check it does."""
+    (tmp_path / "passed").write_text("words")
+    manifest = {**ANYTHING, "files": {"pass": [f"{tmp_path}/passed"]}, "signals": ["TERM"]}
+    program = compile_program(tmp_path, _TEXT, "-static")
+    trusting = NativeRuntime(native.place, believes_signals())
+    for runtime, caught in ((native, 0), (trusting, 1)):
+        done = runtime.run(runtime.build(program, manifest), "p", "lock", f"{tmp_path}/passed", lie=_before(72, 2))
+        assert done.stdout.decode() == f"0 good, caught {caught}\n"
 
 
 def test_what_is_sealed_is_whole(run: Run) -> None:

@@ -23,18 +23,22 @@ from veil.formats.enclave_reports import (
     LONGEST_SECRET,
     EnclaveManifest,
     EnclaveStatement,
+    EnclaveUserCall,
     EnclaveWord,
     Provision,
     Speaker,
     parse_enclaves,
 )
 from veil.formats.errors import FormatError
+from veil.formats.roles import Call, Role
 from veil.formats.status import Status
 from veil.remote import ChannelClient, Policy, Trust, TrustedRoots
 from veil.remote.channel.client import RequestFailed
 from veil.remote.channel.identity import UserKey
 from veil.remote.enc.enclaves import Enclaves, open_enclaves
 from veil.remote.errors import RemoteError
+from veil.services.enc.keys import EnclaveKeys
+from veil.services.enc.service import EncService
 
 LONGEST = b"s" * LONGEST_SECRET
 
@@ -98,6 +102,31 @@ def test_who_may_ask(bench: EnclaveBench) -> None:
     assert refused.value.status == Status.NOT_ALLOWED
 
 
+def test_if_anyone_might_send_a_reader_would_choose_the_secret(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: without the role."""
+    number = bench.make()
+    anyone = Call(Role.ANYONE, EncService._provision)
+    monkeypatch.setitem(EncService.user_calls, EnclaveUserCall.PROVISION, anyone)
+    with enclaves_of(bench, READER) as enclaves:
+        enclaves.provision(LAYOUT.measurement, b"name", b"the reader's")
+    assert secret_of(bench, number) == b"the reader's"
+
+
+def test_without_signatures_anybody_would_speak_for_the_service(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = bench.make()
+    honest = EnclaveStatement.parse
+    monkeypatch.setattr(
+        EnclaveStatement, "parse", lambda packed: honest(packed)._replace(measurement=b"x" * 48, signature=b"junk")
+    )
+    monkeypatch.setattr(EnclaveStatement, "verify", lambda statement, key: True)
+    with enclaves_of(bench) as enclaves:
+        assert enclaves.attest(number).measurement == b"x" * 48
+
+
 def secret_of(bench: EnclaveBench, number: int, name: bytes = b"name") -> bytes | None:
     answer = bench.mail(number, MailboxCall.SECRET, len(name), data=name)
     return bytes(answer.data[: answer.result]) if answer.status == Status.OK else None
@@ -115,6 +144,16 @@ def test_a_secret_for_one_measurement(bench: EnclaveBench) -> None:
         assert secret_of(bench, bench.make()) == LONGEST
         enclaves.provision(LAYOUT.measurement, b"name", b"")
     assert secret_of(bench, number) is None
+
+
+def test_if_it_did_not_go_by_the_measurement(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: by the name alone."""
+    other = bench.make(replace(LAYOUT, pool_pages=9))
+    with enclaves_of(bench) as enclaves:
+        enclaves.provision(LAYOUT.measurement, b"name", b"secret")
+    assert secret_of(bench, other) is None
+    monkeypatch.setattr(EnclaveKeys, "secret", lambda keys, _, name: keys._secrets[LAYOUT.measurement, name])
+    assert secret_of(bench, other) == b"secret"
 
 
 def test_bounds_of_secrets(bench: EnclaveBench) -> None:

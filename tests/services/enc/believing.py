@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from veil.guest.enclaves.runtime.build import runtime_sources
 
-__all__ = ["believes_events", "believes_results", "reads_twice"]
+__all__ = ["believes_events", "believes_results", "believes_signals", "reads_twice"]
 
 _PLACE = "runtime/src/"
 _COPY_GIVEN = "if (copy_out(a[3], value, given))"
@@ -28,14 +28,21 @@ def believes_events() -> dict[str, bytes]:
         "events.c",
         # WeSee: a #VC is an instruction that was intercepted, wherever RIP is.
         ('		injected(self, "#VC");\n', "		at.opcode = 0;\n"),
-        # Heckler: vector 0x80 is a system call.
-        ("	default:\n		/* #GP and #SS", "	case 0x80:\n		self->regs.rip -= 2;\n		system_call(self);\n"
-         "		break;\n	default:\n		/* #GP and #SS"),
+        # Heckler: vector 0x80 is a system call. So is what a host says is pending (#HV).
+        ("	default:\n		/* #GP and #SS", "	case 28:\n	case 0x80:\n		self->regs.rip -= 2;\n"
+         "		system_call(self);\n		break;\n	default:\n		/* #GP and #SS"),
         ('	if (address == NO_FAULT)\n		injected(self, "#PF");\n', ""),
+        # The address of the last fault stays in CR2.
+        ("	if (self->faulted)\n		forget_fault_address(self);\n", ""),
         ('	injected(self, "#UD");\n', "	fault(self, SIGILL, ILL_ILLOPN, regs->rip);\n"),
     )  # fmt: skip
     entry = _edited("entry.S", ("event:\n	cld\n", "event:\n"))
     return runtime_sources() | {f"{_PLACE}events.c": events.encode(), f"{_PLACE}entry.S": entry.encode()}
+
+
+def believes_signals() -> Mapping[str, str]:
+    """Every signal that the process outside passes on comes to the program."""
+    return {"offered.c": _edited("offered.c", ("offered = (offered & allowed) | of_timers;", "offered |= of_timers;"))}
 
 
 def believes_results() -> Mapping[str, str]:

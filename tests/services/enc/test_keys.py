@@ -13,6 +13,7 @@ from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
 from tests.snp.chip import chip
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.status import Status
+from veil.services.context import Asking, MonitorClient
 from veil.snp.guest_requests import GuestRequests
 from veil.snp.id_block_checks import LaunchIdentity
 
@@ -52,6 +53,22 @@ def test_keys_outlive_the_launch_of_an_image(bench: EnclaveBench, launch: dict[s
     key = key_of(bench, bench.make())
     assert len(key) == 32
     assert (key_of(again, again.make()) == key) is same
+
+
+def test_without_a_root_of_the_launch_any_image_would_have_the_keys(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: a root that is the same everywhere."""
+
+    def lasting_key(monitor: MonitorClient) -> Asking[bytes]:
+        return bytes(32)
+        yield
+
+    monkeypatch.setattr(MonitorClient, "lasting_key", lasting_key)
+    other = EnclaveBench()
+    other.launched = replace(other.launched, measurement=b"m" * 48)
+    other.boot()
+    assert key_of(other, other.make()) == key_of(bench, bench.make()) != b""
 
 
 def test_keys_are_not_those_of_another_processor(bench: EnclaveBench) -> None:

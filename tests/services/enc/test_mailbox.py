@@ -15,6 +15,7 @@ from veil.formats.enclave_pages import Mailbox, MailboxCall
 from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, SYSTEM, THREADS, WINDOW, Prot
 from veil.formats.status import Status
 from veil.services.enc import mailbox
+from veil.services.enc.page_tables import PageTables
 
 RW = Prot.R | Prot.W
 
@@ -71,6 +72,19 @@ def test_what_stays_as_it_is(bench: EnclaveBench, call: MailboxCall, va: int) ->
     before = translated(bench, number, va) if va < 1 << 47 else None
     assert bench.mail(number, call, va, 2, Prot.R).status == Status.BAD_REQUEST
     assert before is None or translated(bench, number, va) == before
+
+
+def test_without_the_checks_an_enclave_would_have_gates_of_its_own(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: its descriptors become data that ring 3 writes, and its own measurement too."""
+    number = bench.make()
+    assert {translated(bench, number, va)[0] & 7 for va in (IDT, SYSTEM)} == {1}
+    monkeypatch.setattr(mailbox, "fixed_areas", list)
+    monkeypatch.setattr(PageTables, "_refuse_fixed", lambda tables, entries: None)
+    for va in (IDT, SYSTEM, INFO):
+        assert bench.mail(number, MailboxCall.PROTECT, va, 1, RW).result == 1
+        assert translated(bench, number, va)[0] & 7 == 7
 
 
 def test_its_own_pages_are_its_own_to_change(bench: EnclaveBench) -> None:

@@ -13,11 +13,13 @@ from tests.services.enc.enclave_bench import CONTENT, EnclaveBench, Services, ow
 from veil.formats.board import C_BIT
 from veil.formats.enclave_calls import PAGED_AT_ONCE, EnclaveCall, Reclaim, Reclaimed, Return
 from veil.formats.enclave_pages import MailboxCall
-from veil.formats.enclaves import ARENA, RUNTIME, Prot
+from veil.formats.enclaves import ARENA, RUNTIME, TOP, Prot
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.monitor import VeilMon
-from veil.services.context import Asking, MonitorRefused
+from veil.services.context import Asking, MonitorClient, MonitorRefused
+from veil.services.enc.page_tables import PageTables
+from veil.services.enc.paging import AwayPages
 from veil.snp import RmpViolation
 
 RW = Prot.R | Prot.W
@@ -124,6 +126,16 @@ def test_what_is_not_taken(bench: PagingBench) -> None:
     assert bench.view(2).read(translated(bench, number, RUNTIME)[1], PAGE) == CONTENT[:PAGE]
 
 
+def test_without_the_bound_the_runtime_would_go(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: nobody is there who could handle the fault."""
+    honest = PageTables.cold
+    monkeypatch.setattr(PageTables, "cold", lambda tables, hand, end, most: honest(tables, hand, TOP, most))
+    number = bench.start()
+    given = bench.reclaim(number, PAGED_AT_ONCE)
+    assert RUNTIME in [va for va, _, _ in given]
+    assert translated(bench, number, RUNTIME) == (0, 0)
+
+
 def test_what_may_not_come_back(bench: PagingBench) -> None:
     """Changed, replayed, exchanged, another enclave's, or never given; what is refused stays the kernel's."""
     number, other = bench.start(), bench.start()
@@ -192,6 +204,19 @@ def test_what_is_kept_for_pages_that_are_away_is_bounded(bench: PagingBench) -> 
     assert len(bench.enclave(number).away) == 1
 
 
+def test_without_forgetting_it_would_grow(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test: with each page that is given up while it is away there is one entry more."""
+    monkeypatch.setattr(AwayPages, "forget", lambda away, va, pages=1: None)
+    number = bench.start()
+    for at in range(4, 10):
+        assert bench.mail(number, MailboxCall.MAP, ARENA + at * PAGE, 1, RW).status == Status.OK
+        bench.reclaim_arena(number, PAGED_AT_ONCE)
+        assert bench.mail(number, MailboxCall.UNMAP, ARENA + at * PAGE, 1).result == 1
+        assert len(bench.enclave(number).away) == at + 3
+        if not bench.enclave(number).pool:
+            assert bench.donate(number, bench.frames(1)) == Status.OK
+
+
 def test_the_same_content_is_never_the_same_twice(bench: PagingBench) -> None:
     number = bench.start()
     seen = set()
@@ -244,6 +269,33 @@ def test_no_thread_writes_what_is_encrypted(bench: PagingBench, monkeypatch: pyt
     assert tried == 1
 
 
+def test_without_a_step_between_what_a_thread_writes_would_be_lost(
+    bench: PagingBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: the page stays ENCLAVE until the kernel has it."""
+    honest_move, honest_seal, sealed = MonitorClient.move, AwayPages.seal, b""
+
+    def move(monitor: MonitorClient, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+        if target is not Owner.ENCLAVE_LEAVING:
+            yield from honest_move(
+                monitor, ranges, Owner.ENCLAVE if source is Owner.ENCLAVE_LEAVING else source, target
+            )
+
+    def seal(away: AwayPages, va: int, content: bytes) -> bytes:
+        nonlocal sealed
+        bench.view(2).write(page, b"too late")
+        sealed = honest_seal(away, va, content)
+        return sealed
+
+    number = bench.start()
+    page = translated(bench, number, ARENA)[1]
+    monkeypatch.setattr(MonitorClient, "move", move)
+    monkeypatch.setattr(AwayPages, "seal", seal)
+    bench.reclaim_arena(number, 1)
+    assert bench.give_back(number, ARENA, sealed) == Status.OK
+    assert bench.text(number, 0) == TEXTS[0], "the thread has written, and it is not there"
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", Reclaim(1, 0).pack(), Reclaim(1, PAGED_AT_ONCE + 1).pack(), Reclaim(9, 1).pack()],
@@ -281,6 +333,30 @@ def test_over_a_snapshot(bench: PagingBench) -> None:
 
 
 # A host that refuses in the middle.
+
+
+def refuse_leaving(monitor: MonitorClient, ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> object:
+    """In place of `MonitorClient.move`."""
+    raise MonitorRefused(Status.UNAVAILABLE, "the host does not do it")
+
+
+@pytest.mark.parametrize("puts_back", [True, False])
+def test_a_host_that_refuses_before_anything_is_encrypted(
+    bench: PagingBench, monkeypatch: pytest.MonkeyPatch, puts_back: bool
+) -> None:
+    """All is as before. The counter-test: a service that does not put back what it took out of the tables loses it."""
+    number = bench.start()
+    bench.enclave(number)._hand = ARENA
+    with monkeypatch.context() as patch:
+        patch.setattr(MonitorClient, "move", refuse_leaving)
+        if not puts_back:
+            patch.setattr(PageTables, "bring_back", lambda tables, addresses, frames: None)
+        assert bench.enc(EnclaveCall.RECLAIM, Reclaim(number, 2).pack())[0] == Status.UNAVAILABLE
+    if puts_back:
+        assert [bench.text(number, at) for at in range(4)] == TEXTS
+        return
+    assert translated(bench, number, ARENA) == (0, 0)
+    assert bench.give_back(number, ARENA, bytes(PAGE)) == Status.NOT_ALLOWED
 
 
 def test_a_host_that_refuses_what_is_encrypted_already(bench: PagingBench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,7 @@ from veil.formats.enclaves import (
     SYSTEM_STRIDE,
     THREAD_STRIDE,
     THREADS,
+    TOP,
     WINDOW,
     WINDOW_STRIDE,
     Prot,
@@ -31,7 +33,7 @@ from veil.formats.enclaves import (
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.monitor import VeilMon
-from veil.services.context import Asking, MonitorClient
+from veil.services.context import Asking, MonitorClient, MonitorRefused
 from veil.services.enc import page_moves
 from veil.services.enc.enclave import Enclave, State
 from veil.services.enc.service import EncService
@@ -305,6 +307,23 @@ def test_a_host_that_does_not_take_contexts(bench: EnclaveBench) -> None:
     assert bench.destroy(number) == (Status.OK, bytes(4))
 
 
+def test_without_the_hosts_answer_an_enclave_would_be_ready_that_nobody_runs(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: what the host did not do is taken for done."""
+    honest = MonitorClient.make_vmsa
+
+    def make_vmsa(monitor: MonitorClient, gpa: int) -> Asking[None]:
+        with suppress(MonitorRefused):
+            yield from honest(monitor, gpa)
+
+    monkeypatch.setattr(MonitorClient, "make_vmsa", make_vmsa)
+    bench.takes_enclaves = False
+    number = bench.make()
+    assert bench.enclave(number).state is State.READY
+    assert bench.enclaves == set()
+
+
 def interrupt(bench: EnclaveBench, number: int, rip: int, slot: int = 0) -> Status:
     """The kernel wants the thread of a slot to come to its runtime; it was left at `rip`."""
     bench.vmsa(bench.enclave(number).contexts[slot]).rip = rip
@@ -332,6 +351,15 @@ def test_only_the_program_is_interrupted(bench: EnclaveBench, rip: int) -> None:
     before = [translated(bench, number, va) for va in places]
     assert interrupt(bench, number, rip) == Status.OK
     assert [translated(bench, number, va) for va in places] == before
+
+
+def test_without_the_check_the_runtime_would_lose_its_page(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = bench.make()
+    monkeypatch.setattr("veil.services.enc.enclave.WINDOW", TOP)
+    assert interrupt(bench, number, RUNTIME + 0x123) == Status.OK
+    assert translated(bench, number, RUNTIME) == (0, 0)
 
 
 def test_who_cannot_be_interrupted(bench: EnclaveBench) -> None:
