@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,12 @@ from tests.e2e.snapshots import RunSnapshots
 from tests.e2e.test_enclaves import ENCLAVES
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.enclaves import enclave_command, image_place
-from veil.formats.ghcb import run_context_request
+from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
+from veil.formats.ghcb import run_context_request, run_vmpl_request
 from veil.formats.page_owners import Owner
+from veil.formats.request_block import BlockRequest, read_answer, write_request
+from veil.formats.status import Status
+from veil.services.context import Asking, MonitorClient
 from veil.services.enc.enclave import Enclave
 from veil.services.enc.service import EncService
 from veil.services.program import ServiceDomain
@@ -231,6 +235,55 @@ def test_without_the_page_book_it_would_give_a_page_back(shielded: Shielded, mon
     assert invalidate(kernel, page) == 0
     with pytest.raises(RmpViolation):
         enclave.read_u64(page)
+
+
+def ask_service(kernel: Hijack, call: EnclaveCall, body: bytes, pages: tuple[int, ...] = ()) -> tuple[Status, bytes]:
+    """A request of the kernel's to VeilS-ENC, in VCPU 0's block and by a domain switch, as its driver makes it."""
+    gpa, size = kernel.veilmon.state.blocks[0]
+    write_request(kernel.kernel, gpa, size, BlockRequest(ENC_NUMBER, call, body, pages=pages))
+    kernel.ask_host_by_msr(run_vmpl_request(1))
+    answer = read_answer(kernel.kernel, gpa, size)
+    assert answer is not None
+    return answer
+
+
+def test_its_pages_for_another_enclave(shielded: Shielded) -> None:
+    """The kernel makes a second one, and gives it what the first has, what others have, or one page twice."""
+    kernel, enclave, own = Hijack(shielded.vm), shielded.enclave, 0x8060000
+    services = shielded.vm.hypervisor.vcpus[0].contexts[1].vmcb.vmsa_pa
+    attempts = {
+        "memory": (shielded.page(DATA),), "tables": (enclave.tables.root,), "registers": (enclave.contexts[0],),
+        "window": (enclave.windows[0][0],), "the services'": (services,), "VeilMon's": (kernel.monitor_gpa,),
+        "one of them its own": (own, shielded.page(DATA)), "the same twice": (own, own),
+    }  # fmt: skip
+    status, created = ask_service(kernel, EnclaveCall.CREATE, enclave.layout.pack())
+    assert status == Status.OK
+    for what, pages in attempts.items():
+        before = [kernel.veilmon.book.owner(page) for page in pages]
+        status, _ = ask_service(kernel, EnclaveCall.DONATE, created[:4], pages)
+        assert status == (Status.BAD_REQUEST if what == "the same twice" else Status.NOT_ALLOWED), what
+        assert [kernel.veilmon.book.owner(page) for page in pages] == before
+    assert ask_service(kernel, EnclaveCall.DONATE, created[:4], (own,))[0] == Status.OK
+
+
+def test_without_the_page_book_another_enclave_would_have_its_page(
+    shielded: Shielded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counter-test: its page becomes the second one's page table, which that one's service writes."""
+    kernel, page = Hijack(shielded.vm), shielded.page(DATA)
+    enclave = shielded.vm.machine.view(vmpl=2)
+    _, created = ask_service(kernel, EnclaveCall.CREATE, shielded.enclave.layout.pack())
+
+    def take(monitor: MonitorClient, pages: Sequence[int], target: Owner) -> Asking[None]:
+        return
+        yield
+
+    monkeypatch.setattr("veil.services.enc.enclave.take", take)
+    assert ask_service(kernel, EnclaveCall.DONATE, created[:4], (page,))[0] == Status.OK
+    assert enclave.read_u64(page) == SECRET
+    pages = tuple(range(0x8070000, 0x8070000 + shielded.enclave.layout.window_pages * PAGE, PAGE))
+    ask_service(kernel, EnclaveCall.WINDOW, created[:4] + bytes(4), pages)
+    assert enclave.read_u64(page) == 0
 
 
 def test_other_contexts_are_not_run(shielded: Shielded) -> None:
