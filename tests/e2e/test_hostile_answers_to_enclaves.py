@@ -20,6 +20,7 @@ from tests.guest.enclaves.native_runtime import compile_program
 from tests.services.enc.believing import believes_results
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
+from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.enclave_pages import WindowBlock
 from veil.formats.enclaves import RUNTIME, WINDOW
 from veil.guest.enclaves.build import build_enclave
@@ -28,7 +29,6 @@ from veil.guest.enclaves.manifest import Manifest
 from veil.guest.enclaves.runtime.build import RUNTIME_FLAGS, runtime_sources
 from veil.guest.enclaves.trusted_files import ComputerFiles
 from veil.host import Event, VmplSwitchEvent
-from veil.host.enclave_contexts import ENCLAVE_VMPL
 
 _ATTACKED = 125
 _RESULT = 0x40
