@@ -36,7 +36,7 @@ _USAGE = (
     "serve --listen 127.0.0.1:http", "serve --owner xy",
     "attest --at soon", "attest --measurement xyz", "verify {e} --measurement xyz", "verify {e} --at soon",
     "measure --service kci:mode=maybe",
-    "inspect --kci on --kci-hash 00",
+    "inspect --kci on --kci-hash 00", "measure --kci on --kci-writable a-b/c",
     *(f"{command} --connect nowhere --measurement {_DIGEST}" for command in ("attest", "logs fetch", "kci status")),
     "logs fetch --to {d} --at soon " + " ".join(_HERE),
     "measure --kci on " + " ".join(f"--kci-hash {number:064x}" for number in range(60)),
@@ -63,6 +63,7 @@ _FAILURES = (
     "logs export --to {d} --otlp nonsense", "kci status --connect 127.0.0.1:1",
     "kci status " + " ".join(_HERE),
     "run --kci on --no-monitor -- true", "boot --kci halt --no-monitor", "shell --kci-hash " + "00" * 32,
+    "run --kci-writable full_fops -- true", "measure --kci on --kci-writable nosuch",
     "attest --kci off --kci-keys none", "measure --kci on --kci-certificate {0}",
     "run --kci on --kci-certificate {b} -- true",
 )  # fmt: skip

@@ -84,6 +84,11 @@ def test_not_locked(veil: Veil, mode: str, words: str) -> None:
     assert out.splitlines()[1:] == ["modules: 0 run, 0 were refused", "violations: 0"]
 
 
+def test_exceptions_are_shown(veil: Veil) -> None:
+    out = veil(replace(LOCKED, writable={"sys_call_table": 2, "loop/lo_fops": 0}))[1]
+    assert "\nstores to what the policy lets the kernel write: loop/lo_fops 0, sys_call_table 2\n" in out
+
+
 def test_json_has_all_of_it(veil: Veil) -> None:
     value = json.loads(veil(LOCKED, "--json")[1])
     assert len(value["patches"]["jump label"]) == 8
@@ -99,6 +104,7 @@ def test_names_are_the_kernels(veil: Veil, more: tuple[str, ...]) -> None:
         modules=(replace(LOOP, name=HOSTILE, version=HOSTILE, signer=HOSTILE, sha256=HOSTILE),),
         patches={HOSTILE: {HOSTILE: 1}},
         explained={HOSTILE: 1},
+        writable={HOSTILE: 1},
         words=(HOSTILE,),
     )
     out = veil(found, *more)[1]
@@ -122,6 +128,10 @@ def test_options_become_the_policy(tmp_path: Path) -> None:
     hashes = ("ab" * 32, "cd" * 32)
     found = _policy(kci=HALT, kci_keys="none", kci_hash=hashes, kci_certificate=(str(der),))
     assert found == KciSettings(HALT, "none", found.certificates, hashes)
+    assert _policy(kci=ON, kci_writable=("sys_call_table", "loop/lo_fops")).writable == (
+        "sys_call_table",
+        "loop/lo_fops",
+    )
     assert found.allowed_certificates == (der.read_bytes(),)
     assert _policy(kci=ON, kci_certificate=(str(pem),)).allowed_certificates == (chip().ark.public_bytes(Encoding.DER),)
 

@@ -21,16 +21,22 @@ from veil.formats.kci_settings import OFF, ON, KciSettings, certificate_text
 from veil.image.services_image import ServicesImage, protected_services
 
 __all__ = [
-    "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache", "locking_services",
+    "EXCEPTION", "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache",
+    "locking_services",
 ]  # fmt: skip
 
 #: Services that leave the kernel as it is, whatever VEIL_KCI says.
 OPEN_KERNEL = protected_services(KciSettings(mode=OFF))
 
 
+#: What the kernels of `locking_services` may write of their read-only data: the operations of /dev/full.
+EXCEPTION = "full_fops"
+
+
 def locking_services(mode: str) -> ServicesImage:
     """Services that lock the kernel down, and admit modules that the tests' authority has signed."""
-    return protected_services(KciSettings(mode=mode, certificates=(certificate_text(authority().der),)))
+    settings = KciSettings(mode=mode, certificates=(certificate_text(authority().der),), writable=(EXCEPTION,))
+    return protected_services(settings)
 
 
 LOCKED_KERNEL = locking_services(ON)

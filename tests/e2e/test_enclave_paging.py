@@ -137,6 +137,7 @@ def test_without_a_limit_and_without_swap_nothing_goes(resume: Resume, tmp_path:
     assert counts(vm)["reclaimed"] == 0
 
 
+@pytest.mark.open_kernel("a guest as small as can be has no room for the copy of its kernel")
 def test_more_memory_than_the_guest_has(tmp_path: Path) -> None:
     """Without a limit, and with a place to swap: a disk, which is the host's."""
     with ConfidentialVM("192M", services=ENCLAVES, disks=["scratch:512M"], fresh=True) as vm:

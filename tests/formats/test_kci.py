@@ -58,6 +58,14 @@ def test_settings_in_text_and_measured() -> None:
     assert settings.allowed_certificates == (der,)
 
 
+def test_exceptions_of_the_kernel_and_of_modules() -> None:
+    settings = KciSettings.parse("mode=on,writable=sys_call_table:loop/lo_fops:full_fops")
+    assert settings.writable_of() == ["sys_call_table", "full_fops"]
+    assert settings.writable_of("loop") == ["lo_fops"]
+    assert settings.writable_of("lo_fops") == []
+    assert KciSettings.of(settings.measured()) == settings
+
+
 def test_the_default_policy() -> None:
     settings = KciSettings()
     assert (settings.mode, settings.keys, settings.memory_size) == ("off", "build", 0)
@@ -76,6 +84,9 @@ def test_the_default_policy() -> None:
         ("certificates=MII!", "not base64"),
         ("exceptions=bpf-jit", "not one of the service's settings"),
         ("largest_module=4K", "1 MiB to 256 MiB"),
+        ("writable=sys_call_table:dm-mod/x", "'dm-mod/x' is neither SYMBOL nor MODULE/SYMBOL"),
+        ("writable=a/b/c", "neither SYMBOL nor MODULE/SYMBOL"),
+        ("writable=/x", "neither SYMBOL nor MODULE/SYMBOL"),
         ("largest_module=1G", "1 MiB to 256 MiB"),
         ("colour=red", "not one of the service's settings"),
     ],
@@ -86,7 +97,14 @@ def test_settings_that_are_refused(text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "measured", [{"hashes": "ab"}, {"hashes": [1]}, {"hashes": ["00" * 32] * 65}, {"largest_module": 1.5e7}]
+    "measured",
+    [
+        {"hashes": "ab"},
+        {"hashes": [1]},
+        {"hashes": ["00" * 32] * 65},
+        {"writable": ["x"] * 65},
+        {"largest_module": 1.5e7},
+    ],
 )
 def test_measured_settings_that_are_refused(measured: dict[str, object]) -> None:
     with pytest.raises(FormatError):

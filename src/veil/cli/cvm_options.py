@@ -128,6 +128,7 @@ class CvmOptions:
     kci_keys: str | None = None
     kci_certificate: tuple[str, ...] = ()
     kci_hash: tuple[str, ...] = ()
+    kci_writable: tuple[str, ...] = ()
     service: tuple[str, ...] = ()
     log_memory: str | None = None
     log_full: str | None = None
@@ -164,7 +165,7 @@ class CvmOptions:
         short = {
             "log": {"memory": self.log_memory, "full": self.log_full},
             ENC_NAME: {"mode": ENCLAVES_ON if self.enclaves else None},
-            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash),
+            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash, self.kci_writable),
         }
         texts = [
             f"{name}:{key}={value}"

@@ -68,6 +68,8 @@ def status_lines(found: KciStatus) -> Iterator[str]:
         width = max(map(len, found.patches))
         for kind, symbols in sorted(found.patches.items()):
             yield f"  {printable(kind):<{width}}  {sum(symbols.values()):>8}  {_most(symbols)}"
+    if found.writable:
+        yield f"stores to what the policy lets the kernel write: {_counts(found.writable)}"
     yield f"modules: {len(found.modules)} run, {found.refused} {'was' if found.refused == 1 else 'were'} refused"
     yield from map(_module, found.modules)
     yield f"violations: {found.violations}"

@@ -39,6 +39,12 @@ CODE_OPTIONS = (
         metavar="HEX",
         help="SHA-256 of a module that needs no signature: of the file, not compressed (xz -dc x.ko.xz | sha256sum).",
     ),
+    click.option(
+        "--kci-writable",
+        multiple=True,
+        metavar="SYMBOL",
+        help="An exception: read-only data that the kernel may write, by its symbol; of a module's, MODULE/SYMBOL.",
+    ),
 )
 
 
@@ -47,12 +53,13 @@ def code_policy(
     keys: str | None,
     certificates: tuple[str, ...],
     hashes: tuple[str, ...],
+    writable: tuple[str, ...] = (),
 ) -> dict[str, str | None]:
     """The options' values as the text of settings, None for those that nobody gave; raises VeilError."""
-    if (mode or KciSettings.mode) == OFF and any((keys, certificates, hashes)):
+    if (mode or KciSettings.mode) == OFF and any((keys, certificates, hashes, writable)):
         # A wish to be protected must not come to nothing without a word.
         raise VeilError("which code may run is only asked with --kci on or --kci halt")
-    lists = {"certificates": _certificates(certificates), "hashes": hashes}
+    lists = {"certificates": _certificates(certificates), "hashes": hashes, "writable": writable}
     return {"mode": mode, "keys": keys, **{name: ":".join(items) or None for name, items in lists.items()}}
 
 

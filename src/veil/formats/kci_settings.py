@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
@@ -24,6 +25,8 @@ BUILD_KEYS, NO_KEYS = "build", "none"
 _MIN_FILE, _MAX_FILE = 1 << 20, 256 << 20
 _SHA256 = 32
 _MAX_ITEMS = 64
+#: A symbol of the kernel's, or MODULE/SYMBOL.
+_SYMBOL = re.compile(r"([A-Za-z0-9_]{1,55}/)?[A-Za-z_][A-Za-z0-9_.$]{0,254}")
 
 
 def certificate_text(der: bytes) -> str:
@@ -49,11 +52,13 @@ class KciSettings(ServiceSettings):
     """Others that may: X.509, DER, in base64."""
     hashes: tuple[str, ...] = setting((), _items)
     """SHA-256 of modules' files that need no signature, in hex: of the whole file, not compressed."""
+    writable: tuple[str, ...] = setting((), _items)
+    """Exceptions: read-only data that the kernel may write. SYMBOL of the kernel's, MODULE/SYMBOL of a module's."""
     largest_module: int = setting(16 << 20, parse_size)
     """Bytes of the largest module's file, not compressed: so much memory the service has for its private copy."""
 
     def __post_init__(self) -> None:
-        for name in ("certificates", "hashes"):
+        for name in ("certificates", "hashes", "writable"):
             object.__setattr__(self, name, _strings(name, getattr(self, name)))
         if self.mode not in (OFF, ON, HALT):
             raise FormatError(f"VeilS-KCI's setting 'mode' must be {OFF}, {ON} or {HALT}, not {self.mode!r}")
@@ -64,6 +69,9 @@ class KciSettings(ServiceSettings):
         object.__setattr__(self, "largest_module", -(-self.largest_module // PAGE_SIZE) * PAGE_SIZE)
         # They are read once here, so that whoever writes a mistake learns of it at once.
         _ = self.allowed_hashes, self.allowed_certificates
+        for symbol in self.writable:
+            if not _SYMBOL.fullmatch(symbol):
+                raise FormatError(f"{symbol!r:.100} is neither SYMBOL nor MODULE/SYMBOL")
 
     @property
     def allowed_hashes(self) -> frozenset[bytes]:
@@ -74,6 +82,11 @@ class KciSettings(ServiceSettings):
     def allowed_certificates(self) -> tuple[bytes, ...]:
         """As DER; whether they are certificates is not looked at here."""
         return tuple(map(_certificate, self.certificates))
+
+    def writable_of(self, module: str = "") -> list[str]:
+        """Symbols of a module's that the kernel may write; by default the kernel's own."""
+        found = (item.rpartition("/") for item in self.writable)
+        return [symbol for owner, _, symbol in found if owner == module]
 
     @property
     def memory_size(self) -> int:

@@ -33,6 +33,8 @@ class CodeEvent(enum.StrEnum):
     MODULE_ADMITTED = "module admitted"
     MODULE_REFUSED = "module refused"
     MODULE_GONE = "module gone"
+    EXCEPTION = "exception"
+    """The kernel wrote read-only data that the policy lets it write."""
     VIOLATION = "violation"
     """The kernel tried what verified code does not do."""
 
@@ -128,6 +130,8 @@ class KciStatus(_Json):
     modules: Sequence[ModuleStatus] = ()
     words: Sequence[str] = ()
     """the newest ones about what was refused"""
+    writable: Mapping[str, int] = field(default_factory=dict)
+    """the policy's exceptions: read-only data that the kernel may write, and how often it did"""
 
     def __post_init__(self) -> None:
         _check(self.mode in (OFF, ON, HALT))
@@ -135,7 +139,7 @@ class KciStatus(_Json):
         for number in (*times, self.text_pages, self.read_only_pages, self.violations, self.refused):
             u64(number)
         _check(isinstance(self.patches, Mapping))
-        for counts in (self.explained, *self.patches.values()):
+        for counts in (self.explained, self.writable, *self.patches.values()):
             _check(isinstance(counts, Mapping))
             for count in counts.values():
                 u64(count)

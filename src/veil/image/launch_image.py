@@ -15,6 +15,7 @@ from veil.guest.linux.boot import BootRegisters, LinuxBoot, SegmentState, prepar
 from veil.guest.linux.boot import Region as GuestRegion
 from veil.guest.linux.firmware import accept_memory
 from veil.host import LaunchIdentityBlock, LaunchRegion, ProtectedRange, SharedPages
+from veil.image.code_exceptions import check_exceptions
 from veil.image.monitor_image import (
     KernelSide,
     kept_size,
@@ -80,8 +81,10 @@ def build_image(
     """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
 
     `owners` and `readers` are SHA-256 of the public keys of users whom the secure channel lets do more than attest
-    (`veil.formats.roles`).
+    (`veil.formats.roles`). Raises GuestImageError if services ask for what this kernel does not have.
     """
+    if services is not None and monitor:
+        check_exceptions(services, kernel)
     segments = [KernelSegment(item.virtual, item.address, len(item.data)) for item in kernel.segments if item.data]
     kept = kept_size(services, segments) if monitor else 0
     linux = prepare_linux(kernel, initramfs, command_line, memory=memory, vcpus=vcpus, monitor_size=kept)

@@ -57,7 +57,8 @@ ROWS: dict[Owner, Row] = {
     Owner.BLOCK: Row(kernel=_ALL, services=_RW, kernel_data=True),
     # A service may have to patch code in the kernel's place: jump labels, static calls.
     Owner.KERNEL_CODE: Row(kernel=_SUPERVISOR_CODE, services=_RW),
-    Owner.KERNEL_RODATA: Row(kernel=_R | Permission.UX, services=_R),
+    # A service may let the kernel have some of it written, and does it in the kernel's place.
+    Owner.KERNEL_RODATA: Row(kernel=_R | Permission.UX, services=_RW),
     Owner.MODULE_CODE: Row(kernel=_SUPERVISOR_CODE, services=_RW),
     Owner.ENCLAVE: Row(services=_RW, enclaves=_RW | Permission.UX),
     # For CR2, the address of its last page fault, which it cannot read at CPL 3.

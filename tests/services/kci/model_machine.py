@@ -29,6 +29,7 @@ from veil.snp.errors import RmpViolation
 __all__ = ["CODE_OWNERS", "ModelMachine"]
 
 CODE_OWNERS = (Owner.KERNEL_CODE, Owner.MODULE_CODE)
+_STORED = (*CODE_OWNERS, Owner.KERNEL_RODATA)
 #: Where the model's kernel has the instruction that was refused, and what it stores.
 _RIP, _SOURCE = 0xFFFF888000001000, 0xFFFF888000002000
 _RSI, _RDI = 6, 7
@@ -109,10 +110,10 @@ class ModelMachine:
         return b"".join(self.pages[page] for page in pages)[offset : offset + length]
 
     def write(self, gpa: int, data: bytes) -> None:
-        """As the service writes code."""
+        """As the service writes code, and data of the policy's exceptions."""
         for at, byte in enumerate(data, gpa):
             page, offset = divmod(at, PAGE_SIZE)
-            assert self.owners[page * PAGE_SIZE] in CODE_OWNERS, "the service stores into code only"
+            assert self.owners[page * PAGE_SIZE] in _STORED, "the service stores where nobody else can"
             self._reach([page * PAGE_SIZE], "write")
             self.pages[page * PAGE_SIZE][offset] = byte
 
@@ -205,12 +206,26 @@ class ModelMachine:
         pages = [page for kind in sorted(told.memory) for page in self.put(gpa + (kind << 24), memory[kind])]
         return self.prepared(told, pages), pages
 
-    def store(self, gpa: int, data: bytes, *, vcpu: int = 0, info: int = _REFUSED_WRITE, cpl: int = 0) -> Verdict:
-        """A REP MOVSB to a page that the RMP keeps from being written, as the hardware tells it."""
+    def store(
+        self,
+        gpa: int,
+        data: bytes,
+        *,
+        vcpu: int = 0,
+        info: int = _REFUSED_WRITE,
+        cpl: int = 0,
+        begins: int | None = None,
+    ) -> Verdict:
+        """A REP MOVSB to a page that the RMP keeps from being written, as the hardware tells it. `begins`: where the
+        store does, if the page is its second."""
         code = b"\xf3\xa4"
         self.virtual = {_RIP: code.ljust(16, b"\x90"), _SOURCE: data}
         gprs = [0] * 16
-        gprs[1], gprs[_RSI], gprs[_RDI] = len(data), _SOURCE, 0x7F0000000000 | gpa % PAGE_SIZE
+        gprs[1], gprs[_RSI], gprs[_RDI] = (
+            len(data),
+            _SOURCE,
+            0x7F0000000000 | (gpa if begins is None else begins) % PAGE_SIZE,
+        )
         registers = Registers(tuple(gprs), _RIP, 0x202, 0x80050033, 0, 0x1000, 0x620, 0xD01, 0, 0, cpl)
         owner = self.owners.get(gpa - gpa % PAGE_SIZE, Owner.NOBODY)
         verdict: Any = self.service.access_refused(RefusedAccess(vcpu, 0, gpa, info, owner, registers))

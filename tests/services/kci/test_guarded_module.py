@@ -98,7 +98,9 @@ def _changed(at: int) -> bytes:
 def test_what_it_must_be(content: bytes) -> None:
     kernel = _Kernel(content)
     module = kernel.take()
-    assert module.read_only == {MemoryType.RODATA: FRAMES[MemoryType.RODATA]}
+    assert {kind: list(pages) for kind, pages in module.read_only.items()} == {
+        MemoryType.RODATA: FRAMES[MemoryType.RODATA]
+    }
     assert list(module.code[MemoryType.TEXT].pages) == FRAMES[MemoryType.TEXT]
     assert kernel.owners == dict.fromkeys(FRAMES[MemoryType.RODATA], Owner.KERNEL_RODATA) | dict.fromkeys(
         FRAMES[MemoryType.TEXT], Owner.MODULE_CODE

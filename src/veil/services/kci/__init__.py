@@ -6,6 +6,7 @@ docs/kci.md says how.
 
 from veil.services.kci.errors import ImageError, KciError, TableError
 from veil.services.kci.explain_code import CodeRules, Configuration, Explanation, Unexplained
+from veil.services.kci.guarded_data import writable_data
 from veil.services.kci.kernel_code import KernelCode
 from veil.services.kci.kernel_image import AddressRange, KernelImage, Segment
 from veil.services.kci.module_code import ModuleCode
@@ -38,4 +39,5 @@ __all__ = [
     "kernel_ranges",
     "parse_tables",
     "physical_range",
+    "writable_data",
 ]

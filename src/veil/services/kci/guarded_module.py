@@ -4,7 +4,7 @@ known of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,9 @@ from veil.formats.service_domain import Change
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, move_pages
+from veil.services.kci.guarded_data import GuardedData, pages_around
 from veil.services.kci.kernel_data import KernelData
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.module_code import ModuleCode
 from veil.services.kci.modules import ModuleRefused, Prepared
@@ -30,6 +32,7 @@ __all__ = [
     "code_again",
     "frames_of",
     "give_back",
+    "numbered",
     "take_pages",
 ]
 
@@ -52,8 +55,10 @@ class GuardedModule:
     body: bytes
     """Its file, without signature: from which all of this follows again."""
     code: dict[MemoryType, GuardedCode] = field(default_factory=dict)
-    read_only: dict[MemoryType, Sequence[int]] = field(default_factory=dict)
-    """Pages of its data that nobody can write."""
+    read_only: dict[MemoryType, dict[int, int]] = field(default_factory=dict)
+    """Pages of its data that nobody can write, each with its number in that type of memory."""
+    writable: Sequence[AddressRange] = ()
+    """Read-only data of it that the policy lets the kernel write."""
     late: Sequence[int] = ()
     """Pages of what is read-only once its init function has returned."""
     live: bool = False
@@ -76,7 +81,9 @@ class GuardedModule:
         else:
             # What is read-only late; all of it in one piece, but for pages that the host keeps.
             known = {*self.read_only.get(MemoryType.RO_AFTER_INIT, ()), *pages}
-            self.read_only[MemoryType.RO_AFTER_INIT] = [gpa for gpa in self.late if gpa in known]
+            self.read_only[MemoryType.RO_AFTER_INIT] = {
+                gpa: number for gpa, number in numbered(self.late).items() if gpa in known
+            }
 
     def address_of(self, gpa: int) -> int | None:
         """Where in the module a page is that is guarded; None if it has no such page."""
@@ -84,10 +91,24 @@ class GuardedModule:
             if (address := code.address_of(gpa)) is not None:
                 return address
         for kind, pages in self.read_only.items():
-            if gpa - gpa % PAGE_SIZE in pages:
-                number = pages.index(gpa - gpa % PAGE_SIZE)
+            if (number := pages.get(gpa - gpa % PAGE_SIZE)) is not None:
                 return self.prepared.memory[kind].address + number * PAGE_SIZE + gpa % PAGE_SIZE
         return None
+
+    def data(self, guest: GuestMemory) -> Iterator[GuardedData]:
+        """What of its read-only data the kernel may write, as far as it is read-only now."""
+        if not self.writable:
+            return
+        pages = {
+            self.prepared.memory[kind].address + number * PAGE_SIZE: gpa
+            for kind, found in self.read_only.items()
+            for gpa, number in found.items()
+        }
+        for place in self.writable:
+            around = pages_around(place)
+            needed = [pages.get(at) for at in range(around.start, around.end, PAGE_SIZE)]
+            if None not in needed:
+                yield GuardedData(place, [gpa for gpa in needed if gpa is not None], guest)
 
     def describe(self, address: int) -> str | None:
         """`module:symbol+0x12` for an address in its memory; without a symbol `module:RODATA+0x12`."""
@@ -127,6 +148,11 @@ def frames_of(told: ModulePrepared, pages: Sequence[int]) -> dict[MemoryType, Se
     return found
 
 
+def numbered(pages: Iterable[int]) -> dict[int, int]:
+    """Each page with its number."""
+    return {gpa: number for number, gpa in enumerate(pages)}
+
+
 def checked_pages(frames: Mapping[MemoryType, Sequence[int]], *, live: bool) -> list[int]:
     """What nobody may write while it is looked at, nor execute."""
     kinds = (*_CODE, *_READ_ONLY, MemoryType.RO_AFTER_INIT) if live else (*_CODE, *_READ_ONLY)
@@ -163,7 +189,7 @@ def check_module(
         for kind, piece in rules.rules.items()
         if kind in frames
     }
-    read_only = {kind: frames[kind] for kind in _READ_ONLY if kind in frames}
+    read_only = {kind: numbered(frames[kind]) for kind in _READ_ONLY if kind in frames}
     _check_read_only(context.guest, module.prepared, read_only)
     data = KernelData(context, measured)
     if variables := {address for piece in code.values() for address in piece.rules.variables}:
@@ -182,7 +208,7 @@ def check_module(
     if not module.live:
         module.late = late
     elif late:
-        read_only[MemoryType.RO_AFTER_INIT] = late
+        read_only[MemoryType.RO_AFTER_INIT] = numbered(late)
     module.code, module.read_only = code, read_only
 
 
@@ -197,7 +223,7 @@ def _take(
         raise ModuleRefused(f"its pages cannot be taken: {error}") from error
 
 
-def _check_read_only(guest: GuestMemory, prepared: Prepared, pages: Mapping[MemoryType, Sequence[int]]) -> None:
+def _check_read_only(guest: GuestMemory, prepared: Prepared, pages: Mapping[MemoryType, Iterable[int]]) -> None:
     """As its file says, its exception table with it."""
     for kind in pages:
         found = b"".join(guest.read(gpa, PAGE_SIZE) for gpa in pages[kind])

@@ -51,6 +51,11 @@ class Symbols:
         """The address of a symbol, if there is one of this name."""
         return self._by_name.get(name)
 
+    def after(self, address: int) -> int:
+        """The address of the next symbol behind one; the end of all addresses if there is none."""
+        number = int(np.searchsorted(self.addresses, np.uint64(address), "right"))
+        return int(self.addresses[number]) if number < len(self) else 1 << 64
+
     def __getitem__(self, name: str) -> int:
         address = self._by_name.get(name)
         if address is None:

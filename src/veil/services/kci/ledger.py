@@ -34,12 +34,23 @@ class Ledger:
         self.patches: dict[str, Counter[str]] = {}
         self.violations = 0
         self.refused = 0
+        self.writes: dict[str, int] = {}
+        """By symbol: stores to data that the policy lets the kernel write."""
         self.words: deque[str] = deque(maxlen=_MAX_WORDS)
 
     def patched(self, patch: Patch, symbol: str) -> None:
         """A store that was made."""
         counts = self.patches.setdefault(patch.kind, Counter())
         counts[symbol if symbol in counts or len(counts) < _MAX_SYMBOLS else _OTHERS] += 1
+
+    def wrote(self, words: str, symbol: str, **detail: Any) -> None:
+        """A store that was made to data of an exception. There are as many symbols as the policy names."""
+        count = self.writes[symbol] = self.writes.get(symbol, 0) + 1
+        if count > _AGAIN_TOLD:
+            if count & (count - 1):
+                return
+            words = f"{words} (the {count}th store there; of these each doubling is told)"
+        self.tell(CodeEvent.EXCEPTION, words, symbol=symbol, **detail)
 
     def tell(self, event: CodeEvent, words: str, **detail: Any) -> None:
         """One line, in the log too. Of a module that comes or goes `hash` is a detail."""
@@ -77,6 +88,7 @@ class Ledger:
             "patches": self.patches,
             "violations": self.violations,
             "refused": self.refused,
+            "writes": self.writes,
             "words": list(self.words),
             "modules": {event: sorted(known) for event, known in self._modules.items()},
             "again": self._again,
@@ -86,6 +98,7 @@ class Ledger:
         """From a snapshot."""
         self.patches = {kind: Counter(counts) for kind, counts in state["patches"].items()}
         self.violations, self.refused = state["violations"], state["refused"]
+        self.writes = dict(state["writes"])
         self.words.extend(state["words"])
         self._modules = {CodeEvent(event): set(known) for event, known in state["modules"].items()}
         self._again = {CodeEvent(event): count for event, count in state["again"].items()}

@@ -10,6 +10,7 @@ from veil.formats.kci_settings import KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import KernelPiece
 from veil.services.kci.errors import ImageError
+from veil.services.kci.guarded_data import writable_data
 from veil.services.kci.kernel_code import KernelCode
 from veil.services.kci.kernel_image import AddressRange, KernelImage, Segment
 from veil.services.kci.modules import ExportedSymbols, ModulePolicy, ModuleSpace, kernel_exports
@@ -44,6 +45,11 @@ class MeasuredKernel:
     def ranges(self) -> KernelRanges:
         """What is code, what is read-only."""
         return kernel_ranges(self.image)
+
+    @cached_property
+    def writable(self) -> list[AddressRange]:
+        """Its read-only data that the policy lets it write."""
+        return writable_data(self.image, self.ranges, self._settings.writable_of())
 
     def pages(self, piece: AddressRange) -> range:
         """The GPAs of a range's pages."""

@@ -21,6 +21,7 @@ from veil.services.context import Asking, MonitorRefused, ServiceContext
 from veil.services.kci.errors import KciError, reason, undo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, leave_pages
+from veil.services.kci.guarded_data import GuardedData, module_data
 from veil.services.kci.guarded_module import (
     INIT,
     GuardedModule,
@@ -31,6 +32,7 @@ from veil.services.kci.guarded_module import (
     give_back,
     take_pages,
 )
+from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
@@ -82,6 +84,11 @@ class ModuleCalls:
                 assert self._text is not None
                 code.rules.admit(self._text.rules.near)
                 yield code
+
+    def data(self) -> Iterator[GuardedData]:
+        """Read-only data of modules that the kernel may write."""
+        for module in self.modules.values():
+            yield from module.data(self._context.guest)
 
     def address_of(self, gpa: int) -> int | None:
         """Where the kernel's image or a module has a page that is guarded."""
@@ -201,6 +208,7 @@ class ModuleCalls:
             # Only now: if the same file runs already, these rules are its own, and its init code may be gone.
             code.admit(text.rules.near)
             module = GuardedModule(number, prepared, told, code, admitted.body, live=live)
+            module.writable = self._writable(admitted, prepared)
             yield from check_module(self._context, self._measured, module, frames, code, configuration)
         except Exception as error:
             if exported is not None:
@@ -216,6 +224,10 @@ class ModuleCalls:
             hash=prepared.digest.hex(),
             signer=prepared.signer.name if prepared.signer is not None else None,
         )
+
+    def _writable(self, admitted: AdmittedFile, prepared: Prepared) -> Sequence[AddressRange]:
+        symbols = self._settings.writable_of(prepared.name) if self._settings.writable else ()
+        return module_data(admitted.body, prepared, symbols) if symbols else ()
 
     @property
     def _exports(self) -> ExportedSymbols:
@@ -321,7 +333,7 @@ class ModuleCalls:
                     "told": module.told.pack().hex(),
                     "live": module.live,
                     "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
-                    "read_only": {int(kind): list(pages) for kind, pages in module.read_only.items()},
+                    "read_only": {int(kind): list(pages.items()) for kind, pages in module.read_only.items()},
                     "late": list(module.late),
                     "leaving": {gpa: int(owner) for gpa, owner in module.leaving.items()},
                 }
@@ -350,7 +362,8 @@ class ModuleCalls:
             module = GuardedModule(item["number"], prepared, told, rules, admitted.body, live=item["live"])
             pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
             module.code = code_again(self._context.guest, prepared, pages, rules)
-            module.read_only = {MemoryType(int(kind)): found for kind, found in item["read_only"].items()}
+            module.read_only = {MemoryType(int(kind)): dict(found) for kind, found in item["read_only"].items()}
+            module.writable = self._writable(admitted, prepared)
             module.late = item["late"]
             module.leaving = {int(gpa): Owner(owner) for gpa, owner in item["leaving"].items()}
             self._know(module)

@@ -4,7 +4,7 @@ violation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from veil.formats.kci_status import CodeEvent
@@ -16,12 +16,19 @@ from veil.services.context import Asking, MonitorClient
 from veil.services.kci.errors import KciError, reason
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
+from veil.services.kci.guarded_data import GuardedData
+from veil.services.kci.guarded_pages import GuardedPages
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.patches import PatchRefused
 from veil.services.kci.stores import Store, read_store
 from veil.snp.errors import RmpViolation
 
 __all__ = ["Places", "police"]
+
+
+#: Owners of pages into which the service stores in the kernel's place; and what is said of a page of which nothing is
+#: known.
+_OF_NOBODY = {Owner.KERNEL_CODE: " of nobody", Owner.MODULE_CODE: " of nobody", Owner.KERNEL_RODATA: ""}
 
 
 class Places(Protocol):
@@ -37,28 +44,36 @@ class Places(Protocol):
 def police(
     access: RefusedAccess,
     monitor: MonitorClient,
-    codes: Callable[[], Iterable[GuardedCode]],
+    guarded: Callable[[Owner], Sequence[GuardedCode] | Sequence[GuardedData]],
     configuration: Configuration | None,
     places: Places,
     ledger: Ledger,
 ) -> Asking[Verdict | None]:
     """How a VCPU goes on that stands still at an access to a page that is guarded; None for a violation, which is told.
-    `codes` is called only if it could be a patch."""
+    `guarded` gives the code, or the data that the policy lets the kernel write, of pages of an owner."""
     store: Store | None = None
-    code: GuardedCode | None = None
     try:
         if access.access != NestedFault.WRITE | NestedFault.FINAL:
             raise PatchRefused(_other_access(access))
-        if access.owner not in (Owner.KERNEL_CODE, Owner.MODULE_CODE) or configuration is None:
+        if access.owner not in _OF_NOBODY or configuration is None:
             raise PatchRefused(f"a write to {access.owner.name}")
         if access.registers.cpl:
-            raise PatchRefused("a write to code from user mode")
-        code = next((code for code in codes() if code.address_of(access.gpa) is not None), None)
-        if code is None:
-            raise PatchRefused(f"a write to {access.owner.name} of nobody")
+            raise PatchRefused(f"a write to {access.owner.name} from user mode")
+        there = [pages for pages in guarded(access.owner) if pages.address_of(access.gpa) is not None]
+        if not there:
+            raise PatchRefused(f"a write to {access.owner.name}{_OF_NOBODY[access.owner]}")
         store = yield from read_store(monitor, access)
-        address = _place(code, access.gpa, store)
-        patch = code.patch(configuration, address, store.data)
+        for pages in there:
+            address = _place(pages, access.gpa, store)
+            if isinstance(pages, GuardedCode):
+                patch = pages.patch(configuration, address, store.data)
+                ledger.patched(patch, places.describe(patch.address).partition("+")[0])
+                break
+            if pages.store(address, store.data):
+                _tell_exception(access, store, address, pages.place.name, places, ledger)
+                break
+        else:
+            raise PatchRefused(f"a write to {access.owner.name}")
     except RmpViolation as error:
         # The code that was to be patched is not there any more: nobody can go on in it.
         _tell(access, store, places, ledger, reason(error))
@@ -66,14 +81,13 @@ def police(
     except KciError as error:
         _tell(access, store, places, ledger, str(error))
         return None
-    ledger.patched(patch, places.describe(patch.address).partition("+")[0])
     return access.resume(gprs=store.gprs, rip=store.rip)
 
 
-def _place(code: GuardedCode, gpa: int, store: Store) -> int:
-    """Where in the code the store begins. The hardware names the page that it refused, which may be the store's
+def _place(pages: GuardedPages, gpa: int, store: Store) -> int:
+    """Where in these pages the store begins. The hardware names the page that it refused, which may be the store's
     second: then the address tells how far before it the store begins."""
-    address = code.address_of(gpa)
+    address = pages.address_of(gpa)
     assert address is not None
     before = (address - store.address) % PAGE_SIZE
     if before >= len(store.data) or (before and address % PAGE_SIZE):
@@ -87,6 +101,21 @@ def _other_access(access: RefusedAccess) -> str:
     if access.access & NestedFault.FETCH:
         return "execution of what is not verified code"
     return f"an access to {access.owner.name}: {access.access!r}"
+
+
+def _tell_exception(
+    access: RefusedAccess, store: Store, address: int, symbol: str, places: Places, ledger: Ledger
+) -> None:
+    ledger.wrote(
+        f"the kernel wrote {store.data.hex()} at {places.describe(address)}, as the policy lets it "
+        f"(VCPU {access.vcpu}, RIP {places.describe(access.registers.rip)})",
+        symbol,
+        vcpu=access.vcpu,
+        gpa=access.gpa,
+        rip=access.registers.rip,
+        address=address,
+        bytes=store.data.hex(),
+    )
 
 
 def _tell(

@@ -22,6 +22,7 @@ from veil.services.interface import KernelRequest, Refused, Service, User, UserH
 from veil.services.kci.errors import REFUSALS, reason, undo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
+from veil.services.kci.guarded_data import GuardedData, pages_around
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.lock_down import forbid_all_code, forbid_other_code, guard_text, lock_text, unlock_text
 from veil.services.kci.measured_kernel import MeasuredKernel
@@ -90,6 +91,7 @@ class KciService(Service):
                 yield from self._end_kernel()
             raise Refused(Status.NOT_ALLOWED, words)
         try:
+            writable = self._measured.writable
             locked = yield from lock_text(self.context, self._measured)
             try:
                 yield from self._loader.admit_early(locked.explanation.configuration, locked.code)
@@ -116,7 +118,8 @@ class KciService(Service):
         self._ledger.tell(
             CodeEvent.LOCKED,
             f"the kernel is locked down: {len(locked.code.pages)} pages of text, in which {locked.explanation.changed} "
-            f"bytes that are not as measured are explained, {len(self._loader.modules)} modules",
+            f"bytes that are not as measured are explained, {len(self._loader.modules)} modules"
+            + "".join(f", and {place.name} may be written ({place.size} bytes)" for place in writable),
             **self._explained,
         )
         return b""
@@ -163,7 +166,7 @@ class KciService(Service):
             return Verdict.refuse()
         self._guarded_text()
         verdict = yield from police(
-            access, self.context.monitor, self._codes, self._configuration, self._loader, self._ledger
+            access, self.context.monitor, self._guarded, self._configuration, self._loader, self._ledger
         )
         if verdict is not None:
             return verdict
@@ -182,9 +185,16 @@ class KciService(Service):
             # The host keeps pages from VeilMon. The VCPU that did it stands still all the same.
             self._ledger.tell(CodeEvent.VIOLATION, f"the kernel's other VCPUs may run on: {error}")
 
-    def _codes(self) -> list[GuardedCode]:
+    def _guarded(self, owner: Owner) -> list[GuardedCode] | list[GuardedData]:
+        """What decides about a store to pages of an owner."""
         text = self._guarded_text()
-        return [] if text is None else [text, *self._loader.codes()]
+        if text is None:
+            return []
+        if owner is not Owner.KERNEL_RODATA:
+            return [text, *self._loader.codes()]
+        kernel, guest = self._measured, self.context.guest
+        own = [GuardedData(place, kernel.pages(pages_around(place)), guest) for place in kernel.writable]
+        return [*own, *self._loader.data()]
 
     def _guarded_text(self) -> GuardedCode | None:
         """None before lock-down; after a snapshot it is derived when it is needed first."""
@@ -206,6 +216,7 @@ class KciService(Service):
             else 0,
             explained=self._explained,
             patches={kind: dict(counts) for kind, counts in ledger.patches.items()},
+            writable={symbol: ledger.writes.get(symbol, 0) for symbol in self._settings.writable},
             violations=ledger.violations,
             refused=ledger.refused,
             modules=[module.status for module in self._loader.modules.values()],

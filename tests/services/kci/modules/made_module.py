@@ -69,10 +69,10 @@ def _default() -> tuple[MadeSection, ...]:
 
 @dataclass(frozen=True)
 class MadeModule:
-    """A module: `build()` gives the ELF file. Symbols: name, section (by number or name), value, info."""
+    """A module: `build()` gives the ELF file. Symbols: name, section (by number or name), value, info, size if any."""
 
     sections: tuple[MadeSection, ...] = field(default_factory=_default)
-    symbols: tuple[tuple[str, int | str, int, int], ...] = (
+    symbols: tuple[tuple[str, int | str, int, int] | tuple[str, int | str, int, int, int], ...] = (
         ("printk", 0, 0, 0x10), ("table", ".rodata", 0, 0), ("function", ".text", 0, 0x12),
     )  # fmt: skip
     header: tuple[tuple[int, bytes], ...] = ()
@@ -85,7 +85,9 @@ class MadeModule:
         changed = (replace(item, **changes) if item.name == name else item for item in self.sections)  # type: ignore[arg-type]
         return replace(self, sections=tuple(changed))
 
-    def with_symbols(self, *symbols: tuple[str, int | str, int, int]) -> MadeModule:
+    def with_symbols(
+        self, *symbols: tuple[str, int | str, int, int] | tuple[str, int | str, int, int, int]
+    ) -> MadeModule:
         """More of them."""
         return replace(self, symbols=(*self.symbols, *symbols))
 
@@ -97,8 +99,8 @@ class MadeModule:
         strings, places = _strings([symbol[0] for symbol in self.symbols])
         table = bytes(24) + b"".join(
             struct.pack("<IBBHQQ", places[name], info, 0, numbers[section]
-                        if isinstance(section, str) else section, value, 0)
-            for name, section, value, info in self.symbols
+                        if isinstance(section, str) else section, value, *(size or [0]))
+            for name, section, value, info, *size in self.symbols
         )  # fmt: skip
         symtab = len(self.sections) + 1
         made = [*self.sections, MadeSection(".symtab", table, SYMTAB, 0, link=symtab + 1),

@@ -7,8 +7,6 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
-
 from veil.services.kci.errors import ImageError
 from veil.services.kci.kernel_image import KernelImage
 from veil.services.kci.modules.exports import Exports, read_exports
@@ -48,8 +46,7 @@ def _read_only_later(image: KernelImage) -> Collection[str]:
     start = symbols.get("ro_after_init")
     if start is None:
         return RO_AFTER_INIT
-    number = int(np.searchsorted(symbols.addresses, np.uint64(start), "right"))
-    size = min(int(symbols.addresses[number]) - start, 8 * _MAX_LATER) if number < len(symbols) else 0
+    size = min(symbols.after(start) - start, 8 * _MAX_LATER)
     names = set()
     for (pointer,) in struct.iter_unpack("<Q", image.read(start, size - size % 8)):
         if not pointer:
