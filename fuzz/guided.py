@@ -21,6 +21,9 @@ _INSTRUMENTED = [
     "veil.services.kci",
     "veil.services.enc",
     "veil.snp.guest_requests",
+    "veil.guest.igvm",
+    "veil.image.igvm_image",
+    "veil.image.igvm_parameters",
     "tomllib",
 ]
 # What is imported before this is not instrumented.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veil.formats.errors import FormatError
+from veil.guest.errors import GuestImageError
 from veil.remote.errors import RemoteError
 from veil.services.kci import KciError
 from veil.services.kci.modules import ModuleRefused
@@ -17,7 +18,7 @@ from veil.services.kci.modules import ModuleRefused
 __all__ = ["ALLOWED", "SLOW", "Finding", "Target", "examine"]
 
 #: How a reader says that bytes are bad. Callers catch these and nothing else, so anything else ends a program.
-ALLOWED = (FormatError, RemoteError, ModuleRefused, KciError)
+ALLOWED = (FormatError, RemoteError, ModuleRefused, KciError, GuestImageError)
 #: Of the processor, not of the clock: the computer may have other work.
 _SECONDS = 1.0
 #: the `place` of what takes longer

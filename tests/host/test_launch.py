@@ -7,7 +7,7 @@ import pytest
 
 from tests.host.fakes import MEMORY, PAGE, PAGE_2M, FakeMachine, FakePlatform, FakeView
 from veil.formats.launch_digest import PageType
-from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RunState
+from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RunState, SharedPages
 from veil.host.launch import DEFAULT_POLICY, assign_ram
 from veil.snp.errors import LaunchError
 from veil.snp.rmp import PageSize, RmpResult
@@ -52,6 +52,20 @@ def test_large_zero_region_in_pieces() -> None:
     updates = [command for command in machine.secure_processor.log if command[0] == "update"]
     assert [gpa for _, gpa, *_ in updates] == [0x2000, 0x20_2000]
     assert sum(size for _, _, size, *_ in updates) == MEMORY - 0x2000
+
+
+def test_large_pages_and_pages_that_stay_the_hosts() -> None:
+    machine = FakeMachine()
+    large = LaunchRegion(PAGE_2M, PageType.NORMAL, b"x", size=PAGE_2M, large=True)
+    host(machine).launch([VMSA_REGION, large], shared=[SharedPages(0x5000, b"s", 2 * PAGE)])
+    assert ("update", PAGE_2M, PAGE_2M, 1, (0, 0, 0)) in machine.secure_processor.log
+    assert [page for page, private in enumerate(machine.view.private) if not private] == [5, 6]
+    assert machine.view.read(0x5000, 2) == b"s\0"
+    for wrong in (LaunchRegion(PAGE_2M, PageType.NORMAL, b"x", large=True), SharedPages(0x1000, b"s")):
+        regions = [VMSA_REGION, *([wrong] if isinstance(wrong, LaunchRegion) else [])]
+        shared = [wrong] if isinstance(wrong, SharedPages) else []
+        with pytest.raises(LaunchRefused, match=r"not whole pages of 2 MiB|two launch regions overlap"):
+            host(FakeMachine()).launch(regions, shared=shared)
 
 
 def test_other_vcpus_wait_for_sipi() -> None:

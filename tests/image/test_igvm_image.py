@@ -3,28 +3,32 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import struct
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sevsnpmeasure.gctx import GCTX, sha384
 
 from tests.igvm_writer import PAGE, IgvmWriter, vmsa
 from tests.image.igvm_guest import MONITOR_VMSA, POLICY, two_levels, words
+from tests.snp.test_id_block_checks import TOOL, pem
 from veil.cvm import ConfidentialVM
+from veil.errors import VeilError
 from veil.formats.acpi import tables_with_rsdp
 from veil.formats.launch_digest import LaunchLog
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import parse_igvm
-from veil.host import GuestError
+from veil.host import DEFAULT_POLICY, GuestError, GuestPowerOff, LaunchIdentityBlock
 from veil.image.igvm_image import build_igvm_image, igvm_memory
 from veil.image.launch_image import LaunchImage
-from veil.snp import PageSize, RmpResult, ram_ranges
+from veil.snp import LaunchError, PageSize, RmpResult, ram_ranges
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header, pack_sources
 
@@ -181,7 +185,7 @@ def test_parameters() -> None:
     assert _image(writer, vcpus=2, command_line="c").digest() == _image(writer, vcpus=4).digest()
 
 
-@pytest.mark.parametrize(("kind", "name"), [(0x308, "SRAT"), (0x30F, "SLIT"), (0x310, "PPTT"), (0x312, "DEVICE_TREE")])
+@pytest.mark.parametrize(("kind", "name"), [(0x308, "SRAT"), (0x30F, "SLIT"), (0x310, "PPTT")])
 def test_parameters_that_there_are_not(kind: int, name: str) -> None:
     writer = _writer().area(1).parameter(kind, 1).context(0x8000, vmsa(0))
     # Of an area that is not imported for this platform nothing is wanted.
@@ -235,3 +239,133 @@ def test_python_in_a_file_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="VMPL 0"):
             vm.run_until_off(lambda data: None)
         assert vm.machine.hosted_program(0x8000) is None
+
+
+def test_a_snapshot_of_it_goes_on(tmp_path: Path) -> None:
+    """Taken while VMPL 2 runs; nothing of Veil's is in it, and nothing is run as Python afterwards."""
+    path = tmp_path / "guest.igvm"
+    path.write_bytes(two_levels().write())
+    with closing(ConfidentialVM(igvm=path, memory=_MEMORY)) as vm:
+        vm.launch()
+        vm.hypervisor.run(until=lambda: vm.hypervisor.vcpus[0].vmpl == 2)
+        vm.snapshot(tmp_path / "snapshot")
+    said = bytearray()
+    with closing(ConfidentialVM.restore(tmp_path / "snapshot", console=said.extend)) as again:
+        assert (again.hypervisor.vcpus[0].vmpl, again.hypervisor.kernel_vmpl) == (2, 2)
+        assert not again.machine.runs_hosted
+        with pytest.raises(GuestPowerOff):
+            again.hypervisor.run()
+    assert bytes(said) == words(2)
+
+
+def _device_tree(data: bytes) -> list[tuple[str, str, bytes]]:
+    """(node, property, value) of each property: by Devicetree Specification 0.4, 5.4."""
+    _, _, at, names, *_ = struct.unpack_from(">10I", data)
+    found, path = [], list[str]()
+    while (token := struct.unpack_from(">I", data, at)[0]) != 9:
+        at += 4
+        if token == 1:
+            name = data[at : data.index(b"\0", at)].decode()
+            path.append(name)
+            at += (len(name) + 4) & -4
+        elif token == 2:
+            path.pop()
+        else:
+            assert token == 3
+            length, offset = struct.unpack_from(">II", data, at)
+            start = names + offset
+            found.append(
+                ("/".join(path), data[start : data.index(b"\0", start)].decode(), data[at + 8 : at + 8 + length])
+            )
+            at += 8 + (length + 3 & -4)
+    assert path == []
+    return found
+
+
+def test_device_tree() -> None:
+    writer = _writer().area(1).parameter(0x312, 1).insert(0x4000, 1).context(0x8000, vmsa(0))
+    image = _image(writer, vcpus=2, memory=4 << 30, command_line="a b")
+    (data,) = [region.data for region in image.regions if region.name == "parameters"]
+    assert struct.unpack_from(">I", data) == (0xD00DFEED,)
+    tree = _device_tree(data)
+    for expected in (
+        ("", "#address-cells", b"\0\0\0\2"),
+        ("/chosen", "bootargs", b"a b\0"),
+        ("/cpus/cpu@1", "reg", b"\0\0\0\1"),
+        ("/memory@0", "reg", struct.pack(">QQ", 0, 3 << 30)),
+        ("/memory@100000000", "reg", struct.pack(">QQ", 4 << 30, 1 << 30)),
+        ("/memory@100000000", "microsoft,igvm-type", bytes(4)),
+    ):
+        assert expected in tree
+
+
+class _Identity(NamedTuple):
+    header: bytes
+    id_key: bytes
+    author_key: bytes
+
+
+def _signed(folder: Path, digest: bytes, *, author: bool) -> _Identity:
+    """The header of a file, from what another tool signed (`snp-create-id-block`)."""
+    command = [
+        str(TOOL), "--measurement", base64.b64encode(digest).decode(), "--idkey", str(pem(folder / "id")),
+        "--authorkey", str(pem(folder / "author")),
+    ]  # fmt: skip
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.match(r"id-block=([^,]+),id-auth=(\S+)\nid_key_hash: (\S+)\nauthor_key: (\S+)", out)
+    assert found is not None
+    block, auth, id_key, author_key = (base64.b64decode(text) for text in found.groups())
+    assert block[88:] == struct.pack("<Q", DEFAULT_POLICY)
+    id_part = auth[0x40 : 0x40 + 144] + auth[0x240:0x244] + bytes(4) + auth[0x244 : 0x244 + 144]
+    author_part = auth[0x680 : 0x680 + 144] + auth[0x880:0x884] + bytes(4) + auth[0x884 : 0x884 + 144]
+    header = struct.pack("<IB3x", 1, author) + block[:88] + auth[:8] + id_part + (author_part if author else bytes(296))
+    return _Identity(header, id_key, author_key)
+
+
+@pytest.mark.parametrize("author", [True, False])
+def test_an_id_block_is_taken_from_the_file(tmp_path: Path, author: bool) -> None:
+    levels = two_levels(_writer().policy(DEFAULT_POLICY))
+    digest = _image(levels).digest()
+    signed = _signed(tmp_path, digest, author=author)
+    with _guest(tmp_path, levels.id_block(signed.header)) as vm:
+        image = vm.build_image()
+        assert image.digest() == digest
+        image.require_acceptable(digest)
+        vm.launch()
+        identity = vm.machine.secure_processor._identity
+        assert identity.id_key_digest == signed.id_key
+        assert identity.author_key_digest == (signed.author_key if author else bytes(48))
+        assert identity.author_key_enabled == author
+
+
+def test_an_id_block_for_another_image(tmp_path: Path) -> None:
+    signed = _signed(tmp_path, _image(two_levels()).digest(), author=False)
+    other = two_levels().page(0x40000).id_block(signed.header)
+    with _guest(tmp_path, other) as vm:
+        image = vm.build_image()
+        with pytest.raises(LaunchError, match="BAD_MEASUREMENT"):
+            image.require_acceptable(image.digest())
+        with pytest.raises(VeilError, match="BAD_MEASUREMENT"):
+            vm.launch()
+    with _guest(tmp_path, _writer().policy(5).context(0x8000, vmsa(0))) as vm:
+        with pytest.raises(LaunchError, match="policy 0x5: bit 17 must be one"):
+            vm.build_image().require_acceptable(b"")
+        with pytest.raises(VeilError, match="policy 0x5: bit 17 must be one"):
+            vm.launch()
+
+
+def test_what_the_file_says_cannot_be_said_otherwise(tmp_path: Path) -> None:
+    with (
+        _guest(tmp_path, two_levels(), policy=POLICY | 1 << 19) as vm,
+        pytest.raises(VeilError, match=r"has a guest policy \(0x3001f\): it cannot be 0xb001f"),
+    ):
+        vm.build_image()
+    identity = LaunchIdentityBlock(bytes(96), bytes(4096))
+    with (
+        _guest(tmp_path, two_levels().id_block(struct.pack("<I692x", 1)), identity=identity) as vm,
+        pytest.raises(VeilError, match="has an ID block: there cannot be another one"),
+    ):
+        vm.build_image()
+    with _guest(tmp_path, two_levels(_writer()), policy=POLICY) as vm:
+        vm.launch()
+        assert vm.machine.secure_processor.policy == POLICY

@@ -37,10 +37,16 @@ def measure(
     """
     from veil.cvm import ConfidentialVM
     from veil.private_files import write_private
+    from veil.snp import SnpError
 
     vm = ConfidentialVM(cvm.configuration(), progress=Progress(quiet=as_json))
-    log = vm.build_image().log()
+    image = vm.build_image()
+    log = image.log()
     digest = log.digest()
+    try:
+        image.require_acceptable(digest)
+    except SnpError as error:
+        raise VeilError(f"no machine launches it; its digest is {digest.hex()}; {error}") from error
     if log_file is not None:
         try:
             write_private(Path(log_file), log.pack())

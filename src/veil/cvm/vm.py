@@ -392,11 +392,12 @@ class ConfidentialVM:
         return vm
 
     def _take_over(self, saved: SavedCvm) -> None:
-        """Go on with a saved CVM, until its agent answers."""
+        """Go on with a saved CVM, until its agent answers, if it has one."""
         self._attach(saved.machine)
         self.hypervisor.load(saved.host)
         self._tell_host()
-        self.connect()
+        if self.configuration.has_agent:
+            self.connect()
 
     def _tell_host(self) -> None:
         """What an honest host knows of the image beside its regions."""

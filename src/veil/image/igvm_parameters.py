@@ -13,6 +13,7 @@ from veil.formats.igvm import HeaderType, MemoryMapEntry, MemoryRange, MemoryTyp
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, ParameterRequest
+from veil.image.device_tree import Node, cells, flattened
 
 __all__ = ["HostParameters", "filled_area"]
 
@@ -70,6 +71,34 @@ def _mmio_ranges(host: HostParameters) -> bytes:
     return bytes(ranges)
 
 
+def _device_tree(host: HostParameters) -> bytes:
+    """Memory, processors and the command line; PCI has its devices find themselves."""
+    processors = {
+        f"cpu@{number:x}": Node({"device_type": b"cpu\0", "reg": cells(number), "status": b"okay\0"})
+        for number in range(host.vcpus)
+    }
+    memory = {
+        f"memory@{start:x}": Node(
+            {
+                "device_type": b"memory\0",
+                "reg": struct.pack(">QQ", start, size),
+                "microsoft,igvm-type": cells(MemoryType.MEMORY),
+            }
+        )
+        for start, size in sorted(host.memory)
+    }
+    return flattened(
+        Node(
+            {"#address-cells": cells(2), "#size-cells": cells(2), "model": b"veil\0", "compatible": b"veil,snp\0"},
+            {
+                "chosen": Node({"bootargs": host.command_line.encode() + b"\0"}),
+                "cpus": Node({"#address-cells": cells(1), "#size-cells": cells(0)}, processors),
+                **memory,
+            },
+        )
+    )
+
+
 _VALUES: dict[HeaderType, Callable[[HostParameters], bytes]] = {
     HeaderType.VP_COUNT_PARAMETER: lambda host: struct.pack("<I", host.vcpus),
     HeaderType.MEMORY_MAP: _memory_map,
@@ -77,5 +106,6 @@ _VALUES: dict[HeaderType, Callable[[HostParameters], bytes]] = {
     HeaderType.COMMAND_LINE: lambda host: host.command_line.encode() + b"\0",
     # Bit 0, memory_is_shared, is clear: the host has assigned all memory to the guest.
     HeaderType.ENVIRONMENT_INFO_PARAMETER: lambda host: struct.pack("<I", 0),
+    HeaderType.DEVICE_TREE: _device_tree,
     HeaderType.MADT: lambda host: madt(host.vcpus),
 }

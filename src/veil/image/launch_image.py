@@ -27,6 +27,7 @@ from veil.image.services_image import ServicesImage
 from veil.services.parameters import KernelSegment
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.layouts import CpuidFunction, CpuidPage, SevFeatures, Vmsa, VmsaSegment
+from veil.snp.secure_processor import check_policy
 
 __all__ = ["LaunchImage", "build_image", "cpuid_page"]
 
@@ -48,6 +49,25 @@ class LaunchImage:
     def digest(self) -> bytes:
         """The launch digest that a guest with this image reports (48 bytes), computed without launching."""
         return self.log().digest()
+
+    def require_acceptable(self, digest: bytes) -> None:
+        """Raises LaunchError for a guest policy of the image's own that the secure processor refuses, or an ID block.
+
+        `digest`: the image's.
+        """
+        if self.policy is not None:
+            check_policy(self.policy)
+        if self.policy is not None and self.identity is not None:
+            # Here, because few images have one, and what checks signatures takes long to import.
+            from veil.snp.id_block_checks import check_id_block
+
+            check_id_block(
+                self.identity.block,
+                self.identity.authentication,
+                measurement=digest,
+                policy=self.policy,
+                author_key_enabled=self.identity.author_key_enabled,
+            )
 
     def log(self) -> LaunchLog:
         """Every page of it, by name."""

@@ -22,7 +22,7 @@ from veil.snp.rmp import PageSize, Rmp, RmpResult
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
 
-__all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "launch_digest"]
+__all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "check_policy", "launch_digest"]
 
 _POLICY_MUST_BE_ONE = 1 << 17
 _POLICY_MIGRATE_MA = 1 << 18
@@ -84,12 +84,7 @@ class SecureProcessor:
     def launch_start(self, policy: int) -> None:
         """SNP_LAUNCH_START."""
         self._expect("idle", "SNP_LAUNCH_START")
-        if not policy & _POLICY_MUST_BE_ONE:
-            raise LaunchError(f"policy {policy:#x}: bit 17 must be one (56860, table 'Guest Policy')")
-        if policy & _POLICY_RESERVED:
-            raise LaunchError(f"policy {policy:#x}: bits 63:26 must be zero (56860, table 'Guest Policy')")
-        if policy & _POLICY_MIGRATE_MA:
-            raise LaunchError("POLICY_FAILURE: there are no migration agents on this machine")
+        check_policy(policy)
         self.policy = policy
         self.vmpcks = [os.urandom(KEY_BYTES) for _ in range(_VMPCKS)]
         self._state = "launching"
@@ -252,6 +247,16 @@ class SecureProcessor:
         for vmpl, key in enumerate(self.vmpcks):
             page.vmpck[vmpl][:] = list(key)
         return bytes(page)
+
+
+def check_policy(policy: int) -> None:
+    """Raises LaunchError for a guest policy that SNP_LAUNCH_START refuses."""
+    if not policy & _POLICY_MUST_BE_ONE:
+        raise LaunchError(f"policy {policy:#x}: bit 17 must be one (56860, table 'Guest Policy')")
+    if policy & _POLICY_RESERVED:
+        raise LaunchError(f"policy {policy:#x}: bits 63:26 must be zero (56860, table 'Guest Policy')")
+    if policy & _POLICY_MIGRATE_MA:
+        raise LaunchError("POLICY_FAILURE: there are no migration agents on this machine")
 
 
 def _new_chip() -> Endorsement:

@@ -40,6 +40,21 @@ class TestApCreation:
         assert guest.host.vcpus[1].vmpl == 0
         assert set(guest.host.vcpus[1].contexts) == {0, 3}
 
+    def test_without_veilmon_interrupts_go_to_the_least_privileged_level(self) -> None:
+        """One that was on offer to the level above is withdrawn there; an enclave's level is a level like others."""
+        guest = Guest()
+        own = guest.host.vcpus[0].contexts[0]
+        own.offer_interrupt(0x30)
+        for vmpl, kernel in ((2, 2), (1, 2), (3, 3)):
+            assert guest.call(self.EVENT, ap(0, vmpl, 1), 0x20000 + vmpl * PAGE, rax=1) == OK
+            assert guest.host.kernel_vmpl == kernel
+        assert own.irq == -1
+        assert set(guest.host.vcpus[0].contexts) == {0, 1, 2, 3}
+        assert not guest.host.enclaves
+        under_veilmon = Guest(monitor=True)
+        assert under_veilmon.call(self.EVENT, ap(0, 1, 1), 0x3000, rax=1) == OK
+        assert under_veilmon.host.kernel_vmpl == 3
+
     def test_create_on_init(self) -> None:
         guest = three_vcpus()
         assert guest.call(self.EVENT, ap(1, 0, 0), 0x3000, rax=1) == OK
