@@ -177,7 +177,7 @@ class CvmOptions:
             services = services_from_text([*texts, *self.service])
         except FormatError as error:
             raise WrongValue(str(error)) from error
-        without = "leave out --no-monitor" if self.igvm is None else "an IGVM file comes without it"
+        without = "leave out --no-monitor" if self.igvm is None else "leave out --igvm"
         no_monitor = self.no_monitor or self.igvm is not None
         if no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
             raise VeilError(f"kernel code integrity needs VeilMon: --kci off, or {without}")
