@@ -20,6 +20,7 @@ from tests.services.enc.enclave_bench import EnclaveBench
 from tests.services.log.harness import OWNER, READER
 from tests.snp.chip import chip
 from veil.cli import main
+from veil.cli.enclaves.arguments import check_arguments
 from veil.cli.enclaves.secrets import secrets_for
 from veil.errors import VeilError
 from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement
@@ -199,6 +200,22 @@ def test_secrets_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
             secrets_for(IMAGE, "x.enclave", [given])
     with pytest.raises(VeilError, match="for none"):
         secrets_for(replace(IMAGE, manifest=""), "x.enclave", [f"key={tmp_path}/key"])
+
+
+def test_arguments_of_a_run(capfd: pytest.CaptureFixture[str]) -> None:
+    check_arguments(IMAGE, "x.enclave", ())
+    assert capfd.readouterr().err == ""
+    check_arguments(IMAGE, "x.enclave", ("--help",))
+    assert "x.enclave takes no arguments from outside" in capfd.readouterr().err
+    taker = replace(IMAGE, manifest=replace(MANIFEST, arguments_outside=True).text())
+    check_arguments(taker, "x.enclave", ("x",) * 2047)
+    for arguments, words in {
+        ("x",) * 2048: "2049 arguments, and 2048",
+        ("x" * (1 << 17),): "131073 bytes, and 128K",
+    }.items():
+        with pytest.raises(VeilError, match=f"x.enclave: Argument list too long: {words} at most fit"):
+            check_arguments(taker, "x.enclave", arguments)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,22 @@ def test_programs_outside(vm: ConfidentialVM, tmp_path: Path) -> None:
         assert (sorted(done.stdout.decode().splitlines()), done.exit_status) == (lines, 0), done
 
 
+def test_why_it_ended_is_said_outside(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """By the starter, in one line; the protected log has more."""
+    text = "#include <sys/syscall.h>\n#include <unistd.h>\nint main(void) { return syscall(SYS_fork) + 1; }"
+    place = tmp_path / "test.enclave"
+    place.write_bytes(_build(tmp_path, text, "-static", unsupported="end").pack())
+    vm.copy_in(place, image_place(place))
+    ended = b"veil-enclave: the enclave has ended itself; the protected log says why (veil logs)\n"
+    too_big = (
+        b"veil-enclave: arguments and environment: Argument list too long (at most 2048 arguments, 2048 variables, and "
+        b"128 KiB of both, in half of the stack)\n"
+    )
+    for more, line in {"": ended, "$(seq 2048)": too_big, "$(seq 1000000 1020000)": too_big}.items():
+        done = vm.run(["sh", "-c", f"{shlex.join(enclave_command(place, ()))} {more}"])
+        assert (done.stdout, done.stderr, done.exit_status) == (b"", line, 125), done
+
+
 def test_memory(vm: ConfidentialVM, tmp_path: Path) -> None:
     vm.run(["sh", "-c", "echo words > /tmp/text"])
     done = _run(vm, tmp_path, _build(tmp_path, MEMORY, "-static", memory="128M"), "/tmp/text")

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from tests.c_declarations import Declarations, Member
 from veil.formats import enclave_pages, enclaves
-from veil.formats.enclave_pages import InfoPage, Mailbox, MailboxCall, StartBlock, WindowBlock, WindowState
+from veil.formats.enclave_pages import EndReason, InfoPage, Mailbox, MailboxCall, StartBlock, WindowBlock, WindowState
 from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, ThreadPart
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.layouts import CPUID_COUNT_MAX, CpuidFunction
@@ -34,12 +34,16 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "veil_cpuid_entry": CpuidFunction,
     "veil_enclave_info": InfoPage,
 }
-ENUMS = {"veil_window_state": ("VEIL_WINDOW_", WindowState), "veil_mailbox_call": ("VEIL_MAILBOX_", MailboxCall)}
+ENUMS = {
+    "veil_window_state": ("VEIL_WINDOW_", WindowState),
+    "veil_end_reason": ("VEIL_END_", EndReason),
+    "veil_mailbox_call": ("VEIL_MAILBOX_", MailboxCall),
+}
 NUMBERS = [
     "ARENA", "WINDOW", "WINDOW_STRIDE", "RUNTIME", "THREADS", "THREAD_STRIDE", "SYSTEM", "SYSTEM_STRIDE", "IDT", "INFO",
     "TOP", "MAX_SLOTS", "MAX_RECORDS", "MAX_PAGES", "VECTOR_STRIDE", "CODE_SELECTOR", "DATA_SELECTOR",
     "MAILBOX_PENDING", "MAILBOX_DATA", "INFO_CPUID", "INFO_CPUID_ENTRIES",
-    "START_MAGIC",
+    "START_MAGIC", "MOST_STRINGS", "MOST_TEXT",
 ]  # fmt: skip
 
 

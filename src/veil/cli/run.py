@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
+from veil.cli.enclaves.arguments import check_arguments
 from veil.cli.enclaves.secrets import secrets_for, send_secrets
 from veil.cli.files import read_image
 from veil.cli.option_types import SECONDS, WrongValue
@@ -101,6 +102,7 @@ def run(
     image, to_send = None, dict[str, bytes]()
     if enclave is not None:
         image = read_image(enclave)
+        check_arguments(image, enclave, command)
         to_send = secrets_for(image, enclave, secrets)
         cvm = replace(cvm, enclaves=True)
         command = enclave_command(Path(enclave), command)

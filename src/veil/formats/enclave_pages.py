@@ -19,7 +19,10 @@ __all__ = [
     "INFO_CPUID_ENTRIES",
     "MAILBOX_DATA",
     "MAILBOX_PENDING",
+    "MOST_STRINGS",
+    "MOST_TEXT",
     "START_MAGIC",
+    "EndReason",
     "InfoPage",
     "Mailbox",
     "MailboxCall",
@@ -43,7 +46,7 @@ class WindowState(enum.IntEnum):
     THREAD_EXIT = 3
     """The thread of this slot has ended."""
     EXIT = 4
-    """The program has ended with the exit status args[0]; or by the signal args[1], if that is not 0."""
+    """It has ended with the exit status args[0]; or by the signal args[1], if that is not 0. args[2]: `EndReason`."""
     SPAWN = 5
     """A thread is to enter the slot args[0]; `result` is 0 or a negative error number."""
     INTERRUPT = 6
@@ -51,6 +54,17 @@ class WindowState(enum.IntEnum):
     PROGRAM = 7
     """A child process is to do args[1] system calls, which are at args[0] in the window; the last is execve or
     exit_group. `result` is its number, or a negative error number if one of the calls failed."""
+
+
+class EndReason(enum.IntEnum):
+    """Why an enclave ends, for people outside: what nobody believes."""
+
+    PROGRAM = 0
+    """The program wants it."""
+    RUNTIME = 1
+    """Its runtime ends it: it was attacked, or called what the manifest ends it for. A line is in the protected log."""
+    TOO_BIG = 2
+    """The arguments and variables are more than `MOST_STRINGS` or `MOST_TEXT`, or have no room on the stack."""
 
 
 class WindowBlock(ctypes.LittleEndianStructure):
@@ -97,6 +111,8 @@ class StartBlock(ctypes.LittleEndianStructure):
 
 
 check_offsets(StartBlock, 0x18, {"arguments": 0x08, "environment": 0x0C, "bytes": 0x10})
+#: arguments that a program can have, and variables; bytes of both from outside
+MOST_STRINGS, MOST_TEXT = 2048, 128 << 10
 #: "VEILARGS", little-endian
 START_MAGIC = int.from_bytes(b"VEILARGS", "little")
 

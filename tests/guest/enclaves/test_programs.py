@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,33 @@ def test_arguments_all_come_or_none(native: NativeRuntime, tmp_path: Path) -> No
     image = native.build(compile_program(tmp_path, _HELLO, "-static"))
     most = native.run(image, "p", *["x"] * 2047, environment={"WORD": "w"})
     assert (most.stdout, most.returncode) == (b"2048 x w\n", 3)
-    more = native.run(image, "p", *["x"] * 2048, environment={"WORD": "w"})
-    assert more.stdout == b""
-    assert more.returncode not in (0, 3)
+    most = native.run(image, "p", environment={"WORD": "w", **{f"V{at}": "" for at in range(2047)}})
+    assert (most.stdout, most.returncode) == (f"1 {tmp_path}/program w\n".encode(), 3)
+    for arguments, variables, words in (
+        (["x"] * 2048, {}, "more than 2048 arguments or variables"),
+        ([], {f"V{at}": "" for at in range(2049)}, "more than 2048 arguments or variables"),
+        (["x" * (64 << 10)] * 2, {}, "arguments and variables of [0-9]+ bytes"),
+    ):  # fmt: skip
+        more = native.run(image, "p", *arguments, environment=variables)
+        assert (more.stdout, more.returncode) == (b"", 126)
+        assert re.fullmatch(f"log: {words}\ntoo big\n", more.stderr.decode()), more
+
+
+def test_arguments_leave_half_of_the_stack(native: NativeRuntime, tmp_path: Path) -> None:
+    image = native.build(compile_program(tmp_path, _HELLO, "-static"), {**ANYTHING, "stack": "64K"})
+    most = native.run(image, "p", "x" * 32000, environment={"WORD": "w"})
+    assert (most.stdout[:10], most.returncode) == (b"2 xxxxxxxx", 3)
+    more = native.run(image, "p", "x" * 33000)
+    assert more.stderr == b"log: arguments and variables of more than 32768 bytes, half of the stack\ntoo big\n"
+
+
+def test_what_is_fixed_is_there_once(native: NativeRuntime, tmp_path: Path) -> None:
+    """Some programs take the last of two variables of a name, and that would be the one from outside."""
+    text = "#include <stdio.h>\nint main(int c, char **v, char **e) { while (*e) puts(*e++); return 0; }"
+    manifest: dict[str, object] = {"environment": {"outside": ["*"], "fixed": {"WORD": "w", "A": ""}}}
+    image = native.build(compile_program(tmp_path, text, "-static"), manifest)
+    done = native.run(image, "p", environment={"WORD": "evil", "A": "evil", "WORDS": "x", "AB": "y"})
+    assert done.stdout.decode().splitlines() == ["A=", "WORD=w", "WORDS=x", "AB=y"]
 
 
 def test_nothing_comes_from_outside_unless_the_manifest_says_so(native: NativeRuntime, tmp_path: Path) -> None:

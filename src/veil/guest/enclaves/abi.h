@@ -62,6 +62,13 @@ enum veil_window_state {
 	VEIL_WINDOW_PROGRAM = 7,
 };
 
+/* EndReason */
+enum veil_end_reason {
+	VEIL_END_PROGRAM = 0,
+	VEIL_END_RUNTIME = 1,
+	VEIL_END_TOO_BIG = 2,
+};
+
 /* WindowBlock. Untrusted: copy once, check, use. */
 struct veil_window_block {
 	uint32_t state;
@@ -74,6 +81,8 @@ struct veil_window_block {
 
 /* StartBlock. Untrusted, at the second page of slot 0's window. */
 #define VEIL_ENC_START_MAGIC 0x534752414c494556
+#define VEIL_ENC_MOST_STRINGS 2048
+#define VEIL_ENC_MOST_TEXT 0x20000
 struct veil_start_block {
 	uint64_t magic;
 	uint32_t arguments;

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from veil.formats.enclave_pages import MOST_STRINGS
 from veil.formats.enclaves import MAX_SLOTS
 from veil.formats.errors import FormatError
 from veil.formats.sizes import format_size, parse_size
 from veil.guest.enclaves.calls import allowed_numbers
 from veil.guest.errors import GuestImageError
 
-__all__ = ["MOST_STRINGS", "MOST_TEXT", "SIGNALS", "Manifest", "parse_toml", "secret_path"]
+__all__ = ["SIGNALS", "Manifest", "parse_toml", "secret_path"]
 
 MIB = 1 << 20
 _LEAST_MEMORY, _MOST_MEMORY = 1 * MIB, 4096 * MIB
@@ -30,8 +31,6 @@ SIGNALS = {
     "HUP": 1, "INT": 2, "QUIT": 3, "USR1": 10, "USR2": 12, "ALRM": 14, "TERM": 15, "CHLD": 17, "CONT": 18, "URG": 23,
     "WINCH": 28, "IO": 29,
 }  # fmt: skip
-#: arguments, or variables, that a program can have, and bytes of both: runtime/src/start.c
-MOST_STRINGS, MOST_TEXT = 2048, 128 << 10
 _LONGEST_MANIFEST = 1 << 20
 _LONGEST_PATH = 1000
 _SECRETS = "/run/secrets"
@@ -137,8 +136,8 @@ class Manifest:
         for words, texts in (("arguments.fixed", self.arguments), ("environment.fixed", variables)):
             if len(texts) > MOST_STRINGS:
                 raise GuestImageError(f"manifest: {words} has {len(texts)} texts, and {MOST_STRINGS} at most fit")
-        # Half of the stack is the program's own: Linux leaves it three quarters.
-        room = min(self.stack // 2, MOST_TEXT)
+        # As the runtime has it (start.c): half of the stack is the program's own. Linux leaves it three quarters.
+        room = self.stack // 2
         needed = sum(len(text.encode()) + 1 + _POINTER for text in (*self.arguments, *variables))
         if needed > room:
             raise GuestImageError(

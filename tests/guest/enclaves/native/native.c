@@ -116,6 +116,8 @@ void leave(struct thread *self)
 		block->result = system_call_outside(NR_EXECVE, (const u64[6]){ a[0], a[1] });
 		break;
 	case VEIL_WINDOW_EXIT:
+		if (a[2] == VEIL_END_TOO_BIG)
+			die("too big\n");
 		raw(NR_EXIT_GROUP, a[0], 0, 0, 0, 0, 0);
 		break;
 	case VEIL_WINDOW_THREAD_EXIT:

@@ -40,7 +40,7 @@ void unsupported(struct thread *self, const char *what, u64 nr)
 	if (nr >= CALL_NUMBERS || !(__atomic_fetch_or(&told[nr / 64], bit, __ATOMIC_RELAXED) & bit))
 		log_line(self, "system call %d (%s): %s", nr, call_name((u32)least(nr, CALL_NUMBERS)), what);
 	if (CONFIG->flags & FLAG_END_ON_UNSUPPORTED)
-		end_enclave(self, 125, 0);
+		end_because(self, VEIL_END_RUNTIME);
 }
 
 /* Bytes that an argument has, or a negative error. */

@@ -5,7 +5,6 @@
 #include "runtime.h"
 
 #define LONGEST 200
-#define STATUS_ATTACKED 125
 
 static bool ending;
 
@@ -79,5 +78,5 @@ void attacked(struct thread *self, const char *text, ...)
 		put(self, text, values);
 		va_end(values);
 	}
-	end_enclave(self, STATUS_ATTACKED, 0);
+	end_because(self, VEIL_END_RUNTIME);
 }

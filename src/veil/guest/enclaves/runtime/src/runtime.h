@@ -43,6 +43,8 @@ s64 outside(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64
 s64 outside_done(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 s64 ask_window(struct thread *, u32 state, u64 a0, u64 a1);
 _Noreturn void end_enclave(struct thread *, int status, int signal);
+/* By the runtime, not by its program: a line in the log says why. */
+_Noreturn void end_because(struct thread *, enum veil_end_reason);
 _Noreturn void end_thread(struct thread *);
 void wait_for_word(struct thread *, const s64 *timeout, s64 *result);
 /* Before the look whether there is anything to wait for. */

@@ -6,8 +6,8 @@
 
 #define START_AT (VEIL_ENC_WINDOW + PAGE)
 #define START_BYTES (VEIL_ENC_WINDOW_STRIDE - PAGE)
-#define MOST_STRINGS 2048
-#define MOST_TEXT 0x20000
+#define MOST_STRINGS VEIL_ENC_MOST_STRINGS
+#define MOST_TEXT VEIL_ENC_MOST_TEXT
 #define FLAGS_AT_START 0x202
 
 enum auxiliary {
@@ -50,11 +50,24 @@ static u64 length_of(const char *string)
 }
 
 /* A program that got some of its arguments would do something else. */
+static _Noreturn void too_big(struct thread *self, const char *what, u64 number)
+{
+	log_line(self, what, number);
+	end_because(self, VEIL_END_TOO_BIG);
+}
+
+/* Half of the stack is left to the program. */
 static void add(struct thread *self, struct strings *to, const char *string)
 {
+	static u64 room;
+
 	if (to->count == MOST_STRINGS)
-		attacked(self, "more than %d arguments or variables", (u64)MOST_STRINGS);
+		too_big(self, "more than %d arguments or variables", MOST_STRINGS);
 	to->at[to->count++] = string;
+	room += length_of(string) + 1 + sizeof(string);
+	if (room > CONFIG->stack_bytes / 2)
+		too_big(self, "arguments and variables of more than %d bytes, half of the stack",
+			CONFIG->stack_bytes / 2);
 }
 
 static void add_fixed(struct thread *self, struct strings *to, u32 offset, u32 count)
@@ -67,6 +80,32 @@ static void add_fixed(struct thread *self, struct strings *to, u32 offset, u32 c
 	}
 }
 
+/* Whether it is NAME=VALUE, of this name. */
+static bool is_named(const char *variable, const char *name, u64 length)
+{
+	for (u64 at = 0; at < length; at++)
+		if (variable[at] != name[at])
+			return false;
+	return variable[length] == '=';
+}
+
+/* One that the manifest fixes: of two of a name some programs take the last. */
+static bool is_fixed(const char *variable)
+{
+	const char *fixed = config_at(CONFIG->environment);
+
+	for (u32 i = 0; i < CONFIG->environment_count; i++) {
+		u64 length = 0;
+
+		while (fixed[length] != '=')
+			length++;
+		if (is_named(variable, fixed, length))
+			return true;
+		fixed += length_of(fixed) + 1;
+	}
+	return false;
+}
+
 /* Whether the manifest lets a variable of this name come from outside. */
 static bool is_passed(const char *variable)
 {
@@ -76,13 +115,9 @@ static bool is_passed(const char *variable)
 		u64 length = length_of(name);
 
 		if (!memcmp(name, "*", 2))
+			return !is_fixed(variable);
+		if (is_named(variable, name, length))
 			return true;
-		for (u64 at = 0; at <= length; at++) {
-			if (at == length && variable[at] == '=')
-				return true;
-			if (variable[at] != name[at])
-				break;
-		}
 		name += length + 1;
 	}
 	return false;
@@ -98,7 +133,7 @@ static void take_strings(struct thread *self)
 	if (given.magic != VEIL_ENC_START_MAGIC)
 		memset(&given, 0, sizeof(given));
 	if (given.bytes > MOST_TEXT || given.bytes > START_BYTES - sizeof(given))
-		attacked(self, "arguments of %d bytes", (u64)given.bytes);
+		too_big(self, "arguments and variables of %d bytes", given.bytes);
 	text = heap_take(self, given.bytes + 1);
 	if (!text)
 		attacked(self, "no memory for arguments of %d bytes", (u64)given.bytes);

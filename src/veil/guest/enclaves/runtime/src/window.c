@@ -6,6 +6,7 @@
 #include "machine.h"
 #include "runtime.h"
 
+#define STATUS_ENDED 125
 #define BUFFER_AT PAGE
 #define WAKE_WORD 0x80
 #define NR_FCNTL 72
@@ -175,17 +176,28 @@ s64 outside_done(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u6
 	return result;
 }
 
-void end_enclave(struct thread *self, int status, int signal)
+static _Noreturn void end_with(struct thread *self, int status, int signal, enum veil_end_reason reason)
 {
 	struct veil_window_block *block = block_of(self->slot);
 
 	for (;;) {
 		WRITE_ONCE(block->args[0], (u64)status & 0xff);
 		WRITE_ONCE(block->args[1], (u64)signal);
+		WRITE_ONCE(block->args[2], (u64)reason);
 		order_writes();
 		WRITE_ONCE(block->state, VEIL_WINDOW_EXIT);
 		leave(self);
 	}
+}
+
+void end_enclave(struct thread *self, int status, int signal)
+{
+	end_with(self, status, signal, VEIL_END_PROGRAM);
+}
+
+void end_because(struct thread *self, enum veil_end_reason reason)
+{
+	end_with(self, STATUS_ENDED, 0, reason);
 }
 
 /* Returns when the slot is entered for another thread. */

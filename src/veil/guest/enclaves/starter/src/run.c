@@ -11,19 +11,28 @@
 #include "starter.h"
 
 #define PAGE 4096
-#define WINDOW_ROOM (VEIL_ENC_WINDOW_STRIDE - PAGE - sizeof(struct veil_start_block))
 #define STACK (64 * 1024)
 
 static int device;
 static uint32_t slot_count;
+
+static _Noreturn void too_big(void)
+{
+	fprintf(stderr,
+		"veil-enclave: arguments and environment: %s (at most %d arguments, %d variables, and %d KiB of both, "
+		"in half "
+		"of the stack)\n",
+		strerror(E2BIG), VEIL_ENC_MOST_STRINGS, VEIL_ENC_MOST_STRINGS, VEIL_ENC_MOST_TEXT / 1024);
+	_exit(STARTER_FAILED);
+}
 
 static size_t put_texts(char *to, size_t used, char **texts, uint32_t *count)
 {
 	for (; *texts; texts++, (*count)++) {
 		size_t length = strlen(*texts) + 1;
 
-		if (length > WINDOW_ROOM - used)
-			fail("arguments and environment", E2BIG);
+		if (length > VEIL_ENC_MOST_TEXT - used)
+			too_big();
 		memcpy(to + used, *texts, length);
 		used += length;
 	}
@@ -120,6 +129,10 @@ static void *run_slot(void *argument)
 			for (;;)
 				pause();
 		case VEIL_WINDOW_EXIT:
+			if (args[2] == VEIL_END_TOO_BIG)
+				too_big();
+			if (args[2] == VEIL_END_RUNTIME)
+				refuse("the enclave has ended itself; the protected log says why (veil logs)");
 			if (args[1] && args[1] < NSIG)
 				die_by((int)args[1]);
 			_exit((int)args[0] & 0xff);
