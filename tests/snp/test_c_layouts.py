@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrResponse, run_vmpl_request
 from veil.formats.nested_faults import NestedFault
 from veil.formats.page_table_entries import ADDRESS
 from veil.snp import rmp
-from veil.snp._engine import EngineCounters, SwitchPolicy
+from veil.snp._engine import EngineCounters, SwitchPolicy, WatchedRange
+from veil.snp.debug_stops import MAX_WATCHPOINTS, StopReason, WatchKind
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import SevFeatures, Vmcb, Vmsa, VmsaSegment
 from veil.snp.rmp import EntryFlag, Permission, RmpResult
@@ -33,6 +35,7 @@ HEADERS = Declarations.of((ENGINE / name).read_text() for name in ("vmsa.h", "rm
         ("veil_vmcb", Vmcb),
         ("veil_engine_counters", EngineCounters),
         ("veil_switch_policy", SwitchPolicy),
+        ("veil_watchpoint", WatchedRange),
     ],
 )
 def test_structures(name: str, layout: type[ctypes.Structure]) -> None:
@@ -68,6 +71,16 @@ def test_exit_codes() -> None:
     said = {name: value for name, value in HEADERS.numbers.items() if name.startswith("VEIL_EXIT_")}
     assert said == {name: ExitCode[name.removeprefix("VEIL_EXIT_")] for name in said}
     assert len(said) >= 6
+
+
+def test_stops_of_a_debugger() -> None:
+    assert HEADERS.numbers["VEIL_MAX_WATCHPOINTS"] == MAX_WATCHPOINTS
+    text = (ENGINE / "api.h").read_text()
+    order = re.search(r"enum \{ (VEIL_STOP_\w+(?:, VEIL_STOP_\w+)*) \};", text)
+    assert order is not None
+    assert order[1].split(", ") == [f"VEIL_STOP_{reason.name}" for reason in StopReason]
+    kinds = re.findall(r"VEIL_WATCH_(\w+) = (\d)", text)
+    assert {name: int(value) for name, value in kinds} == {kind.name: int(kind) for kind in WatchKind}
 
 
 def test_exit_info_of_a_nested_page_fault() -> None:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "run": "veil.cli.run",
     "shell": "veil.cli.shell",
     "boot": "veil.cli.boot",
+    "gdb": "veil.cli.gdb",
     "serve": "veil.cli.serve",
     "attest": "veil.cli.attest",
     "measure": "veil.cli.measure",

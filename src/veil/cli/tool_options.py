@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from veil.cli.option_types import Function, options
+from veil.cli.option_types import Function, WrongValue, options
 from veil.cli.output import tell
 
 if TYPE_CHECKING:
+    from veil.cvm.debugging import Debugging
     from veil.cvm.tools import Tool
 
-__all__ = ["ToolOptions", "tool_options"]
+__all__ = ["ToolOptions", "debugging", "tool_options"]
 
 _OPTIONS = (
     click.option(
@@ -26,6 +27,12 @@ _OPTIONS = (
         metavar="FILE",
         help="Write down what happens when (exits, VMPL switches, page state changes, SVSM calls, service requests), "
         "for Perfetto's viewer.",
+    ),
+    click.option(
+        "--gdb",
+        metavar="PORT|SOCKET[,wait]",
+        help="Listen for gdb (`target remote`) on a port of this computer's own address, or at a path. wait: nothing "
+        "runs before gdb says so.",
     ),
 )
 
@@ -35,6 +42,7 @@ class ToolOptions:
     """What the command line says of tools."""
 
     trace: str | None = None
+    gdb: str | None = None
 
     @contextmanager
     def opened(self) -> Iterator[list[Tool]]:
@@ -45,7 +53,20 @@ class ToolOptions:
                 from veil.cvm.trace import Trace
 
                 tools.append(stack.enter_context(Trace(Path(self.trace), tell)))
+            if self.gdb is not None:
+                tools.append(stack.enter_context(debugging(self.gdb)))
             yield tools
+
+
+def debugging(text: str) -> Debugging:
+    """PLACE[,wait]. Raises VeilError."""
+    from veil.cvm.debugging import Debugging
+    from veil.debugger import Place
+
+    place, comma, how = text.partition(",")
+    if comma and how != "wait":
+        raise WrongValue(f"--gdb {text!r}: after the place there can be ,wait only")
+    return Debugging(Place.parse(place), waits=bool(comma), say=tell)
 
 
 def tool_options(function: Function) -> Function:

@@ -47,6 +47,8 @@ _BOOT_TIMEOUT = 180.0
 _MAX_TOLD = 16
 #: Firmware checks and unpacks the kernel at the guest's speed.
 _FIRMWARE_BOOT_TIMEOUT = 600.0
+#: Somebody looks at it, instruction by instruction.
+_DEBUGGED_TIMEOUT = 1e7
 
 
 @dataclass(frozen=True)
@@ -513,6 +515,8 @@ class ConfidentialVM:
         self._agent = AgentSession(self.hypervisor, self.platform.agent)
         with self._explained():
             timeout = _BOOT_TIMEOUT if self.configuration.firmware is None else _FIRMWARE_BOOT_TIMEOUT
+            if any(tool.stops for tool in self._tools):
+                timeout = _DEBUGGED_TIMEOUT
             if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=timeout):
                 raise BootTimeout(f"the guest did not come up in {timeout:.0f} seconds")
 

@@ -10,6 +10,7 @@ Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `vei
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
 from veil.snp._engine_library import build_engine, engine_at_hand
 from veil.snp.cpuid import CpuidEntryValues
+from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, WatchKind, Watchpoint
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.guest_requests import MODEL_TCB
@@ -23,8 +24,10 @@ from veil.snp.view import HostView, View
 __all__ = [
     "COUNTER_NAMES",
     "HOSTED_VMPLS",
+    "MAX_WATCHPOINTS",
     "MODEL_TCB",
     "CpuidEntryValues",
+    "DebugStop",
     "EngineBuildError",
     "EngineCounters",
     "EntryFlag",
@@ -45,7 +48,10 @@ __all__ = [
     "SecureProcessor",
     "SnapshotError",
     "SnpError",
+    "StopReason",
     "View",
+    "WatchKind",
+    "Watchpoint",
     "build_engine",
     "engine_at_hand",
     "launch_digest",

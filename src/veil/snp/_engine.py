@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from veil.formats.page_sizes import PAGE_SIZE
@@ -13,7 +14,7 @@ from veil.snp.errors import SnpError
 from veil.snp.memory import Memory
 from veil.snp.rmp import Rmp
 
-__all__ = ["COUNTER_NAMES", "Engine", "EngineCounters", "SwitchPolicy"]
+__all__ = ["COUNTER_NAMES", "Engine", "EngineCounters", "SwitchPolicy", "WatchedRange"]
 
 _U64 = ctypes.c_uint64
 _U64_MAX = (1 << 64) - 1
@@ -90,6 +91,12 @@ class SwitchPolicy(ctypes.Structure):
     held: ctypes.Array[_U64]
 
 
+class WatchedRange(ctypes.Structure):
+    """`struct veil_watchpoint`."""
+
+    _fields_ = [("address", _U64), ("length", _U64), ("kinds", ctypes.c_uint32), ("reserved", ctypes.c_uint32)]
+
+
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "new": ([_PTR, _U64, _U64, _U64, _PTR, _PTR], _PTR),
     "free": ([_PTR], None),
@@ -102,6 +109,9 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "set_tsc_offset": ([_PTR, _U64], None),
     "set_pause_limit": ([_PTR, ctypes.c_uint32], None),
     "set_single_step": ([_PTR, ctypes.c_uint32], None),
+    "set_breakpoints": ([_PTR, ctypes.POINTER(_U64), ctypes.c_uint32], None),
+    "set_watchpoints": ([_PTR, ctypes.POINTER(WatchedRange), ctypes.c_uint32], None),
+    "debug_stop": ([_PTR, ctypes.POINTER(_U64)], ctypes.c_uint32),
     "counters": ([_PTR], ctypes.POINTER(EngineCounters)),
 }
 
@@ -174,6 +184,20 @@ class Engine:
     def set_single_step(self, on: bool) -> None:
         """Whether each VMRUN ends with INTR after one instruction or event."""
         self._library.veil_engine_set_single_step(self.handle, int(on))
+
+    def set_breakpoints(self, addresses: Sequence[int]) -> None:
+        """Stop in front of the instructions at these virtual addresses."""
+        self._library.veil_engine_set_breakpoints(self.handle, (_U64 * len(addresses))(*addresses), len(addresses))
+
+    def set_watchpoints(self, ranges: Sequence[tuple[int, int, int]]) -> None:
+        """Stop in front of accesses to these; (virtual address, bytes, bits of READ 1 and WRITE 2)."""
+        table = (WatchedRange * len(ranges))(*(WatchedRange(*item, 0) for item in ranges))
+        self._library.veil_engine_set_watchpoints(self.handle, table, len(ranges))
+
+    def debug_stop(self) -> tuple[int, int]:
+        """Why the last VMRUN stopped (once), and the watchpoint's address."""
+        address = _U64()
+        return int(self._library.veil_engine_debug_stop(self.handle, ctypes.byref(address))), address.value
 
     @property
     def counters(self) -> EngineCounters:

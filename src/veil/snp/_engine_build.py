@@ -62,6 +62,13 @@ _EDITS = (
         "/* Found entry in victim tlb, swap tlb and iotlb.  */",
         "void veil_tlb_conflict(CPUState *, int); veil_tlb_conflict(env_cpu(env), mmu_idx);",
     ),
+    # A store that is not aligned, in one page: nothing of it is in a second one. Else a watchpoint anywhere in front of
+    # it in the page met it.
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "        size2 = (addr + size) & ~TARGET_PAGE_MASK;\n",
+        "        size2 = page2 == (addr & TARGET_PAGE_MASK) ? 0 : (addr + size) & ~TARGET_PAGE_MASK;\n",
+    ),
     # Entries have 64 bytes, and malloc() would put them across two cache lines in some boots and not in others.
     (
         "src/qemu/accel/tcg/cputlb.c",
@@ -140,6 +147,7 @@ _EDITS = (
 )
 
 _WRAPPED = (
+    "cpu_check_watchpoint",
     "cpu_ldl_mmuidx_ra",
     "cpu_ldq_mmuidx_ra",
     "cpu_stq_mmuidx_ra",

@@ -22,6 +22,7 @@ from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.registers import Efer
 from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
 from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
+from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, Watchpoint
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
@@ -216,6 +217,24 @@ class Machine:
         A host can have that of any guest by its timer (SEV-Step); string instructions end after each element.
         """
         self._engine.set_single_step(on)
+
+    def set_breakpoints(self, addresses: Sequence[int]) -> None:
+        """VMRUN of machine code stops in front of the instructions at these virtual addresses, in every context.
+
+        These are all that there are from now on. Single steps meet none.
+        """
+        self._engine.set_breakpoints(addresses)
+
+    def set_watchpoints(self, watchpoints: Sequence[Watchpoint]) -> None:
+        """The same in front of instructions that make such accesses. Raises SnpError for more than MAX_WATCHPOINTS."""
+        if len(watchpoints) > MAX_WATCHPOINTS or any(item.length < 1 for item in watchpoints):
+            raise SnpError(f"at most {MAX_WATCHPOINTS} watchpoints, of a byte or more")
+        self._engine.set_watchpoints(watchpoints)
+
+    def debug_stop(self) -> DebugStop | None:
+        """Why the last VMRUN ended with INTR, if it was for a debugger; asked for again it is None."""
+        reason, address = self._engine.debug_stop()
+        return DebugStop(StopReason(reason), address) if reason else None
 
     def kick(self) -> None:
         """End the running VMRUN soon; safe from another thread or a signal handler."""

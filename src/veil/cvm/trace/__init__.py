@@ -26,6 +26,8 @@ class Trace:
     runs on without.
     """
 
+    stops = False
+
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         """Raises VeilError if there can be no such file."""
         self._file = TraceFile(path, say)

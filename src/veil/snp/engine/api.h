@@ -71,6 +71,23 @@ VEIL_API void veil_engine_set_tsc_offset(struct veil_engine *engine, uint64_t of
 VEIL_API void veil_engine_set_pause_limit(struct veil_engine *engine, uint32_t limit);
 /* Not 0: each VMRUN ends with INTR after one instruction, or one iteration of it, or the delivery of one event. */
 VEIL_API void veil_engine_set_single_step(struct veil_engine *engine, uint32_t on);
+
+/* A debugger's stops: VMRUN ends with INTR, and veil_engine_debug_stop says why. */
+enum { VEIL_STOP_NONE, VEIL_STOP_STEP, VEIL_STOP_BREAKPOINT, VEIL_STOP_WATCHPOINT };
+enum { VEIL_WATCH_READ = 1, VEIL_WATCH_WRITE = 2 };
+#define VEIL_MAX_WATCHPOINTS 32
+struct veil_watchpoint {
+    uint64_t address, length; /* virtual, of whichever context */
+    uint32_t kinds;
+    uint32_t reserved;
+};
+/* In front of the instructions at these virtual addresses, in all contexts; in place of those that there were. */
+VEIL_API void veil_engine_set_breakpoints(struct veil_engine *engine, const uint64_t *addresses, uint32_t count);
+/* In front of accesses; the same. */
+VEIL_API void veil_engine_set_watchpoints(struct veil_engine *engine, const struct veil_watchpoint *watchpoints,
+                                          uint32_t count);
+/* Why the last VMRUN stopped, once; `address` is that of the watchpoint. */
+VEIL_API uint32_t veil_engine_debug_stop(struct veil_engine *engine, uint64_t *address);
 VEIL_API const struct veil_engine_counters *veil_engine_counters(struct veil_engine *engine);
 
 #endif

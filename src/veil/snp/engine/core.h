@@ -104,6 +104,12 @@ struct veil_engine {
     uint32_t pauses;
     uint32_t pause_limit;
 
+    /* a debugger's */
+    struct veil_watchpoint watchpoints[VEIL_MAX_WATCHPOINTS];
+    uint32_t watchpoint_count;
+    uint32_t debug_stop; /* why the VMRUN that ended stopped */
+    uint64_t debug_address;
+
     /* the exit being taken */
     uint64_t exit_code, exit_info_1, exit_info_2;
 

@@ -26,6 +26,15 @@ static void leave(struct veil_engine *e)
     e->cs->exception_index = VEIL_EXCP_EXIT;
 }
 
+/* In front of a breakpoint or of a watched access (debug.c), or behind a single step. */
+static void stop(struct veil_engine *e)
+{
+    leave(e);
+    if (e->debug_stop == VEIL_STOP_NONE) {
+        e->debug_stop = e->cs->singlestep_enabled ? VEIL_STOP_STEP : VEIL_STOP_BREAKPOINT;
+    }
+}
+
 /* Somebody asked for the core: if the host did, or time is up, the exit is set up. */
 static bool must_leave(struct veil_engine *e)
 {
@@ -160,8 +169,8 @@ void veil_run(struct veil_engine *e)
             e->delivering.pending = false;
             break;
         }
-        if (exception == EXCP_DEBUG) { /* the end of a single step */
-            leave(e);
+        if (exception == EXCP_DEBUG) {
+            stop(e);
             continue;
         }
         if (exception >= EXCP_INTERRUPT) {
@@ -169,7 +178,7 @@ void veil_run(struct veil_engine *e)
         } else if (exception >= 0) {
             if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
                 if (unlikely(cs->singlestep_enabled) && cs->exception_index != VEIL_EXCP_EXIT) {
-                    leave(e);
+                    stop(e);
                 }
                 continue;
             }
@@ -182,7 +191,7 @@ void veil_run(struct veil_engine *e)
             }
             veil_deliver_event(e);
             if (unlikely(cs->singlestep_enabled)) {
-                leave(e);
+                stop(e);
                 continue;
             }
         }

@@ -3,6 +3,7 @@
  * The soft TLB: the translations that generated code uses, and what a change of the address space leaves of them.
  */
 #include "tlb.h"
+#include "debug.h"
 #include "spaces.h"
 
 #include "exec/ram_addr.h"
@@ -126,6 +127,14 @@ static void add_large_page(struct veil_engine *e, int mmu_idx, const struct veil
     }
 }
 
+static void watch(const struct veil_engine *e, CPUTLBEntry *te, target_ulong page)
+{
+    struct veil_watched watched = veil_watched_page(e, page);
+
+    te->addr_read |= watched.read; /* -1, which stands for no access, stays */
+    te->addr_write |= watched.write;
+}
+
 void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t)
 {
     CPUX86State *env = e->env;
@@ -156,7 +165,8 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     for (i = 0; i < CPU_VTLB_SIZE; i++) {
         CPUTLBEntry *v = &desc->vtable[i];
 
-        if (v->addr_read == page || (v->addr_write & TARGET_PAGE_MASK) == page || v->addr_code == page) {
+        if ((v->addr_read & TARGET_PAGE_MASK) == page || (v->addr_write & TARGET_PAGE_MASK) == page ||
+            v->addr_code == page) {
             memset(v, -1, sizeof(*v));
         }
     }
@@ -170,7 +180,8 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     }
     if (is_empty(te)) {
         desc->n_used_entries++;
-    } else if (te->addr_read != page && (te->addr_write & TARGET_PAGE_MASK) != page && te->addr_code != page) {
+    } else if ((te->addr_read & TARGET_PAGE_MASK) != page && (te->addr_write & TARGET_PAGE_MASK) != page &&
+               te->addr_code != page) {
         unsigned victim = desc->vindex++ % CPU_VTLB_SIZE;
 
         desc->vtable[victim] = *te;
@@ -184,6 +195,9 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     te->addr_code = t->prot & PAGE_EXEC ? page : (target_ulong)-1;
     te->addr_write = t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] & VEIL_CODE ? TLB_NOTDIRTY : 0)
                                           : (target_ulong)-1;
+    if (unlikely(e->watchpoint_count)) {
+        watch(e, te, page);
+    }
 }
 
 /* Returns how many entries go: one or none. */

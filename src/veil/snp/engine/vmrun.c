@@ -30,6 +30,7 @@ void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t d
         return;
     }
     e->counters.vmruns++;
+    e->debug_stop = VEIL_STOP_NONE;
     e->vmcb = vmcb;
     e->vmsa = (struct veil_vmsa *)(e->ram + gpa);
     e->vmpl = e->vmsa->vmpl;
