@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_sources() -> None:
     assert {"Kbuild", "main.c", "call.c", "veil.h", "log/log.c", "log/log.h"} <= driver_sources().keys()
     for name, data in driver_sources().items():
         assert b"SPDX-License-Identifier: GPL-2.0" in data.splitlines()[0], name
+
+
+def test_files_of_a_folder_have_no_variables_of_one_name() -> None:
+    """They are compiled together, and the compiler takes two without a value for one."""
+    where: dict[tuple[str, str], str] = {}
+    for path, data in driver_sources().items():
+        folder, _, _ = path.rpartition("/")
+        for declared in re.findall(r"^static ([^(={]+);$", data.decode(), re.M) if path.endswith(".c") else ():
+            for name in declared.split(","):
+                variable = name.split("[")[0].split()[-1].lstrip("*")
+                assert where.setdefault((folder, variable), path) == path, variable
+    assert where["enc", "wanted"] == "enc/enc.c"
 
 
 def test_other_kernels(kernel: Kernel) -> None:

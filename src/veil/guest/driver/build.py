@@ -37,6 +37,9 @@ DRIVER_COMPILER = "gcc"
 # A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
 _LAYOUT = "kci/layout.h"
 _LAYOUTS = {"load_info": ("hdr", "len")}
+# And one in each folder that is all others there: each time something is compiled the kernel's headers are read first,
+# which takes longer than all of the driver.
+_WHOLE = "whole.c"
 # What the driver shares with those outside of the kernel who use enclaves.
 _ENCLAVE_HEADERS = ("abi.h", "device.h")
 # No path of the building machine in the module, so that the same source and compiler give the same bytes. Debug
@@ -106,7 +109,7 @@ def build_module(
         work = directory / "source"
         make_folder(work)
         version = _debian_version(kernel.release)
-        made = {_LAYOUT: _layout(headers, kernel.release)} if name == _NAME else {}
+        made = {_LAYOUT: _layout(headers, kernel.release), **_wholes(sources)} if name == _NAME else {}
         for file, data in {**sources, **made}.items():
             make_folder((work / file).parent)
             write_new(work / file, data)
@@ -133,6 +136,15 @@ def _layout(headers: Path, release: str) -> bytes:
         offsets = zip(members, member_offsets(btf, structure, members), strict=True)
         lines += [f"#define {structure.upper()}_{member.upper()} {offset}" for member, offset in offsets]
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _wholes(sources: Iterable[str]) -> dict[str, bytes]:
+    """For each folder a file that includes those of C there, in the order of their names."""
+    wholes: dict[str, bytes] = {}
+    for folder, _, name in sorted(source.rpartition("/") for source in sources if source.endswith(".c")):
+        place = f"{folder}/{_WHOLE}".lstrip("/")
+        wholes[place] = wholes.get(place, b"// SPDX-License-Identifier: GPL-2.0\n") + f'#include "{name}"\n'.encode()
+    return wholes
 
 
 def _tools() -> list[Path]:
@@ -171,19 +183,18 @@ def _tree(headers: Path, release: str) -> Path:
     return headers / "src" / f"linux-headers-{release}"
 
 
-def _make(headers: Path, work: Path, release: str, version: str, name: str) -> None:
-    """The headers' Makefiles name each other by absolute paths below /usr/src, so a copy with links is used."""
+def _make(headers: Path, work: Path, release: str, version: str, module: str) -> None:
+    """The headers' Makefiles name each other by absolute paths below /usr/src: one is changed, the rest are links."""
     if any(character in f"{headers}{work}" for character in " \t:#$%"):
         raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
                               "(set XDG_CACHE_HOME)")  # fmt: skip
-    tree = work / ".headers"
-    shutil.copytree(_tree(headers, release), tree, symlinks=True)
-    for link, target in (("scripts", "scripts"), ("tools", "tools")):
-        place = tree / link
-        place.unlink(missing_ok=True)
-        place.symlink_to(headers / "lib" / f"linux-kbuild-{version}" / target)
-    makefile = (tree / "Makefile").read_text()
-    (tree / "Makefile").unlink()
+    tree, given = work / ".headers", _tree(headers, release)
+    make_folder(tree)
+    places = {item.name: item for item in given.iterdir() if item.name != "Makefile"}
+    places |= {name: headers / "lib" / f"linux-kbuild-{version}" / name for name in ("scripts", "tools")}
+    for name, place in places.items():
+        (tree / name).symlink_to(place)
+    makefile = (given / "Makefile").read_text()
     # Newer ones name their own folder, too.
     makefile = makefile.replace(f"/usr/src/linux-headers-{release}\n", f"{tree}\n")
     write_new(tree / "Makefile", makefile.replace("/usr/src/", f"{headers / 'src'}/"))
@@ -193,14 +204,14 @@ def _make(headers: Path, work: Path, release: str, version: str, name: str) -> N
         "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
     ]  # fmt: skip
     done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
-    if done.returncode or not (work / f"{name}.ko").exists():
+    if done.returncode or not (work / f"{module}.ko").exists():
         refuse_full_disk(done.stdout + done.stderr, work)
         # What went wrong, rather than what make says of it.
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line or "not found" in line]
         lines.sort(key=lambda line: line.startswith("make"))
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
         raise GuestImageError(f"cannot build the driver: {reason}")
-    strip = _run(["strip", "--strip-debug", str(work / f"{name}.ko")], work)
+    strip = _run(["strip", "--strip-debug", str(work / f"{module}.ko")], work)
     if strip.returncode:
         refuse_full_disk(strip.stderr, work)
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")

@@ -31,7 +31,7 @@ MODULE_PARM_DESC(enc_limit, "MiB of memory that enclaves have together before pa
 
 static LIST_HEAD(enclaves);
 static DEFINE_MUTEX(lock);
-static atomic_long_t wanted;
+static atomic_long_t wanted_back;
 
 void veil_enclave_may_be_reclaimed(struct veil_enclave *enclave)
 {
@@ -124,7 +124,7 @@ void veil_enclaves_make_room(struct veil_enclave *own, size_t count)
 /* What a kernel in need wants is done by somebody who may wait for memory. */
 static void work(struct work_struct *unused)
 {
-	veil_enclaves_reclaim(NULL, atomic_long_xchg(&wanted, 0));
+	veil_enclaves_reclaim(NULL, atomic_long_xchg(&wanted_back, 0));
 }
 
 static DECLARE_WORK(reclaim_work, work);
@@ -161,8 +161,8 @@ static unsigned long count_objects(struct shrinker *shrinker, struct shrink_cont
 static unsigned long scan_objects(struct shrinker *shrinker, struct shrink_control *control)
 {
 	/* At most one batch waits: what a worker cannot do in time is asked for again. */
-	if (atomic_long_read(&wanted) < BATCH)
-		atomic_long_add(control->nr_to_scan, &wanted);
+	if (atomic_long_read(&wanted_back) < BATCH)
+		atomic_long_add(control->nr_to_scan, &wanted_back);
 	queue_work(system_unbound_wq, &reclaim_work);
 	return SHRINK_STOP;
 }

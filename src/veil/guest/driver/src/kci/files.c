@@ -25,7 +25,7 @@ struct load {
 };
 
 static LIST_HEAD(loads);
-static DEFINE_SPINLOCK(lock);
+static DEFINE_SPINLOCK(files_lock);
 
 typedef int load_function(void *info, const char __user *arguments, int flags);
 
@@ -58,13 +58,13 @@ static int watched_load(void *info, const char __user *arguments, int flags)
 	int result;
 
 	copy_file(&load.file, info);
-	spin_lock(&lock);
+	spin_lock(&files_lock);
 	list_add(&load.list, &loads);
-	spin_unlock(&lock);
+	spin_unlock(&files_lock);
 	result = load_module(info, arguments, flags);
-	spin_lock(&lock);
+	spin_lock(&files_lock);
 	list_del(&load.list);
-	spin_unlock(&lock);
+	spin_unlock(&files_lock);
 	vfree(load.file.copy);
 	return result;
 }
@@ -81,7 +81,7 @@ const struct veil_kci_file *veil_kci_file_of_load(void)
 	const struct veil_kci_file *file = NULL;
 	struct load *load;
 
-	spin_lock(&lock);
+	spin_lock(&files_lock);
 	list_for_each_entry(load, &loads, list)
 	{
 		if (load->task == current && load->file.copy) {
@@ -90,7 +90,7 @@ const struct veil_kci_file *veil_kci_file_of_load(void)
 			break;
 		}
 	}
-	spin_unlock(&lock);
+	spin_unlock(&files_lock);
 	return file;
 }
 

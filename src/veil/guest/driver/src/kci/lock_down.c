@@ -11,7 +11,7 @@
 
 #include "kci.h"
 
-static DEFINE_MUTEX(lock);
+static DEFINE_MUTEX(asking);
 static bool locked;
 
 static int lock_down(void)
@@ -39,9 +39,9 @@ static ssize_t lock_down_write(struct file *file, const char __user *from, size_
 {
 	int error;
 
-	mutex_lock(&lock);
+	mutex_lock(&asking);
 	error = lock_down();
-	mutex_unlock(&lock);
+	mutex_unlock(&asking);
 	return error ? error : size;
 }
 

@@ -22,7 +22,7 @@ struct admitted {
 };
 
 static LIST_HEAD(modules);
-static DEFINE_MUTEX(lock);
+static DEFINE_MUTEX(modules_lock);
 static atomic64_t admitted_count, refused_count, gone_count, kept_count;
 
 static int refuse(const struct module *module, int error)
@@ -45,9 +45,9 @@ int veil_kci_admit(struct module *module, const struct veil_kci_file *file)
 		return refuse(module, error);
 	}
 	made->module = module;
-	mutex_lock(&lock);
+	mutex_lock(&modules_lock);
 	list_add(&made->list, &modules);
-	mutex_unlock(&lock);
+	mutex_unlock(&modules_lock);
 	atomic64_inc(&admitted_count);
 	return 0;
 }
@@ -105,9 +105,9 @@ static void live(const struct module *module)
 	/* What the init function has started may still execute its memory. load_module() waits for that too, but later. */
 	if (!module->async_probe_requested)
 		async_synchronize_full();
-	mutex_lock(&lock);
+	mutex_lock(&modules_lock);
 	found = find(module);
-	mutex_unlock(&lock);
+	mutex_unlock(&modules_lock);
 	if (found)
 		take_leave(module, veil_kci_say_live, found->number, types, ARRAY_SIZE(types));
 }
@@ -119,11 +119,11 @@ static void going(const struct module *module)
 						   MOD_INIT_RODATA };
 	struct admitted *found;
 
-	mutex_lock(&lock);
+	mutex_lock(&modules_lock);
 	found = find(module);
 	if (found)
 		list_del(&found->list);
-	mutex_unlock(&lock);
+	mutex_unlock(&modules_lock);
 	if (!found)
 		return;
 	take_leave(module, veil_kci_say_gone, found->number, types, ARRAY_SIZE(types));
