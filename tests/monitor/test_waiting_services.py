@@ -15,7 +15,7 @@ from veil.formats.status import Status
 from veil.monitor import Owner
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import ChannelClient, RequestFailed
-from veil.services.program import MAX_ASKS
+from veil.services import program
 from veil.snp import SnapshotError
 from veil.snp.rmp import Permission
 
@@ -23,8 +23,13 @@ OK = ResultCode.SUCCESS
 RUN_MONITOR = 0x016
 
 
+#: so often a request may ask here: each time takes a turn of VeilMon
+MAX_ASKS = 16
+
+
 @pytest.fixture
-def bench() -> Bench:
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(program, "MAX_ASKS", MAX_ASKS)
     return Bench(vcpus=2, services=Services).boot()
 
 
