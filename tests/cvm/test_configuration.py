@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cvm.configurations import configurations
+from tests.examples import examples
 from veil.cvm import ConfidentialVM, Configuration, Disk, parse_size
 from veil.cvm.configuration import Settings
 from veil.cvm.plain_values import from_plain, to_plain
@@ -52,6 +53,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
+@settings(max_examples=examples(100))
 @given(configuration=configurations())
 def test_round_trip(configuration: Configuration) -> None:
     again = Configuration.parse(configuration.pack())
@@ -59,6 +61,7 @@ def test_round_trip(configuration: Configuration) -> None:
     assert (again.key(), hash(again)) == (configuration.key(), hash(configuration))
 
 
+@settings(max_examples=examples(100))
 @given(one=configurations(), data=st.data())
 def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -> None:
     other = data.draw(configurations())
@@ -168,6 +171,7 @@ def test_nonsense_is_one_line(data: bytes) -> None:
     assert str(caught.value).isprintable()
 
 
+@settings(max_examples=examples(100))
 @given(configuration=configurations(), data=st.data())
 def test_any_value_anywhere(configuration: Configuration, data: st.DataObject) -> None:
     value = from_plain(to_plain(configuration))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.cvm.plain_values import PlainValueError, from_plain, to_plain, typed
 
 _SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary())
@@ -46,11 +47,13 @@ class _Outer:
 _OUTER = _Outer("n", b"\0\xff", _Inner(1, (2, "x")), (b"a", b""), {"log": {"memory": 3, "full": None}})
 
 
+@settings(max_examples=examples(100))
 @given(value=_VALUES)
 def test_round_trip(value: Any) -> None:
     assert from_plain(json.loads(json.dumps(to_plain(value)))) == value
 
 
+@settings(max_examples=examples(100))
 @given(value=_JSON)
 def test_what_nobody_wrote(value: Any) -> None:
     try:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.formats.errors import FormatError
 from veil.formats.merkle import (
     EMPTY_ROOT,
@@ -100,6 +101,7 @@ def test_consistency() -> None:
     assert not verify_consistency(6, 5, mth(LEAVES[:6]), mth(LEAVES[:5]), [])
 
 
+@settings(max_examples=examples(100))
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=20), st.integers(0, 9), st.data())
 def test_a_tree_that_keeps_its_nodes(moves: list[tuple[bool, int]], beginning: int, data: st.DataObject) -> None:
     """Leaves come and are forgotten; what it says of those that are left is what the definitions say."""

@@ -8,9 +8,10 @@ import hashlib
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.formats.certificate_table import ARK, ASK, VCEK, pack_certificates, parse_certificates
 from veil.formats.errors import FormatError
 from veil.formats.services_manifest import (
@@ -87,6 +88,7 @@ def test_manifests_are_read_as_they_were_packed(services: dict[uuid.UUID, bytes]
     assert parse_manifest(pack_manifest(services)) == services
 
 
+@settings(max_examples=examples(100))
 @given(_SERVICES, st.data(), _WRONG)
 def test_one_set_of_services_has_one_encoding(services: dict[uuid.UUID, bytes], data: st.DataObject, off: int) -> None:
     """Right but for one number: a length, an offset, a count. Whatever is read, its own encoding is what was given."""

@@ -15,6 +15,7 @@ from fuzz.mutations import mutations
 from fuzz.target import Target, examine
 from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
+from tests.examples import examples
 from veil.formats.errors import FormatError
 from veil.remote.attestation.verify import verify_report
 from veil.services.enc.enclave import Enclave
@@ -23,7 +24,7 @@ from veil.services.kci import Explanation
 from veil.services.kci.modules.elf import ModuleElf
 
 _ROOT = Path(__file__).resolve().parents[2]
-_MUTATIONS = 500
+_MUTATIONS = examples(500)
 
 
 _each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())

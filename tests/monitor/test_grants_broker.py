@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.monitor.harness import (
     FREE,
     FREE_2M,
@@ -541,7 +542,7 @@ _MOVES = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.integers(0, max(GrantCall) + 1), st.binary(max_size=64) | _MOVES)
 def test_any_outbox(call: int, body: bytes) -> None:
     """Whatever a faulty service asks for, no level gets what its rows do not give it."""

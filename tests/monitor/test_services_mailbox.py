@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.monitor.echo import Echo, Services
 from tests.monitor.harness import (
     BLOCK,
@@ -180,7 +181,7 @@ def test_lengths_out_of_range(bench: Bench) -> None:
     assert struct.unpack("<Q", bench.view(1).read(SERVICE_MEMORY, 8))[0] == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(min_size=BLOCK_HEADER, max_size=200))
 def test_any_block(data: bytes) -> None:
     bench = Bench(services=Services).boot()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import snapshot_file as format_module
 from veil.snp.errors import SnapshotError
@@ -239,7 +240,7 @@ def _refused_or_resumed(path: Path) -> None:
     assert "\n" not in said
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_the_machines_state(snapshot: Path, tmp_path: Path, data: st.DataObject) -> None:
     original = read_snapshot(snapshot)
@@ -251,7 +252,7 @@ def test_any_value_in_the_machines_state(snapshot: Path, tmp_path: Path, data: s
     _refused_or_resumed(copy)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_section_may_lack_or_be_anything(snapshot: Path, tmp_path: Path, data: st.DataObject) -> None:
     original = read_snapshot(snapshot)
@@ -263,7 +264,7 @@ def test_any_section_may_lack_or_be_anything(snapshot: Path, tmp_path: Path, dat
     _refused_or_resumed(copy)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_the_index(snapshot: Path, tmp_path: Path, data: st.DataObject) -> None:
     content = snapshot.read_bytes()

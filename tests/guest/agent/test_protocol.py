@@ -5,9 +5,10 @@ import contextlib
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.guest.agent.protocol import (
     MAGIC,
     MAX_PAYLOAD,
@@ -141,6 +142,7 @@ def test_lies_end_the_connection(connection: AgentConnection, name: str) -> None
         connection.feed(b"")
 
 
+@settings(max_examples=examples(100))
 @given(st.lists(st.binary(max_size=60) | st.builds(
     frame, st.integers(60, 76), st.integers(0, 3), st.binary(max_size=40), st.integers(0, 3))))  # fmt: skip
 def test_nothing_but_agent_errors(pieces: list[bytes]) -> None:

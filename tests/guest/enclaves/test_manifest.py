@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from veil.guest.enclaves.calls import allowed_numbers, system_calls
 from veil.guest.enclaves.manifest import SIGNALS, Manifest
 from veil.guest.errors import GuestImageError
@@ -52,6 +53,7 @@ def test_the_defaults_let_nothing_in_from_outside() -> None:
     assert not names & {"socket", "connect", "setuid"}
 
 
+@settings(max_examples=examples(100))
 @given(_MANIFESTS)
 def test_what_is_written_is_read(manifest: Manifest) -> None:
     assert Manifest.parse(manifest.text()) == manifest

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.guest.linux.images import COMPRESSORS, bzimage, elf
 from veil.cache import Cache
 from veil.errors import VeilError
@@ -103,7 +104,7 @@ def test_missing_kernel(cache: Cache, tmp_path: Path) -> None:
         open_kernel(cache, tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_no_damage_surprises(data: st.DataObject) -> None:
     """Whatever is broken, the outcome is the kernel or a GuestImageError."""
@@ -119,7 +120,7 @@ def test_no_damage_surprises(data: st.DataObject) -> None:
 _IMAGES = {name: bzimage(VMLINUX, compress(VMLINUX)) for name, compress in COMPRESSORS.items()}
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_no_elf_header_surprises(data: st.DataObject) -> None:
     image = bytearray(elf([(0x1000000, bytes(64), 64), (0x1200000, bytes(16), 32)]))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.host.devices.fakes import Clock, Memory
 from veil.host import HostError
 from veil.host.devices import Platform
@@ -142,7 +143,7 @@ def plain(value: Any) -> Any:
         max_size=60,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_guest_leaves_a_board_that_can_be_saved(steps: list[tuple[str, int, int, int]]) -> None:
     platform, clock, _ = make()
     for kind, place, value, vcpu in steps:

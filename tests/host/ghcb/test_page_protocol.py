@@ -7,9 +7,10 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.host.fakes import BUFFER, FIELDS, GHCB, MEMORY, OK, PAGE, SHARED, VMSA, Guest, malformed, three_vcpus
 from veil.formats.ghcb import GhcbReason, NaeEvent
 from veil.host import (
@@ -290,6 +291,7 @@ hostile_words = st.one_of(
 )
 
 
+@settings(max_examples=examples(100))
 @given(
     code=st.one_of(st.sampled_from([int(event) for event in NaeEvent]), st.integers(0, (1 << 64) - 1)),
     words=st.fixed_dictionaries({name: hostile_words for name in FIELDS if name != "code"}),

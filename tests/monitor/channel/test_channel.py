@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.monitor.channel.harness import OWNER, Diary, Services, user
 from tests.monitor.harness import PAGE, SHARED, Bench
 from tests.monitor.wire import Wire, ping
@@ -349,7 +350,7 @@ def comes_back(bench: Bench) -> None:
     assert bench.call(0, 6, 1).rax == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.integers(0, AREA.size - 1), st.binary(min_size=1, max_size=64), st.booleans())
 def test_whatever_is_written_there(offset: int, data: bytes, during: bool) -> None:
     bench = Bench(services=Services, owners=[OWNER.fingerprint]).boot()

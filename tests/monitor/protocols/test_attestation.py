@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.monitor.harness import (
     CPUID,
     FREE,
@@ -189,7 +190,7 @@ def test_buffers_that_reach_into_protected_memory(bench: Bench, name: str) -> No
     assert ask(bench, **{**fields, name: 0xFFFFFFFF}).rax == ResultCode.INVALID_ADDRESS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.binary(min_size=0x58, max_size=0x58), st.integers(0, 1))
 def test_any_request(data: bytes, call: int) -> None:
     bench = Bench(services=Services).boot()

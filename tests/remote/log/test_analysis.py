@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.remote.log.audit_log import BOOT_MS, NS, Log
 from veil.formats.log import AuditRecord, EntryKind, Head, pack_records
 from veil.remote.log.analysis import LogAnalysis
@@ -292,7 +293,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join)
 KINDS = st.sampled_from((EntryKind.RECORDS, EntryKind.INTENT, EntryKind.HEARTBEAT))
 
 
-@settings(deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(KINDS, st.sampled_from((1112, 1121, 1300, 1305, 1332)), TEXTS), max_size=6))
 def test_whatever_records_say_the_analysis_has_lines_of_it(records: list[tuple[EntryKind, int, bytes]]) -> None:
     log = Log()
@@ -376,7 +377,7 @@ def test_claimed_times_are_the_kernels() -> None:
 
 
 @given(data=st.data(), count=st.integers(20, 120), vcpus=st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_exactly_what_is_missing_is_found(data: st.DataObject, count: int, vcpus: int) -> None:
     """However VCPUs overtake each other: no event too few, none too many."""
     log = Log()

@@ -18,6 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import examples
 from tests.remote.log.killing import Killed, killing
 from tests.services.log.desk import Client, Desk, event
 from veil.formats.errors import FormatError
@@ -322,4 +323,4 @@ def _from(desk: Desk, first: int) -> list[bytes]:
 
 
 TestLog = Log.TestCase
-TestLog.settings = settings(deadline=None, max_examples=150, stateful_step_count=30)
+TestLog.settings = settings(deadline=None, max_examples=examples(150), stateful_step_count=30)

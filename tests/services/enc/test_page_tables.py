@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.services.enc.page_walk import NX, US, P, W, walk
 from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, THREADS, WINDOW, Prot
 from veil.formats.page_sizes import PAGE_SIZE
@@ -198,7 +199,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(OPERATIONS)
 def test_like_a_model(operations: list[tuple[str, int, int, int, Prot]]) -> None:
     tables, memory, _ = make()

@@ -6,9 +6,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.services.kci.small_kernel import BASE, OFFSETS, PHYSICAL, TEXT_SIZE, SmallKernel, kallsyms
 from veil.services.kci import ImageError, KernelImage, Segment
 from veil.services.kci.kallsyms import find_symbols
@@ -23,6 +24,7 @@ def place(tables: bytes, filling: bytes = b"") -> bytes:
     return data + bytes(-len(data) % 8) + tables
 
 
+@settings(max_examples=examples(100))
 @given(symbols=st.dictionaries(_NAME, _ADDRESS, max_size=40), filling=st.binary(max_size=200))
 def test_symbols_come_back(symbols: dict[str, int], filling: bytes) -> None:
     symbols = {"_text": BASE} | {name: at for name, at in symbols.items() if name != "_text"}
@@ -73,6 +75,7 @@ def test_symbols_of_another_place() -> None:
         find_symbols(place(kallsyms({"_text": BASE})), BASE + 0x200000)
 
 
+@settings(max_examples=examples(100))
 @given(seed=st.integers(0, 1 << 32), changes=st.integers(1, 20))
 def test_damaged_tables_are_refused_or_give_symbols(seed: int, changes: int) -> None:
     chosen = random.Random(seed)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.services.kci.small_kernel import BASE, DATA, FENTRY, FTRACE_CALLER, NOP5, SmallKernel, call, jump
 from veil.services.kci import Configuration, KernelCode, PatchRefused, Step, decide
 
@@ -165,6 +166,7 @@ _STORE = st.tuples(
 _texts: list[Text] = []
 
 
+@settings(max_examples=examples(100))
 @given(stores=st.lists(_STORE, max_size=30))
 def test_whatever_is_stored_each_site_is_whole_or_traps(stores: list[tuple[int, int, bytes]]) -> None:
     """The invariant on which everything stands, for any stores in any order."""

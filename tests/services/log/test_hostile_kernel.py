@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.monitor.harness import BLOCKS, FREE, FREE_2M, HEADER, MAILBOX, PAGE, SERVICE_HEADER, SERVICE_MEMORY, SERVICES
 from tests.monitor.hostile_moves import Play, operations, pages, vcpu
 from tests.services.log.harness import Machine, boot, service
@@ -100,7 +101,7 @@ class LogPlay(Play):
         assert [item.body if item.kind < EntryKind.STARTED else None for item in entries] == self.kept
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(moves_of_the_log, moves_of_the_log, operations), min_size=1, max_size=30))
 def test_invariants(moves: list[tuple[Any, ...]]) -> None:
     play = LogPlay()

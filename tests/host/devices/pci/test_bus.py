@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.host.devices.fakes import Clock, ConsoleDriver, Memory
 from veil.host.devices import Platform
 
@@ -169,6 +170,7 @@ class TestMsix:
         platform.console.msix.signal(0xFFFF)
 
 
+@settings(max_examples=examples(100))
 @given(
     st.lists(
         st.tuples(st.integers(0, 255), st.sampled_from([1, 2, 4]), st.integers(0, 0xFFFFFFFF), st.booleans()),

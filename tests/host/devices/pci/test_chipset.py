@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.host.devices.fakes import Clock, Memory
 from veil.host.devices import Chipset, Platform
 
@@ -110,6 +111,7 @@ def test_the_lpc_bridge_keeps_what_firmware_writes(board: Board) -> None:
     assert board.read(0, 0) == FUNCTIONS[0]
 
 
+@settings(max_examples=examples(100))
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 0x1F]), st.integers(0, 63).map(lambda n: 4 * n), st.integers(0, 0xFFFFFFFF)),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.examples import examples
 from tests.host.devices.fakes import DESC, INDIRECT, NEXT, PAGE, WRITE, Memory, QueueDriver
 from veil.host.devices import QueueError, Virtqueue
 from veil.host.devices.virtio.virtqueue import MAX_CHAIN_BYTES
@@ -225,7 +226,7 @@ raw_descriptor = st.tuples(
     index=st.one_of(st.integers(0, 8), st.integers(0, 0xFFFF)),
     private=st.sets(st.integers(0, 12)),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_arbitrary_rings(
     descriptors: list[tuple[int, int, int, int]], ring: list[int], index: int, private: set[int]
 ) -> None:
@@ -315,7 +316,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueueMachine.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 def test_layout_of_the_used_ring() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.services.kci.modules import distribution
 from tests.services.kci.modules.distribution import KINDS, exported, image, keyring, module_file, with_dependencies
 from tests.services.kci.modules.made_module import MadeModule, append_signature, authority, sign
@@ -103,7 +104,7 @@ def _dummy() -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_mutation_is_accepted(data: st.DataObject) -> None:
     file = bytearray(_dummy())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -124,7 +125,7 @@ def test_no_mutation_is_accepted(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_mutations_of_what_is_signed(data: st.DataObject) -> None:
     """Somebody signed it, or its hash is listed, whatever it is: refused in one line, or all of it where it belongs."""
     admitted = admit(_dummy(), keyring())

@@ -9,9 +9,10 @@ import hashlib
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization.pkcs7 import PKCS7Options
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.services.kci.modules.made_module import MadeModule, append_signature, authority, sign
 from veil.services.kci.modules import Keyring, ModuleRefused, admit
 from veil.services.kci.modules.signature import MARKER, split_signature, verify_signature
@@ -133,6 +134,7 @@ def test_no_byte_can_change(at: int, flip: int) -> None:
         admit(bytes(changed), _KEYRING)
 
 
+@settings(max_examples=examples(100))
 @given(st.binary(max_size=300))
 def test_any_bytes_as_a_signature(message: bytes) -> None:
     with pytest.raises(ModuleRefused):
