@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -29,13 +30,17 @@ def _lines() -> Iterator[tuple[str, str]]:
             yield f"{document.name}:{number}", line
 
 
+@functools.cache
+def _ends() -> frozenset[tuple[str, ...]]:
+    """Of the paths of all files and folders in the places."""
+    paths = [(place, *found.relative_to(ROOT / place).parts) for place in PLACES for found in (ROOT / place).rglob("*")]
+    return frozenset(parts[at:] for parts in paths for at in range(1, len(parts)))
+
+
 def _exists(name: str) -> bool:
     """A path from the root, or the end of one: `monitor/boot.py`. NAME stands for any: what is above it must exist."""
     name = name.partition("/NAME")[0]
-    parts = Path(name).parts
-    if (ROOT / name).exists():
-        return True
-    return any(found.parts[-len(parts) :] == parts for place in PLACES for found in (ROOT / place).rglob(parts[-1]))
+    return (ROOT / name).exists() or Path(name).parts in _ends()
 
 
 def _resolves(name: str) -> bool:

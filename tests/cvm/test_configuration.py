@@ -209,13 +209,13 @@ def test_an_igvm_file_is_all_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert one.key() != other.key()
     assert Configuration.parse(one.pack()) == one
     more: list[Settings] = [{"kernel": "6.1"}, {"firmware": "debian"}, {"initrd": "initrd.img"}]
-    for settings in more:
+    for wanted in more:
         with pytest.raises(VeilError, match="an IGVM file has all that the guest begins with"):
-            Configuration.make(**(settings | {"igvm": "a.igvm"}))
+            Configuration.make(**(wanted | {"igvm": "a.igvm"}))
     initramfs: list[Settings] = [{"files": {"a": Node.file(b"")}}, {"modules": ["loop"]}, {"driver_options": "x=1"}]
     for settings in initramfs:
         with pytest.raises(VeilError, match="has no initramfs of Veil's"):
-            Configuration.make(**(settings | {"igvm": "a.igvm"}))
+            Configuration.make(**(wanted | {"igvm": "a.igvm"}))
 
 
 def test_without_a_kernel_firmware_boots_from_a_disk() -> None:
