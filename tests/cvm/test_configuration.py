@@ -213,7 +213,7 @@ def test_an_igvm_file_is_all_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path:
         with pytest.raises(VeilError, match="an IGVM file has all that the guest begins with"):
             Configuration.make(**(wanted | {"igvm": "a.igvm"}))
     initramfs: list[Settings] = [{"files": {"a": Node.file(b"")}}, {"modules": ["loop"]}, {"driver_options": "x=1"}]
-    for settings in initramfs:
+    for wanted in initramfs:
         with pytest.raises(VeilError, match="has no initramfs of Veil's"):
             Configuration.make(**(wanted | {"igvm": "a.igvm"}))
 
