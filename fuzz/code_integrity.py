@@ -90,13 +90,19 @@ def _pack(file: bytes, *, tricks: int = 0, flips: Iterable[tuple[int, int, int]]
 
 # The machine
 
+_TEXT = range(PHYSICAL, PHYSICAL + TEXT_SIZE)
+#: Read-only data that the policy lets the kernel write.
+_EXCEPTION, _WRITABLE = "exception", range(_TEXT.stop + 0x40, _TEXT.stop + 0x60)
+_STORED = (*CODE_OWNERS, Owner.KERNEL_RODATA)
+
 
 @functools.cache
 def _image() -> KernelImage:
     kernel = copy.deepcopy(kernel_code.kernel())
     kernel.symbols |= {
         "__start_rodata": BASE + TEXT_SIZE, "__end_rodata": BASE + 0x4000, "__init_begin": BASE + 0x4000,
-        "__init_end": DATA, "_sdata": DATA,
+        "__init_end": DATA, "_sdata": DATA, _EXCEPTION: BASE + _WRITABLE.start - PHYSICAL,
+        "after_exception": BASE + _WRITABLE.stop - PHYSICAL,
     }  # fmt: skip
     data = kernel.image().segments[0].data
     return KernelImage([Segment(BASE, PHYSICAL, data.ljust(-(-len(data) // PAGE_SIZE) * PAGE_SIZE, b"\0"))])
@@ -116,7 +122,7 @@ class _Anybody:
 
 
 def _machine() -> ModelMachine:
-    machine = ModelMachine(_image())
+    machine = ModelMachine(_image(), writable=(_EXCEPTION,))
     measured = machine.service._measured
     # What follows from the image is the same each time.
     measured.image = _image()
@@ -129,9 +135,6 @@ def _machine() -> ModelMachine:
     machine.pages[PHYSICAL][0x600:0x603] = bytes.fromhex("0f1f00")
     machine.ask(KernelCall.LOCK_DOWN)
     return machine
-
-
-_TEXT = range(PHYSICAL, PHYSICAL + TEXT_SIZE)
 
 
 def _run(data: bytes) -> None:
@@ -215,7 +218,7 @@ def _report(machine: ModelMachine, report: _Report) -> None:
     pages = sorted(gpa for gpa, owner in machine.owners.items() if owner is Owner.MODULE_CODE)
     base, size = (pages[0], len(pages) * PAGE_SIZE) if report.module and pages else (PHYSICAL, TEXT_SIZE + PAGE_SIZE)
     gpa = base + report.offset % size
-    before = {at: bytes(page) for at, page in machine.pages.items() if machine.owners[at] in CODE_OWNERS}
+    before = {at: bytes(page) for at, page in machine.pages.items() if machine.owners[at] in _STORED}
     verdict = machine.store(gpa, report.data, info=report.info, cpl=report.cpl)
     after = {at: bytes(machine.pages[at]) for at in before}
     if verdict.decision is not Decision.RESUME:
@@ -223,6 +226,9 @@ def _report(machine: ModelMachine, report: _Report) -> None:
         return
     assert report.cpl == 0, "a store of user mode's"
     assert report.info & 1 << 1, "no store at all"
+    if machine.owners[gpa - gpa % PAGE_SIZE] is Owner.KERNEL_RODATA:
+        assert gpa in _WRITABLE, "a store to read-only data"
+        assert gpa + len(report.data) <= _WRITABLE.stop, "a store beyond an exception"
     for at, page in before.items():
         wanted = bytearray(page)
         for offset, byte in enumerate(report.data, gpa - at):
@@ -274,6 +280,8 @@ def _seeds() -> Iterator[bytes]:
         yield _pack(body, tricks=_SHORT | _AGAIN, flips=[(MemoryType.DATA, 5, 1)])
         yield _pack(body, flips=[(MemoryType.TEXT, 9, 0x80)], tricks=_LOCK_AGAIN)
         yield _pack(body, reports=_poke(False, static, (0, b"\xcc"), (1, b"\x1f\x44\x00\x00"), (0, b"\x0f")))
+        stores = [(0x40, bytes(8)), (0x5C, bytes(4)), (0x5C, bytes(8)), (0x3C, bytes(8))]
+        yield _pack(body, reports=_poke(False, TEXT_SIZE, *stores))
         yield _pack(body, tricks=_TWICE | _GONE_EARLY, reports=_poke(True, 2, (0, b"\xcc"), (0, b"\x90" * 8)))
 
 

@@ -131,6 +131,14 @@ def test_text_that_the_host_takes_away_for_the_kernel(resume: Resume, code: Kern
         guest.vm.run(["sh", "-c", f"echo 0 call {_text(code):#x} > /dev/attacker"], timeout=5)
 
 
+def test_off_text_that_the_host_takes_away_for_the_kernel(resume: Resume, code: KernelCode) -> None:
+    """VeilMon validates it again, and it is whatever the kernel writes there."""
+    guest, gpa = resume(OFF), _text_page(code)
+    for step in (("pvalidate", gpa, "0"), ("state", gpa, _SHARED), ("state", gpa, _PRIVATE), ("pvalidate", gpa, "1")):
+        assert _numbers(guest, *step) == [0], step
+    assert guest.attack("frame", gpa) == [RAN]
+
+
 OTHERS: dict[str, Place] = {
     "a request block": lambda guest, code: guest.block(1),
     "memory of init": lambda guest, code: (
