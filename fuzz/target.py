@@ -37,6 +37,8 @@ class Target:
     words: tuple[bytes, ...] = ()
     """What the reader compares its input with."""
     max_bytes: int = 4096
+    guest: bool = False
+    """It runs in a booted guest: an input takes a good part of a second."""
 
 
 @dataclass(frozen=True)

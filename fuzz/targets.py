@@ -8,6 +8,7 @@ from fuzz import (
     certificates,
     channel,
     code_integrity,
+    enclave_ioctls,
     enclave_runtime,
     enclave_service,
     evidence,
@@ -38,6 +39,7 @@ TARGETS: dict[str, Target] = {
         channel,
         policies,
         audit_log,
+        enclave_ioctls,
         enclave_runtime,
         enclave_service,
     )

@@ -16,8 +16,10 @@ from fuzz.target import Target, examine
 from fuzz.targets import TARGETS
 from fuzz.world import genuine_machines, software_machine
 from tests.examples import examples
+from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.errors import FormatError
 from veil.remote.attestation.verify import verify_report
+from veil.services.enc import service
 from veil.services.enc.enclave import Enclave
 from veil.services.enc.paging import AwayPages
 from veil.services.kci import Explanation
@@ -27,7 +29,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 _MUTATIONS = examples(500)
 
 
-_each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+_each_target = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(target, id=name, marks=[pytest.mark.soak] if target.guest else [])
+        for name, target in TARGETS.items()
+    ],
+)
 
 
 @_each_target
@@ -84,6 +92,18 @@ def test_what_no_enclave_may_be_made_of(monkeypatch: pytest.MonkeyPatch) -> None
     made = [1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1, 4, 0, 1, 0, 2, 1, 1, 5, 0]
     with pytest.raises(AssertionError, match="not measured"):
         target.run(bytes(made))
+
+
+@pytest.mark.soak
+def test_what_no_process_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target finds a service that keeps an enclave whose process is gone."""
+    target = TARGETS["enclave-ioctls"]
+    lives, *_ = target.seeds()
+    monkeypatch.setitem(service._CALLS, EnclaveCall.DESTROY, lambda *_: bytes(4))
+    with pytest.raises(AssertionError, match="an enclave that nobody has"):
+        target.run(lives)
+    monkeypatch.undo()
+    target.run(lives)
 
 
 def test_mutations_are_the_same_each_time() -> None:
