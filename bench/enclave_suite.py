@@ -49,6 +49,20 @@ MODULES = (
     "test_struct", "test_tempfile", "test_thread", "test_threading", "test_threading_local",
     "test_threadsignals", "test_time", "test_zlib",
 )  # fmt: skip
+#: They have no end outside either.
+_LEFT_OUT = ("test_sendall_interrupted",)
+#: As `unittest -v MODULE...`, without these.
+_RUNNER = f"""
+import sys, unittest
+def each(suite):
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from each(test)
+        elif not test.id().split(".")[-1].startswith({_LEFT_OUT!r}):
+            yield test
+tests = unittest.defaultTestLoader.loadTestsFromNames(sys.argv[1:])
+sys.exit(not unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(each(tests))).wasSuccessful())
+"""
 _TEST = re.compile(r"^(\w+) \(test\.(\w+)\.([\w.]+)\)")
 _VERDICT = re.compile(r"(?:^| \.\.\. )(ok|FAIL|ERROR|skipped|expected failure|unexpected success)\b")
 _WHY = re.compile(r"^(?:FAIL|ERROR): .*?\((?:test\.)?(\S+)\).*?\n-{10,}\n(.*?)\n\n(?:=|-|\n)", re.M | re.S)
@@ -122,7 +136,7 @@ def _prepare(vm: ConfidentialVM, folder: Path) -> dict[str, Sequence[str]]:
 
 def _run(vm: ConfidentialVM, start: Sequence[str], modules: Sequence[str], seconds: int) -> str:
     # busybox's timeout ends what has hung, and the guest goes on.
-    command = shlex.join([*start, "-m", "unittest", "-v", *(f"test.{module}" for module in modules)])
+    command = shlex.join([*start, "-c", _RUNNER, *(f"test.{module}" for module in modules)])
     script = f"mkdir -p /tmp/work; cd /tmp/work; timeout -s KILL {seconds} {command} 2>&1 </dev/null; echo status $?"
     done = vm.run(["sh", "-c", script], timeout=seconds + 120, env={"TMPDIR": "/tmp"})
     return done.stdout.decode(errors="replace")

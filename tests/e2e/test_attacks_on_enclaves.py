@@ -15,9 +15,12 @@ from tests.e2e.enclave_images import DATA, PRINT, call_window, enclave_image
 from tests.e2e.hijack import PVALIDATE, RESULT, RMPADJUST, Hijack
 from tests.e2e.snapshots import RunSnapshots
 from tests.e2e.test_enclaves import ENCLAVES
+from tests.services.enc.page_walk import walk
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.enclaves import enclave_command, image_place
+from veil.formats.board import C_BIT
 from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
+from veil.formats.enclaves import RUNTIME
 from veil.formats.ghcb import run_context_request, run_vmpl_request
 from veil.formats.page_owners import Owner
 from veil.formats.request_block import BlockRequest, read_answer, write_request
@@ -119,18 +122,34 @@ def test_writing_its_memory(shielded: Shielded) -> None:
     assert kernel.monitor.read_u64(page) == 0x666
 
 
-def test_changing_its_page_tables(shielded: Shielded) -> None:
-    """The root's entry of the runtime's part: gone, or leading to tables of the kernel's."""
-    kernel, entry = Hijack(shielded.vm), shielded.enclave.tables.root + (DATA >> 39) * 8
+@pytest.mark.parametrize("what", ["nothing there", "code that can be written", "a page of the kernel's"])
+def test_changing_its_page_tables(shielded: Shielded, what: str) -> None:
+    """The entry of the page with its code: gone, with more rights, or leading to what the kernel has written."""
+    kernel, tables = Hijack(shielded.vm), shielded.enclave.tables
+    entry, forged = _entry(kernel, tables.root, RUNTIME), 0x8060000
     before = kernel.monitor.read_u64(entry)
-    assert before & 1
-    write = f"mov qword ptr [{entry}], 0\nhlt"
+    honest = walk(kernel.monitor, tables.root, RUNTIME)
+    assert honest == (5, shielded.page(RUNTIME))
+    value, changed = {
+        "nothing there": (0, (0, 0)),
+        "code that can be written": (before | 2, (7, honest[1])),
+        "a page of the kernel's": (before & ~(C_BIT - PAGE) | forged, (5, forged)),
+    }[what]
+    write = f"mov rax, {value}\nmov [{entry}], rax\nhlt"
     assert kernel.run(write) == ExitCode.NPF
-    assert kernel.monitor.read_u64(entry) == before
+    assert walk(kernel.monitor, tables.root, RUNTIME) == honest
 
     kernel.open_to_kernel(entry & -PAGE)
     assert kernel.run(write) == ExitCode.HLT
-    assert kernel.monitor.read_u64(entry) == 0
+    assert walk(kernel.monitor, tables.root, RUNTIME) == changed
+
+
+def _entry(kernel: Hijack, root: int, va: int) -> int:
+    """Where the entry of the first level is."""
+    table = root
+    for shift in (39, 30, 21):
+        table = kernel.monitor.read_u64(table + (va >> shift & 511) * 8) & C_BIT - PAGE
+    return table + (va >> 12 & 511) * 8
 
 
 @pytest.mark.parametrize("register", ["r13", "rip", "rsp", "cr3"])
