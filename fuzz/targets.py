@@ -9,6 +9,7 @@ from fuzz import (
     channel,
     code_integrity,
     enclave_ioctls,
+    enclave_requests,
     enclave_runtime,
     enclave_service,
     evidence,
@@ -40,6 +41,7 @@ TARGETS: dict[str, Target] = {
         policies,
         audit_log,
         enclave_ioctls,
+        enclave_requests,
         enclave_runtime,
         enclave_service,
     )

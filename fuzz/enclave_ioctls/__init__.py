@@ -211,4 +211,4 @@ def _inputs() -> Iterator[bytes]:
     yield b"\x02" + b"".join(part.ljust(length, b"\x09") for part in parts)
 
 
-TARGETS = (Target("enclave-ioctls", _run, _seeds, max_bytes=_LONGEST, guest=True),)
+TARGETS = (Target("enclave-ioctls", _run, _seeds, max_bytes=_LONGEST, slow=True),)

@@ -32,7 +32,7 @@ _MUTATIONS = examples(500)
 _each_target = pytest.mark.parametrize(
     "target",
     [
-        pytest.param(target, id=name, marks=[pytest.mark.soak] if target.guest else [])
+        pytest.param(target, id=name, marks=[pytest.mark.soak] if target.slow else [])
         for name, target in TARGETS.items()
     ],
 )

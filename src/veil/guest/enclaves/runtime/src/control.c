@@ -11,15 +11,20 @@ static const struct {
 	u32 request;
 	u16 in, out;
 } requests[] = {
-	{ 0x5401, 0, 36 },					/* TCGETS */
-	{ 0x5402, 36, 0 },					/* TCSETS, TCSETSW, TCSETSF */
-	{ 0x5403, 36, 0 }, { 0x5404, 36, 0 }, { 0x540f, 0, 4 }, /* TIOCGPGRP */
-	{ 0x5410, 4, 0 },					/* TIOCSPGRP */
-	{ 0x5413, 0, 8 },					/* TIOCGWINSZ */
-	{ 0x541b, 0, 4 },					/* FIONREAD */
-	{ 0x5421, 4, 0 },					/* FIONBIO */
-	{ 0x5450, 0, 0 },					/* FIONCLEX, FIOCLEX */
-	{ 0x5451, 0, 0 },
+	{ 0x5401, 0, 36 },    /* TCGETS */
+	{ 0x5402, 36, 0 },    /* TCSETS */
+	{ 0x5403, 36, 0 },    /* TCSETSW */
+	{ 0x5404, 36, 0 },    /* TCSETSF */
+	{ 0x540f, 0, 4 },     /* TIOCGPGRP */
+	{ 0x5410, 4, 0 },     /* TIOCSPGRP */
+	{ 0x5413, 0, 8 },     /* TIOCGWINSZ */
+	{ 0x5414, 8, 0 },     /* TIOCSWINSZ */
+	{ 0x541b, 0, 4 },     /* FIONREAD */
+	{ 0x5421, 4, 0 },     /* FIONBIO */
+	{ 0x5450, 0, 0 },     /* FIONCLEX */
+	{ 0x5451, 0, 0 },     /* FIOCLEX */
+	{ 0x40045431, 4, 0 }, /* TIOCSPTLCK */
+	{ 0x80045430, 0, 4 }, /* TIOCGPTN */
 };
 
 HANDLER(do_ioctl)
@@ -28,11 +33,12 @@ HANDLER(do_ioctl)
 		return -EBADF;
 	for (u32 i = 0; i < LENGTH(requests); i++) {
 		u64 bytes = most(requests[i].in, requests[i].out);
-		void *shared = take_buffer(self, bytes);
+		void *shared;
 		s64 result;
 
 		if (requests[i].request != (u32)a[1])
 			continue;
+		shared = take_buffer(self, bytes);
 		memset(shared, 0, bytes);
 		if (requests[i].in && copy_in(shared, a[2], requests[i].in))
 			return -EFAULT;
