@@ -80,6 +80,31 @@ def test_threads_wait_for_each_other(native: NativeRuntime, tmp_path: Path, flag
     assert (done.stdout, done.stderr, done.returncode) == (b"180000 40000\n", b"", 0)
 
 
+_TERMINAL = r"""
+#include <pty.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+int main(void)
+{
+	int outer, inner;
+	char text[10] = "";
+	struct winsize size = { 24, 80, 0, 0 }, same = { 0 };
+	if (openpty(&outer, &inner, NULL, NULL, &size) || write(outer, "hi\n", 3) != 3)
+		return 1;
+	printf("%zd ", read(inner, text, 9));
+	ioctl(inner, TIOCGWINSZ, &same);
+	printf("%s%d %d\n", text, same.ws_row, same.ws_col);
+	return 0;
+}
+"""
+
+
+def test_a_terminal_of_its_own(native: NativeRuntime, tmp_path: Path) -> None:
+    done = native.run(native.build(compile_program(tmp_path, _TERMINAL, "-static")), "p")
+    assert (done.stdout, done.returncode) == (b"3 hi\n24 80\n", 0), done
+
+
 _AGAIN = r"""
 #include <pthread.h>
 #include <stdio.h>
