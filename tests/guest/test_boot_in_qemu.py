@@ -17,7 +17,10 @@ from veil.guest.linux.boot import prepare_linux
 from veil.guest.linux.cmdline import command_line
 from veil.guest.linux.kernel import debian_kernel
 
-pytestmark = pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils are needed")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(missing_tools()), reason="QEMU and binutils are needed"),
+]
 
 MODULES = ["configfs", "tsm"]
 

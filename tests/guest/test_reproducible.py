@@ -75,6 +75,7 @@ def image_digests() -> list[str]:
     return [image.digest().hex(), *regions]
 
 
+@pytest.mark.e2e
 def test_two_people_measure_the_same(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them is whoever runs this test; what they compiled is in their cache."""
     monkeypatch.delenv("CC", raising=False)
@@ -89,6 +90,7 @@ def test_two_people_measure_the_same(kernel: Kernel, tmp_path: Path, monkeypatch
     assert not list((cache / "tmp").iterdir())
 
 
+@pytest.mark.e2e
 def test_no_path_and_no_build_id_is_in_the_modules(kernel: Kernel) -> None:
     cache = Cache()
     for module in (build_driver(cache, kernel), build_intruder(cache, kernel)):
@@ -140,6 +142,7 @@ def test_the_agent_knows_what_it_was_made_with(tmp_path: Path, monkeypatch: pyte
     assert agent_at_hand(cache) is None
 
 
+@pytest.mark.e2e
 def test_the_driver_knows_its_headers(kernel: Kernel) -> None:
     cache = Cache()
     build_driver(cache, kernel)
@@ -150,6 +153,7 @@ def test_the_driver_knows_its_headers(kernel: Kernel) -> None:
     assert "/cc1" in inputs
 
 
+@pytest.mark.e2e
 def test_a_place_that_make_cannot_name_is_refused(kernel: Kernel, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "my home")
     cache.directory("headers").rmdir()

@@ -30,6 +30,7 @@ from veil.host import (
     VmplSwitchEvent,
     VmrunRefused,
 )
+from veil.host.vcpu import exception_event
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 
@@ -322,7 +323,7 @@ class TestState:
         guest.host.vcpus[0].set_vmsa(3, VMSA_1)
         guest.platform.vectors[0] = [0x31]
         guest.call_msr(3 << 32 | 0x016)
-        guest.host.vcpus[0].contexts[0].inject_exception(13, 0)
+        guest.host.vcpus[0].contexts[0].vmcb.event_inj = exception_event(13, 0)
         run_script(guest, leave(ExitCode.INTR), leave(ExitCode.HLT), vmsa=VMSA_1)
         guest.host.ap_jump_table = 0x9F000
         state = guest.host.dump()

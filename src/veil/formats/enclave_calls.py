@@ -17,6 +17,8 @@ __all__ = [
     "ENC_GUID",
     "ENC_NUMBER",
     "PAGED_AT_ONCE",
+    "PAGES_MISSING",
+    "PAGE_MISSING",
     "RELEASED_PAGES",
     "AddContent",
     "Created",
@@ -57,8 +59,8 @@ class EnclaveCall(enum.IntEnum):
     FINISH = 4
     """u32 enclave, when everything is there -> `Finished`. NOT_ALLOWED: content is not what the layout says."""
     SERVE = 5
-    """u32 enclave, u32 slot: the service looks into that slot's mailbox -> nothing; or u64 address of a page that must
-    be returned first; or u64 0, u64 how many pages must be donated first. Then it is asked again."""
+    """u32 enclave, u32 slot: the service looks into that slot's mailbox -> nothing; or `PAGE_MISSING`, a page that must
+    be returned first; or `PAGES_MISSING`, pages that must be donated first. Then it is asked again."""
     DESTROY = 6
     """u32 enclave -> u32 pages that it still has: ask again until there are none. What was given back is zero.
     UNAVAILABLE while a slot runs on another VCPU."""
@@ -73,6 +75,9 @@ class EnclaveCall(enum.IntEnum):
     """u32 enclave, u32 slot: its thread comes to the runtime with its next instruction, if it is in the program; else
     the runtime has it already. -> nothing, either way"""
 
+
+#: answers to SERVE: u64 address; u64 0 and u64 how many
+PAGE_MISSING, PAGES_MISSING = struct.Struct("<Q"), struct.Struct("<QQ")
 
 _ADD = struct.Struct("<IIQ")
 _CREATED = struct.Struct("<IIQ")

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from veil.formats.elf_headers import ELF_HEADER, ELF_MAGIC, EM_X86_64, ET_DYN, ET_EXEC
 from veil.guest.errors import GuestImageError
 
-_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
-_ET_EXEC, _ET_DYN, _EM_X86_64 = 2, 3, 62
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NEEDED, _DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 1, 5, 15, 29
 #: bytes of a dynamic section, more than any linker makes
@@ -57,12 +56,12 @@ class ElfKernel:
 
 def is_elf(data: bytes) -> bool:
     """Whether it starts as an ELF file does."""
-    return data[:4] == b"\x7fELF"
+    return data[:4] == ELF_MAGIC
 
 
 def is_library(data: bytes) -> bool:
     """Whether the loader takes it for one: a shared object for x86-64."""
-    return is_elf(data) and data[4:6] == b"\x02\x01" and data[16:20] == struct.pack("<HH", _ET_DYN, _EM_X86_64)
+    return is_elf(data) and data[4:6] == b"\x02\x01" and data[16:20] == struct.pack("<HH", ET_DYN, EM_X86_64)
 
 
 class _Header(NamedTuple):
@@ -89,10 +88,10 @@ class _Load(NamedTuple):
 
 
 def _parse_header(data: bytes, name: str, what: str) -> _Header:
-    if not is_elf(data) or len(data) < _HEADER.size:
+    if not is_elf(data) or len(data) < ELF_HEADER.size:
         raise GuestImageError(f"{name}: not an ELF {what}")
-    ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, _, _, _ = _HEADER.unpack_from(data)
-    if ident[4:6] != b"\x02\x01" or machine != _EM_X86_64 or kind not in (_ET_EXEC, _ET_DYN):
+    ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, _, _, _ = ELF_HEADER.unpack_from(data)
+    if ident[4:6] != b"\x02\x01" or machine != EM_X86_64 or kind not in (ET_EXEC, ET_DYN):
         raise GuestImageError(f"{name}: an ELF file, but no 64-bit x86 {what}")
     header = _Header(kind, entry, phoff, phnum)
     if phentsize != _PROGRAM.size or header.programs_end > len(data):
@@ -259,4 +258,4 @@ def parse_program(data: bytes, name: str) -> ElfProgram:
     if not any(item.executable and item.address <= header.entry < item.address + item.size for item in segments):
         raise GuestImageError(f"{name}: its entry point {header.entry:#x} lies in no segment of code: is it a library?")
     interpreter = parse_linking(data, name).interpreter
-    return ElfProgram(header.kind == _ET_DYN, header.entry, headers, header.number, tuple(segments), interpreter)
+    return ElfProgram(header.kind == ET_DYN, header.entry, headers, header.number, tuple(segments), interpreter)

@@ -17,7 +17,6 @@ __all__ = [
     "GuestReset",
     "GuestTerminated",
     "HostError",
-    "HostStopped",
     "LaunchRefused",
     "MalformedGhcb",
     "NestedPageFault",
@@ -34,10 +33,6 @@ class HostError(VeilError):
 
 class LaunchRefused(HostError):
     """The launch regions do not fit together, or the secure processor or the RMP refused one."""
-
-
-class HostStopped(HostError):
-    """The host was told to stop before the guest was done."""
 
 
 class GuestError(HostError):

@@ -113,10 +113,6 @@ class Context:
         if event & EVENT_VALID:
             self.vmcb.event_inj = event
 
-    def inject_exception(self, vector: int, error_code: int | None = None) -> None:
-        """#GP or #UD at the next VMRUN."""
-        self.vmcb.event_inj = exception_event(vector, error_code)
-
     @property
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF at the last exit."""

@@ -5,7 +5,6 @@ DomENC has as many as there are threads of enclaves, on whichever VCPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +81,6 @@ class DomainTable:
     def holder(self, domain: Domain, vmsa: int) -> VcpuContexts | None:
         """The VCPU that has this VMSA of a domain."""
         return next((vcpu for vcpu in self.vcpus if vmsa in vcpu.contexts[domain].vmsas), None)
-
-    def kernel_contexts(self) -> Iterator[tuple[int, int]]:
-        """(VMSA, CAA) of every VMPL 3 context."""
-        for vcpu in self.vcpus:
-            for vmsa, caa in vcpu.kernel.vmsas.items():
-                assert caa is not None
-                yield vmsa, caa
 
     def uses_caa(self, gpa: int) -> bool:
         """Is the page a calling area?"""

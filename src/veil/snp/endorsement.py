@@ -94,11 +94,6 @@ class Endorsement:
         vcek = _vcek(key, ask.subject, ask_key, chip_id, tcb, born)
         return cls(ark, ask, vcek, key, chip_id, os.urandom(32), ark_key, ask_key)
 
-    def another_chip(self, tcb: TcbVersion) -> Endorsement:
-        """Another chip under the same root, or the same one with other firmware."""
-        now = datetime.datetime.now(datetime.UTC)
-        return self._with_chip(self.ark, self.ask, self.ark_key, self.ask_key, tcb, now)
-
     @classmethod
     def load(cls, directory: Path, tcb: TcbVersion) -> Endorsement:
         """The installation's chip, made at the first call. Raises SnpError if its files are unreadable.

@@ -26,7 +26,7 @@ _MAP_NORESERVE = 0x4000
 _RELEASE_THRESHOLD = 16 * PAGE_SIZE
 
 #: pages that are looked at together
-_BLOCK = 512
+_AT_ONCE = 512
 #: of an entry of /proc/self/pagemap
 _PRESENT_OR_SWAPPED = 3 << 62
 
@@ -103,15 +103,15 @@ class Memory:
     def written_pages(self, first: int, count: int) -> NDArray[np.bool_]:
         """For each of these pages: does it hold anything but zeros?"""
         words = self.words[first : first + count]
-        touched = self._touched_pages(first, count) if self._anonymous and count > _BLOCK else None
+        touched = self._touched_pages(first, count) if self._anonymous and count > _AT_ONCE else None
         written: NDArray[np.bool_]
         if touched is None:
             written = np.any(words, axis=1)
             return written
         # Reading pages that nobody touched would make the operating system back each of them.
         written = np.zeros(count, dtype=np.bool_)
-        for start in range(0, count, _BLOCK):
-            block = slice(start, start + _BLOCK)
+        for start in range(0, count, _AT_ONCE):
+            block = slice(start, start + _AT_ONCE)
             if touched[block].any():
                 written[block] = np.any(words[block], axis=1)
         return written

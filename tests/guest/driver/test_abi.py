@@ -21,7 +21,6 @@ from veil.formats.svsm_calls import ServicesCall
 from veil.guest.driver.build import driver_sources
 from veil.monitor.protocols import services_setup
 from veil.monitor.svsm_call import ResultCode
-from veil.services.enc import service as enc_service
 
 DRIVER = Declarations.of(data.decode() for data in driver_sources().values())
 
@@ -140,7 +139,7 @@ def test_requests_about_enclaves() -> None:
         ("created", enclave_calls._CREATED),
         ("add_request", enclave_calls._ADD),
         ("reclaim_request", enclave_calls._RECLAIM),
-        ("wanted", enc_service._WANTED),
+        ("wanted", enclave_calls.PAGES_MISSING),
     ):
         assert DRIVER.sizes[name] == layout.size
         assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)

@@ -19,6 +19,7 @@ def kernel() -> Kernel:
     return debian_kernel(Cache())
 
 
+@pytest.mark.e2e
 def test_built_for_the_kernel(kernel: Kernel) -> None:
     module = build_driver(Cache(), kernel)
     assert module.startswith(b"\x7fELF")
@@ -45,6 +46,7 @@ def test_files_of_a_folder_have_no_variables_of_one_name() -> None:
     assert where["enc", "wanted"] == "enc/enc.c"
 
 
+@pytest.mark.e2e
 def test_other_kernels(kernel: Kernel) -> None:
     other = Kernel(kernel.vmlinux, "6.12.3-mine", kernel.banner, None, "mine")
     assert has_headers(kernel.release)
@@ -56,6 +58,7 @@ def test_other_kernels(kernel: Kernel) -> None:
         build_driver(Cache(), other)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("folder", "headers"),
     [
@@ -80,6 +83,7 @@ def test_where_headers_are_looked_for(kernel: Kernel, tmp_path: Path, folder: st
     assert found == (None if headers is None else tmp_path / headers)
 
 
+@pytest.mark.e2e
 def test_headers_that_lie_beside_a_kernel(kernel: Kernel, tmp_path: Path) -> None:
     """Packages of a Debian that is not the configured one, unpacked into one folder."""
     build_driver(Cache(), kernel)

@@ -47,6 +47,7 @@ def test_modules_that_fail(tmp_path: Path, name: str, message: str) -> None:
         collect_modules(tree(tmp_path), [name])
 
 
+@pytest.mark.e2e  # its programs are Debian's
 def test_initramfs(tmp_path: Path) -> None:
     cache = Cache()
     options = {"module_tree": tree(tmp_path), "modules": ["top-one debug=1"], "extra": {"opt/x/y": Node.file(b"z")}}

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.monitor.harness import FREE, PAGE, Bench
 from tests.services.enc.page_walk import walk
-from veil.formats.enclave_calls import ENC_NUMBER, AddContent, EnclaveCall
+from veil.formats.enclave_calls import ENC_NUMBER, PAGES_MISSING, AddContent, EnclaveCall
 from veil.formats.enclave_pages import Mailbox, MailboxCall
 from veil.formats.enclave_settings import ENC_NAME
 from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, RecordKind
@@ -129,9 +129,9 @@ class EnclaveBench(Bench):
         mailbox.data[: len(data)] = list(data)
         self.view(2).write(gpa, bytes(mailbox))
         status, wanted = self.enc(EnclaveCall.SERVE, struct.pack("<II", number, slot))
-        if len(wanted) == 16:
+        if len(wanted) == PAGES_MISSING.size:
             # It has to wait for pages: as the driver does it.
-            _, count = struct.unpack("<QQ", wanted)
+            _, count = PAGES_MISSING.unpack(wanted)
             assert self.donate(number, self.frames(count)) == Status.OK
             status, wanted = self.enc(EnclaveCall.SERVE, struct.pack("<II", number, slot))
         assert (status, wanted) == (Status.OK, b"")

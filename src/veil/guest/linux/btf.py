@@ -7,12 +7,11 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from veil.formats.elf_headers import ELF_HEADER, SECTION_HEADER
 from veil.guest.errors import GuestImageError
 
 __all__ = ["btf_section", "member_offsets"]
 
-_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_SECTION = struct.Struct("<IIQQQQIIQQ")
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
@@ -38,9 +37,9 @@ class _Type(NamedTuple):
 def btf_section(elf: bytes) -> bytes:
     """What is in the section .BTF of an ELF file. Raises GuestImageError."""
     try:
-        fields = _ELF_HEADER.unpack_from(elf)
+        fields = ELF_HEADER.unpack_from(elf)
         table, count, names = fields[6], fields[12], fields[13]
-        sections = [_SECTION.unpack_from(elf, table + number * _SECTION.size) for number in range(count)]
+        sections = [SECTION_HEADER.unpack_from(elf, table + number * SECTION_HEADER.size) for number in range(count)]
         strings = sections[names][4]
         for section in sections:
             if elf.startswith(b".BTF\0", strings + section[0]):

@@ -17,7 +17,7 @@ import zstandard
 from veil.guest.errors import GuestImageError
 
 _SETUP_SECTS, _HEADER_MAGIC, _PROTOCOL, _KERNEL_VERSION = 0x1F1, 0x202, 0x206, 0x20E
-_PAYLOAD_OFFSET, _PAYLOAD_LENGTH = 0x248, 0x24C
+_PAYLOAD = 0x248  # u32 offset, u32 length
 _MIN_PROTOCOL = 0x0208  # the first with payload_offset
 _MAX_OUTPUT = 1 << 30
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\x00]{0,100}) \([ -~]{1,400}")
@@ -45,7 +45,7 @@ def extract_vmlinux(data: bytes, name: str) -> bytes:
     protocol, sectors = struct.unpack_from("<H", data, _PROTOCOL)[0], data[_SETUP_SECTS] or 4
     if protocol < _MIN_PROTOCOL:
         raise GuestImageError(f"{name}: boot protocol {protocol >> 8}.{protocol & 0xFF:02} is too old (2.08 is needed)")
-    offset, length = struct.unpack_from("<II", data, _PAYLOAD_OFFSET)
+    offset, length = struct.unpack_from("<II", data, _PAYLOAD)
     start = (sectors + 1) * 512 + offset
     payload = data[start : start + length]
     if length < 8 or len(payload) != length:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import time
 import uuid
@@ -177,11 +176,6 @@ class ChannelClient:
         except Exception as error:
             self.close()
             raise ChannelClosed(f"the other end has a key of an unknown kind ({error})") from error
-
-    @property
-    def server_fingerprint(self) -> str:
-        """SHA-256 of `server_key`."""
-        return hashlib.sha256(self.server_key).hexdigest()
 
     def request(self, service: uuid.UUID, call: int, body: bytes = b"") -> bytes:
         """Ask, and wait for the answer. Raises RequestFailed if it is a refusal, ChannelClosed if there is none."""

@@ -13,6 +13,8 @@ from veil.formats.enclave_calls import (
     CONTENT_PAGES,
     ENC_GUID,
     ENC_NUMBER,
+    PAGE_MISSING,
+    PAGES_MISSING,
     RELEASED_PAGES,
     AddContent,
     Created,
@@ -49,8 +51,6 @@ __all__ = ["EncService"]
 
 _ONE = struct.Struct("<I")
 _TWO = struct.Struct("<II")
-_ADDRESS = struct.Struct("<Q")
-_WANTED = struct.Struct("<QQ")
 
 
 class EncService(Service):
@@ -150,8 +150,8 @@ class EncService(Service):
         try:
             missing = mailbox.serve(self.context, self._keys, enclave, slot)
         except NeedsPages as needs:
-            return _WANTED.pack(0, needs.pages)
-        return b"" if missing is None else _ADDRESS.pack(missing)
+            return PAGES_MISSING.pack(0, needs.pages)
+        return b"" if missing is None else PAGE_MISSING.pack(missing)
 
     def _interrupt(self, request: KernelRequest) -> bytes:
         number, slot = _unpack(_TWO, request)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import iced_x86
 
-__all__ = ["CALL", "INT3", "JMP8", "JMP32", "NOPS", "RET", "branch_to", "join_nops", "relocate", "split"]
+__all__ = ["CALL", "INT3", "JMP8", "JMP32", "NOPS", "RET", "join_nops", "relocate", "split"]
 
 CALL, JMP32, JMP8, RET, INT3 = 0xE8, 0xE9, 0xEB, 0xC3, 0xCC
 
@@ -79,14 +79,6 @@ def _opcode(code: bytes) -> tuple[int, bool]:
         at += 1
     opcode = code[at] << 8 | code[at + 1] if code[at] == 0x0F and at + 1 < len(code) else code[at]
     return opcode, code[0] == 0xF3
-
-
-def branch_to(opcode: int, place: int, target: int) -> bytes | None:
-    """A CALL or JMP with 32-bit displacement at address `place`; None if the target is too far away."""
-    distance = (target - place - 5 + (1 << 63)) % (1 << 64) - (1 << 63)
-    if not -(1 << 31) <= distance < 1 << 31:
-        return None
-    return bytes([opcode]) + distance.to_bytes(4, "little", signed=True)
 
 
 def _nop(length: int) -> bytes:

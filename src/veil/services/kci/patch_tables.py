@@ -26,7 +26,6 @@ _ALTERNATIVE = np.dtype(
 )
 _JUMP = np.dtype([("code", "<i4"), ("target", "<i4"), ("key", "<i8")])
 _STATIC_CALL = np.dtype([("site", "<i4"), ("key", "<i4")])
-_TRAMPOLINE_KEY = np.dtype([("trampoline", "<i4"), ("key", "<i4")])
 _OFFSET = np.dtype("<i4")
 _ADDRESS = np.dtype("<u8")
 

@@ -113,7 +113,7 @@ def test_input_interrupts_until_it_is_read(uart: Uart) -> None:
     assert not uart.line.level
     uart.device.feed(bytes(20))
     assert uart.read(IIR) == 0xC4
-    assert uart.device.unread == 20
+    assert len(uart.device._received) == 20
 
 
 def test_no_input_is_lost_without_a_reader(uart: Uart) -> None:

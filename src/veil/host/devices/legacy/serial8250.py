@@ -105,11 +105,6 @@ class Serial8250:
         self._received.extend(data)
         self._update()
 
-    @property
-    def unread(self) -> int:
-        """How many bytes the guest has not read yet."""
-        return len(self._received)
-
     # Interrupts
 
     def _source(self) -> int:

@@ -9,7 +9,6 @@ stays within what was checked here.
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
@@ -17,6 +16,7 @@ from enum import IntEnum, IntFlag
 import numpy as np
 import numpy.typing as npt
 
+from veil.formats.elf_headers import ELF_HEADER, ELF_MAGIC, EM_X86_64, ET_REL, SECTION_HEADER
 from veil.services.kci.modules.errors import ModuleRefused
 
 __all__ = [
@@ -28,11 +28,8 @@ __all__ = [
     "SpecialIndex",
 ]
 
-_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_SECTION = struct.Struct("<IIQQQQIIQQ")
 #: magic, ELFCLASS64, ELFDATA2LSB, EV_CURRENT, ABI System V or Linux's
-_IDENT = b"\x7fELF\x02\x01\x01\x00"
-_ET_REL, _EM_X86_64 = 1, 62
+_IDENT = ELF_MAGIC + b"\x02\x01\x01\x00"
 _SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"),
                     ("size", "<u8")])  # fmt: skip
 #: Elf64_Rela
@@ -48,7 +45,7 @@ _MAX_NAME = 512
 #: MODULE_NAME_LEN
 _MAX_MODULE_NAME = 55
 
-_SYMBOLS, _STRINGS, _MODINFO, _THIS_MODULE = ".symtab", ".strtab", ".modinfo", ".gnu.linkonce.this_module"
+_SYMBOLS, _MODINFO, _THIS_MODULE = ".symtab", ".modinfo", ".gnu.linkonce.this_module"
 #: The loader takes the first section of a name, or the last one. There must be one.
 _ONCE = frozenset({
     _MODINFO, _THIS_MODULE, "__versions", "__version_ext_crcs", "__version_ext_names", ".data..percpu",
@@ -181,16 +178,16 @@ class ModuleElf:
 
     def _read_sections(self) -> tuple[Section, ...]:
         body = self._body
-        if len(body) < _HEADER.size:
+        if len(body) < ELF_HEADER.size:
             raise ModuleRefused("the module ends within its ELF header")
-        ident, kind, machine, _, _, _, table, _, _, _, _, entry, count, names = _HEADER.unpack_from(body)
-        if not ident.startswith(_IDENT) or (kind, machine) != (_ET_REL, _EM_X86_64):
+        ident, kind, machine, _, _, _, table, _, _, _, _, entry, count, names = ELF_HEADER.unpack_from(body)
+        if not ident.startswith(_IDENT) or (kind, machine) != (ET_REL, EM_X86_64):
             raise ModuleRefused("the module is not a relocatable ELF file for x86-64")
-        if entry != _SECTION.size or not 0 < count < SpecialIndex.LORESERVE or not 0 < names < count:
+        if entry != SECTION_HEADER.size or not 0 < count < SpecialIndex.LORESERVE or not 0 < names < count:
             raise ModuleRefused(f"the module's section table has {count} entries of {entry} bytes, names in {names}")
-        if table + count * _SECTION.size > len(body):
+        if table + count * SECTION_HEADER.size > len(body):
             raise ModuleRefused("the module's section table lies outside the file")
-        headers = list(_SECTION.iter_unpack(body[table : table + count * _SECTION.size]))
+        headers = list(SECTION_HEADER.iter_unpack(body[table : table + count * SECTION_HEADER.size]))
         if any(headers[0]):
             raise ModuleRefused("the module's section 0 is not empty")
         _check_headers(headers, len(body), table)
@@ -239,7 +236,7 @@ class ModuleElf:
 
 def _check_headers(headers: list[tuple[int, ...]], length: int, table: int) -> None:
     """Bounds, and that no byte of the file belongs to two sections, the header or the section table."""
-    taken = [(0, _HEADER.size), (table, table + len(headers) * _SECTION.size)]
+    taken = [(0, ELF_HEADER.size), (table, table + len(headers) * SECTION_HEADER.size)]
     for index, (_, kind, flags, _, offset, size, _, _, alignment, _) in enumerate(headers):
         if kind == SectionType.NULL:
             if flags:

@@ -23,7 +23,6 @@ enum vector {
 };
 
 enum page_fault {
-	FAULT_PRESENT = 1,
 	FAULT_WRITE = 2,
 	FAULT_USER = 4,
 	FAULT_RESERVED = 8,
