@@ -30,6 +30,7 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
     "veil_log_call": ("VEIL_LOG_", log.KernelCall, set()),
     "veil_kci_call": ("VEIL_KCI_", kci.KernelCall, set()),
     "veil_enclave_call": ("VEIL_ENCLAVE_CALL_", enclave_calls.EnclaveCall, set()),
+    "veil_end_reason": ("VEIL_END_", enclave_pages.EndReason, set()),
     "veil_window_state": ("VEIL_WINDOW_", enclave_pages.WindowState, set()),
     "veil_mailbox_call": ("VEIL_MAILBOX_", enclave_pages.MailboxCall, set()),
 }
