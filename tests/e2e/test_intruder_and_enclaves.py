@@ -63,7 +63,7 @@ def enclave_of(vm: ConfidentialVM) -> Enclave:
 
 
 def touch(vm: ConfidentialVM, what: str) -> None:
-    assert vm.run(["sh", "-c", f"echo {what} >{PARAMETERS}/touch"]).exit_status == 0
+    assert vm.run(["sh", "-c", f"echo {what} 1 >{PARAMETERS}/touch"]).exit_status == 0
 
 
 def test_all_memory_of_the_kernels_is_searched(vm: ConfidentialVM) -> None:

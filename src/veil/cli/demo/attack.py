@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demonstration's last part: an enclave in a kernel that is the intruder's, and a secret that nobody else gets."""
+"""The demonstration's last part: enclaves in a kernel that is the intruder's, and a secret that nobody else gets."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import secrets
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.demo.enclaves import SECRET
+from veil.cli.demo.enclaves import BUSYBOX, SECRET, SQLITE
 from veil.cli.demo.guest import in_guest
 from veil.cli.files import read_image
 from veil.cli.output import say
@@ -24,42 +26,54 @@ if TYPE_CHECKING:
 __all__ = ["show_attack"]
 
 _QUESTIONS, _ANSWERS, _INTRUDER = "/tmp/questions", "/tmp/answers", "/sys/module/intruder/parameters"
-#: An enclave that gets its questions from a pipe, until it runs; and an ordinary program that has a secret as well.
+#: An enclave that gets its questions from a pipe, one that keeps what it reads in a variable, and an ordinary program
+#: that has a secret as well. They wait until both enclaves have entered.
 _START = f"""
 mkfifo {_QUESTIONS} /tmp/plain
 setsid sleep 1000 >{_QUESTIONS} 2>/dev/null &
 setsid sleep 1000 >/tmp/plain 2>/dev/null &
-setsid {{}} <{_QUESTIONS} >{_ANSWERS} 2>&1 &
-setsid sh -c 'read -r key; read -r more' </tmp/plain >/dev/null 2>&1 &
+setsid {{sqlite3}} <{_QUESTIONS} >>{_ANSWERS} 2>&1 &
 until grep -q 'entries [1-9]' /dev/veil; do sleep 0.1; done
+setsid sleep 1000 2>/dev/null | setsid {{busybox}} >>{_ANSWERS} 2>&1 &
+setsid sh -c 'read -r key; read -r more' </tmp/plain >/dev/null 2>&1 &
+until grep -q 'busybox waits' {_ANSWERS}; do sleep 0.1; done
 """
+_KEEP = f"echo busybox waits; read -r key </run/secrets/{SECRET}; echo busybox has ${{#key}} bytes; read -r more"
 _ANSWER = f"for i in $(seq 300); do grep -x '{{}}' {_ANSWERS} && exit; sleep 0.1; done; cat {_ANSWERS}; exit 1"
 _STOPPED = "VMPL 3 has no permission"
 
 
-def show_attack(vm: ConfidentialVM, expected: LaunchLog, image: Path, directory: Path) -> None:
-    """Of sqlite3's enclave in a CVM whose kernel has loaded the intruder. Raises VeilError if anything is not as it is
-    to be shown."""
+def show_attack(vm: ConfidentialVM, expected: LaunchLog, images: Mapping[str, Path], directory: Path) -> None:
+    """Of the enclaves of sqlite3 and busybox in a CVM whose kernel has loaded the intruder.
+
+    Raises VeilError if anything is not as it is to be shown.
+    """
     from veil.cvm.enclaves import enclave_command, image_place
 
-    say("the kernel is the intruder's now; sqlite3 runs in an enclave there, and waits for its key")
-    vm.copy_in(image, image_place(image))
-    in_guest(vm, _START.format(" ".join(enclave_command(image, [":memory:"]))))
+    say("the kernel is the intruder's now; sqlite3 and busybox run in enclaves there, and wait for their key")
+    starts = {SQLITE: [":memory:"], BUSYBOX: ["sh", "-c", _KEEP]}
+    for image in images.values():
+        vm.copy_in(image, image_place(image))
+    commands = {name: shlex.join(enclave_command(images[name], arguments)) for name, arguments in starts.items()}
+    in_guest(vm, _START.format(**commands))
     _ask(vm, f"create table k as select readfile('/run/secrets/{SECRET}') as k;")
     key, plain = (secrets.token_hex(16).encode() for _ in range(2))
-    measurement = read_image(str(image)).measurement
-    _attest_and_provision(vm, expected, image.name, measurement, key)
-    _ask(vm, "select 'it has ' || length(k) || ' bytes' from k;")
-    _hear(vm, f"it has {len(key)} bytes")
+    measurements = {name: read_image(str(images[name])).measurement for name in starts}
+    numbers = _attest_and_provision(vm, expected, measurements, key)
+    _ask(vm, "select 'sqlite3 has ' || length(k) || ' bytes' from k;")
+    for name in starts:
+        _hear(vm, f"{name} has {len(key)} bytes")
     vm.run(["sh", "-c", "cat >/tmp/plain"], stdin=plain + b"\n")
-    say("the intruder knows both keys, that of the enclave and that of an ordinary program, and looks for them")
-    hidden, found = _search(vm, "the enclave's", key), _search(vm, "the program's", plain)
+    say("the intruder knows both keys, that of the enclaves and that of an ordinary program, and looks for them")
+    hidden, found = _search(vm, "the enclaves'", key), _search(vm, "the program's", plain)
     if hidden or not found:
         raise VeilError("the intruder found what it was not to find, or not what it was to find")
     snapshot = directory / "attacked"
     vm.snapshot(snapshot)
-    for what in ("read", "write"):
-        _touch(snapshot, expected, measurement, what)
+    for name, number in numbers.items():
+        for what in ("read", "write"):
+            say(f"in a copy of the CVM, {name}'s memory: $ echo {what} {number} >{_INTRUDER}/touch")
+            _touch(snapshot, expected, set(measurements.values()), f"{what} {number}")
     say("the enclave of the first CVM proves that it has the key: it is asked for SHA3-256 of the key and new words")
     words = secrets.token_hex(8)
     _ask(vm, f"select lower(hex(sha3(k || '{words}', 256))) from k;")
@@ -78,18 +92,25 @@ def _ask(vm: ConfidentialVM, query: str) -> None:
         raise VeilError("the enclave's pipe takes no question")
 
 
-def _attest_and_provision(vm: ConfidentialVM, expected: LaunchLog, name: str, measurement: bytes, key: bytes) -> None:
+def _attest_and_provision(
+    vm: ConfidentialVM, expected: LaunchLog, measurements: Mapping[str, bytes], key: bytes
+) -> dict[str, int]:
+    """The enclaves' numbers, by the names of their programs."""
     from veil.remote.enc.enclaves import open_enclaves
 
-    say(f"$ veil enclave attest {name}")
+    numbers = {}
     with own_client(vm, expected) as (client, trust):
         enclaves = open_enclaves(client, trust)
         said = [enclaves.attest(item.number) for item in enclaves.all() if item.state == "ready"]
-        if [item.measurement for item in said] != [measurement]:
-            raise VeilError("the enclave that runs is not the one that was built")
-        say(f"enclave {said[0].enclave}: {measurement.hex()}")
-        say(f"$ veil enclave provision {name} {SECRET}")
-        enclaves.provision(measurement, SECRET.encode(), key)
+        if sorted(item.measurement for item in said) != sorted(measurements.values()):
+            raise VeilError("the enclaves that run are not those that were built")
+        for name, measurement in measurements.items():
+            (numbers[name],) = (item.enclave for item in said if item.measurement == measurement)
+            say(f"$ veil enclave attest {name}.enclave")
+            say(f"enclave {numbers[name]}: {measurement.hex()}")
+            say(f"$ veil enclave provision {name}.enclave {SECRET}")
+            enclaves.provision(measurement, SECRET.encode(), key)
+    return numbers
 
 
 def _search(vm: ConfidentialVM, whose: str, key: bytes) -> int:
@@ -104,12 +125,11 @@ def _search(vm: ConfidentialVM, whose: str, key: bytes) -> int:
     return int(found[1])
 
 
-def _touch(snapshot: Path, expected: LaunchLog, measurement: bytes, what: str) -> None:
-    """A copy of the CVM, in which the intruder reads or writes a page of the enclave's."""
+def _touch(snapshot: Path, expected: LaunchLog, measurements: set[bytes], what: str) -> None:
+    """A copy of the CVM, in which the intruder reads or writes a page of an enclave's."""
     from veil.cvm import ConfidentialVM
     from veil.remote.enc.enclaves import open_enclaves
 
-    say(f"in a copy of the CVM: $ echo {what} >{_INTRUDER}/touch")
     with ConfidentialVM.restore(snapshot) as vm:
         try:
             vm.run(["sh", "-c", f"echo {what} >{_INTRUDER}/touch"])
@@ -118,11 +138,11 @@ def _touch(snapshot: Path, expected: LaunchLog, measurement: bytes, what: str) -
                 raise
             say(f"  stopped: {printable(str(error))}")
         else:
-            raise VeilError(f"the kernel could {what} an enclave's memory")
+            raise VeilError(f"the kernel could {what.partition(' ')[0]} an enclave's memory")
         # What is left of the kernel does not end VeilMon and the services.
         vm.hypervisor.kernel_end.is_outlived = True
         with own_client(vm, expected) as (client, trust):
-            (enclave,) = open_enclaves(client, trust).all()
-        if enclave.measurement != measurement.hex():
-            raise VeilError("the enclave is another one")
+            left = {bytes.fromhex(item.measurement) for item in open_enclaves(client, trust).all()}
+        if left != measurements:
+            raise VeilError("the enclaves are other ones")
         say("  VeilMon and VeilS-ENC go on without that kernel")

@@ -11,7 +11,7 @@ import click
 
 from veil.cli.demo.attack import show_attack
 from veil.cli.demo.code import show_code
-from veil.cli.demo.enclaves import SQLITE, build_enclaves, show_enclaves
+from veil.cli.demo.enclaves import build_enclaves, show_enclaves
 from veil.cli.demo.guest import in_guest
 from veil.cli.demo.log import show_log
 from veil.cli.output import say
@@ -38,8 +38,8 @@ def demo() -> int:
     The intruder is a kernel module of ours: it wipes the kernel's own audit queues and log, forges a record, and
     switches audit off behind the kernel's back. With --kci on VeilS-KCI refuses it, and loads a module of Debian's.
     Beside it Debian's busybox and sqlite3 run as enclaves. With --kci off the intruder gets in, and what it hides is in
-    VeilS-LOG. The kernel is the intruder's then: a secret that the user sends to an enclave there it does not find, and
-    touching the enclave's memory is the end of that kernel.
+    VeilS-LOG. The kernel is the intruder's then: a secret that the user sends to enclaves there it does not find, and
+    touching the memory of any of them is the end of that kernel.
     """
     from veil.formats.enclave_settings import ON as ENCLAVES_ON
     from veil.formats.enclave_settings import EncSettings
@@ -59,7 +59,7 @@ def demo() -> int:
         expected = open_.build_image().log()
         with open_:
             show_log(open_, expected, intruder, place)
-            show_attack(open_, expected, images[SQLITE], place)
+            show_attack(open_, expected, images, place)
     return 0
 
 

@@ -4,7 +4,7 @@
  * the driver's own lists. In /sys/module/intruder/parameters
  *	search	bytes, in hexadecimal digits, are looked for in all memory that the kernel has; then it says how often they are
  *		there
- *	touch	"read" or "write": a page of an enclave's
+ *	touch	"read" or "write", and an enclave's number: a page of that one
  */
 #include <linux/bitmap.h>
 #include <linux/hex.h>
@@ -169,18 +169,35 @@ static bool take_first(u64 gpa, void *argument)
 	return false;
 }
 
+static u64 page_of(u32 number)
+{
+	struct list_head *enclaves = intruder_lookup("veil:enclaves");
+	struct veil_enclave *enclave;
+	u64 gpa = 0;
+
+	if (!enclaves)
+		return 0;
+	list_for_each_entry(enclave, enclaves, list)
+	{
+		if (enclave->number == number)
+			each_page_of(enclave, take_first, &gpa);
+	}
+	return gpa;
+}
+
 static int set_touch(const char *text, const struct kernel_param *parameter)
 {
-	bool writes = sysfs_streq(text, "write");
-	u64 gpa = 0, *page;
+	char what[8];
+	u64 gpa, *page;
+	u32 number;
 
-	if (!writes && !sysfs_streq(text, "read"))
+	if (sscanf(text, "%7s %u", what, &number) != 2 || (strcmp(what, "read") != 0 && strcmp(what, "write") != 0))
 		return -EINVAL;
-	each_page(take_first, &gpa);
+	gpa = page_of(number);
 	if (!gpa)
 		return -ENOENT;
 	page = __va(gpa);
-	if (writes)
+	if (!strcmp(what, "write"))
 		WRITE_ONCE(*page, 0x666);
 	pr_info("intruder: an enclave's page at %#llx: %#llx\n", gpa, READ_ONCE(*page));
 	return 0;
