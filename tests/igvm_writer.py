@@ -130,7 +130,7 @@ class IgvmWriter:
         begin = fixed_size + gap
         sizes = [8 + -(-len(form(0)) // 8) * 8 for _, form, _, _ in self._headers]
         at = begin + sum(sizes)
-        headers, content = b"", b""
+        headers, content = bytearray(), bytearray()
         for kind, form, data, padding in self._headers:
             body = form(at + len(content))
             headers += struct.pack("<II", kind, len(body)) + body + padding * (-len(body) % 8)

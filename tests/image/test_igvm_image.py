@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 import struct
 import subprocess
+import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -18,6 +20,7 @@ from sevsnpmeasure.gctx import GCTX, sha384
 
 from tests.igvm_writer import PAGE, IgvmWriter, vmsa
 from tests.image.igvm_guest import MONITOR_VMSA, POLICY, two_levels, words
+from tests.machine_code import assemble
 from tests.snp.test_id_block_checks import TOOL, pem
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
@@ -25,12 +28,12 @@ from veil.formats.acpi import tables_with_rsdp
 from veil.formats.launch_digest import LaunchLog
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import parse_igvm
-from veil.host import DEFAULT_POLICY, GuestError, GuestPowerOff, LaunchIdentityBlock
+from veil.host import DEFAULT_POLICY, GuestError, GuestHung, GuestPowerOff, GuestTerminated, LaunchIdentityBlock
 from veil.image.igvm_image import build_igvm_image, igvm_memory
 from veil.image.launch_image import LaunchImage
 from veil.snp import LaunchError, PageSize, RmpResult, ram_ranges
 from veil.snp.cpuid import CpuidEntryValues
-from veil.snp.hosted import hosted_header, pack_sources
+from veil.snp.hosted import hosted_header
 
 _MEMORY = 16 << 20
 _LARGE = 2 << 20
@@ -226,10 +229,40 @@ def test_somebody_must_begin() -> None:
         _image(_writer().context(0x8000, vmsa(0), vp=1), vcpus=2)
 
 
+def _archive(name: str, source: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(source)
+        tar.addfile(info, io.BytesIO(source))
+    return buffer.getvalue()
+
+
+def test_another_vcpus_context_waits_to_be_started(tmp_path: Path) -> None:
+    """VCPU 0 halts; VCPU 1 has a context of its own, and runs it after a start-up IPI."""
+    ends = assemble("mov ecx, 0xC0010130\nmov eax, 0x71100\nxor edx, edx\nwrmsr\n.byte 0xF3, 0x0F, 0x01, 0xD9", 0x10000)
+    real_mode = {"efer": 0x1000, "cr0": 0x11, "cr4": 0, "cr3": 0}
+    flat = {"cs": (8, 0xC9B, 0xFFFFFFFF, 0)}
+    writer = (
+        _writer()
+        .page(0x10000, ends.ljust(PAGE, b"\0"))
+        .page(0x11000, b"\xf4".ljust(PAGE, b"\0"))
+        .context(0x8000, vmsa(0, flat, rip=0x10000, **real_mode), vp=1)
+        .context(0x9000, vmsa(0, flat, rip=0x11000, **real_mode))
+    )
+    with _guest(tmp_path, writer, vcpus=2) as vm:
+        vm.launch()
+        with pytest.raises(GuestHung):
+            vm.hypervisor.run()
+        vm.hypervisor.sipi(1)
+        with pytest.raises(GuestTerminated, match="VCPU 1, VMPL 0: the guest terminated itself, reason set 1, code 7"):
+            vm.hypervisor.run()
+
+
 def test_python_in_a_file_is_not_run(tmp_path: Path) -> None:
     """Hosted code is for images of Veil's own; here it is bytes like any other."""
-    archive = pack_sources(["veil.monitor"])
-    header = hosted_header("veil.monitor:VeilMon", archive=(0x20000, len(archive)), parameters=(0x10000, 8))
+    archive = _archive("stranger.py", b"raise RuntimeError('a stranger was here')")
+    header = hosted_header("stranger:Program", archive=(0x20000, len(archive)), parameters=(0x10000, 8))
     writer = _writer().page(0x10000, header.ljust(PAGE, b"\0"))
     for at in range(0, len(archive), PAGE):
         writer.page(0x20000 + at, archive[at : at + PAGE].ljust(PAGE, b"\0"))
@@ -239,6 +272,12 @@ def test_python_in_a_file_is_not_run(tmp_path: Path) -> None:
         with pytest.raises(GuestError, match="VMPL 0"):
             vm.run_until_off(lambda data: None)
         assert vm.machine.hosted_program(0x8000) is None
+    # A machine that takes it for an image of Veil's runs it.
+    with _guest(tmp_path, writer) as vm:
+        vm.launch()
+        vm.machine.runs_hosted = True
+        with pytest.raises(LaunchError, match="a stranger was here"):
+            vm.hypervisor.run()
 
 
 def test_a_snapshot_of_it_goes_on(tmp_path: Path) -> None:

@@ -316,6 +316,12 @@ def test_a_program_that_never_ran_is_not_taken_from_memory(snapshot: Path, capsy
     with pytest.raises(SnapshotError, match="'hosted_sample' is not the one that is installed here"):
         _resume(snapshot)
     assert capsys.readouterr().out == ""
+    # On a machine that takes its memory for an image of its own making, it runs.
+    machine, _ = Machine.restore(snapshot)
+    with machine:
+        machine._allowed = None
+        machine.vmrun(_vmcb(machine))
+    assert capsys.readouterr().out == "1\n"
 
 
 @pytest.mark.usefixtures("package")

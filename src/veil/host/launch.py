@@ -142,7 +142,9 @@ def _give_back(view: HostMemory, pages: SharedPages) -> None:
     code = view.rmpupdate(pages.gpa, assigned=False, size=PageSize.SIZE_4K, count=pages.length // PAGE_SIZE)
     if code != RmpResult.SUCCESS:
         raise LaunchRefused(f"RMPUPDATE at {pages.gpa:#x} failed: {RmpResult(code).name}")
-    view.write(pages.gpa, pages.data.ljust(pages.length, b"\0"))
+    for at in range(0, pages.length, PAGE_SIZE_2M):
+        piece = pages.data[at : at + PAGE_SIZE_2M]
+        view.write(pages.gpa + at, piece.ljust(min(PAGE_SIZE_2M, pages.length - at), b"\0"))
 
 
 def _load_zeros(processor: SecureProcessor, region: LaunchRegion) -> None:

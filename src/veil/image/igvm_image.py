@@ -175,7 +175,7 @@ def _joined(regions: Sequence[LaunchRegion]) -> Iterator[LaunchRegion]:
         joins = (
             run
             and region.kind in (PageType.NORMAL, PageType.UNMEASURED)
-            and (region.kind, region.large, region.name) == (run[0].kind, run[0].large, run[0].name)
+            and _sort(region) == _sort(run[0])
             and region.gpa == run[0].gpa + length
             and length + region.length <= _MAX_RUN
         )
@@ -188,9 +188,14 @@ def _joined(regions: Sequence[LaunchRegion]) -> Iterator[LaunchRegion]:
         yield _one(run, length)
 
 
+def _sort(region: LaunchRegion) -> tuple[PageType, bool, str, bool]:
+    # Zeros take no room here, so that a few headers do not make as much of them as the guest has memory.
+    return region.kind, region.large, region.name, not region.data
+
+
 def _one(run: Sequence[LaunchRegion], length: int) -> LaunchRegion:
-    if len(run) == 1:
-        return run[0]
+    if not run[0].data:
+        return replace(run[0], size=length)
     return replace(run[0], data=b"".join(part.data.ljust(part.length, b"\0") for part in run), size=length)
 
 
