@@ -87,7 +87,7 @@ def test_a_busy_guest_keeps_more_than_half() -> None:
 
 def test_however_long_a_turn_takes() -> None:
     guest = Served()
-    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.machine.scripts[KERNEL_VMSA] = _Endless(guest.busy(MS))  # type: ignore[assignment]
     guest.platform.channel.pending = True
     for guest.monitor_ns in (MS // 100, MS, 20 * MS, 200 * MS):
         guest.ran.clear()

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -72,21 +74,34 @@ class Lie:
         return said
 
 
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """A name for what is made, which is there under its own when it is whole."""
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    yield str(new)
+    new.replace(path)
+
+
 class NativeRuntime:
     """`native/`, linked with the runtime's own source."""
 
     def __init__(self, place: Path, units: Mapping[str, str] | None = None) -> None:
-        """`units`: C files with another text than the runtime's own has, by name; the others are compiled once."""
+        """`units`: C files with another text than the runtime's own has, by name; the others are compiled once.
+
+        `place` may be other processes' too: what is there is whole, and named by what it is made from.
+        """
         self.place = place
-        self.program = place / f"native{len(list(place.glob('native*')))}"
         source = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
         texts = {path.name: path.read_text() for path in (*source.glob("*.c"), source / "memory_access.S")}
         changed = dict(units or {})
         texts |= {path.name: path.read_text() for path in (*_HERE.glob("*.c"), _HERE / "entry.S")} | changed
         del texts["floating_point.c"]
         objects = [str(self._compile(name, text, source, name in changed)) for name, text in sorted(texts.items())]
+        self.program = place / f"native-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}"
         flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", f"-Wl,-T,{source / 'runtime.ld'}"]
-        self._cc([*flags, "-o", str(self.program), *objects])
+        if not self.program.exists():
+            with _replacing(self.program) as new:
+                self._cc([*flags, "-o", new, *objects])
 
     def _compile(self, name: str, text: str, source: Path, changed: bool) -> Path:
         made = self.place / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}-{name}.o"
@@ -96,7 +111,8 @@ class NativeRuntime:
             include = [f"-I{source}", "-iquote", str(_HERE if (_HERE / name).exists() else source)]
             # Without a check what it looked at is not used.
             quiet = ["-w"] if changed else []
-            self._cc([*RUNTIME_FLAGS, *quiet, *include, "-c", "-o", str(made), "-x", kind, "-"], text)
+            with _replacing(made) as new:
+                self._cc([*RUNTIME_FLAGS, *quiet, *include, "-c", "-o", new, "-x", kind, "-"], text)
         return made
 
     @staticmethod
@@ -122,7 +138,8 @@ class NativeRuntime:
         """`arguments`: from argv[0] on. `secret`: NAME=VALUE that the service has, when it was asked `late` times."""
         file = self.place / f"{image.measurement.hex()[:16]}.enclave"
         if not file.exists():
-            file.write_bytes(image.pack())
+            with _replacing(file) as new:
+                Path(new).write_bytes(image.pack())
         environment = dict(environment or {})
         if lie:
             environment |= lie.variables()
