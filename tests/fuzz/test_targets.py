@@ -49,7 +49,8 @@ def test_seeds_are_accepted(target: Target) -> None:
 
 @_each_target
 def test_mutations(target: Target) -> None:
-    found = {data: finding for data in mutations(target, _MUTATIONS) if (finding := examine(target, data)) is not None}
+    count = _MUTATIONS // 10 if target.slow else _MUTATIONS
+    found = {data: finding for data in mutations(target, count) if (finding := examine(target, data)) is not None}
     assert not found
 
 
@@ -96,11 +97,11 @@ def test_what_no_enclave_may_be_made_of(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.soak
 def test_what_no_process_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target finds a service that keeps an enclave whose process is gone."""
+    """The target finds a service that keeps pages of which it says that the kernel has them again."""
     target = TARGETS["enclave-ioctls"]
     lives, *_ = target.seeds()
     monkeypatch.setitem(service._CALLS, EnclaveCall.DESTROY, lambda *_: bytes(4))
-    with pytest.raises(AssertionError, match="an enclave that nobody has"):
+    with pytest.raises(AssertionError, match="VMPL 3 has no permission"):
         target.run(lives)
     monkeypatch.undo()
     target.run(lives)
