@@ -19,8 +19,8 @@ from tests.services.enc.page_walk import walk
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.board import C_BIT
-from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
-from veil.formats.enclaves import RUNTIME
+from veil.formats.enclave_calls import ENC_NUMBER, PAGED_AT_ONCE, EnclaveCall, Reclaim
+from veil.formats.enclaves import RUNTIME, TOP
 from veil.formats.ghcb import run_context_request, run_vmpl_request
 from veil.formats.page_owners import Owner
 from veil.formats.request_block import BlockRequest, read_answer, write_request
@@ -303,6 +303,26 @@ def test_without_the_page_book_another_enclave_would_have_its_page(
     pages = tuple(range(0x8070000, 0x8070000 + shielded.enclave.layout.window_pages * PAGE, PAGE))
     ask_service(kernel, EnclaveCall.WINDOW, created[:4] + bytes(4), pages)
     assert enclave.read_u64(page) == 0
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_runtimes_pages_stay(shielded: Shielded, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
+    """The kernel asks for all pages, and to have the thread interrupted where it is: in the runtime.
+
+    The counter-test: without these two bounds its page is taken out of the tables, and goes.
+    """
+    kernel, enclave = Hijack(shielded.vm), shielded.enclave
+    number, page = struct.pack("<I", enclave.number), shielded.page(RUNTIME)
+    if not checked:
+        monkeypatch.setattr("veil.services.enc.enclave.WINDOW", TOP)
+    assert ask_service(kernel, EnclaveCall.INTERRUPT, number + bytes(4))[0] == Status.OK
+    assert walk(kernel.monitor, enclave.tables.root, RUNTIME) == ((5, page) if checked else (0, 0))
+    assert ask_service(kernel, EnclaveCall.INTERRUPT, number + b"\1\0\0\0")[0] == Status.NOT_ALLOWED
+    # The first time that the service looks it has just been used.
+    for _ in range(2):
+        status, _ = ask_service(kernel, EnclaveCall.RECLAIM, Reclaim(enclave.number, PAGED_AT_ONCE).pack())
+        assert status == Status.OK
+    assert (kernel.veilmon.book.owner(page) is Owner.ENCLAVE) is checked
 
 
 def test_other_contexts_are_not_run(shielded: Shielded) -> None:
