@@ -6,6 +6,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from veil.cvm import Configuration, Disk
+from veil.cvm.configuration import NO_KERNEL
 from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import LaunchIdentityBlock
@@ -46,16 +47,18 @@ _IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(m
 
 @st.composite
 def configurations(draw: st.DrawFn) -> Configuration:
-    """Any, with a monitor or without, and with firmware."""
-    monitor = draw(st.booleans())
-    firmware = draw(st.none() | st.text(max_size=9))
+    """Any, with a monitor or without, with firmware or an IGVM file."""
+    igvm = draw(st.none() | st.text(max_size=9))
+    bare = igvm is not None
+    monitor = not bare and draw(st.booleans())
+    firmware = None if bare else draw(st.none() | st.text(max_size=9))
     return Configuration(
         memory=draw(st.integers(1, (1 << 64) - 1)),
         vcpus=draw(st.integers(1, 4)),
-        kernel=draw(st.text(max_size=20)),
+        kernel=NO_KERNEL if bare else draw(st.text(max_size=20)),
         monitor=monitor,
         kernel_options=draw(_WORDS),
-        modules=draw(_WORDS),
+        modules=() if bare else draw(_WORDS),
         owners=draw(_KEYS) if monitor else (),
         readers=draw(_KEYS) if monitor else (),
         policy=draw(_NUMBERS),
@@ -63,10 +66,11 @@ def configurations(draw: st.DrawFn) -> Configuration:
         identity=draw(st.none() | _IDENTITIES),
         report_version=draw(st.sampled_from([2, 3, 5])),
         services=draw(st.none() | _SERVICES) if monitor else None,
-        driver_options=draw(st.text(max_size=9)),
+        driver_options="" if bare else draw(st.text(max_size=9)),
         disks=draw(_DISKS),
         firmware=firmware,
         initrd=draw(st.none() | st.text(max_size=9)) if firmware is not None else None,
-        append=draw(st.none() | st.text(max_size=9)) if firmware is not None else None,
-        files=draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
+        append=draw(st.none() | st.text(max_size=9)) if bare or firmware is not None else None,
+        files={} if bare else draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
+        igvm=igvm,
     )

@@ -48,8 +48,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         files={"etc/word": Node.file(b"unusual\n")},
     )
     default = Configuration()
-    # Those of firmware and disks have guests of their own (test_stock_firmware.py, test_disks.py).
-    elsewhere = {"firmware", "initrd", "append", "disks"}
+    # Those of firmware, disks and IGVM files have guests of their own (test_stock_firmware.py, test_disks.py,
+    # image/test_igvm_image.py).
+    elsewhere = {"firmware", "initrd", "append", "disks", "igvm"}
     assert {
         item.name for item in fields(default) if getattr(default, item.name) == getattr(configuration, item.name)
     } == {"kernel", "monitor", "identity"} | elsewhere
