@@ -236,7 +236,7 @@ class BareGuest:
         most 1 GiB. Raises SnpError."""
         if not 0 < memory <= _MAX_MEMORY:
             raise SnpError(f"a bare guest has at most {_MAX_MEMORY >> 20} MiB, not {memory} bytes")
-        self.machine = Machine(memory)
+        self.machine = Machine(memory, hosted=False)
         #: memory as the host has it, and the host's RMP instructions
         self.host: HostView = self.machine.host_view()
         self.behaviour = host if host is not None else Host()
