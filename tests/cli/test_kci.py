@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.snp.chip import chip
 from veil.cli import main
 from veil.cli.cvm_options import CvmOptions
+from veil.cli.service_options import SERVICE_OPTIONS
 from veil.errors import VeilError
 from veil.formats.kci_settings import HALT, OFF, ON, KciSettings
 from veil.formats.kci_status import KciStatus, ModuleStatus
@@ -114,7 +115,9 @@ def test_names_are_the_kernels(veil: Veil, more: tuple[str, ...]) -> None:
 
 
 def _policy(**options: Any) -> KciSettings:
-    configuration = CvmOptions("512M", 1, None, **{"no_monitor": False, **options}).configuration(owners=())
+    settings = {name: options.pop(name) for name in SERVICE_OPTIONS if name in options}
+    cvm = CvmOptions("512M", 1, None, **{"no_monitor": False, "settings": settings, **options})
+    configuration = cvm.configuration(owners=())
     assert configuration.services is not None
     return KciSettings.of(configuration.services.settings["kci"])
 

@@ -98,7 +98,7 @@ def test_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    guest = CvmOptions("512M", 1, None, False, enclaves=True).configuration()
+    guest = CvmOptions("512M", 1, None, False, settings={"enclaves": True}).configuration()
     keep_copy(snapshots.of(guest), guest)
     (tmp_path / "busybox.enclave").write_bytes(busybox.pack())
     (tmp_path / "key.pem").write_bytes(SENT)

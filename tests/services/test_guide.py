@@ -176,7 +176,10 @@ def test_the_lists_that_name_a_service() -> None:
     root = _GUIDE.parents[1]
     guide = _GUIDE.read_text()
     for file, line in (
-        ("src/veil/services/catalogue.py", '"log": CataloguedService("veil.services.log:LogService", LogSettings)'),
+        (
+            "src/veil/formats/service_catalogue.py",
+            '"log": CataloguedService("veil.services.log:LogService", LogSettings)',
+        ),
         ("src/veil/guest/driver/src/main.c", '{ "log", veil_log_begin, veil_log_end, veil_log_state },'),
         ("src/veil/cli/main.py", "logs"),
     ):

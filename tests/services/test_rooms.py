@@ -22,7 +22,6 @@ SHARED = {
         "interface.py",
         "parameters.py",
         "program.py",
-        "catalogue.py",
         "protected.py",
     },
     "remote": {"__init__.py", "errors.py", "attestation", "channel"},

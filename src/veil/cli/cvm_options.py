@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from veil.cli.kci_options import CODE_OPTIONS, code_policy
 from veil.cli.option_types import Function, WrongValue, options
+from veil.cli.service_options import SERVICE_OPTIONS, service_options, settings_text
 from veil.errors import VeilError
-from veil.formats.enclave_settings import ENC_NAME
-from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.errors import FormatError
-from veil.formats.kci import KCI_NAME
-from veil.formats.kci_settings import OFF, KciSettings
-from veil.formats.log_settings import DROP, HALT, LogSettings
-from veil.formats.sizes import format_size, parse_size
+from veil.formats.service_catalogue import SERVICES
+from veil.formats.sizes import parse_size
 
 if TYPE_CHECKING:
     from veil.cvm import Configuration
@@ -56,7 +52,6 @@ _CVM_OPTIONS = (
     click.option(
         "--append", metavar="TEXT", help="With --firmware: the kernel's whole command line; with --igvm: the file's."
     ),
-    click.option("--enclaves", is_flag=True, help="Processes may make enclaves (--service enc:mode=on)."),
 )
 
 
@@ -66,17 +61,6 @@ _SERVICES_OPTIONS = (
         multiple=True,
         metavar="NAME:KEY=VALUE,...",
         help="Settings of a protected service, as in log:memory=64M,full=drop.",
-    ),
-    click.option(
-        "--log-memory",
-        metavar="SIZE",
-        help=f"VeilS-LOG's memory (--service log:memory=SIZE).  [default: {format_size(LogSettings.memory)}]",
-    ),
-    click.option(
-        "--log-full",
-        type=click.Choice([HALT, DROP]),
-        help="No room in it: programs wait for `veil logs ack`, or records are dropped and counted (--service "
-        f"log:full=...).  [default: {LogSettings.full}]",
     ),
     click.option(
         "--driver-options",
@@ -123,15 +107,9 @@ class CvmOptions:
     append: str | None = None
     initrd: str | None = None
     igvm: str | None = None
-    enclaves: bool = False
-    kci: str | None = None
-    kci_keys: str | None = None
-    kci_certificate: tuple[str, ...] = ()
-    kci_hash: tuple[str, ...] = ()
-    kci_writable: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By parameter, of options for settings of services."""
     service: tuple[str, ...] = ()
-    log_memory: str | None = None
-    log_full: str | None = None
     driver_options: str = ""
     owner: tuple[str, ...] = ()
     reader: tuple[str, ...] = ()
@@ -162,27 +140,17 @@ class CvmOptions:
     def _services(self) -> ServicesImage:
         from veil.image.services_image import services_from_text
 
-        short = {
-            "log": {"memory": self.log_memory, "full": self.log_full},
-            ENC_NAME: {"mode": ENCLAVES_ON if self.enclaves else None},
-            KCI_NAME: code_policy(self.kci, self.kci_keys, self.kci_certificate, self.kci_hash, self.kci_writable),
-        }
-        texts = [
-            f"{name}:{key}={value}"
-            for name, settings in short.items()
-            for key, value in settings.items()
-            if value is not None
-        ]
         try:
-            services = services_from_text([*texts, *self.service])
+            services = services_from_text([*settings_text(self.settings), *self.service])
         except FormatError as error:
             raise WrongValue(str(error)) from error
-        without = "leave out --no-monitor" if self.igvm is None else "leave out --igvm"
-        no_monitor = self.no_monitor or self.igvm is not None
-        if no_monitor and KciSettings.of(services.settings[KCI_NAME]).mode != OFF:
-            raise VeilError(f"kernel code integrity needs VeilMon: --kci off, or {without}")
-        if no_monitor and self.enclaves:
-            raise VeilError(f"enclaves need VeilMon: {without}")
+        without = "--igvm" if self.igvm is not None else "--no-monitor" if self.no_monitor else None
+        for name, service in SERVICES.items():
+            settings = service.settings_type.of(services.settings[name])
+            if settings.ignored:
+                raise VeilError(settings.ignored)
+            if settings.needs_monitor and without is not None:
+                raise VeilError(f"{settings.needs_monitor}leave out {without}")
         return services
 
 
@@ -211,19 +179,20 @@ def cvm_options(
     """
     declared = (
         *_CVM_OPTIONS,
-        *CODE_OPTIONS,
+        *service_options(settings=services),
         *(_SERVICES_OPTIONS if services else ()),
         *(_USER_OPTIONS if users else ()),
         *((_INITRD_OPTION,) if initrd else ()),
         *((_IGVM_OPTION,) if igvm else ()),
     )
-    names = [item.name for item in fields(CvmOptions)]
+    names = [item.name for item in fields(CvmOptions) if item.name != "settings"]
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def command(*args: Any, **values: Any) -> Any:
             chosen = {name: values.pop(name) for name in names if name in values}
-            return function(*args, cvm=CvmOptions(**chosen), **values)
+            settings = {name: values.pop(name) for name in SERVICE_OPTIONS if name in values}
+            return function(*args, cvm=CvmOptions(**chosen, settings=settings), **values)
 
         return options(*declared)(command)  # type: ignore[return-value]
 

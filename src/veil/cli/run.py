@@ -104,7 +104,7 @@ def run(
         image = read_image(enclave)
         check_arguments(image, enclave, command)
         to_send = secrets_for(image, enclave, secrets)
-        cvm = replace(cvm, enclaves=True)
+        cvm = replace(cvm, settings={**cvm.settings, "enclaves": True})
         command = enclave_command(Path(enclave), command)
         put.append((enclave, image_place(Path(enclave))))
     elif secrets:

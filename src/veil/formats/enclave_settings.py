@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
-from veil.formats.service_settings import ServiceSettings, setting
+from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 
 __all__ = ["ENC_NAME", "OFF", "ON", "EncSettings"]
 
@@ -19,7 +19,11 @@ _MOST = 4096
 class EncSettings(ServiceSettings):
     """Whether processes may make enclaves (docs/enclaves.md). Raises FormatError."""
 
-    mode: str = setting(OFF, str)
+    mode: str = setting(
+        OFF,
+        str,
+        ShortOption("--enclaves", "Processes may make enclaves (--service enc:mode=on).", switch=ON, everywhere=True),
+    )
     """"off": every request for an enclave is refused; "on": processes that may open /dev/veil-enclave make them."""
     most: int = setting(1024, int)
     """Enclaves at once."""
@@ -29,3 +33,8 @@ class EncSettings(ServiceSettings):
             raise FormatError(f"VeilS-ENC's setting 'mode' must be {OFF} or {ON}, not {self.mode!r}")
         if type(self.most) is not int or not 1 <= self.most <= _MOST:
             raise FormatError(f"VeilS-ENC's setting 'most' is 1 to {_MOST} enclaves, not {self.most!r}")
+
+    @property
+    def needs_monitor(self) -> str:
+        """For enclaves."""
+        return "" if self.mode == OFF else "enclaves need VeilMon: "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_settings import ServiceSettings, setting
+from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 from veil.formats.sizes import parse_size
 
 __all__ = ["BUILD_KEYS", "HALT", "NO_KEYS", "OFF", "ON", "KciSettings", "certificate_text"]
@@ -43,16 +43,68 @@ class KciSettings(ServiceSettings):
     """Which code the kernel may run, and what happens when something else is tried (docs/kci.md). Raises
     FormatError."""
 
-    mode: str = setting(OFF, str)
+    mode: str = setting(
+        OFF,
+        str,
+        ShortOption(
+            "--kci",
+            "Kernel code integrity: with on, the kernel runs no supervisor code but its own and verified modules; what "
+            "is refused stands in the protected log. With halt the first violation ends the kernel (a refused module "
+            "does not count as one).",
+            choices=(OFF, ON, HALT),
+            variable="VEIL_KCI",
+            everywhere=True,
+        ),
+    )
     """"off": no lock-down; "on": what is refused does not happen, and stands in the log; "halt": the
     first violation ends the kernel, too, and so does lock-down that is refused; a module that is refused does not."""
-    keys: str = setting(BUILD_KEYS, str)
+    keys: str = setting(
+        BUILD_KEYS,
+        str,
+        ShortOption(
+            "--kci-keys",
+            "May the keys that are built into the kernel (Debian's, for Debian's modules) sign modules?",
+            choices=(BUILD_KEYS, NO_KEYS),
+            everywhere=True,
+        ),
+    )
     """"build": the certificates that are built into the measured kernel may sign modules; "none": they may not."""
-    certificates: tuple[str, ...] = setting((), _items)
+    certificates: tuple[str, ...] = setting(
+        (),
+        _items,
+        ShortOption(
+            "--kci-certificate",
+            "Another key that may: its X.509 certificate, in PEM or DER.",
+            metavar="FILE",
+            each=True,
+            certificates=True,
+            everywhere=True,
+        ),
+    )
     """Others that may: X.509, DER, in base64."""
-    hashes: tuple[str, ...] = setting((), _items)
+    hashes: tuple[str, ...] = setting(
+        (),
+        _items,
+        ShortOption(
+            "--kci-hash",
+            "SHA-256 of a module that needs no signature: of the file, not compressed (xz -dc x.ko.xz | sha256sum).",
+            metavar="HEX",
+            each=True,
+            everywhere=True,
+        ),
+    )
     """SHA-256 of modules' files that need no signature, in hex: of the whole file, not compressed."""
-    writable: tuple[str, ...] = setting((), _items)
+    writable: tuple[str, ...] = setting(
+        (),
+        _items,
+        ShortOption(
+            "--kci-writable",
+            "An exception: read-only data that the kernel may write, by its symbol; of a module's, MODULE/SYMBOL.",
+            metavar="SYMBOL",
+            each=True,
+            everywhere=True,
+        ),
+    )
     """Exceptions: read-only data that the kernel may write. SYMBOL of the kernel's, MODULE/SYMBOL of a module's."""
     largest_module: int = setting(16 << 20, parse_size)
     """Bytes of the largest module's file, not compressed: so much memory the service has for its private copy."""
@@ -92,6 +144,19 @@ class KciSettings(ServiceSettings):
     def memory_size(self) -> int:
         """The private copy."""
         return 0 if self.mode == OFF else self.largest_module
+
+    @property
+    def ignored(self) -> str:
+        """Which code may run, with lock-down off."""
+        policy = self.keys != BUILD_KEYS or self.certificates or self.hashes or self.writable
+        return (
+            f"which code may run is only asked with --kci {ON} or --kci {HALT}" if self.mode == OFF and policy else ""
+        )
+
+    @property
+    def needs_monitor(self) -> str:
+        """For lock-down."""
+        return "" if self.mode == OFF else f"kernel code integrity needs VeilMon: --kci {OFF}, or "
 
     @property
     def keeps_kernel(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_settings import ServiceSettings, setting
+from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 from veil.formats.sizes import parse_size
 
 __all__ = ["DROP", "HALT", "LogSettings"]
@@ -20,9 +20,22 @@ _MIN_MEMORY = 64 << 10
 class LogSettings(ServiceSettings):
     """How much VeilS-LOG keeps, and what happens when there is no room (docs/log.md). Raises FormatError."""
 
-    memory: int = setting(16 << 20, parse_size)
+    memory: int = setting(
+        16 << 20,
+        parse_size,
+        ShortOption("--log-memory", "VeilS-LOG's memory (--service log:memory=SIZE).", metavar="SIZE"),
+    )
     """Bytes; rounded up to whole pages, and to 64 KiB if there are fewer."""
-    full: str = setting(HALT, str)
+    full: str = setting(
+        HALT,
+        str,
+        ShortOption(
+            "--log-full",
+            "No room in it: programs wait for `veil logs ack`, or records are dropped and counted (--service "
+            "log:full=...).",
+            choices=(HALT, DROP),
+        ),
+    )
     """"halt": the kernel gets FULL, and waits, until an owner acknowledges; "drop": calls that find no room are
     counted, and the count is logged as soon as there is room."""
 

@@ -13,12 +13,33 @@ from typing import Any, Self
 
 from veil.formats.errors import FormatError
 
-__all__ = ["ServiceSettings", "setting", "split_settings"]
+__all__ = ["ServiceSettings", "ShortOption", "setting", "split_settings"]
 
 
-def setting(default: Any, read: Callable[[str], Any]) -> Any:
-    """A field of settings; `read` makes its value of text, and raises FormatError."""
-    return field(default=default, metadata={"read": read})
+@dataclass(frozen=True)
+class ShortOption:
+    """An option of the command line that is short for --service NAME:KEY=VALUE."""
+
+    flag: str
+    help: str
+    """The default is added to it."""
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    switch: str | None = None
+    """It takes no value; this is the setting's, if it is given."""
+    each: bool = False
+    """For each item of a list: it can be given several times."""
+    certificates: bool = False
+    """Its values name files with certificates; the setting's are these certificates."""
+    variable: str | None = None
+    """The environment variable that is as good."""
+    everywhere: bool = False
+    """Of all commands that make or measure an image, not only of those that have --service."""
+
+
+def setting(default: Any, read: Callable[[str], Any], option: ShortOption | None = None) -> Any:
+    """A field of settings; `read` makes its value of text, and raises FormatError. `option`: if it has one."""
+    return field(default=default, metadata={"read": read, "option": option})
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,17 @@ class ServiceSettings:
     def keeps_kernel(self) -> bool:
         """Does the service need a private copy of the kernel as it was launched?"""
         return False
+
+    @property
+    def ignored(self) -> str:
+        """What of these settings has no effect, in a line for who gave them: a wish to be protected must not come to
+        nothing without a word. Empty: all have."""
+        return ""
+
+    @property
+    def needs_monitor(self) -> str:
+        """Why there must be a VeilMon, as the beginning of the line that refuses to go on without; or empty."""
+        return ""
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -12,10 +12,10 @@ from typing import Any
 from veil.formats.errors import FormatError
 from veil.formats.launch_digest import PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.formats.service_catalogue import SERVICES
 from veil.formats.service_domain import OUTBOX_SIZE
 from veil.formats.service_settings import ServiceSettings, split_settings
 from veil.host import LaunchRegion
-from veil.services.catalogue import SERVICES
 from veil.services.parameters import KernelSegment, ServiceParameters, pack_settings
 from veil.snp.hosted import hosted_header, pack_sources
 

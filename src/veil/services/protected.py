@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 
-from veil.services.catalogue import SERVICES
+from veil.formats.service_catalogue import SERVICES
 from veil.services.interface import Service
 from veil.services.program import ServiceDomain
 

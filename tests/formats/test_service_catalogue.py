@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from veil.services.catalogue import SERVICES
+from veil.formats.service_catalogue import SERVICES
 from veil.services.protected import ProtectedServices
 
 
