@@ -25,5 +25,5 @@ def connect_to(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_log(*_: Any, known: LogState | None, **__: Any) -> LogReader:
         return desk.reader(known)
 
-    monkeypatch.setattr("veil.cli.logs.connection.connected", connected)
+    monkeypatch.setattr("veil.cli.log.connection.connected", connected)
     monkeypatch.setattr("veil.remote.log.connect.open_log", open_log)

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.log_guest import log_reader, trust_in
 from tests.e2e.snapshots import LOCKED_KERNEL, OPEN_KERNEL, Resume
 from veil import installation
-from veil.cli.kci import status_lines
+from veil.cli.kci.commands import status_lines
 from veil.cvm import ConfidentialVM
 from veil.cvm.inspection import inspect_cvm
 from veil.cvm.rmp_picture import write_picture

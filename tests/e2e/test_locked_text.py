@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.locked_guest import LockedGuest, services
 from tests.e2e.patching_workload import WORKLOAD
-from veil.cli.kci import status_lines
+from veil.cli.kci.commands import status_lines
 from veil.cvm import ConfidentialVM
 from veil.cvm.assembly import Assembly
 from veil.formats.kci import KernelCall

@@ -185,6 +185,6 @@ def test_the_lists_that_name_a_service() -> None:
     ):
         assert f"`{file}`" in guide
         assert line in (root / file).read_text()
-    for folder in ("services", "guest/driver/src", "remote"):
+    for folder in ("services", "guest/driver/src", "remote", "cli"):
         assert f"`src/veil/{folder}/NAME`" in guide
         assert (root / "src/veil" / folder / "log").is_dir()

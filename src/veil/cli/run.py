@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 
 from veil.cli.cvm_options import CvmOptions, cvm_options
-from veil.cli.enclaves.arguments import check_arguments
-from veil.cli.enclaves.secrets import secrets_for, send_secrets
+from veil.cli.enc.arguments import check_arguments
+from veil.cli.enc.secrets import secrets_for, send_secrets
 from veil.cli.files import read_image
 from veil.cli.option_types import SECONDS, WrongValue
 from veil.cli.output import Console, emit_json, raw, say

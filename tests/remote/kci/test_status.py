@@ -90,7 +90,7 @@ _PLAIN = st.recursive(
 @given(st.sampled_from(sorted(asdict(STATUS))), _PLAIN)
 def test_a_status_of_other_types_is_none(name: str, value: Any) -> None:
     """What is parsed can be shown; all else is refused in one way."""
-    from veil.cli.kci import status_lines
+    from veil.cli.kci.commands import status_lines
 
     try:
         found = KciStatus.parse(json.dumps({**asdict(STATUS), name: value}).encode())
@@ -101,7 +101,7 @@ def test_a_status_of_other_types_is_none(name: str, value: Any) -> None:
 
 @given(st.sampled_from(sorted(asdict(MODULE))), _PLAIN)
 def test_a_module_of_other_types_is_none(name: str, value: Any) -> None:
-    from veil.cli.kci import status_lines
+    from veil.cli.kci.commands import status_lines
 
     try:
         found = KciStatus.parse(json.dumps({**asdict(STATUS), "modules": [{**asdict(MODULE), name: value}]}).encode())

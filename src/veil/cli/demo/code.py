@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from veil.cli.demo.guest import in_guest, put, show_attestation
-from veil.cli.kci import status_lines
+from veil.cli.kci.commands import status_lines
 from veil.cli.output import say
 from veil.cli.own_cvm import own_client
 from veil.errors import VeilError

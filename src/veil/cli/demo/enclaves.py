@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from veil.cli.enclaves.secrets import send_secrets
+from veil.cli.enc.secrets import send_secrets
 from veil.cli.files import read_image
 from veil.cli.output import raw, say
 from veil.errors import VeilError

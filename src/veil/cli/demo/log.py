@@ -101,6 +101,6 @@ def _records_handed_over(vm: ConfidentialVM) -> int:
 
 
 def _verify(folder: LogFolder, moment: int) -> None:
-    from veil.cli.logs.verify import verify
+    from veil.cli.log.verify import verify
 
     verify.main(["--to", str(folder.path), "--untrusted-from", str(moment)], standalone_mode=False)

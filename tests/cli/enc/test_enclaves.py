@@ -20,8 +20,8 @@ from tests.services.enc.enclave_bench import EnclaveBench
 from tests.services.log.harness import OWNER, READER
 from tests.snp.chip import chip
 from veil.cli import main
-from veil.cli.enclaves.arguments import check_arguments
-from veil.cli.enclaves.secrets import secrets_for
+from veil.cli.enc.arguments import check_arguments
+from veil.cli.enc.secrets import secrets_for
 from veil.errors import VeilError
 from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement
 from veil.formats.enclaves import Prot, Record

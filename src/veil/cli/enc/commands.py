@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.enclaves.build import build
-from veil.cli.enclaves.inspect import inspect
-from veil.cli.enclaves.remote import attest, provision
+from veil.cli.enc.build import build
+from veil.cli.enc.inspect import inspect
+from veil.cli.enc.remote import attest, provision
 
 __all__ = ["enclave"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from veil.cli.checks import failures_are_1
-from veil.cli.logs.connection import log_options, log_reader
-from veil.cli.logs.export import export_options, export_or_say, open_sinks
-from veil.cli.logs.verify import say_findings
+from veil.cli.log.connection import log_options, log_reader
+from veil.cli.log.export import export_options, export_or_say, open_sinks
+from veil.cli.log.verify import say_findings
 from veil.cli.option_types import SECONDS, SOME_SECONDS
 from veil.cli.output import emit_json, say_all, tell
 from veil.formats.printable import printable

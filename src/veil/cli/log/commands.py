@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import click
 
-from veil.cli.logs.ack import ack
-from veil.cli.logs.export import export
-from veil.cli.logs.fetch import fetch
-from veil.cli.logs.follow import follow
-from veil.cli.logs.rules import rules
-from veil.cli.logs.verify import verify
+from veil.cli.log.ack import ack
+from veil.cli.log.export import export
+from veil.cli.log.fetch import fetch
+from veil.cli.log.follow import follow
+from veil.cli.log.rules import rules
+from veil.cli.log.verify import verify
 
 __all__ = ["logs"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from veil.cli.checks import failures_are_1
-from veil.cli.logs.connection import log_options, log_reader
-from veil.cli.logs.verify import count_findings, say_findings
+from veil.cli.log.connection import log_options, log_reader
+from veil.cli.log.verify import count_findings, say_findings
 from veil.cli.output import emit_json, say
 
 __all__ = ["fetch"]

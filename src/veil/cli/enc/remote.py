@@ -13,7 +13,7 @@ import click
 
 from veil.cli.checks import failures_are_1
 from veil.cli.connection import connected, connection_options
-from veil.cli.enclaves.secrets import check_name, read_secret
+from veil.cli.enc.secrets import check_name, read_secret
 from veil.cli.files import read_image
 from veil.cli.output import emit_json, say
 from veil.formats.page_sizes import PAGE_SIZE

@@ -51,7 +51,7 @@ def veil(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
             main()
         return int(caught.value.code or 0), *capfd.readouterr()
 
-    monkeypatch.setattr("veil.cli.kci.connected", connected)
+    monkeypatch.setattr("veil.cli.kci.commands.connected", connected)
     return run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from veil.cli.checks import failures_are_1
-from veil.cli.logs.connection import log_options, log_reader
+from veil.cli.log.connection import log_options, log_reader
 from veil.cli.output import say
 from veil.errors import VeilError
 

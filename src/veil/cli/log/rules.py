@@ -10,7 +10,7 @@ import click
 
 from veil.cli.checks import failures_are_1
 from veil.cli.files import read_file
-from veil.cli.logs.connection import log_options, log_reader
+from veil.cli.log.connection import log_options, log_reader
 from veil.cli.option_types import SECONDS
 from veil.cli.output import say
 
