@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,9 @@ def test_the_digest_is_printed() -> None:
     assert len(bytes.fromhex(done.stdout.splitlines()[0])) == 48
     assert "kernel hashes" in done.output
     assert "ovmf-amdsev_" in done.output
+
+
+def test_the_bare_metal_example_runs() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", _PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert "Liar" in example
+    exec(compile(example, str(_PAGE), "exec"), {"__name__": "example"})

@@ -38,7 +38,7 @@ def _unpacked() -> tuple[tempfile.TemporaryDirectory[str], list[str]]:
 class Gdb:
     """A run of gdb with these commands, one after the other; one that fails does not end it."""
 
-    def __init__(self, commands: Sequence[str], *, limit: float = 100.0) -> None:
+    def __init__(self, commands: Sequence[str], *, limit: float = 60.0) -> None:
         self._limit = limit
         given = ["set pagination off", "set confirm off", "set remotetimeout 60", "set architecture i386:x86-64"]
         arguments = [item for command in given for item in ("-ex", command)]

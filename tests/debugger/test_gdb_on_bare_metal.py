@@ -39,7 +39,7 @@ again:
 """
 
 
-def _two_levels() -> BareGuest:
+def two_levels() -> BareGuest:
     guest = BareGuest(assemble(_MONITOR_SOURCE))
     guest.put(KERNEL, assemble(_KERNEL_SOURCE, KERNEL))
     guest.put(SECRET, b"secret! ")
@@ -71,7 +71,7 @@ def _debug(guest: BareGuest, tmp_path: Path, *commands: str) -> list[str]:
 
 
 def test_breaks_in_the_monitor_and_in_the_kernel(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         monitor, kernel = (
             _symbols(tmp_path, *program) for program in ((_MONITOR_SOURCE, CODE), (_KERNEL_SOURCE, KERNEL))
         )
@@ -93,7 +93,7 @@ def test_breaks_in_the_monitor_and_in_the_kernel(tmp_path: Path) -> None:
 
 
 def test_steps_over_a_switch_of_vmpl(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         code = assemble(_MONITOR_SOURCE)
         vmgexit = CODE + code.index(b"\xf3\x0f\x01\xd9")
         said = _debug(
@@ -108,7 +108,7 @@ def test_steps_over_a_switch_of_vmpl(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_the_threads_vmpl(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         said = _debug(
             guest, tmp_path, f"break *{KERNEL:#x}", "continue", f"x/s {SECRET}", f"set *(long *) {SECRET} = 1",
             f"x/1gx {FREE}", f"x/1gx {1 << 40}", f"set *(long *) {FREE} = 7", f"x/1gx {FREE}",
@@ -130,7 +130,7 @@ def test_memory_is_that_of_the_threads_vmpl(tmp_path: Path) -> None:
 
 
 def test_watchpoints(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         said = _debug(
             guest, tmp_path, f"break *{KERNEL:#x}", "continue", "delete", f"watch *(long *) {FREE}", "continue",
             "continue", "delete", f"rwatch *(long *) {FREE}", "continue", "delete", "detach",
@@ -141,7 +141,7 @@ def test_watchpoints(tmp_path: Path) -> None:
 
 
 def test_registers_can_be_changed(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         said = _debug(
             guest, tmp_path, f"break *{KERNEL:#x}", "continue", "delete", "set $xmm3.uint128 = 0x1234",
             "set $rsi = -2", "set $fs_base = 0x5000", "print/x $xmm3.uint128", "print/x $rsi", "print $efer", "detach",
@@ -153,7 +153,7 @@ def test_registers_can_be_changed(tmp_path: Path) -> None:
 
 
 def test_what_monitor_tells(tmp_path: Path) -> None:
-    with _two_levels() as guest:
+    with two_levels() as guest:
         said = _debug(
             guest, tmp_path, f"break *{KERNEL + 7:#x}", "continue", "delete", "monitor switches", "monitor contexts",
             "monitor vmsa", f"monitor translate {FREE + (1 << 30):#x}", "monitor rmp 0x99999999999", "monitor rmp",

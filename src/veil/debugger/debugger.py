@@ -146,15 +146,16 @@ class Debugger:
         session = self._session
         sockets = [self._listener] if session is None else [self._listener, session.connection]
         ready, _, _ = select.select(sockets, (), (), timeout)
-        if self._listener in ready:
-            connection, _ = self._listener.accept()
-            if session is not None:
-                connection.close()
-            else:
-                connection.settimeout(_PATIENCE)
-                self._session = Session(self, connection)
         if session is not None and session.connection in ready:
             self._with(session, lambda: session.hear(session.connection.recv(_CHUNK)))
+        if self._listener not in ready:
+            return
+        connection, _ = self._listener.accept()
+        if self._session is not None:
+            connection.close()
+            return
+        connection.settimeout(_PATIENCE)
+        self._session = Session(self, connection)
 
     # While it stands still
 
@@ -170,10 +171,12 @@ class Debugger:
             while self.stopped is not None:
                 session = self._session
                 if session is not None:
-                    session.wants_stop = False
                     self._with(session, session.work)
                 if self.stopped is not None:
                     self._look(None)
+            session = self._session
+            if session is not None and session.wants_stop:
+                self._wanted = True
         finally:
             self.stopped = None
             # For the guest no time has passed: its watchdogs need not bark.

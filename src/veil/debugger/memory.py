@@ -72,7 +72,8 @@ class ContextMemory:
         while length:
             try:
                 page = self.translate(address)
-                size = min(length, page.end - page.gpa)
+                # The RMP may decide otherwise on each 4 KiB.
+                size = min(length, PAGE_SIZE - page.gpa % PAGE_SIZE)
                 parts.append(self._view.read(page.gpa, size, private=page.private))
             except (RmpViolation, NotThere) as error:
                 if parts:

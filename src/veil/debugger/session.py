@@ -76,7 +76,8 @@ class Session:
         self.wants_reason = False
         self._target = target
         self._deframer = Deframer()
-        self._queue: deque[bytes] = deque()
+        #: requests, and None for an interrupt
+        self._queue: deque[bytes | None] = deque()
         self._last = b""
         #: the thread that registers and memory are asked of, 0: any
         self._chosen = 0
@@ -135,7 +136,7 @@ class Session:
             raise ConnectionResetError
         for item in self._deframer.feed(data):
             if item is Mark.INTERRUPT:
-                self.wants_stop = self._target.stopped is None
+                self._queue.append(None)
             elif item is Mark.DAMAGED:
                 self.connection.sendall(self._last)
             elif item is None:
@@ -143,22 +144,25 @@ class Session:
             elif isinstance(item, bytes):
                 if self._deframer.acknowledges:
                     self.connection.sendall(b"+")
-                # gdb takes for granted that whom it asks stands still: so it is from its first request on.
-                self.wants_stop = self._target.stopped is None
                 self._queue.append(item)
+        # gdb takes for granted that whom it asks stands still: so it is from its first request on.
+        self.wants_stop = bool(self._queue) and self._target.stopped is None
         if len(self._queue) > _MAX_QUEUE:
             raise ProtocolError("requests without end")
 
     def work(self) -> None:
         """Answer what waits, as long as the machine stands still. Raises OSError and Killed."""
         while self._queue and self._target.stopped is not None:
-            text = self._queue.popleft().decode("latin-1")
+            request = self._queue.popleft()
+            if request is None:
+                continue
             try:
-                answer = self._answer(text)
+                answer = self._answer(request.decode("latin-1"))
             except _Wrong as wrong:
                 answer = wrong.answer
             if answer is not None:
                 self._send(answer)
+        self.wants_stop = bool(self._queue)
 
     def _answer(self, text: str) -> bytes | None:
         if text[:1] in ("q", "Q", "v"):

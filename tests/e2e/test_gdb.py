@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's gdb at a booted guest: it breaks in the kernel, steps over calls of VeilMon, and leaves it as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.debugger.gdb import Gdb
+from tests.e2e.snapshots import RunSnapshots
+from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.debugging import Debugging
+from veil.debugger import Place
+from veil.debugger.contexts import read_vmsa
+from veil.formats.domains import KERNEL_VMPL, SERVICE_VMPL
+from veil.host import Event, VmplSwitchEvent
+
+_VEIL = [sys.executable, "-c", "from veil.cli import main; main()"]
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Iterator[Debugging]:
+    with Debugging(Place.parse(str(tmp_path / "socket"))) as made:
+        yield made
+
+
+@pytest.fixture
+def debugged(snapshots: RunSnapshots, tool: Debugging) -> Iterator[ConfidentialVM]:
+    with ConfidentialVM.restore(snapshots.of(Configuration.make()), tools=[tool]) as vm:
+        yield vm
+
+
+def _symbol_file(vm: ConfidentialVM, folder: Path, *names: str) -> Path:
+    """What a vmlinux with symbols would be, which Debian has in a package of a gigabyte."""
+    table: dict[str, int] = {}
+    for line in vm.run(["cat", "/proc/kallsyms"]).stdout.decode().splitlines():
+        address, _, name, *_ = line.split()
+        table.setdefault(name, int(address, 16))
+    text = "".join(f".globl {name}\n.type {name}, @function\n{name} = {table[name]:#x}\n" for name in names)
+    unit, program = folder / "kernel.o", folder / "kernel.elf"
+    subprocess.run(["as", "--64", "-o", unit, "-"], input=text.encode(), check=True)
+    subprocess.run(["ld", "-r", "-o", program, unit], check=True)
+    return program
+
+
+def test_breaks_in_the_kernel(debugged: ConfidentialVM, tool: Debugging, tmp_path: Path) -> None:
+    symbols = _symbol_file(debugged, tmp_path, "__x64_sys_newuname")
+    gdb = Gdb(
+        [
+            f"file {symbols}", f"target remote {tool.address}", "info threads",
+            "break *(long) &__x64_sys_newuname", "continue",
+            "print/x $rip == (long) &__x64_sys_newuname", "print $cpl", "x/2i $rip", "monitor offset", "stepi",
+            "print/x *(long *) $rsp", "x/1gx 0x1000", "delete", "detach",
+        ]
+    )  # fmt: skip
+    done = debugged.run(["sh", "-c", "sleep 1; uname -s"])
+    said = gdb.said()
+    assert done.stdout == b"Linux\n"
+    assert '"VMPL 0" (VCPU 0, VMPL 0 (Python))' in said[2]
+    assert '"VMPL 3" (VCPU 0, VMPL 3, current)' in said[2]
+    assert "hit Breakpoint 1" in said[4]
+    assert said[5] == "$1 = 0x1"
+    assert said[6] == "$2 = 0"
+    assert said[8] == "the kernel is where it is linked to: file vmlinux"
+    assert said[10].startswith("$3 = 0xffffffff8"), "a return address of the kernel's, on its stack"
+    assert "Cannot access memory" in said[11]
+    assert "detached" in said[13]
+    # It runs on without.
+    assert debugged.run(["uname", "-s"]).stdout == b"Linux\n"
+
+
+def test_the_kernel_does_not_notice(debugged: ConfidentialVM, tool: Debugging, tmp_path: Path) -> None:
+    """Its clock stood still."""
+    symbols = _symbol_file(debugged, tmp_path, "__x64_sys_newuname")
+    gdb = Gdb(
+        [
+            f"file {symbols}", f"target remote {tool.address}", "break *(long) &__x64_sys_newuname", "continue",
+            "shell sleep 5", "delete", "detach",
+        ]
+    )  # fmt: skip
+    done = debugged.run(["sh", "-c", "cut -d' ' -f1 /proc/uptime; sleep 1; uname -s; cut -d' ' -f1 /proc/uptime"])
+    gdb.said()
+    before, _, after = done.stdout.decode().split()
+    assert float(after) - float(before) < 5
+
+
+def test_steps_over_a_call_of_the_services(debugged: ConfidentialVM, tool: Debugging) -> None:
+    """Who is called is Python, and has no instruction to stop at: the step ends behind the kernel's VMGEXIT."""
+    places = []
+
+    def see(event: Event) -> None:
+        if isinstance(event, VmplSwitchEvent) and (event.vmpl, event.target) == (KERNEL_VMPL, SERVICE_VMPL):
+            context = debugged.hypervisor.vcpus[0].contexts[KERNEL_VMPL]
+            places.append(read_vmsa(debugged.machine, context.vmcb.vmsa_pa).rip)
+
+    debugged.hypervisor.on_event = see
+    debugged.run(["sleep", "2.5"])
+    debugged.hypervisor.on_event = None
+    behind = places[-1]
+    gdb = Gdb(
+        [
+            f"target remote {tool.address}", f"break *{behind - 4:#x}", "continue", "x/4bx $rip", "delete", "stepi",
+            "thread", "monitor switches", "detach",
+        ]
+    )  # fmt: skip
+    assert debugged.run(["sleep", "4"]).exit_status == 0
+    said = gdb.said()
+    assert said[3].endswith("0xf3\t0x0f\t0x01\t0xd9"), "VMGEXIT"
+    assert f"0x{behind:016x}" in said[5]
+    assert "Thread 4" in said[6]
+    assert "VCPU 0: VMPL 3 left by VMGEXIT" in said[7].splitlines()[-1]
+
+
+def test_the_command_stands_still_before_the_first_instruction(tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    process = subprocess.Popen(
+        [*_VEIL, "gdb", "--no-monitor", "--listen", str(place)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline()]
+        while lines[-1] and "gdb is listened for" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        assert lines[-1] == f"gdb is listened for: target remote {place}\n"
+        said = Gdb([f"target remote {place}", "print $rip", "info threads", "kill"]).said()
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert said[1] == "$1 = (void (*)()) 0x10b000"
+    assert "VMPL 0, current" in said[2]
+    assert process.returncode == 125
