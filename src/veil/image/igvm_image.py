@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from veil.formats.board import HIGH_MEMORY
 from veil.formats.domains import VMPLS
-from veil.formats.igvm import IdPublicKey, IdSignature, PageDataType, SnpIdBlock
+from veil.formats.igvm_directives import IdPublicKey, IdSignature, PageDataType, SnpIdBlock
 from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.registers import Efer

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from veil.formats.acpi import madt
 from veil.formats.board import PCI_MEMORY
-from veil.formats.igvm import HeaderType, MemoryMapEntry, MemoryRange, MemoryType, MmioRanges
+from veil.formats.igvm import HeaderType
+from veil.formats.igvm_directives import MemoryMapEntry, MemoryRange, MemoryType, MmioRanges
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, ParameterRequest

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.igvm_writer import PAGE, IgvmWriter, vmsa
-from veil.formats.igvm import HeaderType, PageDataType
+from veil.formats.igvm import HeaderType
+from veil.formats.igvm_directives import PageDataType
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, Context, Pages, parse_igvm
 

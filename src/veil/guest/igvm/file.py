@@ -13,15 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from veil.errors import describe
-from veil.formats.igvm import (
-    PLATFORM_VERSION,
-    HeaderType,
-    PageDataFlags,
-    PageDataType,
-    PlatformType,
-    RequiredMemoryFlags,
-    SnpIdBlock,
-)
+from veil.formats.igvm import PLATFORM_VERSION, HeaderType, PlatformType
+from veil.formats.igvm_directives import PageDataFlags, PageDataType, RequiredMemoryFlags, SnpIdBlock
 from veil.formats.launch_digest import VMSA_GPA
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.errors import GuestImageError
