@@ -105,6 +105,42 @@ def test_a_terminal_of_its_own(native: NativeRuntime, tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == (b"3 hi\n24 80\n", 0), done
 
 
+_ANCILLARY = r"""
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(void)
+{
+	int pair[2], got = -1;
+	char byte = 'x', room[10000], name[IF_NAMESIZE];
+	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } sent = { 0 };
+	struct iovec vector = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &sent };
+	message.msg_controllen = sizeof(sent);
+	sent.header = (struct cmsghdr){ CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(&sent.header), &(int){ 1 }, sizeof(int));
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || sendmsg(pair[0], &message, 0) != 1)
+		return 1;
+	message.msg_control = room;
+	message.msg_controllen = sizeof(room);
+	if (recvmsg(pair[1], &message, 0) != 1)
+		return 2;
+	memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(got));
+	dprintf(got, "passed, %zu bytes\n", message.msg_controllen);
+	printf("%s\n", if_indextoname(if_nametoindex("lo"), name));
+	return 0;
+}
+"""
+
+
+def test_more_room_for_ancillary_data_than_there_can_be(native: NativeRuntime, tmp_path: Path) -> None:
+    """A descriptor comes with it. And interfaces have numbers and names."""
+    done = native.run(native.build(compile_program(tmp_path, _ANCILLARY, "-static")), "p")
+    assert (done.stdout, done.stderr, done.returncode) == (b"passed, 24 bytes\nlo\n", b"", 0), done
+
+
 _AGAIN = r"""
 #include <pthread.h>
 #include <stdio.h>

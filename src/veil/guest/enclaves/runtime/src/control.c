@@ -23,6 +23,8 @@ static const struct {
 	{ 0x5421, 4, 0 },     /* FIONBIO */
 	{ 0x5450, 0, 0 },     /* FIONCLEX */
 	{ 0x5451, 0, 0 },     /* FIOCLEX */
+	{ 0x8910, 40, 40 },   /* SIOCGIFNAME, of an interface's number; and its number */
+	{ 0x8933, 40, 40 },   /* SIOCGIFINDEX */
 	{ 0x40045431, 4, 0 }, /* TIOCSPTLCK */
 	{ 0x80045430, 0, 4 }, /* TIOCGPTN */
 };

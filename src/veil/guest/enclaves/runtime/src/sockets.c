@@ -338,6 +338,8 @@ HANDLER(do_recvmsg)
 	if (copy_in(&own, a[1], sizeof(own)))
 		return -EFAULT;
 	own.name_length = (u32)least(own.name_length, LONGEST_ADDRESS);
+	/* Of more than that the kernel says that it is cut. */
+	own.control_length = own.control ? least(own.control_length, MOST_CONTROL) : 0;
 	result = put_message(self, &own, vectors, &to);
 	if (result)
 		return result;
