@@ -43,7 +43,7 @@ def _run(data: bytes) -> None:
     file = parse_igvm(_mended(data), "mended")
     least_privileged_level(file)
     ram = ram_ranges(_MEMORY, igvm_memory(file))
-    image = build_igvm_image(file, ram=ram, vcpus=_VCPUS, cpuid=_CPUID, command_line="words")
+    image = build_igvm_image(file, ram=ram, vcpus=_VCPUS, cpuid=_CPUID)
     loaded: list[LaunchRegion | SharedPages] = [*image.regions, *image.shared]
     places = sorted((item.gpa, item.gpa + item.length) for item in loaded)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(places)), "two regions share a page"

@@ -224,6 +224,13 @@ def test_what_this_guest_cannot_have(change: Callable[[IgvmWriter], IgvmWriter],
     assert re.match(r"guest\.igvm: header \d+ \(", str(caught.value))
 
 
+def test_a_command_line_that_nobody_reads() -> None:
+    writer = _writer().area(1).parameter(0x30E, 1).context(0x8000, vmsa(0))
+    with pytest.raises(GuestImageError, match="it asks for no command line, and would not see the one that is given"):
+        _image(writer, command_line="line")
+    assert _image(writer.insert(0x4000, 1), command_line="line").regions
+
+
 def test_somebody_must_begin() -> None:
     with pytest.raises(GuestImageError, match=r"guest\.igvm: it has no VP_CONTEXT for VCPU 0, which begins"):
         _image(_writer().context(0x8000, vmsa(0), vp=1), vcpus=2)

@@ -19,7 +19,7 @@ from veil.formats.registers import Efer
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, Context, IgvmFile, Pages, RequiredRange
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages
-from veil.image.igvm_parameters import HostParameters, filled_area
+from veil.image.igvm_parameters import HostParameters, filled_area, takes_command_line
 from veil.image.launch_image import LaunchImage, cpuid_page
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.layouts import SevFeatures, Vmsa
@@ -91,6 +91,8 @@ def build_igvm_image(
             regions.append(_pages(item, cpuid))
     if not any(vcpu == 0 for vcpu, _ in levels):
         raise GuestImageError(f"{file.name}: it has no VP_CONTEXT for VCPU 0, which begins")
+    if command_line and not takes_command_line(item for item in file.items if isinstance(item, Area)):
+        raise GuestImageError(f"{file.name}: it asks for no command line, and would not see the one that is given")
     if file.policy is not None:
         policy = file.policy
     return LaunchImage(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from veil.formats.acpi import madt
@@ -16,7 +16,7 @@ from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import Area, ParameterRequest
 from veil.image.device_tree import Node, cells, flattened
 
-__all__ = ["HostParameters", "filled_area"]
+__all__ = ["HostParameters", "filled_area", "takes_command_line"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ def filled_area(area: Area, host: HostParameters) -> bytes:
             )
         content[request.offset : end] = value
     return bytes(content)
+
+
+def takes_command_line(areas: Iterable[Area]) -> bool:
+    """Is the host's command line in any of them?"""
+    kinds = (HeaderType.COMMAND_LINE, HeaderType.DEVICE_TREE)
+    return any(request.kind in kinds for area in areas for request in area.parameters)
 
 
 def _value(request: ParameterRequest, host: HostParameters) -> bytes:
