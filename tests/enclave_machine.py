@@ -35,8 +35,9 @@ from veil.guest.enclaves.trusted_files import ComputerFiles
 from veil.services.enc.enclave import Enclave
 from veil.snp import ExitCode
 from veil.snp._engine import Engine
+from veil.snp.guest_bus import GuestBus
+from veil.snp.host_view import HostView
 from veil.snp.layouts import EVENT_VALID, Vmcb, Vmsa
-from veil.snp.view import GuestBus, HostView
 
 __all__ = ["SMALL", "EnclaveMachine", "Ending", "Starved", "assemble_program", "build_program"]
 

@@ -42,13 +42,15 @@ from veil.monitor.parameters import MIN_SHARED
 from veil.monitor.svsm_call import ResultCode
 from veil.services import ServiceDomain
 from veil.services.parameters import ServiceParameters
+from veil.snp.guest_bus import GuestBus
 from veil.snp.guest_requests import GuestRequests, LaunchedGuest
+from veil.snp.host_view import HostView
 from veil.snp.hosted import HostedCpu, HostedHeader
 from veil.snp.id_block_checks import LaunchIdentity
 from veil.snp.layouts import SevFeatures, Vmcb, Vmsa
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_SIZEM, PageSize, Rmp, RmpResult
-from veil.snp.view import GuestBus, HostView, View
+from veil.snp.view import View
 
 PAGE, LARGE = PAGE_SIZE, PAGE_SIZE_2M
 RAM = 4 * LARGE

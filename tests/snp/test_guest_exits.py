@@ -9,13 +9,12 @@ import pytest
 
 from tests.small_guest import CODE, FREE, PAGE, STACK, VMSA, SmallGuest
 from veil.snp import EntryFlag, ExitCode, Permission, RmpResult
-from veil.snp.layouts import Vmsa
+from veil.snp.layouts import V_IRQ, Vmsa
 
 _VC, _GP = 29, 13
 _WRITE, _FETCH = 1 << 1, 1 << 4
 _PRESENT_USER = 1 << 0 | 1 << 2
 _RMP, _FINAL, _TABLE, _ENC, _VMPL = (1 << bit for bit in (31, 32, 33, 34, 36))
-_V_IRQ = 1 << 8
 _TABLES = {"PML4": 0x1000, "PDPT": 0x2000, "PD": 0x3000, "PT": 0x4000}
 
 
@@ -84,7 +83,7 @@ def test_pause_exits_when_the_host_wants_it() -> None:
 
 
 def _pend(guest: SmallGuest, vector: int) -> None:
-    guest.vmcb.v_intr = _V_IRQ
+    guest.vmcb.v_intr = V_IRQ
     guest.vmcb.v_intr |= vector << 32
 
 
@@ -102,7 +101,7 @@ def test_an_interrupt_stays_pending_while_interrupts_are_off() -> None:
         _pend(guest, 0x22)
         assert guest.run() == ExitCode.HLT
         assert guest.trap().times == 0
-        assert guest.vmcb.v_intr & _V_IRQ
+        assert guest.vmcb.v_intr & V_IRQ
         assert guest.run() == ExitCode.HLT
         assert guest.trap().vector == 0x22
 

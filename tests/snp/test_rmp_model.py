@@ -17,9 +17,11 @@ from tests.snp.ciphers import AddingCipher
 from tests.snp.rmp_model import LETTERS, Fault, Model, Record, letters
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation
+from veil.snp.guest_bus import GuestBus
+from veil.snp.host_view import HostView
 from veil.snp.memory import Memory
 from veil.snp.rmp import EntryFlag, PageSize, Rmp
-from veil.snp.view import GuestBus, HostView, View
+from veil.snp.view import View
 
 # Two 2 MiB regions and the start of a third, which no 2 MiB entry can cover.
 PAGES = 2 * 512 + 8

@@ -8,9 +8,11 @@ import pytest
 from tests.snp.ciphers import AddingCipher
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation, SnpError
+from veil.snp.guest_bus import GuestBus
+from veil.snp.host_view import HostView
 from veil.snp.memory import Memory
 from veil.snp.rmp import FAULT_ENC, FAULT_NOT_VALIDATED, FAULT_RMP, FAULT_VMPL, PageSize, Permission, Rmp, RmpResult
-from veil.snp.view import GuestBus, HostView, View
+from veil.snp.view import View
 
 PAGE = 3 * PAGE_SIZE
 SHARED = 100 * PAGE_SIZE

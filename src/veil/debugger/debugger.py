@@ -22,7 +22,7 @@ from veil.debugger.place import Place
 from veil.debugger.session import Session
 from veil.debugger.target import SIGINT, SIGSEGV, SIGTRAP, Left, Stop
 from veil.snp import ExitCode, StopReason, Watchpoint
-from veil.snp.layouts import EVENT_VALID, SevFeatures
+from veil.snp.layouts import EVENT_VALID, V_IRQ, SevFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Debugger"]
 
-_V_IRQ = 1 << 8
 _INTR, _SHUTDOWN = int(ExitCode.INTR), int(ExitCode.SHUTDOWN)
 _CHUNK = 0x10000
 #: seconds that gdb may take nothing
@@ -275,8 +274,8 @@ class Debugger:
     @contextmanager
     def _single_step(self, vmcb: Vmcb) -> Iterator[None]:
         """Without interrupts: else each step would end in the handler of the timer, which goes on meanwhile."""
-        waiting = vmcb.v_intr & _V_IRQ
-        vmcb.v_intr &= ~_V_IRQ
+        waiting = vmcb.v_intr & V_IRQ
+        vmcb.v_intr &= ~V_IRQ
         self.real.set_single_step(True)
         try:
             yield

@@ -19,7 +19,7 @@ __all__ = ["HostMemory", "Platform", "SecureProcessor", "SnpMachine"]
 
 
 class HostMemory(Protocol):
-    """`veil.snp.view.HostView`."""
+    """`veil.snp.host_view.HostView`."""
 
     def is_shared(self, gpa: int, length: int = 1, /) -> bool: ...
 

@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 from veil.host.errors import HostError
-from veil.snp.layouts import EVENT_VALID
+from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,11 +26,7 @@ NO_IRQ = -1
 _EVENT_ERROR_CODE = 1 << 11
 _EVENT_EXCEPTION = 3 << 8
 
-# VMCB offset 060h: V_IRQ, V_IGN_TPR and V_INTR_VECTOR.
-_V_IRQ = 1 << 8
-_V_IGN_TPR = 1 << 20
-_V_VECTOR_SHIFT = 32
-_V_INTR_MASK = ~(_V_IRQ | _V_IGN_TPR | 0xF << 16 | 0xFF << _V_VECTOR_SHIFT) & (1 << 64) - 1
+_V_INTR_MASK = ~(V_IRQ | V_IGN_TPR | 0xF << 16 | 0xFF << V_INTR_VECTOR_SHIFT) & (1 << 64) - 1
 
 # VMCB offset 068h, bit 1: RFLAGS.IF of a guest whose registers the host cannot read.
 _GUEST_INTERRUPT_MASK = 2
@@ -92,7 +88,7 @@ class Context:
         """Let the CPU take this vector as soon as the guest allows it."""
         vmcb = self.vmcb
         # A priority above every TPR and V_IGN_TPR: the platform's APIC has compared priorities already.
-        vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | _V_IRQ | _V_IGN_TPR | vector << _V_VECTOR_SHIFT
+        vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | V_IRQ | V_IGN_TPR | vector << V_INTR_VECTOR_SHIFT
         self.irq = vector
 
     def withdraw_interrupt(self) -> None:
@@ -102,7 +98,7 @@ class Context:
 
     def interrupt_taken(self) -> bool:
         """Did the CPU take the offered interrupt?"""
-        if self.vmcb.v_intr & _V_IRQ:
+        if self.vmcb.v_intr & V_IRQ:
             return False
         self.irq = NO_IRQ
         return True

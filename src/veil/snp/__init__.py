@@ -14,12 +14,13 @@ from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, WatchKi
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
 from veil.snp.guest_requests import MODEL_TCB
+from veil.snp.host_view import HostView
 from veil.snp.hosted import HostedCpu, HostedProgram
 from veil.snp.machine import HOSTED_VMPLS, Machine
 from veil.snp.memory import ram_ranges
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
 from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
-from veil.snp.view import HostView, View
+from veil.snp.view import View
 
 __all__ = [
     "COUNTER_NAMES",

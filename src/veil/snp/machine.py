@@ -7,8 +7,7 @@ import ctypes
 import json
 import struct
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.formats.domains import MONITOR_VMPL, SERVICE_VMPL
-from veil.formats.errors import FormatError
 from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.registers import Efer
@@ -26,6 +24,8 @@ from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, Watchpo
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
+from veil.snp.guest_bus import GuestBus
+from veil.snp.host_view import HostView
 from veil.snp.hosted import (
     HOSTED_MAGIC,
     HostedCpu,
@@ -40,7 +40,8 @@ from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
 from veil.snp.rmp import FAULT_GP, FAULT_NOT_VALIDATED, NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot_file import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
-from veil.snp.view import GuestBus, HostView, View
+from veil.snp.snapshot_values import UNUSABLE, explained, integer
+from veil.snp.view import View
 
 if TYPE_CHECKING:
     from veil.snp.endorsement import Endorsement
@@ -293,7 +294,7 @@ class Machine:
         if self._allowed is None:
             context = self._hosted_context(vmcb, entry, vmpl, load_program)
         else:
-            with _explained(f"the snapshot's program at {entry:#x} cannot be run"):
+            with explained(f"the snapshot's program at {entry:#x} cannot be run"):
                 context = self._hosted_context(vmcb, entry, vmpl, self._load_installed)
             context.resumed = True
         context.steps = context.program.run(context.cpu)
@@ -409,7 +410,7 @@ class Machine:
         self._engine = None  # type: ignore[assignment]
         try:
             self._load(snapshot, endorsement)
-        except _UNUSABLE as error:
+        except UNUSABLE as error:
             if self._engine is not None:
                 self._engine.close()
             words = str(error) if isinstance(error, SnpError) else repr(error)
@@ -420,8 +421,8 @@ class Machine:
 
     def _load(self, snapshot: Snapshot, endorsement: Callable[[], Endorsement] | None) -> None:
         state = from_plain(json.loads(snapshot.sections["machine"]))
-        memory_size = _integer(state["memory_size"], "memory size")
-        firmware_size = _integer(state["firmware_size"], "firmware's size")
+        memory_size = integer(state["memory_size"], "memory size")
+        firmware_size = integer(state["firmware_size"], "firmware's size")
         if firmware_size % PAGE_SIZE or firmware_size > MAX_FIRMWARE_SIZE:
             raise SnapshotError(f"no firmware has {firmware_size} bytes")
         sizes = (memory_size, firmware_size)
@@ -429,10 +430,10 @@ class Machine:
         if memory_size % PAGE_SIZE_2M or not memory_size or address_space(*sizes) != snapshot.memory_size:
             raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
         encryption = MemoryEncryption.load(snapshot.sections["encryption"])
-        tsc = _integer(state["tsc"], "time stamp counter")
-        self._machine_code = {_integer(gpa, "VMSA's address") for gpa in state["machine_code"]}
+        tsc = integer(state["tsc"], "time stamp counter")
+        self._machine_code = {integer(gpa, "VMSA's address") for gpa in state["machine_code"]}
         self._saved_hosted = {
-            int(gpa): _integer(header, "hosted program's address") for gpa, header in state["hosted"].items()
+            int(gpa): integer(header, "hosted program's address") for gpa, header in state["hosted"].items()
         }
         self._saved_programs = {
             int(name.removeprefix("program:")): data
@@ -455,7 +456,7 @@ class Machine:
         header_gpa = self._saved_hosted.get(vmcb.vmsa_pa)
         if header_gpa is None:
             return
-        with _explained(f"the snapshot's program at {header_gpa:#x} cannot be resumed"):
+        with explained(f"the snapshot's program at {header_gpa:#x} cannot be resumed"):
             self._resume_hosted(vmcb, header_gpa)
 
     def _resume_hosted(self, vmcb: Vmcb, header_gpa: int) -> None:
@@ -477,29 +478,6 @@ class Machine:
     _saved_programs: dict[int, bytes]
     #: of a snapshot: what of its programs may run (entry -> packages); None on a machine whose image the caller made
     _allowed: Mapping[str, Sequence[str]] | None = None
-
-
-#: what reading values out of a file that anybody may have written can end in
-_UNUSABLE = (
-    SnpError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, AssertionError,
-    ctypes.ArgumentError, RecursionError, MemoryError, struct.error, FormatError,
-)  # fmt: skip
-
-
-@contextmanager
-def _explained(words: str) -> Iterator[None]:
-    try:
-        yield
-    except _UNUSABLE as error:
-        if isinstance(error, SnapshotError):
-            raise
-        raise SnapshotError(f"{words}: {error!r}") from error
-
-
-def _integer(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 64:
-        raise SnapshotError(f"the {what} is not an unsigned 64-bit number: {value!r:.40}")
-    return value
 
 
 def _nested_fault(violation: RmpViolation) -> tuple[int, int, int]:

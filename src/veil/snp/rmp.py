@@ -30,6 +30,7 @@ __all__ = [
     "FAULT_RMP",
     "FAULT_SIZEM",
     "FAULT_VMPL",
+    "OUTSIDE",
     "EntryFlag",
     "PageSize",
     "Permission",
@@ -156,7 +157,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "veil_rmp_check_range": ([_PTR, _U64, _U64, _U32, _U32, _INT, ctypes.POINTER(_U64)], _U64),
 }
 _U64_MAX = (1 << 64) - 1
-_OUTSIDE = "outside guest memory"
+OUTSIDE = "outside guest memory"
 
 
 class _Functions:
@@ -355,12 +356,12 @@ class Rmp:
     def _check_operand(self, gpa: int, vmpl: int, access: str) -> None:
         # ctypes would cut the number to 64 bits: another page's address.
         if not 0 <= gpa <= _U64_MAX:
-            raise RmpViolation(gpa, vmpl, access, _OUTSIDE, FAULT_RMP | FAULT_ENC)
+            raise RmpViolation(gpa, vmpl, access, OUTSIDE, FAULT_RMP | FAULT_ENC)
 
     def _guest_code(self, result: int, gpa: int, vmpl: int, access: str) -> RmpResult:
         if result >> 31:
             covered = result & FAULT_GP or gpa < self.pages * PAGE_SIZE
-            raise RmpViolation(gpa, vmpl, access, fault_reason(result) if covered else _OUTSIDE, result)
+            raise RmpViolation(gpa, vmpl, access, fault_reason(result) if covered else OUTSIDE, result)
         return _RESULTS[result & 0xFF]
 
     # Host instructions

@@ -7,16 +7,19 @@ import ctypes
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["EVENT_VALID", "Vmcb"]
+__all__ = ["EVENT_VALID", "V_IGN_TPR", "V_INTR_VECTOR_SHIFT", "V_IRQ", "Vmcb"]
 
 #: EVENTINJ and EXITINTINFO, bit 31: there is an event (24593, 15.20).
 EVENT_VALID = 1 << 31
+
+#: Of `v_intr`: an interrupt is offered; whatever the guest's TPR says; and where its vector begins.
+V_IRQ, V_IGN_TPR, V_INTR_VECTOR_SHIFT = 1 << 8, 1 << 20, 32
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 
 class Vmcb(ctypes.LittleEndianStructure):
-    """0x400 bytes. `v_intr`: V_IRQ bit 8, V_IGN_TPR bit 20, V_INTR_VECTOR bits 39:32.
+    """0x400 bytes.
 
     `interrupt_shadow`: bit 0 the shadow of STI or MOV SS, bit 1 the guest's RFLAGS.IF (GUEST_INTERRUPT_MASK).
     """
