@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.shielded_programs import EXERCISES, LONG_EXERCISES
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACES = ("src", "tests", "bench", "docs", "fuzz", ".ci")
@@ -72,3 +74,21 @@ def test_modules_exist() -> None:
     assert len(named) > 10
     assert not any(map(_resolves, ("veil.monitor.nothing", "veil.formats.roles.nothing")))
     assert [(place, name) for place, name in named if name not in _OTHER_NAMES and not _resolves(name)] == []
+
+
+def test_the_list_of_shielded_programs_is_what_tests_run() -> None:
+    """docs/enclaves.md says "yes" of what has an exercise, or is a test's own program, and of no other."""
+    text = (ROOT / "docs" / "enclaves.md").read_text()
+    table = text.split("### Programs that were tried", 1)[1].split("\n### ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")][
+        1:
+    ]
+    shielded = {cells[0]: cells[1] for cells in rows if cells[2].startswith("yes")}
+    names = {Path(program.path).name for item in (*EXERCISES, *LONG_EXERCISES) for program in item.programs.values()}
+    said = {name for name in names for row in shielded if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", row)}
+    assert said == names
+    for row, what in shielded.items():
+        assert "programs.py" in what or any(
+            re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", row) for name in names
+        ), row
+    assert len({Path(program.path).name for item in EXERCISES for program in item.programs.values()}) >= 15

@@ -126,7 +126,8 @@ echo status $?
 )
 
 _PYTHON_SCRIPT = r"""
-import queue, subprocess, threading
+import hashlib, json, queue, subprocess, threading
+print(hashlib.sha256(b"x").hexdigest(), json.dumps({"a": [1, None]}))
 print(subprocess.run(["/bin/echo", "hi"], capture_output=True))
 print(len(subprocess.run(["/bin/cat"], input=b"x" * 200000, stdout=subprocess.PIPE).stdout))
 work, done = queue.Queue(), []
@@ -145,6 +146,58 @@ for _ in threads:
 for thread in threads:
     thread.join()
 print("items", len(done), sum(value for _, value in done), sorted(done)[-1])
+"""
+
+_WEB_COMMANDS = (
+    """
+mkdir -p /tmp/pages /tmp/nginx; head -c 30000 /tmp/words >/tmp/pages/page
+cat >/tmp/nginx.conf <<end
+daemon off;
+master_process off;
+user root root;
+pid /tmp/nginx/pid;
+error_log /tmp/nginx/errors;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path /tmp/nginx; proxy_temp_path /tmp/nginx; fastcgi_temp_path /tmp/nginx;
+  uwsgi_temp_path /tmp/nginx; scgi_temp_path /tmp/nginx;
+  server {{ listen 127.0.0.1:7104; root /tmp/pages; }}
+}}
+end
+$nginx -c /tmp/nginx.conf -e /tmp/nginx/errors &
+server=$!
+"""
+    + _UNTIL_LISTENS.format(port=7104)
+    + """
+for i in $(seq {requests}); do $curl -s http://127.0.0.1:7104/page | sha256sum; done
+$curl -s -o /dev/null -w '%{{http_code}}\n' http://127.0.0.1:7104/none
+kill $server; wait $server; echo status $?
+"""
+)
+
+_MEMCACHED_COMMANDS = (
+    "$memcached -u root -l 127.0.0.1 -p 7105 -U 0 -t 2 -m 8 &\nserver=$!\n"
+    + _UNTIL_LISTENS.format(port=7105)
+    + r"""
+printf 'set a 0 0 5\r\nhello\r\nincr n 1\r\nset n 0 0 1\r\n7\r\nincr n 35\r\nget a\r\nquit\r\n' | nc 127.0.0.1 7105
+kill $server; wait $server; echo status $?
+"""
+)
+
+_GIT_COMMANDS = r"""
+rm -rf /tmp/repository; mkdir /tmp/repository; cp /tmp/words /tmp/repository
+export HOME=/tmp GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+export GIT_AUTHOR_DATE='2026-01-01 00:00:00 +0000' GIT_COMMITTER_DATE='2026-01-01 00:00:00 +0000'
+git="$git -C /tmp/repository -c gc.auto=0 -c maintenance.auto=false"
+$git init -q -b main 2>&1 | grep -v templates
+$git add words
+$git commit -q -m first
+echo more >>/tmp/repository/words
+$git diff --stat
+$git commit -q -a -m second
+$git log --format='%h %s'
+$git cat-file -p HEAD:words | sha256sum; echo status $?
 """
 
 EXERCISES = (
@@ -294,6 +347,7 @@ echo status $?
         r"""
 $openssl dgst -sha3-256 /tmp/words
 $openssl enc -aes-256-ctr -K 00 -iv 00 -in /tmp/words 2>/dev/null | sha256sum
+$openssl speed -seconds 1 -bytes 64 sha256 2>/dev/null | grep -c '^sha256 '
 """,
         "SHA3-256",
     ),
@@ -312,6 +366,97 @@ sha256sum </tmp/words.zst
 $zstd -q -dc /tmp/words.zst | sha256sum
 """,
         "  -",
+    ),
+    _one(
+        "7z",
+        Program(
+            ("p7zip-full",),
+            "usr/lib/p7zip/7z",
+            {
+                "memory": "64M",
+                "threads": 6,
+                # Its codecs, which it loads by itself.
+                "files": {"trusted": ["/usr/lib/p7zip/7z.so"], "pass": ["/tmp/", "/dev/null"]},
+            },
+        ),
+        r"""
+rm -f /tmp/words.7z
+$p7z a -mx=1 -mmt=2 -bd /tmp/words.7z /tmp/words >/dev/null
+echo status $?
+$p7z x -so -bd /tmp/words.7z | sha256sum
+""",
+        "status 0",
+    ),
+    _one(
+        "gzip",
+        Program(("gzip",), "gzip", {"memory": "8M", "threads": 1}),
+        "$gzip -nc /tmp/words >/tmp/words.gz; sha256sum </tmp/words.gz; $gzip -dc /tmp/words.gz | tail -n 1",
+        "line 2000 of",
+    ),
+    _one(
+        "mawk",
+        Program(("mawk",), "usr/bin/mawk", {"memory": "8M", "threads": 1}),
+        "$mawk '{s += $2} END {print NR, s, sqrt(2)}' /tmp/words",
+        "2000 2001000 1.41421",
+    ),
+    _one(
+        "sort",
+        Program(("coreutils",), "usr/bin/sort", {"memory": "64M", "threads": 4}),
+        "$sort --parallel=2 -S 4M -r -k 2,2n /tmp/words | sha256sum; $sort -k 2,2nr /tmp/words | head -n 1",
+        "line 2000 of",
+    ),
+    _one(
+        "gpg",
+        Program(("gpg",), "usr/bin/gpg", {"memory": "16M", "threads": 1}),
+        "mkdir -p -m 700 /tmp/gnupg; $gpg --homedir /tmp/gnupg --print-md SHA512 /tmp/words 2>/dev/null",
+        "/tmp/words: ",
+    ),
+    _one(
+        "cc1",
+        Program(("cpp-12",), "usr/lib/gcc/x86_64-linux-gnu/12/cc1", {"memory": "128M", "threads": 1}),
+        r"""
+echo 'int square(int x) { return x * x; } int of(int y) { return square(y) + 1; }' >/tmp/square.c
+$cc1 -quiet -fpreprocessed -O2 /tmp/square.c -o -
+""",
+        "imull",
+    ),
+    _one("git", Program(("git",), "git", {"memory": "64M", "threads": 4}), _GIT_COMMANDS, "second"),
+    Exercise(
+        "nginx",
+        {
+            "nginx": Program(
+                ("nginx",),
+                "usr/sbin/nginx",
+                {
+                    "memory": "32M",
+                    "threads": 4,
+                    "signals": ["TERM"],
+                    "files": {"pass": ["/tmp/", "/dev/null"], "read": ["/etc/"]},
+                    **_NETWORK,
+                },
+            ),
+            "curl": Program(("curl",), "curl", {"memory": "32M", "threads": 4, **_NETWORK}),
+        },
+        _WEB_COMMANDS.format(requests=20),
+        "404",
+    ),
+    Exercise(
+        "memcached",
+        {
+            "memcached": Program(
+                ("memcached",),
+                "usr/bin/memcached",
+                {
+                    "memory": "64M",
+                    "threads": 12,
+                    "signals": ["TERM"],
+                    "files": {"pass": ["/tmp/", "/dev/null"], "read": ["/etc/"]},
+                    **_NETWORK,
+                },
+            )
+        },
+        _MEMCACHED_COMMANDS,
+        "hello",
     ),
     Exercise(
         "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=3000), "PING_MBULK"
