@@ -402,9 +402,10 @@ class BareGuest:
     def debugger(self, place: str, *, waits: bool = True, say: Callable[[str], None] = print) -> Iterator[Debugger]:
         """Listen for gdb at a port or a socket's path while the block runs the guest; `waits`: nothing runs before gdb
         says so. Raises VeilError."""
-        debugger = Debugger(self.machine, self._debugged, Place.parse(place), waits=waits, say=say)
+        debugger = Debugger(self.machine, self._debugged, Place.parse(place), waits=waits)
         self._vmrun = debugger.machine.vmrun
         try:
+            say(f"gdb is listened for: target remote {debugger.address}")
             yield debugger
         finally:
             self._vmrun = self.machine.vmrun

@@ -150,6 +150,18 @@ def test_one_peer_at_a_time(tmp_path: Path) -> None:
         converse(guest, tmp_path, talk)
 
 
+def test_whoever_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+    def talk(address: str) -> None:
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(address)
+        peer = Peer(address)
+        assert silent.recv(1) == b""
+        peer.send(frame(b"D"))
+
+    with two_levels() as guest:
+        converse(guest, tmp_path, talk)
+
+
 @pytest.mark.parametrize(
     ("request_text", "answer"),
     [

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,7 +106,7 @@ def test_steps_over_a_call_of_the_services(debugged: ConfidentialVM, tool: Debug
     gdb = Gdb(
         [
             f"target remote {tool.address}", f"break *{behind - 4:#x}", "continue", "x/4bx $rip", "delete", "stepi",
-            "thread", "monitor switches", "detach",
+            "thread", "monitor switches", "thread 1", "stepi", "thread", "detach",
         ]
     )  # fmt: skip
     assert debugged.run(["sleep", "4"]).exit_status == 0
@@ -113,27 +115,46 @@ def test_steps_over_a_call_of_the_services(debugged: ConfidentialVM, tool: Debug
     assert f"0x{behind:016x}" in said[5]
     assert "Thread 4" in said[6]
     assert "VCPU 0: VMPL 3 left by VMGEXIT" in said[7].splitlines()[-1]
+    assert "Thread 4" in said[10], "a step of VeilMon's ends where its VCPU is at an instruction"
 
 
-def test_the_command_stands_still_before_the_first_instruction(tmp_path: Path) -> None:
-    place = tmp_path / "socket"
+@contextmanager
+def _command(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """`veil gdb`, standing still."""
     process = subprocess.Popen(
         [*_VEIL, "gdb", "--no-monitor", "--listen", str(place)],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stderr is not None
-        lines = [process.stderr.readline()]
-        while lines[-1] and "gdb is listened for" not in lines[-1]:
-            lines.append(process.stderr.readline())
-        assert lines[-1] == f"gdb is listened for: target remote {place}\n"
-        said = Gdb([f"target remote {place}", "print $rip", "info threads", "kill"]).said()
-        process.wait(60)
+        line = process.stderr.readline()
+        while line and "gdb is listened for" not in line:
+            line = process.stderr.readline()
+        assert line == f"gdb is listened for: target remote {place}\n"
+        yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
+
+
+def test_the_command_stands_still_before_the_first_instruction(tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    with _command(place) as process:
+        said = Gdb([f"target remote {place}", "print $rip", "info threads", "kill"]).said()
+        assert process.wait(60) == 125
+        assert process.stderr is not None
+        assert process.stderr.read().splitlines()[-1] == "veil: gdb ended the machine"
     assert said[1] == "$1 = (void (*)()) 0x10b000"
     assert "VMPL 0, current" in said[2]
-    assert process.returncode == 125
+    assert not place.exists()
+
+
+def test_the_command_can_be_given_up(tmp_path: Path) -> None:
+    with _command(tmp_path / "socket") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert not (tmp_path / "socket").exists()

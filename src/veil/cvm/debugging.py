@@ -42,10 +42,10 @@ class Debugging:
             self._place,
             wake=hypervisor.post,
             waits=self._waits,
-            say=self._say,
         )
         hypervisor.machine = debugger.machine
         hypervisor.switches_by_machine = False
+        self._say(f"gdb is listened for: target remote {debugger.address}")
 
     def close(self) -> None:
         """gdb is told that the machine is gone."""

@@ -50,11 +50,9 @@ class Debugger:
         *,
         wake: Callable[[Callable[[], None]], None] | None = None,
         waits: bool = False,
-        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`contexts`: those that the host has now. `wake(action)` has the thread that runs the machine call an action
-        soon, if it may be at something else than VMRUN. `waits`: nothing runs before gdb says so. `say` is told where
-        gdb is listened for. Raises VeilError."""
+        soon, if it may be at something else than VMRUN. `waits`: nothing runs before gdb says so. Raises VeilError."""
         self.real = machine
         self.contexts = contexts
         #: whose VMRUN stops for gdb
@@ -80,8 +78,8 @@ class Debugger:
         self._pass: int | None = None
         self._closed = False
         self._attended = threading.Event()
+        #: for gdb's `target remote`
         self.address = Place.describe(self._listener)
-        say(f"gdb is listened for: target remote {self.address}")
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -151,8 +149,11 @@ class Debugger:
             return
         connection, _ = self._listener.accept()
         if self._session is not None:
-            connection.close()
-            return
+            if self._session.begun:
+                connection.close()
+                return
+            # Whoever says nothing keeps nobody out.
+            self._session.close()
         connection.settimeout(_PATIENCE)
         self._session = Session(self, connection)
 
@@ -190,6 +191,9 @@ class Debugger:
     def resume(self, step: Context | None = None) -> None:
         """Go on; `step`: this context stops behind its next instruction."""
         stop, self.stopped = self.stopped, None
+        if step is not None and self.real.hosted_program(step.vmsa) is not None:
+            # It is Python, and has no instructions: it has made its step when its VCPU is at one.
+            self._follow, step = step.vcpu, None
         self._step = step.vmsa if step is not None else None
         if stop is not None and stop.context is not None:
             vmsa = stop.context.vmsa

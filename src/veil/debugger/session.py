@@ -71,6 +71,8 @@ class Session:
 
     def __init__(self, target: Target, connection: socket.socket) -> None:
         self.connection = connection
+        #: has it asked for anything yet?
+        self.begun = False
         #: the machine runs, and is to stand still; and gdb waits for the reason of that
         self.wants_stop = False
         self.wants_reason = False
@@ -145,6 +147,7 @@ class Session:
                 if self._deframer.acknowledges:
                     self.connection.sendall(b"+")
                 self._queue.append(item)
+                self.begun = True
         # gdb takes for granted that whom it asks stands still: so it is from its first request on.
         self.wants_stop = bool(self._queue) and self._target.stopped is None
         if len(self._queue) > _MAX_QUEUE:
