@@ -236,17 +236,6 @@ $xz -dc /tmp/words.xz | sha256sum
         "  -",
     ),
     _one(
-        "7za",
-        Program(("p7zip-full",), "usr/lib/p7zip/7za", {"memory": "64M", "threads": 6}),
-        r"""
-rm -f /tmp/words.7z
-$p7za a -mx=1 -mmt=2 -bd /tmp/words.7z /tmp/words >/dev/null
-echo status $?
-$p7za x -so -bd /tmp/words.7z | sha256sum
-""",
-        "status 0",
-    ),
-    _one(
         "rg",
         Program(("ripgrep",), "rg", {"memory": "16M", "threads": 6}),
         r"""
@@ -270,15 +259,6 @@ $gdu --non-interactive --no-progress --no-color --no-cross --show-apparent-size 
         "/a",
     ),
     _one(
-        "lua5.4",
-        Program(("lua5.4",), "lua5.4", {"memory": "16M", "threads": 1}),
-        r"""
-$lua54 -e 'local t = {} for i = 1, 20000 do t[i] = i * i % 7 end table.sort(t) print(#t, t[1], t[#t], _VERSION)
-print(("x"):rep(10), select(2, pcall(error, "an error")))'
-""",
-        "Lua 5.4",
-    ),
-    _one(
         "luajit",
         Program(("luajit",), "luajit", {"memory": "32M", "threads": 1}),
         "$luajit -e 'local s = 0 for i = 1, 2e6 do s = s + i % 7 end print(s, jit.status())'",
@@ -291,22 +271,42 @@ print(("x"):rep(10), select(2, pcall(error, "an error")))'
         "items 200",
     ),
     Exercise(
-        "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=30), "PING_MBULK"
+        "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=16), "PING_MBULK"
     ),
     Exercise(
-        "lighttpd", {"lighttpd": _LIGHTTPD, "ab": _AB}, _LIGHTTPD_COMMANDS.format(requests=40), "requests:      40"
+        "lighttpd", {"lighttpd": _LIGHTTPD, "ab": _AB}, _LIGHTTPD_COMMANDS.format(requests=16), "requests:      16"
     ),
     Exercise("tls", {"openssl": _OPENSSL}, _TLS_COMMANDS.format(requests=1), "line 1 of"),
+)
+
+#: for minutes together, and those that do what some other above does
+LONG_EXERCISES = (
+    _one(
+        "7za",
+        Program(("p7zip-full",), "usr/lib/p7zip/7za", {"memory": "64M", "threads": 6}),
+        r"""
+rm -f /tmp/words.7z
+$p7za a -mx=1 -mmt=2 -bd /tmp/words.7z /tmp/words >/dev/null
+echo status $?
+$p7za x -so -bd /tmp/words.7z | sha256sum
+""",
+        "status 0",
+    ),
+    _one(
+        "lua5.4",
+        Program(("lua5.4",), "lua5.4", {"memory": "16M", "threads": 1}),
+        r"""
+$lua54 -e 'local t = {} for i = 1, 20000 do t[i] = i * i % 7 end table.sort(t) print(#t, t[1], t[#t], _VERSION)
+print(("x"):rep(10), select(2, pcall(error, "an error")))'
+""",
+        "Lua 5.4",
+    ),
     _one(
         "bc",
         Program(("bc",), "bc", {"memory": "8M", "threads": 1}),
         "echo '2^200; scale=30; 1/7' | $bc",
         "1606938044258",
     ),
-)
-
-#: for minutes together
-LONG_EXERCISES = (
     _one(
         "pypy3",
         Program(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -83,7 +83,7 @@ def keep_copy(snapshot: Path, configuration: Configuration, cache: Cache | None 
     # Another process may be reading the one that is there.
     new = place.with_name(f"{place.name}.{os.getpid()}")
     new.touch(0o600)
-    shutil.copyfile(snapshot, new)
+    subprocess.run(["cp", "--sparse=always", snapshot, new], check=True)
     return new.replace(place)
 
 

@@ -88,7 +88,7 @@ class Guest:
     """Whose policy allows the filter's module."""
 
     def __init__(self, resume: Resume, mode: str) -> None:
-        self.vm: ConfidentialVM = resume(services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
+        self.vm: ConfidentialVM = resume(vcpus=2, services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
 
     def sh(self, script: str) -> str:
         """What it says."""

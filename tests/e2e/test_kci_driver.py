@@ -72,6 +72,12 @@ class Guest:
         with ChannelClient(self.vm.user_transport(timeout=20)) as client:
             return json.loads(client.request(KCI_GUID, call, json.dumps(what).encode()) or b"null")
 
+    def text(self, size: int) -> bytes:
+        """Of the module that was prepared last, as it was told then."""
+        with ChannelClient(self.vm.user_transport(timeout=20)) as client:
+            pages = (client.request(KCI_GUID, TEXT, json.dumps(at).encode()) for at in range(0, size, PAGE))
+            return b"".join(bytes.fromhex(json.loads(page)) for page in pages)
+
     def told(self) -> list[dict[str, Any]]:
         return list(self.ask(TOLD))
 
@@ -154,7 +160,7 @@ def test_modules_come_and_go(guest: Guest) -> None:
         line = guest.sh(f"grep '^{name.replace('-', '_')} ' /proc/modules").split()
         assert int(line[5], 16) == address
         text = guest.kcore(address, size)
-        told = b"".join(bytes.fromhex(guest.ask(TEXT, at)) for at in range(0, size, PAGE))
+        told = guest.text(size)
         # A jump label of nf_tables changes when its own init function runs.
         different = [at for at in range(size) if text[at] != told[at]]
         assert len(different) <= (5 if name == "nf_tables" else 0), name

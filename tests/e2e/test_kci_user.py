@@ -30,7 +30,7 @@ MODULE = "loop"
 
 
 def _guest(resume: Resume, mode: str) -> ConfidentialVM:
-    return resume(services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
+    return resume(vcpus=2, services=LOCKED_KERNEL if mode == ON else OPEN_KERNEL)
 
 
 def _status(vm: ConfidentialVM, identity: UserKey | None = None) -> KciStatus:

@@ -129,13 +129,14 @@ def boot() -> Iterator[Callable[..., _Guest]]:
 def test_ordinary_work_is_no_attack(boot: Callable[..., _Guest], tmp_path: Path) -> None:
     guest = boot(_files(NEEDED) | _perf_events(tmp_path))
     guest.sh("/sbin/depmod -a")
-    for script in (WORKLOAD, MOUNTS, NFTABLES, SYSCTLS):
+    assert "traced" in guest.sh(WORKLOAD)
+    for script in (MOUNTS, NFTABLES, SYSCTLS):
         guest.sh(script)
     assert guest.sh(PERF) == "clock 1 samples 1 calls 1\n"
     status = guest.quiet()
     assert {"overlay", "nf_tables", "nft_masq", "loop"} <= {module.name for module in status.modules}
     for kind in ("jump label", "static call", "static call trampoline"):
-        assert status.patches[kind], kind
+        assert len(status.patches[kind]) > 10, kind
 
 
 @pytest.mark.soak

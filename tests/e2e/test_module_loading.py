@@ -53,7 +53,7 @@ class Guest(LockedGuest):
 
 @pytest.fixture
 def boot(resume: Resume, tmp_path: Path) -> Callable[..., Guest]:
-    return lambda services=LOCKED_KERNEL, vcpus=1: Guest(resume(vcpus=vcpus, services=services), tmp_path)
+    return lambda services=LOCKED_KERNEL, vcpus=2: Guest(resume(vcpus=vcpus, services=services), tmp_path)
 
 
 def _distribution(*names: str) -> list[tuple[str, bytes]]:
@@ -77,7 +77,7 @@ def _check_executable(guest: Guest) -> None:
     assert not (permissions[executable] & int(Permission.W)).any()
 
 
-@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize("vcpus", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_modules_come_and_go(boot: Callable[..., Guest], vcpus: int) -> None:
     guest = boot(vcpus=vcpus)
     assert guest.status().locked_ns is not None

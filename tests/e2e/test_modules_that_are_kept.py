@@ -38,7 +38,7 @@ class _Guest(LockedGuest):
 
 @pytest.fixture
 def guest(resume: Resume, tmp_path: Path) -> _Guest:
-    vm = resume(services=LOCKED_KERNEL)
+    vm = resume(vcpus=2, services=LOCKED_KERNEL)
     for name, module in vm.kernel_modules(["dummy"]):
         (tmp_path / name).write_bytes(module)
         vm.copy_in(tmp_path / name, "/root/dummy.ko")
