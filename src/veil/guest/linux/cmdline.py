@@ -47,6 +47,10 @@ def default_options(tsc_khz: int, disks: int = 0) -> tuple[KernelOption, ...]:
             "mitigations=off", "the software CPU does not speculate: flushes and thunks cost time, protect nothing"
         ),
         KernelOption(
+            "cryptomgr.notests",
+            "to try every cipher on known inputs takes a fifth of the boot; a kernel that is measured was tried before",
+        ),
+        KernelOption(
             f"swiotlb={4096 + 2048 * disks}",
             "8 MiB of bounce buffers, in slabs of 2 KiB; without a number an SEV guest takes 64 MiB or 6% of memory."
             " Two virtio-console ports have at most 4 MiB in flight; a disk has 2 MiB, for which there are 4 more",
