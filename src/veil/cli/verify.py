@@ -12,6 +12,7 @@ from veil.cli.option_types import hex_bytes
 from veil.cli.output import emit_json
 from veil.cli.trust_options import TrustOptions, trust_options
 from veil.errors import VeilError
+from veil.formats.domains import VMPLS
 
 __all__ = ["verify"]
 
@@ -106,7 +107,7 @@ def verify(
         )
     else:
         word = "verified" if result.ok else "NOT VERIFIED"
-        asker = f"VMPL {found.vmpl}" if found.vmpl <= 3 else "asked for by the host"
+        asker = f"VMPL {found.vmpl}" if found.vmpl < VMPLS else "asked for by the host"
         print_checks(
             result.checks,
             verdict=[f"{word}; machine: {result.machine}; {asker}; launch digest {found.measurement.hex()}"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, Domain
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, VMPLS, Domain
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.rmp import EntryFlag, Permission
 
@@ -160,7 +160,7 @@ def inspect_cvm(vm: ConfidentialVM) -> Inspection:
                 )
             )
     levels = []
-    for vmpl in range(4):
+    for vmpl in range(VMPLS):
         may = permissions[:, vmpl][validated]
         counts = [int(np.count_nonzero(may & bit)) for bit in _BITS]
         levels.append(LevelPages(vmpl, _LABELS[vmpl], *counts))

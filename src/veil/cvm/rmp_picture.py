@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from veil.cvm.inspection import inspect_cvm, ram_table
+from veil.formats.domains import KERNEL_VMPL, SERVICE_VMPL
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.private_files import replacing
 from veil.snp.rmp import EntryFlag, Permission
@@ -53,11 +54,11 @@ def _classes(table: NDArray[Any]) -> NDArray[np.uint8]:
     """For each page, the number of its colour."""
     flags, permissions = table["flags"], table["perms"]
     result = np.full(len(table), _NAMES.index("VMPL 0 only"), dtype=np.uint8)
-    result[permissions[:, 1] != 0] = _NAMES.index("VMPL 1, not VMPL 3")
-    result[permissions[:, 3] != 0] = _NAMES.index("VMPL 3: not all of these")
-    result[permissions[:, 3] == Permission.ALL] = _NAMES.index("VMPL 3: read, write, execute")
-    result[permissions[:, 3] == _DATA] = _NAMES.index("VMPL 3: read, write, user code")
-    verified = (permissions[:, 3] & (Permission.SX | Permission.W)) == Permission.SX
+    result[permissions[:, SERVICE_VMPL] != 0] = _NAMES.index("VMPL 1, not VMPL 3")
+    result[permissions[:, KERNEL_VMPL] != 0] = _NAMES.index("VMPL 3: not all of these")
+    result[permissions[:, KERNEL_VMPL] == Permission.ALL] = _NAMES.index("VMPL 3: read, write, execute")
+    result[permissions[:, KERNEL_VMPL] == _DATA] = _NAMES.index("VMPL 3: read, write, user code")
+    verified = (permissions[:, KERNEL_VMPL] & (Permission.SX | Permission.W)) == Permission.SX
     result[verified] = _NAMES.index("VMPL 3: supervisor code, not writable")
     result[(flags & EntryFlag.VMSA) != 0] = _NAMES.index("VMSA (framed)")
     result[(flags & EntryFlag.VALIDATED) == 0] = _NAMES.index("not validated")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 
+from veil.formats.domains import VMPLS
 from veil.formats.errors import FormatError
 from veil.formats.offsets import check_offsets
 
@@ -228,7 +229,7 @@ class AttestationReport(ctypes.LittleEndianStructure):
             )
         if report.signature_algorithm != ECDSA_P384_SHA384:
             raise FormatError(f"the report's signature algorithm {report.signature_algorithm} is not ECDSA P-384")
-        if report.vmpl > 3 and report.vmpl != 0xFFFFFFFF:
+        if report.vmpl >= VMPLS and report.vmpl != 0xFFFFFFFF:
             raise FormatError(f"the report's VMPL is {report.vmpl:#x}, and there are only 0 to 3")
         if any(report.signature.reserved_90):
             raise FormatError(

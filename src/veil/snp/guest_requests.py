@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from veil.formats.attestation_report import AttestationReport, SigningKey, TcbVersion
+from veil.formats.domains import VMPLS
 from veil.formats.errors import FormatError
 from veil.formats.guest_message import (
     KEY_BYTES,
@@ -140,7 +141,7 @@ class GuestRequests:
         except ValueError:
             return _report_response(FirmwareStatus.INVALID_LEN)
         # A level may speak for itself and for less privileged ones only: the key says who asks.
-        if not vmpck <= request.vmpl <= 3 or request.key_select > 2 or any(request.reserved_48):
+        if not vmpck <= request.vmpl < VMPLS or request.key_select > 2 or any(request.reserved_48):
             return _report_response(FirmwareStatus.INVALID_PARAM)
         if request.key_select == 2:
             return _report_response(FirmwareStatus.INVALID_KEY)  # no VLEK is loaded
@@ -180,7 +181,7 @@ class GuestRequests:
         request = KeyRequest.from_buffer_copy(payload.ljust(_OLD_KEY_REQUEST + 8, b"\0"))
         asked = TcbVersion(request.tcb_version)
         if (
-            not vmpck <= request.vmpl <= 3
+            not vmpck <= request.vmpl < VMPLS
             or request.root_key_select not in set(_RootKey)
             or request.reserved_04
             or request.guest_field_select & ~_ALL_FIELDS

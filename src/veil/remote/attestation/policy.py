@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from veil.formats.attestation_report import FIRST_UNKNOWN_POLICY_BIT, REPORT_VERSIONS, PlatformInfo
+from veil.formats.domains import VMPLS
 from veil.remote.errors import RemoteError
 
 __all__ = ["Demand", "Policy"]
@@ -204,8 +205,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "chip_ids": _several(_chip_id),
     "id_key_digests": _several(_hex(48)),
     "author_key_digests": _several(_hex(48)),
-    "vmpl": _number(0, 3),
-    "max_vmpl": _number(0, 3),
+    "vmpl": _number(0, VMPLS - 1),
+    "max_vmpl": _number(0, VMPLS - 1),
     "allow_host_requested": _boolean,
     "allow_debug": _boolean,
     "allow_migration_agent": _boolean,
