@@ -21,8 +21,8 @@ from veil.formats.kci_settings import OFF, ON, KciSettings, certificate_text
 from veil.image.services_image import ServicesImage, protected_services
 
 __all__ = [
-    "EXCEPTION", "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy", "linked_cache",
-    "locking_services",
+    "EXCEPTION", "EXCEPTION_OF_MODULE", "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy",
+    "linked_cache", "locking_services",
 ]  # fmt: skip
 
 #: Services that leave the kernel as it is, whatever VEIL_KCI says.
@@ -31,11 +31,15 @@ OPEN_KERNEL = protected_services(KciSettings(mode=OFF))
 
 #: What the kernels of `locking_services` may write of their read-only data: the operations of /dev/full.
 EXCEPTION = "full_fops"
+#: And of a module's.
+EXCEPTION_OF_MODULE = "dummy/dummy_netdev_ops"
 
 
 def locking_services(mode: str) -> ServicesImage:
     """Services that lock the kernel down, and admit modules that the tests' authority has signed."""
-    settings = KciSettings(mode=mode, certificates=(certificate_text(authority().der),), writable=(EXCEPTION,))
+    settings = KciSettings(
+        mode=mode, certificates=(certificate_text(authority().der),), writable=(EXCEPTION, EXCEPTION_OF_MODULE)
+    )
     return protected_services(settings)
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.code_attacks.guests import EFAULT, CodeGuest, Resume
-from tests.e2e.snapshots import EXCEPTION
+from tests.e2e.code_attacks.guests import EFAULT, VICTIM, CodeGuest, Resume
+from tests.e2e.snapshots import EXCEPTION, EXCEPTION_OF_MODULE
 from veil.formats.kci_status import CodeEvent
 from veil.services.kci import KernelCode
 from veil.services.kci.measured_kernel import MeasuredKernel
@@ -55,7 +55,7 @@ def test_a_table_that_the_policy_names(locked: CodeGuest, code: KernelCode, way:
     assert "RIP attacker:" in word.words
     assert _point(locked, code, way, EXCEPTION, _OLD) == 0
     after = locked.status()
-    assert after.writable == {EXCEPTION: before.writable[EXCEPTION] + 2}
+    assert after.writable == before.writable | {EXCEPTION: before.writable[EXCEPTION] + 2}
     assert after.violations == before.violations
 
 
@@ -71,6 +71,20 @@ def test_not_the_table_beside_it(locked: CodeGuest, code: KernelCode, way: str) 
     assert [word.detail["symbol"] for word in locked.violations()[known:]] == [
         f"{_OTHER}+{_member(code, _OTHER) - other:#x}", f"{EXCEPTION}+{edge - first:#x}",
     ]  # fmt: skip
+
+
+def test_a_table_of_a_module(locked: CodeGuest) -> None:
+    """As large as the module's file says."""
+    locked.module_text(VICTIM)
+    status, line = locked.sh(f"grep ' {EXCEPTION_OF_MODULE.partition('/')[2]}' /proc/kallsyms")
+    assert status == 0
+    table, known = int(line.split()[0], 16), locked.status()
+    assert locked.store("alias", table, f"0:{locked.text(table, 8).hex()}") == [0]
+    assert locked.status().writable == known.writable | {EXCEPTION_OF_MODULE: known.writable[EXCEPTION_OF_MODULE] + 1}
+    assert locked.words()[-1].detail["address"] == table
+    for beside in (table - 8, table - 4):
+        assert locked.store("alias", beside, f"0:{locked.text(beside, 8).hex()}") == [EFAULT]
+    assert locked.status().violations == known.violations + 2
 
 
 def test_it_is_stopped_where_no_policy_names_it(
