@@ -55,7 +55,7 @@ def test_a_table_that_the_policy_names(locked: CodeGuest, code: KernelCode, way:
     assert "RIP attacker:" in word.words
     assert _point(locked, code, way, EXCEPTION, _OLD) == 0
     after = locked.status()
-    assert after.writable == before.writable | {EXCEPTION: before.writable[EXCEPTION] + 2}
+    assert after.writable == dict(before.writable) | {EXCEPTION: before.writable[EXCEPTION] + 2}
     assert after.violations == before.violations
 
 
@@ -80,7 +80,9 @@ def test_a_table_of_a_module(locked: CodeGuest) -> None:
     assert status == 0
     table, known = int(line.split()[0], 16), locked.status()
     assert locked.store("alias", table, f"0:{locked.text(table, 8).hex()}") == [0]
-    assert locked.status().writable == known.writable | {EXCEPTION_OF_MODULE: known.writable[EXCEPTION_OF_MODULE] + 1}
+    assert locked.status().writable == dict(known.writable) | {
+        EXCEPTION_OF_MODULE: known.writable[EXCEPTION_OF_MODULE] + 1
+    }
     assert locked.words()[-1].detail["address"] == table
     for beside in (table - 8, table - 4):
         assert locked.store("alias", beside, f"0:{locked.text(beside, 8).hex()}") == [EFAULT]
