@@ -7,11 +7,10 @@ import contextlib
 import uuid
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.examples import examples
 from veil.formats.channel import (
     MAX_FRAME_DATA,
     MAX_MESSAGE,
@@ -90,7 +89,6 @@ class Ring(RuleBasedStateMachine):
 
 
 TestRing = Ring.TestCase
-TestRing.settings = settings(max_examples=examples(100))
 
 
 def test_reader_that_read_what_was_not_written() -> None:

@@ -107,6 +107,22 @@ def test_an_older_head(bench: Bench) -> None:
     assert records(list(lying(bench, on(UserCall.HEAD, lambda data: old)).fetch())) == [record(1)]
 
 
+@pytest.mark.parametrize("name", ["time_ns", "dropped"])
+def test_a_count_that_goes_back(bench: Bench, name: str) -> None:
+    """Each of the two alone: the head that was seen was one of a later state, though nothing was logged since."""
+    own = service(bench).key.private
+
+    def later(data: bytes) -> bytes:
+        head = Head.parse(data)
+        return signed(dataclasses.replace(head, **{name: getattr(head, name) + (1 << 40)}), own)
+
+    log(bench, 1)
+    list((reading := lying(bench, on(UserCall.HEAD, later))).fetch())
+    known = LogState.load(json.loads(reading.state.pack()))
+    with pytest.raises(VerificationFailed, match="time or count went back"):
+        reader(bench, known).head()
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_fork(bench: Bench, more: int) -> None:
     """Another history of the same length, or a longer one, signed with the same key."""

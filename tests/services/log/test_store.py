@@ -14,7 +14,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.examples import examples
 from veil.formats import merkle
 from veil.formats.log import ENTRY_HEADER, EntryKind, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
@@ -124,6 +123,29 @@ class Store(RuleBasedStateMachine):
         assert beginning.root() == tree.root()
 
 
+def test_as_many_entries_as_fit_are_read() -> None:
+    """To the byte, and one though it be too long."""
+    store = LogStore(Memory(), lambda: 7)  # type: ignore[arg-type]
+    for length in (10, 20, 100):
+        store.append(EntryKind.RECORDS, bytes(length))
+    ends = [ENTRY_HEADER.size + 10, 2 * ENTRY_HEADER.size + 30, 3 * ENTRY_HEADER.size + 130]
+    for most in range(ends[-1] + 2):
+        assert len(store.read(0, most)) == max((end for end in ends if end <= most), default=ends[0])
+
+
+def test_entries_that_end_where_the_memory_does() -> None:
+    """And one byte before, and one behind."""
+    for over in (-1, 0, 1):
+        store = LogStore(Memory(), lambda: 7)  # type: ignore[arg-type]
+        store.append(EntryKind.RECORDS, bytes(500))
+        store.acknowledge(1)
+        length = SIZE - 2 * ENTRY_HEADER.size - 500 + over
+        body = bytes(at % 251 for at in range(length))
+        store.append(EntryKind.RECORDS, body)
+        (entry,) = parse_entries(store.read(1, SIZE))
+        assert entry.body == body
+
+
 def test_a_head_and_proofs_take_few_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may ask as often as he likes: it must not depend on how much is kept, nor on who asked before."""
     hashes = 0
@@ -156,4 +178,4 @@ def test_a_head_and_proofs_take_few_hashes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 TestStore = Store.TestCase
-TestStore.settings = settings(deadline=None, max_examples=examples(60))
+TestStore.settings = settings(deadline=None, max_examples=60)
