@@ -162,6 +162,27 @@ def test_content_that_is_not_as_measured(vm: ConfidentialVM, tmp_path: Path) -> 
     assert counts(vm)["enclaves"] == 0
 
 
+def test_an_image_that_somebody_has_made_up(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """Its files go where they are to be, and nowhere else; and there are no links that lead away."""
+    whole = enclave_image(PRINT + EXIT(0))
+    for name, kind, words in (
+        ("files/tmp/../etc/elsewhere", tarfile.REGTYPE, b"has a path that leads elsewhere"),
+        ("files/etc/..", tarfile.REGTYPE, b"has a path that leads elsewhere"),
+        ("files/etc/elsewhere", tarfile.SYMTYPE, b"something else than whole files"),
+        ("files/etc/elsewhere", tarfile.CHRTYPE, b"something else than whole files"),
+        ("files/etc/elsewhere", tarfile.GNUTYPE_SPARSE, b"something else than whole files"),
+    ):
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        result = run(vm, tmp_path, member.tobuf(tarfile.USTAR_FORMAT) + whole)
+        assert (result.stdout, result.exit_status, result.stderr.count(b"\n")) == (b"", 125, 1), result
+        assert words in result.stderr
+        assert vm.run(["ls", "-d", "/etc/elsewhere"]).exit_status != 0
+    longer = tarfile.TarInfo("files/etc/elsewhere")
+    longer.size = 1 << 30
+    assert b"something else than whole files" in run(vm, tmp_path, longer.tobuf(tarfile.USTAR_FORMAT) + whole).stderr
+
+
 _ADDS = r"""
 #include <errno.h>
 #include <fcntl.h>

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tests.guest.enclaves.test_hostile_files import elf, segment
 from tests.monitor.wire import Wire
 from tests.services.enc.enclave_bench import CONTENT as CODE
 from tests.services.enc.enclave_bench import LAYOUT as CODE_ALONE
@@ -229,6 +230,35 @@ def test_wrong_usage(veil_run: Callable[..., tuple[int, str]], arguments: tuple[
     status, err = veil_run(*arguments)
     assert status == 2
     assert words in err
+
+
+def test_what_cannot_be_built_or_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One line each, and the status of wrong input."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zeros").write_bytes(elf(segment(address=1 << 40, memsz=1 << 40)))
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    (tmp_path / "latin.toml").write_bytes(b"directory = '/\xff'")
+    (tmp_path / "empty.enclave").write_bytes(b"")
+    for arguments, words in {
+        ("build", "zeros"): "its segments take 1024.0 GiB",
+        ("build", "/dev/zero"): "no ordinary file",
+        ("build", "zeros", "--manifest", "deep.toml"): "deep.toml: arrays or tables in each other",
+        ("build", "zeros", "--manifest", "latin.toml"): "latin.toml: it is not UTF-8",
+        ("build", "zeros", "--set", "threads=1\nmemory=2"): "--set threads: more than one value",
+        ("build", "zeros", "--set", f"threads={'[' * 5000}"): "--set threads: write KEY=VALUE",
+        ("build", "zeros", "--set", 'directory="/tmp/"'): "no '/' at its end",
+        ("inspect", "empty.enclave"): "not an enclave's image: it is empty",
+        ("inspect", "/dev/zero"): "no ordinary file",
+        ("inspect", "."): "cannot read .: Is a directory",
+    }.items():  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["veil", "enclave", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        assert (caught.value.code, out, err.count("\n")) == (125, "", 1), err
+        assert words in err
 
 
 @pytest.fixture

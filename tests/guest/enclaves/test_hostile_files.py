@@ -89,7 +89,7 @@ _PROGRAMS: dict[str, tuple[bytes, str]] = {
     "at a null pointer": (elf(segment(address=0)), "has something else"),
     "at the top": (elf(segment(address=(1 << 47) - _PAGE)), "has something else"),
     "beyond": (elf(segment(address=(1 << 64) - _PAGE)), "outside the address space"),
-    "8 GiB of zeros": (elf(segment(flags=_R | _W, address=1 << 32, memsz=8 << 30)), "take 8.*, and an enclave begins"),
+    "8 GiB of zeros": (elf(segment(flags=_R | _W, address=1 << 32, memsz=8 << 30)), r"take 8\.0 GiB, and an"),
     "1 TiB of zeros": (elf(segment(flags=_R | _W, address=1 << 40, memsz=1 << 40)), "an enclave begins with 4G"),
     "many pieces": (elf(*_MANY), f"{MAX_RECORDS} at most"),
     "the same bytes in each": (

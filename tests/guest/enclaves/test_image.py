@@ -118,7 +118,7 @@ def test_what_readers_see_is_what_is_measured(program: Path, tmp_path: Path) -> 
             EnclaveImage.parse(dataclasses.replace(image, files=files).pack(), "x")
 
 
-def _config_of(image: EnclaveImage) -> tuple[Config, int, int]:
+def config_of(image: EnclaveImage) -> tuple[Config, int, int]:
     """With the number of its record, and where that is in the content."""
     at = 0
     for number, record in enumerate(image.layout.records):
@@ -129,9 +129,9 @@ def _config_of(image: EnclaveImage) -> tuple[Config, int, int]:
     raise AssertionError("no configuration")
 
 
-def _with_config(image: EnclaveImage, packed: bytes) -> EnclaveImage:
+def with_config(image: EnclaveImage, packed: bytes) -> EnclaveImage:
     """Another image, in which everything is measured as it is: somebody's who builds images of their own."""
-    _, number, at = _config_of(image)
+    _, number, at = config_of(image)
     records = list(image.layout.records)
     behind = at + records[number].pages * PAGE_SIZE
     records[number] = Record.content(Prot.R, CONFIG_PLACE, packed)
@@ -174,9 +174,9 @@ _LIES: dict[str, tuple[dict[str, object], str]] = {
 def test_rules_are_those_of_the_manifest(small: EnclaveImage, name: str) -> None:
     """An image whose measured manifest says less than its runtime is told."""
     change, words = _LIES[name]
-    config = _config_of(small)[0]
+    config = config_of(small)[0]
     rules = dataclasses.replace(config.rules, **change)  # type: ignore[arg-type]
-    lying = _with_config(small, dataclasses.replace(config, rules=rules).pack())
+    lying = with_config(small, dataclasses.replace(config, rules=rules).pack())
     with pytest.raises(GuestImageError, match=re.escape(f"its rules are not those of its manifest: {words}")) as caught:
         EnclaveImage.parse(lying.pack(), "x")
     assert "\n" not in str(caught.value)
@@ -198,8 +198,8 @@ def test_a_rule_for_every_word_of_a_manifest() -> None:
     ],
 )
 def test_what_else_a_configuration_says(small: EnclaveImage, change: dict[str, object], words: str) -> None:
-    config = dataclasses.replace(_config_of(small)[0], **change)  # type: ignore[arg-type]
-    lying = dataclasses.replace(_with_config(small, config.pack()), manifest=config.manifest)
+    config = dataclasses.replace(config_of(small)[0], **change)  # type: ignore[arg-type]
+    lying = dataclasses.replace(with_config(small, config.pack()), manifest=config.manifest)
     with pytest.raises(GuestImageError, match=words):
         EnclaveImage.parse(lying.pack(), "x")
 
@@ -212,10 +212,10 @@ def test_the_layout_has_the_manifests_threads_and_memory(small: EnclaveImage) ->
 
 
 def test_a_trusted_file_that_a_manifest_names_is_there(tmp_path: Path, small: EnclaveImage) -> None:
-    config = _config_of(small)[0]
+    config = config_of(small)[0]
     for text in ("/data/file", "/data/"):
         manifest = dataclasses.replace(Manifest.parse(config.manifest), trusted=(text,)).text()
-        lying = _with_config(small, dataclasses.replace(config, manifest=manifest).pack())
+        lying = with_config(small, dataclasses.replace(config, manifest=manifest).pack())
         with pytest.raises(GuestImageError, match=f"it trusts '{text}', which it does not have"):
             EnclaveImage.parse(dataclasses.replace(lying, manifest=manifest).pack(), "x")
 

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
 from tests.guest.enclaves.programs import MEMORY, SIGNALS, THREADS
+from tests.guest.enclaves.test_image import config_of, with_config
+from veil.guest.enclaves.image import EnclaveImage
+from veil.guest.enclaves.rules import ConfigFlag
+from veil.guest.errors import GuestImageError
 
 _HELLO = r"""
 #include <stdio.h>
@@ -72,6 +77,21 @@ def test_nothing_comes_from_outside_unless_the_manifest_says_so(native: NativeRu
     image = native.build(program, manifest)
     done = native.run(image, "p", "evil", environment={"WORD": "evil"})
     assert (done.stdout, done.returncode) == (b"2 fixed w\n", 3)
+
+
+def test_without_a_comparison_a_program_gets_what_its_manifest_denies(
+    native: NativeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime believes what is measured: that it is what the measured manifest says is for readers to compare."""
+    image = native.build(compile_program(tmp_path, _HELLO, "-static"), {"arguments": {"fixed": ["p", "fixed"]}})
+    config = config_of(image)[0]
+    rules = replace(config.rules, flags=ConfigFlag.ARGUMENTS_OUTSIDE)
+    lying = with_config(image, replace(config, rules=rules).pack())
+    with pytest.raises(GuestImageError, match="its rules are not those of its manifest"):
+        EnclaveImage.parse(lying.pack(), "x")
+    monkeypatch.setattr(EnclaveImage, "_check_config", lambda *_: None)
+    assert "outside = false" in EnclaveImage.parse(lying.pack(), "x").manifest
+    assert native.run(lying, "p", "evil").stdout == b"3 evil (null)\n"
 
 
 @pytest.mark.parametrize("flag", ["-static", "-pie"])

@@ -77,7 +77,7 @@ def _manifest(manifest_file: str | None, settings: tuple[str, ...]) -> Manifest:
         key, separator, text = setting.partition("=")
         if not separator:
             raise VeilError(f"--set {setting}: write KEY=VALUE, as in arguments.outside=true")
-        parsed = parse_toml(f"value = {text}", f"--set {setting}: write KEY=VALUE as in a manifest")
+        parsed = parse_toml(f"value = {text}", f"--set {key}: write KEY=VALUE as in a manifest")
         if len(parsed) > 1:
             raise VeilError(f"--set {key}: more than one value")
         table, _, inner = key.rpartition(".")

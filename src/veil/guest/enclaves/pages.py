@@ -84,7 +84,7 @@ class EnclavePages:
                 )
             count += len(_numbers(start, segment.size))
         if count > MAX_PAGES:
-            size, most = format_size(count * PAGE_SIZE), format_size(MAX_PAGES * PAGE_SIZE)
+            size, most = f"{count * PAGE_SIZE / (1 << 30):.1f} GiB", format_size(MAX_PAGES * PAGE_SIZE)
             raise GuestImageError(f"{name}: its segments take {size}, and an enclave begins with {most} at most")
 
     def add_content(self, address: int, data: bytes, prot: Prot) -> None:
