@@ -19,6 +19,7 @@ from veil.cvm.debugging import Debugging
 from veil.debugger import Place
 from veil.debugger.contexts import read_vmsa
 from veil.formats.domains import KERNEL_VMPL, SERVICE_VMPL
+from veil.guest.ovmf.package import DEBIAN_FIRMWARE
 from veil.host import Event, VmplSwitchEvent
 
 _VEIL = [sys.executable, "-c", "from veil.cli import main; main()"]
@@ -116,6 +117,32 @@ def test_steps_over_a_call_of_the_services(debugged: ConfidentialVM, tool: Debug
     assert "Thread 4" in said[6]
     assert "VCPU 0: VMPL 3 left by VMGEXIT" in said[7].splitlines()[-1]
     assert "Thread 4" in said[10], "a step of VeilMon's ends where its VCPU is at an instruction"
+
+
+def test_a_kernel_that_moved_itself_and_two_vcpus(snapshots: RunSnapshots, tool: Debugging) -> None:
+    """Behind stock firmware the kernel's own decompressor puts it anywhere (KASLR)."""
+    stock = Configuration.make("512M", 2, monitor=False, firmware=DEBIAN_FIRMWARE)
+    with ConfidentialVM.restore(snapshots.of(stock), tools=[tool]) as vm:
+        table = vm.run(["grep", "-E", " (_text|__x64_sys_newuname)$", "/proc/kallsyms"]).stdout.split()
+        places = dict(zip(table[2::3], (int(address, 16) for address in table[::3]), strict=True))
+        uname = places[b"__x64_sys_newuname"]
+        gdb = Gdb(
+            [
+                f"target remote {tool.address}", "info threads", f"break *{uname:#x}", "continue", "thread",
+                "monitor offset", "continue", "thread", "thread apply all print $rip", "delete", "detach",
+            ]
+        )  # fmt: skip
+        assert vm.run(["sh", "-c", "sleep 2; taskset 1 uname -s; taskset 2 uname -s"]).stdout == b"Linux\nLinux\n"
+        said = gdb.said()
+    assert 'Thread 1 "VMPL 0" (VCPU 0, VMPL 0' in said[1]
+    assert 'Thread 5 "VMPL 0" (VCPU 1, VMPL 0' in said[1]
+    # Every start of a program asks for it once more, on whichever VCPU.
+    assert all("Thread 1)" in text or "Thread 5)" in text for text in (said[4], said[7]))
+    slide = places[b"_text"] - 0xFFFFFFFF81000000
+    assert slide
+    assert said[5] == f"the kernel is moved by {slide:#x}: symbol-file vmlinux -o {slide:#x}"
+    assert [f"{vcpu} (Thread" in said[8] for vcpu in (1, 2)] == [True, True]
+    assert f"= (void (*)()) {uname:#x}" in said[8]
 
 
 @contextmanager
