@@ -12,8 +12,9 @@ import pytest
 from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime
 from veil.guest.enclaves import trusted_files
 from veil.guest.enclaves.libraries import collect_trusted
-from veil.guest.enclaves.trusted_files import ComputerFiles
+from veil.guest.enclaves.trusted_files import ComputerFiles, DebianFiles
 from veil.guest.errors import GuestImageError
+from veil.guest.initramfs.debian_programs import PackageFiles
 
 _LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
 _MAIN = '#include <stdio.h>\nint own(void);\nint main(void) { printf("%d\\n", own()); return 0; }'
@@ -168,3 +169,20 @@ def test_a_folder_that_is_deep(tmp_path: Path) -> None:
         os.chdir(here)
         # Whoever cleans up after tests goes no deeper than Python's stack.
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
+
+
+def test_a_library_below_the_usual_folders_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As /usr/lib/x86_64-linux-gnu/blas/libblas.so.3, to which a link leads once the package is installed."""
+    library = tmp_path / "usr" / "lib" / "x86_64-linux-gnu" / "own" / "libown[1].so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"own")
+    files = object.__new__(PackageFiles)
+    monkeypatch.setattr(files, "_roots", [tmp_path], raising=False)
+    monkeypatch.setattr(files, "_packages", ["own"], raising=False)
+    monkeypatch.setattr(files, "_rest", [], raising=False)
+    monkeypatch.setattr(files, "remember", lambda: None)
+    source = object.__new__(DebianFiles)
+    monkeypatch.setattr(source, "_files", files, raising=False)
+    assert source.library("libown[1].so") == b"own"
+    with pytest.raises(GuestImageError, match=r"has libother\.so"):
+        source.library("libother.so")

@@ -172,6 +172,12 @@ class DebianFiles:
 
     def library(self, name: str) -> bytes:
         """From the packages, or from one that they depend on."""
-        found = self._files.program(f"usr/lib/x86_64-linux-gnu/{name}").read_bytes()
+        try:
+            found = self._files.program(f"usr/lib/x86_64-linux-gnu/{name}")
+        except GuestImageError:
+            below = self._files.library_below(name)
+            if below is None:
+                raise
+            found = below
         self._files.remember()
-        return found
+        return found.read_bytes()

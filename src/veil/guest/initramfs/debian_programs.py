@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs out of Debian's packages for the guest: with the loader and the shared libraries that they need, no more."""
 
+import glob
 import itertools
 import posixpath
 import re
@@ -109,6 +110,14 @@ class PackageFiles:
     def find(self, name: str) -> Path | None:
         """A file of the packages unpacked so far, with links followed; None if they have none."""
         return self._look([name])
+
+    def library_below(self, name: str) -> Path | None:
+        """A library in a folder below the usual ones, as of alternatives and ld.so.conf.d; None if there is none."""
+        for root, folder in itertools.product(self._roots, _LIBRARIES):
+            for place in sorted((root / folder).rglob(glob.escape(name))):
+                if place.is_file():
+                    return place
+        return None
 
     def below(self, name: str) -> list[str]:
         """All paths below a folder of the named packages, together."""
