@@ -12,6 +12,7 @@ import pytest
 
 from tests.small_guest import VMSA, SmallGuest
 from tests.trace_reader import Entry, read_trace
+from veil.cvm.trace import Trace
 from veil.cvm.trace.asked import Asked, Request
 from veil.cvm.trace.file import TraceFile
 from veil.cvm.trace.tracks import Tracks
@@ -107,6 +108,16 @@ def test_a_call_is_a_slice_of_its_caller(tmp_path: Path) -> None:
     assert [(entry.track[-1], entry.name) for entry in _of(entries, "exit")] == [
         ("VMPL 3", "VMGEXIT"), ("VMPL 0", "VMGEXIT"), ("VMPL 3", "HLT"),
     ]  # fmt: skip
+
+
+def test_another_machine_has_tracks_of_its_own(tmp_path: Path) -> None:
+    hosts = [SimpleNamespace(on_event=lambda event: None, vcpus=[]) for _ in range(2)]
+    with Trace(tmp_path / "t", _fail) as trace:
+        for host in hosts:
+            trace.attach(None, host)  # type: ignore[arg-type]
+            host.on_event(ExitEvent(0, 3, ExitCode.INTR, 0, 0))
+    entries = read_trace(tmp_path / "t")
+    assert [entry.name for entry in entries] == ["INTR", "INTR", "runs", "runs"]
 
 
 def test_the_host_runs_a_level_by_itself(tmp_path: Path) -> None:

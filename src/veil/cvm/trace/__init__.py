@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trace"]
 
+#: more than the VCPUs of one machine have
+_MANY_TRACKS = 1000
+
 
 class Trace:
     """A tool (`veil.cvm.tools`): the file is written as things happen, and can be read wherever it ends.
@@ -31,10 +34,13 @@ class Trace:
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         """Raises VeilError if there can be no such file."""
         self._file = TraceFile(path, say)
+        self._machines = 0
 
     def attach(self, machine: Machine, hypervisor: Hypervisor) -> None:
-        """From now on."""
-        hypervisor.on_event = Tracks(self._file, Asked(machine, hypervisor)).see
+        """From now on. Another machine has tracks of its own."""
+        first = 1 + self._machines * _MANY_TRACKS
+        self._machines += 1
+        hypervisor.on_event = Tracks(self._file, Asked(machine, hypervisor), first).see
 
     def close(self) -> None:
         """Write what is left."""

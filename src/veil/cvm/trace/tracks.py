@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.cvm.trace.file import now_ns
+from veil.formats.domains import VMPLS
 from veil.formats.ghcb import MSR_INFO_MASK, MsrRequest, NaeEvent
 from veil.host import (
     ApCreationEvent,
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
 __all__ = ["Tracks"]
 
 _U64 = (1 << 64) - 1
+#: of tracks that a VCPU has
+_NUMBERS = 1 + VMPLS
 
 
 class Tracks:
     """Writes what an observer of a host sees (`Hypervisor.on_event`)."""
 
-    def __init__(self, file: TraceFile, asked: Asked) -> None:
+    def __init__(self, file: TraceFile, asked: Asked, first: int = 1) -> None:
+        """`first`: the lowest number that no track has yet."""
+        self._first = first
         self._file = file
         self._asked = asked
         self._declared: set[int] = set()
@@ -123,14 +128,14 @@ class Tracks:
         self._current[vcpu] = vmpl
 
     def _vcpu(self, vcpu: int) -> int:
-        track = 1 + 8 * vcpu
+        track = self._first + _NUMBERS * vcpu
         if track not in self._declared:
             self._declared.add(track)
             self._file.track(track, f"VCPU {vcpu}", rank=vcpu)
         return track
 
     def _level(self, vcpu: int, vmpl: int) -> int:
-        track = 2 + 8 * vcpu + vmpl
+        track = self._first + _NUMBERS * vcpu + 1 + vmpl
         if track not in self._declared:
             parent = self._vcpu(vcpu)
             self._declared.add(track)
