@@ -54,7 +54,7 @@ def test_the_table_names_modules_that_the_command_has() -> None:
 @pytest.mark.e2e
 def test_the_table_is_what_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
     """Of some modules."""
-    main(["test_epoll", "test_openpty", "test_stat", "test_threadsignals"])
+    main(["test_file", "test_fileio", "test_openpty", "test_stat"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| test_")]
     assert len(rows) == 4
     documented = _DOCS.read_text().splitlines()

@@ -331,6 +331,12 @@ _INSIDE = {
     "getcwd": "79 @64 64", "getrlimit": "97 3 @16", "setrlimit": "160 3 @16", "prlimit64": "302 0 3 0 @16",
     "prctl": "157 3 0", "arch_prctl": "158 4099 @8", "clock_getres": "229 1 @16", "getrandom": "318 @8 8 0",
     "fadvise64": "221 1 0 0 0", "close_range": "436 3 4 0",
+    "setxattr": "188 0 0 0 0", "lsetxattr": "189 0 0 0 0",
+    "fsetxattr": "190 0 0 0 0", "getxattr": "191 0 0 0 0",
+    "lgetxattr": "192 0 0 0 0", "fgetxattr": "193 0 0 0 0",
+    "listxattr": "194 0 0 0 0", "llistxattr": "195 0 0 0 0",
+    "flistxattr": "196 0 0 0 0", "removexattr": "197 0 0 0 0",
+    "lremovexattr": "198 0 0 0 0", "fremovexattr": "199 0 0 0 0",
 }  # fmt: skip
 #: What it answers does not come to the program: these wait, and know themselves whether there is an end to it.
 _WAITING = {"futex": "202 @4 128 0 @16:q0,q1000000", "rt_sigtimedwait": "128 @8:q512 0 @16:q0,q1000000 8"}

@@ -311,6 +311,12 @@ HANDLER(do_not_there)
 	return -ENOSYS;
 }
 
+/* As a file system without extended attributes: programs that copy files go on. */
+HANDLER(do_no_attributes)
+{
+	return -EOPNOTSUPP;
+}
+
 /* Hints, and what has no meaning in here. */
 HANDLER(do_accept_silently)
 {
