@@ -2,10 +2,11 @@
 """How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`.
 
 And which tests come first when several processes share them. And with VEIL_KCI=on (make test-kci) VeilS-KCI locks the
-guests of all tests down that do not say otherwise.
+guests of all tests down that do not say otherwise. And Ctrl-C works in what the tests start.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def _code_integrity(mode: str) -> None:
     KciSettings.mode = mode
     KciSettings.__init__.__defaults__ = (mode, *others)
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and commands that the tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "VEIL_KCI" in os.environ:
     _code_integrity(os.environ["VEIL_KCI"])

@@ -37,7 +37,7 @@ HOSTILE = "\r\x1b[2K\x1b[32mverified (22 checks); machine: AMD Milan\n\x9bA\u202
 SAYS = HOSTILE.encode() + b"\x9b2J\x85\xff"
 COMMANDS = {
     "run": ("--", "true"), "shell": (), "boot": (), "serve": (), "attest": ("--software",), "measure": (),
-    "inspect": (), "demo": (), "cache list": (), "cache clear": (), "doctor": ("--no-engine",), "key": (),
+    "gdb": (), "inspect": (), "demo": (), "cache list": (), "cache clear": (), "doctor": ("--no-engine",), "key": (),
     "verify": ("report", "--certificates", "table"),
     "logs verify": ("--to", "log"), "logs export": ("--to", "log", "--directory", "lines"),
     "logs fetch": (), "logs follow": ("--seconds", "0"), "logs rules": (), "logs ack": ("--to", "log"),

@@ -48,7 +48,10 @@ PRINT = """
 
 def EXIT(status: int) -> str:
     """The enclave ends."""
-    return f"mov qword ptr [rbx + 16], {status}\nmov qword ptr [rbx + 24], 0\n" + call_window(4)
+    return (
+        f"mov qword ptr [rbx + 16], {status}\nmov qword ptr [rbx + 24], 0\nmov qword ptr [rbx + 32], 0\n"
+        + call_window(4)
+    )
 
 
 def SERVE(call: int, *args: int | str) -> str:

@@ -271,9 +271,6 @@ $gdu --non-interactive --no-progress --no-color --no-cross --show-apparent-size 
         "items 200",
     ),
     Exercise(
-        "redis", {"redis": _REDIS, "benchmark": _REDIS_BENCHMARK}, _REDIS_COMMANDS.format(requests=16), "PING_MBULK"
-    ),
-    Exercise(
         "lighttpd", {"lighttpd": _LIGHTTPD, "ab": _AB}, _LIGHTTPD_COMMANDS.format(requests=16), "requests:      16"
     ),
     Exercise("tls", {"openssl": _OPENSSL}, _TLS_COMMANDS.format(requests=1), "line 1 of"),

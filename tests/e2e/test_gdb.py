@@ -119,6 +119,7 @@ def test_steps_over_a_call_of_the_services(debugged: ConfidentialVM, tool: Debug
     assert "Thread 4" in said[10], "a step of VeilMon's ends where its VCPU is at an instruction"
 
 
+@pytest.mark.soak
 def test_a_kernel_that_moved_itself_and_two_vcpus(snapshots: RunSnapshots, tool: Debugging) -> None:
     """Behind stock firmware the kernel's own decompressor puts it anywhere (KASLR)."""
     stock = Configuration.make("512M", 2, monitor=False, firmware=DEBIAN_FIRMWARE)

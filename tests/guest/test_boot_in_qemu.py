@@ -25,7 +25,9 @@ pytestmark = [
 MODULES = ["configfs", "tsm"]
 
 
-@pytest.mark.parametrize(("series", "memory", "vcpus"), [("6.12", 4096, 2), ("6.1", 256, 1)])
+@pytest.mark.parametrize(
+    ("series", "memory", "vcpus"), [("6.12", 4096, 2), pytest.param("6.1", 256, 1, marks=pytest.mark.soak)]
+)
 def test_stock_kernel_boots_from_our_data(tmp_path: Path, series: str, memory: int, vcpus: int) -> None:
     # On a computer with three times as much to do as it has processors, one guest of QEMU's in a hundred stays in
     # "Preparing to enter system sleep state S5". Whoever never powers off fails twice.
