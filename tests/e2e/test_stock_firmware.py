@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,31 @@ from veil.snp.cpuid import PROCESSOR_SIGNATURE
 
 _VCPUS = 2
 _COMMAND_LINE = 0x15
+#: What Linux says if the I/O APIC, or where devices' interrupts go, is not as the tables say.
+_COMPLAINTS = ("BIOS bug", "Firmware Bug", "no GSI", "can't derive routing", "nobody cared", "bogus")
 
 
 def _stock(resume: Resume) -> ConfidentialVM:
     return resume(vcpus=_VCPUS, monitor=False, firmware=DEBIAN_FIRMWARE)
+
+
+def _serial_interrupts(vm: ConfidentialVM) -> int:
+    """How many the serial port had."""
+    table = vm.run(["cat", "/proc/interrupts"]).stdout.decode()
+    found = re.search(r"^ *4:((?: +\d+)+) +IO-APIC +4-edge +ttyS0$", table, re.MULTILINE)
+    assert found is not None, table
+    assert re.search(r"^ *0:( +\d+)+ +IO-APIC +2-edge +timer$", table, re.MULTILINE), table
+    return sum(map(int, found.group(1).split()))
+
+
+def _check_io_apic(vm: ConfidentialVM, log: str) -> None:
+    assert "noapic" not in vm.run(["cat", "/proc/cmdline"]).stdout.decode()
+    assert "IOAPIC[0]: apic_id 0, version 17, address 0xfec00000, GSI 0-23" in log
+    assert "ACPI: Using IOAPIC for interrupt routing" in log
+    assert [line for line in log.splitlines() if any(words in line for words in _COMPLAINTS)] == []
+    before = _serial_interrupts(vm)
+    assert vm.run(["sh", "-c", "echo by interrupts > /dev/ttyS0"]).exit_status == 0
+    assert _serial_interrupts(vm) > before
 
 
 @pytest.mark.open_kernel("firmware unpacks the kernel where code integrity does not expect it")
@@ -38,6 +60,7 @@ def test_under_veilmon_it_runs_at_vmpl_3(resume: Resume, tmp_path: Path) -> None
     log = vm.run(["dmesg"]).stdout.decode()
     assert "efi: EFI v2" in log
     assert "SEV: SNP running at VMPL3." in log
+    _check_io_apic(vm, log)
     assert vm.build_image().digest() == vm.machine.secure_processor.measurement
     assert vm.run(["test", "-c", "/dev/sev-guest"]).exit_status == 0
     # The driver is there; and who reads the log has attested the launch digest before.
@@ -64,6 +87,7 @@ def test_it_boots_as_a_guest_of_snp_does(resume: Resume) -> None:
     assert "efi: EFI v2" in log
     assert "Memory Encryption Features active: AMD SEV SEV-ES SEV-SNP" in log
     assert "SEV: SNP guest platform device initialized" in log
+    _check_io_apic(vm, log)
     # The firmware's own interface, from the running kernel.
     assert vm.run(["ls", "/sys/firmware/efi/runtime"]).exit_status == 0
     with pytest.raises(GuestPowerOff):

@@ -24,7 +24,7 @@ from tests.machine_code import assemble
 from tests.snp.test_id_block_checks import TOOL, pem
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
-from veil.formats.acpi import tables_with_rsdp
+from veil.formats.acpi import acpi_tables
 from veil.formats.launch_digest import LaunchLog
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.file import parse_igvm
@@ -184,7 +184,7 @@ def test_parameters() -> None:
     size = int.from_bytes(data[0xA04:0xA08], "little")
     table = data[0xA00 : 0xA00 + size]
     assert sum(table) & 0xFF == 0
-    assert table in tables_with_rsdp(2, 0)
+    assert table in acpi_tables(2, q35=True).placed(0)
     assert _image(writer, vcpus=2, command_line="c").digest() == _image(writer, vcpus=4).digest()
 
 

@@ -136,7 +136,7 @@ class Assembly:
                 )
         else:
             initrd = self._initramfs(kernel, self._driver(kernel))
-        line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks))
+        line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), io_apic=True)
         if chosen.append is not None:
             line = check_command_line(chosen.append)
         return BootFiles(kernel.load_bzimage(), initrd, line)

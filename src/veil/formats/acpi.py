@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ACPI tables of the guest (ACPI specification 6.5, chapter 5): processors, the PCI bus, and how to switch off.
 
-There is no I/O APIC: PCI devices interrupt by MSI-X, the serial port and the timer through the two 8259s. Debian's
-kernel is built without CONFIG_X86_MPPARSE, so it drops its local APIC if told to do without ACPI (`acpi=off`,
+A board that is booted directly has no I/O APIC: PCI devices interrupt by MSI-X, the serial port and the timer through
+the two 8259s. One with Q35's chipset has one, wired as QEMU's (hw/i386/acpi-common.c).
+
+Debian's kernel is built without CONFIG_X86_MPPARSE, so it drops its local APIC if told to do without ACPI (`acpi=off`,
 `pci=noacpi`: arch/x86/kernel/acpi/boot.c, acpi_mps_check): that is why the PCI bus stands here too.
 """
 
@@ -12,13 +14,21 @@ import struct
 from dataclasses import dataclass
 
 from veil.formats.board import (
+    CONSOLE_IRQ,
+    CONSOLE_SLOT,
+    DISK_IRQ,
+    DISK_SLOT,
+    IO_APIC,
     LOCAL_APIC,
+    MAX_DISKS,
     PCI_IO,
     PCI_MEMORY,
     PM1_CONTROL_PORT,
     PM1_EVENT_PORT,
     PM_TIMER_PORT,
     RESET_PORT,
+    TIMER_IRQ,
+    TIMER_PIN,
 )
 
 __all__ = [
@@ -44,6 +54,11 @@ RESET_VALUE = 0x06
 # Address space descriptors (6.4.3.5): types, and 'produced by the bridge, both ends fixed'.
 _MEMORY, _IO, _BUS = 0, 1, 2
 _FIXED = 0x0C
+#: Of configuration mechanism 1: (first, last + 1).
+_PCI_PORTS = (0xCF8, 0xD00)
+
+# MPS INTI flags (table 5.26).
+_ACTIVE_HIGH, _LEVEL = 1, 3 << 2
 
 _OEM = b"VEIL  "
 _TABLE_OEM = b"VEILSNP "
@@ -121,13 +136,13 @@ class _Block:
         return at
 
 
-def acpi_tables(vcpus: int, *, pm_timer: bool = False) -> AcpiTables:
-    """Of a board with so many VCPUs. `pm_timer`: there is one."""
+def acpi_tables(vcpus: int, *, q35: bool = False) -> AcpiTables:
+    """Of a board with so many VCPUs. `q35`: with Q35's chipset, which has an I/O APIC and a PM timer."""
     block = _Block()
     facs = block.add(_facs(), alignment=64, summed=False)
-    dsdt = block.add(_table(b"DSDT", 2, _dsdt_aml()))
-    fadt = block.add(_fadt(facs, dsdt, pm_timer), *_FADT_POINTERS)
-    tables = (fadt, block.add(_madt(vcpus)))
+    dsdt = block.add(_table(b"DSDT", 2, _dsdt_aml(q35)))
+    fadt = block.add(_fadt(facs, dsdt, q35), *_FADT_POINTERS)
+    tables = (fadt, block.add(_madt(vcpus, q35)))
     entries = [Pointer(_HEADER_SIZE + 8 * index, 8) for index in range(len(tables))]
     xsdt = block.add(_table(b"XSDT", 1, b"".join(struct.pack("<Q", at) for at in tables)), *entries)
     return AcpiTables(bytes(block.data), tuple(block.pointers), tuple(block.checksums), xsdt)
@@ -139,9 +154,9 @@ def tables_with_rsdp(vcpus: int, base: int) -> bytes:
     return rsdp(base + _RSDP_ROOM + tables.xsdt).ljust(_RSDP_ROOM, b"\0") + tables.placed(base + _RSDP_ROOM)
 
 
-def madt(vcpus: int) -> bytes:
-    """The table of processors alone, with its checksum."""
-    return _summed(_madt(vcpus), _CHECKSUM)
+def madt(vcpus: int, *, q35: bool = False) -> bytes:
+    """The table of processors and interrupt controllers alone, with its checksum; `q35` as in `acpi_tables`."""
+    return _summed(_madt(vcpus, q35), _CHECKSUM)
 
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
@@ -165,23 +180,36 @@ def _facs() -> bytes:
     return struct.pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2)
 
 
-def _dsdt_aml() -> bytes:
+def _dsdt_aml(q35: bool) -> bytes:
     """Name (_S5, Package () {0, 0, 0, 0}), the sleep type that switches off (7.4.2.6), and \\_SB.PCI0.
 
     The windows of the host bridge are where the kernel puts BARs: the MMIO hole below the APICs, and ports above the
-    legacy ones.
+    legacy ones. Q35 has its LPC bridge's ports below them, too, and the kernel claims those of its power management
+    by this bridge: all ports are in its windows but the bridge's own. With an I/O APIC the kernel looks for the
+    devices' INTA in _PRT (6.2.13).
     """
+    ports = ((0, _PCI_PORTS[0]), (_PCI_PORTS[1], PCI_IO[1])) if q35 else (PCI_IO,)
     windows = [
         struct.pack("<BHBBBHHHHH", 0x88, 13, _BUS, _FIXED, 0, 0, 0, 0, 0, 1),
-        struct.pack("<BHBBBHHHHH", 0x88, 13, _IO, _FIXED, 3, 0, *_span(PCI_IO)),
+        *(struct.pack("<BHBBBHHHHH", 0x88, 13, _IO, _FIXED, 3, 0, *_span(window)) for window in ports),
         struct.pack("<BHBBBIIIII", 0x87, 23, _MEMORY, _FIXED, 1, 0, *_span(PCI_MEMORY)),
         b"\x79\x00",
     ]
     resources = b"".join(windows)
     buffer = _package(b"\x11", bytes([0x0A, len(resources)]) + resources)
-    bridge = b"PCI0" + b"\x08_HID\x0c\x41\xd0\x0a\x03" + b"\x08_CRS" + buffer
+    bridge = b"PCI0" + b"\x08_HID\x0c\x41\xd0\x0a\x03" + b"\x08_CRS" + buffer + (_interrupt_routing() if q35 else b"")
     sleep = b"\x08_S5_" + _package(b"\x12", bytes([4, 0x0A, SLEEP_TYPE_OFF, 0x0A, SLEEP_TYPE_OFF, 0, 0]))
     return sleep + _package(b"\x10", b"\\_SB_" + _package(b"\x5b\x82", bridge))
+
+
+def _interrupt_routing() -> bytes:
+    """Name (_PRT, ...): for each slot {address, pin 0 (INTA), no link device, global interrupt}."""
+    wires = {CONSOLE_SLOT: CONSOLE_IRQ} | {DISK_SLOT + number: DISK_IRQ for number in range(MAX_DISKS)}
+    routes = [
+        _package(b"\x12", b"\x04" + struct.pack("<BI", 0x0C, slot << 16 | 0xFFFF) + bytes([0, 0, 0x0A, irq]))
+        for slot, irq in wires.items()
+    ]
+    return b"\x08_PRT" + _package(b"\x12", bytes([len(routes)]) + b"".join(routes))
 
 
 def _span(window: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -205,7 +233,7 @@ def _port(port: int, size: int) -> bytes:
     return struct.pack("<BBBBQ", _SYSTEM_IO, 8 * size, 0, min(size, 3), port)
 
 
-def _fadt(facs: int, dsdt: int, pm_timer: bool) -> bytes:
+def _fadt(facs: int, dsdt: int, q35: bool) -> bytes:
     """5.2.9. What is zero is not there: no SMI, no GPEs, no buttons."""
     body = bytearray(_FACP_SIZE - _HEADER_SIZE)
 
@@ -228,18 +256,27 @@ def _fadt(facs: int, dsdt: int, pm_timer: bool) -> bytes:
     put(140, "Q", dsdt)
     put(148, "12s", _port(PM1_EVENT_PORT, 4))
     put(172, "12s", _port(PM1_CONTROL_PORT, 2))
-    if pm_timer:
+    if q35:
         put(76, "I", PM_TIMER_PORT)
         put(91, "B", 4)
         put(208, "12s", _port(PM_TIMER_PORT, 4))
     return _table(b"FACP", 6, bytes(body))
 
 
-def _madt(vcpus: int) -> bytes:
-    """5.2.12: a local APIC for each VCPU, numbered from 0. PCAT_COMPAT: there are 8259s; and none but they."""
+def _madt(vcpus: int, q35: bool) -> bytes:
+    """5.2.12: a local APIC for each VCPU, numbered from 0. PCAT_COMPAT: there are 8259s.
+
+    With an I/O APIC its pins are the global interrupts from 0. Overrides say which pin has the timer, and which IRQs
+    are not edge-triggered: SCI, and those that PCI devices may have.
+    """
     body = struct.pack("<II", LOCAL_APIC, 1)
     for number in range(vcpus):
         body += struct.pack("<BBBBI", 0, 8, number, number, 1)
+    if q35:
+        body += struct.pack("<BBBBII", 1, 12, 0, 0, IO_APIC, 0)
+        body += struct.pack("<BBBBIH", 2, 10, 0, TIMER_IRQ, TIMER_PIN, 0)
+        for irq in (5, SCI_IRQ, CONSOLE_IRQ, DISK_IRQ):
+            body += struct.pack("<BBBBIH", 2, 10, 0, irq, irq, _ACTIVE_HIGH | _LEVEL)
     # LINT1 of every processor is the NMI.
     body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)
     return _table(b"APIC", 5, body)

@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 __all__ = [
+    "CONSOLE_IRQ",
+    "CONSOLE_SLOT",
     "C_BIT",
     "C_BIT_POSITION",
+    "DISK_IRQ",
+    "DISK_SLOT",
     "HIGH_MEMORY",
+    "IO_APIC",
     "LOCAL_APIC",
     "LOW_MEMORY_END",
+    "MAX_DISKS",
     "MAX_VCPUS",
     "PCI_IO",
     "PCI_MEMORY",
@@ -17,6 +23,8 @@ __all__ = [
     "PM_TIMER_PORT",
     "RESET_PORT",
     "SLEEP_ENABLE",
+    "TIMER_IRQ",
+    "TIMER_PIN",
 ]
 
 #: Of a page table entry, as of an address: the page is private (CPUID 8000_001F EBX).
@@ -30,9 +38,19 @@ MAX_VCPUS = 64
 LOW_MEMORY_END = 0xC0000000
 HIGH_MEMORY = 1 << 32
 LOCAL_APIC = 0xFEE00000
+#: of boards with Q35's chipset
+IO_APIC = 0xFEC00000
+#: The 8254's IRQ, and where it is at the I/O APIC; the other ISA IRQs have the pin of their number.
+TIMER_IRQ, TIMER_PIN = 0, 2
 #: What the PCI host bridge decodes: (first, last + 1).
 PCI_IO = (0x1000, 0x10000)
 PCI_MEMORY = (LOW_MEMORY_END, 0xFE000000)
+#: PCI devices: their slots, and where INTA of each goes.
+CONSOLE_SLOT, CONSOLE_IRQ = 1, 10
+#: The first disk's; all share the IRQ.
+DISK_SLOT, DISK_IRQ = 2, 11
+#: As many as have a place on the board.
+MAX_DISKS = 8
 
 # Power management (ACPI specification 6.5, 4.8.3): status and enable (4 bytes), control (2 bytes), timer, and reset.
 PM1_EVENT_PORT = 0x600

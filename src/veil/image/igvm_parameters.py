@@ -114,5 +114,5 @@ _VALUES: dict[HeaderType, Callable[[HostParameters], bytes]] = {
     # Bit 0, memory_is_shared, is clear: the host has assigned all memory to the guest.
     HeaderType.ENVIRONMENT_INFO_PARAMETER: lambda host: struct.pack("<I", 0),
     HeaderType.DEVICE_TREE: _device_tree,
-    HeaderType.MADT: lambda host: madt(host.vcpus),
+    HeaderType.MADT: lambda host: madt(host.vcpus, q35=True),
 }

@@ -208,6 +208,8 @@ def test_command_line() -> None:
     assert text.endswith(" quiet console=hvc0")
     assert "tsc_early_khz=2000000 lpj=8000000" in text
     assert len({option.text for option in default_options(1_000_000)}) == len(default_options(1_000_000))
+    assert "noapic" in text.split()
+    assert "noapic" not in command_line(tsc_khz=2_000_000, io_apic=True).split()
     assert all(option.reason for option in default_options(1_000_000))
     for bad in ("x" * 3000, "a\0b", "a\nb"):
         with pytest.raises(GuestImageError, match="command line"):

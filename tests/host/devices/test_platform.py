@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.examples import examples
 from tests.host.devices.fakes import Clock, Memory
 from veil.host import HostError
-from veil.host.devices import Platform
+from veil.host.devices import Chipset, Platform
 
 
-def make(vcpus: int = 2) -> tuple[Platform, Clock, list[bytes]]:
+def make(vcpus: int = 2, chipset: Chipset = Chipset.Q35) -> tuple[Platform, Clock, list[bytes]]:
     clock = Clock()
     console: list[bytes] = []
     platform = Platform(
@@ -27,6 +27,7 @@ def make(vcpus: int = 2) -> tuple[Platform, Clock, list[bytes]]:
         tsc_khz=clock.tsc_khz,
         wall_ns=clock.wall_ns,
         console=console.append,
+        chipset=chipset,
     )
     return platform, clock, console
 
@@ -152,7 +153,7 @@ def test_any_guest_leaves_a_board_that_can_be_saved(steps: list[tuple[str, int, 
             platform.io_write(place, size, value & (1 << 8 * size) - 1)
             assert 0 <= platform.io_read(place, size) < 1 << 8 * size
         elif kind == "mmio":
-            for base in (0xC0000000, 0xFEE00000):
+            for base in (0xC0000000, 0xFEC00000, 0xFEE00000):
                 gpa = base + (place & 0xFFC)
                 platform.mmio_write(gpa, 4, value & 0xFFFFFFFF, vcpu)
                 assert 0 <= platform.mmio_read(gpa, 4, vcpu) < 1 << 32
@@ -190,7 +191,7 @@ def refusal(state: dict[str, Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("device", ["pci", "console", "serial", "pit", "rtc", "power", "pic", "apic 0"])
+@pytest.mark.parametrize("device", ["pci", "console", "serial", "pit", "rtc", "power", "pic", "I/O APIC", "apic 0"])
 def test_a_damaged_snapshot_is_one_clear_line(device: str) -> None:
     platform, _, _ = make()
     state = platform.dump()

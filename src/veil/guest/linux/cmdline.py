@@ -18,11 +18,15 @@ class KernelOption:
     reason: str
 
 
-def default_options(tsc_khz: int, disks: int = 0) -> tuple[KernelOption, ...]:
+def default_options(tsc_khz: int, disks: int = 0, *, io_apic: bool = False) -> tuple[KernelOption, ...]:
     """The options that the machine, whose TSC has this rate, and which has so many disks, asks for.
 
+    `io_apic`: it has one, as behind firmware.
     Those for loudness and consoles beyond ttyS0 are the caller's.
     """
+    without_io_apic = KernelOption(
+        "noapic", "there is no I/O APIC: devices use MSI-X, the serial port and the PIT the two 8259s"
+    )
     return (
         KernelOption("console=ttyS0", "the host's 8250 shows the boot and every panic"),
         KernelOption("rdinit=/init", "process 1 is the one in the initramfs, whatever else is there"),
@@ -32,7 +36,7 @@ def default_options(tsc_khz: int, disks: int = 0) -> tuple[KernelOption, ...]:
         KernelOption(
             "reboot=p", "a reset is one write to port CF9; other ways poll a keyboard controller that is not there"
         ),
-        KernelOption("noapic", "there is no I/O APIC: devices use MSI-X, the serial port and the PIT the two 8259s"),
+        *(() if io_apic else (without_io_apic,)),
         KernelOption("pci=conf1", "PCI is configured by ports CF8/CFC: no test of whether that works, no ECAM"),
         KernelOption(
             "tsc=reliable",
@@ -63,9 +67,9 @@ def default_options(tsc_khz: int, disks: int = 0) -> tuple[KernelOption, ...]:
     )
 
 
-def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int, disks: int = 0) -> str:
+def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int, disks: int = 0, io_apic: bool = False) -> str:
     """The default options and then `extra`: where the kernel takes the last of two, the caller's wins."""
-    words = [option.text for option in default_options(tsc_khz, disks)]
+    words = [option.text for option in default_options(tsc_khz, disks, io_apic=io_apic)]
     words += [extra] if isinstance(extra, str) else list(extra)
     return check_command_line(" ".join(word for word in words if word))
 

@@ -2,7 +2,8 @@
 """The board: every device behind ports, device memory and MSRs, and the interrupt controllers of all VCPUs.
 
 Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), disks by MSI-X (or IRQ 11, which
-they share), the clock on IRQ 8; the 8259s reach VCPU 0 through LINT0 of its local APIC. There is no I/O APIC.
+they share), the clock on IRQ 8; the 8259s reach VCPU 0 through LINT0 of its local APIC. With Q35's chipset each IRQ
+goes to the I/O APIC as well.
 """
 
 from __future__ import annotations
@@ -10,11 +11,22 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.board import LOCAL_APIC
+from veil.formats.board import (
+    CONSOLE_IRQ,
+    CONSOLE_SLOT,
+    DISK_IRQ,
+    DISK_SLOT,
+    IO_APIC,
+    LOCAL_APIC,
+    MAX_DISKS,
+    TIMER_IRQ,
+    TIMER_PIN,
+)
 from veil.formats.tsc import TSC_KHZ
 from veil.host.devices._dma import ConfinedMemory
 from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
+from veil.host.devices.apic.io_apic import IoApic
 from veil.host.devices.bus import IoBus, MmioBus
 from veil.host.devices.channel import ChannelDevice
 from veil.host.devices.firmware.config import FirmwareConfig
@@ -44,17 +56,10 @@ __all__ = ["AGENT_PORT", "MAX_DISKS", "Platform"]
 #: The name of the binary channel (/dev/virtio-ports/veil.agent in the guest).
 AGENT_PORT = "veil.agent"
 
-_PIT_IRQ = 0
 _DELAY_PORT = 0x80
-_CONSOLE_IRQ = 10
-_CONSOLE_SLOT = 1
 _CONSOLE_IO = 0xC000
 _CONSOLE_MMIO = 0xC0000000
 
-#: As many as have a place on the board.
-MAX_DISKS = 8
-_DISK_IRQ = 11
-_DISK_SLOT = 2
 _DISK_IO, _DISK_IO_STEP = 0xC100, 0x80
 _DISK_MMIO, _DISK_MMIO_STEP = 0xC0001000, 0x1000
 
@@ -105,14 +110,15 @@ class Platform:
         self.interrupts = InterruptRouter()
         clock = _Clock(now_ns, now_ns if tsc is None else tsc, tsc_khz)
         self.apics = [
-            LocalApic(apic_id, clock, self.interrupts.send_ipi, bsp=index == 0, x2apic=x2apic)
+            LocalApic(apic_id, clock, self.interrupts.send_ipi, self.interrupts.end, bsp=index == 0, x2apic=x2apic)
             for index, apic_id in enumerate(ids)
         ]
         self.interrupts.apics = self.apics
         self.pic = Pic()
-        self.pit = Pit(self.pic.line(_PIT_IRQ), now_ns)
-        self.rtc = Rtc(self.pic.line(RTC_IRQ), now_ns, wall_ns)
-        self.serial = Serial8250(self.pic.line(COM1_IRQ))
+        self.io_apic = self._plug_io_apic() if chipset is Chipset.Q35 else None
+        self.pit = Pit(self._line(TIMER_IRQ), now_ns)
+        self.rtc = Rtc(self._line(RTC_IRQ), now_ns, wall_ns)
+        self.serial = Serial8250(self._line(COM1_IRQ))
         self.power = PowerControl()
         #: users' connections to VeilMon
         self.channel = ChannelDevice(memory)
@@ -122,13 +128,13 @@ class Platform:
         self.console = VirtioConsole(
             self._dma,
             self.interrupts.send_message,
-            self.pic.line(_CONSOLE_IRQ),
+            self._line(CONSOLE_IRQ),
             [None, AGENT_PORT],
             io_address=_CONSOLE_IO,
             mmio_address=_CONSOLE_MMIO,
-            irq=_CONSOLE_IRQ,
+            irq=CONSOLE_IRQ,
         )
-        self.pci.add(_CONSOLE_SLOT, self.console)
+        self.pci.add(CONSOLE_SLOT, self.console)
         self.disks = self._plug_disks(disks)
         #: the binary channel to the guest's agent
         self.agent = self.console.ports[1]
@@ -148,10 +154,29 @@ class Platform:
         self.io_read = self.io.read
         self.io_write = self.io.write
 
+    def _plug_io_apic(self) -> IoApic:
+        device = IoApic(self.interrupts)
+        self.mmio.add_window(device.window(IO_APIC))
+        self.interrupts.on_end = device.ended
+        return device
+
+    def _line(self, irq: int) -> Callable[[bool], None]:
+        """An IRQ's wire: to the 8259s, and to the I/O APIC if there is one. The guest masks it at one of them."""
+        pic_line = self.pic.line(irq)
+        if self.io_apic is None:
+            return pic_line
+        pin_line = self.io_apic.line(TIMER_PIN if irq == TIMER_IRQ else irq)
+
+        def drive(level: bool) -> None:
+            pic_line(level)
+            pin_line(level)
+
+        return drive
+
     def _plug_disks(self, backends: Sequence[Backend]) -> list[VirtioBlock]:
         if len(backends) > MAX_DISKS:
             raise HostError(f"{len(backends)} disks are too many: the board has room for {MAX_DISKS}")
-        line = SharedLine(self.pic.line(_DISK_IRQ))
+        line = SharedLine(self._line(DISK_IRQ))
         disks = [
             VirtioBlock(
                 self._dma,
@@ -161,12 +186,12 @@ class Platform:
                 serial=b"veil-%d" % number,
                 io_address=_DISK_IO + number * _DISK_IO_STEP,
                 mmio_address=_DISK_MMIO + number * _DISK_MMIO_STEP,
-                irq=_DISK_IRQ,
+                irq=DISK_IRQ,
             )
             for number, backend in enumerate(backends)
         ]
         for number, disk in enumerate(disks):
-            self.pci.add(_DISK_SLOT + number, disk)
+            self.pci.add(DISK_SLOT + number, disk)
         return disks
 
     def _plug_firmware(
@@ -334,4 +359,6 @@ class Platform:
             # After all that drive its inputs.
             "pic": self.pic,
         }
+        if self.io_apic is not None:
+            devices["I/O APIC"] = self.io_apic
         return devices | self._firmware | {f"apic {index}": apic for index, apic in enumerate(self.apics)}

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from veil.formats.acpi import acpi_tables, rsdp
+from veil.formats.acpi import acpi_tables, madt, rsdp
 from veil.host.devices.firmware.table_loader import acpi_files
 
 _TABLES, _RSDP = 0x7F0000, 0xF0000
@@ -40,14 +40,52 @@ def test_tables_are_as_placed(vcpus: int) -> None:
             assert code == 3
             assert files[_name(place)][offset] == 0
             files[_name(place)][offset] = -sum(files[_name(place)][start : start + length]) & 0xFF
-    tables = acpi_tables(vcpus, pm_timer=True)
+    tables = acpi_tables(vcpus, q35=True)
     assert bytes(files["etc/acpi/tables"]) == tables.placed(_TABLES)
     assert bytes(files["etc/acpi/rsdp"]) == rsdp(_TABLES + tables.xsdt)
 
 
 def test_the_timer_is_in_the_fadt() -> None:
-    block = acpi_tables(1, pm_timer=True).placed(0)
+    block = acpi_tables(1, q35=True).placed(0)
     fadt = block[block.index(b"FACP") :]
     assert struct.unpack_from("<I", fadt, 76) == (0x608,)
     assert fadt[91] == 4
     assert struct.unpack_from("<BBBBQ", fadt, 208) == (1, 32, 0, 3, 0x608)
+
+
+def test_the_interrupt_controllers_are_in_the_madt() -> None:
+    """As QEMU's q35 has them: pins 0 to 23 of one I/O APIC; the timer at 2; SCI and PCI's interrupts by level."""
+    table = madt(2, q35=True)
+    assert sum(table) % 256 == 0
+    found, at = [], 44
+    while at < len(table):
+        found.append((table[at], table[at + 2 : at + table[at + 1]]))
+        at += table[at + 1]
+    assert [kind for kind, _ in found] == [0, 0, 1, 2, 2, 2, 2, 2, 4]
+    assert struct.unpack("<BxII", found[2][1]) == (0, 0xFEC00000, 0)
+    overrides = [struct.unpack("<BBIH", body) for kind, body in found if kind == 2]
+    assert overrides == [(0, 0, 2, 0), *((0, irq, irq, 0xD) for irq in (5, 9, 10, 11))]
+
+
+def test_the_devices_interrupts_are_in_the_dsdt() -> None:
+    block = acpi_tables(1, q35=True).placed(0)
+    start = block.index(b"_PRT") + 4
+    assert block[start] == 0x12
+    routes = block[start + 4 : start + 4 + 9 * 12]
+    assert block[start + 3] == 9
+    for slot in range(1, 10):
+        route = routes[12 * (slot - 1) : 12 * slot]
+        assert route[:3] == b"\x12\x0b\x04"
+        assert struct.unpack("<xIBBxB", route[3:]) == (slot << 16 | 0xFFFF, 0, 0, 10 if slot == 1 else 11)
+    assert b"_PRT" not in acpi_tables(1).block
+
+
+def test_the_bridge_has_the_ports_of_the_lpc_bridge() -> None:
+    block = acpi_tables(1, q35=True).placed(0)
+    at, windows = block.index(b"\x88\x0d\x00\x01"), []
+    for _ in range(2):
+        kind, size, _, _, _, _, first, last, _, length = struct.unpack_from("<BHBBBHHHHH", block, at)
+        assert (kind, size, length) == (0x88, 13, last - first + 1)
+        windows.append((first, last))
+        at += 16
+    assert windows == [(0, 0xCF7), (0xD00, 0xFFFF)]

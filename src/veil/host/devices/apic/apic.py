@@ -108,6 +108,7 @@ class LocalApic:
     """`pending` is the vector that the processor would get now, None if there is none.
 
     `send(self, icr, destination)` carries interrupts to other processors; `destination` is as wide as the mode has it.
+    `ended(vector)` hears of the EOI of each level-triggered interrupt.
     """
 
     _SAVED = (
@@ -119,6 +120,7 @@ class LocalApic:
         apic_id: int,
         clock: Clock,
         send: Callable[[LocalApic, int, int], None],
+        ended: Callable[[int], None] = lambda vector: None,
         *,
         bsp: bool,
         x2apic: bool = False,
@@ -126,6 +128,7 @@ class LocalApic:
         self.apic_id = apic_id
         self.timer = ApicTimer(clock)
         self._send = send
+        self._ended = ended
         self._bsp = bsp
         self.base = LOCAL_APIC | BASE_ENABLE | (BASE_BSP if bsp else 0) | (BASE_X2APIC if x2apic else 0)
         self.irr = 0
@@ -216,17 +219,18 @@ class LocalApic:
         else:
             self.pending = None
 
-    def accept(self, vector: int, *, level: bool = False) -> None:
-        """A fixed interrupt arrives."""
+    def accept(self, vector: int, *, level: bool = False) -> bool:
+        """A fixed interrupt arrives; False: it is not taken."""
         if not self.base & BASE_ENABLE or not self._svr & _SVR_ENABLE:
-            return
+            return False
         if vector < _LOWEST_VECTOR:
             self._error(_ILLEGAL_RECEIVED)
-            return
+            return False
         bit = 1 << vector
         self._tmr = self._tmr | bit if level else self._tmr & ~bit
         self.irr |= bit
         self._update_pending()
+        return True
 
     def acknowledge(self) -> int:
         """The processor takes the pending vector, which is in service from now on; else it gets the spurious one."""
@@ -243,7 +247,10 @@ class LocalApic:
     def _end_of_interrupt(self) -> None:
         isr = self.isr
         if isr:
-            self.isr = isr ^ 1 << isr.bit_length() - 1
+            vector = isr.bit_length() - 1
+            self.isr = isr ^ 1 << vector
+            if self._tmr >> vector & 1:
+                self._ended(vector)
             if self.irr:
                 self._update_pending()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How interrupts find their processors: between processors (ICR) and from devices (messages).
+"""How interrupts find their processors: between processors (ICR) and from devices (messages, the I/O APIC's pins).
 
 APM volume 2, 16.5 (interprocessor interrupts) and 16.13; PCI local bus specification 3.0, 6.8 (MSI and MSI-X).
 """
@@ -30,6 +30,9 @@ _ILLEGAL_SENT = 1 << 5
 _MSI_LOGICAL = 1 << 2
 _MSI_REDIRECT = 1 << 3
 
+#: A device has no business to start or stop processors.
+_MODES_OF_DEVICES = (Delivery.FIXED, Delivery.LOWEST, Delivery.NMI)
+
 
 class InterruptRouter:
     """Callbacks get the index of the VCPU; INIT, SIPI and NMI are the hypervisor's business."""
@@ -39,6 +42,12 @@ class InterruptRouter:
         self.on_init: Callable[[int], None] | None = None
         self.on_sipi: Callable[[int], None] | None = None
         self.on_nmi: Callable[[int], None] | None = None
+        #: hears of the EOI of each level-triggered interrupt
+        self.on_end: Callable[[int], None] = lambda vector: None
+
+    def end(self, vector: int) -> None:
+        """A local APIC's EOI of a level-triggered interrupt."""
+        self.on_end(vector)
 
     def send_ipi(self, sender: LocalApic, icr: int, destination: int) -> None:
         """A write of the interrupt command register."""
@@ -73,19 +82,27 @@ class InterruptRouter:
         mode = Delivery(data >> 8 & 7)
         if mode == Delivery.FIXED and logical and address & _MSI_REDIRECT:
             mode = Delivery.LOWEST
-        # A device has no business to start or stop processors.
-        if mode in (Delivery.FIXED, Delivery.LOWEST, Delivery.NMI):
+        if mode in _MODES_OF_DEVICES:
             self._deliver(targets, mode, data & 0xFF)
 
-    def _deliver(self, targets: list[LocalApic], mode: Delivery, vector: int) -> None:
+    def send_pin(self, *, destination: int, logical: bool, mode: Delivery, vector: int, level: bool) -> bool:
+        """An interrupt of the I/O APIC; False: no local APIC takes it.
+
+        Of the modes, those are left out that are a message's neither, and ExtINT: the 8259s have a wire of their own.
+        """
+        targets = [apic for apic in self.apics if apic.matches(destination, logical=logical, wide=False)]
+        return mode in _MODES_OF_DEVICES and self._deliver(targets, mode, vector, level=level)
+
+    def _deliver(self, targets: list[LocalApic], mode: Delivery, vector: int, *, level: bool = False) -> bool:
+        """False: a fixed interrupt that no target takes."""
         if mode == Delivery.LOWEST and targets:
             able = [apic for apic in targets if apic.enabled and apic.software_enabled] or targets
             able.sort(key=lambda apic: apic.processor_priority())
-            able[0].accept(vector)
-        elif mode == Delivery.FIXED:
-            for apic in targets:
-                apic.accept(vector)
-        elif mode == Delivery.NMI:
+            return able[0].accept(vector, level=level)
+        if mode in (Delivery.FIXED, Delivery.LOWEST):
+            taken = [apic.accept(vector, level=level) for apic in targets]
+            return any(taken)
+        if mode == Delivery.NMI:
             self._tell(self.on_nmi, targets)
         elif mode == Delivery.INIT:
             for apic in targets:
@@ -93,6 +110,7 @@ class InterruptRouter:
             self._tell(self.on_init, targets)
         elif mode == Delivery.STARTUP:
             self._tell(self.on_sipi, targets)
+        return True
 
     def _tell(self, callback: Callable[[int], None] | None, targets: list[LocalApic]) -> None:
         if callback is not None:

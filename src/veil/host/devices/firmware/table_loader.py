@@ -18,7 +18,7 @@ _COMMAND_SIZE = 128
 
 def acpi_files(vcpus: int) -> dict[str, bytes]:
     """The tables, the RSDP and the script. Addresses in them are offsets into the tables' file, checksums zero."""
-    tables = acpi_tables(vcpus, pm_timer=True)
+    tables = acpi_tables(vcpus, q35=True)
     root = bytearray(rsdp(tables.xsdt))
     for checksum in RSDP_CHECKSUMS:
         root[checksum.offset] = 0
