@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.debugger.test_session import Peer
 from tests.igvm_writer import IgvmWriter, vmsa
-from tests.image.igvm_guest import two_levels, words
+from tests.image.igvm_guest import GUEST, two_levels, words
 from veil.cli.main import veil
+from veil.debugger.packets import frame
 from veil.errors import VeilError
 
 _SAID = words(2).decode()
@@ -53,6 +58,27 @@ def test_it_takes_no_commands(guest: str, more: list[str]) -> None:
     done = _veil("run", "--igvm", guest, *more)
     assert done.exit_code == 2
     assert "nobody in an IGVM file takes commands or files" in done.stderr
+
+
+def test_gdb_comes_before_its_first_instruction(guest: str, tmp_path: Path) -> None:
+    place, said = tmp_path / "socket", list[str]()
+
+    def talk() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                peer = Peer(str(place))
+                break
+            time.sleep(0.01)
+        said.extend(peer.ask(text) for text in ("?", f"Z0,{GUEST:x},1", "c"))
+        peer.send(frame(b"D"))
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    done = _veil("gdb", "--igvm", guest, "--memory", "16M", "--listen", str(place))
+    thread.join()
+    assert said == ["T05thread:1;core:0;", "OK", "T05swbreak:;thread:3;core:0;"]
+    assert (done.exit_code, _SAID in done.output) == (0, True)
 
 
 @pytest.mark.parametrize(

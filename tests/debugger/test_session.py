@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
+import tarfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +19,11 @@ from hypothesis import strategies as st
 
 from tests.debugger.test_gdb_on_bare_metal import KERNEL, SECRET, two_levels
 from veil.bare_metal import CODE, FREE, BareGuest, ExitCode, assemble
-from veil.debugger import Killed, Place
+from veil.debugger import Killed, Place, session
 from veil.debugger.packets import MAX_PACKET, frame
 from veil.debugger.registers import REGISTERS
 from veil.errors import VeilError
+from veil.snp.hosted import hosted_header
 
 LIMIT = 15.0
 _SPIN = "again: inc rax\npause\njmp again"
@@ -63,7 +66,14 @@ class Peer:
             return True
 
 
-def converse(guest: BareGuest, tmp_path: Path, talk: Callable[[str], None], *, waits: bool = True) -> None:
+def converse(
+    guest: BareGuest,
+    tmp_path: Path,
+    talk: Callable[[str], None],
+    *,
+    waits: bool = True,
+    end: ExitCode = ExitCode.HLT,
+) -> None:
     """Run the guest to its end while a peer talks in another thread; fails as that does."""
     failed: list[BaseException] = []
 
@@ -81,7 +91,7 @@ def converse(guest: BareGuest, tmp_path: Path, talk: Callable[[str], None], *, w
     thread.join(60)
     if failed:
         raise failed[0]
-    assert guest.exits[-1].code == ExitCode.HLT
+    assert guest.exits[-1].code == end
 
 
 def test_stops_goes_on_and_detaches(tmp_path: Path) -> None:
@@ -135,6 +145,26 @@ def test_peers_come_and_go_while_it_runs(how: str, tmp_path: Path) -> None:
 
     with BareGuest(assemble(_SPIN)) as guest:
         converse(guest, tmp_path, talk, waits=False)
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_triple_fault_is_shown_however_it_is_come_to(steps: bool, tmp_path: Path) -> None:
+    """By a step, and by going on from a breakpoint, which is one as well."""
+
+    def talk(address: str) -> None:
+        peer = Peer(address)
+        if steps:
+            assert peer.ask("s") == "T05thread:1;core:0;"
+            assert peer.ask("s") == "T0bthread:1;core:0;"
+        else:
+            assert peer.ask(f"Z0,{CODE + 1:x},1") == "OK"
+            assert peer.ask("c") == "T05swbreak:;thread:1;core:0;"
+            assert peer.ask("c") == "T0bthread:1;core:0;"
+        assert peer.ask(f"m{CODE + 1:x},2") == "0f0b"
+        peer.send(frame(b"D"))
+
+    with BareGuest(assemble("nop\nud2")) as guest:
+        converse(guest, tmp_path, talk, end=ExitCode.SHUTDOWN)
 
 
 def test_one_peer_at_a_time(tmp_path: Path) -> None:
@@ -246,6 +276,62 @@ def test_all_registers_there_and_back(tmp_path: Path) -> None:
 def test_the_end_of_the_machine_on_request(tmp_path: Path) -> None:
     with two_levels() as guest, pytest.raises(Killed):
         converse(guest, tmp_path, lambda address: Peer(address).send(frame(b"k")))
+
+
+_PROGRAM = (
+    b"""
+class Program:
+    def run(self, cpu):
+        cpu.view.write(%d, b"honest")
+        yield
+"""
+    % FREE
+)
+_ARCHIVE = FREE + 0x10000
+
+
+def _hosted() -> tuple[BareGuest, int]:
+    """A guest whose VMPL 0 is Python that has not begun, and where the word is that it will write."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("program_of_this_test.py")
+        info.size = len(_PROGRAM)
+        tar.addfile(info, io.BytesIO(_PROGRAM))
+    archive = buffer.getvalue()
+    header = hosted_header("program_of_this_test:Program", archive=(_ARCHIVE, len(archive)), parameters=(FREE, 8))
+    guest = BareGuest(header)
+    guest.machine.runs_hosted = True
+    guest.put(_ARCHIVE, archive)
+    return guest, _ARCHIVE + archive.index(b"honest")
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_peer_has_no_python_of_his_run(guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is Python begins as the image has it. Without the check it is whatever the peer wrote there."""
+    if not guarded:
+        monkeypatch.setattr(session, "HOSTED_VMPLS", ())
+    guest, word = _hosted()
+
+    def talk(address: str) -> None:
+        peer = Peer(address)
+        answer = "E01" if guarded else "OK"
+        assert peer.ask(f"m{word:x},6") == b"honest".hex()
+        assert peer.ask(f"M{word:x},6:{b'stolen'.hex()}") == answer
+        everything = peer.ask("g")
+        assert peer.ask(f"G{everything}") == answer
+        assert peer.ask(f"P10={CODE.to_bytes(8, 'little').hex()}") == answer
+        # What is machine code can still be changed.
+        assert peer.ask("Hg4") == "OK"
+        assert peer.ask(f"M{FREE + 8:x},6:{b'kernel'.hex()}") == "OK"
+        assert peer.ask(f"P0={bytes(8).hex()}") == "OK"
+        assert peer.ask(f"M{word:x},6:{b'stolen'.hex()}") == "E0e"
+        peer.send(frame(b"D"))
+
+    with guest:
+        guest.permit(0, 3, pages=FREE // 0x1000 + 1)
+        guest.add_context(3, rip=FREE)
+        converse(guest, tmp_path, talk, end=ExitCode.VMGEXIT)
+        assert guest.view(0).read(FREE, 14) == (b"honest" if guarded else b"stolen") + b"\0\0kernel"
 
 
 _REQUESTS = st.one_of(

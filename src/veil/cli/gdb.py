@@ -17,7 +17,7 @@ __all__ = ["gdb"]
 
 
 @click.command()
-@cvm_options(initrd=True)
+@cvm_options(initrd=True, igvm=True)
 @click.option("--listen", metavar="PORT|SOCKET", help="Where gdb comes to.  [default: a socket of this user's alone]")
 def gdb(cvm: CvmOptions, listen: str | None) -> None:
     """Boot a confidential VM for gdb: it stands still before its first instruction, until gdb has it go on.
@@ -25,6 +25,7 @@ def gdb(cvm: CvmOptions, listen: str | None) -> None:
     \b
       veil gdb --listen 1234 &
       gdb -ex "target remote :1234"
+      veil gdb --igvm monitor.igvm
 
     Threads are the contexts of each VCPU and VMPL. `monitor help` in gdb tells what else there is. The guest's console
     is shown until the guest switches off, or Ctrl-C. `--gdb` of run, boot and serve does the same with a CVM that they

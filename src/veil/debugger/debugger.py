@@ -241,12 +241,11 @@ class Debugger:
             stop = self.real.debug_stop()
             if stop is not None or vmcb.exit_code != _INTR:
                 self._pass = None
+            self._show_shutdown(vmcb, context)
             return stop is not None
         self._arm()
         self.real.vmrun(vmcb, deadline_ns)
-        if vmcb.exit_code == _SHUTDOWN:
-            self._stand_still(Stop(SIGSEGV, context))
-            return False
+        self._show_shutdown(vmcb, context)
         stop = self.real.debug_stop() if vmcb.exit_code == _INTR else None
         if stop is None:
             return False
@@ -268,12 +267,18 @@ class Debugger:
             # The instruction left the guest: the step ends where its VCPU goes on, at whatever level.
             self._step = None
             self._follow = context.vcpu if context is not None else None
+            self._show_shutdown(vmcb, context)
             return False
         stop = self.real.debug_stop()
         if stop is None:
             return False  # the host's time was up
         self._stand_still(Stop(SIGTRAP, context))
         return True
+
+    def _show_shutdown(self, vmcb: Vmcb, context: Context | None) -> None:
+        """A triple fault, before the host ends the guest for it."""
+        if vmcb.exit_code == _SHUTDOWN:
+            self._stand_still(Stop(SIGSEGV, context))
 
     @contextmanager
     def _single_step(self, vmcb: Vmcb) -> Iterator[None]:

@@ -19,7 +19,7 @@ from veil.debugger.memory import ContextMemory, NotThere
 from veil.debugger.packets import MAX_PACKET, Deframer, Mark, ProtocolError, escape, frame
 from veil.debugger.registers import REGISTERS, TARGET_XML, pack_all, unpack_all
 from veil.debugger.target import Killed, Stop
-from veil.snp import MAX_WATCHPOINTS, WatchKind, Watchpoint
+from veil.snp import HOSTED_VMPLS, MAX_WATCHPOINTS, WatchKind, Watchpoint
 
 if TYPE_CHECKING:
     from veil.debugger.target import Target
@@ -28,8 +28,8 @@ __all__ = ["Session"]
 
 _OK = b"OK"
 _UNKNOWN = b""
-#: "E NN": EFAULT, EINVAL, ENOSPC
-_NOT_THERE, _WRONG, _NO_ROOM = b"E0e", b"E16", b"E1c"
+#: "E NN": EPERM, EFAULT, EINVAL, ENOSPC
+_NOT_ALLOWED, _NOT_THERE, _WRONG, _NO_ROOM = b"E01", b"E0e", b"E16", b"E1c"
 _MAX_BREAKPOINTS = 256
 #: requests that may wait
 _MAX_QUEUE = 64
@@ -198,6 +198,15 @@ class Session:
                 return context
         raise _Wrong
 
+    def _changeable(self) -> Context:
+        """The same, if gdb may write there."""
+        context = self._context()
+        # Hosted code is Python out of that level's memory, run by this computer's user. Whoever comes to gdb's port may
+        # have the guest, and not the user's files.
+        if self._target.real.runs_hosted and context.vmpl in HOSTED_VMPLS:
+            raise _Wrong(_NOT_ALLOWED)
+        return context
+
     def _choose(self, text: str) -> bytes:
         if text[:1] == "g":
             # -1: all of them.
@@ -239,7 +248,7 @@ class Session:
         return pack_all(read_vmsa(self._target.real, self._context().vmsa)).hex().encode()
 
     def _write_registers(self, text: str) -> bytes:
-        gpa = self._context().vmsa
+        gpa = self._changeable().vmsa
         vmsa = read_vmsa(self._target.real, gpa)
         try:
             unpack_all(vmsa, _data(text))
@@ -260,7 +269,7 @@ class Session:
         number, _, data = text.partition("=")
         if _number(number) >= len(REGISTERS) or len(_data(data)) != REGISTERS[_number(number)].size:
             raise _Wrong
-        gpa = self._context().vmsa
+        gpa = self._changeable().vmsa
         vmsa = read_vmsa(self._target.real, gpa)
         REGISTERS[_number(number)].write(vmsa, int.from_bytes(_data(data), "little"))
         write_vmsa(self._target.real, gpa, vmsa)
@@ -268,15 +277,14 @@ class Session:
 
     # Memory
 
-    def _memory(self) -> ContextMemory:
-        context = self._context()
+    def _memory(self, context: Context) -> ContextMemory:
         vmsa = read_vmsa(self._target.real, context.vmsa)
         return ContextMemory(self._target.real.view(vmpl=context.vmpl), vmsa)
 
     def _read_memory(self, text: str) -> bytes:
         address, _, length = text.partition(",")
         try:
-            data = self._memory().read(_number(address), min(_number(length), MAX_PACKET // 2))
+            data = self._memory(self._context()).read(_number(address), min(_number(length), MAX_PACKET // 2))
         except NotThere:
             raise _Wrong(_NOT_THERE) from None
         return data.hex().encode()
@@ -288,7 +296,7 @@ class Session:
         if len(data) != _number(length):
             raise _Wrong
         try:
-            self._memory().write(_number(address), data)
+            self._memory(self._changeable()).write(_number(address), data)
         except NotThere:
             raise _Wrong(_NOT_THERE) from None
         return _OK
