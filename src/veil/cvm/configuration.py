@@ -187,6 +187,13 @@ class Configuration:
         """Is Veil's agent in the guest, so that it can be told to run commands?"""
         return self.initrd is None and self.kernel != NO_KERNEL
 
+    @property
+    def named_files(self) -> tuple[str, ...]:
+        """Paths of what the image is made from, on the computer where the configuration was made."""
+        kernel = None if is_series(self.kernel) or self.kernel == NO_KERNEL else self.kernel
+        firmware = None if self.firmware == DEBIAN_FIRMWARE else self.firmware
+        return tuple(path for path in (kernel, firmware, self.initrd, self.igvm) if path is not None)
+
     def key(self) -> str:
         """Hexadecimal; equal for equal configurations only."""
         return hashlib.sha256(self.pack()).hexdigest()

@@ -122,7 +122,7 @@ class ConfidentialVM:
         self._say = progress or (lambda _: None)
         self._console = Console(console)
         cache = cache or Cache()
-        self._assembly = Assembly(self.configuration, cache, self._say)
+        self._maker = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
         self._running: _Running | None = None
         self._disks: Disks | None = None
@@ -141,6 +141,18 @@ class ConfidentialVM:
     def vcpus(self) -> int:
         """How many."""
         return self.configuration.vcpus
+
+    @property
+    def _assembly(self) -> Assembly:
+        """What makes the image. Raises VeilError for files that somebody else's snapshot names."""
+        # They are whatever lies there now, and beside a kernel lie the Makefiles of its headers, which are run.
+        if self._restored_from is not None and self.configuration.named_files:
+            named = ", ".join(f"{name!r:.100}" for name in self.configuration.named_files)
+            raise VeilError(
+                f"the snapshot {self._restored_from} names files of its maker's computer, which are not taken from "
+                f"this one: {named}. If they are yours: ConfidentialVM(vm.configuration)"
+            )
+        return self._maker
 
     @property
     def has_monitor(self) -> bool:
@@ -372,7 +384,8 @@ class ConfidentialVM:
         What runs at VMPL 0 and 1 are the installed VeilMon and the program of `services`, which the snapshot must have
         as they are installed. Everything else is as the file's maker left it, and configured: kernel, keys, owners,
         the services' settings, the launch digest in reports. Not in the file are the kernel's image and Debian's
-        packages: `build_image` takes those that are here now. `image` is None: nothing was launched here.
+        packages: `build_image` takes those that are here now, but no files that the snapshot names by their paths.
+        `image` is None: nothing was launched here.
 
         `disks`: the guest's, as many as it has and in their order. A file does not choose which of your images are
         opened; each must be as it was when the snapshot was made.
