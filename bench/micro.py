@@ -82,7 +82,7 @@ def run_calls(directory: Path, count: int, *, switches_by_machine: bool = True) 
         _KERNEL,
         (Segment(_KERNEL, _KERNEL, code, len(code)), Segment(_RESULTS, _RESULTS, bytes(4096), 4096)),
     )
-    with Machine(_MEMORY) as machine:
+    with Machine(_MEMORY, hosted=True) as machine:
         platform = Platform(
             machine.host_view(), vcpus=1, now_ns=time.monotonic_ns, tsc=machine.tsc, console=lambda _: None
         )

@@ -65,7 +65,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def snapshot(package: Path, tmp_path: Path) -> Path:
     """Of a machine on which it ran twice."""
-    with Machine(2 << 20) as machine:
+    with Machine(2 << 20, hosted=True) as machine:
         _put_program(machine)
         for _ in range(2):
             machine.vmrun(_vmcb(machine))
@@ -327,7 +327,7 @@ def test_a_program_that_never_ran_is_not_taken_from_memory(snapshot: Path, capsy
 @pytest.mark.usefixtures("package")
 def test_a_machine_without_hosted_code_runs_none() -> None:
     """Whatever lies at VMPL 0: the image was not the caller's own, and is not trusted."""
-    with Machine(2 << 20, hosted=False) as machine:
+    with Machine(2 << 20) as machine:
         _put_program(machine)
         machine.vmrun(_vmcb(machine))
         assert machine.hosted_program(VMSA) is None

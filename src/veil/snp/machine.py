@@ -114,7 +114,7 @@ class Machine:
         firmware_size: int = 0,
         endorsement: Callable[[], Endorsement] | None = None,
         report_version: int = 3,
-        hosted: bool = True,
+        hosted: bool = False,
     ) -> None:
         """`memory_size` in bytes, a multiple of 2 MiB; `firmware_size` bytes of RAM more lie below 4 GiB.
 
