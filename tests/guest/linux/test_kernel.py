@@ -133,6 +133,29 @@ def test_no_elf_header_surprises(data: st.DataObject) -> None:
     assert any(piece.address <= loaded.entry < piece.address + piece.size for piece in loaded.segments)
 
 
+def test_headers_of_somebody_elses_are_not_taken(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine" / "vmlinux"
+    path.parent.mkdir()
+    path.write_bytes(VMLINUX)
+    place = tmp_path / "usr"
+    (place / "src/linux-headers-6.12.1-made-up").mkdir(parents=True)
+    assert open_kernel(cache, path).headers == place
+    if os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    else:
+        os.chown(place, 4711, -1)
+    assert open_kernel(cache, path).headers is None
+
+
+@pytest.mark.parametrize("release", ["6.12.1/../../elsewhere-amd64", "6.12.1-$(touch mark)-amd64", "6.12.1-%s\xff"])
+def test_a_release_is_no_path(cache: Cache, tmp_path: Path, release: str) -> None:
+    """Headers and modules are looked for by it."""
+    banner = b"Linux version " + release.encode("latin-1") + b" (a@b) #1\n\0"
+    (tmp_path / "vmlinux").write_bytes(elf([(0x1000000, banner, 4096)]))
+    with pytest.raises(GuestImageError, match="unknown kernel version"):
+        open_kernel(cache, tmp_path / "vmlinux")
+
+
 @pytest.mark.parametrize(("release", "monitor", "message"), [("5.10.0-1", False, "cannot be an SEV-SNP guest"),
                                                               ("6.1.0-9", True, "knows no SVSM")])  # fmt: skip
 def test_kernels_too_old(cache: Cache, tmp_path: Path, release: str, monitor: bool, message: str) -> None:

@@ -32,7 +32,7 @@ _HEADERS = "headers"
 _DRIVER = "driver"
 _NAME = "veil"
 _LIBELF = "libelf1"
-_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+[^-]*(?:-\d+)?)(?:-cloud)?-amd64")
+_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+[\w.+~]*(?:-\d+)?)(?:-cloud)?-amd64")
 DRIVER_COMPILER = "gcc"
 # A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
 _LAYOUT = "kci/layout.h"

@@ -20,7 +20,8 @@ _SETUP_SECTS, _HEADER_MAGIC, _PROTOCOL, _KERNEL_VERSION = 0x1F1, 0x202, 0x206, 0
 _PAYLOAD = 0x248  # u32 offset, u32 length
 _MIN_PROTOCOL = 0x0208  # the first with payload_offset
 _MAX_OUTPUT = 1 << 30
-_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\x00]{0,100}) \([ -~]{1,400}")
+# A release becomes a part of paths: there is no "/" in one.
+_BANNER = re.compile(rb"Linux version (\d+\.\d+[\w.+~:@-]{0,100}) \([ -~]{1,400}")
 _LZ4_BLOCK = 8 << 20
 
 

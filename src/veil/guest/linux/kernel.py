@@ -2,6 +2,7 @@
 """The guest's kernel: one of Debian's own, unmodified, or any x86-64 Linux that the user names."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -224,12 +225,13 @@ def _modules_beside(path: Path, release: str) -> Path | None:
 def _headers_beside(path: Path, release: str) -> Path | None:
     """A folder as /usr, where an unpacked package or a system has the kernel's headers."""
     here = path.resolve().parent
-    # Their Makefiles are run: so nothing further up is tried, which may be somebody else's.
+    # Their Makefiles are run: so nothing further up is tried, and nothing that is somebody else's (a kernel in a folder
+    # of /tmp has /tmp/usr beside it).
     places = [here / "usr", here.parent / "usr"]
     if here.parts[-4:] == ("usr", "lib", "modules", release):
         places.append(here.parents[2])
     for place in places:
-        if (place / f"src/linux-headers-{release}").is_dir():
+        if (place / f"src/linux-headers-{release}").is_dir() and place.stat().st_uid in (0, os.geteuid()):
             return place
     return None
 
