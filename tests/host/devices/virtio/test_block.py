@@ -238,6 +238,24 @@ class TestRequests:
 
 
 class TestHostileQueues:
+    def test_a_disk_that_fills_its_own_queue(self) -> None:
+        """Each sector that is read lies over the request's header and the queue's index: it asks for the next one."""
+        board = Board().start()
+        header = board.queue.avail + 0x100
+        for sector in range(SECTORS):
+            start = sector * 512
+            # From the queue's flags on; every entry of its ring names the same chain.
+            struct.pack_into("<HH", board.disk.bytes, start, 0, sector + 2)
+            board.disk.bytes[start + 4 : start + 0x100] = bytes(0xFC)
+            struct.pack_into("<IIQ", board.disk.bytes, start + 0x100, IN, 0, sector + 1)
+        board.memory.bytes[header : header + 16] = struct.pack("<IIQ", IN, 0, 0)
+        board.chain((header, 16, False), (board.queue.avail, 512, True), (STATUS, 1, True))
+        assert board.queue.used_entries() == [(0, 513)]
+        # It asks for more, and gets one answer for each time that it tells of it.
+        board.write(0x3C, 2, 0)
+        assert board.queue.used_entries() == [(0, 513)]
+        assert board.faults == []
+
     @pytest.mark.parametrize(
         ("buffers", "words"),
         [
