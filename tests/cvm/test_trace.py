@@ -34,10 +34,10 @@ class _Asked:
         return 0x8000_0003
 
 
-def _asked(guest: SmallGuest) -> Asked:
+def _asked(guest: SmallGuest, *, veilmon: bool = True) -> Asked:
     """Of a VCPU whose kernel is the small guest."""
     vcpu = SimpleNamespace(contexts={3: SimpleNamespace(vmcb=guest.vmcb)})
-    return Asked(guest.machine, SimpleNamespace(vcpus=[vcpu]))  # type: ignore[arg-type]
+    return Asked(guest.machine, SimpleNamespace(vcpus=[vcpu], has_veilmon=veilmon))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,16 @@ def test_a_level_that_is_not_there_asks_nothing() -> None:
         assert [asked.request(0, *levels) for levels in ((0, 3), (1, 0), (0, 1), (3, 1))] == [None] * 4
         guest.share(VMSA)
         assert asked.request(0, 3, 0) is not None
+
+
+def test_what_only_veilmon_has_is_not_seen_under_another_monitor() -> None:
+    with SmallGuest(vmpl=3) as guest:
+        enclave = _asked(guest).request(0, 3, 2)
+        assert enclave is not None
+        assert enclave.name == "enclave runs"
+        other = _asked(guest, veilmon=False)
+        assert [other.request(0, 3, target) for target in (1, 2)] == [None, None]
+        assert other.request(0, 3, 0) is not None, "the SVSM's calls are anybody's"
 
 
 def _fail(line: str) -> None:

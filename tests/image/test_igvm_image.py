@@ -236,6 +236,17 @@ def test_somebody_must_begin() -> None:
         _image(_writer().context(0x8000, vmsa(0), vp=1), vcpus=2)
 
 
+def test_more_contexts_than_any_guest_has(tmp_path: Path) -> None:
+    writer = _writer()
+    for number in range(257):
+        writer.context(_OUTSIDE, vmsa(0), vp=number)
+    with (
+        _guest(tmp_path, writer) as vm,
+        pytest.raises(VeilError, match=r"guest\.igvm: it has 257 VP_CONTEXTs outside of the guest's memory"),
+    ):
+        vm.launch()
+
+
 def _archive(name: str, source: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -31,6 +31,8 @@ __all__ = ["build_igvm_image", "igvm_memory", "least_privileged_level"]
 _FLASH = 8 << 20
 #: Neighbouring pages are launched together, up to so many bytes.
 _MAX_RUN = 4 << 20
+#: Of VCPUs and VMPLs together.
+_MAX_CONTEXTS = 256
 _EXTENDED_STATE = 0xD
 
 _NAMES = {
@@ -43,9 +45,14 @@ _NAMES = {
 
 def igvm_memory(file: IgvmFile) -> int:
     """Bytes of RAM below 4 GiB: where the file has pages there, and before them a page for each VMSA outside of the
-    guest's memory (`VMSA_GPA`), of which nobody tells the guest."""
+    guest's memory (`VMSA_GPA`), of which nobody tells the guest. Raises GuestImageError for more than there can be."""
     below = [item.gpa for item in (*file.items, *file.required) if HIGH_MEMORY - _FLASH <= item.gpa < HIGH_MEMORY]
     outside = sum(_is_outside(item) for item in file.items)
+    if outside > _MAX_CONTEXTS:
+        raise GuestImageError(
+            f"{file.name}: it has {outside} VP_CONTEXTs outside of the guest's memory; a guest has at most "
+            f"{_MAX_CONTEXTS}"
+        )
     return HIGH_MEMORY - min(below, default=HIGH_MEMORY) + outside * PAGE_SIZE
 
 

@@ -67,6 +67,9 @@ class Asked:
         """What the level `asking` of a VCPU wants of `target`; None: it gives way, with an answer or for nothing."""
         if asking == KERNEL_VMPL and target == MONITOR_VMPL:
             return self._svsm_call(vcpu)
+        if not self._host.has_veilmon:
+            # Another monitor's levels are what it makes of them.
+            return None
         if asking == KERNEL_VMPL and target == ENCLAVE_VMPL:
             return Request("enclave", "enclave runs", {})
         services = self._services(vcpu) if target == SERVICE_VMPL else None
