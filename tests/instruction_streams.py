@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 __all__ = ["DATA_PAGES", "random_stream"]
 
-#: how many pages after R15 the code works on
+#: how many pages after R15 the code works on; the one after them is a program's, and used where SMAP lets it
 DATA_PAGES = 3
 
 _PAGE = 4096
@@ -199,6 +199,20 @@ class _Stream:
             )
         )
 
+    def programs_page(self) -> str:
+        """Neither the instruction between nor what happens there may close it again."""
+        bits = self.bits(16, 32, 64)
+        place = f"[r15 + {DATA_PAGES * _PAGE + self.rng.randrange(0, _PAGE - 8)}]"
+        set_by_popf = f"pushfq\nbts {_POINTER[64]} [rsp], 18\npopfq"
+        return self.rng.choice(
+            (
+                f"stac\n{self.simple()}\nmov {self.register(bits)}, {place}\nclac",
+                f"stac\n{self.simple()}\nadd {place}, {self.register(bits)}\nclac",
+                f"stac\nint 0x30\npush {_POINTER[64]} {place}\nclac\npop {self.pointed(64)}",
+                f"{set_by_popf}\n{self.simple()}\nmov {place}, {self.register(bits)}\nclac",
+            )
+        )
+
     def vector(self) -> str:
         rng = self.rng
         a, b = rng.choice(_XMM), rng.choice(_XMM)
@@ -252,7 +266,7 @@ class _Stream:
             self.arithmetic, self.arithmetic, self.unary, self.locked, self.exchange, self.wide_exchange, self.shift,
             self.shift, self.double_shift, self.multiply, self.bit, self.scan, self.condition, self.condition,
             self.condition, self.jump, self.call, self.far_return, self.move, self.stack, self.flags, self.string,
-            self.system, self.vector, self.vector, self.x87, self.patch,
+            self.system, self.programs_page, self.vector, self.vector, self.x87, self.patch,
         )  # fmt: skip
 
 

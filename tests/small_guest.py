@@ -30,7 +30,7 @@ CODE, STACK = 0x10000, 0x20000
 FREE = 0x100000
 
 _C_BIT = 1 << 51
-_PRESENT_RW_USER = 7
+_PRESENT_RW_USER, _USER = 7, 4
 _LARGE = 0x80
 _WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17, 29)
 
@@ -101,8 +101,8 @@ class SmallGuest:
         for index in range(MEMORY >> 21):
             write(_PD + 8 * index, (_PT + PAGE * index) | link)
             write(_PD_SHARED + 8 * index, index << 21 | _PRESENT_RW_USER | _LARGE)
-        for page in range(MEMORY // PAGE):
-            write(_PT + 8 * page, page * PAGE | link)
+        for gpa in range(0, MEMORY, PAGE):
+            self.map(gpa, gpa)
         # Null, code and data of ring 0, data and code of ring 3, TSS.
         gdt = struct.pack("<5Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
         self.top.write(_GDT, gdt)
@@ -113,9 +113,15 @@ class SmallGuest:
             gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x08, 0, 0xEE, handler >> 16, 0, 0)
             self.top.write(IDT + 16 * vector, gate)
 
-    def map(self, address: int, gpa: int) -> None:
+    def map(self, address: int, gpa: int, *, user: bool = True) -> None:
         """Another virtual address, below the end of memory, for a page."""
-        self.top.write_u64(_PT + 8 * (address // PAGE), gpa | _PRESENT_RW_USER | _C_BIT)
+        entry = gpa | _PRESENT_RW_USER | _C_BIT
+        self.top.write_u64(_PT + 8 * (address // PAGE), entry if user else entry & ~_USER)
+
+    def make_kernels_own(self, *but: int) -> None:
+        """All of the private mapping is for supervisors only, except for these pages."""
+        for gpa in range(0, MEMORY, PAGE):
+            self.map(gpa, gpa, user=gpa in but)
 
     def put(self, code: str, at: int = CODE) -> None:
         """Assemble code to an address."""

@@ -28,7 +28,7 @@ def test_the_kernel_says_where_it_runs(vm: ConfidentialVM) -> None:
     assert "SEV: Using SNP CPUID table" in log
     assert _shell(vm, "cat /sys/devices/system/cpu/sev/vmpl") == "3\n"
     flags = _shell(vm, "grep -m1 ^flags /proc/cpuinfo").split()
-    assert {"sev", "sev_es", "svsm"} <= set(flags)
+    assert {"sev", "sev_es", "svsm", "smep", "smap", "umip"} <= set(flags)
     for trouble in ("WARNING:", "BUG:", "Oops", "Call Trace"):
         assert trouble not in log
 

@@ -23,7 +23,7 @@ def _wrmsr(value: int) -> str:
 @pytest.mark.parametrize(
     "code",
     [
-        *(_write("cr4", _CR4 | 1 << bit) for bit in (0, 1, 11, 12, 13, 14, 15, 17, 18, 19, 21, 22, 23, 31, 32, 63)),
+        *(_write("cr4", _CR4 | 1 << bit) for bit in (0, 1, 12, 13, 14, 15, 17, 18, 19, 22, 23, 31, 32, 63)),
         pytest.param(_write("cr4", _CR4 & ~0x20), id="CR4.PAE cleared in long mode"),
         *(_write("cr0", _CR0 | 1 << bit) for bit in (32, 63)),
         pytest.param(_write("cr0", _CR0 | 1 << 29), id="CR0.NW without CD"),
@@ -50,7 +50,7 @@ def test_general_protection(code: str) -> None:
 @pytest.mark.parametrize(
     ("code", "register", "value"),
     [
-        *((_write("cr4", _CR4 ^ 1 << bit), "cr4", _CR4 ^ 1 << bit) for bit in (2, 3, 4, 6, 7, 8, 9, 10, 16)),
+        *((_write("cr4", _CR4 ^ 1 << bit), "cr4", _CR4 ^ 1 << bit) for bit in (2, 3, 4, 6, 7, 8, 9, 10, 11, 16)),
         *((_write("cr0", _CR0 ^ 1 << bit), "cr0", _CR0 ^ 1 << bit) for bit in (1, 3, 5, 16, 18, 30)),
         (_write("cr0", _CR0 | 3 << 29), "cr0", _CR0 | 3 << 29),
         (_wrmsr(_EFER & ~1), "efer", 0x1D00),

@@ -19,6 +19,7 @@ import pytest
 from tests.instruction_streams import DATA_PAGES, random_stream
 from tests.machine_code import assemble
 from tests.small_guest import CODE, FREE, IDT, PAGE, STACK, TABLES, TRAPS, SmallGuest
+from veil.formats.registers import Cr4
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import Vmcb, Vmsa
 
@@ -26,6 +27,8 @@ _LENGTH = 20
 #: positions in a stream that are tried in each way, evenly spread
 _POSITIONS = 10
 _CODE_PAGES = 2
+#: the data, and a program's page after it
+_PAGES = DATA_PAGES + 1
 #: the codes of two VCPUs, each with a stack below its end and a VMSA
 _PLACES = ((CODE, FREE, STACK), (CODE + 0x4000, FREE + 0x10000, STACK + 0x4000))
 _ALIAS = 0x200000
@@ -57,14 +60,16 @@ class _Bench:
 
     def __init__(self, guest: SmallGuest) -> None:
         self.guest = guest
+        guest.make_kernels_own(*(data + DATA_PAGES * PAGE for _, data, _ in _PLACES))
         for page in range((_PLACES[1][0] - CODE) // PAGE + _CODE_PAGES):
-            guest.map(_ALIAS + page * PAGE, CODE + page * PAGE)
+            guest.map(_ALIAS + page * PAGE, CODE + page * PAGE, user=False)
         self.vcpus = []
         for number, (code, data, stack) in enumerate(_PLACES):
             gpa = FREE + 0x20000 + number * PAGE
             vmcb = guest.make_context(gpa, vmpl=3, rip=code)
             registers = guest.vmsa(gpa)
             registers.rsp, registers.r15, registers.r14 = stack, data, _ALIAS - CODE
+            registers.cr4 |= Cr4.SMEP | Cr4.SMAP
             self.vcpus.append(_Vcpu(vmcb, gpa, bytes(registers), code, data))
         self.rng = random.Random(0)
         self._tearing = False
@@ -73,7 +78,7 @@ class _Bench:
             *TABLES,
             *range(IDT, TRAPS + 2 * PAGE, PAGE),
             *range(CODE, CODE + _CODE_PAGES * PAGE, PAGE),
-            *range(FREE, FREE + DATA_PAGES * PAGE, PAGE),
+            *range(FREE, FREE + _PAGES * PAGE, PAGE),
             STACK - PAGE,
         ]
 
@@ -85,7 +90,7 @@ class _Bench:
             setattr(registers, name, rng.getrandbits(64))
         ctypes.memmove(ctypes.addressof(registers.fpreg_xmm), rng.randbytes(256), 256)
         top.write(vcpu.vmsa, bytes(registers))
-        top.write(vcpu.data, rng.randbytes(DATA_PAGES * PAGE))
+        top.write(vcpu.data, rng.randbytes(_PAGES * PAGE))
         top.write(vcpu.code, vcpu.stream.ljust(_CODE_PAGES * PAGE, b"\xcc"))
         vcpu.vmcb.v_intr = vcpu.vmcb.interrupt_shadow = vcpu.vmcb.event_inj = 0
 
@@ -97,7 +102,7 @@ class _Bench:
             value = getattr(registers, name)
             if name not in _EXIT:
                 found[name] = value if isinstance(value, int) else bytes(value)
-        for page in range(DATA_PAGES):
+        for page in range(_PAGES):
             found[f"data {page}"] = bytes(read(vcpu.data + page * PAGE, PAGE))
         return found | {"code": bytes(read(vcpu.code, _CODE_PAGES * PAGE))}
 

@@ -39,9 +39,11 @@ class Cr4(enum.IntFlag):
     MCE = 1 << 6
     OSFXSR = 1 << 9
     OSXMMEXCPT = 1 << 10
+    UMIP = 1 << 11
     LA57 = 1 << 12
     FSGSBASE = 1 << 16
     SMEP = 1 << 20
+    SMAP = 1 << 21
     CET = 1 << 23
 
 

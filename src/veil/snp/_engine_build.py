@@ -144,6 +144,128 @@ _EDITS = (
     ),
     # INVD is 0F 08, WBINVD 0F 09.
     ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
+    # Far calls, far returns, IRET and the delivery of events use a stack with the rights of the level whose stack it
+    # is. QEMU uses each with the kernel's: a program's IRET read, and its far call wrote, what only the kernel may; and
+    # with SMAP the kernel's rights do not reach a program's stack.
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "/* XXX: add a is_user flag to have proper security support */\n",
+        "static inline int veil_stack_index(CPUX86State *env, int level)\n{\n"
+        "    return level == 3 ? MMU_USER_IDX : !(env->hflags & HF_SMAP_MASK) || (env->eflags & AC_MASK)\n"
+        "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;\n}\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_stw_kernel_ra(env, (ssp) + (sp & (sp_mask)), (val), ra)",
+        "cpu_stw_mmuidx_ra(env, (ssp) + (sp & (sp_mask)), (val), stack_index, ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_stl_kernel_ra(env, SEG_ADDL(ssp, sp, sp_mask), (uint32_t)(val), ra)",
+        "cpu_stl_mmuidx_ra(env, SEG_ADDL(ssp, sp, sp_mask), (uint32_t)(val), stack_index, ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_stq_kernel_ra(env, sp, (val), ra)",
+        "cpu_stq_mmuidx_ra(env, sp, (val), stack_index, ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_lduw_kernel_ra(env, (ssp) + (sp & (sp_mask)), ra)",
+        "cpu_lduw_mmuidx_ra(env, (ssp) + (sp & (sp_mask)), cpu_mmu_index(env, false), ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_ldl_kernel_ra(env, SEG_ADDL(ssp, sp, sp_mask), ra)",
+        "cpu_ldl_mmuidx_ra(env, SEG_ADDL(ssp, sp, sp_mask), cpu_mmu_index(env, false), ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_ldq_kernel_ra(env, sp, ra)",
+        "cpu_ldq_mmuidx_ra(env, sp, cpu_mmu_index(env, false), ra)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_stl_kernel(env, ssp, error_code)",
+        "cpu_stl_data_ra(env, ssp, error_code, 0)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_stw_kernel(env, ssp, error_code)",
+        "cpu_stw_data_ra(env, ssp, error_code, 0)",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "val = cpu_ldl_kernel_ra(env, old_ssp +",
+        "val = cpu_ldl_data_ra(env, old_ssp +",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "val = cpu_lduw_kernel_ra(env, old_ssp +",
+        "val = cpu_lduw_data_ra(env, old_ssp +",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "    shift = type >> 3;\n\n#if 0\n",
+        "    int stack_index = veil_stack_index(env, dpl);\n    shift = type >> 3;\n\n#if 0\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "    esp &= ~0xfLL; /* align stack */\n",
+        "    esp &= ~0xfLL; /* align stack */\n    int stack_index = veil_stack_index(env, dpl);\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "static void do_interrupt_real(CPUX86State *env, int intno, int is_int,\n"
+        "                              int error_code, unsigned int next_eip)\n{\n",
+        "static void do_interrupt_real(CPUX86State *env, int intno, int is_int,\n"
+        "                              int error_code, unsigned int next_eip)\n{\n"
+        "    int stack_index = cpu_mmu_index(env, false);\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "void helper_lcall_real(CPUX86State *env, int new_cs, target_ulong new_eip1,\n"
+        "                       int shift, int next_eip)\n{\n",
+        "void helper_lcall_real(CPUX86State *env, int new_cs, target_ulong new_eip1,\n"
+        "                       int shift, int next_eip)\n{\n"
+        "    int stack_index = cpu_mmu_index(env, false);\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "void helper_lcall_protected(CPUX86State *env, int new_cs, target_ulong new_eip,\n"
+        "                            int shift, target_ulong next_eip)\n{\n",
+        "void helper_lcall_protected(CPUX86State *env, int new_cs, target_ulong new_eip,\n"
+        "                            int shift, target_ulong next_eip)\n{\n"
+        "    int stack_index = cpu_mmu_index(env, false);\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "        if (!(e2 & DESC_C_MASK) && dpl < cpl) {\n            /* to inner privilege */\n",
+        "        if (!(e2 & DESC_C_MASK) && dpl < cpl) {\n            /* to inner privilege */\n"
+        "            stack_index = veil_stack_index(env, dpl);\n",
+    ),
+    # RFLAGS.AC lifts SMAP for what instructions ask for, not for what the processor looks up: descriptors, gates, TSS.
+    (
+        "src/qemu/target/i386/cpu.h",
+        "        ((env->hflags & HF_CPL_MASK) < 3 && (env->eflags & AC_MASK))\n"
+        "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;",
+        "        MMU_KSMAP_IDX;",
+    ),
+    # CLAC and STAC end a block, because the level of accesses changes; the next one is looked up without the loop.
+    (
+        "src/qemu/target/i386/translate.c",
+        "            gen_helper_clac(tcg_ctx, tcg_ctx->cpu_env);\n"
+        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_eob(s);\n",
+        "            gen_helper_clac(tcg_ctx, tcg_ctx->cpu_env);\n"
+        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "            gen_helper_stac(tcg_ctx, tcg_ctx->cpu_env);\n"
+        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_eob(s);\n",
+        "            gen_helper_stac(tcg_ctx, tcg_ctx->cpu_env);\n"
+        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
+    ),
 )
 
 _WRAPPED = (

@@ -37,7 +37,9 @@ _EDX_APIC = 1 << 9
 _EDX_HTT = 1 << 28
 
 # Leaf 7: what QEMU 5.0's TCG does and an interpreter does not lose by (ERMS' byte-wise REP MOVSB is slow here).
-_7_EBX = 1 << 0 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 19 | 1 << 23 | 1 << 24  # FSGSBASE BMI1 SMEP BMI2 ADX CLFLUSHOPT CLWB
+_7_EBX = 1 << 0 | 1 << 3 | 1 << 7 | 1 << 8  # FSGSBASE BMI1 SMEP BMI2
+_7_EBX |= 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24  # ADX SMAP CLFLUSHOPT CLWB
+_7_ECX_UMIP = 1 << 2  # the core has none: intercepts.c
 
 # 80000001: SVM, performance counters, topology extensions, and AMD's own vector sets are not there.
 _81_ECX = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8  # LAHF CR8 ABM SSE4A 3DNOWPREFETCH
@@ -75,7 +77,7 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
     table = [
         entry(0, _MAX_STANDARD, vendor_b, vendor_c, vendor_d),
         entry(1, PROCESSOR_SIGNATURE, brand, features_c, features_d),
-        entry(7, 0, _7_EBX & engine.cpuid(7)[1], 0, 0),
+        entry(7, 0, _7_EBX & engine.cpuid(7)[1], _7_ECX_UMIP, 0),
         entry(0x80000000, _MAX_EXTENDED, vendor_b, vendor_c, vendor_d),
         entry(0x80000001, PROCESSOR_SIGNATURE, 0, extended_c & _81_ECX, extended_d),
     ]

@@ -13,7 +13,7 @@
 
 #define CR4_SUPPORTED                                                                                                  \
     (CR4_TSD_MASK | CR4_DE_MASK | CR4_PSE_MASK | CR4_PAE_MASK | CR4_MCE_MASK | CR4_PGE_MASK | CR4_PCE_MASK |           \
-     CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK | CR4_FSGSBASE_MASK | CR4_SMEP_MASK)
+     CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK | VEIL_CR4_UMIP | CR4_FSGSBASE_MASK | CR4_SMEP_MASK | CR4_SMAP_MASK)
 /* SVME is the VMSA's, whatever the guest writes; LMA is the processor's. */
 #define EFER_SUPPORTED (MSR_EFER_SCE | MSR_EFER_LME | MSR_EFER_LMA | MSR_EFER_NXE | MSR_EFER_SVME)
 /* Above the 52 bits of a physical address. */

@@ -26,6 +26,9 @@
 
 #define VEIL_C_BIT (1ULL << 51)
 
+/* QEMU's core knows no UMIP. */
+#define VEIL_CR4_UMIP (1U << 11)
+
 /* An event whose delivery is under way; kept so that a nested page fault in the
  * middle of it reports EXITINTINFO (APM vol. 2, 15.7.2) and can be repeated. */
 struct veil_event {

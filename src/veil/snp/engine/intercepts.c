@@ -68,8 +68,29 @@ void __wrap_cpu_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type
     }
 }
 
+/* SGDT, SIDT, SLDT, STR and SMSW tell a program where the kernel is; MOV from CR0 is the kernel's alone anyway. */
+static bool is_user_mode_prevented(const CPUX86State *env, uint32_t type)
+{
+    if (!(env->cr[4] & VEIL_CR4_UMIP) || !(env->hflags & HF_CPL_MASK)) {
+        return false;
+    }
+    switch (type) {
+    case SVM_EXIT_GDTR_READ:
+    case SVM_EXIT_IDTR_READ:
+    case SVM_EXIT_LDTR_READ:
+    case SVM_EXIT_TR_READ:
+    case SVM_EXIT_READ_CR0:
+        return true;
+    default:
+        return false;
+    }
+}
+
 void __wrap_helper_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param)
 {
+    if (is_user_mode_prevented(env, type)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
     if (is_intercepted(type)) {
         veil_raise_vc(veil_of(env), type, GETPC());
     }

@@ -336,7 +336,7 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page)
 {
     struct walk w = {0};
-    enum outcome o = walk_tables(e, &w, addr, MMU_DATA_LOAD, MMU_KNOSMAP_IDX, true);
+    enum outcome o = walk_tables(e, &w, addr, MMU_DATA_LOAD, cpu_mmu_index(e->env, false), true);
 
     if (o != TRANSLATED) {
         refuse(e, o, &w, addr, 0);
