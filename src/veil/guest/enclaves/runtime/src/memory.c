@@ -301,28 +301,54 @@ s64 memory_advise(struct thread *self, u64 start, u64 bytes, u32 advice)
 	return result;
 }
 
+static _Noreturn void out_of_memory(struct thread *self)
+{
+	log_line(self, "out of memory: all %d pages of the pool are in use", CONFIG->pool_pages);
+	end_enclave(self, 137, 9);
+}
+
+/* As many at once as the pool has pages: those that were moved are free for the next. False: it has none for the first. */
+static bool move_pages(struct thread *self, const struct area *area, u64 to)
+{
+	u64 part = area->end - area->start;
+
+	for (u64 at = area->start; at < area->end; at += part, to += part) {
+		part = least(part, area->end - at);
+		/* It must be readable for a moment, whatever it is for the program. */
+		while (!ask_map(self, to, to + part, PROT_READ | PROT_WRITE)) {
+			if (part == PAGE && at > area->start)
+				out_of_memory(self);
+			if (part == PAGE)
+				return false;
+			part = page_up(part / 2);
+		}
+		if (!area->prot)
+			ask_protect(self, at, at + part, PROT_READ);
+		self->moves = true;
+		if (copy_user((void *)to, (void *)at, part))
+			attacked(self, "pages at %x are not where the service put them", at);
+		self->moves = false;
+		ask_unmap(self, at, at + part);
+		if (area->prot != (PROT_READ | PROT_WRITE))
+			ask_protect(self, to, to + part, area->prot);
+	}
+	return true;
+}
+
 /* Pages and areas from one place to another, which is free. */
 static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
 {
-	u64 end = from + bytes;
+	const u64 start = from, end = from + bytes;
 
 	for (u32 at = area_after(from); area_number(at) && area_number(at)->start < end; at = area_after(from)) {
 		struct area area = *area_number(at);
 		u64 place = to + (area.start - from);
 
-		if (area.resident) {
-			/* It must be readable for a moment, whatever it is for the program. */
-			if (!ask_map(self, place, place + (area.end - area.start), PROT_READ | PROT_WRITE))
-				return false;
-			if (!area.prot)
-				ask_protect(self, area.start, area.end, PROT_READ);
-			self->moves = true;
-			if (copy_user((void *)place, (void *)area.start, area.end - area.start))
-				attacked(self, "pages at %x are not where the service put them", area.start);
-			self->moves = false;
-			ask_unmap(self, area.start, area.end);
-			if (area.prot != (PROT_READ | PROT_WRITE))
-				ask_protect(self, place, place + (area.end - area.start), area.prot);
+		if (area.resident && !move_pages(self, &area, place)) {
+			/* What has moved is not where the program would look for it. */
+			if (from > start)
+				out_of_memory(self);
+			return false;
 		}
 		to = place + (area.end - area.start);
 		from = area.end;
@@ -453,10 +479,8 @@ bool memory_bring(struct thread *self, u64 address, u32 needed)
 	if (!ask_map(self, start, end, area->prot)) {
 		start = page_down(address);
 		end = start + PAGE;
-		if (!ask_map(self, start, end, area->prot)) {
-			log_line(self, "out of memory: all %d pages of the pool are in use", CONFIG->pool_pages);
-			end_enclave(self, 137, 9);
-		}
+		if (!ask_map(self, start, end, area->prot))
+			out_of_memory(self);
 	}
 	note_pages(self, start, end);
 	there = true;
