@@ -162,6 +162,43 @@ def test_more_room_for_ancillary_data_than_there_can_be(native: NativeRuntime, t
 
 
 _AGAIN = r"""
+_SENT = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(int argc, char **argv)
+{
+	int pair[2], pipes[2], fds[] = { open(argv[1], O_RDONLY), open("/dev/urandom", O_RDONLY), 99, 0 };
+	char byte = 'x';
+	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } sent = { 0 };
+	struct iovec vector = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &sent };
+	message.msg_controllen = sizeof(sent);
+	if (pipe(pipes) || socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
+		return 1;
+	fds[3] = pipes[0];
+	for (int i = 0; i < 4; i++) {
+		sent.header = (struct cmsghdr){ CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+		memcpy(CMSG_DATA(&sent.header), &fds[i], sizeof(int));
+		printf("%s\n", sendmsg(pair[0], &message, 0) == 1 ? "good" : strerror(errno));
+	}
+	return 0;
+}
+"""
+
+
+def test_no_descriptor_is_sent_of_what_is_checked_inside(native: NativeRuntime, tmp_path: Path) -> None:
+    """Whoever received it, this program even, would read of a trusted file what the kernel has there."""
+    (tmp_path / "trusted").write_text("in trusted")
+    manifest = {**ANYTHING, "files": {"trusted": [f"{tmp_path}/trusted"]}}
+    done = native.run(native.build(compile_program(tmp_path, _SENT, "-static"), manifest), "p", f"{tmp_path}/trusted")
+    denied = "Operation not permitted"
+    assert done.stdout.decode().splitlines() == [denied, denied, "Bad file descriptor", "good"], done
+
+
 #include <pthread.h>
 #include <stdio.h>
 static void *work(void *number)

@@ -11,6 +11,8 @@
 #define FAMILY_BYTES 2
 #define LONGEST_UNIX_PATH 108
 #define MSG_NOSIGNAL 0x4000
+#define SOL_SOCKET 1
+#define SCM_RIGHTS 1
 
 struct vector {
 	u64 base, length;
@@ -270,11 +272,48 @@ static s64 put_message(struct thread *self, const struct message *own, struct ve
 }
 
 HANDLER(do_sendmsg)
+/* struct cmsghdr */
+struct control {
+	u64 length;
+	u32 level, type;
+};
+
+static bool has_descriptors(const struct control *head)
+{
+	return head->level == SOL_SOCKET && head->type == SCM_RIGHTS;
+}
+
+/* Whoever receives a descriptor has the kernel's file: what is checked or decrypted in here would not be, by that one. */
+static s64 check_sent(struct thread *self, const u8 *data, u64 bytes)
+{
+	struct control head;
+
+	for (u64 at = 0; bytes - at >= sizeof(head); at = least(bytes, at + ((head.length + 7) & ~(u64)7))) {
+		memcpy(&head, data + at, sizeof(head));
+		if (head.length < sizeof(head) || head.length > bytes - at)
+			return -EINVAL;
+		for (u64 place = sizeof(head); has_descriptors(&head) && place + 4 <= head.length; place += 4) {
+			struct open_file *file;
+			bool outside;
+			s32 fd;
+
+			memcpy(&fd, data + at + place, 4);
+			file = use(self, fd);
+			outside = file && file->kind == FILE_OUTSIDE;
+			release(self, file);
+			if (!outside)
+				return file ? -EPERM : -EBADF;
+		}
+	}
+	return 0;
+}
+
 {
 	struct message own;
 	struct vector vectors[MOST_VECTORS];
 	struct shared_message to;
 	s64 result;
+	u8 control[MOST_CONTROL];
 	u64 at = 0;
 
 	if (!is_open((s32)a[0]))
@@ -289,8 +328,14 @@ HANDLER(do_sendmsg)
 	if (result)
 		return result;
 	to.message->name_length = own.name ? own.name_length : 0;
-	if (own.control && copy_in(to.control, own.control, own.control_length))
-		return -EFAULT;
+	if (own.control) {
+		if (copy_in(control, own.control, own.control_length))
+			return -EFAULT;
+		result = check_sent(self, control, own.control_length);
+		if (result)
+			return result;
+		memcpy(to.control, control, own.control_length);
+	}
 	for (u64 i = 0; i < own.count; at += vectors[i++].length)
 		if (copy_in(to.data + at, vectors[i].base, vectors[i].length))
 			return -EFAULT;
@@ -305,23 +350,19 @@ HANDLER(do_sendmsg)
 /* Ancillary data: each part in its place, and descriptors that came with it are known from now on. */
 static void check_control(struct thread *self, u8 *data, u64 bytes)
 {
-	for (u64 at = 0; bytes - at >= 16;) {
-		u64 length;
-		u32 level, type;
+	struct control head;
 
-		memcpy(&length, data + at, 8);
-		memcpy(&level, data + at + 8, 4);
-		memcpy(&type, data + at + 12, 4);
-		if (length < 16 || length > bytes - at)
-			attacked(self, "ancillary data of %d bytes in %d", length, bytes - at);
-		for (u64 place = 16; level == 1 && type == 1 && place + 4 <= length; place += 4) {
+	for (u64 at = 0; bytes - at >= sizeof(head); at = least(bytes, at + ((head.length + 7) & ~(u64)7))) {
+		memcpy(&head, data + at, sizeof(head));
+		if (head.length < sizeof(head) || head.length > bytes - at)
+			attacked(self, "ancillary data of %d bytes in %d", head.length, bytes - at);
+		for (u64 place = sizeof(head); has_descriptors(&head) && place + 4 <= head.length; place += 4) {
 			s32 fd;
 
 			memcpy(&fd, data + at + place, 4);
 			if (new_descriptor(self, fd, NULL) < 0)
 				memset(data + at + place, 0xff, 4);
 		}
-		at = least(bytes, at + ((length + 7) & ~(u64)7));
 	}
 }
 
