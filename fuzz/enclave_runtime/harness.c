@@ -284,7 +284,8 @@ static void bounds(u64 nr, u64 *a)
 
 static void one_call(struct thread *self)
 {
-	static const char *const paths[] = { "/pass/../pass/file", "/trusted/file", "/run/secrets/key" };
+	static const char *const paths[] = { "/pass/../pass/file", "/trusted/file", "/run/secrets/key",
+					     "/sealed/file",	   "/sealed/other", "/pass/folder/" };
 	struct regs *regs = &self->regs;
 	u64 nr = (u64)(byte() % 3 == 0 ? byte() + 200 : byte()), a[6];
 

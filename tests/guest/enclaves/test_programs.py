@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,7 +162,6 @@ def test_more_room_for_ancillary_data_than_there_can_be(native: NativeRuntime, t
     assert (done.stdout, done.stderr, done.returncode) == (b"passed, 24 bytes\nlo\n", b"", 0), done
 
 
-_AGAIN = r"""
 _SENT = r"""
 #include <errno.h>
 #include <fcntl.h>
@@ -199,6 +199,7 @@ def test_no_descriptor_is_sent_of_what_is_checked_inside(native: NativeRuntime, 
     assert done.stdout.decode().splitlines() == [denied, denied, "Bad file descriptor", "good"], done
 
 
+_AGAIN = r"""
 #include <pthread.h>
 #include <stdio.h>
 static void *work(void *number)
@@ -323,6 +324,92 @@ def test_memory_moves_without_as_much_again(native: NativeRuntime, tmp_path: Pat
     assert tries("rother", "wother", "rfree/../other") == [
         "No such file or directory", "Permission denied", "No such file or directory",
     ]  # fmt: skip
+
+
+_SLASHES = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+static struct stat status;
+static void tell(const char *what, int failed) { printf("%s %s\n", what, failed < 0 ? strerror(errno) : "good"); }
+#define TELL(call) tell(#call, call)
+static int named(const char *path)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX };
+	strcpy(name.sun_path, path);
+	return bind(socket(AF_UNIX, SOCK_DGRAM, 0), (void *)&name, sizeof(name));
+}
+int main(int argc, char **argv)
+{
+	char text[20];
+	if (chdir(argv[1]))
+		return 1;
+	TELL(open("new/", O_WRONLY | O_CREAT, 0600));
+	TELL(open("file/", O_WRONLY | O_CREAT, 0600));
+	TELL(open("folder/", O_RDONLY | O_CREAT, 0600));
+	TELL(open("file/", O_RDONLY));
+	TELL(open("file/.", O_RDONLY));
+	TELL(open("folder//", O_RDONLY));
+	TELL(stat("file/", &status));
+	TELL(stat("folder/", &status));
+	TELL(stat("", &status));
+	TELL(stat("/", &status));
+	TELL(stat("./", &status));
+	TELL(lstat("link/", &status));
+	tell("a link's folder", S_ISDIR(status.st_mode) - 1);
+	TELL(access("file/", F_OK));
+	TELL(access("folder/", F_OK));
+	TELL(readlink("link/", text, sizeof(text)));
+	TELL(readlink("link", text, sizeof(text)));
+	TELL(unlink("link/"));
+	TELL(unlink("file/"));
+	TELL(rename("file/", "other"));
+	TELL(rename("file", "other/"));
+	TELL(link("file", "other/"));
+	TELL(symlink("file", "other/"));
+	TELL(truncate("file/", 0));
+	TELL(chmod("file/", 0600));
+	TELL(named("other/"));
+	TELL(chdir("file/"));
+	TELL(mkdir("made/", 0700));
+	TELL(rename("made/", "moved/"));
+	TELL(rmdir("moved/"));
+	TELL(chdir("folder/"));
+	TELL(strcmp(getcwd(NULL, 0) + strlen(argv[1]), "/folder") ? -1 : 0);
+	return 0;
+}
+"""
+
+
+def test_a_slash_at_the_end_of_a_path_is_a_folders(native: NativeRuntime, tmp_path: Path) -> None:
+    """As outside, whatever the call."""
+    program = compile_program(tmp_path, _SLASHES, "-static")
+    for name in ("outside", "inside"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+        (tmp_path / name / "link").symlink_to("folder")
+    wanted = subprocess.run([program, tmp_path / "outside"], capture_output=True, check=True)
+    done = native.run(native.build(program), "p", str(tmp_path / "inside"))
+    assert done.stdout.decode().splitlines() == wanted.stdout.decode().splitlines()
+    assert [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("outside", "inside")] == [
+        ["file", "folder", "link"]
+    ] * 2
+
+
+def test_what_is_known_to_be_a_file_is_no_folder(native: NativeRuntime, tmp_path: Path) -> None:
+    """The kernel is not asked."""
+    (tmp_path / "trusted").write_text("in trusted")
+    files = {"trusted": [f"{tmp_path}/trusted"], "secrets": ["key"]}
+    image = native.build(compile_program(tmp_path, _FILES, "-static"), {**ANYTHING, "files": files})
+    words = (f"r{tmp_path}/trusted/", "r/run/secrets/key/", "r/dev/urandom/", f"r{tmp_path}/trusted")
+    done = native.run(image, "p", *words)
+    assert done.stdout.decode().splitlines() == ["Not a directory"] * 3 + ["good in trusted"]
 
 
 def test_times_are_set_by_descriptor(native: NativeRuntime, tmp_path: Path) -> None:

@@ -62,25 +62,18 @@ static s64 size_of(const struct argument *argument, const u64 *a)
 	}
 }
 
-static s64 put_path(struct thread *self, s32 folder, u64 from, bool change, u64 *to)
+static s64 put_allowed_path(struct thread *self, s32 folder, u64 from, bool change, u64 *to)
 {
 	char path[LONGEST_PATH];
-	char *buffer = take_buffer(self, LONGEST_PATH);
-	s64 length = copy_string_in(path, from, LONGEST_PATH);
+	s64 length = path_from(self, folder, from, path);
 
-	if (!buffer)
-		return -ENOMEM;
-	if (length < 0)
-		return length;
-	length = resolve_path(self, folder, path, (u64)length, path, LONGEST_PATH);
 	if (length < 0)
 		return length;
 	length = path_allowed(path, (u64)length, change) ?: length;
 	if (length < 0)
 		return length;
-	memcpy(buffer, path, (u64)length + 1);
-	*to = (u64)buffer;
-	return 0;
+	*to = (u64)put_path(self, path, (u64)length);
+	return *to ? 0 : -ENOMEM;
 }
 
 static s64 put_text(struct thread *self, u64 from, u64 *to)
@@ -126,8 +119,8 @@ static s64 put_argument(struct thread *self, const struct call *call, u32 i, con
 		*to = 0;
 		if (!a[i] && i && call->arguments[i - 1].kind == FOLDER && is_open((s32)a[i - 1]))
 			return 0;
-		return put_path(self, i && call->arguments[i - 1].kind == FOLDER ? (s32)a[i - 1] : AT_FDCWD, a[i],
-				argument->kind == PATH_TO_CHANGE, to);
+		return put_allowed_path(self, i && call->arguments[i - 1].kind == FOLDER ? (s32)a[i - 1] : AT_FDCWD,
+					a[i], argument->kind == PATH_TO_CHANGE, to);
 	case TEXT:
 		return put_text(self, a[i], to);
 	case PARTIAL_IN:

@@ -90,14 +90,12 @@ static s64 check_status(struct thread *self, struct status *status)
 
 static s64 ask_status(struct thread *self, s32 folder, const char *path, u64 length, u64 flags, struct status *to)
 {
-	char *name = take_buffer(self, length + 1);
+	char *name = put_path(self, path, length);
 	struct status *buffer = take_buffer(self, sizeof(*buffer));
 	s64 result;
 
 	if (!name || !buffer)
 		return -ENOMEM;
-	memcpy(name, path, length);
-	name[length] = 0;
 	memset(buffer, 0, sizeof(*buffer));
 	result = outside_done(self, 262, (u64)(s64)folder, (u64)name, (u64)buffer, flags, 0, 0);
 	if (result)
@@ -262,7 +260,6 @@ static s64 access_at(struct thread *self, s32 folder, u64 name, u64 mode)
 	buffer = take_buffer(self, (u64)length + 1);
 	if (!buffer)
 		return -ENOMEM;
-	memcpy(buffer, path, (u64)length + 1);
 	return outside_done(self, 21, (u64)buffer, mode, 0, 0, 0, 0);
 }
 
@@ -287,7 +284,7 @@ static s64 link_at(struct thread *self, s32 folder, u64 name, u64 to, u64 bytes)
 		return length;
 	if ((s64)bytes <= 0)
 		return -EINVAL;
-	if (length == sizeof(own) - 1 && !memcmp(path, own, sizeof(own) - 1)) {
+	if (length == sizeof(own) - 1 && !memcmp(path, own, sizeof(own))) {
 		bytes = least(bytes, CONFIG->program_length);
 		return copy_out(to, config_at(CONFIG->program), bytes) ?: (s64)bytes;
 	}
@@ -297,9 +294,10 @@ static s64 link_at(struct thread *self, s32 folder, u64 name, u64 to, u64 bytes)
 	if (trusted_file(path, (u64)length) || !rule_of(path, (u64)length) || is_secret(path, (u64)length))
 		return -EINVAL;
 	bytes = least(bytes, LONGEST_PATH);
-	buffer = take_buffer(self, (u64)length + 1);
+	buffer = put_path(self, path, (u64)length);
 	text = take_buffer(self, bytes);
-	memcpy(buffer, path, (u64)length + 1);
+	if (!buffer || !text)
+		return -ENOMEM;
 	result = outside(self, 89, (u64)buffer, (u64)text, bytes, 0, 0, 0);
 	if (result > (s64)bytes)
 		attacked(self, "readlink of %d bytes is answered by %d", bytes, (u64)result);

@@ -3,6 +3,7 @@
 #include "files.h"
 #include "handlers.h"
 
+#define NR_CLOSE 3
 #define NR_OPENAT 257
 
 static bool is_path(const char *path, u64 length, const char *name)
@@ -21,12 +22,10 @@ static bool is_random(const char *path, u64 length)
 
 s64 open_outside(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
 {
-	char *buffer = take_buffer(self, length + 1);
+	char *buffer = put_path(self, path, length);
 
 	if (!buffer)
 		return -ENOMEM;
-	memcpy(buffer, path, length);
-	buffer[length] = 0;
 	return outside(self, NR_OPENAT, (u64)(s64)AT_FDCWD, (u64)buffer, flags, mode, 0, 0);
 }
 
@@ -37,8 +36,10 @@ s64 opened(struct thread *self, s64 fd, u32 kind, const char *path, u64 length, 
 	if (fd < 0)
 		return fd;
 	file = new_file(self, kind, path, length);
-	if (!file)
-		return new_descriptor(self, DESCRIPTORS, NULL);
+	if (!file) {
+		outside(self, NR_CLOSE, (u64)fd, 0, 0, 0, 0, 0);
+		return -ENOMEM;
+	}
 	file->access = flags & O_ACCMODE;
 	file->flags = (u32)flags;
 	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
@@ -62,7 +63,7 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 	if (trusted)
 		return flags & O_DIRECTORY ? -ENOTDIR : open_trusted(self, trusted, path, (u32)flags);
 	if (is_random(path, length))
-		return open_random(self, path, length, flags);
+		return path[length] ? -ENOTDIR : open_random(self, path, length, flags);
 	result = path_allowed(path, length, change && !(flags & O_PATH));
 	if (result)
 		return result;

@@ -24,6 +24,14 @@ static u64 drop_last(const char *path, u64 length)
 	return length > 1 ? length - 1 : length;
 }
 
+/* A path that ends so is a folder's. */
+static bool names_folder(const char *path, u64 length)
+{
+	if (length > 1 && path[length - 1] == '.')
+		length--;
+	return path[length - 1] == '/';
+}
+
 /* `to` is absolute, without "." and ".." and double slashes. `path` may be in `to`. */
 s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, char *to, u64 space)
 {
@@ -33,9 +41,11 @@ s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, 
 	const char *base = directory;
 	u64 at = directory_length, next = 0;
 	s64 result = -ENAMETOOLONG;
+	bool slash;
 
 	if (!length)
 		return -ENOENT;
+	slash = names_folder(path, length);
 	if (path[0] != '/' && folder != AT_FDCWD) {
 		file = use(self, folder);
 		if (!file || !file->path_length) {
@@ -72,13 +82,35 @@ s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, 
 		memcpy(work + at, path + start, size);
 		at += size;
 	}
+	slash = slash && at > 1;
+	if (at + (slash ? 2 : 1) > space)
+		goto out;
 	memcpy(to, work, at);
-	to[at] = 0;
 	result = (s64)at;
+	if (slash) {
+		/* Whether it is a folder outside the kernel knows; these are files, whatever it says. */
+		if (trusted_file(to, at) || is_secret(to, at))
+			result = -ENOTDIR;
+		to[at++] = '/';
+	}
+	to[at] = 0;
 out:
 	unlock(&work_lock);
 	release(self, file);
 	return result;
+}
+
+char *put_path(struct thread *self, const char *path, u64 length)
+{
+	char *shared;
+
+	length = length_outside(path, length);
+	shared = take_buffer(self, length + 1);
+	if (!shared)
+		return NULL;
+	memcpy(shared, path, length);
+	shared[length] = 0;
+	return shared;
 }
 
 s64 path_from(struct thread *self, s32 folder, u64 from, char *to)

@@ -227,7 +227,7 @@ static s64 open_file(struct thread *self, u64 name, u64 flags, u64 mode)
 	if (fd >= DESCRIPTORS)
 		return -EMFILE;
 	opens = note(child, NR_OPENAT, (u64)(s64)AT_FDCWD, 0, flags);
-	if (!add_text(child, opens, 1, path, (u64)length))
+	if (!add_text(child, opens, 1, path, length_outside(path, (u64)length)))
 		return -ENOMEM;
 	opens->call.args[3] = mode;
 	opens->call.to = (s64)fd;
@@ -248,7 +248,8 @@ static s64 change_directory(struct thread *self, u64 name)
 		return result;
 	if (!add_text(child, note(child, NR_CHDIR, 0, 0, 0), 0, path, (u64)length))
 		return -ENOMEM;
-	memcpy(child->directory, path, (u64)length + 1);
+	memcpy(child->directory, path, (u64)length);
+	child->directory[length] = 0;
 	return 0;
 }
 
@@ -408,6 +409,8 @@ static s64 start(struct thread *self, const u64 *a)
 
 	if (length < 0)
 		return length;
+	if (path[length])
+		return -ENOTDIR;
 	if (!is_named(path, (u64)length)) {
 		if (__atomic_fetch_add(&told, 1, __ATOMIC_RELAXED) < MOST_TOLD)
 			log_line(self, "%s is not started: the manifest does not name it", path);

@@ -87,6 +87,7 @@ static s64 name_address(struct thread *self, u64 from, u32 *length, u8 *shared)
 		result = path_allowed(path, bytes, true);
 		if (result)
 			return result;
+		bytes = length_outside(path, bytes);
 		if (bytes >= LONGEST_UNIX_PATH)
 			return -ENAMETOOLONG;
 		memcpy(own + FAMILY_BYTES, path, bytes);
