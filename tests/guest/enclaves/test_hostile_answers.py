@@ -19,7 +19,7 @@ import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, EVERY_CALL, Lie, NativeRuntime
 from tests.guest.enclaves.test_programs_outside import PROGRAM_LIES
-from tests.services.enc.believing import believes_results, reads_twice
+from tests.services.enc.believing import believes_results, believes_sets, reads_twice
 from veil.guest.enclaves.image import EnclaveImage
 
 #: Does the system calls that its arguments say: the words are explained there.
@@ -453,6 +453,44 @@ def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage)
     """The counter-test: a length that is checked, and read again when it is used."""
     words = _words(_ATTACKS["getsockopt's length"])
     lie = Lie(55, None, once=True, later=(4, 0, 4, 2048))
+# What is not watched any more
+
+#: A pipe is watched, and no more: it is closed, by its number or by another one's coming there, or taken out.
+_WATCHED = "291 0 / 293 @8 0 / 233 3 1 4 @12:d1,q77 / 1 5 @8 8 / "
+_NO_MORE = ("3 4", "33 1 4", "233 3 2 4 0")
+
+
+@pytest.mark.parametrize("how", _NO_MORE)
+def test_what_is_not_watched_any_more(native: NativeRuntime, image: EnclaveImage, how: str) -> None:
+    """What the program kept with it is freed memory by now. It may be an event of before, so nobody is blamed."""
+    words = f"{_WATCHED}{how} / 162 / 232 3 @12 1 0".split()
+    done = native.run(image, "p", *words, lie=_lie(232, 1, (1, 0, 4, 1), (1, 4, 8, 4)))
+    assert done.stdout == native.run(image, "p", *words).stdout
+    assert (_results(done)[-1], done.stderr) == ("0" * 24 + ".", b"")
+
+
+@pytest.mark.parametrize("how", _NO_MORE)
+def test_a_set_that_forgets_nothing(native: NativeRuntime, image: EnclaveImage, how: str) -> None:
+    words = f"{_WATCHED}{how} / 162 / 232 3 @12 1 0".split()
+    lie = _lie(232, 1, (1, 0, 4, 1), (1, 4, 8, 4))
+    done = NativeRuntime(native.place, believes_sets()).run(image, "p", *words, lie=lie)
+    assert _results(done)[-1] == "010000004d00000000000000."
+
+
+def test_what_is_watched_still(native: NativeRuntime, image: EnclaveImage) -> None:
+    """By another descriptor of the same file; and as it was before something that the kernel refused."""
+    for more in ("32 4 / 3 4", "233 3 1 4 @12:d4,q88"):
+        done = native.run(image, "p", *f"{_WATCHED}{more} / 232 3 @12 1 0".split())
+        assert _results(done)[-1] == "010000004d00000000000000.", done
+
+
+def test_who_waits_for_ever_hears_of_something(native: NativeRuntime, image: EnclaveImage) -> None:
+    """An event that is not the program's is no answer: some programs take "none" for a time that has passed."""
+    words = f"{_WATCHED}293 @8 0 / 233 3 1 6 @12:d1,q88 / 3 6 / 162 / 232 3 @12 1 -1".split()
+    done = native.run(image, "p", *words, lie=_lie(232, 1, (1, 0, 4, 1), (1, 4, 8, 6)))
+    assert _results(done)[-1] == "010000004d00000000000000.", done
+
+
     assert _results(native.run(image, "p", *words, lie=lie))[-2:] == ["01000000.", "04000000."]
     done = NativeRuntime(native.place, reads_twice()).run(image, "p", *words, lie=lie)
     assert _results(done)[-2:] == ["01000000!", "00080000."], "what lies behind the buffer was overwritten"

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 
 from veil.guest.enclaves.runtime.build import runtime_sources
 
-__all__ = ["believes_events", "believes_results", "believes_signals", "reads_twice"]
+__all__ = [
+    "believes_events",
+    "believes_results",
+    "believes_sets",
+    "believes_signals",
+    "forgets_removed_files",
+    "forgets_tags",
+    "reads_twice",
+]
 
 _PLACE = "runtime/src/"
 _COPY_GIVEN = "if (copy_out(a[3], value, given))"
@@ -45,6 +53,11 @@ def believes_signals() -> Mapping[str, str]:
     return {"offered.c": _edited("offered.c", ("offered = (offered & allowed) | of_timers;", "offered |= of_timers;"))}
 
 
+def believes_sets() -> Mapping[str, str]:
+    """A descriptor that was watched once is for ever."""
+    return {"poll.c": _edited("poll.c", ("if (entry && entry->file)", "if (entry)"))}
+
+
 def believes_results() -> Mapping[str, str]:
     """C files by name: whatever is outside answers is taken."""
     changed = {}
@@ -71,6 +84,18 @@ def believes_results() -> Mapping[str, str]:
     assert changed["window.c"].count(end) == 1
     changed["window.c"] = changed["window.c"].replace(end, "return result;\n}")
     return changed
+
+
+def forgets_removed_files() -> Mapping[str, str]:
+    """Of a sealed file that was removed nothing is known."""
+    name = "removed_files.c"
+    return {name: _edited(name, ("at->length == length && !memcmp", "false && !memcmp"))}
+
+
+def forgets_tags() -> Mapping[str, str]:
+    """Each block that was sealed once is one that is good."""
+    known = "memcmp(sealed_work.tag, file->tags[number], SEAL_TAG) ||"
+    return {"sealed_blocks.c": _edited("sealed_blocks.c", (known, ""))}
 
 
 def reads_twice() -> Mapping[str, str]:

@@ -36,7 +36,10 @@ struct open_file {
 	struct sealed_file *sealed;
 	u8 *secret; /* of LONGEST_SECRET bytes */
 	u64 secret_size;
-	struct epoll_entry *watched; /* poll.c */
+	/* poll.c: what an epoll set watches, and the next set; whether one has watched this file */
+	struct epoll_entry *watched;
+	struct open_file *next_set;
+	bool was_watched;
 	u32 path_length;
 	struct lock lock;
 	char path[];

@@ -26,9 +26,10 @@ struct epoll_event {
 	u64 data;
 } __attribute__((packed));
 
-/* What an epoll descriptor watches. */
+/* What an epoll descriptor watches, or has watched: an event of before may be on its way. */
 struct epoll_entry {
 	struct epoll_entry *next;
+	struct open_file *file; /* NULL: not any more, as it was taken out or closed */
 	s32 fd;
 	u32 events;
 	u64 data;
@@ -173,97 +174,155 @@ HANDLER(do_epoll_create)
 	return fd < 0 ? fd : new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
 }
 
+/* All sets that watch something, or did. */
+static struct open_file *sets;
+static struct lock watched_lock;
+
+static void drop_set(struct thread *self, struct open_file *set)
+{
+	struct open_file **link = &sets;
+
+	while (*link != set)
+		link = &(*link)->next_set;
+	*link = set->next_set;
+	while (set->watched) {
+		struct epoll_entry *entry = set->watched;
+
+		set->watched = entry->next;
+		heap_give(self, entry);
+	}
+}
+
+/* A program frees what it keeps with a file when it has closed the last descriptor of it: no set tells of that again. */
 void forget_watched(struct thread *self, struct open_file *file)
 {
-	while (file->watched) {
-		struct epoll_entry *entry = file->watched;
+	if (!file->watched && !file->was_watched)
+		return;
+	lock(self, &watched_lock);
+	if (file->watched)
+		drop_set(self, file);
+	for (struct open_file *set = sets; set; set = set->next_set)
+		for (struct epoll_entry *entry = set->watched; entry; entry = entry->next)
+			if (entry->file == file)
+				entry->file = NULL;
+	unlock(&watched_lock);
+}
 
-		file->watched = entry->next;
-		heap_give(self, entry);
+static struct epoll_entry *find_watched(const struct open_file *set, u64 fd)
+{
+	struct epoll_entry *entry = set->watched;
+
+	while (entry && (u64)entry->fd != fd)
+		entry = entry->next;
+	return entry;
+}
+
+static struct epoll_entry *add_watched(struct thread *self, struct open_file *set, s32 fd)
+{
+	struct epoll_entry *entry = heap_take(self, sizeof(*entry));
+
+	if (!entry)
+		return NULL;
+	if (!set->watched) {
+		set->next_set = sets;
+		sets = set;
 	}
+	entry->fd = fd;
+	entry->next = set->watched;
+	set->watched = entry;
+	return entry;
 }
 
-static struct epoll_entry **find_watched(struct open_file *file, s32 fd)
+static s64 control_outside(struct thread *self, const u64 *a, u32 events)
 {
-	struct epoll_entry **link = &file->watched;
+	struct epoll_event *shared = take_buffer(self, sizeof(*shared));
 
-	while (*link && (*link)->fd != fd)
-		link = &(*link)->next;
-	return link;
+	*shared = (struct epoll_event){ events, (u32)a[2] };
+	return outside_done(self, 233, a[0], a[1], a[2], (u64)shared, 0, 0);
 }
 
-/* After the kernel has done it too; entries of descriptors closed meanwhile may be there still. */
-static s64 note_watched(struct thread *self, struct open_file *file, u64 operation, s32 fd,
-			const struct epoll_event *event)
+/* An entry stays where it is as long as the set is used. */
+static s64 watch(struct thread *self, struct open_file *set, struct open_file *file, const u64 *a)
 {
-	struct epoll_entry **link = find_watched(file, fd), *entry = *link;
+	struct epoll_entry *entry, before = { 0 };
+	struct epoll_event event;
+	s64 result;
 
-	if (operation == EPOLL_DELETE) {
-		if (entry)
-			*link = entry->next;
-		heap_give(self, entry);
+	if (copy_in(&event, a[3], sizeof(event)))
+		return -EFAULT;
+	lock(self, &watched_lock);
+	entry = find_watched(set, a[2]) ?: add_watched(self, set, (s32)a[2]);
+	if (entry) {
+		before = *entry;
+		/* Known before the kernel may report it. */
+		entry->file = file;
+		entry->events = event.events;
+		entry->data = event.data;
+		file->was_watched = true;
+	}
+	unlock(&watched_lock);
+	if (!entry)
+		return -ENOMEM;
+	result = control_outside(self, a, event.events);
+	if (!result)
 		return 0;
-	}
-	if (!entry) {
-		entry = heap_take(self, sizeof(*entry));
-		if (!entry)
-			return -ENOMEM;
-		entry->fd = fd;
-		entry->next = file->watched;
-		file->watched = entry;
-	}
-	entry->events = event->events;
-	entry->data = event->data;
+	lock(self, &watched_lock);
+	entry->file = before.file;
+	entry->events = before.events;
+	entry->data = before.data;
+	unlock(&watched_lock);
+	return result;
+}
+
+static s64 watch_no_more(struct thread *self, struct open_file *set, const u64 *a)
+{
+	s64 result = control_outside(self, a, 0);
+	struct epoll_entry *entry;
+
+	if (result)
+		return result;
+	lock(self, &watched_lock);
+	entry = find_watched(set, a[2]);
+	if (entry)
+		entry->file = NULL;
+	unlock(&watched_lock);
 	return 0;
 }
 
 HANDLER(do_epoll_ctl)
 {
-	struct open_file *file = use(self, (s32)a[0]);
-	struct epoll_event event = { 0 }, *shared = take_buffer(self, sizeof(*shared));
-	s64 result = 0;
+	const u64 own[6] = { a[0], a[1], (u32)a[2], a[3] };
+	struct open_file *set = use(self, (s32)a[0]), *file = use(self, (s32)a[2]);
+	s64 result;
 
-	if (!file || !is_open((s32)a[2]))
+	if (!set || !file)
 		result = -EBADF;
 	else if (a[1] < EPOLL_ADD || a[1] > EPOLL_MODIFY)
 		result = -EINVAL;
-	else if (a[1] != EPOLL_DELETE && copy_in(&event, a[3], sizeof(event)))
-		result = -EFAULT;
-	if (!result) {
-		*shared = (struct epoll_event){ event.events, (u32)a[2] };
-		lock(self, &file->lock);
-		/* Known before the kernel may report it. */
-		if (a[1] != EPOLL_DELETE)
-			result = note_watched(self, file, a[1], (s32)a[2], &event);
-		unlock(&file->lock);
-		result = result ?: outside_done(self, 233, a[0], a[1], a[2], (u64)shared, 0, 0);
-		if (!result && a[1] == EPOLL_DELETE) {
-			lock(self, &file->lock);
-			note_watched(self, file, a[1], (s32)a[2], &event);
-			unlock(&file->lock);
-		}
-	}
+	else
+		result = a[1] == EPOLL_DELETE ? watch_no_more(self, set, own) : watch(self, set, file, own);
+	release(self, set);
 	release(self, file);
 	return result;
 }
 
-static s64 take_events(struct thread *self, struct open_file *file, const struct epoll_event *shared, s64 count, u64 to)
+static s64 take_events(struct thread *self, const struct open_file *set, const struct epoll_event *shared, s64 count,
+		       u64 to)
 {
 	s64 done = 0;
 
 	for (s64 i = 0; i < count; i++) {
 		struct epoll_event got, event = { 0 };
-		struct epoll_entry *entry = NULL;
+		const struct epoll_entry *entry;
 
 		/* Once: a compiler that knows memcpy would be free to read it again. */
 		memcpy(&got, &shared[i], sizeof(got));
 		order_writes();
-		lock(self, &file->lock);
-		if (got.data < DESCRIPTORS)
-			entry = *find_watched(file, (s32)got.data);
-		if (entry)
+		lock(self, &watched_lock);
+		entry = find_watched(set, got.data);
+		if (entry && entry->file)
 			event = (struct epoll_event){ got.events & (entry->events | EPOLL_ALWAYS), entry->data };
-		unlock(&file->lock);
+		unlock(&watched_lock);
 		if (!entry)
 			attacked(self, "epoll reports %x, which nobody watches", got.data);
 		if (!event.events)
@@ -277,24 +336,28 @@ static s64 take_events(struct thread *self, struct open_file *file, const struct
 
 HANDLER(do_epoll_wait)
 {
-	struct open_file *file = use(self, (s32)a[0]);
+	struct open_file *set = use(self, (s32)a[0]);
 	u64 count = least((u32)a[2], MOST_EVENTS);
 	struct epoll_event *shared = take_buffer(self, count * sizeof(*shared));
 	s64 result = 0;
 
-	if (!file)
+	if (!set)
 		return -EBADF;
 	if ((s32)a[2] <= 0 || !shared)
 		result = -EINVAL;
 	else if (self->regs.rax == 281)
 		result = mask_for_wait(self, a[4]);
-	if (!result) {
+	while (!result) {
 		result = outside(self, 232, a[0], (u64)shared, count, a[3], 0, 0);
 		if (result > (s64)count)
 			attacked(self, "epoll_wait for %d events is answered by %d", count, (u64)result);
-		if (result > 0)
-			result = take_events(self, file, shared, result, a[1]);
+		if (result <= 0)
+			break;
+		result = take_events(self, set, shared, result, a[1]);
+		/* None was the program's; "none" is an answer to who waits for a time only. */
+		if ((s32)a[3] >= 0)
+			break;
 	}
-	release(self, file);
+	release(self, set);
 	return result;
 }
