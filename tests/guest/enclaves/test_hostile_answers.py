@@ -210,6 +210,18 @@ _FILES = {
         _lie(217, 24, (1, 16, 2, 24), (1, 18, 6, 0x612F2E2E04)),
         b"the name of a folder's entry",
     ),
+    "an entry whose name is longer than one can be": _Attack(
+        # what was written stands in the window still
+        f"293 @8 0 / 1 4 @512:x{'61' * 512} 512 / 2 {_PATH} 0 0 / 217 5 @512 512",
+        _lie(217, 300, (1, 16, 2, 300), (1, 18, 1, 8), (1, 275, 1, 0)),
+        b"the name of a folder's entry",
+    ),
+    "stat of a time that is none": _Attack(
+        # /usr: other programs change /tmp meanwhile
+        "4 @16:x2f75737200 @144",
+        _lie(262, None, (2, 80, 8, 1_000_000_000)),
+        b"the time of a file has 1000000000 nanoseconds",
+    ),
     **_answered("truncate", f"76 {_PATH} 0", 76, 1, why=b"truncate is answered by 0x1, which it cannot be"),
     **_answered("ftruncate", "77 1 0", 77, 1, why=b"ftruncate is answered by 0x1, which it cannot be"),
     **_answered("fallocate", "285 1 0 0 1", 285, 1, why=b"fallocate is answered by 0x1, which it cannot be"),
@@ -241,6 +253,12 @@ _DESCRIPTORS = {
     **_answered("epoll_create1", "291 0", 291, 1, why=b"descriptor 1, which is open"),
     **_answered(
         "epoll_ctl", "291 0 / 233 3 1 1 @12:d1,q77", 233, 1, why=b"epoll_ctl is answered by 0x1, which it cannot be"
+    "ioctl of a negative count": _Attack(
+        "293 @8 0 / 16 3 21531 @8", _lie(16, None, (2, 0, 4, 1 << 31)), b"are said to be there to read"
+    ),
+    "ioctl of an interface's name that does not end": _Attack(
+        "53 1 1 0 @8 / 16 3 35088 @40:q0,q0,d1", _lie(16, None, (2, 15, 1, 0x61)), b"the name of an interface"
+    ),
     ),
     **_answered("epoll_wait", f"{_EPOLL}232 3 @24 2 0", 232, 3, why=b"epoll_wait for 2 events"),
     **_answered("epoll_pwait", f"{_EPOLL}281 3 @24 2 0 0", 232, 3, why=b"epoll_wait for 2 events"),
@@ -431,28 +449,6 @@ def test_without_the_check_it_gets_through(believing: NativeRuntime, image: Encl
     assert done.stdout != believing.run(image, "p", *_words(attack)).stdout, "the program sees another answer"
 
 
-# What changes while it is read
-
-
-def _changing() -> list[str]:
-    """Attacks whose hostile value comes when the good one was read."""
-    return [name for name, attack in _ATTACKS.items() if attack.lie.put]
-
-
-@pytest.mark.parametrize("name", _changing())
-def test_what_changes_after_it_was_read(native: NativeRuntime, image: EnclaveImage, name: str) -> None:
-    """What is used is what was checked: as if nothing had changed, or the enclave ends."""
-    attack = _ATTACKS[name]
-    honest = Lie(attack.lie.call, attack.lie.result, once=True)
-    wanted = native.run(image, "p", *_words(attack), lie=honest)
-    done = native.run(image, "p", *_words(attack), lie=replace(honest, later=attack.lie.put[0]))
-    assert _ended(done) or (done.returncode, done.stdout) == (wanted.returncode, wanted.stdout), done
-
-
-def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage) -> None:
-    """The counter-test: a length that is checked, and read again when it is used."""
-    words = _words(_ATTACKS["getsockopt's length"])
-    lie = Lie(55, None, once=True, later=(4, 0, 4, 2048))
 # What is not watched any more
 
 #: A pipe is watched, and no more: it is closed, by its number or by another one's coming there, or taken out.
@@ -494,3 +490,25 @@ def test_who_waits_for_ever_hears_of_something(native: NativeRuntime, image: Enc
     assert _results(native.run(image, "p", *words, lie=lie))[-2:] == ["01000000.", "04000000."]
     done = NativeRuntime(native.place, reads_twice()).run(image, "p", *words, lie=lie)
     assert _results(done)[-2:] == ["01000000!", "00080000."], "what lies behind the buffer was overwritten"
+# What changes while it is read
+
+
+def _changing() -> list[str]:
+    """Attacks whose hostile value comes when the good one was read."""
+    return [name for name, attack in _ATTACKS.items() if attack.lie.put]
+
+
+@pytest.mark.parametrize("name", _changing())
+def test_what_changes_after_it_was_read(native: NativeRuntime, image: EnclaveImage, name: str) -> None:
+    """What is used is what was checked: as if nothing had changed, or the enclave ends."""
+    attack = _ATTACKS[name]
+    honest = Lie(attack.lie.call, attack.lie.result, once=True)
+    wanted = native.run(image, "p", *_words(attack), lie=honest)
+    done = native.run(image, "p", *_words(attack), lie=replace(honest, later=attack.lie.put[0]))
+    assert _ended(done) or (done.returncode, done.stdout) == (wanted.returncode, wanted.stdout), done
+
+
+def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage) -> None:
+    """The counter-test: a length that is checked, and read again when it is used."""
+    words = _words(_ATTACKS["getsockopt's length"])
+    lie = Lie(55, None, once=True, later=(4, 0, 4, 2048))

@@ -5,32 +5,50 @@
 
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
+#define FIONREAD 0x541b
+#define SIOCGIFNAME 0x8910
+#define MOST_BYTES 40
+#define INTERFACE_NAME 16
 
 /* Requests of ioctl that are known: what they read and write. */
 static const struct {
 	u32 request;
 	u16 in, out;
 } requests[] = {
-	{ 0x5401, 0, 36 },    /* TCGETS */
-	{ 0x5402, 36, 0 },    /* TCSETS */
-	{ 0x5403, 36, 0 },    /* TCSETSW */
-	{ 0x5404, 36, 0 },    /* TCSETSF */
-	{ 0x540f, 0, 4 },     /* TIOCGPGRP */
-	{ 0x5410, 4, 0 },     /* TIOCSPGRP */
-	{ 0x5413, 0, 8 },     /* TIOCGWINSZ */
-	{ 0x5414, 8, 0 },     /* TIOCSWINSZ */
-	{ 0x541b, 0, 4 },     /* FIONREAD */
-	{ 0x5421, 4, 0 },     /* FIONBIO */
-	{ 0x5450, 0, 0 },     /* FIONCLEX */
-	{ 0x5451, 0, 0 },     /* FIOCLEX */
-	{ 0x8910, 40, 40 },   /* SIOCGIFNAME, of an interface's number; and its number */
-	{ 0x8933, 40, 40 },   /* SIOCGIFINDEX */
-	{ 0x40045431, 4, 0 }, /* TIOCSPTLCK */
-	{ 0x80045430, 0, 4 }, /* TIOCGPTN */
+	{ 0x5401, 0, 36 },	 /* TCGETS */
+	{ 0x5402, 36, 0 },	 /* TCSETS */
+	{ 0x5403, 36, 0 },	 /* TCSETSW */
+	{ 0x5404, 36, 0 },	 /* TCSETSF */
+	{ 0x540f, 0, 4 },	 /* TIOCGPGRP */
+	{ 0x5410, 4, 0 },	 /* TIOCSPGRP */
+	{ 0x5413, 0, 8 },	 /* TIOCGWINSZ */
+	{ 0x5414, 8, 0 },	 /* TIOCSWINSZ */
+	{ FIONREAD, 0, 4 },	 /* what there is to read */
+	{ 0x5421, 4, 0 },	 /* FIONBIO */
+	{ 0x5450, 0, 0 },	 /* FIONCLEX */
+	{ 0x5451, 0, 0 },	 /* FIOCLEX */
+	{ SIOCGIFNAME, 40, 40 }, /* of an interface's number; and its number */
+	{ 0x8933, 40, 40 },	 /* SIOCGIFINDEX */
+	{ 0x40045431, 4, 0 },	 /* TIOCSPTLCK */
+	{ 0x80045430, 0, 4 },	 /* TIOCGPTN */
 };
+
+/* A count and a text of which a program makes more than it shows. */
+static void check_answer(struct thread *self, u32 request, const u8 *answer)
+{
+	s32 count;
+
+	memcpy(&count, answer, sizeof(count));
+	if (request == FIONREAD && count < 0)
+		attacked(self, "%x bytes are said to be there to read", (u64)(u32)count);
+	if (request == SIOCGIFNAME && answer[INTERFACE_NAME - 1])
+		attacked(self, "the name of an interface does not end");
+}
 
 HANDLER(do_ioctl)
 {
+	u8 own[MOST_BYTES];
+
 	if (!is_open((s32)a[0]))
 		return -EBADF;
 	for (u32 i = 0; i < LENGTH(requests); i++) {
@@ -45,9 +63,11 @@ HANDLER(do_ioctl)
 		if (requests[i].in && copy_in(shared, a[2], requests[i].in))
 			return -EFAULT;
 		result = outside_done(self, 16, a[0], a[1], bytes ? (u64)shared : 0, 0, 0, 0);
-		if (!result && requests[i].out)
-			result = copy_out(a[2], shared, requests[i].out);
-		return result;
+		if (result || !requests[i].out)
+			return result;
+		memcpy(own, shared, requests[i].out);
+		check_answer(self, requests[i].request, own);
+		return copy_out(a[2], own, requests[i].out);
 	}
 	unsupported(self, "a request that is not known", 16);
 	return -ENOTTY;

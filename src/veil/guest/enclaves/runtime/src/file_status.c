@@ -11,6 +11,8 @@
 #define BLOCK_SIZE 4096
 #define STATX_BASIC 0x7ff
 #define DIRECTORY_HEAD 19
+#define LONGEST_NAME 255 /* programs have as much room for one */
+#define NANOSECONDS 1000000000
 #define X_OK 1
 #define W_OK 2
 
@@ -80,6 +82,9 @@ static s64 check_status(struct thread *self, struct status *status)
 {
 	if (status->size < 0 || status->blocks < 0)
 		attacked(self, "a file has %x bytes", (u64)status->size);
+	for (u32 i = 1; i < LENGTH(status->times); i += 2)
+		if (status->times[i] >= NANOSECONDS)
+			attacked(self, "the time of a file has %d nanoseconds", status->times[i]);
 	if (status->block_size < 512 || status->block_size > 1 << 20)
 		status->block_size = BLOCK_SIZE;
 	/* A file of the kernel's must not pass for a trusted one. */
@@ -318,7 +323,8 @@ HANDLER(do_readlinkat)
 static void check_entries(struct thread *self, const u8 *data, u64 bytes, bool wide)
 {
 	for (u64 at = 0; at < bytes;) {
-		u64 name = wide ? DIRECTORY_HEAD : DIRECTORY_HEAD - 1;
+		const u64 start = wide ? DIRECTORY_HEAD : DIRECTORY_HEAD - 1;
+		u64 name = start;
 		u16 length;
 
 		if (bytes - at <= name)
@@ -329,7 +335,7 @@ static void check_entries(struct thread *self, const u8 *data, u64 bytes, bool w
 		/* With a slash it would be a path, to where the program never looked. */
 		while (name < length && data[at + name] && data[at + name] != '/')
 			name++;
-		if (name == length || data[at + name])
+		if (name == length || data[at + name] || name - start > LONGEST_NAME)
 			attacked(self, "the name of a folder's entry is not valid");
 		at += length;
 	}
