@@ -244,6 +244,37 @@ def test_memory_is_managed_inside(native: NativeRuntime, tmp_path: Path) -> None
     assert (done.stdout, done.returncode) == (b"42\nwords\n", 0)
 
 
+_MOVED = r"""
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <sys/mman.h>
+#define PAGES 640
+int main(void)
+{
+	char *from = mmap(0, PAGES << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *to;
+	char *behind = mmap(from + (PAGES << 12), 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	for (int at = 0; at < PAGES; at++)
+		from[at << 12] = at;
+	mprotect(from, PAGES << 11, PROT_NONE);
+	to = mremap(from, PAGES << 12, (PAGES + 64) << 12, MREMAP_MAYMOVE);
+	if (behind == MAP_FAILED || to == MAP_FAILED || to == from || mprotect(to, PAGES << 11, PROT_READ))
+		return 1;
+	for (int at = 0; at < PAGES; at++)
+		if (to[at << 12] != (char)at)
+			return 2;
+	printf("%d\n", to[PAGES << 12]);
+	return 0;
+}
+"""
+
+
+def test_memory_moves_without_as_much_again(native: NativeRuntime, tmp_path: Path) -> None:
+    """2.5 of 4 MiB."""
+    image = native.build(compile_program(tmp_path, _MOVED, "-static"), {**ANYTHING, "memory": "4M"})
+    done = native.run(image, "p")
+    assert (done.stdout, done.stderr, done.returncode) == (b"0\n", b"", 0)
+
+
 _FILES = r"""
 #include <errno.h>
 #include <fcntl.h>
@@ -281,37 +312,6 @@ def test_files_are_as_the_manifest_says(native: NativeRuntime, tmp_path: Path) -
     }
     image = native.build(program, {**ANYTHING, "files": files})
     (tmp_path / "changed").write_text("in channel")
-
-_MOVED = r"""
-#define _GNU_SOURCE
-#include <stdio.h>
-#include <sys/mman.h>
-#define PAGES 640
-int main(void)
-{
-	char *from = mmap(0, PAGES << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *to;
-	char *behind = mmap(from + (PAGES << 12), 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-	for (int at = 0; at < PAGES; at++)
-		from[at << 12] = at;
-	mprotect(from, PAGES << 11, PROT_NONE);
-	to = mremap(from, PAGES << 12, (PAGES + 64) << 12, MREMAP_MAYMOVE);
-	if (behind == MAP_FAILED || to == MAP_FAILED || to == from || mprotect(to, PAGES << 11, PROT_READ))
-		return 1;
-	for (int at = 0; at < PAGES; at++)
-		if (to[at << 12] != (char)at)
-			return 2;
-	printf("%d\n", to[PAGES << 12]);
-	return 0;
-}
-"""
-
-
-def test_memory_moves_without_as_much_again(native: NativeRuntime, tmp_path: Path) -> None:
-    """2.5 of 4 MiB."""
-    image = native.build(compile_program(tmp_path, _MOVED, "-static"), {**ANYTHING, "memory": "4M"})
-    done = native.run(image, "p")
-    assert (done.stdout, done.stderr, done.returncode) == (b"0\n", b"", 0)
-
 
     def tries(*names: str) -> list[str]:
         done = native.run(image, "p", *(f"{name[0]}{tmp_path}/{name[1:]}" for name in names))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
+from tests.services.enc.believing import forgets_removed_files, forgets_tags
 
 _TEXT = r"""
 #define _GNU_SOURCE
@@ -19,7 +20,7 @@ _TEXT = r"""
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-static char buffer[20000];
+static char buffer[20000], older[20000];
 static void line(const char *path, int flags)
 {
 	int file = open(path, flags, 0600);
@@ -49,10 +50,10 @@ int main(int argc, char **argv)
 		/* What the kernel could do: an older block of the same file. */
 		file = open(path, O_RDWR);
 		copy = open(argv[3], O_RDWR);
-		ssize_t size = read(copy, buffer, sizeof(buffer));
+		ssize_t size = read(copy, older, sizeof(older));
 		pwrite(file, "others", 6, 0);
 		line(path, O_RDONLY);
-		pwrite(copy, buffer, size, 0);
+		pwrite(copy, older, size, 0);
 		line(path, O_RDONLY);
 		return 0;
 	} else if (!strcmp(argv[1], "rename")) {
@@ -79,6 +80,42 @@ int main(int argc, char **argv)
 			printf("%s\n", open(path, flags[i], 0600) < 0 ? strerror(errno) : "good");
 		}
 		return 0;
+	} else if (!strcmp(argv[1], "back")) {
+		/* Removed, or with another path; and the kernel has it there all the same. */
+		char other[200];
+		snprintf(other, sizeof(other), "%s.new", path);
+		copy = open(argv[3], O_RDONLY);
+		ssize_t size = read(copy, older, sizeof(older));
+		close(copy);
+		line(path, O_RDONLY);
+		if (argv[4] ? rename(path, other) : unlink(path))
+			return 9;
+		copy = open(argv[3], O_WRONLY | O_CREAT, 0600);
+		if (write(copy, older, size) != size || close(copy))
+			return 10;
+		printf("%d %d\n", stat(path, &status), access(path, F_OK));
+		line(path, O_RDONLY);
+		line(path, O_RDWR | O_CREAT);
+		/* One that is new, and one that is a link to another. */
+		file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+		if (write(file, "fresh!", 6) != 6 || close(file))
+			return 11;
+		line(path, O_RDONLY);
+		snprintf(other, sizeof(other), "%s.link", path);
+		if (symlink("nothing", other) || unlink(other) || symlink(path, other))
+			return 12;
+		line(other, O_RDONLY);
+		return 0;
+	} else if (!strcmp(argv[1], "many")) {
+		/* More of them than there is memory for what is known of files. */
+		for (int i = 0; i < 1500; i++) {
+			char other[200];
+			snprintf(other, sizeof(other), "%s.%d", path, i);
+			file = open(other, O_RDWR | O_CREAT, 0600);
+			if (write(file, "x", 1) != 1 || unlink(other) || close(file))
+				return 13;
+		}
+		return 0;
 	} else if (!strcmp(argv[1], "move")) {
 		/* The folder of an open file, and an older state of the file under its new path. */
 		char other[200];
@@ -90,11 +127,11 @@ int main(int argc, char **argv)
 		if (write(file, "first,", 6) != 6 || rename(path, other))
 			return 7;
 		copy = open(argv[3], O_RDWR);
-		ssize_t size = read(copy, buffer, sizeof(buffer));
+		ssize_t size = read(copy, older, sizeof(older));
 		snprintf(other, sizeof(other), "%s.new/file", path);
 		if (write(file, "second", 6) != 6)
 			return 8;
-		pwrite(copy, buffer, size, 0);
+		pwrite(copy, older, size, 0);
 		line(other, O_RDONLY);
 		return 0;
 	}
@@ -113,8 +150,8 @@ def run(native: NativeRuntime, tmp_path: Path) -> Callable[..., list[str]]:
     files = {"sealed": [f"{place}/"], "pass": [f"{tmp_path}/outside/"]}
     image = native.build(compile_program(tmp_path, _TEXT, "-static"), {**ANYTHING, "files": files})
 
-    def call(*words: str, lie: Lie | None = None) -> list[str]:
-        done = native.run(image, "p", *words, lie=lie)
+    def call(*words: str, lie: Lie | None = None, runtime: NativeRuntime = native) -> list[str]:
+        done = runtime.run(image, "p", *words, lie=lie)
         assert done.returncode == 0, done
         return done.stdout.decode().splitlines()
 
@@ -150,16 +187,42 @@ def test_blocks_of_two_files_do_not_mix(run: Callable[..., list[str]], tmp_path:
     assert run("read", str(second)) == ["Input/output error"]
 
 
-def test_an_older_state_is_noticed_while_the_enclave_runs(run: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_an_older_state_is_noticed_while_the_enclave_runs(
+    run: Callable[..., list[str]], native: NativeRuntime, tmp_path: Path
+) -> None:
     path = tmp_path / "sealed" / "file"
+    words = ("replay", str(path), str(tmp_path / "outside" / "file"))
     run("write", str(path))
-    assert run("replay", str(path), str(tmp_path / "outside" / "file")) == ["5004 others", "Input/output error"]
+    assert run(*words) == ["5004 others", "Input/output error"]
+    run("write", str(path))
+    assert run(*words, runtime=NativeRuntime(native.place, forgets_tags())) == ["5004 others", "5004 secret"]
 
 
 def test_files_are_renamed_and_made_anew(run: Callable[..., list[str]], tmp_path: Path) -> None:
     path = tmp_path / "sealed" / "file"
     run("write", str(path))
     assert run("rename", str(path)) == ["6 fresh!", "0 fresh!"]
+
+
+@pytest.mark.parametrize("renamed", [[], ["renamed"]])
+def test_a_file_that_was_removed_does_not_come_back(
+    run: Callable[..., list[str]], native: NativeRuntime, tmp_path: Path, renamed: list[str]
+) -> None:
+    """A data base that finds the journal of what it has done would undo it."""
+    path, outside = tmp_path / "sealed" / "file", tmp_path / "outside" / "file"
+    run("write", str(path))
+    words = ["back", str(path), str(outside), *renamed]
+    assert run(*words) == [
+        "5004 secret", "-1 -1", "No such file or directory", "Input/output error", "6 fresh!", "6 fresh!",
+    ]  # fmt: skip
+    (tmp_path / "sealed" / "file.link").unlink()
+    run("write", str(path))
+    forgetful = NativeRuntime(native.place, forgets_removed_files())
+    assert run(*words, runtime=forgetful)[:4] == ["5004 secret", "0 0", "5004 secret", "5004 secret"]
+
+
+def test_files_that_are_closed_and_removed_take_no_memory(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert run("many", str(tmp_path / "sealed" / "file")) == []
 
 
 def test_a_file_is_emptied_whatever_the_kernel_says(run: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ void release(struct thread *self, struct open_file *file)
 		return;
 	forget_watched(self, file);
 	close_secret(self, file);
+	close_sealed(self, file);
 	heap_give(self, file);
 }
 

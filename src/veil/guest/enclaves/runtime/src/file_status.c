@@ -142,8 +142,8 @@ static s64 status_of_path(struct thread *self, const char *path, u64 length, u64
 		return result < 0 ? result : 0;
 	}
 	result = ask_status(self, AT_FDCWD, path, length, flags & ~(u64)AT_EMPTY_PATH, to);
-	if (!result)
-		sealed_status(self, path, length, &to->size);
+	if (!result && (to->mode & S_IFMT) == S_IFREG)
+		result = sealed_status(self, path, length, &to->size);
 	return result;
 }
 
@@ -249,6 +249,8 @@ static s64 access_at(struct thread *self, s32 folder, u64 name, u64 mode)
 {
 	char path[LONGEST_PATH];
 	s64 length = path_from(self, folder, name, path), result;
+	const struct config_rule *rule;
+	struct status status;
 	char *buffer;
 
 	if (length < 0)
@@ -262,7 +264,14 @@ static s64 access_at(struct thread *self, s32 folder, u64 name, u64 mode)
 		result = mode & X_OK ? -EACCES : secret_bytes(self, path, (u64)length);
 		return result < 0 ? result : 0;
 	}
-	buffer = take_buffer(self, (u64)length + 1);
+	rule = rule_of(path, (u64)length);
+	/* One that was removed is not there, whatever the kernel says. */
+	if (rule->kind == RULE_SEALED) {
+		result = status_of_path(self, path, (u64)length, 0, &status);
+		if (result)
+			return result;
+	}
+	buffer = put_path(self, path, (u64)length);
 	if (!buffer)
 		return -ENOMEM;
 	return outside_done(self, 21, (u64)buffer, mode, 0, 0, 0, 0);

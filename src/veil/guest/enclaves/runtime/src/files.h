@@ -59,9 +59,6 @@ bool is_folder_of_rule(const char *path, u64 length);
 /* file_status.c: 0, or why a path that the manifest allows or does not is no folder */
 s64 require_folder(struct thread *, const char *path, u64 length);
 s64 path_from(struct thread *, s32 folder, u64 from, char *to);
-
-/* trusted_files.c */
-const struct config_file *trusted_file(const char *path, u64 length);
 /* Of a path of resolve_path(): with the slash, which tells the kernel that nothing but a folder is meant. */
 static inline u64 length_outside(const char *path, u64 length)
 {
@@ -69,6 +66,9 @@ static inline u64 length_outside(const char *path, u64 length)
 }
 /* Such a path in the window; NULL: there is no room. */
 char *put_path(struct thread *, const char *path, u64 length);
+
+/* trusted_files.c */
+const struct config_file *trusted_file(const char *path, u64 length);
 bool is_trusted_folder(const char *path, u64 length);
 s64 open_trusted(struct thread *, const struct config_file *, const char *path, u32 flags);
 s64 read_trusted(struct thread *, s32 fd, const struct config_file *, u64 offset, u64 to, u64 bytes);

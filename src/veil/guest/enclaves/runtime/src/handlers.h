@@ -32,11 +32,14 @@ s64 open_sealed(struct thread *, const char *path, u64 length, u64 flags, u64 mo
 s64 read_sealed(struct thread *, struct open_file *, s32 fd, u64 to, u64 bytes, u64 offset);
 s64 write_sealed(struct thread *, struct open_file *, s32 fd, u64 from, u64 bytes, u64 offset);
 u64 sealed_size(const struct open_file *);
+void close_sealed(struct thread *, struct open_file *);
 s64 truncate_sealed(struct thread *, struct open_file *, s32 fd, u64 size);
 /* A file, or a folder with all that is below it, has another path from now on; or none. */
 void sealed_moved(struct thread *, const char *from, u64 from_length, const char *to, u64 to_length);
 void sealed_removed(struct thread *, const char *path, u64 length);
-/* the size of what is kept in it, if the path is a sealed file's */
-void sealed_status(struct thread *, const char *path, u64 length, s64 *size);
+/* There is a symbolic link at this path. */
+void sealed_link_made(struct thread *, const char *path, u64 length);
+/* The size of what is kept in it, if the path is a sealed file's; -ENOENT if it was removed, whatever the kernel has there. */
+s64 sealed_status(struct thread *, const char *path, u64 length, s64 *size);
 
 #endif

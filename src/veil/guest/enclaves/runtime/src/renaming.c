@@ -4,6 +4,8 @@
 #include "files.h"
 #include "handlers.h"
 
+#define AT_REMOVEDIR 0x200
+
 static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 {
 	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_PATH, V } };
@@ -14,7 +16,7 @@ static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 	if (length < 0)
 		return length;
 	result = call_outside(self, 263, &call, a);
-	if (!result)
+	if (!result && !(flags & AT_REMOVEDIR))
 		sealed_removed(self, path, (u64)length);
 	return result;
 }
@@ -71,6 +73,31 @@ HANDLER(do_link)
 HANDLER(do_linkat)
 {
 	return link_at(self, a);
+}
+
+static s64 symlink_at(struct thread *self, u64 text, s32 folder, u64 name)
+{
+	static const struct call call = { .result = ZERO, .arguments = { STRING, AT, WRITE_PATH } };
+	const u64 a[6] = { text, (u64)folder, name };
+	char path[LONGEST_PATH];
+	s64 length = path_from(self, folder, name, path), result;
+
+	if (length < 0)
+		return length;
+	result = call_outside(self, 266, &call, a);
+	if (!result)
+		sealed_link_made(self, path, (u64)length);
+	return result;
+}
+
+HANDLER(do_symlink)
+{
+	return symlink_at(self, a[0], AT_FDCWD, a[1]);
+}
+
+HANDLER(do_symlinkat)
+{
+	return symlink_at(self, a[0], (s32)a[1], a[2]);
 }
 
 HANDLER(do_truncate)

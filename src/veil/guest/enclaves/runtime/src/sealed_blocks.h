@@ -17,11 +17,12 @@ struct sealed_block {
 /* One for each file that is open or was, by its path: as long as the enclave runs, what it last was is known. */
 struct sealed_file {
 	struct sealed_file *next;
+	u32 users; /* open files */
 	u64 size;
 	u64 space; /* of `tags`, in blocks */
 	u8 (*tags)[SEAL_TAG];
 	u8 identity[16];
-	u32 path_length;
+	u32 path_length; /* 0: by no path any more, but open */
 	struct lock lock;
 	char *path;
 };
@@ -45,5 +46,11 @@ s64 sealed_read_block(struct thread *, struct sealed_file *, s32 fd, u64 number)
 s64 sealed_write_block(struct thread *, struct sealed_file *, s32 fd, u64 number);
 /* The file as an earlier run left it: its tags are read, and compared with the head's hash of them. */
 s64 sealed_load(struct thread *, struct sealed_file *, s32 fd);
+
+/* removed_files.c */
+bool sealed_was_removed(const char *path, u64 length);
+void sealed_note_removed(struct thread *, const char *path, u64 length);
+/* There may be one again; and what is below it, if it is a folder. */
+void sealed_forget_removed(struct thread *, const char *path, u64 length);
 
 #endif

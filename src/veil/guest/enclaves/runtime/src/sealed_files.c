@@ -2,7 +2,8 @@
 /*
  * Sealed files: outside there is only what this enclave's measurement has the key of. Which files there are, by their
  * paths, and what programs do with them. The kernel can still give back a whole file as it was before this run, and keep
- * it from being written.
+ * it from being written. It cannot bring back one that this run has removed: a journal, say, by which a program would undo
+ * what it has done.
  */
 #include "files.h"
 #include "handlers.h"
@@ -13,6 +14,13 @@
 static struct sealed_file *known;
 static struct lock known_lock;
 
+static bool is_sealed(const char *path, u64 length)
+{
+	const struct config_rule *rule = rule_of(path, length);
+
+	return rule && rule->kind == RULE_SEALED;
+}
+
 static struct sealed_file *find(const char *path, u64 length)
 {
 	for (struct sealed_file *file = known; file; file = file->next)
@@ -21,11 +29,34 @@ static struct sealed_file *find(const char *path, u64 length)
 	return NULL;
 }
 
-/* Files that are open still use it, so it stays where it is. */
-static void forget(struct sealed_file *file)
+static void drop(struct thread *self, struct sealed_file *file)
 {
-	if (file)
-		file->path_length = 0;
+	struct sealed_file **link = &known;
+
+	while (*link != file)
+		link = &(*link)->next;
+	*link = file->next;
+	heap_give(self, file->tags);
+	heap_give(self, file->path);
+	heap_give(self, file);
+}
+
+/* Files that are open still use it: it stays until the last is closed. */
+static void forget(struct thread *self, struct sealed_file *file)
+{
+	if (!file)
+		return;
+	file->path_length = 0;
+	if (!file->users)
+		drop(self, file);
+}
+
+static void let_go(struct thread *self, struct sealed_file *file)
+{
+	lock(self, &known_lock);
+	if (!--file->users && !file->path_length)
+		drop(self, file);
+	unlock(&known_lock);
 }
 
 static struct sealed_file *add(struct thread *self, const char *path, u64 length)
@@ -47,7 +78,7 @@ static struct sealed_file *add(struct thread *self, const char *path, u64 length
 	return file;
 }
 
-/* `empty`: it begins anew, and is not read. `emptied`: the program wants that. */
+/* `empty`: it begins anew, and is not read. `emptied`: the program wants that. A file that is given has one user more. */
 static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bool empty, bool emptied,
 		   struct sealed_file **to)
 {
@@ -74,9 +105,13 @@ static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bo
 	unlock(&file->lock);
 	/* Of one that was known it stays known that it is empty: what it was before must not come back. */
 	if (result && is_new)
-		forget(file);
+		forget(self, file);
+	if (result)
+		return result;
+	sealed_forget_removed(self, path, length);
+	file->users++;
 	*to = file;
-	return result;
+	return 0;
 }
 
 static bool is_empty(struct thread *self, s32 fd)
@@ -87,9 +122,10 @@ static bool is_empty(struct thread *self, s32 fd)
 s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
 {
 	bool writes = flags & O_ACCMODE;
-	struct sealed_file *sealed;
+	struct sealed_file *sealed = NULL;
 	struct open_file *file;
 	s64 fd, result;
+	bool empty;
 
 	/* To write a part of a block is to read it; and what was written last has the last word on where. */
 	fd = open_outside(self, path, length, (flags & ~(u64)(O_ACCMODE | O_APPEND)) | (writes ? 2 : 0), mode);
@@ -101,19 +137,32 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	 * A file that is new has no head yet; to a reader that is a file that was not sealed. Whether one that is to be
 	 * emptied was so is not the kernel's to say: what it held would be behind what the program writes now.
 	 */
-	result = prepare(self, path, length, (s32)fd, writes && (flags & O_TRUNC || is_empty(self, (s32)fd)),
-			 flags & O_TRUNC, &sealed);
+	empty = writes && (flags & O_TRUNC || is_empty(self, (s32)fd));
+	if (!empty && sealed_was_removed(path, length)) {
+		log_line(self, "the sealed file %s is there again, which this enclave has removed", path);
+		result = flags & O_CREAT ? -EIO : -ENOENT;
+	} else {
+		result = prepare(self, path, length, (s32)fd, empty, flags & O_TRUNC, &sealed);
+	}
 	unlock(&known_lock);
 	if (result) {
 		do_close(self, (const u64[6]){ (u64)fd });
 		return result;
 	}
 	file = use(self, (s32)fd);
-	if (!file)
+	if (!file) {
+		let_go(self, sealed);
 		return -EBADF;
+	}
 	file->sealed = sealed;
 	release(self, file);
 	return fd;
+}
+
+void close_sealed(struct thread *self, struct open_file *file)
+{
+	if (file->sealed)
+		let_go(self, file->sealed);
 }
 
 s64 read_sealed(struct thread *self, struct open_file *open, s32 fd, u64 to, u64 bytes, u64 offset)
@@ -224,38 +273,39 @@ s64 truncate_sealed(struct thread *self, struct open_file *open, s32 fd, u64 siz
 	return result;
 }
 
-void sealed_status(struct thread *self, const char *path, u64 length, s64 *size)
+s64 sealed_status(struct thread *self, const char *path, u64 length, s64 *size)
 {
-	const struct config_rule *rule = rule_of(path, length);
 	struct sealed_file *file;
+	bool removed;
 
-	if (!rule || rule->kind != RULE_SEALED)
-		return;
+	if (!is_sealed(path, length))
+		return 0;
 	lock(self, &known_lock);
+	removed = sealed_was_removed(path, length);
 	file = find(path, length);
 	/* Of one that was not opened yet only the kernel knows something. */
 	*size = file ? (s64)file->size : (s64)sealed_guess(*size);
 	unlock(&known_lock);
+	return removed ? -ENOENT : 0;
 }
 
 static bool rename_known(struct thread *self, struct sealed_file *file, const char *to, u64 to_length, u64 from_length)
 {
 	u64 rest = file->path_length - from_length, length = to_length + rest;
 	char *path = heap_take(self, length + 1), *before = file->path;
-	struct sealed_file *there;
+	u64 before_length = file->path_length;
 
 	if (!path)
 		return false;
 	memcpy(path, to, to_length);
 	memcpy(path + to_length, before + from_length, rest);
-	there = find(path, length);
-	if (there != file)
-		forget(there);
+	forget(self, find(path, length));
 	/* Whoever reads the file may tell of its path. */
 	lock(self, &file->lock);
 	file->path = path;
 	file->path_length = (u32)length;
 	unlock(&file->lock);
+	sealed_note_removed(self, before, before_length);
 	heap_give(self, before);
 	return true;
 }
@@ -263,24 +313,37 @@ static bool rename_known(struct thread *self, struct sealed_file *file, const ch
 /* A file, or a folder with all that is below it, has another path from now on: what is known of each goes with it. */
 void sealed_moved(struct thread *self, const char *from, u64 from_length, const char *to, u64 to_length)
 {
+	if (!is_sealed(from, from_length) || (from_length == to_length && !memcmp(from, to, to_length)))
+		return;
 	lock(self, &known_lock);
-	if (from_length != to_length || memcmp(from, to, to_length))
-		forget(find(to, to_length));
+	forget(self, find(to, to_length));
+	sealed_forget_removed(self, to, to_length);
 	for (struct sealed_file *file = known; file; file = file->next) {
 		if (file->path_length < from_length || memcmp(file->path, from, from_length))
 			continue;
 		if (file->path_length > from_length && file->path[from_length] != '/')
 			continue;
 		if (!rename_known(self, file, to, to_length, from_length))
-			forget(file);
+			attacked(self, "no memory to remember where the sealed file %s is", file->path);
 	}
+	/* It may be one that was not opened in this run. */
+	sealed_note_removed(self, from, from_length);
 	unlock(&known_lock);
 }
 
-/* What is known of a file says nothing of the next one of this path. */
 void sealed_removed(struct thread *self, const char *path, u64 length)
 {
+	if (!is_sealed(path, length))
+		return;
 	lock(self, &known_lock);
-	forget(find(path, length));
+	forget(self, find(path, length));
+	sealed_note_removed(self, path, length);
+	unlock(&known_lock);
+}
+
+void sealed_link_made(struct thread *self, const char *path, u64 length)
+{
+	lock(self, &known_lock);
+	sealed_forget_removed(self, path, length);
 	unlock(&known_lock);
 }

@@ -272,7 +272,6 @@ static s64 put_message(struct thread *self, const struct message *own, struct ve
 	return 0;
 }
 
-HANDLER(do_sendmsg)
 /* struct cmsghdr */
 struct control {
 	u64 length;
@@ -309,12 +308,13 @@ static s64 check_sent(struct thread *self, const u8 *data, u64 bytes)
 	return 0;
 }
 
+HANDLER(do_sendmsg)
 {
 	struct message own;
 	struct vector vectors[MOST_VECTORS];
 	struct shared_message to;
-	s64 result;
 	u8 control[MOST_CONTROL];
+	s64 result;
 	u64 at = 0;
 
 	if (!is_open((s32)a[0]))
