@@ -10,6 +10,7 @@ import pytest
 
 from veil.cache import Cache
 from veil.cvm import Configuration, kept_snapshots
+from veil.cvm.disks import READ_ONLY, TEMPORARY, WRITE, Disk
 from veil.cvm.kept_snapshots import KeptSnapshots
 
 _PARTS = {"agent": "1", "kernel": "2"}
@@ -38,6 +39,16 @@ def test_a_place_is_for_one_configuration_and_its_parts(kept: KeptSnapshots) -> 
     assert kept.place(Configuration(), _PARTS | {"agent": "3"}) != place
 
 
+def test_no_place_while_parts_are_not_at_hand(kept: KeptSnapshots) -> None:
+    assert kept.place(Configuration(), None) is None
+
+
+@pytest.mark.parametrize(("mode", "kept_one"), [(READ_ONLY, True), (TEMPORARY, True), (WRITE, False)])
+def test_no_place_for_a_guest_that_changes_an_image(kept: KeptSnapshots, mode: str, kept_one: bool) -> None:
+    chosen = Configuration(disks=(Disk("/images/one", mode),))
+    assert (kept.place(chosen, _PARTS) is not None) == kept_one
+
+
 @pytest.mark.parametrize(
     ("name", "matters"),
     [
@@ -57,7 +68,9 @@ def test_what_of_the_package_matters(kept: KeptSnapshots, sources: Path, name: s
 
 
 def test_the_most_recently_used_are_kept(kept: KeptSnapshots) -> None:
-    folder = kept.place(Configuration(), _PARTS).parent
+    place = kept.place(Configuration(), _PARTS)
+    assert place is not None
+    folder = place.parent
     for number in range(12):
         (folder / f"{number}.snapshot").write_bytes(b"")
         os.utime(folder / f"{number}.snapshot", (number, number))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import veil.cvm.vm
+import veil.cvm.running
 from veil.host import Hypervisor
 from veil.host.devices import Platform
 from veil.host.service_pulse import FOREVER
@@ -72,5 +72,5 @@ def let_idle_time_pass(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(machine, "vmrun_switching", run_switching)
         return _LeapingHost(machine, platform, *arguments, leaps=clock, **options)
 
-    patch.setattr(veil.cvm.vm, "Platform", platform)
-    patch.setattr(veil.cvm.vm, "Hypervisor", host)
+    patch.setattr(veil.cvm.running, "Platform", platform)
+    patch.setattr(veil.cvm.running, "Hypervisor", host)

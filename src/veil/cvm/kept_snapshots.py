@@ -14,7 +14,7 @@ from typing import Any
 
 from veil.cache import Cache, cache_key
 from veil.cvm.configuration import Configuration
-from veil.cvm.disks import Disk
+from veil.cvm.disks import WRITE, Disk
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor, RunResult, RunState
@@ -132,8 +132,14 @@ class KeptSnapshots:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
 
-    def place(self, configuration: Configuration, ingredients: Mapping[str, str]) -> Path:
-        """Where the snapshot of this very CVM is or goes, made from `ingredients` (`Assembly.ingredients`)."""
+    def place(self, configuration: Configuration, ingredients: Mapping[str, str] | None) -> Path | None:
+        """Where the snapshot of this very CVM is or goes, made from `ingredients` (`Assembly.ingredients`).
+
+        None while a part of the image is not at hand, and for a guest that changes a disk's image: it would not be as
+        in the snapshot the next time.
+        """
+        if ingredients is None or any(disk.mode == WRITE for disk in configuration.disks):
+            return None
         key = cache_key(configuration.key(), repr(sorted(ingredients.items())), _source_digest())
         return self._cache.directory(_FOLDER) / f"{key}.snapshot"
 

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -21,17 +20,17 @@ from veil.cvm.assembly import Assembly
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.console import Console
-from veil.cvm.disks import WRITE, Disk, Disks
+from veil.cvm.disks import Disk, Disks
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
-from veil.cvm.firmware_board import boot_items, firmware_board
+from veil.cvm.firmware_board import boot_items
 from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, write_cvm
+from veil.cvm.running import Running, boot_timeout, launch_guest, with_host
 from veil.cvm.session import AgentSession
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
-from veil.formats.tsc import TSC_KHZ
-from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor, PanicWatcher
-from veil.host.devices import Backend, BootItems, Chipset, Platform
+from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor
+from veil.host.devices import Backend, BootItems, Platform
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
 from veil.snp import Machine, SnpError, build_engine
@@ -42,23 +41,6 @@ if TYPE_CHECKING:
     from veil.image.launch_image import LaunchImage
 
 __all__ = ["ConfidentialVM"]
-
-_BOOT_TIMEOUT = 180.0
-_MAX_TOLD = 16
-#: Firmware checks and unpacks the kernel at the guest's speed.
-_FIRMWARE_BOOT_TIMEOUT = 600.0
-#: Somebody looks at it, instruction by instruction.
-_DEBUGGED_TIMEOUT = 1e7
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What there is between the launch, or the restoration, and the end."""
-
-    machine: Machine
-    platform: Platform
-    hypervisor: Hypervisor
-    panic: PanicWatcher
 
 
 class ConfidentialVM:
@@ -124,7 +106,7 @@ class ConfidentialVM:
         cache = cache or Cache()
         self._maker = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._disks: Disks | None = None
         self._agent: AgentSession | None = None
         self._restored_from: str | None = None
@@ -236,7 +218,7 @@ class ConfidentialVM:
         if disks is not None:
             disks.close()
 
-    def _up(self) -> _Running:
+    def _up(self) -> Running:
         if self._running is None:
             raise VeilError("the CVM is not running: use it in a `with` statement, or call start()")
         return self._running
@@ -465,14 +447,7 @@ class ConfidentialVM:
         self._attach(machine, boot_items(self._assembly.boot_files), self._assembly.kernel_vmpl)
         self.image = self._build_image(machine)
         self._tell_host()
-        self.hypervisor.launch(
-            self.image.regions,
-            protected=self.image.protected,
-            policy=chosen.policy if self.image.policy is None else self.image.policy,
-            host_data=chosen.host_data,
-            identity=chosen.identity if self.image.identity is None else self.image.identity,
-            shared=self.image.shared,
-        )
+        launch_guest(self.hypervisor, self.image, chosen)
 
     def _boot(self) -> None:
         self._launch()
@@ -482,54 +457,23 @@ class ConfidentialVM:
         self.boot_seconds = time.monotonic() - start
 
     def _attach(self, machine: Machine, boot: BootItems | None = None, kernel_vmpl: int | None = None) -> None:
-        """`boot`: what firmware finds to boot. One that was restored is past that, and knows its kernel's level."""
-        chosen = self.configuration
-        has_board = chosen.firmware is not None or chosen.igvm is not None
-        board = firmware_board(chosen, machine, boot) if has_board else None
-        platform = Platform(
-            machine.host_view(),
-            vcpus=self.vcpus,
-            now_ns=time.monotonic_ns,
-            tsc=machine.tsc,
-            tsc_khz=TSC_KHZ,
-            console=self._console.feed,
-            disks=self._open_disks(),
-            chipset=Chipset.GENERIC if board is None else Chipset.Q35,
-            firmware=board,
-        )
-        told: set[str] = set()
-        for disk in platform.disks:
-            disk.on_error = disk.on_fault = lambda reason: self._tell_once(told, f"disk: {reason}")
-        table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(self.vcpus)]
-        hypervisor = Hypervisor(
+        self._running = with_host(
             machine,
-            platform,
-            self.vcpus,
-            monitor=self.has_monitor,
+            self.configuration,
+            disks=self._open_disks(),
+            console=self._console,
+            say=self._say,
+            boot=boot,
             kernel_vmpl=kernel_vmpl,
-            cpuid=table,
-            certificates=lambda: machine.secure_processor.endorsement.certificate_table,
         )
-        hypervisor.converts_pages = board is not None
-        panic = PanicWatcher(hypervisor.stop)
-        self._console.panic = panic.feed
-        self._running = _Running(machine, platform, hypervisor, panic)
         for tool in self._tools:
-            tool.attach(machine, hypervisor)
-
-    def _tell_once(self, told: set[str], words: str) -> None:
-        """For what a guest can make happen again and again."""
-        if words not in told and len(told) < _MAX_TOLD:
-            told.add(words)
-            self._say(words)
+            tool.attach(machine, self._running.hypervisor)
 
     def connect(self) -> None:
         """After `launch`: run until the guest's agent answers."""
         self._agent = AgentSession(self.hypervisor, self.platform.agent)
         with self._explained():
-            timeout = _BOOT_TIMEOUT if self.configuration.firmware is None else _FIRMWARE_BOOT_TIMEOUT
-            if any(tool.stops for tool in self._tools):
-                timeout = _DEBUGGED_TIMEOUT
+            timeout = boot_timeout(self.configuration, self._tools)
             if not self._agent.open(secrets.randbits(63) | 1, os.urandom(32), timeout=timeout):
                 raise BootTimeout(f"the guest did not come up in {timeout:.0f} seconds")
 
@@ -540,12 +484,7 @@ class ConfidentialVM:
         return self._running.panic.explain(error) if self._running is not None else error
 
     def _snapshot_path(self) -> Path | None:
-        """Where a snapshot of this very CVM is or goes; None while a part of the image is not at hand, and for a guest
-        that changes an image, which would not be as in the snapshot the next time."""
-        if any(disk.mode == WRITE for disk in self.configuration.disks):
-            return None
-        ingredients = self.ingredients()
-        return self._kept.place(self.configuration, ingredients) if ingredients is not None else None
+        return self._kept.place(self.configuration, self.ingredients())
 
     def _resume(self) -> bool:
         path = self._snapshot_path()
