@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRESS, PERCPU, A, MadeModule, X
 from tests.services.kci.small_kernel import ENDBR, SmallKernel
@@ -19,7 +21,7 @@ from veil.formats.kci_settings import ON, KciSettings
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.formats.service_domain import Change
+from veil.formats.service_domain import MOVE_PAGES, Change
 from veil.formats.status import Status
 from veil.monitor.page_rights import TRANSITIONS
 from veil.services.context import MonitorRefused
@@ -128,8 +130,8 @@ def test_no_rules_for_what_left(kernel: _Kernel, kind: MemoryType) -> None:
     kernel.taken = {PAGES[kind]}
     with pytest.raises(MonitorRefused):
         _run(kernel.calls.gone(number))
-    assert PAGES[MemoryType.TEXT] in kernel.owned(Owner.KERNEL)
-    assert kernel.ruled() <= kernel.owned(*CODE_OWNERS)
+    assert set(kernel.owners) - kernel.owned(Owner.KERNEL) == {PAGES[kind]}
+    assert kernel.ruled() == set()
 
 
 def test_nor_after_a_snapshot(kernel: _Kernel) -> None:
@@ -189,3 +191,105 @@ def test_the_host_takes_a_page_away_while_it_is_read(kernel: _Kernel, kind: Memo
     assert [word.event for word in kernel.words] == [CodeEvent.MODULE_REFUSED]
     assert "the host took memory away" in kernel.words[0].words
     assert kernel.ruled() == kernel.owned(*CODE_OWNERS) == set()
+    assert kernel.owned(Owner.KERNEL_RODATA) == {PAGES[kind]}, "all others are the kernel's again"
+
+
+def test_a_module_that_cannot_go_keeps_no_other_one(kernel: _Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = kernel.load()
+    kernel.calls.modules = dict.fromkeys((number, number + 1, number + 2), kernel.calls.modules[number])
+    asked: list[int] = []
+
+    def gone(which: int) -> Generator[Any, Any, None]:
+        asked.append(which)
+        if which == number:
+            raise MonitorRefused(Status.UNAVAILABLE, "the first")
+        return
+        yield
+
+    monkeypatch.setattr(kernel.calls, "gone", gone)
+    with pytest.raises(MonitorRefused, match="the first"):
+        _run(kernel.calls.release())
+    assert asked == [number, number + 1, number + 2]
+
+
+# Pages that the host keeps from VeilMon
+
+_FIRST = 0x100 * PAGE_SIZE
+
+
+class _Book:
+    """VeilMon, of which the host keeps some pages."""
+
+    def __init__(self, kept: set[int]) -> None:
+        self.kept = kept
+        self.moved: list[int] = []
+        self.asked = 0
+
+    def change(self, changes: list[Change]) -> Generator[Any, Any, None]:
+        self.asked += 1
+        pages = [
+            page for change in changes for gpa, size in change.ranges for page in range(gpa, gpa + size, PAGE_SIZE)
+        ]
+        assert len(pages) <= MOVE_PAGES
+        if found := self.kept.intersection(pages):
+            raise MonitorRefused(Status.UNAVAILABLE, f"the page {min(found):#x}")
+        self.moved += pages
+        return
+        yield
+
+
+def _pages(*numbers: int) -> list[int]:
+    return [_FIRST + number * PAGE_SIZE for number in numbers]
+
+
+@given(
+    numbers=st.sets(st.integers(0, 300), max_size=200),
+    others=st.sets(st.integers(400, 500), max_size=50),
+    kept=st.sets(st.integers(0, 500), max_size=guarded_code._MAX_REFUSED - 1),
+)
+def test_all_but_what_is_kept_is_given_back_once(numbers: set[int], others: set[int], kept: set[int]) -> None:
+    book: Any = _Book(set(_pages(*kept)))
+    changes: list[Change] = []
+    moves = (
+        (_pages(*numbers), Owner.MODULE_CODE, Owner.KERNEL),
+        (_pages(*others), Owner.KERNEL_RODATA, Owner.KERNEL),
+    )
+    work = guarded_code.leave_pages(book, *moves, moved=changes.append)
+    expected = set(_pages(*(numbers | others) - kept))
+    if kept & (numbers | others):
+        with pytest.raises(MonitorRefused, match=rf"the page {min(_pages(*kept & (numbers | others))):#x}"):
+            _run(work)
+    else:
+        _run(work)
+    assert sorted(book.moved) == sorted(expected)
+    told = {
+        (page, change.source)
+        for change in changes
+        for at, size in change.ranges
+        for page in range(at, at + size, PAGE_SIZE)
+    }
+    assert told == {(page, Owner.KERNEL_RODATA if page in _pages(*others) else Owner.MODULE_CODE) for page in expected}
+
+
+def test_a_host_that_keeps_all_of_them_does_not_keep_the_services_busy() -> None:
+    book: Any = _Book(set(_pages(*range(MOVE_PAGES))))
+    with pytest.raises(MonitorRefused):
+        _run(guarded_code.leave_pages(book, (_pages(*range(MOVE_PAGES)), Owner.MODULE_CODE, Owner.KERNEL)))
+    assert not book.moved
+    assert book.asked < 20 * guarded_code._MAX_REFUSED
+
+
+def test_what_was_moved_is_moved_back_though_the_host_keeps_a_page_of_it() -> None:
+    """The first request was done when the second is refused, and by then the host has a page of the first."""
+    book: Any = _Book(set())
+    change = book.change
+
+    def refuse(changes: list[Change]) -> Generator[Any, Any, None]:
+        yield from change(changes)
+        book.kept = set(_pages(5, MOVE_PAGES))
+
+    book.change = refuse
+    pages = _pages(*range(MOVE_PAGES + 1))
+    with pytest.raises(MonitorRefused, match=f"the page {pages[-1]:#x}"):
+        _run(guarded_code.move_pages(book, (pages, Owner.KERNEL, Owner.KERNEL_CODE)))
+    assert sorted(book.moved[MOVE_PAGES:]) == sorted(set(pages[:-1]) - {pages[5]})

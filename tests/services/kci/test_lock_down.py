@@ -77,6 +77,7 @@ def test_the_host_takes_text_away_while_it_is_read(machine: ModelMachine, page: 
     assert [word.event for word in machine.words][-1] is CodeEvent.NOT_LOCKED
     assert f"; and then the page {PHYSICAL + page:#x} is not there" in machine.words[-1].words
     assert machine.restricted == _ends(machine)
+    assert {page for page, owner in machine.owners.items() if owner is not Owner.KERNEL} == {PHYSICAL + page}
     machine.coveted, machine.taken = set(), set()
     with pytest.raises(Refused, match="asked for again"):
         machine.ask(KernelCall.LOCK_DOWN)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import MOVE_CHANGES, MOVE_PAGES, MOVE_RANGES, Change
-from veil.services.context import Asking, GuestMemory, MonitorClient
+from veil.services.context import Asking, GuestMemory, MonitorClient, MonitorRefused
 from veil.services.kci.explain_code import CodeRules, Configuration
 from veil.services.kci.guarded_pages import GuardedPages
 from veil.services.kci.patches import Patch, decide
@@ -16,6 +16,8 @@ from veil.services.kci.patches import Patch, decide
 __all__ = ["GuardedCode", "leave_pages", "move_pages"]
 
 _MOVE_BYTES = MOVE_PAGES * PAGE_SIZE
+#: A kernel that has the host take a module's pages away must not keep the services busy with each of them.
+_MAX_REFUSED = 16
 
 
 class GuardedCode(GuardedPages):
@@ -38,7 +40,7 @@ def move_pages(
     copy: tuple[Sequence[int], int, int] | None = None,
 ) -> Asking[None]:
     """Pages (GPAs) of one owner become another's: all of them, or none. Before that, others are copied in (pages,
-    length, offset). Raises MonitorRefused."""
+    length, offset). Raises MonitorRefused. What the host keeps from VeilMon meanwhile stays as it is then."""
     done: list[list[Change]] = []
     try:
         for changes in _requests(moves):
@@ -49,19 +51,58 @@ def move_pages(
             done.append(changes)
     except Exception:
         for changes in reversed(done):
-            yield from monitor.change([Change(change.target, change.source, change.ranges) for change in changes])
+            back = [Change(change.target, change.source, change.ranges) for change in changes]
+            yield from _as_far_as_it_goes(monitor, back, lambda _: None, [])
         raise
 
 
 def leave_pages(
-    monitor: MonitorClient, *moves: tuple[Sequence[int], Owner, Owner], moved: Callable[[Change], None]
+    monitor: MonitorClient,
+    *moves: tuple[Sequence[int], Owner, Owner],
+    moved: Callable[[Change], None] = lambda _: None,
 ) -> Asking[None]:
-    """The same where code leaves, which nothing makes code again: what was `moved` stays so, whatever is refused after
-    it. Raises MonitorRefused."""
+    """The same where code leaves, or is given back, and nothing makes it code again: each page that VeilMon can change,
+    though the host keeps some others. Raises the first MonitorRefused when all have been tried."""
+    refused: list[MonitorRefused] = []
     for changes in _requests(moves):
-        yield from monitor.change(changes)
-        for change in changes:
-            moved(change)
+        yield from _as_far_as_it_goes(monitor, changes, moved, refused)
+    if refused:
+        raise refused[0]
+
+
+def _as_far_as_it_goes(
+    monitor: MonitorClient, changes: Sequence[Change], moved: Callable[[Change], None], refused: list[MonitorRefused]
+) -> Asking[None]:
+    """By halves, down to single pages that are `refused`; after many of these no more are tried."""
+    parts = [changes]
+    while parts and len(refused) < _MAX_REFUSED:
+        part = parts.pop()
+        try:
+            yield from monitor.change(part)
+        except MonitorRefused as error:
+            halves = _halves(part)
+            if halves is None:
+                refused.append(error)
+            else:
+                parts += reversed(halves)
+        else:
+            for change in part:
+                moved(change)
+
+
+def _halves(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]] | None:
+    """None for a single page."""
+    if len(changes) > 1:
+        return changes[: len(changes) // 2], changes[len(changes) // 2 :]
+    source, target, ranges = changes[0]
+    if len(ranges) == 1:
+        gpa, size = ranges[0]
+        if size == PAGE_SIZE:
+            return None
+        half = size // PAGE_SIZE // 2 * PAGE_SIZE
+        ranges = [(gpa, half), (gpa + half, size - half)]
+    middle = len(ranges) // 2
+    return [Change(source, target, ranges[:middle])], [Change(source, target, ranges[middle:])]
 
 
 def _requests(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[list[Change]]:

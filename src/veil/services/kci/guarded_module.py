@@ -16,7 +16,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import Change
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
 from veil.services.kci.explain_code import Configuration
-from veil.services.kci.guarded_code import GuardedCode, move_pages
+from veil.services.kci.guarded_code import GuardedCode, leave_pages, move_pages
 from veil.services.kci.guarded_data import GuardedData, pages_around
 from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.kernel_image import AddressRange
@@ -168,8 +168,8 @@ def take_pages(
 
 
 def give_back(context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
-    """Its pages are the kernel's as before."""
-    yield from move_pages(context.monitor, (pages, Owner.KERNEL_RODATA, Owner.KERNEL))
+    """Its pages are the kernel's as before, but for those that the host keeps."""
+    yield from leave_pages(context.monitor, (pages, Owner.KERNEL_RODATA, Owner.KERNEL))
 
 
 def check_module(

@@ -15,7 +15,7 @@ from veil.formats.page_owners import Owner
 from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceContext
 from veil.services.kci.errors import KciError, undo
 from veil.services.kci.explain_code import Explanation
-from veil.services.kci.guarded_code import GuardedCode, move_pages
+from veil.services.kci.guarded_code import GuardedCode, leave_pages, move_pages
 from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.measured_kernel import MeasuredKernel
 from veil.snp.rmp import Permission
@@ -82,8 +82,8 @@ def _explain(measured: MeasuredKernel, code: GuardedCode, data: KernelData) -> E
 
 
 def unlock_text(context: ServiceContext, code: GuardedCode, read_only: Sequence[int]) -> Asking[None]:
-    """Lock-down is refused: text and read-only data are the kernel's again."""
-    yield from move_pages(
+    """Lock-down is refused: text and read-only data are the kernel's again, but for pages that the host keeps."""
+    yield from leave_pages(
         context.monitor,
         (read_only, Owner.KERNEL_RODATA, Owner.KERNEL),
         (code.pages, Owner.KERNEL_CODE, Owner.KERNEL),

@@ -278,9 +278,16 @@ class ModuleCalls:
         )
 
     def release(self) -> Asking[None]:
-        """Lock-down is refused: all modules are the kernel's own affair."""
+        """Lock-down is refused: all modules are the kernel's own affair. Raises the first MonitorRefused when all have
+        been given back that VeilMon can give."""
+        first: MonitorRefused | None = None
         for number in list(self.modules):
-            yield from self.gone(number)
+            try:
+                yield from self.gone(number)
+            except MonitorRefused as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def _module(self, number: int) -> GuardedModule:
         module = self.modules.get(number)
