@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Programs outside that this one starts: programs.c; and what is known of them afterwards: children.c. */
+/* Programs outside that this one starts: programs.c, child_calls.c; and what is known of them afterwards: children.c. */
 #ifndef RUNTIME_CHILDREN_H
 #define RUNTIME_CHILDREN_H
 
