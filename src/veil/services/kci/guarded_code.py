@@ -16,8 +16,9 @@ from veil.services.kci.patches import Patch, decide
 __all__ = ["GuardedCode", "leave_pages", "move_pages"]
 
 _MOVE_BYTES = MOVE_PAGES * PAGE_SIZE
-#: A kernel that has the host take a module's pages away must not keep the services busy with each of them.
-_MAX_REFUSED = 16
+#: A kernel that has the host take a module's pages away must not keep the services busy with each of them. Nor may a
+#: request ask VeilMon without end: each of these costs up to 30 questions.
+_MAX_REFUSED = 4
 
 
 class GuardedCode(GuardedPages):

@@ -46,6 +46,8 @@ _ALL = tuple(MemoryType)
 _MAX_FILES = 128 << 20
 #: Modules that are loaded before lock-down wait for it with their files.
 _MAX_EARLY = 64
+#: modules that a refused lock-down tries to give back though the host keeps pages of them
+_MAX_KEPT = 2
 
 
 @dataclass
@@ -278,16 +280,18 @@ class ModuleCalls:
         )
 
     def release(self) -> Asking[None]:
-        """Lock-down is refused: all modules are the kernel's own affair. Raises the first MonitorRefused when all have
-        been given back that VeilMon can give."""
-        first: MonitorRefused | None = None
+        """Lock-down is refused: all modules are the kernel's own affair. A module that the host keeps pages of does not
+        keep the others, but for those after the second such one. Raises the first MonitorRefused."""
+        refused: list[MonitorRefused] = []
         for number in list(self.modules):
+            if len(refused) == _MAX_KEPT:
+                break
             try:
                 yield from self.gone(number)
             except MonitorRefused as error:
-                first = first or error
-        if first is not None:
-            raise first
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     def _module(self, number: int) -> GuardedModule:
         module = self.modules.get(number)
