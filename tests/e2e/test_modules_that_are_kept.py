@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A module leaves, and VeilS-KCI does not give its pages back: the host keeps VeilMon from it, say."""
+"""A module leaves or is refused, and VeilS-KCI does not give its pages back: the host keeps VeilMon from it, say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pytest
 
 from tests.e2e.locked_guest import LockedGuest
 from tests.e2e.snapshots import LOCKED_KERNEL, Resume
+from veil.formats.status import Status
+from veil.services.context import MonitorRefused
+from veil.services.kci import module_calls
 from veil.services.kci.errors import KciError
 from veil.services.kci.module_calls import ModuleCalls
 
@@ -79,3 +82,26 @@ def test_a_refusal_that_passes(guest: _Guest, monkeypatch: pytest.MonkeyPatch) -
     status = guest.status()
     assert status.violations == 0
     assert "dummy" not in {module.name for module in status.modules}
+
+
+def test_what_a_refused_module_had(guest: _Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody vouches for it, and what was taken to look at it is not given back."""
+
+    def keeps(*_: object) -> Generator[Any, Any, None]:
+        raise MonitorRefused(Status.UNAVAILABLE, "the host keeps a page")
+        yield
+
+    monkeypatch.setattr(module_calls, "give_back", keeps)
+    assert "Input/output error" in guest.sh("echo >>/root/dummy.ko; insmod /root/dummy.ko 2>&1 || true")
+    assert guest.kept > 0
+    monkeypatch.undo()
+    guest.sh(FILL)
+    assert guest.status().violations == 0
+    assert guest.status().refused == 1
+
+
+def test_a_refused_module_whose_pages_are_given_back(guest: _Guest) -> None:
+    assert "not permitted" in guest.sh("echo >>/root/dummy.ko; insmod /root/dummy.ko 2>&1 || true")
+    assert guest.kept == 0
+    guest.sh(FILL)
+    assert guest.status().violations == 0

@@ -22,15 +22,16 @@ from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_domain import MOVE_PAGES, Change
-from veil.formats.status import Status
+from veil.formats.status import Refused, Status
 from veil.monitor.page_rights import TRANSITIONS
 from veil.services.context import MonitorRefused
 from veil.services.kci import KernelCode, guarded_code
-from veil.services.kci.errors import KciError
+from veil.services.kci.errors import KciError, NotGivenBack
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.module_calls import ModuleCalls
 from veil.services.kci.modules import ExportedSymbols, Keyring, ModulePolicy, ModuleSpace, prepare
+from veil.services.kci.service import KciService
 from veil.services.kci.surroundings import Surroundings
 from veil.services.program import MAX_ASKS
 from veil.snp.errors import RmpViolation
@@ -187,7 +188,7 @@ def test_the_host_takes_a_page_away_while_it_is_read(kernel: _Kernel, kind: Memo
             kernel.taken = {PAGES[kind]}
 
     kernel.change = take  # type: ignore[method-assign]
-    with pytest.raises(KciError, match=f"; and then the page {PAGES[kind]:#x}"):
+    with pytest.raises(NotGivenBack, match=f"; and then the page {PAGES[kind]:#x}"):
         kernel.load()
     assert [word.event for word in kernel.words] == [CodeEvent.MODULE_REFUSED]
     assert "the host took memory away" in kernel.words[0].words
@@ -214,6 +215,19 @@ def test_a_module_that_cannot_go_keeps_no_other_one(
     with pytest.raises(MonitorRefused, match=f"module {min(stuck)}"):
         _run(kernel.calls.release())
     assert numbers == list(range(asked))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(NotGivenBack("kept"), Status.UNAVAILABLE), (KciError("refused"), Status.NOT_ALLOWED)]
+)
+def test_the_driver_learns_that_pages_are_not_its_own_again(error: KciError, status: Status) -> None:
+    def work() -> Generator[Any, Any, None]:
+        raise error
+        yield
+
+    with pytest.raises(Refused) as caught:
+        _run(KciService()._checked(work()))
+    assert caught.value.status is status
 
 
 # Pages that the host keeps from VeilMon

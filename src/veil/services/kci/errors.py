@@ -4,7 +4,7 @@
 from veil.services.context import Asking, MonitorRefused
 from veil.snp.errors import RmpViolation
 
-__all__ = ["REFUSALS", "ImageError", "KciError", "TableError", "reason", "undo"]
+__all__ = ["REFUSALS", "ImageError", "KciError", "NotGivenBack", "TableError", "reason", "undo"]
 
 
 class KciError(Exception):
@@ -17,6 +17,10 @@ class ImageError(KciError):
 
 class TableError(KciError):
     """A table of patch sites with an entry that no sound image has."""
+
+
+class NotGivenBack(KciError):
+    """Something was refused, and what was taken for it could not be given back: both reasons."""
 
 
 #: What the kernel or the host can bring about at any time. Anything else is a mistake of VeilS-KCI's.
@@ -32,8 +36,8 @@ def reason(error: Exception) -> str:
 
 
 def undo(error: Exception, work: Asking[None]) -> Asking[None]:
-    """Give back what was taken, because of an error. If that is refused as well, a KciError says both."""
+    """Give back what was taken, because of an error. If that is refused as well, a NotGivenBack says both."""
     try:
         yield from work
     except REFUSALS as second:
-        raise KciError(f"{reason(error)}; and then {reason(second)}") from second
+        raise NotGivenBack(f"{reason(error)}; and then {reason(second)}") from second

@@ -19,7 +19,7 @@ from veil.formats.service_events import VECTOR_GP, RefusedAccess, Verdict
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
-from veil.services.kci.errors import REFUSALS, reason, undo
+from veil.services.kci.errors import REFUSALS, NotGivenBack, reason, undo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
 from veil.services.kci.guarded_data import GuardedData, pages_around
@@ -154,6 +154,9 @@ class KciService(Service):
     def _checked(self, work: Asking[Any]) -> Asking[Any]:
         try:
             return (yield from work)
+        except NotGivenBack as error:
+            # The driver keeps these pages out of use.
+            raise Refused(Status.UNAVAILABLE, reason(error)) from None
         except REFUSALS as error:
             raise Refused(Status.NOT_ALLOWED, reason(error)) from None
 

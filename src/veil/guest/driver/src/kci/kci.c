@@ -5,7 +5,7 @@
  *	admitted	modules that VeilS-KCI admitted, this driver among them
  *	refused		modules that it refused, or that it could not be asked about
  *	gone		admitted ones that are unloaded, or whose init function failed
- *	kept		pages of theirs that VeilS-KCI did not give back, so that nobody gets them any more
+ *	kept		pages of modules that VeilS-KCI did not give back, so that nobody gets them any more
  *	waited_host	requests that the host did not run it for, and that were made again
  *
  * The driver protects nothing here: a module that VeilS-KCI was not asked about has no right to execute. It asks, and

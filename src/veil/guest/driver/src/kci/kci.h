@@ -29,7 +29,10 @@ struct veil_kci_file {
 	size_t length;
 };
 
-/* 0 and the module's number, or -EPERM if the service refused it; other errors: it could not be asked. */
+/*
+ * 0 and the module's number, or -EPERM if the service refused it. -EIO: it failed, and pages of the module may not be the
+ * kernel's again. Other errors: it could not be asked.
+ */
 int veil_kci_ask_admission(const struct module *module, const struct veil_kci_file *file, u32 *number);
 /* 0, or an error: pages may not be the kernel's again. */
 int veil_kci_say_live(u32 number);

@@ -33,6 +33,27 @@ static int refuse(const struct module *module, int error)
 	return error;
 }
 
+/* Each page has one user more, for good: the allocator that gets it back from the module loader gives it to nobody. */
+static void keep_pages(const struct module_memory *memory)
+{
+	size_t at;
+
+	for (at = 0; at < memory->size; at += PAGE_SIZE) {
+		get_page(vmalloc_to_page(memory->base + at));
+		atomic64_inc(&kept_count);
+	}
+}
+
+/* What a service that has failed may have taken. */
+static void keep_checked(const struct module *module)
+{
+	static const enum mod_mem_type types[] = { MOD_TEXT, MOD_RODATA, MOD_INIT_TEXT, MOD_INIT_RODATA };
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(types); i++)
+		keep_pages(&module->mem[types[i]]);
+}
+
 int veil_kci_admit(struct module *module, const struct veil_kci_file *file)
 {
 	struct admitted *made = kmalloc(sizeof(*made), GFP_KERNEL);
@@ -42,6 +63,8 @@ int veil_kci_admit(struct module *module, const struct veil_kci_file *file)
 		error = veil_kci_ask_admission(module, file, &made->number);
 	if (error) {
 		kfree(made);
+		if (error == -EIO)
+			keep_checked(module);
 		return refuse(module, error);
 	}
 	made->module = module;
@@ -65,17 +88,6 @@ static int coming(struct module *module)
 	const struct veil_kci_file *file = veil_kci_file_of_load();
 
 	return notifier_from_errno(file ? veil_kci_admit(module, file) : refuse(module, -ENODATA));
-}
-
-/* Each page has one user more, for good: the allocator that gets it back from the module loader gives it to nobody. */
-static void keep_pages(const struct module_memory *memory)
-{
-	size_t at;
-
-	for (at = 0; at < memory->size; at += PAGE_SIZE) {
-		get_page(vmalloc_to_page(memory->base + at));
-		atomic64_inc(&kept_count);
-	}
 }
 
 /*
