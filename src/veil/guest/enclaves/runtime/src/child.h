@@ -39,9 +39,9 @@ struct child {
 	char directory[LONGEST_PATH]; /* "": the parent's */
 };
 
-/* child_calls.c: from the directory that the child has chosen; its length or a negative error */
+/* programs.c. A path from the directory that the child has chosen; its length or a negative error. */
 s64 child_path(struct thread *, u64 from, char path[LONGEST_PATH]);
-/* programs.c: execve() and exit() of the child; the thread is its parent again unless they fail */
+/* execve() and exit() of the child; the thread is its parent again unless they fail. */
 s64 start_program(struct thread *, const u64 *a);
 s64 end_child(struct thread *, u64 status);
 

@@ -103,28 +103,6 @@ static s64 close_range(struct child *child, u64 first, u64 last, u64 flags)
 	return noted(child, NR_CLOSE_RANGE, first, last, flags);
 }
 
-s64 child_path(struct thread *self, u64 from, char path[LONGEST_PATH])
-{
-	struct child *child = self->child;
-	char given[LONGEST_PATH];
-	u64 at = 0;
-	s64 length = copy_string_in(given, from, LONGEST_PATH);
-
-	if (length < 0)
-		return length;
-	if (given[0] != '/' && length) {
-		while (child->directory[at])
-			at++;
-		if (at + 1 + (u64)length >= LONGEST_PATH)
-			return -ENAMETOOLONG;
-		memcpy(path, child->directory, at);
-		if (at)
-			path[at++] = '/';
-	}
-	memcpy(path + at, given, (u64)length);
-	return resolve_path(self, AT_FDCWD, path, at + (u64)length, path, LONGEST_PATH);
-}
-
 /* A file for the program to come; this one opens it itself if it is more than what the kernel has there. */
 static s64 open_file(struct thread *self, u64 name, u64 flags, u64 mode)
 {

@@ -59,6 +59,28 @@ static s64 parent_again(struct thread *self, s64 result)
 	return result;
 }
 
+s64 child_path(struct thread *self, u64 from, char path[LONGEST_PATH])
+{
+	struct child *child = self->child;
+	char given[LONGEST_PATH];
+	u64 at = 0;
+	s64 length = copy_string_in(given, from, LONGEST_PATH);
+
+	if (length < 0)
+		return length;
+	if (given[0] != '/' && length) {
+		while (child->directory[at])
+			at++;
+		if (at + 1 + (u64)length >= LONGEST_PATH)
+			return -ENAMETOOLONG;
+		memcpy(path, child->directory, at);
+		if (at)
+			path[at++] = '/';
+	}
+	memcpy(path + at, given, (u64)length);
+	return resolve_path(self, AT_FDCWD, path, at + (u64)length, path, LONGEST_PATH);
+}
+
 struct list {
 	struct veil_program_call *calls; /* in the window: written, never read */
 	u64 count;
