@@ -129,6 +129,9 @@ def test_the_host_takes_text_away_while_it_is_locked_down(
     (word,) = guest.words()
     assert word.event is CodeEvent.NOT_LOCKED
     assert f"{place:#x}" in word.words
+    # All the rest of it is the kernel's to patch, as before.
+    text = guest.vm.machine.rmp.effective()["perms"][0x1000000 // PAGE :, 3][:4000]
+    assert np.flatnonzero(text & int(Permission.W) == 0).tolist() == [(place - 0x1000000) // PAGE]
     with pytest.raises(RequestFailed, match="again"):
         guest.lock_down()
 
