@@ -143,7 +143,7 @@ class Hijack:
             jmp 1b
         """)
         host = self.vm.hypervisor
-        assert host.run(until=lambda: self.kernel.read_u64(RESULT + 16) == 1, timeout=5) == RunResult.DONE
+        assert host.run(until=lambda: self.kernel.read_u64(RESULT + 16) == 1, timeout=60) == RunResult.DONE
         assert self.kernel.read_u64(RESULT + 8) == 0
         return self.result()
 

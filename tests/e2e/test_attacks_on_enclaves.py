@@ -93,7 +93,7 @@ def shielded(snapshots: RunSnapshots, tmp_path: Path) -> Iterator[Shielded]:
         assert isinstance(services, ServiceDomain)
         (enc,) = (service for service in services.services if isinstance(service, EncService))
         # Services come back from a snapshot when they are entered first.
-        vm.hypervisor.run(lambda: hasattr(enc, "_enclaves"), timeout=10)
+        vm.hypervisor.run(lambda: hasattr(enc, "_enclaves"), timeout=60)
         (enclave,) = enc._enclaves.values()
         yield Shielded(vm, enclave)
 

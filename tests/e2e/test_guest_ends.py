@@ -44,7 +44,7 @@ def test_reset(vm: ConfidentialVM) -> None:
 def test_triple_fault(vm: ConfidentialVM) -> None:
     Hijack(vm).start("ud2")
     with pytest.raises(TripleFault) as caught:
-        vm.hypervisor.run(timeout=5)
+        vm.hypervisor.run(timeout=60)
     _one_line(caught.value)
 
 
@@ -52,7 +52,7 @@ def test_termination_has_words(vm: ConfidentialVM) -> None:
     code = ask_by_msr(0x71100) + "1: jmp 1b"
     Hijack(vm).start(code)
     with pytest.raises(GuestTerminated) as caught:
-        vm.hypervisor.run(timeout=5)
+        vm.hypervisor.run(timeout=60)
     assert (caught.value.reason_set, caught.value.code) == (1, 7)
     assert "SVSM" in _one_line(caught.value)
 

@@ -56,7 +56,7 @@ def another_entry(vm: ConfidentialVM) -> None:
     """Run the guest until the log has one more."""
     store = log_service(vm).store
     size = store.next
-    assert vm.hypervisor.run(until=lambda: store.next > size, timeout=10) == RunResult.DONE
+    assert vm.hypervisor.run(until=lambda: store.next > size, timeout=60) == RunResult.DONE
 
 
 @pytest.mark.parametrize("how", ["none", "kernel text", "ftrace switched off"])
@@ -68,7 +68,7 @@ def test_kernel_that_takes_the_hook_away(kernel: HostileKernel, how: str) -> Non
         kernel.sh("echo 0 > /proc/sys/kernel/ftrace_enabled")
     kernel.do("records", text="after", count=2)
     # The kernel made them: they stand in its own log (of which printk leaves out what is too much).
-    kernel.sh("until dmesg | grep -q 'after n=0'; do sleep 0.05; done", timeout=10)
+    kernel.sh("until dmesg | grep -q 'after n=0'; do sleep 0.05; done", timeout=60)
     entries = verified(kernel.vm)
     assert texts(entries, "before") == numbered("before", 2)
     assert texts(entries, "after") == (numbered("after", 2) if how == "none" else [])
@@ -157,7 +157,7 @@ def test_host_that_says_it_did_not_run_the_services(
         return answer | 1 << 32 if lies and value >> 32 == 1 else answer
 
     monkeypatch.setitem(msr_protocol._HANDLERS, MsrRequest.RUN_VMPL, run_vmpl)
-    kernel.do("records", text="once", count=3, timeout=10)
+    kernel.do("records", text="once", count=3, timeout=60)
     monkeypatch.undo()
     assert texts(verified(kernel.vm), "once") == numbered("once", 3)
 

@@ -139,7 +139,7 @@ def test_ghcb(kernel: Hijack) -> None:
     host = kernel.vm.hypervisor
     kernel.start(code)
     with pytest.raises(MalformedGhcb, match="private"):
-        host.run(until=lambda: kernel.result() == 1, timeout=5)
+        host.run(until=lambda: kernel.result() == 1, timeout=60)
     assert kernel.monitor.read(gpa, PAGE) == before
 
     kernel.split(gpa)
@@ -147,7 +147,7 @@ def test_ghcb(kernel: Hijack) -> None:
     view.rmpupdate(gpa, assigned=False)
     kernel.start(code)
     with pytest.raises(MalformedGhcb, match="more privileged"):
-        host.run(until=lambda: kernel.result() == 1, timeout=5)
+        host.run(until=lambda: kernel.result() == 1, timeout=60)
     assert not any(view.read(gpa, PAGE)[0x390:0x400])
 
     host.protection = Protection()

@@ -59,7 +59,7 @@ def resume(guarded: Path) -> Iterator[Resume]:
 
 
 def ask(vm: ConfidentialVM, call: int, body: bytes = b"") -> bytes:
-    with ChannelClient(vm.user_transport(timeout=10)) as client:
+    with ChannelClient(vm.user_transport(timeout=60)) as client:
         return client.request(Guard.guid, call, body)
 
 
@@ -75,7 +75,7 @@ def protect(vm: ConfidentialVM, allowed: int) -> Hijack:
 def run(kernel: Hijack, code: str) -> None:
     """Until it says that it is done; raises what ends the guest."""
     kernel.start(f"{code}\nmov qword ptr [{RESULT + 16}], 1\n1: hlt\njmp 1b")
-    done = kernel.vm.hypervisor.run(until=lambda: kernel.kernel.read_u64(RESULT + 16) == 1, timeout=10)
+    done = kernel.vm.hypervisor.run(until=lambda: kernel.kernel.read_u64(RESULT + 16) == 1, timeout=60)
     assert done == RunResult.DONE
 
 
@@ -120,7 +120,7 @@ def test_users_are_served_when_a_refusal_has_ended_the_kernel(resume: Resume) ->
     end = kernel.vm.hypervisor.kernel_end
     end.is_outlived = True
     kernel.start(store(0x666))
-    kernel.vm.hypervisor.run(until=lambda: end.error is not None, timeout=10)
+    kernel.vm.hypervisor.run(until=lambda: end.error is not None, timeout=60)
     assert isinstance(end.error, NestedPageFault)
     assert ask(kernel.vm, HEARD)
     assert kernel.monitor.read_u64(GUARDED) == 0

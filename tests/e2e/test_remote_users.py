@@ -243,8 +243,8 @@ def test_cannot_connect() -> None:
 def test_two_vcpus(resume: Resume) -> None:
     """VeilMon works for users on whichever is free, while the other one may be in the middle of it."""
     vm = resume(vcpus=2)
-    with ChannelClient(vm.user_transport(timeout=10)) as one:
-        with ChannelClient(vm.user_transport(timeout=10), identity=installation.user_key()) as two:
+    with ChannelClient(vm.user_transport(timeout=60)) as one:
+        with ChannelClient(vm.user_transport(timeout=60), identity=installation.user_key()) as two:
             for _ in range(20):
                 ping(one)
                 ping(two, 100_000)

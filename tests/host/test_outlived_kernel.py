@@ -59,7 +59,7 @@ class Monitored(Guest):
         ran.clear()
         self.machine.script(vmsa, ask(RUN_KERNEL), ask(HOLD))
         self.platform.channel.pending = True
-        assert self.host.run(lambda: not self.machine.scripts[vmsa], timeout=1) == RunResult.DONE
+        assert self.host.run(lambda: not self.machine.scripts[vmsa], timeout=30) == RunResult.DONE
         return list(ran)
 
 
@@ -144,7 +144,7 @@ def test_users_are_served_after_it(name: str) -> None:
     guest = Monitored()
     end, kind = ENDS[name]
     end(guest)
-    assert guest.host.run(lambda: bool(guest.ended), timeout=1) == RunResult.DONE
+    assert guest.host.run(lambda: bool(guest.ended), timeout=30) == RunResult.DONE
     assert [type(error) for error in guest.ended] == [kind]
     assert guest.host.kernel_end.error is guest.ended[0]
     for _ in range(3):
@@ -160,7 +160,7 @@ def test_the_machine_ends_with_its_kernel(name: str) -> None:
     end, kind = ENDS[name]
     end(guest)
     with pytest.raises(kind):
-        guest.host.run(timeout=1)
+        guest.host.run(timeout=30)
     assert not guest.ended
 
 
@@ -171,7 +171,7 @@ def test_other_levels_end_the_machine(vmsa: int, end: Step) -> None:
     guest.host.vcpus[0].start(0 if vmsa == MONITOR else 1)
     guest.machine.script(vmsa, end)
     with pytest.raises(HostError):
-        guest.host.run(timeout=1)
+        guest.host.run(timeout=30)
     assert not guest.ended
 
 
@@ -180,14 +180,14 @@ def test_without_a_monitor_there_is_nothing_to_run_on() -> None:
     guest.host.kernel_end.is_outlived = True
     guest.machine.script(VMSA, lambda vmcb: ExitCode.SHUTDOWN)
     with pytest.raises(TripleFault):
-        guest.host.run(timeout=1)
+        guest.host.run(timeout=30)
 
 
 def test_no_vcpu_runs_the_kernel_any_more() -> None:
     """A context of the kernel on another VCPU goes, too, even one with an interrupt to take."""
     guest = Monitored(2)
     guest.machine.script(KERNEL, lambda vmcb: ExitCode.SHUTDOWN)
-    guest.host.run(lambda: bool(guest.ended), timeout=1)
+    guest.host.run(lambda: bool(guest.ended), timeout=30)
     guest.machine.ran.clear()
     guest.platform.vectors = {0: [0x30], 1: [0x30]}
     assert guest.host.run(timeout=0.01) == RunResult.TIMEOUT
@@ -206,7 +206,7 @@ def test_what_another_level_was_at_is_finished() -> None:
 
     guest.machine.script(KERNEL, lambda vmcb: ExitCode.SHUTDOWN)
     guest.machine.script(MONITOR_1, *[step] * 5, ask(RUN_KERNEL), ask(HOLD))
-    guest.host.run(lambda: not guest.machine.scripts[MONITOR_1], timeout=1)
+    guest.host.run(lambda: not guest.machine.scripts[MONITOR_1], timeout=30)
     assert len(guest.ended) == 1
     assert len(work) == 5
 
@@ -217,10 +217,10 @@ def test_the_services_are_run_on() -> None:
     services, monitor = guest.host.vcpus[0].contexts[1], guest.host.vcpus[0].contexts[0]
     guest.machine.script(KERNEL, ask(RUN_SERVICES), lambda vmcb: ExitCode.SHUTDOWN)
     guest.machine.script(SERVICES, ask(RUN_KERNEL))
-    guest.host.run(lambda: bool(guest.ended), timeout=1)
+    guest.host.run(lambda: bool(guest.ended), timeout=30)
     for _ in range(3):
         guest.machine.ran.clear()
         guest.machine.script(SERVICES, ask(RUN_KERNEL), ask(HOLD))
-        guest.host.run(lambda: not guest.machine.scripts[SERVICES], timeout=3)
+        guest.host.run(lambda: not guest.machine.scripts[SERVICES], timeout=30)
         assert guest.machine.ran == [services.vmcb.vmsa_pa] * 2
         assert guest.serve_a_user() == [monitor.vmcb.vmsa_pa] * 2
