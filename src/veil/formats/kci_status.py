@@ -123,7 +123,7 @@ class KciStatus(_Json):
     explained: Mapping[str, int] = field(default_factory=dict)
     """sites of the kernel's text that were not as measured at lock-down, by kind"""
     patches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """stores that were allowed since, by kind and symbol"""
+    """stores that were allowed since, by kind and symbol; of many symbols those with the most, the rest as "others" """
     violations: int = 0
     refused: int = 0
     """modules"""
@@ -132,11 +132,15 @@ class KciStatus(_Json):
     """the newest ones about what was refused"""
     writable: Mapping[str, int] = field(default_factory=dict)
     """the policy's exceptions: read-only data that the kernel may write, and how often it did"""
+    modules_left_out: int = 0
+    """older ones that run, too; the log has them"""
 
     def __post_init__(self) -> None:
         _check(self.mode in (OFF, ON, HALT))
         times = () if self.locked_ns is None else (self.locked_ns,)
-        for number in (*times, self.text_pages, self.read_only_pages, self.violations, self.refused):
+        for number in (
+            *times, self.text_pages, self.read_only_pages, self.violations, self.refused, self.modules_left_out,
+        ):  # fmt: skip
             u64(number)
         _check(isinstance(self.patches, Mapping))
         for counts in (self.explained, self.writable, *self.patches.values()):

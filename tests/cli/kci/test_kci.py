@@ -75,6 +75,11 @@ def test_locked(veil: Veil) -> None:
     ]
 
 
+def test_more_modules_than_are_named(veil: Veil) -> None:
+    _, out, _ = veil(replace(LOCKED, modules_left_out=1000))
+    assert "modules: 1002 run, 1 was refused\n  the newest 2 of them are:\n  loop: " in out
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [(OFF, "not locked down: this CVM was launched with --kci off"), (ON, "NOT LOCKED DOWN, mode on")],

@@ -70,7 +70,10 @@ def status_lines(found: KciStatus) -> Iterator[str]:
             yield f"  {printable(kind):<{width}}  {sum(symbols.values()):>8}  {_most(symbols)}"
     if found.writable:
         yield f"stores to what the policy lets the kernel write: {_counts(found.writable)}"
-    yield f"modules: {len(found.modules)} run, {found.refused} {'was' if found.refused == 1 else 'were'} refused"
+    run = len(found.modules) + found.modules_left_out
+    yield f"modules: {run} run, {found.refused} {'was' if found.refused == 1 else 'were'} refused"
+    if found.modules_left_out:
+        yield f"  the newest {len(found.modules)} of them are:"
     yield from map(_module, found.modules)
     yield f"violations: {found.violations}"
     if found.words:

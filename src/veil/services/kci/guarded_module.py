@@ -40,6 +40,8 @@ __all__ = [
 INIT = (MemoryType.INIT_TEXT, MemoryType.INIT_RODATA)
 _CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
 _READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
+#: Characters of a version, and of a signer's name, in the status.
+_MAX_TOLD = 128
 
 
 @dataclass
@@ -126,8 +128,8 @@ class GuardedModule:
         return ModuleStatus(
             self.number,
             prepared.name,
-            prepared.version,
-            prepared.signer.name if prepared.signer is not None else "",
+            prepared.version[:_MAX_TOLD],
+            prepared.signer.name[:_MAX_TOLD] if prepared.signer is not None else "",
             prepared.digest.hex(),
             sum(piece.size for piece in self.code.values()),
             self.live,

@@ -43,6 +43,10 @@ class Ledger:
         counts = self.patches.setdefault(patch.kind, Counter())
         counts[symbol if symbol in counts or len(counts) < _MAX_SYMBOLS else _OTHERS] += 1
 
+    def most_patched(self, symbols: int) -> dict[str, dict[str, int]]:
+        """Stores by kind and symbol: of each kind the symbols with the most of them, and all others together."""
+        return {kind: _most(counts, symbols) for kind, counts in self.patches.items()}
+
     def wrote(self, words: str, symbol: str, **detail: Any) -> None:
         """A store that was made to data of an exception. There are as many symbols as the policy names."""
         count = self.writes[symbol] = self.writes.get(symbol, 0) + 1
@@ -102,3 +106,11 @@ class Ledger:
         self.words.extend(state["words"])
         self._modules = {CodeEvent(event): set(known) for event, known in state["modules"].items()}
         self._again = {CodeEvent(event): count for event, count in state["again"].items()}
+
+
+def _most(counts: Counter[str], symbols: int) -> dict[str, int]:
+    if len(counts) <= symbols:
+        return dict(counts)
+    found = dict(counts.most_common(symbols))
+    found[_OTHERS] = found.get(_OTHERS, 0) + counts.total() - sum(found.values())
+    return found

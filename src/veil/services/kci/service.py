@@ -32,6 +32,10 @@ from veil.services.kci.refused_accesses import police
 __all__ = ["KciService"]
 
 _U32 = struct.Struct("<I")
+#: Bytes of a status: it must fit into the mailbox, whatever the kernel did.
+_MAX_STATUS = 224 << 10
+#: How much of it is told: symbols of each kind of patches, modules. The first that fits is.
+_TOLD = ((4096, 1024), (1024, 1024), (256, 1024), (64, 1024), (16, 1024), (16, 256), (16, 32))
 _Told = TypeVar("_Told", FilePart, ModulePrepared)
 
 
@@ -209,7 +213,16 @@ class KciService(Service):
     # Users
 
     def _tell_status(self, user: User, body: bytes) -> bytes:
+        for symbols, modules in _TOLD:
+            packed = self._status(symbols, modules).pack()
+            if len(packed) <= _MAX_STATUS:
+                break
+        return packed
+
+    def _status(self, symbols: int, modules: int) -> KciStatus:
+        """With so many symbols of each kind of patches, and so many modules, at most."""
         ledger, locked = self._ledger, self._guarded_text() is not None
+        newest = list(self._loader.modules.values())[-modules:]
         return KciStatus(
             mode=self._settings.mode,
             locked_ns=self._locked_ns,
@@ -218,13 +231,14 @@ class KciService(Service):
             if locked
             else 0,
             explained=self._explained,
-            patches={kind: dict(counts) for kind, counts in ledger.patches.items()},
+            patches=ledger.most_patched(symbols),
             writable={symbol: ledger.writes.get(symbol, 0) for symbol in self._settings.writable},
             violations=ledger.violations,
             refused=ledger.refused,
-            modules=[module.status for module in self._loader.modules.values()],
+            modules=[module.status for module in newest],
+            modules_left_out=len(self._loader.modules) - len(newest),
             words=list(ledger.words),
-        ).pack()
+        )
 
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
         # What runs in the CVM is no business of whoever can open a connection.
