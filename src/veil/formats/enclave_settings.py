@@ -12,7 +12,8 @@ __all__ = ["ENC_NAME", "OFF", "ON", "EncSettings"]
 
 ENC_NAME = "enc"
 OFF, ON = "off", "on"
-_MOST = 4096
+#: Of more the list for users would not fit into the mailbox: a kernel that makes so many could keep it from them.
+_MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EncSettings(ServiceSettings):
         ShortOption("--enclaves", "Processes may make enclaves (--service enc:mode=on).", switch=ON, everywhere=True),
     )
     """"off": every request for an enclave is refused; "on": processes that may open /dev/veil-enclave make them."""
-    most: int = setting(1024, int)
+    most: int = setting(_MOST, int)
     """Enclaves at once."""
 
     def __post_init__(self) -> None:
