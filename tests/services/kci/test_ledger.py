@@ -84,3 +84,27 @@ def test_a_snapshot_goes_on_counting() -> None:
     assert not told
     _come_and_go(after, "llc")
     assert len(told) == 2
+
+
+def test_what_a_module_says_of_itself_is_cut() -> None:
+    """An entry that is longer than an answer could not be fetched, nor any behind it."""
+    told: list[bytes] = []
+    ledger = Ledger(lambda word, *, urgent=False: told.append(word))
+    long = "9" * (1 << 20)
+    ledger.tell(CodeEvent.MODULE_ADMITTED, f"the module a {long} is admitted", hash="1", version=long, vcpu=1 << 63)
+    ledger.tell(CodeEvent.MODULE_REFUSED, long)
+    assert max(map(len, told)) < 16 << 10
+    word = CodeWord.parse(told[0])
+    assert word.words.startswith("the module a 999")
+    assert word.detail["vcpu"] == 1 << 63
+    assert max(map(len, ledger.words)) < 16 << 10
+
+
+def test_symbols_with_the_most_patches() -> None:
+    ledger = Ledger(lambda word, *, urgent=False: None)
+    for symbol, count in {"a": 3, "b": 1, "c": 2, "others": 5, "d": 1}.items():
+        for _ in range(count):
+            ledger.patched(Patch(0, "jump label", Step.SAME), symbol)
+    assert ledger.most_patched(5) == {"jump label": {"a": 3, "b": 1, "c": 2, "others": 5, "d": 1}}
+    assert ledger.most_patched(2) == {"jump label": {"others": 9, "a": 3}}
+    assert ledger.most_patched(1) == {"jump label": {"others": 12}}

@@ -21,6 +21,8 @@ _MAX_MODULES = 1024
 #: That the same ones come and go again says little.
 _AGAIN_TOLD = 16
 _OTHERS = "others"
+#: Characters of a line or a detail: a module's version can be as long as its file, and an entry must be fetched whole.
+_MAX_TEXT = 1024
 
 
 class Ledger:
@@ -70,7 +72,10 @@ class Ledger:
         told = count <= all_told or count & (count - 1) == 0
         if told and count > all_told:
             words = f"{words} (the {count}th event of this kind; from here on each doubling is told)"
-        word = CodeWord(event, words, {name: value for name, value in detail.items() if value is not None})
+        words = words[:_MAX_TEXT]
+        found = {name: value for name, value in detail.items() if value is not None}
+        short = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in found.items()}
+        word = CodeWord(event, words, short)
         if word.trouble:
             self.words.append(words)
         if told:
