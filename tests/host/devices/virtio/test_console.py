@@ -409,6 +409,15 @@ class TestSnapshots:
         assert other.data == [b"left in the guest"]
 
 
+def test_rings_that_lie_over_each_other(opened: Board) -> None:
+    """From a snapshot: the device's index is ahead of the driver's, so each answer offers one more."""
+    queue = opened.device.queues[5]
+    queue.used = queue.avail
+    queue._next_used = queue._next_avail + 1
+    opened.driver.send(5, b"once")
+    assert opened.data == [b"once"]
+
+
 @given(
     st.lists(
         st.one_of(

@@ -216,7 +216,10 @@ class VirtioConsole(VirtioPci):
         port._serving = True
         moved = False
         try:
-            while not port._paused and (chain := queue.pop()) is not None:
+            # No more than wait now: rings of a snapshot may lie over each other, and offer more without end.
+            for _ in range(queue.available()):
+                if port._paused or (chain := queue.pop()) is None:
+                    break
                 data = queue.read_chain(chain)
                 queue.push(chain, 0)
                 moved = True
@@ -301,7 +304,9 @@ class VirtioConsole(VirtioPci):
     def _receive_control(self) -> None:
         queue = self.queues[_CONTROL_TRANSMIT]
         moved = False
-        while (chain := queue.pop()) is not None:
+        for _ in range(queue.available()):
+            if (chain := queue.pop()) is None:
+                break
             message = queue.read_chain(chain)
             queue.push(chain, 0)
             moved = True
