@@ -104,7 +104,8 @@ def limited(vm: ConfidentialVM, mib: int) -> None:
     assert shell(vm, f"echo {mib} > /sys/module/veil/parameters/enc_limit").exit_status == 0
 
 
-@pytest.mark.parametrize("vcpus", [pytest.param(1, marks=pytest.mark.soak), 2])
+@pytest.mark.soak
+@pytest.mark.parametrize("vcpus", [1, 2])
 def test_twice_the_limit(resume: Resume, tmp_path: Path, vcpus: int) -> None:
     """Threads walk through all of it; what they have together stays below the limit, however many VCPUs run them."""
     vm = resume(services=ENCLAVES, vcpus=vcpus)
