@@ -245,8 +245,7 @@ _ALLOWED = {
     ("private_files.py", "os.mkdir"): "this is the module",
     ("cvm/disks.py", "os.open"): "a disk's image, which is there already; its user names it to be written to",
     ("cli/output.py", "os.open"): "reads /dev/null, in place of a closed stream",
-    ("cli/files.py", "os.open"): "reads an enclave's image, and waits for no pipe",
-    ("guest/enclaves/trusted_files.py", "os.open"): "reads a program's files, and waits for no pipe",
+    ("guest/named_files.py", "os.open"): "reads, and waits for no pipe",
 }  # fmt: skip
 
 

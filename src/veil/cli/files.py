@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,18 +77,6 @@ def read_launch_log(name: str) -> LaunchLog:
 def read_image(name: str) -> EnclaveImage:
     """An enclave's; raises VeilError for a file that cannot be read or that is no image."""
     from veil.guest.enclaves.image import EnclaveImage
+    from veil.guest.named_files import read_named_file
 
-    try:
-        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            status = os.fstat(stream.fileno())
-            # Nobody waits for a pipe, or reads a device without an end.
-            if not stat.S_ISREG(status.st_mode):
-                raise VeilError(f"{name}: not an enclave's image, and no ordinary file")
-            if status.st_size > _MAX_IMAGE:
-                raise VeilError(f"{name}: not an enclave's image: it has more than {_MAX_IMAGE >> 30} GiB")
-            data = stream.read(_MAX_IMAGE)
-    except OSError as error:
-        raise VeilError(f"cannot read {name}: {describe(error)}") from error
-    except MemoryError as error:
-        raise VeilError(f"cannot read {name}: there is not enough memory for it") from error
-    return EnclaveImage.parse(data, name)
+    return EnclaveImage.parse(read_named_file(name, "the enclave's image", _MAX_IMAGE), name)

@@ -156,7 +156,7 @@ def test_a_secret_from_stdin_for_a_measurement(
     [
         (("x.enclave", "kye", "key.bin"), "does not ask for a secret 'kye', only for key, other"),
         (("x.enclave", "key", "missing"), "cannot read missing"),
-        (("y.enclave", "key", "key.bin"), "cannot read y.enclave"),
+        (("y.enclave", "key", "key.bin"), "y.enclave: cannot read the enclave's image"),
         (("key.bin", "key", "key.bin"), "key.bin: not an enclave's image"),
         (("x.enclave", "key", "long"), f"a secret has {LONGEST_SECRET} bytes at most"),
     ],
@@ -251,7 +251,7 @@ def test_what_cannot_be_built_or_read(
         ("build", "zeros", "--set", 'directory="/tmp/"'): "no '/' at its end",
         ("inspect", "empty.enclave"): "not an enclave's image: it is empty",
         ("inspect", "/dev/zero"): "no ordinary file",
-        ("inspect", "."): "cannot read .: Is a directory",
+        ("inspect", "."): ".: cannot read the enclave's image: Is a directory",
     }.items():  # fmt: skip
         monkeypatch.setattr("sys.argv", ["veil", "enclave", *arguments])
         with pytest.raises(SystemExit) as caught:

@@ -145,7 +145,7 @@ def test_what_is_no_ordinary_file_is_not_read(tmp_path: Path) -> None:
     for path, words in {
         "/dev/zero": "no ordinary file", str(tmp_path / "pipe"): "no ordinary file",
         str(tmp_path): "no ordinary file|Is a directory", str(tmp_path / "loop"): "cannot read .*symbolic links",
-        str(tmp_path / "long"): "more than the 4G",
+        str(tmp_path / "long"): "more than 4G",
     }.items():  # fmt: skip
         with pytest.raises(GuestImageError, match=words):
             source.program(path)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from glob import iglob
 from pathlib import Path
@@ -18,6 +17,7 @@ from veil.formats.sizes import format_size
 from veil.guest.elf import is_library
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.debian_programs import PackageFiles
+from veil.guest.named_files import read_named_file
 
 __all__ = ["ComputerFiles", "DebianFiles", "FileSource"]
 
@@ -59,10 +59,7 @@ class ComputerFiles:
 
     def file(self, path: str) -> bytes:
         """See `FileSource`."""
-        try:
-            return _read(path)
-        except OSError as error:
-            raise GuestImageError(f"cannot read {path}: {describe(error)}") from error
+        return read_named_file(path, "a file of the enclave", _LONGEST)
 
     def find(self, path: str) -> bytes | None:
         """See `FileSource`."""
@@ -91,17 +88,6 @@ class ComputerFiles:
             if (data := self.find(f"{folder}/{name}")) is not None and is_library(data):
                 return data
         raise GuestImageError(f"there is no library {name} on this computer")
-
-
-def _read(path: str) -> bytes:
-    # Nobody waits for a pipe or a device, or reads one without an end.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise GuestImageError(f"{path}: no ordinary file")
-        if status.st_size > _LONGEST:
-            raise GuestImageError(f"{path}: more than the {format_size(_LONGEST)} that an enclave can have")
-        return stream.read(_LONGEST) or b""
 
 
 def _walk(folder: str) -> Iterator[str]:

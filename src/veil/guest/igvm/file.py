@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from veil.errors import describe
 from veil.formats.igvm import PLATFORM_VERSION, HeaderType, PlatformType
 from veil.formats.igvm_directives import PageDataFlags, PageDataType, RequiredMemoryFlags, SnpIdBlock
 from veil.formats.launch_digest import VMSA_GPA
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.guest.errors import GuestImageError
 from veil.guest.igvm.headers import PARAMETERS, Header, read_headers
+from veil.guest.named_files import read_named_file
 
 __all__ = ["Area", "Context", "IgvmFile", "Pages", "ParameterRequest", "RequiredRange", "open_igvm", "parse_igvm"]
 
@@ -104,12 +104,7 @@ class IgvmFile:
 
 def open_igvm(path: Path) -> IgvmFile:
     """The file at this path. Raises GuestImageError."""
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise GuestImageError(f"{path}: an IGVM file has at most {_MAX_FILE >> 20} MiB")
-        return parse_igvm(path.read_bytes(), str(path))
-    except OSError as error:
-        raise GuestImageError(f"{path}: cannot read the IGVM file: {describe(error)}") from error
+    return parse_igvm(read_named_file(path, "the IGVM file", _MAX_FILE), str(path))
 
 
 def parse_igvm(data: bytes, name: str) -> IgvmFile:

@@ -13,6 +13,7 @@ from veil.guest.apt import Apt
 from veil.guest.elf import ElfKernel, is_elf, parse_kernel
 from veil.guest.errors import GuestImageError
 from veil.guest.linux.bzimage import bzimage_release, extract_vmlinux, find_banner, is_bzimage
+from veil.guest.named_files import read_named_file
 from veil.private_files import write_new
 
 DEFAULT_SERIES = "6.12"
@@ -237,9 +238,4 @@ def _headers_beside(path: Path, release: str) -> Path | None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MAX_FILE:
-            raise GuestImageError(f"{path}: too large for a kernel")
-        return path.read_bytes()
-    except OSError as error:
-        raise GuestImageError(f"{path}: cannot read the kernel: {error.strerror}") from error
+    return read_named_file(path, "the kernel", _MAX_FILE)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veil.cache import Cache
-from veil.errors import describe
-from veil.guest.errors import GuestImageError
+from veil.guest.named_files import read_named_file
 from veil.guest.ovmf.metadata import Firmware, parse_firmware
 from veil.guest.packages import kept_package, unpacked_package
 
@@ -29,12 +28,12 @@ def open_firmware(cache: Cache, name: str, progress: Callable[[str], None] | Non
     path = Path(name)
     if name == DEBIAN_FIRMWARE:
         path = unpacked_package(cache, _PACKAGE, progress, suite=_SUITE) / _FILE
-    return parse_firmware(_read(path, "firmware", _MAX_FILE), name)
+    return parse_firmware(read_named_file(path, "the firmware", _MAX_FILE), name)
 
 
 def read_initrd(path: Path) -> bytes:
     """The file that the firmware gets as initrd. Raises GuestImageError."""
-    return _read(path, "initrd", _MAX_INITRD)
+    return read_named_file(path, "the initrd", _MAX_INITRD)
 
 
 def firmware_at_hand(cache: Cache, name: str) -> tuple[str, Path] | None:
@@ -43,12 +42,3 @@ def firmware_at_hand(cache: Cache, name: str) -> tuple[str, Path] | None:
         return name, Path(name)
     key = kept_package(cache, _PACKAGE)
     return None if key is None else (key, cache.manifest("package", key).parent / _FILE)
-
-
-def _read(path: Path, what: str, most: int) -> bytes:
-    try:
-        if path.stat().st_size > most:
-            raise GuestImageError(f"{path}: too large for {what}")
-        return path.read_bytes()
-    except OSError as error:
-        raise GuestImageError(f"{path}: cannot read the {what}: {describe(error)}") from error
