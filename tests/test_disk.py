@@ -17,7 +17,7 @@ from veil.disk import is_full, refuse_full_disk, tool_environment
 from veil.errors import describe
 from veil.guest.agent.build import build_agent
 from veil.snp import _engine_library, build_engine
-from veil.snp._engine_build import _run as run_compiler
+from veil.snp._engine_core import run_tool
 from veil.snp.errors import EngineBuildError
 
 _FULL = r"the disk is full: cannot store .* in {place} .*veil cache clear.*XDG_CACHE_HOME"
@@ -78,7 +78,7 @@ def test_the_machines_compiler(little_room: Path, tmp_path: Path, monkeypatch: p
     source.write_text("char large[300000] = {1};\n")
 
     def compile_engine(place: Path, sources: Path, work: Path, progress: object, *, counting: bool) -> Path:
-        run_compiler(["cc", "-c", "-o", "large.o", str(source)], work)
+        run_tool(["cc", "-c", "-o", "large.o", str(source)], work)
         return work / "large.o"
 
     monkeypatch.setattr(_engine_library, "compile_engine", compile_engine)

@@ -10,7 +10,6 @@ What lies here is run (the engine), measured and believed: the root must be the 
 """
 
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,7 +25,7 @@ from pathlib import Path
 from veil.cache_place import NO_PLACE, cache_place
 from veil.disk import describe_full_disk, is_full
 from veil.errors import VeilError, describe
-from veil.private_files import make_folder, open_own, own_folder, tighten, write_new
+from veil.private_files import locked, make_folder, own_folder, tighten, write_new
 
 _MANIFEST = ".manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~-]{0,180}")
@@ -169,13 +168,8 @@ class Cache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        path = self.directory("locks") / hashlib.sha256(name.encode()).hexdigest()[:32]
-        lock = open_own(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.directory("locks") / hashlib.sha256(name.encode()).hexdigest()[:32]):
             yield
-        finally:
-            os.close(lock)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

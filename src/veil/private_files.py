@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -25,6 +26,7 @@ __all__ = [
     "FOLDER_MODE",
     "UMASK",
     "copy_file",
+    "locked",
     "make_folder",
     "open_own",
     "own_folder",
@@ -173,3 +175,14 @@ def open_own(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time is in the block; the file is made if it is not there. A process that dies lets go."""
+    lock = open_own(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

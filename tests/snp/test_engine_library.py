@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from veil.snp import _engine_library
-from veil.snp._engine_build import _run as _run_tool
+from veil.snp._engine_core import run_tool
 from veil.snp.errors import EngineBuildError
 
 DRIVER = Path(__file__).parent / "rmp_driver.c"
@@ -36,7 +36,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def compile_engine(place: Path, sources: Path, work: Path, progress: object, *, counting: bool) -> Path:
         built = work / "small.so"
-        _run_tool(["cc", "-shared", "-fPIC", "-o", str(built), str(place / "answer.c")], work)
+        run_tool(["cc", "-shared", "-fPIC", "-o", str(built), str(place / "answer.c")], work)
         return built
 
     monkeypatch.setattr(_engine_library, "ENGINE_DIR", engine)

@@ -1,272 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Build the CPU engine: Unicorn's x86 core from its own source distribution, with our C code linked in.
+"""Build the CPU engine: our C code, linked to the core (`_engine_core.py`).
 
-Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
-changed before it is compiled (`_EDITS` and the header in `engine/shadow`), the rest at link time: `--wrap` sends calls
-of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/accesses.c`, `engine/tlb.c`, `engine/run.c` and
-`engine/self_modifying_code.c`.
+`--wrap` sends calls of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/accesses.c`, `engine/tlb.c`,
+`engine/run.c` and `engine/self_modifying_code.c`.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from veil.disk import refuse_full_disk, tool_environment
-from veil.private_files import UMASK, make_folder, write_private
-from veil.snp.errors import EngineBuildError
+from veil.snp._engine_core import LIBRARIES, core, core_inputs, find_tool, run_tool
 
-__all__ = ["UNICORN_VERSION", "compile_engine", "engine_inputs"]
-
-UNICORN_VERSION = "2.1.4"
-_UNICORN_SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
-
-# (file, text that occurs exactly once, replacement).
-_EDITS = (
-    # Every store to a page with translated code comes to us.
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "static void notdirty_write(CPUState *cpu,",
-        "void veil_notdirty_write(CPUState *cpu, vaddr mem_vaddr, unsigned size, CPUIOTLBEntry *iotlbentry,\n"
-        "                         uintptr_t retaddr, CPUTLBEntry *tlbe);\n"
-        "#define notdirty_write veil_notdirty_write\n"
-        "static __attribute__((unused)) void unused_notdirty_write(CPUState *cpu,",
-    ),
-    # Which of the translated blocks that were jumped to last are found without a lookup (the shadow header tb-hash.h):
-    # more of them, and for us to say when they are outdated (engine/tlb.c).
-    (
-        "src/qemu/include/hw/core/cpu.h",
-        "#define TB_JMP_CACHE_SIZE (1 << TB_JMP_CACHE_BITS)",
-        "#define TB_JMP_LOW_SIZE (1 << 13)\n#define TB_JMP_HIGH_SIZE (1 << 15)\n"
-        "#define TB_JMP_CACHE_SIZE (TB_JMP_LOW_SIZE + TB_JMP_HIGH_SIZE)",
-    ),
-    (
-        "src/qemu/include/hw/core/cpu.h",
-        "    struct TranslationBlock *tb_jmp_cache[TB_JMP_CACHE_SIZE];\n",
-        "    struct TranslationBlock *tb_jmp_cache[TB_JMP_CACHE_SIZE];\n    unsigned int tb_jmp_low, tb_jmp_high;\n",
-    ),
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "    cpu_tb_jmp_cache_clear(cpu);\n",
-        "    void veil_tlb_flushed(CPUState *, bool);\n    veil_tlb_flushed(cpu, asked == ALL_MMUIDX_BITS);\n",
-    ),
-    # An access whose entry had been displaced: counted, and a table with too many of them grows (engine/tlb.c).
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "/* Found entry in victim tlb, swap tlb and iotlb.  */",
-        "void veil_tlb_conflict(CPUState *, int); veil_tlb_conflict(env_cpu(env), mmu_idx);",
-    ),
-    # A store that is not aligned, in one page: nothing of it is in a second one. Else a watchpoint anywhere in front of
-    # it in the page met it.
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "        size2 = (addr + size) & ~TARGET_PAGE_MASK;\n",
-        "        size2 = page2 == (addr & TARGET_PAGE_MASK) ? 0 : (addr + size) & ~TARGET_PAGE_MASK;\n",
-    ),
-    # Entries have 64 bytes, and malloc() would put them across two cache lines in some boots and not in others.
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        '#include "translate-all.h"\n',
-        '#include "translate-all.h"\n#undef g_new\n#undef g_try_new\n'
-        "#define g_new(type, count) ((type *)qemu_memalign(4096, sizeof(type) * (count)))\n"
-        "#define g_try_new(type, count) ((type *)qemu_try_memalign(4096, sizeof(type) * (count)))\n",
-    ),
-    ("src/qemu/target/i386/cpu.c", "cpu = qemu_memalign(16, ", "cpu = qemu_memalign(4096, "),
-    # The sizes of a table: at first, and the least.
-    ("src/qemu/include/exec/cpu-defs.h", "#define CPU_TLB_DYN_DEFAULT_BITS 8", "#define CPU_TLB_DYN_DEFAULT_BITS 11"),
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "new_size = MAX(ceil, 1 << CPU_TLB_DYN_MIN_BITS);",
-        "size_t veil_tlb_least(struct uc_struct *, const CPUTLBDesc *);\n"
-        "        new_size = MAX(ceil, veil_tlb_least(uc, desc));",
-    ),
-    (
-        "src/qemu/accel/tcg/cputlb.c",
-        "    g_free(fast->table);\n    g_free(desc->iotlb);\n\n    tlb_window_reset(desc, now, 0);\n",
-        "    void veil_tlb_resized(struct uc_struct *); veil_tlb_resized(uc);\n"
-        "    g_free(fast->table);\n    g_free(desc->iotlb);\n\n    tlb_window_reset(desc, now, 0);\n",
-    ),
-    # A block ends before an instruction that might reach into the next page: a fault on fetching that page then has
-    # the RIP of the instruction that needs it, and what comes before it has been executed.
-    (
-        "src/qemu/target/i386/translate.c",
-        "} else if ((tb_cflags(dc->base.tb) & CF_USE_ICOUNT)\n               && (",
-        "} else if ((",
-    ),
-    # CMPXCHG8B and CMPXCHG16B change ZF alone: their helpers take the other flags from how flags are to be computed at
-    # this point, which must be written down before. Else the guest's RFLAGS had an operand's bits in it (NT, AC, DF).
-    (
-        "src/qemu/target/i386/translate.c",
-        "case 1: /* CMPXCHG8, CMPXCHG16 */\n",
-        "case 1: /* CMPXCHG8, CMPXCHG16 */\n            gen_update_cc_op(s);\n",
-    ),
-    # SETcc, RCL and RCR work out all flags before they access memory. For a fault there they are in CC_SRC already, not
-    # where they were at the instruction's start; and RCL and RCR change CF before the store: what is in memory is
-    # stored first, so that the fault comes before.
-    (
-        "src/qemu/target/i386/translate.c",
-        "    CCOp last_cc_op;",
-        "    TCGOp *insn_start;\n    CCOp last_cc_op;",
-    ),
-    (
-        "src/qemu/target/i386/translate.c",
-        "    tcg_gen_insn_start(tcg_ctx, dc->base.pc_next, dc->cc_op);\n",
-        "    tcg_gen_insn_start(tcg_ctx, dc->base.pc_next, dc->cc_op);\n    dc->insn_start = tcg_last_op(tcg_ctx);\n",
-    ),
-    (
-        "src/qemu/target/i386/translate.c",
-        "        gen_setcc1(s, b, s->T0);\n        gen_ldst_modrm(",
-        "        gen_setcc1(s, b, s->T0);\n        tcg_set_insn_start_param(s->insn_start, 1, s->cc_op);\n"
-        "        gen_ldst_modrm(",
-    ),
-    (
-        "src/qemu/target/i386/translate.c",
-        "    // assert(s->cc_op == CC_OP_EFLAGS);\n",
-        "    tcg_set_insn_start_param(s->insn_start, 1, s->cc_op);\n",
-    ),
-    (
-        "src/qemu/target/i386/translate.c",
-        "        gen_op_mov_v_reg(s, ot, s->T0, op1);\n    \n    if (is_right) {\n",
-        "        gen_op_mov_v_reg(s, ot, s->T0, op1);\n    if (op1 == OR_TMP0) {\n"
-        "        gen_op_st_v(s, ot, s->T0, s->A0);\n    }\n    if (is_right) {\n",
-    ),
-    # QEMU's table of the exceptions with an error code: #VC is one.
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "    case 17:\n        return 1;\n",
-        "    case 17:\n    case 29:\n        return 1;\n",
-    ),
-    # INVD is 0F 08, WBINVD 0F 09.
-    ("src/qemu/target/i386/translate.c", "(b & 2) ? SVM_EXIT_INVD", "!(b & 1) ? SVM_EXIT_INVD"),
-    # Far calls, far returns, IRET and the delivery of events use a stack with the rights of the level whose stack it
-    # is. QEMU uses each with the kernel's: a program's IRET read, and its far call wrote, what only the kernel may; and
-    # with SMAP the kernel's rights do not reach a program's stack.
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "/* XXX: add a is_user flag to have proper security support */\n",
-        "static inline int veil_stack_index(CPUX86State *env, int level)\n{\n"
-        "    return level == 3 ? MMU_USER_IDX : !(env->hflags & HF_SMAP_MASK) || (env->eflags & AC_MASK)\n"
-        "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;\n}\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_stw_kernel_ra(env, (ssp) + (sp & (sp_mask)), (val), ra)",
-        "cpu_stw_mmuidx_ra(env, (ssp) + (sp & (sp_mask)), (val), stack_index, ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_stl_kernel_ra(env, SEG_ADDL(ssp, sp, sp_mask), (uint32_t)(val), ra)",
-        "cpu_stl_mmuidx_ra(env, SEG_ADDL(ssp, sp, sp_mask), (uint32_t)(val), stack_index, ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_stq_kernel_ra(env, sp, (val), ra)",
-        "cpu_stq_mmuidx_ra(env, sp, (val), stack_index, ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_lduw_kernel_ra(env, (ssp) + (sp & (sp_mask)), ra)",
-        "cpu_lduw_mmuidx_ra(env, (ssp) + (sp & (sp_mask)), cpu_mmu_index(env, false), ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_ldl_kernel_ra(env, SEG_ADDL(ssp, sp, sp_mask), ra)",
-        "cpu_ldl_mmuidx_ra(env, SEG_ADDL(ssp, sp, sp_mask), cpu_mmu_index(env, false), ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_ldq_kernel_ra(env, sp, ra)",
-        "cpu_ldq_mmuidx_ra(env, sp, cpu_mmu_index(env, false), ra)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_stl_kernel(env, ssp, error_code)",
-        "cpu_stl_data_ra(env, ssp, error_code, 0)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "cpu_stw_kernel(env, ssp, error_code)",
-        "cpu_stw_data_ra(env, ssp, error_code, 0)",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "val = cpu_ldl_kernel_ra(env, old_ssp +",
-        "val = cpu_ldl_data_ra(env, old_ssp +",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "val = cpu_lduw_kernel_ra(env, old_ssp +",
-        "val = cpu_lduw_data_ra(env, old_ssp +",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "    shift = type >> 3;\n\n#if 0\n",
-        "    int stack_index = veil_stack_index(env, dpl);\n    shift = type >> 3;\n\n#if 0\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "    esp &= ~0xfLL; /* align stack */\n",
-        "    esp &= ~0xfLL; /* align stack */\n    int stack_index = veil_stack_index(env, dpl);\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "static void do_interrupt_real(CPUX86State *env, int intno, int is_int,\n"
-        "                              int error_code, unsigned int next_eip)\n{\n",
-        "static void do_interrupt_real(CPUX86State *env, int intno, int is_int,\n"
-        "                              int error_code, unsigned int next_eip)\n{\n"
-        "    int stack_index = cpu_mmu_index(env, false);\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "void helper_lcall_real(CPUX86State *env, int new_cs, target_ulong new_eip1,\n"
-        "                       int shift, int next_eip)\n{\n",
-        "void helper_lcall_real(CPUX86State *env, int new_cs, target_ulong new_eip1,\n"
-        "                       int shift, int next_eip)\n{\n"
-        "    int stack_index = cpu_mmu_index(env, false);\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "void helper_lcall_protected(CPUX86State *env, int new_cs, target_ulong new_eip,\n"
-        "                            int shift, target_ulong next_eip)\n{\n",
-        "void helper_lcall_protected(CPUX86State *env, int new_cs, target_ulong new_eip,\n"
-        "                            int shift, target_ulong next_eip)\n{\n"
-        "    int stack_index = cpu_mmu_index(env, false);\n",
-    ),
-    (
-        "src/qemu/target/i386/seg_helper.c",
-        "        if (!(e2 & DESC_C_MASK) && dpl < cpl) {\n            /* to inner privilege */\n",
-        "        if (!(e2 & DESC_C_MASK) && dpl < cpl) {\n            /* to inner privilege */\n"
-        "            stack_index = veil_stack_index(env, dpl);\n",
-    ),
-    # RFLAGS.AC lifts SMAP for what instructions ask for, not for what the processor looks up: descriptors, gates, TSS.
-    (
-        "src/qemu/target/i386/cpu.h",
-        "        ((env->hflags & HF_CPL_MASK) < 3 && (env->eflags & AC_MASK))\n"
-        "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;",
-        "        MMU_KSMAP_IDX;",
-    ),
-    # CLAC and STAC end a block, because the level of accesses changes; the next one is looked up without the loop.
-    (
-        "src/qemu/target/i386/translate.c",
-        "            gen_helper_clac(tcg_ctx, tcg_ctx->cpu_env);\n"
-        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_eob(s);\n",
-        "            gen_helper_clac(tcg_ctx, tcg_ctx->cpu_env);\n"
-        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
-    ),
-    (
-        "src/qemu/target/i386/translate.c",
-        "            gen_helper_stac(tcg_ctx, tcg_ctx->cpu_env);\n"
-        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_eob(s);\n",
-        "            gen_helper_stac(tcg_ctx, tcg_ctx->cpu_env);\n"
-        "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
-    ),
-)
+__all__ = ["compile_engine", "engine_inputs"]
 
 _WRAPPED = (
     "cpu_check_watchpoint",
@@ -298,9 +45,6 @@ _WRAPPED = (
     "tlb_unprotect_code",
 )
 
-_CORE_FLAGS = ("-O2", "-fno-semantic-interposition", "-w")
-#: With this, each translated block counts its instructions: a few per cent slower, for the benchmark.
-_COUNTING = "-DVEIL_ENGINE_COUNTS"
 # Unicorn's headers compare signed with unsigned and leave parameters unused; ours are held to the rest.
 _OUR_FLAGS = (
     "-O2",
@@ -318,40 +62,19 @@ _RMP_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=default", "-Wall", "-Wex
 
 def engine_inputs(engine_dir: Path) -> list[Path]:
     """Every file of ours that goes into the library."""
-    return sorted([*engine_dir.rglob("*.c"), *engine_dir.rglob("*.h"), Path(__file__)])
+    return sorted({*engine_dir.rglob("*.c"), *engine_dir.rglob("*.h"), *core_inputs(engine_dir), Path(__file__)})
 
 
 def compile_engine(
-    engine_dir: Path, source_cache: Path, work: Path, progress: Callable[[str], None], *, counting: bool = False
+    engine_dir: Path, cache: Path, work: Path, progress: Callable[[str], None], *, counting: bool = False
 ) -> Path:
-    """Build the library below `work`; `source_cache` keeps the source archive between builds.
+    """Build the library below `work`; `cache` keeps the core, which is built first if it is not there.
 
-    `counting`: each translated block counts its instructions.
+    `counting`: each translated block counts its instructions. Raises EngineBuildError and OSError.
     """
-    cmake, ninja, compiler = _tool("cmake"), _tool("ninja"), _tool(os.environ.get("CC") or "cc")
-    archive = _source_archive(source_cache, progress)
-    tree = _unpack(archive, work)
-    _apply_edits(tree)
-    core_flags = [*_CORE_FLAGS, _COUNTING] if counting else _CORE_FLAGS
-    build = work / "core"
-    make_folder(build)
-    progress("building the CPU engine (about half a minute, once)")
-    _run(
-        [
-            cmake, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_C_COMPILER={compiler}",
-            "-DUNICORN_ARCH=x86", "-DBUILD_SHARED_LIBS=OFF", "-DUNICORN_BUILD_TESTS=OFF", "-DUNICORN_INSTALL=OFF",
-            "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_C_FLAGS_RELEASE=-DNDEBUG",
-            "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
-            f"-DCMAKE_C_FLAGS=-iquote {engine_dir / 'shadow'} {' '.join(core_flags)}",
-            str(tree / "src"),
-        ],
-        build,
-    )  # fmt: skip
-    _run([ninja], build)
-    return _link(engine_dir, tree / "src", build, compiler, work)
-
-
-def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path) -> Path:
+    compiler = find_tool(os.environ.get("CC") or "cc")
+    place = core(engine_dir, cache, progress, counting=counting)
+    source, build = place / "source", place / "build"
     qemu = source / "qemu"
     include = [
         engine_dir, build, source / "glib_compat", qemu, qemu / "include", source / "include", qemu / "tcg",
@@ -366,7 +89,7 @@ def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path
 
     def compile_unit(unit: Path, target: str) -> None:
         own = _RMP_FLAGS if unit.name == "rmp.c" else flags
-        _run([compiler, *own, "-c", str(unit), "-o", target], work)
+        run_tool([compiler, *own, "-c", str(unit), "-o", target], work)
 
     # Here, because commands that find the library built do without.
     from concurrent.futures import ThreadPoolExecutor
@@ -374,78 +97,13 @@ def _link(engine_dir: Path, source: Path, build: Path, compiler: str, work: Path
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_unit, units, objects))
     library = work / "libveil.so"
-    _run(
+    run_tool(
         [
             compiler, "-shared", "-o", str(library), *objects,
             *(f"-Wl,--wrap={name}_x86_64" for name in _WRAPPED),
-            "-Wl,--start-group", str(build / "libx86_64-softmmu.a"), str(build / "libunicorn.a"),
-            str(build / "libunicorn-common.a"), "-Wl,--end-group", "-lpthread", "-lm", "-Wl,-z,defs", "-Wl,-s",
+            "-Wl,--start-group", *(str(build / name) for name in LIBRARIES), "-Wl,--end-group",
+            "-lpthread", "-lm", "-Wl,-z,defs", "-Wl,-s",
         ],
         work,
     )  # fmt: skip
     return library
-
-
-def _tool(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        package = {"cmake": "cmake", "ninja": "ninja-build"}.get(name, "gcc libc6-dev")
-        raise EngineBuildError(f"{name!r} was not found: it builds the CPU engine (Debian: apt install {package})")
-    return found
-
-
-def _run(command: Sequence[str], directory: Path) -> None:
-    result = subprocess.run(
-        command, cwd=directory, env=tool_environment(directory), capture_output=True, text=True, errors="replace",
-        check=False, umask=UMASK,
-    )  # fmt: skip
-    if result.returncode:
-        refuse_full_disk(f"{result.stdout}\n{result.stderr}", directory)
-        output = f"{result.stdout}\n{result.stderr}".strip().splitlines() or [f"exit status {result.returncode}"]
-        line = next((line for line in output if re.search(r"\berror\b", line, re.IGNORECASE)), output[-1])
-        raise EngineBuildError(f"building the CPU engine failed in {Path(command[0]).name}: {line.strip()}")
-
-
-def _source_archive(cache: Path, progress: Callable[[str], None]) -> Path:
-    archive = cache / f"unicorn-{UNICORN_VERSION}.tar.gz"
-    if archive.exists() and _sha256(archive) == _UNICORN_SHA256:
-        return archive
-    progress("fetching the source of the CPU engine")
-    make_folder(cache)
-    requirement = cache / "requirement.txt"
-    write_private(requirement, f"unicorn=={UNICORN_VERSION} --hash=sha256:{_UNICORN_SHA256}\n")
-    _run(
-        [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-            "--require-hashes", "--dest", str(cache), "--requirement", str(requirement),
-        ],
-        cache,
-    )  # fmt: skip
-    if not archive.exists() or _sha256(archive) != _UNICORN_SHA256:
-        raise EngineBuildError(f"the package index gave no unicorn {UNICORN_VERSION} with the expected hash")
-    return archive
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _unpack(archive: Path, work: Path) -> Path:
-    with tarfile.open(archive) as tar:
-        # Debian 12's Python has no filters yet. The archive's hash is pinned.
-        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
-        tar.extractall(work)
-    return work / f"unicorn-{UNICORN_VERSION}"
-
-
-def _apply_edits(tree: Path) -> None:
-    for name, old, new in _EDITS:
-        path = tree / name
-        text = path.read_text()
-        if text.count(old) != 1:
-            raise EngineBuildError(f"unicorn {UNICORN_VERSION} is not as expected: {name}")
-        write_private(path, text.replace(old, new))

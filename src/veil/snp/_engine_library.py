@@ -8,21 +8,20 @@ damaged file show before it is mapped (mapping one ends in SIGBUS, not in an exc
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from veil.cache_place import NO_PLACE, cache_place
 from veil.disk import describe_full_disk, is_full
-from veil.private_files import FOLDER_MODE, make_folder, open_own, own_folder, write_new
-from veil.snp._engine_build import UNICORN_VERSION, compile_engine, engine_inputs
+from veil.private_files import FOLDER_MODE, locked, make_folder, own_folder, write_new
+from veil.snp._engine_build import compile_engine, engine_inputs
+from veil.snp._engine_core import UNICORN_VERSION
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["ENGINE_DIR", "build_engine", "cache_dir", "engine_at_hand", "library"]
@@ -68,16 +67,6 @@ def _failure(what: str, error: OSError) -> EngineBuildError:
     return EngineBuildError(f"cannot build {what}: {place}: {error.strerror or error} (XDG_CACHE_HOME moves the cache)")
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = open_own(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
-
-
 def _quiet(message: str) -> None:
     """Nobody listens."""
 
@@ -110,13 +99,11 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
         own_folder(cache_dir())
         if not _is_whole(library_path):
             make_folder(directory)
-            with _locked(directory / "lock"):
+            with locked(directory / "lock"):
                 # Two processes that start together must not both spend half a minute.
                 if not _is_whole(library_path):
                     with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
-                        built = compile_engine(
-                            ENGINE_DIR, cache_dir() / "sources", Path(work), progress, counting=_counting()
-                        )
+                        built = compile_engine(ENGINE_DIR, cache_dir(), Path(work), progress, counting=_counting())
                         _publish(built, directory)
     except OSError as error:
         raise _failure("the CPU engine", error) from error
