@@ -37,6 +37,7 @@ _HANDLER = re.compile(r"^OWN\((\d+), (\w+), \w+, \w+\)$", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+)(?:\(([^)]*)\))?")
 _TABLE = files("veil.guest.enclaves.runtime").joinpath("src", "calls.def").read_text()
 _PATH = "@16:x2f746d7000"  # /tmp
+_PROC = "@16:x2f70726f6300"  # /proc
 _PASSWD = "@16:x2f6574632f70617373776400"  # /etc/passwd
 
 
@@ -68,7 +69,7 @@ def _described() -> list[_Described]:
 
 _LIES = {
     "ZERO": (1, _ENCLAVE), "NUMBER": (1 << 31, _ENCLAVE), "DESCRIPTOR": (1, 1 << 31), "BYTES": (3, _ENCLAVE),
-    "COUNT": (3, _ENCLAVE), "ANY": (),
+    "COUNT": (3, _ENCLAVE), "ANY": (), "MODE": (0o1000, _ENCLAVE), "PRIORITY": (0, 41),
 }  # fmt: skip
 #: Neither an error number nor a result: what lies between.
 _NO_RESULTS = (-200, -4096, -(1 << 63))
@@ -149,6 +150,7 @@ def _answered(name: str, words: str, call: int, *results: int, why: bytes = b"")
     return {f"{name} answers {result:#x}": _Attack(words, _lie(call, result), why) for result in results}
 
 
+_LOCKED = f"2 {_PASSWD} 0 0 / "
 _SOCKETS = "53 1 1 0 @8 / "
 _PIPE = "293 @8 0 / 1 4 @8:q1 8 / "
 _EPOLL = "291 0 / 233 3 1 1 @12:d1,q77 / "
@@ -251,6 +253,17 @@ _DESCRIPTORS = {
     **_answered("pipe2", "293 @8 0", 293, 1, why=b"pipe2 is answered by 0x1, which it cannot be"),
     "pipe2 of one descriptor twice": _Attack("293 @8 0", _lie(293, 0, (0, 0, 8, 7 << 32 | 7)), b"descriptor 7"),
     **_answered("fcntl", "72 1 3 0", 72, 1 << 31, why=b"fcntl is answered by"),
+    **_answered("fcntl of flags", "72 1 1 0", 72, 2, why=b"fcntl is answered by"),
+    **_answered("fcntl that sets flags", "72 1 2 0", 72, 1, why=b"fcntl is answered by"),
+    **_answered("fcntl of a lock", f"{_LOCKED}72 3 5 @32", 72, 1, why=b"fcntl is answered by 0x1, which it cannot be"),
+    "fcntl of a lock of no type": _Attack(f"{_LOCKED}72 3 5 @32", _lie(72, None, (2, 0, 2, 7)), b"a lock that cannot"),
+    "fcntl of a lock before the file": _Attack(
+        f"{_LOCKED}72 3 5 @32", _lie(72, None, (2, 0, 2, 1), (2, 8, 8, 1 << 63)), b"a lock that cannot be"
+    ),
+    "ioctl of a negative group": _Attack("16 1 21519 @4", _lie(16, 0, (2, 0, 4, (1 << 32) - 1)), b"has the group"),
+    "ioctl of an interface without a number": _Attack(
+        "53 1 1 0 @8 / 16 3 35123 @40", _lie(16, 0, (2, 16, 4, 0)), b"an interface has the number"
+    ),
     "fcntl duplicates what is open": _Attack("72 1 0 10", _lie(72, 2), b"descriptor 2, which is open"),
     **_answered("ioctl", "16 1 21531 @8", 16, 1, why=b"ioctl is answered by 0x1, which it cannot be"),
     "ioctl of a negative count": _Attack(
@@ -313,6 +326,26 @@ _NETWORK = {
     "recvmsg's address": _Attack(
         f"{_SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64", _lie(47, None, (1, 8, 4, 129)), b"recvmsg of 32"
     ),
+    "recvmsg's address of half a family": _Attack(
+        f"{_SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64",
+        _lie(47, None, (1, 8, 4, 5), (1, 80, 2, 2)),
+        b"a message's address has 5 bytes",
+    ),
+    "getsockname's address of half a family": _Attack(
+        "41 2 2 0 / 51 3 @16 @4:d16", _lie(51, None, (2, 0, 4, 2)), b"a socket's address has 2 bytes"
+    ),
+    "getsockopt's short answer": _Attack(
+        f"{_SOCKETS}55 3 1 4 @4:d77 @4:d4", _lie(55, None, (4, 0, 4, 1)), b"option 4 of a socket is answered by what"
+    ),
+    "getsockopt's error that is none": _Attack(
+        f"{_SOCKETS}55 3 1 4 @4 @4:d4", _lie(55, None, (3, 0, 4, 200)), b"option 4 of a socket"
+    ),
+    "getsockopt's negative size": _Attack(
+        f"{_SOCKETS}55 3 1 7 @4 @4:d4", _lie(55, None, (3, 0, 4, 1 << 31)), b"option 7 of a socket"
+    ),
+    "getsockopt's time that is none": _Attack(
+        f"{_SOCKETS}55 3 1 20 @16 @4:d16", _lie(55, None, (3, 8, 8, 1_000_000)), b"option 20 of a socket"
+    ),
     "recvmsg's ancillary data": _Attack(
         f"{_SOCKETS}{_MESSAGE} / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64", _lie(47, None, (1, 40, 8, 65)), b"recvmsg of 32"
     ),
@@ -338,6 +371,43 @@ _OTHERS = {
     "clock_gettime of no time": _Attack("228 2 @16", _lie(228, 0, (1, 0, 8, 1 << 63)), b"clock 2 says"),
     "clock_gettime of too many nanoseconds": _Attack("228 2 @16", _lie(228, 0, (1, 8, 8, 1 << 30)), b"clock 2 says"),
     "gettimeofday": _Attack("96 @16 0", _lie(228, 0, (1, 0, 8, 1 << 40)), b"clock 0 says"),
+    **{
+        f"{name} of no time": _Attack(
+            # What was used so far changes by itself.
+            words, _lie(call, 0 if call in (98, 100) else None, (argument, 8, 8, parts)),
+            f"{name} is answered by values that".encode(),
+        )
+        for name, words, call, argument, parts in (
+            ("getitimer", "36 0 @32", 36, 1, 1_000_000),
+            ("setitimer", "38 0 @32 @32", 38, 2, 1_000_000),
+            ("timerfd_settime", "283 1 0 / 286 3 0 @32 @32", 286, 3, 1_000_000_000),
+            ("timerfd_gettime", "283 1 0 / 287 3 @32", 287, 1, 1_000_000_000),
+            ("getrusage", "98 0 @144", 98, 1, 1_000_000),
+            ("times", "100 @32", 100, 0, 1 << 63),
+        )
+    },
+    "getitimer of a time before all": _Attack("36 0 @32", _lie(36, None, (1, 16, 8, 1 << 63)), b"getitimer is"),
+    "getrusage of a negative count": _Attack("98 0 @144", _lie(98, 0, (1, 32, 8, 1 << 63)), b"getrusage is"),
+    **{
+        f"{name} of {what}": _Attack(
+            words, _lie(call, None, (argument, offset, 8, value)), f"{name} is answered by values that".encode()
+        )
+        for name, words, call, argument in (
+            ("statfs", f"137 {_PROC} @120", 137, 1), ("fstatfs", f"2 {_PROC} 0 0 / 138 3 @120", 138, 1),
+        )
+        for what, offset, value in (
+            ("no block size", 8, 0), ("no fragment size", 72, 0), ("a block size that is none", 8, 1 << 31),
+            ("more free blocks than blocks", 24, 1 << 60), ("more available blocks", 32, 1 << 60),
+            ("more free files", 48, 1 << 60), ("a negative name", 64, 1 << 63), ("a name without an end", 64, 1 << 20),
+        )
+    },
+    **{
+        f"sysinfo of {what}": _Attack("99 @112", _lie(99, None, put), b"sysinfo is answered by values that")
+        for what, put in {
+            "no unit": (0, 104, 4, 0), "more free memory than memory": (0, 40, 8, 1 << 62),
+            "memory that no number counts": (0, 32, 8, (1 << 64) - 1), "a time before it began": (0, 0, 8, 1 << 63),
+        }.items()
+    },
     "time": _Attack("201 @8", _lie(228, 0, (1, 8, 8, (1 << 64) - 1)), b"clock 0 says"),
 }  # fmt: skip
 _ATTACKS = {**_FILES, **_DESCRIPTORS, **_NETWORK, **_OTHERS}
@@ -496,7 +566,8 @@ def test_who_waits_for_ever_hears_of_something(native: NativeRuntime, image: Enc
 
 def _changing() -> list[str]:
     """Attacks whose hostile value comes when the good one was read."""
-    return [name for name, attack in _ATTACKS.items() if attack.lie.put]
+    # Free memory changes by itself.
+    return [name for name, attack in _ATTACKS.items() if attack.lie.put and not name.startswith("sysinfo")]
 
 
 @pytest.mark.parametrize("name", _changing())
@@ -516,3 +587,16 @@ def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage)
     assert _results(native.run(image, "p", *words, lie=lie))[-2:] == ["01000000.", "04000000."]
     done = NativeRuntime(native.place, reads_twice()).run(image, "p", *words, lie=lie)
     assert _results(done)[-2:] == ["01000000!", "00080000."], "what lies behind the buffer was overwritten"
+
+
+def test_what_an_option_leaves_of_its_room(native: NativeRuntime, image: EnclaveImage) -> None:
+    """Of an option without a size of its own (TCP_CONGESTION) nothing stays there that was there before."""
+    words = f"41 2 1 0 / 162 / 55 3 6 13 @16:x{'77' * 16} @4:d16".split()
+    done = native.run(image, "p", *words, lie=_lie(55, 0, (3, 0, 8, 0x6162), (4, 0, 4, 3)))
+    assert _results(done)[-2:] == ["626100" + "00" * 13 + ".", "03000000."]
+
+
+def test_a_part_of_an_option(native: NativeRuntime, image: EnclaveImage) -> None:
+    """A program with less room than the option needs gets as much."""
+    done = native.run(image, "p", *f"{_SOCKETS}55 3 1 3 @2 @4:d2".split())
+    assert _results(done)[-2:] == ["0100.", "02000000."]

@@ -89,6 +89,10 @@ PROGRAM_LIES = {
     "wait4 answers no process": ("echo", Lie(61, 0), b"no process that was waited for"),
     "wait4 says that one has stopped": ("echo", Lie(61, None, put=((1, 0, 4, 0x137F),)), b"has the status 0x137f"),
     "wait4 says what is no status": ("echo", Lie(61, None, put=((1, 0, 4, 1 << 16),)), b"has the status 0x10000"),
+    "wait4 tells of a time that is none": (
+        "echo", Lie(61, None, put=((3, 8, 8, 1_000_000),)), b"what a process has used cannot be",
+    ),
+    "waitid says what is no signal": ("kill", Lie(247, None, put=((2, 24, 4, 65),)), b"has the status 0x41"),
     "waitid answers another process": ("kill", Lie(247, None, put=((2, 16, 4, 1),)), b"which was not waited for"),
     "waitid answers no process": ("kill", Lie(247, 0), b"which was not waited for"),
     "waitid answers a number": ("kill", Lie(247, 1), b"waitid is answered by 0x1"),

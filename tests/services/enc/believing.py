@@ -104,7 +104,9 @@ def reads_twice() -> Mapping[str, str]:
         "sockets.c": _edited(
             "sockets.c",
             ("	given = READ_ONCE(*length);\n	if (given > space)", "	if (READ_ONCE(*length) > space)"),
+            ("if (!is_option(a, own, given, space))", "if (false)"),
+            ("if (given < space && clear_out(a[3] + given, space - given))", "if (false)"),
             ('"getsockopt of %d bytes is answered by %d", (u64)space, (u64)given)', '"getsockopt")'),
-            ("	if (copy_out(a[3], value, given))", f"	given = READ_ONCE(*length);\n	{_COPY_GIVEN}"),
+            ("	if (copy_out(a[3], own, given))", f"	given = READ_ONCE(*length);\n	{_COPY_GIVEN}"),
         )
     }

@@ -10,6 +10,8 @@
 #include "handlers.h"
 
 #define LARGEST_NUMBER 0x7fffffff
+#define LARGEST_MODE 0777
+#define LOWEST_PRIORITY 40 /* the kernel answers 20 - nice, which is no error number */
 #define CALL_BYTES 2
 #define NR_RT_SIGRETURN 15
 
@@ -180,6 +182,12 @@ static s64 check_result(struct thread *self, u64 nr, const struct call *call, co
 	case COUNT:
 		good = is_count(call, a, result);
 		break;
+	case MODE:
+		good = result <= LARGEST_MODE;
+		break;
+	case PRIORITY:
+		good = result >= 1 && result <= LOWEST_PRIORITY;
+		break;
 	case ANY:
 		good = true;
 		break;
@@ -191,7 +199,19 @@ static s64 check_result(struct thread *self, u64 nr, const struct call *call, co
 	return call->result == DESCRIPTOR ? new_descriptor(self, (s32)result, NULL) : result;
 }
 
-static s64 take_results(const struct call *call, const u64 *a, const u64 *to, s64 result)
+/* What is checked is what the program gets: a copy. */
+static s64 take_structure(struct thread *self, const struct call *call, const struct argument *argument, u64 to,
+			  u64 from)
+{
+	u8 copy[LARGEST_STRUCTURE] __attribute__((aligned(8)));
+
+	memcpy(copy, (const void *)from, argument->size);
+	if (!argument->check(copy))
+		attacked(self, "%s is answered by values that it cannot have", call->name);
+	return copy_out(to, copy, argument->size);
+}
+
+static s64 take_results(struct thread *self, const struct call *call, const u64 *a, const u64 *to, s64 result)
 {
 	for (u32 i = 0; i < ARGUMENTS; i++) {
 		const struct argument *argument = &call->arguments[i];
@@ -201,7 +221,10 @@ static s64 take_results(const struct call *call, const u64 *a, const u64 *to, s6
 			bytes = (u64)result;
 		else if (argument->kind != FIXED_OUT && argument->kind != FIXED_BOTH && argument->kind != COUNTED_OUT)
 			continue;
-		if (a[i] && copy_out(a[i], (const void *)to[i], bytes))
+		if (!a[i])
+			continue;
+		if (argument->check ? take_structure(self, call, argument, a[i], to[i])
+				    : copy_out(a[i], (const void *)to[i], bytes))
 			return -EFAULT;
 	}
 	return result;
@@ -231,7 +254,7 @@ s64 call_outside(struct thread *self, u64 nr, const struct call *call, const u64
 	if (result < 0)
 		return result;
 	result = check_result(self, nr, call, a, result, bytes);
-	return result < 0 ? result : take_results(call, a, to, result);
+	return result < 0 ? result : take_results(self, call, a, to, result);
 }
 
 static s64 perform(struct thread *self, u64 nr, const u64 *a)

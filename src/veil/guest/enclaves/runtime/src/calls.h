@@ -4,6 +4,7 @@
 #define RUNTIME_CALLS_H
 
 #include "runtime.h"
+#include "structures.h"
 
 enum argument_kind {
 	NOTHING,
@@ -25,6 +26,8 @@ enum argument_kind {
 enum result_kind {
 	ZERO,
 	NUMBER,
+	MODE,
+	PRIORITY,
 	DESCRIPTOR,
 	BYTES,
 	COUNT,
@@ -35,6 +38,7 @@ struct argument {
 	u8 kind;
 	u8 count_in; /* the argument that counts */
 	u16 size;
+	structure_check check; /* of what comes out, if there is one */
 };
 
 struct call {
@@ -54,6 +58,7 @@ struct call {
 #define STRING { .kind = TEXT }
 #define IN(n) { .kind = FIXED_IN, .size = n }
 #define OUT(n) { .kind = FIXED_OUT, .size = n }
+#define FILLED(c, n) { .kind = FIXED_OUT, .size = n, .check = c }
 #define BOTH(n) { .kind = FIXED_BOTH, .size = n }
 #define IN_N(i, n) { .kind = COUNTED_IN, .count_in = i, .size = n }
 #define OUT_N(i, n) { .kind = COUNTED_OUT, .count_in = i, .size = n }

@@ -2,6 +2,7 @@
 /* Processes of programs that were started outside: which there are, and how they end, which is the kernel's claim. */
 #include "children.h"
 #include "handlers.h"
+#include "structures.h"
 
 #define MOST_CHILDREN 256
 #define NR_WAIT4 61
@@ -10,7 +11,7 @@
 #define WUNTRACED 2
 #define WCONTINUED 8
 #define WNOWAIT 0x1000000
-#define USAGE_BYTES 144
+#define USAGE_BYTES LARGEST_STRUCTURE
 #define P_PID 1
 #define CONTINUED 0xffff
 #define CLD_EXITED 1
@@ -103,10 +104,16 @@ static bool has_ended(struct thread *self, u32 status, u64 options)
 	attacked(self, "a process has the status %x", (u64)status);
 }
 
+static void check_usage(struct thread *self, const void *usage)
+{
+	if (!is_usage(usage))
+		attacked(self, "what a process has used cannot be");
+}
+
 HANDLER(do_wait4)
 {
 	u32 *status = take_buffer(self, 4), own_status;
-	u8 *usage = take_buffer(self, USAGE_BYTES), own_usage[USAGE_BYTES];
+	u8 *usage = take_buffer(self, USAGE_BYTES), own_usage[USAGE_BYTES] __attribute__((aligned(8)));
 	s64 result;
 
 	if (!is_any() || ((s32)a[0] > 0 && !is_child((s32)a[0])))
@@ -122,6 +129,7 @@ HANDLER(do_wait4)
 		return 0;
 	if (result > 0x7fffffff || !is_child((s32)result) || ((s32)a[0] > 0 && result != (s32)a[0]))
 		attacked(self, "wait4 is answered by %x, which is no process that was waited for", (u64)result);
+	check_usage(self, own_usage);
 	if (has_ended(self, own_status, a[2]))
 		forget(self, (s32)result);
 	if ((a[1] && copy_out(a[1], &own_status, 4)) || (a[3] && copy_out(a[3], own_usage, USAGE_BYTES)))
@@ -132,7 +140,7 @@ HANDLER(do_wait4)
 HANDLER(do_waitid)
 {
 	struct child_information *shared = take_buffer(self, sizeof(*shared)), given, own = { 0 };
-	u8 *usage = take_buffer(self, USAGE_BYTES), own_usage[USAGE_BYTES];
+	u8 *usage = take_buffer(self, USAGE_BYTES), own_usage[USAGE_BYTES] __attribute__((aligned(8)));
 	s64 result;
 
 	if (!is_any() || (a[0] == P_PID && !is_child((s32)a[1])))
@@ -144,11 +152,14 @@ HANDLER(do_waitid)
 		return result;
 	memcpy(&given, shared, sizeof(given));
 	memcpy(own_usage, usage, USAGE_BYTES);
+	check_usage(self, own_usage);
 	if (given.process || !(a[3] & WNOHANG)) {
 		if (!is_child(given.process) || (a[0] == P_PID && given.process != (s32)a[1]) ||
 		    given.code < CLD_EXITED || given.code > CLD_CONTINUED)
 			attacked(self, "waitid is answered by process %x, which was not waited for",
 				 (u64)given.process);
+		if (given.code == CLD_EXITED ? given.status & ~0xff : given.status <= 0 || given.status > SIGNALS)
+			attacked(self, "a process has the status %x", (u64)(u32)given.status);
 		own.number = SIGCHLD;
 		own.code = given.code;
 		own.process = given.process;

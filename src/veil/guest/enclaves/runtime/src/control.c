@@ -2,10 +2,21 @@
 /* What is done to descriptors: ioctl, fcntl, and the length of files. */
 #include "files.h"
 #include "handlers.h"
+#include "structures.h"
 
 #define F_DUPFD 0
 #define F_DUPFD_CLOEXEC 1030
+#define F_GETFD 1
+#define F_SETFD 2
+#define F_SETFL 4
+#define F_SETOWN 8
+#define F_GETLK 5
+#define F_OFD_GETLK 36
+#define F_UNLCK 2
+#define LOCK_BYTES 32
 #define FIONREAD 0x541b
+#define TIOCGPGRP 0x540f
+#define SIOCGIFINDEX 0x8933
 #define SIOCGIFNAME 0x8910
 #define MOST_BYTES 40
 #define INTERFACE_NAME 16
@@ -15,25 +26,23 @@ static const struct {
 	u32 request;
 	u16 in, out;
 } requests[] = {
-	{ 0x5401, 0, 36 },	 /* TCGETS */
-	{ 0x5402, 36, 0 },	 /* TCSETS */
-	{ 0x5403, 36, 0 },	 /* TCSETSW */
-	{ 0x5404, 36, 0 },	 /* TCSETSF */
-	{ 0x540f, 0, 4 },	 /* TIOCGPGRP */
-	{ 0x5410, 4, 0 },	 /* TIOCSPGRP */
-	{ 0x5413, 0, 8 },	 /* TIOCGWINSZ */
-	{ 0x5414, 8, 0 },	 /* TIOCSWINSZ */
-	{ FIONREAD, 0, 4 },	 /* what there is to read */
-	{ 0x5421, 4, 0 },	 /* FIONBIO */
-	{ 0x5450, 0, 0 },	 /* FIONCLEX */
-	{ 0x5451, 0, 0 },	 /* FIOCLEX */
-	{ SIOCGIFNAME, 40, 40 }, /* of an interface's number; and its number */
-	{ 0x8933, 40, 40 },	 /* SIOCGIFINDEX */
-	{ 0x40045431, 4, 0 },	 /* TIOCSPTLCK */
-	{ 0x80045430, 0, 4 },	 /* TIOCGPTN */
+	{ 0x5401, 0, 36 },				/* TCGETS */
+	{ 0x5402, 36, 0 },				/* TCSETS */
+	{ 0x5403, 36, 0 },				/* TCSETSW */
+	{ 0x5404, 36, 0 },				/* TCSETSF */
+	{ TIOCGPGRP, 0, 4 },	  { 0x5410, 4, 0 },	/* TIOCSPGRP */
+	{ 0x5413, 0, 8 },				/* TIOCGWINSZ */
+	{ 0x5414, 8, 0 },				/* TIOCSWINSZ */
+	{ FIONREAD, 0, 4 },				/* what there is to read */
+	{ 0x5421, 4, 0 },				/* FIONBIO */
+	{ 0x5450, 0, 0 },				/* FIONCLEX */
+	{ 0x5451, 0, 0 },				/* FIOCLEX */
+	{ SIOCGIFNAME, 40, 40 },			/* of an interface's number; and its number */
+	{ SIOCGIFINDEX, 40, 40 }, { 0x40045431, 4, 0 }, /* TIOCSPTLCK */
+	{ 0x80045430, 0, 4 },				/* TIOCGPTN */
 };
 
-/* A count and a text of which a program makes more than it shows. */
+/* Counts and texts of which a program makes more than it shows. */
 static void check_answer(struct thread *self, u32 request, const u8 *answer)
 {
 	s32 count;
@@ -41,6 +50,12 @@ static void check_answer(struct thread *self, u32 request, const u8 *answer)
 	memcpy(&count, answer, sizeof(count));
 	if (request == FIONREAD && count < 0)
 		attacked(self, "%x bytes are said to be there to read", (u64)(u32)count);
+	/* To minus that number a program sends signals: -1 would be all processes. */
+	if (request == TIOCGPGRP && count < 0)
+		attacked(self, "a terminal has the group %x", (u64)(u32)count);
+	memcpy(&count, answer + INTERFACE_NAME, sizeof(count));
+	if (request == SIOCGIFINDEX && count <= 0)
+		attacked(self, "an interface has the number %x", (u64)(u32)count);
 	if (request == SIOCGIFNAME && answer[INTERFACE_NAME - 1])
 		attacked(self, "the name of an interface does not end");
 }
@@ -73,10 +88,47 @@ HANDLER(do_ioctl)
 	return -ENOTTY;
 }
 
+/* F_GETLK, F_SETLK, F_SETLKW and the same of open files. */
+static s64 lock_file(struct thread *self, const u64 *a)
+{
+	u8 *shared = take_buffer(self, LOCK_BYTES), own[LOCK_BYTES] __attribute__((aligned(8)));
+	u8 given[LOCK_BYTES] __attribute__((aligned(8)));
+	s64 result;
+	s16 type;
+
+	if (copy_in(own, a[2], LOCK_BYTES))
+		return -EFAULT;
+	memcpy(shared, own, LOCK_BYTES);
+	result = outside_done(self, 72, a[0], a[1], (u64)shared, 0, 0, 0);
+	if (result || (a[1] != F_GETLK && a[1] != F_OFD_GETLK))
+		return result;
+	memcpy(given, shared, LOCK_BYTES);
+	memcpy(&type, given, sizeof(type));
+	if (type == F_UNLCK) /* nobody has one: all else is as the program asked */
+		return copy_out(a[2], &type, sizeof(type));
+	if (!is_file_lock(given))
+		attacked(self, "a file is said to have a lock that cannot be");
+	return copy_out(a[2], given, LOCK_BYTES);
+}
+
+/* What is set is answered by 0, and FD_CLOEXEC is all that there is of flags of a descriptor. */
+static s64 most_answer(u64 command)
+{
+	switch (command) {
+	case F_SETFD:
+	case F_SETFL:
+	case F_SETOWN:
+		return 0;
+	case F_GETFD:
+		return 1;
+	default:
+		return 0x7fffffff;
+	}
+}
+
 HANDLER(do_fcntl)
 {
 	struct open_file *file;
-	void *shared;
 	s64 result;
 
 	if (!is_open((s32)a[0]))
@@ -85,11 +137,11 @@ HANDLER(do_fcntl)
 	case F_DUPFD:
 	case F_DUPFD_CLOEXEC:
 		return a[2] >= DESCRIPTORS ? -EINVAL : duplicate(self, (s32)a[0], a[1], a[2]);
-	case 1: /* F_GETFD, F_SETFD, F_SETFL, F_SETOWN, F_GETOWN, F_GETPIPE_SZ and F_SETPIPE_SZ, seals */
-	case 2:
-	case 4:
-	case 8:
-	case 9:
+	case F_GETFD:
+	case F_SETFD:
+	case F_SETFL:
+	case F_SETOWN:
+	case 9: /* F_GETOWN, F_SETPIPE_SZ and F_GETPIPE_SZ, seals */
 	case 1031:
 	case 1032:
 	case 1033:
@@ -103,24 +155,14 @@ HANDLER(do_fcntl)
 			result = (result & ~(s64)O_ACCMODE) | file->access;
 		release(self, file);
 		break;
-	case 5: /* F_GETLK, F_SETLK, F_SETLKW and the same of open files */
-	case 6:
-	case 7:
-	case 36:
-	case 37:
-	case 38:
-		shared = take_buffer(self, 32);
-		if (copy_in(shared, a[2], 32))
-			return -EFAULT;
-		result = outside(self, 72, a[0], a[1], (u64)shared, 0, 0, 0);
-		if (!result && (a[1] == 5 || a[1] == 36))
-			result = copy_out(a[2], shared, 32);
-		break;
+	case F_GETLK ... 7:
+	case F_OFD_GETLK ... 38:
+		return lock_file(self, a);
 	default:
 		unsupported(self, "a command that is not known", 72);
 		return -EINVAL;
 	}
-	if (result > 0x7fffffff)
+	if (result > most_answer(a[1]))
 		attacked(self, "fcntl is answered by %x", (u64)result);
 	return result;
 }

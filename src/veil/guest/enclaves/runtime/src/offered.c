@@ -8,11 +8,11 @@
 #include "handlers.h"
 #include "machine.h"
 #include "runtime.h"
+#include "structures.h"
 
 #define NR_ALARM 37
 #define NR_SETITIMER 38
 #define TIMERS 3
-#define MICROSECONDS 1000000
 
 struct timer_value {
 	s64 interval[2], first[2];
@@ -69,11 +69,6 @@ HANDLER(do_alarm)
 	return result;
 }
 
-static bool is_time(const s64 value[2])
-{
-	return value[0] >= 0 && value[1] >= 0 && value[1] < MICROSECONDS;
-}
-
 HANDLER(do_setitimer)
 {
 	static const s32 numbers[TIMERS] = { SIGALRM, SIGVTALRM, SIGPROF };
@@ -85,13 +80,16 @@ HANDLER(do_setitimer)
 		return -EINVAL;
 	if (a[1] && copy_in(&value, a[1], sizeof(value)))
 		return -EFAULT;
-	if (!is_time(value.first) || !is_time(value.interval))
+	if (!is_microseconds(value.first) || !is_microseconds(value.interval))
 		return -EINVAL;
 	*new = value;
 	memset(old, 0, sizeof(*old));
 	note_timer(numbers[a[0]], value.first[0] || value.first[1], value.interval[0] || value.interval[1]);
 	result = outside_done(self, NR_SETITIMER, a[0], (u64)new, (u64)old, 0, 0, 0);
-	if (!result && a[2])
-		result = copy_out(a[2], old, sizeof(*old));
-	return result;
+	if (result || !a[2])
+		return result;
+	memcpy(&value, old, sizeof(value));
+	if (!is_timer_in_microseconds(&value))
+		attacked(self, "setitimer is answered by values that it cannot have");
+	return copy_out(a[2], &value, sizeof(value));
 }

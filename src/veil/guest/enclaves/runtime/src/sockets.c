@@ -2,17 +2,23 @@
 /* Sockets: addresses and messages, whose lengths come back from outside. */
 #include "files.h"
 #include "handlers.h"
+#include "structures.h"
 
 #define LONGEST_ADDRESS 128
 #define MOST_VECTORS 64
 #define MOST_CONTROL 4096
 #define LARGEST_OPTION 4096
 #define FAMILY_UNIX 1
+#define FAMILY_INTERNET 2
+#define FAMILY_INTERNET_6 10
 #define FAMILY_BYTES 2
 #define LONGEST_UNIX_PATH 108
 #define MSG_NOSIGNAL 0x4000
 #define SOL_SOCKET 1
 #define SCM_RIGHTS 1
+#define IPPROTO_IP 0
+#define IPPROTO_TCP 6
+#define IPPROTO_IPV6 41
 
 struct vector {
 	u64 base, length;
@@ -49,13 +55,33 @@ static s64 put_address(struct thread *self, u64 length_at, struct address *to)
 	return 0;
 }
 
+/* A program reads as much as the family has: of a shorter one the rest would be whatever was there before. */
+static bool is_address(const u8 *copy, u32 length)
+{
+	u16 family;
+
+	if (length < FAMILY_BYTES || length > LONGEST_ADDRESS)
+		return !length;
+	memcpy(&family, copy, FAMILY_BYTES);
+	switch (family) {
+	case FAMILY_INTERNET:
+		return length == 16;
+	case FAMILY_INTERNET_6:
+		return length == 28;
+	default:
+		return true;
+	}
+}
+
 static s64 take_address(struct thread *self, const struct address *from, u64 to, u64 length_at)
 {
 	u32 length = READ_ONCE(*from->length);
+	u8 own[LONGEST_ADDRESS];
 
-	if (length > LONGEST_ADDRESS)
+	memcpy(own, from->buffer, LONGEST_ADDRESS);
+	if (!is_address(own, length))
 		attacked(self, "a socket's address has %d bytes", (u64)length);
-	if (copy_out(to, from->buffer, least(length, from->space)))
+	if (copy_out(to, own, least(least(length, LONGEST_ADDRESS), from->space)))
 		return -EFAULT;
 	return copy_out(length_at, &length, sizeof(length));
 }
@@ -205,10 +231,58 @@ HANDLER(do_socketpair)
 	return new_pair(self, shared, own) ?: copy_out(a[3], own, sizeof(own));
 }
 
+/*
+ * Options with a size: less comes only if the program has less room for it. Of others (TCP_INFO) it is the kernel's
+ * version that decides.
+ */
+static const struct option {
+	s16 level, first, last;
+	u16 size;
+	structure_check check;
+} options[] = {
+	{ SOL_SOCKET, 2, 2, 4, is_natural },	     /* SO_REUSEADDR */
+	{ SOL_SOCKET, 3, 3, 4, is_natural },	     /* SO_TYPE */
+	{ SOL_SOCKET, 4, 4, 4, is_error_number },    /* SO_ERROR */
+	{ SOL_SOCKET, 5, 11, 4, is_natural },	     /* from SO_DONTROUTE to SO_NO_CHECK; SO_SNDBUF, SO_RCVBUF */
+	{ SOL_SOCKET, 12, 12, 4, NULL },	     /* SO_PRIORITY */
+	{ SOL_SOCKET, 13, 13, 8, is_natural },	     /* SO_LINGER */
+	{ SOL_SOCKET, 15, 16, 4, is_natural },	     /* SO_REUSEPORT, SO_PASSCRED */
+	{ SOL_SOCKET, 17, 17, 12, is_natural },	     /* SO_PEERCRED */
+	{ SOL_SOCKET, 18, 19, 4, is_natural },	     /* SO_RCVLOWAT, SO_SNDLOWAT */
+	{ SOL_SOCKET, 20, 21, 16, is_microseconds }, /* SO_RCVTIMEO, SO_SNDTIMEO */
+	{ SOL_SOCKET, 29, 30, 4, is_natural },	     /* SO_TIMESTAMP, SO_ACCEPTCONN */
+	{ SOL_SOCKET, 38, 39, 4, is_natural },	     /* SO_PROTOCOL, SO_DOMAIN */
+	{ SOL_SOCKET, 66, 67, 16, is_microseconds }, /* the same with 64 bits everywhere */
+	{ IPPROTO_TCP, 1, 7, 4, is_natural },	     /* from TCP_NODELAY to TCP_SYNCNT */
+	{ IPPROTO_TCP, 8, 8, 4, NULL },		     /* TCP_LINGER2 */
+	{ IPPROTO_TCP, 9, 10, 4, is_natural },	     /* TCP_DEFER_ACCEPT, TCP_WINDOW_CLAMP */
+	{ IPPROTO_TCP, 12, 12, 4, is_natural },	     /* TCP_QUICKACK */
+	{ IPPROTO_TCP, 18, 18, 4, is_natural },	     /* TCP_USER_TIMEOUT */
+	{ IPPROTO_IP, 1, 2, 4, NULL },		     /* IP_TOS, IP_TTL */
+	{ IPPROTO_IP, 10, 11, 4, is_natural },	     /* IP_MTU_DISCOVER, IP_RECVERR */
+	{ IPPROTO_IP, 14, 14, 4, is_natural },	     /* IP_MTU */
+	{ IPPROTO_IPV6, 16, 16, 4, NULL },	     /* IPV6_UNICAST_HOPS */
+	{ IPPROTO_IPV6, 24, 26, 4, is_natural },     /* IPV6_MTU, IPV6_RECVERR, IPV6_V6ONLY */
+};
+
+static bool is_option(const u64 *a, const u8 *value, u32 given, u32 space)
+{
+	for (u32 i = 0; i < LENGTH(options); i++) {
+		const struct option *option = &options[i];
+
+		if ((s32)a[1] != option->level || (s32)a[2] < option->first || (s32)a[2] > option->last)
+			continue;
+		if (space < option->size)
+			return true; /* a part, which says nothing */
+		return given == option->size && (!option->check || option->check(value));
+	}
+	return true;
+}
+
 HANDLER(do_getsockopt)
 {
 	u32 space, given, *length = take_buffer(self, sizeof(*length));
-	u8 *value = take_buffer(self, LARGEST_OPTION);
+	u8 *value = take_buffer(self, LARGEST_OPTION), own[LARGEST_OPTION] __attribute__((aligned(8)));
 	s64 result;
 
 	if (!is_open((s32)a[0]))
@@ -224,7 +298,13 @@ HANDLER(do_getsockopt)
 	given = READ_ONCE(*length);
 	if (given > space)
 		attacked(self, "getsockopt of %d bytes is answered by %d", (u64)space, (u64)given);
-	if (copy_out(a[3], value, given))
+	memcpy(own, value, space);
+	if (!is_option(a, own, given, space))
+		attacked(self, "option %d of a socket is answered by what it cannot be", (u64)(u32)a[2]);
+	if (copy_out(a[3], own, given))
+		return -EFAULT;
+	/* The program may take it for whole: there is nothing in it that was there before. */
+	if (given < space && clear_out(a[3] + given, space - given))
 		return -EFAULT;
 	return copy_out(a[4], &given, sizeof(given));
 }
@@ -372,7 +452,7 @@ HANDLER(do_recvmsg)
 	struct message own, answer;
 	struct vector vectors[MOST_VECTORS];
 	struct shared_message to;
-	u8 control[MOST_CONTROL];
+	u8 control[MOST_CONTROL], name[LONGEST_ADDRESS];
 	s64 result;
 
 	if (!is_open((s32)a[0]))
@@ -385,6 +465,9 @@ HANDLER(do_recvmsg)
 	result = put_message(self, &own, vectors, &to);
 	if (result)
 		return result;
+	/* As much room as any address needs: one that is cut would be no address. */
+	memset(to.name, 0, LONGEST_ADDRESS);
+	to.message->name_length = own.name ? LONGEST_ADDRESS : 0;
 	result = outside(self, 47, a[0], (u64)to.message, a[2], 0, 0, 0);
 	if (result < 0)
 		return result;
@@ -405,7 +488,10 @@ HANDLER(do_recvmsg)
 		if (copy_out(own.control, control, answer.control_length))
 			return -EFAULT;
 	}
-	if (own.name && copy_out(own.name, to.name, least(answer.name_length, own.name_length)))
+	memcpy(name, to.name, sizeof(name));
+	if (own.name && !is_address(name, answer.name_length))
+		attacked(self, "a message's address has %d bytes", (u64)answer.name_length);
+	if (own.name && copy_out(own.name, name, least(answer.name_length, own.name_length)))
 		return -EFAULT;
 	own.name_length = answer.name_length;
 	own.control_length = answer.control_length;
