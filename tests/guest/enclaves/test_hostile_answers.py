@@ -59,7 +59,7 @@ def _described() -> list[_Described]:
             words.append(
                 {
                     "N": "0", "V": "2" if at in counting else "0", "FD": "1", "AT": "-100", "READ_PATH": _PATH,
-                    "WRITE_PATH": _PATH, "STRING": _PATH,
+                    "WRITE_NAME": _PATH, "WRITE_PATH": _PATH, "STRING": _PATH,
                 }.get(kind)
                 or f"@{int(values.split(',')[-1]) * (2 if '_' in kind else 1)}"
             )  # fmt: skip
@@ -243,6 +243,7 @@ _FILES = {
         "renameat2", f"316 -100 {_PATH} -100 {_PATH} 0", 316, 1, why=b"renameat2 is answered by 0x1, which it cannot be"
     ),
     **_answered("unlink", f"87 {_PATH}", 263, 1, why=b"unlinkat is answered by 0x1, which it cannot be"),
+    **_answered("rmdir", f"84 {_PATH}", 263, 1, why=b"unlinkat is answered by 0x1, which it cannot be"),
     **_answered("unlinkat", f"263 -100 {_PATH} 0", 263, 1, why=b"unlinkat is answered by 0x1, which it cannot be"),
 }
 _DESCRIPTORS = {

@@ -64,14 +64,14 @@ static s64 size_of(const struct argument *argument, const u64 *a)
 	}
 }
 
-static s64 put_allowed_path(struct thread *self, s32 folder, u64 from, bool change, u64 *to)
+static s64 put_allowed_path(struct thread *self, s32 folder, u64 from, u8 kind, u64 *to)
 {
 	char path[LONGEST_PATH];
-	s64 length = path_from(self, folder, from, path);
+	s64 length = kind == NAME_TO_CHANGE ? name_from(self, folder, from, path) : path_from(self, folder, from, path);
 
 	if (length < 0)
 		return length;
-	length = path_allowed(path, (u64)length, change) ?: length;
+	length = path_allowed(path, (u64)length, kind != PATH_TO_READ) ?: length;
 	if (length < 0)
 		return length;
 	*to = (u64)put_path(self, path, (u64)length);
@@ -118,11 +118,12 @@ static s64 put_argument(struct thread *self, const struct call *call, u32 i, con
 		return 0;
 	case PATH_TO_READ:
 	case PATH_TO_CHANGE:
+	case NAME_TO_CHANGE:
 		*to = 0;
 		if (!a[i] && i && call->arguments[i - 1].kind == FOLDER && is_open((s32)a[i - 1]))
 			return 0;
 		return put_allowed_path(self, i && call->arguments[i - 1].kind == FOLDER ? (s32)a[i - 1] : AT_FDCWD,
-					a[i], argument->kind == PATH_TO_CHANGE, to);
+					a[i], argument->kind, to);
 	case TEXT:
 		return put_text(self, a[i], to);
 	case PARTIAL_IN:

@@ -13,6 +13,7 @@ enum argument_kind {
 	FOLDER,
 	PATH_TO_READ,
 	PATH_TO_CHANGE,
+	NAME_TO_CHANGE,
 	TEXT,
 	FIXED_IN,
 	FIXED_OUT,
@@ -55,6 +56,7 @@ struct call {
 #define AT { .kind = FOLDER }
 #define READ_PATH { .kind = PATH_TO_READ }
 #define WRITE_PATH { .kind = PATH_TO_CHANGE }
+#define WRITE_NAME { .kind = NAME_TO_CHANGE }
 #define STRING { .kind = TEXT }
 #define IN(n) { .kind = FIXED_IN, .size = n }
 #define OUT(n) { .kind = FIXED_OUT, .size = n }

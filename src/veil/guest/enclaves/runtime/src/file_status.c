@@ -2,11 +2,13 @@
 /* What files are: stat, access, links, folders. Of trusted files the enclave knows it without the kernel. */
 #include "files.h"
 #include "handlers.h"
+#include "process_links.h"
 
 #define S_IFDIR 0040000
 #define S_IFREG 0100000
 #define S_IFMT 0170000
 #define TRUSTED_DEVICE 0x5645
+#define AT_SYMLINK_NOFOLLOW 0x100
 #define AT_EMPTY_PATH 0x1000
 #define BLOCK_SIZE 4096
 #define STATX_BASIC 0x7ff
@@ -185,7 +187,7 @@ static s64 status_at(struct thread *self, s32 folder, u64 name, u64 flags, struc
 		return length;
 	if (!length)
 		return flags & AT_EMPTY_PATH && folder != AT_FDCWD ? status_of_open(self, folder, to) : -ENOENT;
-	length = resolve_path(self, folder, path, (u64)length, path, LONGEST_PATH);
+	length = resolve_path(self, folder, path, (u64)length, path, !(flags & AT_SYMLINK_NOFOLLOW));
 	return length < 0 ? length : status_of_path(self, path, (u64)length, flags, to);
 }
 
@@ -193,7 +195,7 @@ HANDLER(do_stat)
 {
 	bool link = self->regs.rax == 6;
 	struct status status;
-	s64 result = status_at(self, AT_FDCWD, a[0], link ? 0x100 : 0, &status);
+	s64 result = status_at(self, AT_FDCWD, a[0], link ? AT_SYMLINK_NOFOLLOW : 0, &status);
 
 	return result ? result : copy_out(a[1], &status, sizeof(status));
 }
@@ -289,19 +291,21 @@ HANDLER(do_faccessat)
 
 static s64 link_at(struct thread *self, s32 folder, u64 name, u64 to, u64 bytes)
 {
-	static const char own[] = "/proc/self/exe";
-	char path[LONGEST_PATH];
-	s64 length = path_from(self, folder, name, path), result;
+	char path[LONGEST_PATH], own[LONGEST_PATH];
+	s64 length = name_from(self, folder, name, path), result;
 	char *buffer, *text;
 
 	if (length < 0)
 		return length;
 	if ((s64)bytes <= 0)
 		return -EINVAL;
-	if (length == sizeof(own) - 1 && !memcmp(path, own, sizeof(own))) {
-		bytes = least(bytes, CONFIG->program_length);
-		return copy_out(to, config_at(CONFIG->program), bytes) ?: (s64)bytes;
+	result = process_link(self, path, (u64)length, own);
+	if (result > 0) {
+		bytes = least(bytes, (u64)result);
+		return copy_out(to, own, bytes) ?: (s64)bytes;
 	}
+	if (result < 0)
+		return result;
 	result = path_allowed(path, (u64)length, false);
 	if (result)
 		return result;

@@ -14,6 +14,7 @@
 #define O_APPEND 0x400
 #define O_NONBLOCK 0x800
 #define O_DIRECTORY 0x10000
+#define O_NOFOLLOW 0x20000
 #define O_CLOEXEC 0x80000
 #define O_PATH 0x200000
 
@@ -58,11 +59,17 @@ s64 path_allowed(const char *path, u64 length, bool change);
 bool is_folder_of_rule(const char *path, u64 length);
 /* file_status.c: 0, or why a path that the manifest allows or does not is no folder */
 s64 require_folder(struct thread *, const char *path, u64 length);
+/* resolve_path() of what the program has there: what a link at its end leads to, or the link itself, as a name. */
 s64 path_from(struct thread *, s32 folder, u64 from, char *to);
-/* Of a path of resolve_path(): with the slash, which tells the kernel that nothing but a folder is meant. */
+s64 name_from(struct thread *, s32 folder, u64 from, char *to);
+/* With ".." as its last part. */
+bool ends_above(const char *path, u64 length);
+/* Of a path of resolve_path(): with its end, which tells the kernel that nothing but a folder is meant. */
 static inline u64 length_outside(const char *path, u64 length)
 {
-	return length + (path[length] == '/');
+	if (path[length] != '/')
+		return length;
+	return length + (path[length + 1] == '.' ? 2 : 1);
 }
 /* Such a path in the window; NULL: there is no room. */
 char *put_path(struct thread *, const char *path, u64 length);

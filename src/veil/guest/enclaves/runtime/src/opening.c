@@ -2,6 +2,7 @@
 /* open and its like: which kind of file a path is, by the manifest. */
 #include "files.h"
 #include "handlers.h"
+#include "process_links.h"
 
 #define NR_CLOSE 3
 #define NR_OPENAT 257
@@ -80,15 +81,25 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 		if (change && !(flags & O_PATH))
 			return flags & O_DIRECTORY ? -EOPNOTSUPP : -EISDIR;
 	}
-	return opened(self, open_outside(self, path, length, flags, mode), FILE_OUTSIDE, path, length, flags);
+	/* By the name of a descriptor it has none of its own: that will be another file's. */
+	return opened(self, open_outside(self, path, length, flags, mode), FILE_OUTSIDE, path,
+		      names_descriptor(path, length) ? 0 : length, flags);
 }
 
 static s64 open_at(struct thread *self, s32 folder, u64 name, u64 flags, u64 mode)
 {
-	char path[LONGEST_PATH];
-	s64 length = path_from(self, folder, name, path);
+	char path[LONGEST_PATH], followed[LONGEST_PATH];
+	s64 length = copy_string_in(path, name, LONGEST_PATH), link;
 
-	return length < 0 ? length : open_path(self, path, (u64)length, flags, mode);
+	if (length >= 0)
+		length = resolve_path(self, folder, path, (u64)length, path, !(flags & O_NOFOLLOW));
+	if (length < 0)
+		return length;
+	/* Not the kernel's to refuse: it would open what the link leads to. */
+	link = flags & O_NOFOLLOW && !(flags & O_PATH) ? process_link(self, path, (u64)length, followed) : 0;
+	if (link)
+		return link < 0 ? link : -ELOOP;
+	return open_path(self, path, (u64)length, flags, mode);
 }
 
 HANDLER(do_open)

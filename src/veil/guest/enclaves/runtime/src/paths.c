@@ -2,19 +2,19 @@
 /*
  * Paths, by the manifest's rules. A link outside may lead anywhere: what is passed through is not trusted anyway.
  */
+#include "directory.h"
 #include "files.h"
 #include "handlers.h"
+#include "process_links.h"
 
-static char directory[LONGEST_PATH];
-static u64 directory_length;
-static struct lock directory_lock;
+#define MOST_LINKS 8
+
 static const struct config_rule *rules;
 
 void paths_start(void)
 {
 	rules = config_at(CONFIG->rules);
-	memcpy(directory, config_at(CONFIG->directory), CONFIG->directory_length);
-	directory_length = CONFIG->directory_length;
+	directory_start();
 }
 
 static u64 drop_last(const char *path, u64 length)
@@ -24,43 +24,105 @@ static u64 drop_last(const char *path, u64 length)
 	return length > 1 ? length - 1 : length;
 }
 
-/* A path that ends so is a folder's. */
-static bool names_folder(const char *path, u64 length)
+/* How a path ends: by a name; by a slash; by "." or "..", by which nothing is made or removed. */
+enum path_end { NAME_END, SLASH_END, DOTS_END };
+
+/* The last part, without slashes behind it. */
+static u64 last_part(const char *path, u64 length, u64 *end)
 {
-	if (length > 1 && path[length - 1] == '.')
+	u64 start;
+
+	while (length && path[length - 1] == '/')
 		length--;
-	return path[length - 1] == '/';
+	for (start = length; start && path[start - 1] != '/'; start--)
+		;
+	*end = length;
+	return start;
 }
 
-/* `to` is absolute, without "." and ".." and double slashes. `path` may be in `to`. */
-s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, char *to, u64 space)
+bool ends_above(const char *path, u64 length)
+{
+	u64 end, start = last_part(path, length, &end);
+
+	return end - start == 2 && path[start] == '.' && path[start + 1] == '.';
+}
+
+static enum path_end end_of(const char *path, u64 length)
+{
+	u64 end, start = last_part(path, length, &end);
+
+	if (ends_above(path, length) || (end - start == 1 && path[start] == '.'))
+		return DOTS_END;
+	return end < length ? SLASH_END : NAME_END;
+}
+
+/* `work` is what was resolved so far: where it leads, if it is a name of what this process has already. */
+static s64 follow(struct thread *self, char *work, u64 length)
+{
+	static char to[LONGEST_PATH];
+
+	for (u32 i = 0; i < MOST_LINKS; i++) {
+		s64 found = process_link(self, work, length, to);
+
+		if (found <= 0)
+			return found ?: (s64)length;
+		memcpy(work, to, (u64)found);
+		length = (u64)found;
+	}
+	return -ELOOP;
+}
+
+static s64 ended(char *to, u64 length, enum path_end end)
+{
+	s64 result = (s64)length;
+
+	if (end != NAME_END && length > 1) {
+		/* Whether it is a folder outside the kernel knows; these are files, whatever it says. */
+		if (trusted_file(to, length) || is_secret(to, length))
+			result = -ENOTDIR;
+		to[length++] = '/';
+		if (end == DOTS_END)
+			to[length++] = '.';
+	}
+	to[length] = 0;
+	return result;
+}
+
+/*
+ * `to` is absolute, without "." and ".." and double slashes; behind it stands how it ends, "/" or "/.", if it is a folder that
+ * is meant. `path` may be in `to`. `follows`: the last part may be a link, and what it leads to is meant.
+ */
+s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, char *to, bool follows)
 {
 	static char work[LONGEST_PATH];
 	static struct lock work_lock;
 	struct open_file *file = NULL;
-	const char *base = directory;
-	u64 at = directory_length, next = 0;
+	u64 at = 1, next = 0, above = 0;
 	s64 result = -ENAMETOOLONG;
-	bool slash;
+	enum path_end end;
 
 	if (!length)
 		return -ENOENT;
-	slash = names_folder(path, length);
+	end = end_of(path, length);
 	if (path[0] != '/' && folder != AT_FDCWD) {
 		file = use(self, folder);
 		if (!file || !file->path_length) {
 			release(self, file);
 			return file ? -ENOTDIR : -EBADF;
 		}
-		base = file->path;
-		at = file->path_length;
 	}
 	lock(self, &work_lock);
-	if (path[0] == '/') {
-		work[0] = '/';
-		at = 1;
-	} else {
-		memcpy(work, base, at);
+	work[0] = '/';
+	if (path[0] != '/') {
+		at = file ? file->path_length : (u64)current_directory(self, work);
+		if (file)
+			memcpy(work, file->path, at);
+		/* It may be a link itself, which was opened without being followed. */
+		result = follow(self, work, at);
+		if (result < 0)
+			goto out;
+		at = (u64)result;
+		result = -ENAMETOOLONG;
 	}
 	while (next < length) {
 		u64 start = next, size;
@@ -71,33 +133,39 @@ s64 resolve_path(struct thread *self, s32 folder, const char *path, u64 length, 
 		next++;
 		if (!size || (size == 1 && path[start] == '.'))
 			continue;
+		above = 0;
 		if (size == 2 && path[start] == '.' && path[start + 1] == '.') {
+			above = at;
 			at = drop_last(work, at);
 			continue;
 		}
-		if (at + size + 2 > LONGEST_PATH || at + size + 2 > space)
+		if (at + size + 3 > LONGEST_PATH)
 			goto out;
 		if (work[at - 1] != '/')
 			work[at++] = '/';
 		memcpy(work + at, path + start, size);
 		at += size;
+		if (!follows && next > length)
+			continue;
+		result = follow(self, work, at);
+		if (result < 0)
+			goto out;
+		at = (u64)result;
+		result = -ENAMETOOLONG;
 	}
-	slash = slash && at > 1;
-	if (at + (slash ? 2 : 1) > space)
+	if (at + 3 > LONGEST_PATH)
 		goto out;
-	memcpy(to, work, at);
-	result = (s64)at;
-	if (slash) {
-		/* Whether it is a folder outside the kernel knows; these are files, whatever it says. */
-		if (trusted_file(to, at) || is_secret(to, at))
-			result = -ENOTDIR;
-		to[at++] = '/';
-	}
-	to[at] = 0;
+	memcpy(to, work, most(at, above));
+	result = 0;
 out:
 	unlock(&work_lock);
 	release(self, file);
-	return result;
+	if (!result && above > at) {
+		/* Of what is no folder there is nothing above. */
+		to[above] = 0;
+		result = require_folder(self, to, above);
+	}
+	return result ?: ended(to, at, end);
 }
 
 char *put_path(struct thread *self, const char *path, u64 length)
@@ -117,7 +185,14 @@ s64 path_from(struct thread *self, s32 folder, u64 from, char *to)
 {
 	s64 length = copy_string_in(to, from, LONGEST_PATH);
 
-	return length < 0 ? length : resolve_path(self, folder, to, (u64)length, to, LONGEST_PATH);
+	return length < 0 ? length : resolve_path(self, folder, to, (u64)length, to, true);
+}
+
+s64 name_from(struct thread *self, s32 folder, u64 from, char *to)
+{
+	s64 length = copy_string_in(to, from, LONGEST_PATH);
+
+	return length < 0 ? length : resolve_path(self, folder, to, (u64)length, to, false);
 }
 
 /* The longest that fits, for the manifest's later rules may be about a part of an earlier one's tree. */
@@ -167,24 +242,22 @@ s64 path_allowed(const char *path, u64 length, bool change)
 
 HANDLER(do_getcwd)
 {
-	if (a[1] < directory_length + 1)
+	char directory[LONGEST_PATH];
+	u64 length = (u64)current_directory(self, directory);
+
+	if (a[1] < length + 1)
 		return -ERANGE;
-	if (copy_out(a[0], directory, directory_length) || clear_out(a[0] + directory_length, 1))
-		return -EFAULT;
-	return (s64)directory_length + 1;
+	directory[length] = 0;
+	return copy_out(a[0], directory, length + 1) ?: (s64)length + 1;
 }
 
 static s64 change_directory(struct thread *self, const char *path, u64 length)
 {
 	s64 result = require_folder(self, path, length);
 
-	if (result < 0)
-		return result;
-	lock(self, &directory_lock);
-	memcpy(directory, path, length);
-	directory_length = length;
-	unlock(&directory_lock);
-	return 0;
+	if (!result)
+		set_directory(self, path, length);
+	return result;
 }
 
 HANDLER(do_chdir)

@@ -78,7 +78,7 @@ s64 child_path(struct thread *self, u64 from, char path[LONGEST_PATH])
 			path[at++] = '/';
 	}
 	memcpy(path + at, given, (u64)length);
-	return resolve_path(self, AT_FDCWD, path, at + (u64)length, path, LONGEST_PATH);
+	return resolve_path(self, AT_FDCWD, path, at + (u64)length, path, true);
 }
 
 struct list {

@@ -8,13 +8,19 @@
 
 static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 {
-	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_PATH, V } };
+	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_NAME, V } };
 	const u64 a[6] = { (u64)folder, name, flags };
 	char path[LONGEST_PATH];
-	s64 length = path_from(self, folder, name, path), result;
+	s64 length = copy_string_in(path, name, LONGEST_PATH), result;
+	bool above = length > 0 && ends_above(path, (u64)length);
 
+	if (length >= 0)
+		length = resolve_path(self, folder, path, (u64)length, path, false);
 	if (length < 0)
 		return length;
+	/* It goes out as a folder's own name; this one has something in it, from where the program has come. */
+	if (above && flags & AT_REMOVEDIR)
+		return -ENOTEMPTY;
 	result = call_outside(self, 263, &call, a);
 	if (!result && !(flags & AT_REMOVEDIR))
 		sealed_removed(self, path, (u64)length);
@@ -23,10 +29,10 @@ static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 
 static s64 rename_at(struct thread *self, s32 folder, u64 name, s32 new_folder, u64 new_name, u64 flags)
 {
-	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_PATH, AT, WRITE_PATH, V } };
+	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_NAME, AT, WRITE_NAME, V } };
 	const u64 a[6] = { (u64)folder, name, (u64)new_folder, new_name, flags };
 	char from[LONGEST_PATH], to[LONGEST_PATH];
-	s64 from_length = path_from(self, folder, name, from), to_length = path_from(self, new_folder, new_name, to);
+	s64 from_length = name_from(self, folder, name, from), to_length = name_from(self, new_folder, new_name, to);
 	const struct config_rule *old, *new;
 	s64 result;
 
@@ -49,11 +55,11 @@ static s64 rename_at(struct thread *self, s32 folder, u64 name, s32 new_folder, 
 /* What is known of a file goes by its path: by another one it would be another file, which is not known. */
 static s64 link_at(struct thread *self, const u64 *a)
 {
-	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_PATH, AT, WRITE_PATH, V } };
+	static const struct call call = { .result = ZERO, .arguments = { AT, WRITE_NAME, AT, WRITE_NAME, V } };
 
 	for (u32 i = 0; i < 4; i += 2) {
 		char path[LONGEST_PATH];
-		s64 length = path_from(self, (s32)a[i], a[i + 1], path);
+		s64 length = name_from(self, (s32)a[i], a[i + 1], path);
 		const struct config_rule *rule;
 
 		if (length < 0)
@@ -77,10 +83,10 @@ HANDLER(do_linkat)
 
 static s64 symlink_at(struct thread *self, u64 text, s32 folder, u64 name)
 {
-	static const struct call call = { .result = ZERO, .arguments = { STRING, AT, WRITE_PATH } };
+	static const struct call call = { .result = ZERO, .arguments = { STRING, AT, WRITE_NAME } };
 	const u64 a[6] = { text, (u64)folder, name };
 	char path[LONGEST_PATH];
-	s64 length = path_from(self, folder, name, path), result;
+	s64 length = name_from(self, folder, name, path), result;
 
 	if (length < 0)
 		return length;
@@ -124,6 +130,11 @@ HANDLER(do_truncate)
 HANDLER(do_unlink)
 {
 	return unlink_at(self, AT_FDCWD, a[0], 0);
+}
+
+HANDLER(do_rmdir)
+{
+	return unlink_at(self, AT_FDCWD, a[0], AT_REMOVEDIR);
 }
 
 HANDLER(do_unlinkat)

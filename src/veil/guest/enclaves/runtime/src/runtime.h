@@ -111,8 +111,8 @@ s32 memory_prot(struct thread *, u64 address);
 struct open_file;
 void descriptors_start(void);
 void paths_start(void);
-/* Its length, behind which there is a slash if `path` ends with one: length_outside(). */
-s64 resolve_path(struct thread *, s32 folder, const char *path, u64 length, char *to, u64 space);
+/* Its length, behind which it says how it ends: length_outside(). `to` has room for LONGEST_PATH. */
+s64 resolve_path(struct thread *, s32 folder, const char *path, u64 length, char *to, bool follows);
 const struct config_rule *rule_of(const char *path, u64 length);
 s64 pread_file(struct thread *, s32 fd, u64 to, u64 bytes, u64 offset);
 

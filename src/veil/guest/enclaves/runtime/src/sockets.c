@@ -106,7 +106,7 @@ static s64 name_address(struct thread *self, u64 from, u32 *length, u8 *shared)
 	if (family == FAMILY_UNIX && own[FAMILY_BYTES]) {
 		while (own[FAMILY_BYTES + bytes])
 			bytes++;
-		result = resolve_path(self, AT_FDCWD, (const char *)own + FAMILY_BYTES, bytes, path, LONGEST_PATH);
+		result = resolve_path(self, AT_FDCWD, (const char *)own + FAMILY_BYTES, bytes, path, true);
 		if (result < 0)
 			return result;
 		bytes = (u64)result;
