@@ -45,6 +45,11 @@ class FakeView:
             return False
         return not any(self.private[gpa // PAGE : -(-(gpa + length) // PAGE)])
 
+    def is_private(self, gpa: int, length: int = 1, /) -> bool:
+        if gpa < 0 or length < 0 or gpa + length > self.size:
+            return False
+        return all(self.private[gpa // PAGE : -(-(gpa + length) // PAGE)])
+
     def _check(self, gpa: int, length: int, access: str) -> None:
         if gpa < 0 or gpa + length > self.size:
             raise RmpViolation(gpa, None, access, "outside guest memory")

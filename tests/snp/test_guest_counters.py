@@ -57,6 +57,20 @@ def test_a_page_of_small_functions_is_found_without_lookups() -> None:
     assert 2 * number < counts["blocks_made"] < 3 * number
 
 
+# With 2 and 3 an instruction lies in both pages, which must be looked up each time.
+@pytest.mark.parametrize("before_the_end", [1, *range(4, 16)])
+def test_a_loop_over_the_end_of_a_page_stays_in_generated_code(before_the_end: int) -> None:
+    # A block ends before each instruction that might reach into the next page.
+    loop = f"again:\n{'nop' + chr(10) if before_the_end % 2 else ''}add rax, 3\ndec ecx\njnz again\nhlt"
+    with SmallGuest(f"mov ecx, {_TURNS}\nmov rbx, {FREE + PAGE - before_the_end}\njmp rbx") as guest:
+        guest.put(loop, FREE + PAGE - before_the_end)
+        assert guest.run() == ExitCode.HLT
+        counts = _counts(guest)
+        assert guest.vmsa().rax == 3 * _TURNS
+    # Time that passes leaves it now and then.
+    assert counts["loop_entries"] < _TURNS / 4
+
+
 def test_what_is_counted() -> None:
     code = f"""
         mov rax, cr3

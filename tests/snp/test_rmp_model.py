@@ -372,6 +372,7 @@ class RmpMachine(RuleBasedStateMachine):
             content = self.cipher.encrypt_page(page * PAGE_SIZE, content)
         assert self.host.read(page * PAGE_SIZE, PAGE_SIZE) == content
         assert self.host.is_shared(page * PAGE_SIZE) != self.model.pages[page].guest
+        assert self.host.is_private(page * PAGE_SIZE) == self.model.pages[page].guest
 
     @invariant()
     def entries_agree(self) -> None:

@@ -218,6 +218,7 @@ class TestView:
         with pytest.raises(RmpViolation, match="outside guest memory"):
             HostView(bus).zero(gpa, length)
         assert not HostView(bus).is_shared(gpa, length)
+        assert not HostView(bus).is_private(gpa, length)
 
     def test_nothing_is_always_allowed(self, bus: GuestBus) -> None:
         for view in (View(bus, 3), HostView(bus)):
@@ -289,6 +290,8 @@ class TestHostView:
         assert not any(host.read(PAGE - 4, 4))
         assert host.is_shared(PAGE - 4, 4)
         assert not host.is_shared(PAGE - 4, 5)
+        assert host.is_private(PAGE)
+        assert not host.is_private(PAGE - 4, 5)
 
     def test_integers(self, bus: GuestBus) -> None:
         host = HostView(bus)

@@ -40,6 +40,9 @@ def change_page_state(view: HostMemory, gpa: int, *, private: bool, large: bool 
     """
     if not large:
         return _change_4k(view, gpa, private)
+    # Firmware asks again for all of memory that it has already: page by page that would take half a second.
+    if private and view.is_private(gpa, PAGE_SIZE_2M):
+        return True
     # With an entry of 2 MiB in the guest's hands its first page is the guest's; with entries of 4 KiB in the guest's
     # hands RMPUPDATE refuses. So this never resets a page that is the guest's already.
     if view.is_shared(gpa, PAGE_SIZE) == private:

@@ -101,6 +101,16 @@ _EDITS = (
         "} else if ((tb_cflags(dc->base.tb) & CF_USE_ICOUNT)\n               && (",
         "} else if ((",
     ),
+    # Such a block jumps to the next one as other blocks do, not by way of our loop: programs' loops lie over page ends.
+    (
+        "src/qemu/target/i386/translate.c",
+        "        dc->base.is_jmp = DISAS_TOO_MANY;\n    } else if ((pc_next - dc->base.pc_first)",
+        "        if (dc->base.is_jmp == DISAS_NEXT && dc->jmp_opt && !(dc->base.tb->flags & HF_RF_MASK)) {\n"
+        "            gen_jmp_tb(dc, pc_next - dc->cs_base, 0);\n"
+        "        } else if (dc->base.is_jmp == DISAS_NEXT) {\n"
+        "            dc->base.is_jmp = DISAS_TOO_MANY;\n        }\n"
+        "    } else if ((pc_next - dc->base.pc_first)",
+    ),
     # CMPXCHG8B and CMPXCHG16B change ZF alone: their helpers take the other flags from how flags are to be computed at
     # this point, which must be written down before. Else the guest's RFLAGS had an operand's bits in it (NT, AC, DF).
     (

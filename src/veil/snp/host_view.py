@@ -47,6 +47,13 @@ class HostView:
             and all(is_shared(self._words, page) for page in range(gpa >> 12, gpa + length + _PAGE_MASK >> 12))
         )
 
+    def is_private(self, gpa: int, length: int = 1) -> bool:
+        """Is all of the range in memory and the guest's?"""
+        if length < 0 or not 0 <= gpa <= self._size - length:
+            return False
+        first = gpa >> 12
+        return bool(self._bus.rmp.assigned(first, (gpa + length + _PAGE_MASK >> 12) - first).all())
+
     def read(self, gpa: int, length: int) -> bytes:
         """Bytes from memory, ciphertext where the guest owns it."""
         end = gpa + length

@@ -54,6 +54,13 @@ class TestPageStateChange:
         assert not guest.view.is_shared(0x20_5000)
         assert guest.view.large == set()
 
+    def test_large_private_that_is_the_guests_already(self, guest: Guest) -> None:
+        guest.view.log.clear()
+        assert guest.call(self.EVENT, data=psc(PRIVATE | LARGE | 0x20_0000)) == OK
+        assert self.entries(guest, 1)[0] & 0xFFF == 512
+        # RMPUPDATE would take the pages' validation away.
+        assert guest.view.log == []
+
     def test_continues_a_started_entry(self, guest: Guest) -> None:
         assert guest.call(self.EVENT, data=psc(SHARE | LARGE | 0x20_0000 | 510)) == OK
         assert guest.view.is_shared(0x3F_E000, 2 * PAGE)
