@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 600
 # pip says that a disk is full in the last of many lines, and not which: it unpacks in $TMPDIR, caches in ~/.cache/pip.
 define pip_install
 mkdir -p $(VENV)/tmp; \
-said=$$(TMPDIR="$(abspath $(VENV))/tmp" LC_ALL=C $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+said=$$(TMPDIR="$(abspath $(VENV))/tmp" LC_ALL=C PYTHONPYCACHEPREFIX= $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   -c constraints.txt $(1) 2>&1); status=$$?; rm -rf $(VENV)/tmp; \
 case "$$said" in \
 *"No space left on device"*|*"Disk quota exceeded"*) \
@@ -72,14 +72,15 @@ types: $(TOOLS)
 test: style
 	@$(MAKE) --no-print-directory -j2 types tests
 
-# What Python makes of sources is kept, wherever the environment says otherwise: tests start Veil many times.
+# What Python makes of sources is kept beside them, wherever the environment says otherwise: tests start Veil many times.
+# That of the packages lies there since pip has installed them.
 tests: $(TOOLS)
-	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX= \
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_OPTIONS)
 
 # VEIL_KCI is the default of --kci, and of the tests' guests that do not say themselves what they need.
 test-kci: $(TOOLS)
-	VEIL_KCI=on PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(abspath $(VENV))/pycache" \
+	VEIL_KCI=on PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX= \
 	  $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests/e2e $(PYTEST_OPTIONS)
 
 # In parts: .venv/bin/python -m bench --help

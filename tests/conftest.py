@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How hypothesis searches: the same examples in every run by default, new ones with `--hypothesis-profile=search`.
 
-And which tests come first when several processes share them. And with VEIL_KCI=on (make test-kci) VeilS-KCI locks the
-guests of all tests down that do not say otherwise. And Ctrl-C works in what the tests start.
+And what several processes that share the tests read in turn, and which tests come first. And with VEIL_KCI=on (make
+test-kci) VeilS-KCI locks the guests of all tests down that do not say otherwise. And Ctrl-C works in what the tests
+start.
 """
 
+import gc
+import importlib
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,33 @@ from veil.formats.kci_settings import KciSettings
 _E2E = Path(__file__).parent / "e2e"
 #: needs no snapshot, so that while one process is at it another one makes those that both need
 _FIRST = "test_torture.py"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """What is read stays until the end: nothing in it is worth a search for garbage, neither now nor later."""
+    gc.disable()
+    try:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            _read_in_turn(session.config)
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+def _read_in_turn(config: pytest.Config) -> None:
+    """Each process reads all tests. It begins with a part of its own, so that of those which nobody has compiled yet
+    (all, in a fresh clone) the processes compile different ones at the same time, and find those of the others."""
+    process = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    asked = [config.rootpath / argument.split("::")[0] for argument in config.args]
+    found = sorted({path for place in asked for path in (place.rglob("test_*.py") if place.is_dir() else [place])})
+    first = len(found) * process // processes
+    for path in found[first:] + found[:first]:
+        # What is wrong with a file pytest says, when it comes there.
+        with suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(path.relative_to(config.rootpath).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,10 +19,11 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import io
+import os
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -138,19 +139,29 @@ class HostedProgram(Protocol):
 
 def pack_sources(packages: Iterable[str]) -> bytes:
     """An archive of the Python sources of packages, the same bytes for the same sources."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for package in sorted(packages):
-            spec = importlib.util.find_spec(package)
-            if spec is None or spec.origin is None:
-                raise LaunchError(f"no sources of {package}")
-            root = Path(spec.origin).parent
-            for path in sorted(root.rglob("*.py")):
-                content = path.read_bytes()
-                info = tarfile.TarInfo(f"{package.replace('.', '/')}/{path.relative_to(root).as_posix()}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    archive = bytearray()
+    for package in sorted(packages):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise LaunchError(f"no sources of {package}")
+        for names, path in sorted(_sources_below(os.path.dirname(spec.origin))):
+            with open(path, "rb") as file:
+                content = file.read()
+            info = tarfile.TarInfo("/".join((*package.split("."), *names)))
+            info.size = len(content)
+            archive += info.tobuf(tarfile.USTAR_FORMAT)
+            archive += content + bytes(-len(content) % tarfile.BLOCKSIZE)
+    archive += bytes(2 * tarfile.BLOCKSIZE)
+    return bytes(archive) + bytes(-len(archive) % tarfile.RECORDSIZE)
+
+
+def _sources_below(root: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Names and path of each. Every CVM that is resumed goes this way, and `Path` objects take twice as long."""
+    for folder, _, files in os.walk(root):
+        names = () if folder == root else tuple(folder[len(root) + 1 :].split(os.sep))
+        for name in files:
+            if name.endswith(".py"):
+                yield (*names, name), os.path.join(folder, name)
 
 
 def load_program(archive: bytes, entry: str) -> HostedProgram:
