@@ -26,8 +26,11 @@ from veil.snp.cpuid import PROCESSOR_SIGNATURE
 
 _VCPUS = 2
 _COMMAND_LINE = 0x15
-#: What Linux says if the I/O APIC, or where devices' interrupts go, is not as the tables say.
-_COMPLAINTS = ("BIOS bug", "Firmware Bug", "no GSI", "can't derive routing", "nobody cared", "bogus")
+#: What Linux says if the I/O APIC, devices' addresses, or where their interrupts go, is not as the tables say.
+_COMPLAINTS = (
+    "BIOS bug", "Firmware Bug", "no GSI", "can't derive routing", "nobody cared", "bogus", "can't claim",
+    "failed to assign",
+)  # fmt: skip
 
 
 def _stock(resume: Resume) -> ConfidentialVM:

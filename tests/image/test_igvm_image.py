@@ -179,6 +179,9 @@ def test_parameters() -> None:
     # What is below 4 GiB is no memory to use.
     entries = [struct.unpack_from("<QQHHI", data, 0x100 + 24 * at) for at in range(3)]
     assert entries == [(0, 0xC0000, 0, 0, 0), (0x100000, 0x40000, 0, 0, 0), (0, 0, 0, 0, 0)]
+    small = _image(writer, vcpus=2, memory=1 << 30, command_line="a b")
+    (parameters,) = [region.data for region in small.regions if region.name == "parameters"]
+    assert struct.unpack_from("<4Q", parameters, 0x10) == (0x80000, 0x7E000, 0, 0)
     assert data[0x800:0x805] == b"a b\0\xff"
     assert data[0x900:0x904] == bytes(4)
     size = int.from_bytes(data[0xA04:0xA08], "little")

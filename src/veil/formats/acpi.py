@@ -136,11 +136,14 @@ class _Block:
         return at
 
 
-def acpi_tables(vcpus: int, *, q35: bool = False) -> AcpiTables:
-    """Of a board with so many VCPUs. `q35`: with Q35's chipset, which has an I/O APIC and a PM timer."""
+def acpi_tables(vcpus: int, *, q35: bool = False, pci_memory: tuple[int, int] = PCI_MEMORY) -> AcpiTables:
+    """Of a board with so many VCPUs. `q35`: with Q35's chipset, which has an I/O APIC and a PM timer.
+
+    `pci_memory`: what the PCI host bridge decodes, (first, last + 1).
+    """
     block = _Block()
     facs = block.add(_facs(), alignment=64, summed=False)
-    dsdt = block.add(_table(b"DSDT", 2, _dsdt_aml(q35)))
+    dsdt = block.add(_table(b"DSDT", 2, _dsdt_aml(q35, pci_memory)))
     fadt = block.add(_fadt(facs, dsdt, q35), *_FADT_POINTERS)
     tables = (fadt, block.add(_madt(vcpus, q35)))
     entries = [Pointer(_HEADER_SIZE + 8 * index, 8) for index in range(len(tables))]
@@ -180,7 +183,7 @@ def _facs() -> bytes:
     return struct.pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2)
 
 
-def _dsdt_aml(q35: bool) -> bytes:
+def _dsdt_aml(q35: bool, pci_memory: tuple[int, int]) -> bytes:
     """Name (_S5, Package () {0, 0, 0, 0}), the sleep type that switches off (7.4.2.6), and \\_SB.PCI0.
 
     The windows of the host bridge are where the kernel puts BARs: the MMIO hole below the APICs, and ports above the
@@ -192,7 +195,7 @@ def _dsdt_aml(q35: bool) -> bytes:
     windows = [
         struct.pack("<BHBBBHHHHH", 0x88, 13, _BUS, _FIXED, 0, 0, 0, 0, 0, 1),
         *(struct.pack("<BHBBBHHHHH", 0x88, 13, _IO, _FIXED, 3, 0, *_span(window)) for window in ports),
-        struct.pack("<BHBBBIIIII", 0x87, 23, _MEMORY, _FIXED, 1, 0, *_span(PCI_MEMORY)),
+        struct.pack("<BHBBBIIIII", 0x87, 23, _MEMORY, _FIXED, 1, 0, *_span(pci_memory)),
         b"\x79\x00",
     ]
     resources = b"".join(windows)

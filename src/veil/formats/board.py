@@ -25,6 +25,7 @@ __all__ = [
     "SLEEP_ENABLE",
     "TIMER_IRQ",
     "TIMER_PIN",
+    "q35_pci_memory",
 ]
 
 #: Of a page table entry, as of an address: the page is private (CPUID 8000_001F EBX).
@@ -60,3 +61,11 @@ PM_TIMER_PORT = 0x608
 #: SLP_EN of PM1_CONTROL.
 SLEEP_ENABLE = 1 << 13
 RESET_PORT = 0xCF9
+
+#: Where firmware begins to place devices, if RAM ends there or below (edk2, PlatformQemuUc32BaseInitialization).
+_Q35_PCI_MEMORY = 2 << 30
+
+
+def q35_pci_memory(memory: int) -> tuple[int, int]:
+    """As `PCI_MEMORY`, of a board with Q35's chipset and so many bytes of RAM: firmware places the devices there."""
+    return max(min(memory, LOW_MEMORY_END), _Q35_PCI_MEMORY), PCI_MEMORY[1]

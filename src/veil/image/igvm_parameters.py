@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from veil.formats.acpi import madt
-from veil.formats.board import PCI_MEMORY
+from veil.formats.board import q35_pci_memory
 from veil.formats.igvm import HeaderType
 from veil.formats.igvm_directives import MemoryMapEntry, MemoryRange, MemoryType, MmioRanges
 from veil.formats.page_sizes import PAGE_SIZE
@@ -72,7 +72,7 @@ def _memory_map(host: HostParameters) -> bytes:
 
 def _mmio_ranges(host: HostParameters) -> bytes:
     """The window of the PCI bus; there is no second one."""
-    start, end = PCI_MEMORY
+    start, end = q35_pci_memory(host.memory[0][1])
     ranges = MmioRanges()
     ranges.mmio_ranges[0] = MemoryRange(start // PAGE_SIZE, (end - start) // PAGE_SIZE)
     return bytes(ranges)

@@ -19,6 +19,7 @@ from veil.formats.board import (
     IO_APIC,
     LOCAL_APIC,
     MAX_DISKS,
+    PCI_MEMORY,
     TIMER_IRQ,
     TIMER_PIN,
 )
@@ -122,7 +123,7 @@ class Platform:
         self.power = PowerControl()
         #: users' connections to VeilMon
         self.channel = ChannelDevice(memory)
-        self.pci = PciBus(self.io, self.mmio)
+        self.pci = PciBus(self.io, self.mmio, PCI_MEMORY if firmware is None else firmware.pci_memory)
         plug_chipset(self.pci, chipset)
         self._dma = ConfinedMemory(memory)
         self.console = VirtioConsole(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.host.devices.fakes import Clock, Memory
+from veil.formats.board import PCI_MEMORY
 from veil.host.devices.bus import IoBus
 from veil.host.devices.firmware.config import FirmwareConfig
 from veil.host.devices.firmware.contents import BoardContents, BootItems, board_contents
@@ -135,7 +136,7 @@ def test_state() -> None:
 
 def test_long_names_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="at most 55"):
-        _Guest(BoardContents({}, {"x" * 56: b""}))
+        _Guest(BoardContents({}, {"x" * 56: b""}, PCI_MEMORY))
 
 
 def test_the_timer_counts_on_after_a_snapshot() -> None:

@@ -8,6 +8,8 @@ import struct
 import pytest
 
 from veil.formats.acpi import acpi_tables, madt, rsdp
+from veil.formats.board import PCI_MEMORY
+from veil.host.devices.firmware.contents import board_contents
 from veil.host.devices.firmware.table_loader import acpi_files
 
 _TABLES, _RSDP = 0x7F0000, 0xF0000
@@ -19,7 +21,7 @@ def _name(field: bytes) -> str:
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
 def test_tables_are_as_placed(vcpus: int) -> None:
-    files = {name: bytearray(content) for name, content in acpi_files(vcpus).items()}
+    files = {name: bytearray(content) for name, content in acpi_files(vcpus, PCI_MEMORY).items()}
     script = files.pop("etc/table-loader")
     assert len(script) % 128 == 0
     places: dict[str, int] = {}
@@ -89,3 +91,14 @@ def test_the_bridge_has_the_ports_of_the_lpc_bridge() -> None:
         windows.append((first, last))
         at += 16
     assert windows == [(0, 0xCF7), (0xD00, 0xFFFF)]
+
+
+@pytest.mark.parametrize(
+    ("memory", "first"), [(512 << 20, 2 << 30), (2 << 30, 2 << 30), (5 << 29, 5 << 29), (8 << 30, 3 << 30)]
+)
+def test_the_bridge_has_the_memory_where_firmware_places_devices(memory: int, first: int) -> None:
+    contents = board_contents(memory, [(0, memory)], 1, None)
+    block = contents.files["etc/acpi/tables"]
+    at = block.index(b"\x87\x17\x00\x00")
+    assert struct.unpack_from("<IIIII", block, at + 6) == (0, first, 0xFDFFFFFF, 0, 0xFE000000 - first)
+    assert contents.pci_memory == (first, 0xFE000000)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.examples import examples
 from tests.host.devices.fakes import Clock, Memory
-from veil.host.devices import Chipset, Platform
+from veil.host.devices import BoardContents, Chipset, Platform, board_contents
 
 ECAM = 0xE0000000
 PCIEXBAR = 0x60
@@ -17,9 +17,9 @@ FUNCTIONS = {0: 0x29C08086, 1: 0x10431AF4, 0x1F: 0x29188086}
 
 
 class Board:
-    def __init__(self, chipset: Chipset = Chipset.Q35) -> None:
+    def __init__(self, chipset: Chipset = Chipset.Q35, firmware: BoardContents | None = None) -> None:
         clock = Clock()
-        self.platform = Platform(Memory(), now_ns=clock.now_ns, tsc=clock.tsc, chipset=chipset)
+        self.platform = Platform(Memory(), now_ns=clock.now_ns, tsc=clock.tsc, chipset=chipset, firmware=firmware)
 
     def read(self, slot: int, offset: int, size: int = 4) -> int:
         self.platform.io_write(0xCF8, 4, 1 << 31 | slot << 11 | offset & 0xFC)
@@ -73,6 +73,19 @@ def test_ecam_is_there_once_it_is_enabled(board: Board) -> None:
     assert board.read(1, 0x3C, 1) == 0x0B
     board.place_ecam(0)
     assert board.ecam(0, 0, 0, 0) == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("memory", "there", "not_there"), [(1 << 30, 0x80000000, 0x7FFFF000), (8 << 30, 0xC0000000, 0xBFFFF000)]
+)
+def test_firmware_places_devices_above_2_gib_and_memory(memory: int, there: int, not_there: int) -> None:
+    board = Board(firmware=board_contents(memory, [(0, memory)], 1, None))
+    bar = 0x14
+    for address, value in ((there, 7), (not_there, 0xFFFFFFFF)):
+        board.write(1, bar, address)
+        assert board.read(1, bar) == address
+        board.platform.mmio_write(address, 4, 7)
+        assert board.platform.mmio_read(address, 4) == value
 
 
 @pytest.mark.parametrize(("encoding", "size"), [(0, 256 << 20), (2, 128 << 20), (4, 64 << 20)])

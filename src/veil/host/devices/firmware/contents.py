@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from veil.formats.board import q35_pci_memory
 from veil.host.devices.firmware.table_loader import acpi_files
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class BoardContents:
 
     items: Mapping[int, bytes] = field(repr=False)
     files: Mapping[str, bytes] = field(repr=False)
+    pci_memory: tuple[int, int]
+    """What the PCI host bridge decodes, as the tables in `files` say: (first, last + 1)."""
 
 
 def board_contents(memory: int, ram: Sequence[tuple[int, int]], vcpus: int, boot: BootItems | None) -> BoardContents:
@@ -65,7 +68,8 @@ def board_contents(memory: int, ram: Sequence[tuple[int, int]], vcpus: int, boot
     for size, number, blob in blobs:
         items |= {size: struct.pack("<I", len(blob)), number: blob}
     memory_map = b"".join(struct.pack("<QQI", start, size, _E820_RAM) for start, size in ram)
-    return BoardContents(items, {"etc/e820": memory_map, **acpi_files(vcpus)})
+    pci_memory = q35_pci_memory(memory)
+    return BoardContents(items, {"etc/e820": memory_map, **acpi_files(vcpus, pci_memory)}, pci_memory)
 
 
 def _setup_size(kernel: bytes) -> int:

@@ -16,9 +16,9 @@ _HIGH_MEMORY, _BELOW_1_MIB = 1, 2
 _COMMAND_SIZE = 128
 
 
-def acpi_files(vcpus: int) -> dict[str, bytes]:
+def acpi_files(vcpus: int, pci_memory: tuple[int, int]) -> dict[str, bytes]:
     """The tables, the RSDP and the script. Addresses in them are offsets into the tables' file, checksums zero."""
-    tables = acpi_tables(vcpus, q35=True)
+    tables = acpi_tables(vcpus, q35=True, pci_memory=pci_memory)
     root = bytearray(rsdp(tables.xsdt))
     for checksum in RSDP_CHECKSUMS:
         root[checksum.offset] = 0

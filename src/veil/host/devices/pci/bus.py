@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.board import PCI_MEMORY
 from veil.host.devices._state import checked_int
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ _SLOTS = 32
 
 
 class PciBus:
-    """CF8h and CFCh, and the functions by device number."""
+    """CF8h and CFCh, and the functions by device number. The bridge decodes `memory`: (first, last + 1)."""
 
-    def __init__(self, io: IoBus, mmio: MmioBus) -> None:
+    def __init__(self, io: IoBus, mmio: MmioBus, memory: tuple[int, int] = PCI_MEMORY) -> None:
+        self.memory = memory
         self._io, self._mmio = io, mmio
         self._address = 0
         self._functions: dict[int, PciFunction] = {}
@@ -39,7 +41,7 @@ class PciBus:
         if not 0 <= device < _SLOTS or device in self._functions:
             raise ValueError(f"no free PCI slot {device}")
         self._functions[device] = function
-        function.connect(self._io, self._mmio)
+        function.connect(self._io, self._mmio, self.memory)
 
     def function(self, bus: int, device: int, function: int) -> PciFunction | None:
         """The one that answers to these numbers."""

@@ -12,7 +12,6 @@ import enum
 import struct
 from typing import TYPE_CHECKING
 
-from veil.formats.board import PCI_MEMORY
 from veil.host.devices.bus import Window
 from veil.host.devices.pci.function import CONFIG_SIZE, PciFunction
 
@@ -70,8 +69,8 @@ class _Q35HostBridge(PciFunction):
         for offset, size in self._KEPT:
             self.writable[offset : offset + size] = b"\xff" * size
 
-    def connect(self, io: IoBus, mmio: MmioBus) -> None:
-        super().connect(io, mmio)
+    def connect(self, io: IoBus, mmio: MmioBus, memory: tuple[int, int]) -> None:
+        super().connect(io, mmio, memory)
         self._place_ecam()
 
     def config_written(self, offset: int, size: int) -> None:
@@ -91,7 +90,7 @@ class _Q35HostBridge(PciFunction):
             return
         start = value & ~7 & -length
         # Over memory, flash and the local APIC it must not go.
-        if PCI_MEMORY[0] <= start and start + length <= PCI_MEMORY[1]:
+        if self._bus.memory[0] <= start and start + length <= self._bus.memory[1]:
             self._ecam.start, self._ecam.length = start, length
             # First, so that no BAR can hide it.
             self._mmio.add_window(self._ecam, first=True)

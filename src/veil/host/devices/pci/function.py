@@ -58,6 +58,7 @@ class PciFunction:
         self._free = 0x40
         self._io: IoBus | None = None
         self._mmio: MmioBus | None = None
+        self._decoded = PCI_MEMORY
 
     def add_bar(
         self,
@@ -94,9 +95,9 @@ class PciFunction:
         """The command register."""
         return self.config[_COMMAND] | self.config[_COMMAND + 1] << 8
 
-    def connect(self, io: IoBus, mmio: MmioBus) -> None:
-        """Decode the BARs on these busses from now on."""
-        self._io, self._mmio = io, mmio
+    def connect(self, io: IoBus, mmio: MmioBus, memory: tuple[int, int]) -> None:
+        """Decode the BARs on these busses from now on; the bridge passes `memory`, (first, last + 1)."""
+        self._io, self._mmio, self._decoded = io, mmio, memory
         self.decode()
 
     def decode(self) -> None:
@@ -109,7 +110,7 @@ class PciFunction:
                 bus.remove_window(bar.window)
                 bar.mapped = False
             start = struct.unpack_from("<I", self.config, bar.offset)[0] & -bar.size
-            low, high = PCI_IO if bar.io else PCI_MEMORY
+            low, high = PCI_IO if bar.io else self._decoded
             on = self.command & (COMMAND_IO if bar.io else COMMAND_MEMORY)
             # While a driver sizes a BAR it points anywhere; over other devices or memory it must not go.
             if on and low <= start and start + bar.size <= high:
