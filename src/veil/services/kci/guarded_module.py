@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from veil.formats.kci import MemoryType, ModulePrepared
 from veil.formats.kci_status import ModuleStatus
 from veil.formats.page_owners import Owner
@@ -237,12 +235,13 @@ def _check_read_only(guest: GuestMemory, prepared: Prepared, pages: Mapping[Memo
 
 def _first_difference(found: bytes, expected: bytes, address: int, anything: Sequence[range]) -> int | None:
     """Where two contents of memory at an address differ, but for the addresses of which nothing is said."""
-    if found == expected:
-        return None
-    different = np.nonzero(np.frombuffer(found, np.uint8) != np.frombuffer(expected, np.uint8))[0]
+    known = bytearray(found)
     for piece in anything:
-        different = different[(different < piece.start - address) | (different >= piece.stop - address)]
-    return address + int(different[0]) if len(different) else None
+        start, end = max(piece.start - address, 0), max(piece.stop - address, 0)
+        known[start:end] = expected[start:end]
+    if known == expected:
+        return None
+    return address + next(at for at, (one, other) in enumerate(zip(known, expected, strict=True)) if one != other)
 
 
 def code_again(
