@@ -131,6 +131,10 @@ class RmpqueryResult(NamedTuple):
     size: PageSize
 
 
+#: VEIL_RMP_REMEMBERED: of so many changes the engine knows where they were
+REMEMBERED = 256
+
+
 class _RmpStruct(ctypes.Structure):
     """`veil_rmp` in engine/rmp.h."""
 
@@ -139,6 +143,7 @@ class _RmpStruct(ctypes.Structure):
         ("pages", ctypes.c_uint64),
         ("generation", ctypes.c_uint64),
         ("vmsa_in_use", ctypes.c_uint64),
+        ("last_ended", ctypes.c_uint64 * REMEMBERED),
     ]
 
 
@@ -149,6 +154,7 @@ _PTR = ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "veil_pvalidate": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U32], _U64),
     "veil_rmpadjust": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U64], _U64),
+    "veil_rmpadjust_range": ([_PTR, _U32, _U32, _U64, _U64, _U64, ctypes.POINTER(_U64)], _U64),
     "veil_rmpquery": ([_PTR, _U32, _U32, _U64, _INT, _U64], _U64),
     "veil_rmpupdate_range": ([_PTR, _U64, _U32, _U64, ctypes.POINTER(_U64)], ctypes.c_uint32),
     "veil_psmash": ([_PTR, _U64], ctypes.c_uint32),
@@ -172,6 +178,7 @@ class _Functions:
 
     pvalidate: Any
     rmpadjust: Any
+    rmpadjust_range: Any
     rmpquery: Any
     rmpupdate_range: Any
     psmash: Any
@@ -334,15 +341,13 @@ class Rmp:
         self._check_operand(gpa, vmpl, "RMPADJUST")
         if not (0 <= target <= 0xFF and 0 <= permissions <= 0xFF):
             return RmpResult.FAIL_INPUT, 0
-        rmpadjust, table, attributes = self._c.rmpadjust, self.address, target | permissions << 8
-        for done in range(count):
-            page = gpa + done * PAGE_SIZE
-            result = rmpadjust(table, vmpl, cpl, page, True, 0, attributes)
-            if result:
-                code = self._guest_code(result, page, vmpl, "RMPADJUST")
-                if code != RmpResult.SUCCESS:
-                    return code, done
-        return RmpResult.SUCCESS, max(count, 0)
+        if not 0 <= count <= self.pages:
+            # ctypes would cut this number, too. One page too many is refused as any more would be.
+            count = 0 if count < 0 else self.pages + 1
+        attributes = target | permissions << 8
+        result = self._c.rmpadjust_range(self.address, vmpl, cpl, gpa, attributes, count, self._out_ref)
+        done = self._out.value
+        return self._guest_code(result, gpa + done * PAGE_SIZE, vmpl, "RMPADJUST"), done
 
     def rmpquery(self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True) -> RmpqueryResult:
         """RMPQUERY (APM volume 3): what may a level do with a page?"""
@@ -424,4 +429,5 @@ class Rmp:
         if len(data) != self.entries.nbytes:
             raise SnpError(f"an RMP of {self.pages} pages has {self.entries.nbytes} bytes, not {len(data)}")
         self.entries[:] = np.frombuffer(data, dtype=ENTRY_DTYPE)
-        self.state[_GENERATION_WORD] += 1
+        # More than are remembered: each of its entries may have changed.
+        self.state[_GENERATION_WORD] += REMEMBERED + 1

@@ -4,6 +4,7 @@
  * context is, is in its VMSA between two runs: a snapshot needs no more.
  */
 #include "context.h"
+#include "rights.h"
 #include "spaces.h"
 
 #include "fpu/softfloat.h"
@@ -229,6 +230,7 @@ void veil_context_load(struct veil_engine *e)
     load_fpu(env, v);
     load_hidden_state(e, v);
     veil_space_enter(e);
+    veil_follow_rights(e); /* an event that comes with VMRUN is delivered before the loop looks */
 }
 
 void veil_context_save(struct veil_engine *e)

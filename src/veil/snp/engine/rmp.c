@@ -6,6 +6,7 @@
 
 #define PAGES_2M UINT64_C(512)
 #define PAGE_MASK UINT64_C(0xFFF)
+#define ALL_LEVELS ((1u << VEIL_RMP_VMPLS) - 1)
 
 static int valid_range(const veil_rmp *rmp, uint64_t page, unsigned size_2m)
 {
@@ -22,6 +23,16 @@ static int holds_running_vmsa(const veil_rmp *rmp, uint64_t page, unsigned size_
     if (rmp->vmsa_in_use == VEIL_RMP_NO_VMSA)
         return 0;
     return vmsa - page < (size_2m ? PAGES_2M : 1);
+}
+
+// An access that was allowed is not any more: who caches checks of these pages has to forget them.
+static void access_ended(veil_rmp *rmp, uint64_t page, unsigned size_2m, unsigned levels, unsigned rights)
+{
+    rmp->last_ended[rmp->generation % VEIL_RMP_REMEMBERED] =
+        page << 12 | levels << VEIL_RMP_ENDED_LEVELS |
+        (rights & (VEIL_RMP_UX | VEIL_RMP_SX) ? VEIL_RMP_ENDED_EXECUTION : 0) |
+        (size_2m || rights & VEIL_RMP_R ? VEIL_RMP_ENDED_MORE : 0);
+    rmp->generation++;
 }
 
 // What PVALIDATE, RMPADJUST and RMPQUERY need of the entry before they look at it: a private translation of a page
@@ -72,7 +83,7 @@ uint64_t veil_pvalidate(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
     // The permissions stay: RMPUPDATE alone resets them, so a monitor must revoke before it invalidates.
     entry->flags ^= VEIL_RMP_VALIDATED;
     if (!validate)
-        rmp->generation++;
+        access_ended(rmp, page, size_2m, ALL_LEVELS, VEIL_RMP_ALL);
     return VEIL_RMP_SUCCESS;
 }
 
@@ -111,11 +122,24 @@ uint64_t veil_rmpadjust(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
     if (vmpl == 0 && vmsa && size_2m)
         return VEIL_RMP_FAIL_INPUT;
     if (entry->perms[target] & ~perms)
-        rmp->generation++;
+        access_ended(rmp, page, size_2m, 1u << target, entry->perms[target] & ~perms);
     entry->perms[target] = (uint8_t)perms;
     // Other levels' VMSA bit is ignored, not refused: software finds out by choosing VMPL 1 as the target.
     if (vmpl == 0)
         entry->flags = (uint8_t)((entry->flags & ~VEIL_RMP_VMSA) | (vmsa ? VEIL_RMP_VMSA : 0));
+    return VEIL_RMP_SUCCESS;
+}
+
+uint64_t veil_rmpadjust_range(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, uint64_t attributes,
+                              uint64_t count, uint64_t *done)
+{
+    uint64_t result;
+
+    for (*done = 0; *done < count; ++*done) {
+        result = veil_rmpadjust(rmp, vmpl, cpl, gpa + (*done << 12), 1, 0, attributes);
+        if (result)
+            return result;
+    }
     return VEIL_RMP_SUCCESS;
 }
 
@@ -182,7 +206,7 @@ uint32_t veil_rmpupdate(veil_rmp *rmp, uint64_t gpa, unsigned flags)
     }
     // Giving a page away ends the shared accesses to it, touching a validated one ends the private accesses.
     if ((assigned && !(was & VEIL_RMP_ASSIGNED)) || (was & VEIL_RMP_VALIDATED))
-        rmp->generation++;
+        access_ended(rmp, page, size_2m, ALL_LEVELS, VEIL_RMP_ALL);
     // An unassigned page has no size: the entry of a freed 2 MiB page is 512 free 4 KiB pages.
     reset_entry(&rmp->entries[page], assigned ? flags : 0);
     return VEIL_RMP_SUCCESS;

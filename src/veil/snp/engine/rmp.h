@@ -72,17 +72,26 @@ typedef struct veil_rmp_entry {
     uint8_t perms[VEIL_RMP_VMPLS]; /* perms[0] of an assigned page is always VEIL_RMP_ALL */
 } veil_rmp_entry;
 
+/* Changes that ended an access and are remembered; of older ones it is not known where they were. */
+#define VEIL_RMP_REMEMBERED 256
+/* In last_ended, below the page's GPA. */
+#define VEIL_RMP_ENDED_EXECUTION 1 /* a right to execute */
+/* A right to read, so that what page tables in it say is not known any more; or rights to more than the page. */
+#define VEIL_RMP_ENDED_MORE 2
+#define VEIL_RMP_ENDED_LEVELS 4 /* the first of four bits: for VMPL 0, and so on */
+
 typedef struct veil_rmp {
     veil_rmp_entry *entries;
     uint64_t pages; /* 4 KiB pages of guest-physical memory */
     /* Grows with every change that ends an access which was allowed, and only then.  A change of vmsa_in_use is not
      * counted: who caches checks keeps the caches of different VMSAs apart, or flushes at VMRUN. */
     uint64_t generation;
-    uint64_t vmsa_in_use; /* GPA of the VMSA that runs now, VEIL_RMP_NO_VMSA if none */
+    uint64_t vmsa_in_use;                     /* GPA of the VMSA that runs now, VEIL_RMP_NO_VMSA if none */
+    uint64_t last_ended[VEIL_RMP_REMEMBERED]; /* at generation % VEIL_RMP_REMEMBERED: where the change after it was */
 } veil_rmp;
 
 _Static_assert(sizeof(veil_rmp_entry) == 8, "numpy and snapshots rely on 8 byte entries");
-_Static_assert(sizeof(veil_rmp) == 32, "ctypes relies on this layout");
+_Static_assert(sizeof(veil_rmp) == 32 + 8 * VEIL_RMP_REMEMBERED, "ctypes relies on this layout");
 
 /* Index of the entry that governs a page; page < rmp->pages. */
 static inline uint64_t veil_rmp_index(const veil_rmp *rmp, uint64_t page)
@@ -138,6 +147,10 @@ uint64_t veil_pvalidate(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
 /* RMPADJUST: attributes is RDX (target VMPL 7:0, permission mask 15:8, VMSA 16). */
 uint64_t veil_rmpadjust(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, int cbit, unsigned size_2m,
                         uint64_t attributes);
+
+/* The same for count private 4 KiB pages in a row, until the first that does not succeed; *done is how many did. */
+uint64_t veil_rmpadjust_range(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, uint64_t attributes,
+                              uint64_t count, uint64_t *done);
 
 /* RMPQUERY: attributes is RDX (target VMPL 7:0). */
 uint64_t veil_rmpquery(const veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, int cbit, uint64_t attributes);

@@ -5,6 +5,7 @@
 #include "run.h"
 #include "clock.h"
 #include "events.h"
+#include "rights.h"
 #include "snp_opcodes.h"
 #include "tlb.h"
 
@@ -56,16 +57,11 @@ static bool must_leave(struct veil_engine *e)
 static bool attend(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
-    CPUState *cs = e->cs;
 
     if (must_leave(e)) {
         return true;
     }
-    if (unlikely(e->space->rmp_generation != e->rmp->generation)) {
-        e->space->rmp_generation = e->rmp->generation;
-        e->counters.flushes++;
-        tlb_flush(cs);
-    }
+    veil_follow_rights(e);
     if (unlikely(e->crowded)) {
         veil_tlb_relieve(e);
     }

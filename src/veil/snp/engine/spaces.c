@@ -143,7 +143,7 @@ void veil_space_enter(struct veil_engine *e)
             exchange(e, s);
         }
     }
-    if (s->vmsa == NOBODY || s->rmp_generation != e->rmp->generation || !is_as_left(e, s)) {
+    if (s->vmsa == NOBODY || !is_as_left(e, s)) {
         s->vmsa = e->vmcb->vmsa_pa;
         s->vmpl = e->vmpl;
         s->rmp_generation = e->rmp->generation;
