@@ -16,8 +16,10 @@ from veil.cvm import ConfidentialVM
 from veil.cvm.inspection import inspect_cvm
 from veil.cvm.rmp_picture import write_picture
 from veil.errors import VeilError
+from veil.formats.enclave_settings import EncSettings
 from veil.formats.kci_settings import OFF, ON, KciSettings
 from veil.formats.kci_status import KciStatus
+from veil.guest.errors import NoDriverError
 from veil.image.services_image import protected_services
 from veil.remote import ChannelClient
 from veil.remote.channel.client import RequestFailed
@@ -112,8 +114,23 @@ def test_inspection_before_and_after(resume: Resume, tmp_path: Path) -> None:
 
 def test_a_kernel_that_gets_no_driver_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would ask for lock-down, and the user would think that it is there."""
-    monkeypatch.setattr("veil.cvm.assembly.has_headers", lambda release: False)
-    vm = ConfidentialVM(services=protected_services(KciSettings(mode=ON)), fresh=True)
-    with pytest.raises(VeilError, match="Debian has no headers"):
-        vm.build_image()
-    ConfidentialVM(services=protected_services(KciSettings(mode=OFF)), fresh=True).build_image()
+
+    def none(*_: object) -> bytes:
+        raise NoDriverError("no package linux-headers-7.1 in trixie")
+
+    monkeypatch.setattr("veil.cvm.assembly.build_driver", none)
+    for mode, deaf in ((ON, "VeilS-LOG, VeilS-KCI"), (OFF, "VeilS-LOG")):
+        services = protected_services(KciSettings(mode=mode))
+        with pytest.raises(
+            VeilError, match=rf"^no package linux-headers-7\.1 in trixie\. .*: {deaf}\. .*--without-driver$"
+        ):
+            ConfidentialVM(services=services, fresh=True).build_image()
+    said = list[str]()
+    ConfidentialVM(services=services, driver=False, fresh=True, progress=said.append).build_image()
+    assert "no driver: services that hear nothing of the kernel: VeilS-LOG" in said
+    for asked, message in (
+        (KciSettings(mode=ON), "nobody asks for lock-down"),
+        (EncSettings(mode=ON), "no process makes"),
+    ):
+        with pytest.raises(VeilError, match=message):
+            ConfidentialVM(services=protected_services(asked), driver=False, fresh=True).build_image()

@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from tests.e2e.log_guest import records_of, verified
 from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
@@ -19,6 +20,14 @@ def test_a_kernel_without_svsm_cannot_run_under_the_monitor() -> None:
     message = r"6\.1 .*knows no SVSM.*--no-monitor"
     with pytest.raises(VeilError, match=message), ConfidentialVM(kernel="6.1", fresh=True):
         pass
+
+
+def test_without_the_driver_the_services_hear_nothing_and_the_user_is_told() -> None:
+    said = list[str]()
+    with ConfidentialVM(driver=False, fresh=True, progress=said.append) as vm:
+        assert "no driver: services that hear nothing of the kernel: VeilS-LOG" in said
+        assert vm.run(["ls", "/dev/veil"]).exit_status != 0
+        assert records_of(verified(vm)) == []
 
 
 @pytest.mark.parametrize("series", ["6.12", "6.1"])

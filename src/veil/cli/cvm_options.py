@@ -31,10 +31,16 @@ _CVM_OPTIONS = (
     click.option(
         "--kernel",
         metavar="PATH|SERIES|none",
-        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel). none: "
+        help="Another kernel: a bzImage or vmlinux, or a Debian series (6.1; 6.12-amd64 is the ordinary kernel; "
+        "7.3/trixie-backports is from another suite). none: "
         "firmware boots from a disk.",
     ),
     click.option("--no-monitor", is_flag=True, help="Boot the kernel at VMPL 0, without VeilMon."),
+    click.option(
+        "--without-driver",
+        is_flag=True,
+        help="Boot a kernel for which the driver cannot be built: the services hear nothing of it.",
+    ),
     click.option(
         "--disk",
         "disks",
@@ -102,6 +108,7 @@ class CvmOptions:
     vcpus: int
     kernel: str | None
     no_monitor: bool
+    without_driver: bool = False
     disks: tuple[str, ...] = ()
     firmware: str | None = None
     append: str | None = None
@@ -126,6 +133,7 @@ class CvmOptions:
         more.setdefault("initrd", self.initrd)
         more.setdefault("igvm", self.igvm)
         more.setdefault("services", self._services())
+        more.setdefault("driver", not self.without_driver)
         more.setdefault("driver_options", self.driver_options)
         more.setdefault("owners", _owners(self.owner))
         more.setdefault("readers", _fingerprints(self.reader, "--reader must be 64 hexadecimal digits (`veil key`)"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from veil.cli.cvm_options import CvmOptions, cvm_options
 from veil.cli.output import emit_json, say, tell
 from veil.cli.progress import Progress
 from veil.errors import VeilError, describe
+
+if TYPE_CHECKING:
+    from veil.cvm import ConfidentialVM
 
 __all__ = ["measure"]
 
@@ -55,7 +59,7 @@ def measure(
     pages: dict[str, int] = {}
     for entry in log.entries:
         pages[entry.name] = pages.get(entry.name, 0) + entry.count
-    made_from = _made_from(vm.ingredients() or {})
+    made_from = _made_from(vm)
     if as_json:
         emit_json({"launch_digest": digest.hex(), "pages": pages, "made_from": made_from})
     else:
@@ -67,17 +71,12 @@ def measure(
     return 0
 
 
-def _made_from(ingredients: dict[str, str]) -> dict[str, str]:
+def _made_from(vm: ConfidentialVM) -> dict[str, str]:
     """On what the digest depends beside Veil and the options (docs/attestation.md)."""
-    from veil.guest.agent.build import agent_compiler
-    from veil.guest.driver.build import DRIVER_COMPILER
-    from veil.guest.toolchain import compiler_version
-
-    compiled = {"agent": agent_compiler(), "driver": DRIVER_COMPILER}
-    packages = ", ".join(name for name in ingredients if name not in compiled)
+    ingredients = vm.ingredients() or {}
+    compilers = vm.compilers() if ingredients else {}
+    packages = ", ".join(name for name in ingredients if name not in compilers)
     programs = {
-        name: f"SHA-256 {ingredients[name]}, {compiler_version(command)}"
-        for name, command in compiled.items()
-        if name in ingredients
+        name: f"SHA-256 {ingredients[name]}, {compiler}" for name, compiler in compilers.items() if name in ingredients
     }
     return {"packages": packages, **programs}

@@ -19,8 +19,10 @@ from veil.formats.enclave_settings import ON as ENCLAVES_ON
 from veil.formats.kci import KCI_NAME
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.tsc import TSC_KHZ
-from veil.guest.driver.build import build_driver, build_intruder, has_headers
+from veil.guest.agent.build import agent_compiler
+from veil.guest.driver.build import build_driver, build_intruder, driver_compiler
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
+from veil.guest.errors import NoDriverError
 from veil.guest.igvm.file import IgvmFile, open_igvm
 from veil.guest.ingredients import igvm_ingredient, ingredients_at_hand, with_firmware
 from veil.guest.initramfs.archive import Node
@@ -31,6 +33,7 @@ from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kerne
 from veil.guest.linux.modules import collect_modules
 from veil.guest.ovmf.metadata import Firmware
 from veil.guest.ovmf.package import open_firmware, read_initrd
+from veil.guest.toolchain import compiler_version
 from veil.host import DEFAULT_POLICY
 from veil.image.services_image import ServicesImage
 from veil.snp import Machine, ram_ranges
@@ -57,12 +60,18 @@ class Assembly:
         chosen = self._configuration
         if chosen.igvm is not None:
             return igvm_ingredient(Path(chosen.igvm))
-        found = ingredients_at_hand(
-            self._cache, chosen.kernel, driver=chosen.services is not None, enclaves=self._makes_enclaves()
-        )
+        driver = chosen.services is not None and chosen.driver
+        found = ingredients_at_hand(self._cache, chosen.kernel, driver=driver, enclaves=self._makes_enclaves())
         if found is None or chosen.firmware is None:
             return found
         return with_firmware(self._cache, found, chosen.kernel, chosen.firmware, chosen.initrd)
+
+    def compilers(self) -> dict[str, str]:
+        """Which compiler and linker made the programs that are compiled, in words."""
+        found = {"agent": compiler_version(agent_compiler())}
+        if self._configuration.igvm is None and self._configuration.kernel != NO_KERNEL:
+            found["driver"] = driver_compiler(self._cache, self.kernel().release)
+        return found
 
     def kernel(self) -> Kernel:
         """The kernel, fetched if need be."""
@@ -130,10 +139,7 @@ class Assembly:
         if chosen.initrd is not None:
             initrd = read_initrd(Path(chosen.initrd))
             if chosen.services is not None:
-                names = ", ".join(chosen.services.settings)
-                self._progress(
-                    f"no driver of Veil's in your initramfs: services that hear nothing of the kernel: {names}"
-                )
+                self._progress(f"no driver of Veil's in your initramfs: {self._deaf_services()}")
         else:
             initrd = self._initramfs(kernel, self._driver(kernel))
         line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), io_apic=True)
@@ -240,13 +246,34 @@ class Assembly:
         return replace(services, settings={**services.settings, KCI_NAME: replace(settings, hashes=hashes).measured()})
 
     def _driver(self, kernel: Kernel) -> bytes | None:
-        if self._configuration.services is None:
+        """None without services, or if the user wants none. Raises VeilError if it cannot be had: a guest whose
+        services hear nothing looks like any other."""
+        chosen = self._configuration
+        if chosen.services is None:
             return None
-        if not has_headers(kernel.release):
-            if self._code_integrity() is not None:
+        if chosen.driver:
+            try:
+                return build_driver(self._cache, kernel, self._progress)
+            except NoDriverError as error:
                 raise VeilError(
-                    f"Debian has no headers for the kernel {kernel.release}: it gets no driver, and nobody would ask "
-                    "for lock-down. Take another kernel, or --kci off"
-                )
-            return None
-        return build_driver(self._cache, kernel, self._progress)
+                    f"{error}. Without the driver there are {self._deaf_services()}. Take another kernel, or "
+                    "--without-driver"
+                ) from error
+        if self._code_integrity() is not None:
+            raise VeilError("without the driver nobody asks for lock-down: --kci off, or leave out --without-driver")
+        if self._makes_enclaves():
+            raise VeilError("without the driver no process makes an enclave: leave out --without-driver, or --enclaves")
+        self._progress(f"no driver: {self._deaf_services()}")
+        return None
+
+    def _deaf_services(self) -> str:
+        """What a kernel without the driver lacks, in words."""
+        services, off = self._configuration.services, set()
+        if self._code_integrity() is None:
+            off.add(KCI_NAME)
+        if not self._makes_enclaves():
+            off.add(ENC_NAME)
+        names = [
+            f"VeilS-{name.upper()}" for name in (services.settings if services is not None else ()) if name not in off
+        ]
+        return f"services that hear nothing of the kernel: {', '.join(names)}"

@@ -51,6 +51,7 @@ class Settings(TypedDict, total=False):
     identity: LaunchIdentityBlock | None
     report_version: int
     services: ServicesImage | None
+    driver: bool
     driver_options: str
     files: Mapping[str, Node] | None
     disks: Sequence[Disk | str]
@@ -90,8 +91,10 @@ class Configuration:
     report_version: int = 3
     """Of attestation reports: 2, 3 or 5."""
     services: ServicesImage | None = PROTECTED_SERVICES
-    """The program at VMPL 1. The driver that the kernel asks it with is in the initramfs if Debian has headers for the
-    kernel."""
+    """The program at VMPL 1."""
+    driver: bool = True
+    """Is the driver in the initramfs, with which the kernel asks the services? Without it they hear nothing of the
+    kernel. It is built for Debian's kernels only."""
     driver_options: str = ""
     """The driver's module parameters."""
     files: Mapping[str, Node] = field(default_factory=dict, repr=False)
@@ -125,6 +128,8 @@ class Configuration:
             raise VeilError(f"host data has {_DIGEST} bytes, not {len(self.host_data)}")
         if not self.monitor and (self.services is not None or self.owners or self.readers):
             raise VeilError("without a monitor a CVM has no services, owners or readers")
+        if not self.driver and self.driver_options:
+            raise VeilError("without the driver there is nothing that options of the driver could be for")
         if len(self.disks) > MAX_DISKS:
             raise VeilError(f"a CVM has at most {MAX_DISKS} disks, not {len(self.disks)}")
         if self.igvm is not None:

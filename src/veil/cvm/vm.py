@@ -417,6 +417,10 @@ class ConfidentialVM:
         """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
         return self._assembly.ingredients()
 
+    def compilers(self) -> dict[str, str]:
+        """Which compiler and linker made the programs that are compiled, in words by the names of `ingredients`."""
+        return self._assembly.compilers()
+
     def build_intruder(self) -> bytes:
         """A kernel module for this guest that does what one would who took its kernel over; for demonstrations."""
         return self._assembly.intruder()

@@ -8,6 +8,7 @@ own are kept in the cache. Nothing is installed. apt checks each download agains
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from veil.cache import Cache, cache_error
@@ -19,6 +20,7 @@ _URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.d
 
 
 _SOURCES = "sources.list"
+_WITHOUT_SECURITY = ("sid", "unstable", "experimental")
 #: The package debian-archive-keyring has it: the keys of every suite.
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -26,7 +28,8 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 class Apt:
     """The configured apt, asked first with the system's package lists, then with lists of our own.
 
-    `suite` ("sid"): that suite of the configured mirror, by lists of our own alone.
+    `suite` ("sid", "trixie-backports"): that suite of the configured mirror, with what it builds upon, by lists of our
+    own alone.
     """
 
     def __init__(self, cache: Cache, *, offline: bool = False, suite: str | None = None) -> None:
@@ -75,29 +78,38 @@ class Apt:
 
     def download(self, package: str, directory: Path) -> Path:
         """The package's .deb file, fetched into `directory`."""
+        return self._download([package], directory)[0]
+
+    def unpack(self, package: str, directory: Path) -> None:
+        """Fetch the package and unpack its files into `directory`."""
+        self.unpack_all([package], directory)
+
+    def unpack_all(self, packages: Sequence[str], directory: Path) -> None:
+        """The same for several, with one call of apt."""
+        fetched = directory / ".fetched"
+        make_folder(fetched)
+        for archive in self._download(packages, fetched):
+            done = self._run("dpkg-deb", "-x", str(archive), str(directory))
+            if done.returncode:
+                self._refuse_full_disk(done, directory, archive.name)
+                raise GuestImageError(f"cannot unpack {archive.name}: {_reason(done)}")
+            archive.unlink()
+        shutil.rmtree(fetched)
+
+    def _download(self, packages: Sequence[str], directory: Path) -> list[Path]:
+        names = ", ".join(packages)
         for attempt in range(2):
-            done = self._run("apt-get", "download", "-q", package, cwd=directory)
+            done = self._run("apt-get", "download", "-q", *packages, cwd=directory)
             archives = sorted(directory.glob("*.deb"))
-            if done.returncode == 0 and archives:
-                return archives[0]
-            self._refuse_full_disk(done, directory, package)
+            if done.returncode == 0 and len(archives) >= len(packages):
+                return archives
+            self._refuse_full_disk(done, directory, names)
             # Lists older than the archive's latest point release name files that are gone from it.
             if attempt == 0 and not self._own_lists:
                 self._update()
             else:
                 break
-        raise GuestImageError(f"cannot download {package}: {_reason(done)}")
-
-    def unpack(self, package: str, directory: Path) -> None:
-        """Fetch the package and unpack its files into `directory`."""
-        fetched = directory / ".fetched"
-        make_folder(fetched)
-        archive = self.download(package, fetched)
-        done = self._run("dpkg-deb", "-x", str(archive), str(directory))
-        if done.returncode:
-            self._refuse_full_disk(done, directory, package)
-            raise GuestImageError(f"cannot unpack {archive.name}: {_reason(done)}")
-        shutil.rmtree(fetched)
+        raise GuestImageError(f"cannot download {names}: {_reason(done)}")
 
     def _search(self, pattern: str) -> list[str]:
         done = self._run("apt-cache", "--names-only", "search", pattern)
@@ -111,20 +123,27 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial", "etc"):
             make_folder(place / name)
         if self._suite is not None:
-            write_private(place / _SOURCES, self._source(self._suite))
+            write_private(place / _SOURCES, self._sources(self._suite))
         done = self._run("apt-get", "update", "-q")
         if not any((place / "lists").glob("*_Packages*")):
             self._refuse_full_disk(done, place, "Debian's package lists")
             raise GuestImageError(f"cannot fetch Debian's package lists: {_reason(done)}")
 
-    def _source(self, suite: str) -> str:
-        """The line that names a suite of the mirror from which this computer has its Debian."""
+    def _sources(self, suite: str) -> str:
+        """The lines that name a suite of the mirror from which this computer has its Debian, and what belongs to it."""
         done = Apt(self._cache)._run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
-        mirror = next((uri for uri in done.stdout.split() if re.search(r"/debian/?$", uri)), None)
-        if mirror is None:
+        mirrors = {
+            name: next((uri for uri in done.stdout.split() if re.search(rf"/{name}/?$", uri)), None)
+            for name in ("debian", "debian-security")
+        }
+        if mirrors["debian"] is None:
             raise GuestImageError(f"apt has no mirror of Debian configured, so there is no {suite} to fetch from")
+        release = suite.partition("-")[0]
+        wanted = [("debian", release)] + ([("debian", suite)] if suite != release else [])
+        if release not in _WITHOUT_SECURITY:
+            wanted.append(("debian-security", f"{release}-security"))
         signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-        return f"deb {signed}{mirror} {suite} main\n"
+        return "".join(f"deb {signed}{mirrors[name]} {part} main\n" for name, part in wanted if mirrors[name])
 
     @property
     def _place(self) -> Path:
@@ -143,7 +162,9 @@ class Apt:
             options += ["-o", f"Dir::Etc::SourceList={place / _SOURCES}", "-o", "Dir::Etc::SourceParts=/dev/null"]
         if own:
             options += ["-o", f"Dir::State={place}", "-o", f"Dir::State::lists={place}/lists"]
-            options += ["-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={place}/cache"]
+            # What is installed here is not there: a candidate of another suite may be older.
+            status = "/var/lib/dpkg/status" if self._suite is None else "/dev/null"
+            options += ["-o", f"Dir::State::status={status}", "-o", f"Dir::Cache={place}/cache"]
         return options
 
     def _run(self, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

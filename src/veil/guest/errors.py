@@ -10,6 +10,10 @@ class GuestImageError(VeilError):
     """The kernel, the initramfs or the boot data cannot be made; the message says which and why."""
 
 
+class NoDriverError(GuestImageError):
+    """The driver cannot be had for a kernel, however often it is tried; the message says why."""
+
+
 class AgentError(VeilError):
     """The guest agent broke its protocol or refused a request."""
 

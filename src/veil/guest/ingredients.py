@@ -8,12 +8,12 @@ from pathlib import Path
 
 from veil.cache import Cache, cache_key
 from veil.guest.agent.build import agent_at_hand
-from veil.guest.driver.build import driver_at_hand, has_headers
+from veil.guest.driver.build import driver_at_hand
 from veil.guest.enclaves.starter.build import starter_at_hand
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.audit_tools import AUDIT_PACKAGES
 from veil.guest.initramfs.contents import BUSYBOX
-from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel
+from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel, packages_of
 from veil.guest.ovmf.package import firmware_at_hand
 from veil.guest.packages import kept_package
 
@@ -33,7 +33,7 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bo
         if key is None:
             return None
         release = key.partition("_")[0].removeprefix("linux-image-")
-        found[key] = _digest(cache.manifest("kernel", key))
+        found[key] = _digest(cache.manifest(packages_of(kernel), key))
     else:
         try:
             opened = open_kernel(cache, Path(kernel))
@@ -41,7 +41,6 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bo
             return None
         release = opened.release
         found[kernel] = _kernel_digest(opened)
-    driver = driver and has_headers(release)
     for package in (BUSYBOX, *(AUDIT_PACKAGES if driver else ())):
         name = kept_package(cache, package)
         if name is None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's packages, unpacked in the cache: one that is there is used until its entry is removed."""
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 from veil.cache import Cache
 from veil.guest.apt import Apt
 
-__all__ = ["kept_package", "unpacked_package"]
+__all__ = ["host_codename", "kept_package", "unpacked_package"]
 
 _PACKAGES = "package"
 
@@ -33,3 +34,11 @@ def unpacked_package(
 def kept_package(cache: Cache, package: str) -> str | None:
     """The newest version of a package that is in the cache: its key."""
     return max((key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")), default=None)
+
+
+def host_codename() -> str | None:
+    """What this computer's Debian is called ("bookworm"); None if nothing says so."""
+    try:
+        return platform.freedesktop_os_release().get("VERSION_CODENAME")
+    except OSError:
+        return None

@@ -179,7 +179,8 @@ case "$*" in
     [ -n "$NO_NET" ] && { echo "E: Failed to fetch http://x: Could not resolve 'deb.example'" >&2; exit 100; }
     cp "$DEB" ./package.deb;;
 *update*) [ -n "$NO_NET" ] && { echo "W: Could not resolve 'deb.example'" >&2; exit 0; }
-    touch "$UPDATED" "${UPDATED%/*}/cache/apt/lists/a_Packages";;
+    touch "$UPDATED"; for lists in "${UPDATED%/*}"/cache/apt*/lists; do touch "$lists/a_Packages"; done;;
+*indextargets*) echo http://deb.example/debian;;
 *) exit 9;;
 esac
 """
@@ -253,6 +254,10 @@ def test_own_lists_where_the_systems_lack_it(apt: pytest.MonkeyPatch, cache: Cac
 def test_unknown_series(apt: pytest.MonkeyPatch, cache: Cache) -> None:
     with pytest.raises(GuestImageError, match=r"unknown kernel version 6\.5: .* \(it has 6\.1, 6\.12\)"):
         debian_kernel(cache, "6.5")
+    with pytest.raises(GuestImageError, match=r"6\.5/SUITE, as in 6\.5/trixie-backports"):
+        debian_kernel(cache, "6.5")
+    with pytest.raises(GuestImageError, match=r"6\.5/sid: Debian's sid offers no such cloud kernel"):
+        debian_kernel(cache, "6.5/sid")
     with pytest.raises(GuestImageError, match="unknown kernel version 'new'"):
         debian_kernel(cache, "new")
 
@@ -285,6 +290,44 @@ def test_a_package_that_names_the_one_with_the_kernel(apt: pytest.MonkeyPatch, c
     assert kernel.release == "6.12.1-made-up"
     assert kernel.modules is not None
     assert kernel.modules.name == kernel.release
+
+
+def test_a_package_that_names_those_with_kernel_and_modules(
+    apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path
+) -> None:
+    """Debian's packages from 7.0 on."""
+    tree, release = tmp_path / "tree", "6.12.1-made-up"
+    place = tree / f"usr/lib/modules/{release}"
+    place.mkdir(parents=True)
+    (tree / f"boot/vmlinuz-{release}").rename(place / "vmlinuz")
+    (tmp_path / "bin/dpkg-deb").write_text(
+        '#!/bin/sh\nplace="$3/usr/lib/modules/6.12.1-made-up"\n'
+        f'if grep -q linux-binary "$LOG"; then mkdir -p $place; cp {place}/vmlinuz $place; fi\n'
+        'if grep -q linux-modules "$LOG"; then mkdir -p $place/kernel; fi\n'
+    )
+    kernel = debian_kernel(cache)
+    assert kernel.modules is not None
+    fetched = [line.split()[-1] for line in log(tmp_path) if " download " in line and "--print-uris" not in line]
+    assert fetched == [f"linux-{part}-6.12.88+deb12-cloud-amd64" for part in ("image", "binary", "modules")]
+
+
+def test_a_kernel_of_another_suite(apt: pytest.MonkeyPatch, cache: Cache, tmp_path: Path) -> None:
+    kernel = debian_kernel(cache, "6.12/trixie-backports")
+    assert kernel.suite == "trixie-backports"
+    for line in log(tmp_path):
+        if line.split()[0].endswith(("apt-get", "apt-cache")):
+            assert f"Dir::Etc::SourceList={cache.root}/apt-trixie-backports/sources.list" in line
+            assert "Dir::State::status=/dev/null" in line
+    calls = len(log(tmp_path))
+    assert debian_kernel(cache, "6.12/trixie-backports") == kernel
+    assert len(log(tmp_path)) == calls
+    # A series without a suite means the configured ones, whatever was fetched before.
+    assert kept_kernel(cache, "6.12") is None
+    assert debian_kernel(cache).suite is None
+    for name in ("6.12/trixie", "6.12-amd64/sid", "7.3-cloud-amd64/trixie-backports"):
+        assert is_series(name)
+    for name in ("6.12/", "6.12/../kernel", "boot/6.12", "6.12/Trixie", "6.12/trixie/main"):
+        assert not is_series(name)
 
 
 @pytest.mark.parametrize(("variable", "message"), [("NO_NET", "no network"), ("NO_SPACE", "the disk is full")])

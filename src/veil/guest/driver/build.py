@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the driver, veil.ko, for one of Debian's kernels: headers out of the archive, unpacked into the cache."""
 
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
@@ -11,29 +10,30 @@ from pathlib import Path
 
 from veil.cache import Cache, cache_key
 from veil.disk import refuse_full_disk
-from veil.guest.apt import Apt
-from veil.guest.errors import GuestImageError
+from veil.guest.driver.compilers import COMPILER_AT_HAND, BuildTools, build_tools
+from veil.guest.driver.headers import HEADERS, KernelHeaders, kernel_headers
+from veil.guest.errors import GuestImageError, NoDriverError
 from veil.guest.linux.btf import btf_section, member_offsets
 from veil.guest.linux.kernel import Kernel
-from veil.guest.toolchain import at_hand, built, find_program, programs_of, run_tool
+from veil.guest.toolchain import at_hand, built, find_program, run_tool
 from veil.private_files import copy_file, make_folder, write_new
 
 __all__ = [
-    "DRIVER_COMPILER",
     "build_driver",
     "build_intruder",
     "build_module",
     "driver_at_hand",
+    "driver_compiler",
     "driver_sources",
-    "has_headers",
 ]
 
-_HEADERS = "headers"
 _DRIVER = "driver"
 _NAME = "veil"
-_LIBELF = "libelf1"
-_DEBIAN_RELEASE = re.compile(r"(?P<version>\d+\.\d+\.\d+[\w.+~]*(?:-\d+)?)(?:-cloud)?-amd64")
-DRIVER_COMPILER = "gcc"
+#: folders of the headers with programs in them
+_PROGRAMS = ("scripts", "tools")
+_COMPILER = "compiler"
+#: what is in an entry, and by which rules it was made
+_ENTRY = "2"
 # A file of the driver's that is made, and what is in it: offsets of members of structures for which there is no header.
 _LAYOUT = "kci/layout.h"
 _LAYOUTS = {"load_info": ("hdr", "len")}
@@ -48,8 +48,6 @@ _FLAGS = (
     "-g0 -ffile-prefix-map={place}=. -ffile-prefix-map={headers}=/usr -Werror -Wextra -Wno-unused-parameter "
     "-Wno-sign-compare -Wno-missing-field-initializers -Wno-cast-function-type"
 )
-# Options of newer compilers, which a kernel that such a one made has in its configuration.
-_NEWER_OPTIONS = {"CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT": "-fmin-function-alignment=16"}
 
 
 def driver_sources() -> dict[str, bytes]:
@@ -68,13 +66,8 @@ def _sources(place: Traversable, prefix: str = "") -> dict[str, bytes]:
     return found
 
 
-def has_headers(release: str) -> bool:
-    """Is it (as `uname -r` says it) a kernel for which Debian has headers?"""
-    return _DEBIAN_RELEASE.fullmatch(release) is not None
-
-
 def build_driver(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
-    """veil.ko for this kernel. Raises GuestImageError."""
+    """veil.ko for this kernel. Raises GuestImageError, NoDriverError if it cannot be had for this kernel."""
     return build_module(cache, kernel, _NAME, driver_sources(), progress)
 
 
@@ -82,6 +75,12 @@ def driver_at_hand(cache: Cache, release: str) -> Path | None:
     """veil.ko for the kernel of this release, if it need not be built."""
     place = at_hand(cache, _DRIVER, _key(release, _NAME, driver_sources()))
     return place / f"{_NAME}.ko" if place is not None else None
+
+
+def driver_compiler(cache: Cache, release: str) -> str:
+    """Compiler and linker, in words, that made the driver at hand."""
+    place = driver_at_hand(cache, release)
+    return (place.parent / _COMPILER).read_text() if place is not None else "none"
 
 
 def build_intruder(cache: Cache, kernel: Kernel, progress: Callable[[str], None] | None = None) -> bytes:
@@ -104,20 +103,21 @@ def build_module(
     say = progress or (lambda _: None)
 
     def build(directory: Path) -> Iterable[Path]:
-        headers = _headers(cache, kernel, say)
-        say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
+        headers = kernel_headers(cache, kernel, say)
         work = directory / "source"
+        tools = build_tools(cache, kernel, headers, work / ".tools", say)
+        say(f"building {'the driver' if name == _NAME else name} for {kernel.release}")
         make_folder(work)
-        version = _debian_version(kernel.release)
-        made = {_LAYOUT: _layout(headers, kernel.release), **_wholes(sources)} if name == _NAME else {}
+        made = {_LAYOUT: _layout(headers), **_wholes(sources)} if name == _NAME else {}
         for file, data in {**sources, **made}.items():
             make_folder((work / file).parent)
             write_new(work / file, data)
-        _make(headers, work, kernel.release, version, name)
+        _make(headers, tools, work, name)
         copy_file(work / f"{name}.ko", directory / f"{name}.ko")
+        write_new(directory / _COMPILER, tools.description())
         shutil.rmtree(work)
-        known = _tree(headers, kernel.release) / "Module.symvers" if kernel.headers is not None else None
-        return [*programs_of([DRIVER_COMPILER]), *_tools(), known or cache.manifest(_HEADERS, kernel.release)]
+        known = headers.tree / "Module.symvers" if kernel.headers else cache.manifest(HEADERS, kernel.release)
+        return [*tools.files, *map(Path, filter(None, [find_program("make")])), known]
 
     place = built(cache, _DRIVER, _key(kernel.release, name, sources), build)
     return (place / f"{name}.ko").read_bytes()
@@ -125,12 +125,12 @@ def build_module(
 
 def _key(release: str, name: str, sources: Mapping[str, bytes]) -> str:
     parts = (part for source in sorted(sources.items()) for part in source)
-    return cache_key(release, _FLAGS, find_program(DRIVER_COMPILER) or "", name, repr(_LAYOUTS), *parts)
+    return cache_key(_ENTRY, release, _FLAGS, find_program(COMPILER_AT_HAND) or "", name, repr(_LAYOUTS), *parts)
 
 
-def _layout(headers: Path, release: str) -> bytes:
+def _layout(headers: KernelHeaders) -> bytes:
     """STRUCTURE_MEMBER for each, in bytes."""
-    btf = btf_section((_tree(headers, release) / "vmlinux").read_bytes())
+    btf = btf_section((headers.tree / "vmlinux").read_bytes())
     lines = ["/* SPDX-License-Identifier: GPL-2.0 */"]
     for structure, members in _LAYOUTS.items():
         offsets = zip(members, member_offsets(btf, structure, members), strict=True)
@@ -147,80 +147,44 @@ def _wholes(sources: Iterable[str]) -> dict[str, bytes]:
     return wholes
 
 
-def _tools() -> list[Path]:
-    """What takes part besides the compiler."""
-    return [Path(path) for path in map(find_program, ("make", "strip", "objcopy")) if path is not None]
-
-
-def _debian_version(release: str) -> str:
-    """As it stands in the names of packages that all kernels of a version share. Raises GuestImageError."""
-    match = _DEBIAN_RELEASE.fullmatch(release)
-    if match is None:
-        raise GuestImageError(f"Linux {release} is not one of Debian's kernels for amd64: there are no headers for it")
-    return match["version"]
-
-
-def _headers(cache: Cache, kernel: Kernel, say: Callable[[str], None]) -> Path:
-    """The folder with the unpacked headers of exactly this kernel: what lies beside it, or Debian's."""
-    version = _debian_version(kernel.release)
-    if kernel.headers is not None:
-        return kernel.headers
-    kbuild = f"linux-kbuild-{version}"
-    packages = [f"linux-headers-{kernel.release}", f"linux-headers-{version}-common", kbuild]
-
-    def build(directory: Path) -> None:
-        say(f"fetching {packages[0]}")
-        apt = Apt(cache)
-        # What one of the headers' own tools (objtool) stands on; a small system may not have it.
-        library = [name for name in apt.dependencies(kbuild) if name.startswith(_LIBELF)]
-        for package in (*packages, *library[:1]):
-            apt.unpack(package, directory)
-
-    return cache.entry(_HEADERS, kernel.release, build) / "usr"
-
-
-def _tree(headers: Path, release: str) -> Path:
-    return headers / "src" / f"linux-headers-{release}"
-
-
-def _make(headers: Path, work: Path, release: str, version: str, module: str) -> None:
+def _make(headers: KernelHeaders, tools: BuildTools, work: Path, module: str) -> None:
     """The headers' Makefiles name each other by absolute paths below /usr/src: one is changed, the rest are links."""
-    if any(character in f"{headers}{work}" for character in " \t:#$%"):
+    folder = headers.folder
+    if any(character in f"{folder}{work}" for character in " \t:#$%"):
         raise GuestImageError(f"cannot build the driver in {work}: make knows no paths with spaces or one of :#$% "
                               "(set XDG_CACHE_HOME)")  # fmt: skip
-    tree, given = work / ".headers", _tree(headers, release)
+    tree, given = work / ".headers", headers.tree
     make_folder(tree)
-    places = {item.name: item for item in given.iterdir() if item.name != "Makefile"}
-    places |= {name: headers / "lib" / f"linux-kbuild-{version}" / name for name in ("scripts", "tools")}
-    for name, place in places.items():
-        (tree / name).symlink_to(place)
+    for item in given.iterdir():
+        if item.name not in ("Makefile", *_PROGRAMS):
+            (tree / item.name).symlink_to(item)
+    for name in _PROGRAMS:
+        if tools.loader is None:
+            (tree / name).symlink_to(headers.kbuild / name)
+        else:
+            tools.loader.folder(tree / name, headers.kbuild / name)
     makefile = (given / "Makefile").read_text()
     # Newer ones name their own folder, too.
-    makefile = makefile.replace(f"/usr/src/linux-headers-{release}\n", f"{tree}\n")
-    write_new(tree / "Makefile", makefile.replace("/usr/src/", f"{headers / 'src'}/"))
+    makefile = makefile.replace(f"/usr/src/linux-headers-{headers.release}\n", f"{tree}\n")
+    write_new(tree / "Makefile", makefile.replace("/usr/src/", f"{folder / 'src'}/"))
     command = [
-        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64", f"CC={DRIVER_COMPILER}",
-        "CONFIG_DEBUG_INFO_BTF_MODULES=", *(f"{name}=" for name in _unknown_options(work)),
-        "LDFLAGS_MODULE=--build-id=none", f"KCFLAGS={_FLAGS.format(place=work, headers=headers)}", "modules",
+        "make", "-s", "-C", str(tree), f"M={work}", "ARCH=x86_64",
+        *(f"{name}={program}" for name, program in tools.commands.items()),
+        "CONFIG_DEBUG_INFO_BTF_MODULES=", "LDFLAGS_MODULE=--build-id=none",
+        f"KCFLAGS={_FLAGS.format(place=work, headers=folder)}", "modules",
     ]  # fmt: skip
-    done = _run(command, work, libraries=headers / "lib" / "x86_64-linux-gnu")
+    done = _run(command, work, libraries=headers.libraries if tools.loader is None else None)
     if done.returncode or not (work / f"{module}.ko").exists():
         refuse_full_disk(done.stdout + done.stderr, work)
         # What went wrong, rather than what make says of it.
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "rror" in line or "not found" in line]
         lines.sort(key=lambda line: line.startswith("make"))
         reason = (lines or done.stderr.splitlines() or [f"exit status {done.returncode}"])[0]
-        raise GuestImageError(f"cannot build the driver: {reason}")
-    strip = _run(["strip", "--strip-debug", str(work / f"{module}.ko")], work)
+        raise NoDriverError(f"cannot build the driver for {headers.release}: {reason}")
+    strip = _run([tools.commands["STRIP"], "--strip-debug", str(work / f"{module}.ko")], work)
     if strip.returncode:
         refuse_full_disk(strip.stderr, work)
         raise GuestImageError(f"cannot build the driver: strip: {strip.stderr.strip()}")
-
-
-def _unknown_options(work: Path) -> list[str]:
-    """Of the newer options those that the compiler at hand has not, by their names in the configuration."""
-    check = [DRIVER_COMPILER, "-fsyntax-only", "-x", "c", "/dev/null"]
-    return [name for name, option in _NEWER_OPTIONS.items() if _run([*check, option], work).returncode]
 
 
 def _run(

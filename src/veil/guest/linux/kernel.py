@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from veil.cache import Cache, cache_key
@@ -20,8 +20,9 @@ DEFAULT_SERIES = "6.12"
 FIRST_SNP_GUEST = (5, 19)
 FIRST_SVSM_GUEST = (6, 11)
 
-#: "6.12" is the cloud kernel of a series, "6.12-amd64" the ordinary one.
-_SERIES = re.compile(r"(?P<version>\d+\.\d+)(?P<flavour>(?:-cloud)?-amd64)?")
+#: "6.12" is the cloud kernel of a series, "6.12-amd64" the ordinary one; "7.3/trixie-backports" that of another suite
+#: than the configured ones, as apt writes it.
+_SERIES = re.compile(r"(?P<version>\d+\.\d+)(?P<flavour>(?:-cloud)?-amd64)?(?:/(?P<suite>[a-z]+(?:-[a-z]+)*))?")
 _CLOUD = "-cloud-amd64"
 _PACKAGES = "kernel"
 _VMLINUX = "vmlinux"
@@ -41,6 +42,8 @@ class Kernel:
     """A folder with Debian's packages of headers, unpacked: src/linux-headers-RELEASE and what that refers to."""
     bzimage: Path | None = None
     """The file that it came out of, which firmware starts."""
+    suite: str | None = None
+    """Debian's suite from which it was fetched, if it is not a configured one."""
 
     @property
     def version(self) -> tuple[int, int]:
@@ -77,16 +80,17 @@ def debian_kernel(
     cache: Cache, series: str = DEFAULT_SERIES, *, refresh: bool = False, progress: Callable[[str], None] | None = None
 ) -> Kernel:
     """Debian's newest kernel of a series, as the configured apt offers it: '6.12' is its cloud kernel, '6.12-amd64' the
-    ordinary one.
+    ordinary one; '7.3/trixie-backports' is from another suite of the same mirror.
 
     A kernel once fetched is used again without asking apt (so it also works offline) until `refresh` is set.
     """
     if not is_series(series):
         raise GuestImageError(f"unknown kernel version {series!r} (Debian's series are named like {DEFAULT_SERIES})")
     say = progress or (lambda _: None)
+    kind, suite = packages_of(series), _suite(series)
+    apt = Apt(cache, suite=suite)
     kept = None if refresh else kept_kernel(cache, series)
     if kept is None:
-        apt = Apt(cache)
         package = _newest_offered(apt, series)
         key = apt.archive_name(package).removesuffix(".deb")
     else:
@@ -94,20 +98,22 @@ def debian_kernel(
 
     def build(directory: Path) -> None:
         say(f"fetching {package}")
-        Apt(cache).unpack(package, directory)
+        apt.unpack(package, directory)
         if _image_in(directory) is None:
-            # From 6.19 on that package only names another one.
-            Apt(cache).unpack(package.replace("linux-image-", "linux-binary-", 1), directory)
+            # From 6.19 on that package only names others.
+            apt.unpack(package.replace("linux-image-", "linux-binary-", 1), directory)
+            if not any(directory.glob("usr/lib/modules/*/kernel")):
+                apt.unpack(package.replace("linux-image-", "linux-modules-", 1), directory)
         if _image_in(directory) is None:
             raise GuestImageError(f"{package} holds no kernel")
 
-    place = cache.entry(_PACKAGES, key, build)
+    place = cache.entry(kind, key, build)
     image = _image_in(place)
     if image is None:
         # The manifest is sound but names no kernel: an entry of another version of this program.
-        cache.remove(_PACKAGES, key)
+        cache.remove(kind, key)
         raise GuestImageError(f"the cached {key} held no kernel and was dropped: try again")
-    return open_kernel(cache, image, source=key, progress=progress)
+    return replace(open_kernel(cache, image, source=key, progress=progress), suite=suite)
 
 
 def open_kernel(
@@ -162,8 +168,19 @@ def require_bootable(kernel: Kernel, *, monitor: bool) -> None:
 def kept_kernel(cache: Cache, series: str) -> str | None:
     """The newest kernel package of a series that is in the cache: its key."""
     pattern, _ = _packages(series)
-    kept = [key for key in cache.keys(_PACKAGES) if pattern.fullmatch(key.partition("_")[0])]
+    kept = [key for key in cache.keys(packages_of(series)) if pattern.fullmatch(key.partition("_")[0])]
     return max(kept, key=_order, default=None)
+
+
+def packages_of(series: str) -> str:
+    """The kind of cache entry that the kernels of a series are: each suite has its own."""
+    suite = _suite(series)
+    return _PACKAGES if suite is None else f"{_PACKAGES}-{suite}"
+
+
+def _suite(series: str) -> str | None:
+    match = _SERIES.fullmatch(series)
+    return match["suite"] if match is not None else None
 
 
 def _packages(series: str) -> tuple[re.Pattern[str], str]:
@@ -190,7 +207,10 @@ def _newest_offered(apt: Apt, series: str) -> str:
     known = sorted({match["version"] for name in names if (match := _SERIES.search(name))}, key=_order)
     has = f"it has {', '.join(known)}" if known else "it has none at all"
     kind = "cloud kernel" if flavour == _CLOUD else "kernel"
-    raise GuestImageError(f"unknown kernel version {series}: the configured Debian offers no such {kind} ({has})")
+    suite = _suite(series)
+    where = "the configured Debian" if suite is None else f"Debian's {suite}"
+    other = "" if suite else f"; another suite's is {series}/SUITE, as in {series}/trixie-backports"
+    raise GuestImageError(f"unknown kernel version {series}: {where} offers no such {kind} ({has}){other}")
 
 
 def _order(name: str) -> list[int]:
