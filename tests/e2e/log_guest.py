@@ -45,9 +45,9 @@ def verified(vm: ConfidentialVM) -> list[LogEntry]:
     return list(log_reader(vm).fetch())
 
 
-def records_of(entries: list[LogEntry]) -> list[AuditRecord]:
+def records_of(entries: list[LogEntry], kind: EntryKind = EntryKind.RECORDS) -> list[AuditRecord]:
     """The kernel's records in them."""
-    return [item for entry in entries if entry.kind == EntryKind.RECORDS for item in parse_records(entry.body)]
+    return [item for entry in entries if entry.kind == kind for item in parse_records(entry.body)]
 
 
 def service_parameters(vm: ConfidentialVM) -> ServiceParameters:
