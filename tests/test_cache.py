@@ -2,6 +2,7 @@
 import errno
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,16 @@ def test_prune_keeps_the_last_used(cache: Cache) -> None:
     assert set(cache.keys("kind")) == {"a", "d"}
 
 
-def test_stale_rubbish_is_swept(cache: Cache) -> None:
+def test_stale_rubbish_is_swept(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     old = cache.directory("tmp") / "build-old"
     old.mkdir()
+    # What is built here has a package's time, as dpkg-deb sets it, while another process sweeps.
     os.utime(old, (0, 0))
-    cache.entry("kind", "key", Builder())
+    cache.entry("kind", "one", Builder())
+    assert old.exists()
+    later = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr("veil.cache.time.time", lambda: later)
+    cache.entry("kind", "two", Builder())
     assert not old.exists()
 
 

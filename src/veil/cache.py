@@ -223,7 +223,8 @@ def _sweep(scratch: Path) -> None:
     """Clear what killed builders left; the young may still be at work."""
     for path in scratch.iterdir():
         try:
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            # Not st_mtime: who unpacks a package gives the folder the package's time.
+            if time.time() - path.stat().st_ctime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:
             continue

@@ -38,6 +38,7 @@ OTHERS: dict[str, Any] = {
     "identity": None,
     "report_version": 2,
     "services": protected_services(LogSettings(full="drop")),
+    "driver": False,
     "driver_options": "log_heartbeat=500",
     "files": {"etc/word": Node.file(b"one")},
     "disks": (Disk("/a.img", "tmp"),),
@@ -148,6 +149,7 @@ def test_both_ways_to_a_cvm_are_the_same() -> None:
         ({"monitor": False}, "without a monitor"),
         ({"append": "quiet"}, "are given to firmware"),
         ({"initrd": "/initrd.img"}, "are given to firmware"),
+        ({"driver": False, "driver_options": "log_intent=exec"}, "without the driver there is nothing"),
     ],
 )
 def test_what_no_cvm_can_have(change: dict[str, Any], words: str) -> None:

@@ -56,7 +56,7 @@ def test_all_services_with_the_kernels_own_driver(series: str, tmp_path: Path) -
         status = guest.status()
         assert status.locked_ns is not None, guest.words()
         assert status.text_pages > 4000
-        assert [module.name for module in status.modules] == ["veil"]
+        assert "veil" in {module.name for module in status.modules}
         assert vm.run(["insmod", "/stranger.ko"]).exit_status != 0
         assert guest.status().refused > 0
         reader = log_reader(vm, timeout=60)
