@@ -109,7 +109,7 @@ class EnclaveMachine(EnclaveBench):
             assert self.donate(self.number, self.frames(image.layout.pool_pages)) == Status.OK
         self.output = b""
         self.words: tuple[str, ...] = ()
-        self.service._keys._record = self._note
+        self.service._ledger._record = self._note
         self.answers: dict[int, Callable[[WindowBlock], int]] = {}
         self.vmcb = Vmcb(vmsa_pa=self.context)
         self._changing = np.arange((MONITOR - FREE) // PAGE)
@@ -128,7 +128,7 @@ class EnclaveMachine(EnclaveBench):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _note(self, word: bytes) -> None:
+    def _note(self, word: bytes, /, *, urgent: bool = False) -> None:
         self.words += (EnclaveWord.parse(word).words,)
 
     # What there is

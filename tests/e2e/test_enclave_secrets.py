@@ -185,13 +185,13 @@ def unserved(vm: ConfidentialVM, tmp_path: Path, busybox: EnclaveImage, monkeypa
     asked: list[int] = []
     honest = mailbox.serve
 
-    def serve(context: object, keys: object, enclave: object, slot: int) -> int | None:
+    def serve(context: object, keys: object, ledger: object, enclave: object, slot: int) -> int | None:
         found = service._enclaves[1].mailboxes[slot]
         view = vm.machine.view(vmpl=2)
         if view.read(found + MAILBOX_DATA, 3) == b"key" and view.read_u32(found) == 5:
             asked.append(found)
             return None
-        return honest(context, keys, enclave, slot)  # type: ignore[arg-type]
+        return honest(context, keys, ledger, enclave, slot)  # type: ignore[arg-type]
 
     monkeypatch.setattr(mailbox, "serve", serve)
     start(vm, tmp_path, busybox, "out", "cat", KEY)

@@ -6,13 +6,12 @@ All of it goes by the measurement: an enclave with one other byte gets another k
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import hashes, hmac, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement, EnclaveWord, Speaker
+from veil.formats.enclave_reports import LONGEST_SECRET, EnclaveStatement, Speaker
 from veil.services.enc.errors import EnclaveError
 
 if TYPE_CHECKING:
@@ -21,23 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["EnclaveKeys"]
 
 _MAX_SECRETS = 256
-_LONGEST_LINE = 512
 
 
 class EnclaveKeys:
-    """Root of the keys, secrets, the key of statements, and the way into the protected log."""
+    """Root of the keys, secrets, and the key of statements."""
 
-    def __init__(self, record: Callable[[bytes], None], signer: ec.EllipticCurvePrivateKey) -> None:
-        self._record = record
+    def __init__(self, signer: ec.EllipticCurvePrivateKey) -> None:
         #: of the keys, the same in each launch of this image on this processor; None while it could not be had
         self.root: bytes | None = None
         self._signer = signer
         self._secrets: dict[tuple[bytes, bytes], bytes] = {}
 
     @classmethod
-    def generate(cls, record: Callable[[bytes], None]) -> EnclaveKeys:
+    def generate(cls) -> EnclaveKeys:
         """For one launch."""
-        return cls(record, ec.generate_private_key(ec.SECP256R1()))
+        return cls(ec.generate_private_key(ec.SECP256R1()))
 
     @property
     def public(self) -> bytes:
@@ -76,16 +73,6 @@ class EnclaveKeys:
         """What was provisioned under this name."""
         return self._secrets.get((measurement, name))
 
-    # The protected log
-
-    def tell(self, enclave: Enclave, line: bytes) -> None:
-        """A line of an enclave's own."""
-        self.note("says", enclave, line[:_LONGEST_LINE].decode(errors="replace"))
-
-    def note(self, event: str, enclave: Enclave, words: str) -> None:
-        """What became of an enclave."""
-        self._record(EnclaveWord(event, enclave.number, words, enclave.measurement.hex()).pack())
-
     # Snapshots, which are secret
 
     def dump(self) -> dict[str, Any]:
@@ -96,11 +83,11 @@ class EnclaveKeys:
         return {"root": self.root.hex() if self.root is not None else None, "signer": private.hex(), "secrets": secrets}
 
     @classmethod
-    def load(cls, record: Callable[[bytes], None], state: dict[str, Any]) -> EnclaveKeys:
+    def load(cls, state: dict[str, Any]) -> EnclaveKeys:
         """Take back what `dump` gave."""
         signer = serialization.load_der_private_key(bytes.fromhex(state["signer"]), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        made = cls(record, signer)
+        made = cls(signer)
         made.root = bytes.fromhex(state["root"]) if state["root"] is not None else None
         for measurement, name, secret in state["secrets"]:
             made._secrets[bytes.fromhex(measurement), bytes.fromhex(name)] = bytes.fromhex(secret)

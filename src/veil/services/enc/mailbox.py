@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from veil.services.context import ServiceContext
     from veil.services.enc.enclave import Enclave
     from veil.services.enc.keys import EnclaveKeys
+    from veil.services.enc.ledger import EnclaveLedger
 
 __all__ = ["serve"]
 
@@ -48,6 +49,7 @@ class _Request(NamedTuple):
 
     context: ServiceContext
     keys: EnclaveKeys
+    ledger: EnclaveLedger
     enclave: Enclave
     slot: int
     args: tuple[int, ...]
@@ -76,7 +78,7 @@ class _Request(NamedTuple):
         return Prot(self.args[2])
 
 
-def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: int) -> int | None:
+def serve(context: ServiceContext, keys: EnclaveKeys, ledger: EnclaveLedger, enclave: Enclave, slot: int) -> int | None:
     """Answer the request in a slot's mailbox, if there is one.
 
     An address: the kernel must return the page there first, and the request waits. Raises NeedsPages if it waits for
@@ -92,7 +94,7 @@ def serve(context: ServiceContext, keys: EnclaveKeys, enclave: Enclave, slot: in
             return missing
         if missing < TOP:
             enclave.tables.reach(missing)
-    request = _Request(context, keys, enclave, slot, tuple(asked.args), bytes(asked.data))
+    request = _Request(context, keys, ledger, enclave, slot, tuple(asked.args), bytes(asked.data))
     try:
         status, answer = Status.OK, _CALLS.get(asked.call, _unknown)(request)
     except NoFrames:
@@ -144,7 +146,7 @@ def _protect(request: _Request) -> _Answer:
 
 
 def _log(request: _Request) -> _Answer:
-    request.keys.tell(request.enclave, request.text())
+    request.ledger.say(request.enclave, request.text())
     return _Answer()
 
 

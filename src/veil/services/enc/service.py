@@ -44,6 +44,7 @@ from veil.services.enc import mailbox
 from veil.services.enc.enclave import Enclave, State, pages_needed
 from veil.services.enc.errors import EnclaveError, NeedsPages, NoFrames
 from veil.services.enc.keys import EnclaveKeys
+from veil.services.enc.ledger import EnclaveLedger
 from veil.services.interface import KernelRequest, Refused, Service, User, UserHandler
 from veil.snp.errors import RmpViolation
 
@@ -64,7 +65,8 @@ class EncService(Service):
     def start(self, settings: dict[str, Any]) -> None:
         """No enclave yet."""
         self._settings = EncSettings.of(settings)
-        self._keys = EnclaveKeys.generate(self.context.record)
+        self._keys = EnclaveKeys.generate()
+        self._ledger = EnclaveLedger(self.context.record)
         self._enclaves: dict[int, Enclave] = {}
         self._next = 1
         self._cpuid: bytes | None = None
@@ -112,7 +114,7 @@ class EncService(Service):
             self._keys.root = yield from self.context.monitor.lasting_key()
         except MonitorRefused as error:
             # A key of this launch's in its place would lose what is sealed with it; so there is no key.
-            self._keys.note("refused", enclave, f"no key for sealed files: {error}")
+            self._ledger.note("refused", enclave, f"no key for sealed files: {error}")
 
     def _donate(self, request: KernelRequest) -> Asking[bytes]:
         (number,) = _unpack(_ONE, request)
@@ -131,7 +133,7 @@ class EncService(Service):
             yield from enclave.add_content(self.context, record, page, _pages(request))
         except EnclaveError as error:
             if enclave.state is State.UNUSABLE:
-                self._keys.note("refused", enclave, str(error))
+                self._ledger.note("refused", enclave, str(error))
             raise
         return b""
 
@@ -139,7 +141,7 @@ class EncService(Service):
         (number,) = _unpack(_ONE, request)
         enclave = self._enclave(number)
         yield from enclave.finish(self.context, TSC_KHZ, self._cpuid or b"")
-        self._keys.note("finished", enclave, f"{len(enclave.owned)} pages, {len(enclave.contexts)} slots")
+        self._ledger.note("finished", enclave, f"{len(enclave.owned)} pages, {len(enclave.contexts)} slots")
         return Finished(enclave.measurement, tuple(enclave.contexts)).pack()
 
     def _serve(self, request: KernelRequest) -> bytes:
@@ -148,7 +150,7 @@ class EncService(Service):
         if enclave.state is not State.READY or slot >= len(enclave.mailboxes):
             raise EnclaveError(f"enclave {number} has no slot {slot} that runs")
         try:
-            missing = mailbox.serve(self.context, self._keys, enclave, slot)
+            missing = mailbox.serve(self.context, self._keys, self._ledger, enclave, slot)
         except NeedsPages as needs:
             return PAGES_MISSING.pack(0, needs.pages)
         return b"" if missing is None else PAGE_MISSING.pack(missing)
@@ -174,7 +176,7 @@ class EncService(Service):
         try:
             yield from enclave.take_back(self.context, asked.addresses, request.pages)
         except EnclaveError as error:
-            self._keys.note("refused", enclave, str(error))
+            self._ledger.note("refused", enclave, str(error))
             raise
         return b""
 
@@ -241,6 +243,7 @@ class EncService(Service):
         state = {
             "next": self._next,
             "keys": self._keys.dump(),
+            "told": self._ledger.dump(),
             "cpuid": None if self._cpuid is None else self._cpuid.hex(),
             "enclaves": [enclave.dump() for enclave in self._enclaves.values()],
         }
@@ -250,7 +253,8 @@ class EncService(Service):
         """The same enclaves, with the same keys."""
         state = json.loads(data)
         self._settings = EncSettings.of(settings)
-        self._keys = EnclaveKeys.load(self.context.record, state["keys"])
+        self._keys = EnclaveKeys.load(state["keys"])
+        self._ledger = EnclaveLedger.load(self.context.record, state["told"])
         self._next = state["next"]
         self._cpuid = None if state["cpuid"] is None else bytes.fromhex(state["cpuid"])
         enclaves = (Enclave.load(self.context.guest, item) for item in state["enclaves"])

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told to the protected log of enclaves, and what they say themselves: bounded, however often it happens.
+
+A program can say as many lines as it likes, a kernel can make its runtime complain again and again, and anybody in the
+guest can make enclaves without end. By measurement, for each enclave has a number of its own: what is new is told, and
+of the rest so much that it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from veil.formats.enclave_reports import EnclaveWord
+
+if TYPE_CHECKING:
+    from veil.services.context import Recorder
+    from veil.services.enc.enclave import Enclave
+
+__all__ = ["EnclaveLedger"]
+
+_LONGEST_LINE = 512
+#: Measurements with an account of their own; all others have one together.
+_MAX_MEASUREMENTS = 256
+#: Lines that are new: of one measurement, more than there are system calls; and of all. The log has room for them.
+_MAX_NEW = 512
+_MAX_NEW_OF_ALL = 8192
+#: Of lines that are not new, or one too many: so many are told, then each doubling.
+_AGAIN_TOLD = 16
+_OTHERS = "others"
+
+
+@dataclass
+class _Account:
+    """Of one measurement."""
+
+    known: set[str] = field(default_factory=set)
+    """Digests of lines that were told."""
+    again: int = 0
+    """Lines that were not new."""
+
+
+class EnclaveLedger:
+    """The way into the log."""
+
+    def __init__(self, record: Recorder) -> None:
+        self._record = record
+        self._accounts: dict[str, _Account] = {}
+
+    def say(self, enclave: Enclave, line: bytes) -> None:
+        """A line of an enclave's own."""
+        self.note("says", enclave, line[:_LONGEST_LINE].decode(errors="replace"))
+
+    def note(self, event: str, enclave: Enclave, words: str) -> None:
+        """What became of an enclave."""
+        measurement = enclave.measurement.hex()
+        account = self._account(measurement)
+        if not self._is_new(account, event, words):
+            account.again += 1
+            if account.again > _AGAIN_TOLD:
+                if account.again & (account.again - 1):
+                    return
+                words = f"{words} (the {account.again}th line that is not new; of these each doubling is told)"
+        self._record(EnclaveWord(event, enclave.number, words, measurement).pack())
+
+    def _account(self, measurement: str) -> _Account:
+        if measurement not in self._accounts and len(self._accounts) >= _MAX_MEASUREMENTS:
+            measurement = _OTHERS
+        return self._accounts.setdefault(measurement, _Account())
+
+    def _is_new(self, account: _Account, event: str, words: str) -> bool:
+        digest = hashlib.sha256(f"{event} {words}".encode()).hexdigest()[:32]
+        if digest in account.known or len(account.known) >= _MAX_NEW:
+            return False
+        if sum(len(each.known) for each in self._accounts.values()) >= _MAX_NEW_OF_ALL:
+            return False
+        account.known.add(digest)
+        return True
+
+    # Snapshots
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: [sorted(account.known), account.again] for name, account in self._accounts.items()}
+
+    @classmethod
+    def load(cls, record: Recorder, state: dict[str, Any]) -> EnclaveLedger:
+        """Take back what `dump` gave."""
+        made = cls(record)
+        made._accounts = {name: _Account(set(known), again) for name, (known, again) in state.items()}
+        return made
