@@ -95,7 +95,7 @@ class EntryFlag(enum.IntFlag):
     NO_RAM = 128
 
 
-_SIZE_2M = int(EntryFlag.SIZE_2M)
+_ASSIGNED, _SIZE_2M, _IMMUTABLE = int(EntryFlag.ASSIGNED), int(EntryFlag.SIZE_2M), int(EntryFlag.IMMUTABLE)
 _VMSA_READY = int(EntryFlag.ASSIGNED | EntryFlag.VALIDATED | EntryFlag.VMSA)
 _VMSA_FLAGS = _VMSA_READY | int(EntryFlag.SIZE_2M | EntryFlag.IMMUTABLE)
 
@@ -386,15 +386,9 @@ class Rmp:
         """
         if not 0 <= gpa <= _U64_MAX or count < 0:
             return RmpResult.FAIL_INPUT, 0
-        flags = EntryFlag(0)
-        if assigned:
-            flags |= EntryFlag.ASSIGNED
-        if size:
-            flags |= EntryFlag.SIZE_2M
-        if immutable:
-            flags |= EntryFlag.IMMUTABLE
+        flags = (_ASSIGNED if assigned else 0) | (_SIZE_2M if size else 0) | (_IMMUTABLE if immutable else 0)
         code = self._c.rmpupdate_range(self.address, gpa, flags, count, self._out_ref)
-        return RmpResult(code), self._out.value
+        return _RESULTS[code], self._out.value
 
     def psmash(self, gpa: int) -> RmpResult:
         """PSMASH: split a 2 MiB entry."""
