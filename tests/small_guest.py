@@ -8,10 +8,11 @@ exception stores its vector, error code and RIP in `Trap` and halts.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple, Self
 
 from tests.machine_code import assemble
-from veil.snp import ExitCode, Machine, PageSize, Permission, RmpResult
+from veil.snp import CpuFeature, ExitCode, Machine, PageSize, Permission, RmpResult
 from veil.snp.layouts import Vmcb, Vmsa, VmsaSegment
 
 __all__ = ["CODE", "FREE", "SHARED", "TABLES", "SmallGuest", "Trap"]
@@ -72,8 +73,10 @@ class Trap(NamedTuple):
 class SmallGuest:
     """4 MiB, all the guest's and validated, all open to the guest's VMPL."""
 
-    def __init__(self, code: str = "hlt", *, vmpl: int = 3, cpl: int = 0) -> None:
-        self.machine = Machine(MEMORY)
+    def __init__(
+        self, code: str = "hlt", *, vmpl: int = 3, cpl: int = 0, cpu_features: Collection[CpuFeature] = ()
+    ) -> None:
+        self.machine = Machine(MEMORY, cpu_features=cpu_features)
         self.host = self.machine.host_view()
         self.top = self.machine.view(vmpl=0)
         assert self.host.rmpupdate(0, assigned=True, count=MEMORY // PAGE) == RmpResult.SUCCESS

@@ -25,7 +25,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ from veil.formats.registers import (
     Rflags,
 )
 from veil.private_files import UMASK
-from veil.snp import EntryFlag, ExitCode, HostView, Machine, Permission, RmpResult, SnpError, View
+from veil.snp import CpuFeature, EntryFlag, ExitCode, HostView, Machine, Permission, RmpResult, SnpError, View
 from veil.snp.layouts import EVENT_VALID, SevFeatures, Vmcb, Vmsa, VmsaSegment
 
 __all__ = [
@@ -230,13 +230,19 @@ class BareGuest:
     """A machine with your code in it. Close it, or use it as a context manager."""
 
     def __init__(
-        self, code: bytes = b"\xf4", *, at: int = CODE, memory: int = 4 << 20, host: Host | None = None
+        self,
+        code: bytes = b"\xf4",
+        *,
+        at: int = CODE,
+        memory: int = 4 << 20,
+        host: Host | None = None,
+        cpu_features: Collection[CpuFeature] = (),
     ) -> None:
         """`code` is put at the address `at`, where VCPU 0 begins at VMPL 0. `memory` in bytes, a multiple of 2 MiB, at
         most 1 GiB. Raises SnpError."""
         if not 0 < memory <= _MAX_MEMORY:
             raise SnpError(f"a bare guest has at most {_MAX_MEMORY >> 20} MiB, not {memory} bytes")
-        self.machine = Machine(memory, hosted=False)
+        self.machine = Machine(memory, hosted=False, cpu_features=cpu_features)
         #: memory as the host has it, and the host's RMP instructions
         self.host: HostView = self.machine.host_view()
         self.behaviour = host if host is not None else Host()

@@ -23,6 +23,7 @@ from veil.host import DEFAULT_POLICY, LaunchIdentityBlock
 from veil.host.devices import MAX_DISKS
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import owner_fingerprint
+from veil.snp import CpuFeature, SnpError, check_features
 
 __all__ = ["NO_KERNEL", "QUIET", "Configuration", "Settings", "parse_size"]
 
@@ -34,7 +35,7 @@ QUIET = ("quiet", "loglevel=4")
 _MAX_VCPUS = 4
 _MAX_USERS = 8
 _DIGEST = 32
-_TUPLES = ("kernel_options", "modules", "owners", "readers", "disks")
+_TUPLES = ("kernel_options", "modules", "owners", "readers", "disks", "cpu_features")
 
 
 class Settings(TypedDict, total=False):
@@ -59,6 +60,7 @@ class Settings(TypedDict, total=False):
     initrd: str | os.PathLike[str] | None
     append: str | None
     igvm: str | os.PathLike[str] | None
+    cpu_features: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,9 @@ class Configuration:
     igvm: str | None = None
     """An IGVM file that has all that the guest begins with, in place of VeilMon, kernel and firmware."""
 
+    cpu_features: tuple[str, ...] = ()
+    """What the processor has beside what it always has: "xsave", and with it "pku"."""
+
     def __post_init__(self) -> None:
         # Whoever gives a list means the same value, and must not be able to change it afterwards.
         for name in _TUPLES:
@@ -122,6 +127,7 @@ class Configuration:
             raise VeilError(f"a CVM has 1 to {_MAX_VCPUS} VCPUs, not {self.vcpus}")
         if self.memory <= 0:
             raise VeilError("a CVM has memory: give it more than 0 bytes")
+        self._check_features()
         if not 0 <= self.policy < 1 << 64:
             raise VeilError(f"the guest policy is a number of 64 bits, not {self.policy:#x}")
         if len(self.host_data) != _DIGEST:
@@ -147,6 +153,21 @@ class Configuration:
                 )
             if any(len(item) != _DIGEST for item in users):
                 raise VeilError(f"owners and readers are named by the {_DIGEST} bytes of a key's SHA-256")
+
+    @property
+    def features(self) -> frozenset[CpuFeature]:
+        """`cpu_features` as the machine takes them."""
+        return frozenset(map(CpuFeature, self.cpu_features))
+
+    def _check_features(self) -> None:
+        known = [feature.value for feature in CpuFeature]
+        for name in self.cpu_features:
+            if name not in known:
+                raise VeilError(f"no processor here has {name!r:.40}: there are {', '.join(known)}")
+        try:
+            check_features(self.features)
+        except SnpError as error:
+            raise VeilError(str(error)) from error
 
     def _check_igvm(self) -> None:
         """All that is loaded is in the file."""

@@ -67,7 +67,7 @@ def with_host(
     tell = _once(say)
     for disk in platform.disks:
         disk.on_error = disk.on_fault = lambda reason: tell(f"disk: {reason}")
-    table = [(item.leaf, item.subleaf, *item[2:]) for item in machine.cpuid_entries(chosen.vcpus)]
+    table = [item[:6] for item in machine.cpuid_entries(chosen.vcpus)]
     hypervisor = Hypervisor(
         machine,
         platform,

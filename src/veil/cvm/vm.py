@@ -408,7 +408,7 @@ class ConfidentialVM:
         """What a launch would measure, without launching: for anyone who wants to know the digest beforehand."""
         try:
             build_engine(self._say)
-            with Machine(PAGE_SIZE_2M) as machine:
+            with Machine(PAGE_SIZE_2M, cpu_features=self.configuration.features) as machine:
                 return self._build_image(machine)
         except SnpError as error:
             raise VeilError(str(error)) from error
@@ -447,6 +447,7 @@ class ConfidentialVM:
             endorsement=endorsement,
             report_version=chosen.report_version,
             hosted=chosen.monitor,
+            cpu_features=chosen.features,
         )
         self._attach(machine, boot_items(self._assembly.boot_files), self._assembly.kernel_vmpl)
         self.image = self._build_image(machine)

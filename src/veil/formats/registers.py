@@ -42,8 +42,10 @@ class Cr4(enum.IntFlag):
     UMIP = 1 << 11
     LA57 = 1 << 12
     FSGSBASE = 1 << 16
+    OSXSAVE = 1 << 18
     SMEP = 1 << 20
     SMAP = 1 << 21
+    PKE = 1 << 22
     CET = 1 << 23
 
 

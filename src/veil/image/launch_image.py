@@ -160,8 +160,9 @@ def cpuid_page(entries: Sequence[CpuidEntryValues]) -> bytes:
     page = CpuidPage(count=len(entries))
     for at, item in enumerate(entries):
         page.functions[at] = CpuidFunction(
-            eax_in=item.leaf, ecx_in=item.subleaf, eax=item.eax, ebx=item.ebx, ecx=item.ecx, edx=item.edx
-        )
+            eax_in=item.leaf, ecx_in=item.subleaf, xcr0_in=item.xcr0, eax=item.eax, ebx=item.ebx, ecx=item.ecx,
+            edx=item.edx,
+        )  # fmt: skip
     return bytes(page)
 
 

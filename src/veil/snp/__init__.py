@@ -9,7 +9,7 @@ Layouts of the specifications are in `veil.snp.layouts`; the chip's keys in `vei
 
 from veil.snp._engine import COUNTER_NAMES, EngineCounters
 from veil.snp._engine_library import build_engine, engine_at_hand
-from veil.snp.cpuid import CpuidEntryValues
+from veil.snp.cpuid import CpuFeature, CpuidEntryValues, check_features
 from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, WatchKind, Watchpoint
 from veil.snp.errors import EngineBuildError, LaunchError, RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
@@ -27,6 +27,7 @@ __all__ = [
     "HOSTED_VMPLS",
     "MAX_WATCHPOINTS",
     "MODEL_TCB",
+    "CpuFeature",
     "CpuidEntryValues",
     "DebugStop",
     "EngineBuildError",
@@ -54,6 +55,7 @@ __all__ = [
     "WatchKind",
     "Watchpoint",
     "build_engine",
+    "check_features",
     "engine_at_hand",
     "launch_digest",
     "ram_ranges",

@@ -106,6 +106,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "reset": ([_PTR], None),
     "kick": ([_PTR], None),
     "cpuid": ([_PTR, ctypes.c_uint32, ctypes.c_uint32, ctypes.POINTER(ctypes.c_uint32)], None),
+    "set_cpu_features": ([_PTR, ctypes.c_uint32], None),
     "set_tsc_offset": ([_PTR, _U64], None),
     "set_pause_limit": ([_PTR, ctypes.c_uint32], None),
     "set_single_step": ([_PTR, ctypes.c_uint32], None),
@@ -119,8 +120,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 class Engine:
     """One x86-64 core that runs the context of one VMSA at a time."""
 
-    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, hole: range) -> None:
-        """`hole`: the pages below 4 GiB that are no RAM, empty if all are."""
+    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, hole: range, cpu_features: int = 0) -> None:
+        """`hole`: the pages below 4 GiB that are no RAM, empty if all are. `cpu_features`: bits of VEIL_CPU_."""
         library = _engine_library.library()
         for name, (argtypes, restype) in _SIGNATURES.items():
             function = getattr(library, f"veil_engine_{name}")
@@ -139,6 +140,7 @@ class Engine:
         self.run_switching_function = library.veil_engine_run_switching
         self.handle: int = self._handle
         self.set_tsc(0)
+        library.veil_engine_set_cpu_features(self.handle, cpu_features)
 
     def close(self) -> None:
         """Free the core; nothing else may be called after it."""

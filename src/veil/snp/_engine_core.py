@@ -263,6 +263,52 @@ _EDITS = (
         "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;",
         "        MMU_KSMAP_IDX;",
     ),
+    # XSAVEC: 0F C7 /4 (engine/extended_state.c).
+    (
+        "src/qemu/target/i386/helper.h",
+        "DEF_HELPER_FLAGS_3(xsaveopt, TCG_CALL_NO_WG, void, env, tl, i64)\n",
+        "DEF_HELPER_FLAGS_3(xsaveopt, TCG_CALL_NO_WG, void, env, tl, i64)\n"
+        "DEF_HELPER_3(veil_xsavec, void, env, tl, i64)\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "        case 7: /* RDSEED */\n",
+        "        case 4: /* XSAVEC */\n"
+        "            if (mod == 3 || !(s->cpuid_ext_features & CPUID_EXT_XSAVE)\n"
+        "                || !(s->cpuid_xsave_features & CPUID_XSAVE_XSAVEC)\n"
+        "                || (s->prefix & (PREFIX_LOCK | PREFIX_DATA | PREFIX_REPZ | PREFIX_REPNZ))) {\n"
+        "                goto illegal_op;\n            }\n"
+        "            gen_lea_modrm(env, s, modrm);\n"
+        "            gen_update_cc_op(s);\n            gen_jmp_im(s, pc_start - s->cs_base);\n"
+        "            tcg_gen_concat_tl_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_regs[R_EAX], tcg_ctx->cpu_regs[R_EDX]);\n"
+        "            gen_helper_veil_xsavec(tcg_ctx, tcg_ctx->cpu_env, s->A0, s->tmp1_i64);\n            break;\n\n"
+        "        case 7: /* RDSEED */\n",
+    ),
+    # XRSTOR of what XSAVEC saved. The legacy region is where it is in the standard form.
+    (
+        "src/qemu/target/i386/fpu_helper.c",
+        "    if ((int64_t)xstate_bv < 0) {\n        /* FIXME: Compact form.  */\n"
+        "        raise_exception_ra(env, EXCP0D_GPF, ra);\n    }\n",
+        "",
+    ),
+    (
+        "src/qemu/target/i386/fpu_helper.c",
+        "    if (xcomp_bv || reserve0) {\n",
+        "    bool compact = xcomp_bv >> 63;\n"
+        "    if ((compact ? (xcomp_bv << 1 >> 1 & ~env->xcr0) | (xstate_bv & ~xcomp_bv) : xcomp_bv) || reserve0) {\n",
+    ),
+    (
+        "src/qemu/target/i386/fpu_helper.c",
+        "        do_xrstor_mxcsr(env, ptr, ra);\n        if (xstate_bv & XSTATE_SSE_MASK) {\n",
+        "        if (compact && !(xstate_bv & XSTATE_SSE_MASK)) {\n            cpu_set_mxcsr(env, 0x1f80);\n"
+        "        } else {\n            do_xrstor_mxcsr(env, ptr, ra);\n        }\n"
+        "        if (xstate_bv & XSTATE_SSE_MASK) {\n",
+    ),
+    (
+        "src/qemu/target/i386/fpu_helper.c",
+        "do_xrstor_pkru(env, ptr + XO(pkru_state), ra)",
+        "do_xrstor_pkru(env, ptr + (compact ? 576 : XO(pkru_state)), ra)",
+    ),
     # CLAC and STAC end a block, because the level of accesses changes; the next one is looked up without the loop.
     (
         "src/qemu/target/i386/translate.c",

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import enum
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from veil.formats.board import C_BIT_POSITION
 from veil.formats.domains import VMPLS
 from veil.snp._engine import Engine
+from veil.snp.errors import SnpError
 
-__all__ = ["PROCESSOR_SIGNATURE", "CpuidEntryValues", "cpuid_entries"]
+__all__ = ["PROCESSOR_SIGNATURE", "CpuFeature", "CpuidEntryValues", "check_features", "cpuid_entries", "feature_bits"]
 
 #: Family 19h, model 01h, stepping 1 (Milan, the first with SNP). The core is older than that, and would say so: tools
 #: then take its reports for impossible ones.
@@ -40,9 +43,42 @@ _EDX_HTT = 1 << 28
 _7_EBX = 1 << 0 | 1 << 3 | 1 << 7 | 1 << 8  # FSGSBASE BMI1 SMEP BMI2
 _7_EBX |= 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24  # ADX SMAP CLFLUSHOPT CLWB
 _7_ECX_UMIP = 1 << 2  # the core has none: intercepts.c
+_7_ECX_PKU = 1 << 3  # OSPKE follows CR4
 
 # 80000001: SVM, performance counters, topology extensions, and AMD's own vector sets are not there.
 _81_ECX = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8  # LAHF CR8 ABM SSE4A 3DNOWPREFETCH
+
+
+#: 0xD: what there is of it, and how it is saved
+_X87_SSE, _PKRU = 3, 1 << 9
+_XSAVEOPT_XSAVEC_XGETBV1 = 7
+#: of an area with x87 and SSE alone; the rest's size and place is told component by component
+_BASE_AREA = 0x240
+_PKRU_SIZE, _PKRU_OFFSET = 8, 0xA80
+_BASE_XCR0 = 1
+
+
+class CpuFeature(enum.Enum):
+    """What the processor has if asked for: a stock kernel that finds it here is the slower for it."""
+
+    XSAVE = "xsave"
+    """XSAVE, XSAVEOPT, XSAVEC, XGETBV and XSETBV."""
+    PKU = "pku"
+    """Protection keys; their state is saved by XSAVE."""
+
+
+_BITS = {CpuFeature.XSAVE: 1 << 0, CpuFeature.PKU: 1 << 1}  # VEIL_CPU_
+
+
+def check_features(features: Collection[CpuFeature]) -> None:
+    """Raises SnpError for what no processor has."""
+    if CpuFeature.PKU in features and CpuFeature.XSAVE not in features:
+        raise SnpError("a processor with protection keys (pku) has xsave as well")
+
+
+def feature_bits(features: Collection[CpuFeature]) -> int:
+    """As the engine has them."""
+    return sum(_BITS[feature] for feature in features)
 
 
 class CpuidEntryValues(NamedTuple):
@@ -54,9 +90,11 @@ class CpuidEntryValues(NamedTuple):
     ebx: int
     ecx: int
     edx: int
+    xcr0: int = 0
+    """For which value of XCR0 this holds; of leaf 0xD alone."""
 
 
-def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
+def cpuid_entries(engine: Engine, vcpus: int = 1, features: Collection[CpuFeature] = ()) -> list[CpuidEntryValues]:
     """The table, from what the core can do."""
 
     def entry(leaf: int, eax: int, ebx: int, ecx: int, edx: int) -> CpuidEntryValues:
@@ -69,15 +107,17 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
     features_d &= ~(_EDX_MCA_MCE | _EDX_HTT)
     features_d |= _EDX_APIC | _EDX_MTRR_PAT
     brand = brand & 0x0000FFFF | vcpus << 16
+    if CpuFeature.XSAVE in features:
+        features_c |= _ECX_XSAVE  # OSXSAVE is the guest's to add: it follows CR4
     if vcpus > 1:
         features_d |= _EDX_HTT
     _, _, extended_c, extended_d = engine.cpuid(0x80000001)
     extended_d &= ~_EDX_MCA_MCE
     extended_d |= _EDX_APIC | _EDX_MTRR_PAT
     table = [
-        entry(0, _MAX_STANDARD, vendor_b, vendor_c, vendor_d),
+        entry(0, _MAX_STANDARD if CpuFeature.XSAVE not in features else 0xD, vendor_b, vendor_c, vendor_d),
         entry(1, PROCESSOR_SIGNATURE, brand, features_c, features_d),
-        entry(7, 0, _7_EBX & engine.cpuid(7)[1], _7_ECX_UMIP, 0),
+        entry(7, 0, _7_EBX & engine.cpuid(7)[1], _7_ECX_UMIP | (_7_ECX_PKU if CpuFeature.PKU in features else 0), 0),
         entry(0x80000000, _MAX_EXTENDED, vendor_b, vendor_c, vendor_d),
         entry(0x80000001, PROCESSOR_SIGNATURE, 0, extended_c & _81_ECX, extended_d),
     ]
@@ -86,5 +126,18 @@ def cpuid_entries(engine: Engine, vcpus: int = 1) -> list[CpuidEntryValues]:
         entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
         # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.
         entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5, C_BIT_POSITION | VMPLS << 12, 509, 1),
+        *(_extended_state(CpuFeature.PKU in features) if CpuFeature.XSAVE in features else ()),
     ]
+    return table
+
+
+def _extended_state(keys: bool) -> list[CpuidEntryValues]:
+    """0xD. EBX of the first two depends on XCR0; guests take the least one, and add up the components' sizes."""
+    components, area = (_X87_SSE | _PKRU, _PKRU_OFFSET + _PKRU_SIZE) if keys else (_X87_SSE, _BASE_AREA)
+    table = [
+        CpuidEntryValues(0xD, 0, components, _BASE_AREA, area, 0, _BASE_XCR0),
+        CpuidEntryValues(0xD, 1, _XSAVEOPT_XSAVEC_XGETBV1, _BASE_AREA, 0, 0, _BASE_XCR0),
+    ]
+    if keys:
+        table.append(CpuidEntryValues(0xD, 9, _PKRU_SIZE, _PKRU_OFFSET, 0, 0))
     return table

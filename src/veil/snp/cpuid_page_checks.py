@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from veil.snp.errors import LaunchError
-from veil.snp.layouts import CPUID_COUNT_MAX, CpuidPage
+from veil.snp.layouts import CPUID_COUNT_MAX, CpuidFunction, CpuidPage
 
 __all__ = ["check_cpuid_page"]
+
+_EXTENDED_STATE = 0xD
+#: x87 and SSE, whose area always has this size
+_LEGACY, _LEGACY_AREA = 3, 0x240
 
 
 def check_cpuid_page(page: bytes) -> None:
@@ -20,3 +24,12 @@ def check_cpuid_page(page: bytes) -> None:
         if inputs in seen:
             raise LaunchError(f"the CPUID page has leaf {entry.eax_in:#x}, {entry.ecx_in} twice")
         seen.add(inputs)
+        if entry.eax_in == _EXTENDED_STATE and entry.ecx_in < 2:
+            _check_area(entry)
+
+
+def _check_area(entry: CpuidFunction) -> None:
+    """A guest takes the size of its XSAVE area from here: too small a one, and XSAVE overwrites what follows."""
+    if not (entry.xcr0_in | entry.xss_in) & ~_LEGACY and entry.ebx != _LEGACY_AREA:
+        what = f"an XSAVE area of {entry.ebx:#x} bytes for XCR0 {entry.xcr0_in:#x}"
+        raise LaunchError(f"the CPUID page has {what}, not {_LEGACY_AREA:#x}")

@@ -7,7 +7,7 @@ import ctypes
 import json
 import struct
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,14 @@ from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.registers import Efer
 from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
-from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, cpuid_entries
+from veil.snp.cpuid import (
+    PROCESSOR_SIGNATURE,
+    CpuFeature,
+    CpuidEntryValues,
+    check_features,
+    cpuid_entries,
+    feature_bits,
+)
 from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, Watchpoint
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
@@ -115,6 +122,7 @@ class Machine:
         endorsement: Callable[[], Endorsement] | None = None,
         report_version: int = 3,
         hosted: bool = False,
+        cpu_features: Collection[CpuFeature] = (),
     ) -> None:
         """`memory_size` in bytes, a multiple of 2 MiB; `firmware_size` bytes of RAM more lie below 4 GiB.
 
@@ -122,8 +130,10 @@ class Machine:
         images that the caller made: whatever else is at VMPL 0 could have any Python run.
 
         `endorsement` gives the secure processor its keys when they are first needed (made then without it).
-        `report_version` is that of attestation reports: 2, 3 or 5.
+        `report_version` is that of attestation reports: 2, 3 or 5. `cpu_features`: what the processor has beside what
+        it always has.
         """
+        check_features(cpu_features)
         if memory_size <= 0 or memory_size % PAGE_SIZE_2M:
             raise SnpError(f"memory must be a positive multiple of 2 MiB, not {memory_size} bytes")
         if not 0 <= firmware_size <= MAX_FIRMWARE_SIZE or firmware_size % PAGE_SIZE:
@@ -132,7 +142,7 @@ class Machine:
             )
         memory = Memory(address_space(memory_size, firmware_size))
         self.runs_hosted = hosted
-        self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, report_version)
+        self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, cpu_features, report_version)
 
     def _build(
         self,
@@ -140,15 +150,17 @@ class Machine:
         memory: Memory,
         encryption: MemoryEncryption,
         endorsement: Callable[[], Endorsement] | None,
+        cpu_features: Collection[CpuFeature],
         report_version: int = 3,
     ) -> None:
+        self.cpu_features = frozenset(cpu_features)
         self.memory_size, self.firmware_size = sizes
         self.memory = memory
         hole = device_hole(*sizes)
         self.rmp = Rmp(memory.pages, hole=hole)
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
-        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, hole)
+        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, hole, feature_bits(cpu_features))
         self._bus = GuestBus(
             memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
         )
@@ -198,7 +210,7 @@ class Machine:
 
     def cpuid_entries(self, vcpus: int = 1) -> list[CpuidEntryValues]:
         """The processor's CPUID table for a launch."""
-        return cpuid_entries(self._engine, vcpus)
+        return cpuid_entries(self._engine, vcpus, self.cpu_features)
 
     def tsc(self) -> int:
         """The guest's time stamp counter, in nanoseconds (1 GHz)."""
@@ -379,6 +391,7 @@ class Machine:
         state: dict[str, Any] = {
             "memory_size": self.memory_size,
             "firmware_size": self.firmware_size,
+            "cpu_features": sorted(feature.value for feature in self.cpu_features),
             "tsc": self.tsc(),
             "machine_code": sorted(self._machine_code),
             "hosted": {str(gpa): context.header_gpa for gpa, context in self._hosted.items() if context.steps},
@@ -441,7 +454,9 @@ class Machine:
             if name.startswith("program:")
         }
         machine_code = self._machine_code
-        self._build(sizes, snapshot.map_memory(), encryption, endorsement)
+        features = [CpuFeature(value) for value in state["cpu_features"]]
+        check_features(features)
+        self._build(sizes, snapshot.map_memory(), encryption, endorsement, features)
         self._machine_code = machine_code
         self.rmp.load(snapshot.sections["rmp"])
         # Hosted code knows that it was restored, and takes new keys; a kernel at VMPL 0 would not.

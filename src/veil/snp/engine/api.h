@@ -65,6 +65,9 @@ VEIL_API void veil_engine_code_written(struct veil_engine *engine, uint64_t gpa,
 VEIL_API void veil_engine_reset(struct veil_engine *engine);
 /* May be called from another thread or a signal handler: leave vmrun soon, exit INTR. */
 VEIL_API void veil_engine_kick(struct veil_engine *engine);
+/* What the processor has beside what it always has; before the first VMRUN. */
+enum { VEIL_CPU_XSAVE = 1, VEIL_CPU_PKU = 2 };
+VEIL_API void veil_engine_set_cpu_features(struct veil_engine *engine, uint32_t features);
 VEIL_API void veil_engine_cpuid(struct veil_engine *engine, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /* The guest's TSC is CLOCK_MONOTONIC in nanoseconds and this. */
 VEIL_API void veil_engine_set_tsc_offset(struct veil_engine *engine, uint64_t offset);

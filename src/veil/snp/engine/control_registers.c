@@ -37,12 +37,16 @@ static bool is_cr0_allowed(const CPUX86State *env, uint64_t value)
            ((env->cr[4] & CR4_PAE_MASK) && !(env->segs[R_CS].flags & DESC_L_MASK));
 }
 
-static bool is_cr4_allowed(const CPUX86State *env, uint64_t value)
+static bool is_cr4_allowed(CPUX86State *env, uint64_t value)
 {
-    return !(value & ~(uint64_t)CR4_SUPPORTED) && ((value & CR4_PAE_MASK) || !(env->hflags & HF_LMA_MASK));
+    uint32_t features = veil_of(env)->features;
+    uint64_t supported = CR4_SUPPORTED | (features & VEIL_CPU_XSAVE ? CR4_OSXSAVE_MASK : 0) |
+                         (features & VEIL_CPU_PKU ? CR4_PKE_MASK : 0);
+
+    return !(value & ~supported) && ((value & CR4_PAE_MASK) || !(env->hflags & HF_LMA_MASK));
 }
 
-static bool is_allowed(const CPUX86State *env, int reg, uint64_t value)
+static bool is_allowed(CPUX86State *env, int reg, uint64_t value)
 {
     switch (reg) {
     case 0:

@@ -62,9 +62,10 @@ struct veil_locals {
 /* The address space of one context, as the TLB has it or had it (spaces.c). */
 #define VEIL_SPACES 16
 struct veil_space {
-    uint64_t vmsa;                                     /* whose it is, all ones: nobody's, */
-    int vmpl;                                          /* and with whose permissions */
-    uint64_t cr0, cr3, cr4, efer;                      /* when it was left */
+    uint64_t vmsa;                /* whose it is, all ones: nobody's, */
+    int vmpl;                     /* and with whose permissions */
+    uint64_t cr0, cr3, cr4, efer; /* when it was left */
+    uint32_t pkru;
     uint64_t rmp_generation, code_pages, table_writes; /* what its entries know of */
     uint64_t entered;
     bool has_tables;
@@ -97,6 +98,7 @@ struct veil_engine {
     bool restricted;          /* no event from the host but #HV */
     struct veil_space *space; /* that the TLB describes */
     struct veil_event delivering;
+    uint32_t features; /* VEIL_CPU_ */
     uint64_t deadline_ns;
     uint64_t tsc_offset;
     bool crowded; /* one of the conflicts is above the bound */

@@ -177,6 +177,20 @@ static inline enum outcome descend(struct veil_engine *e, struct walk *w, const 
     }
 }
 
+/* What the key of a program's page leaves of it, the kernel's data accesses among it (APM vol. 2, 5.6.7). */
+static inline int key_allows(const CPUX86State *env, const struct walk *w, bool user)
+{
+    unsigned bits = env->pkru >> 2 * ((w->entry & PG_PKRU_MASK) >> PG_PKRU_BIT);
+
+    if (!(env->cr[4] & CR4_PKE_MASK) || !(env->hflags & HF_LMA_MASK) || !(w->rights & PG_USER_MASK)) {
+        return PAGE_READ | PAGE_WRITE | PAGE_EXEC;
+    }
+    if (bits & 1) {
+        return PAGE_EXEC;
+    }
+    return bits & 2 && (user || env->cr[0] & CR0_WP_MASK) ? PAGE_READ | PAGE_EXEC : PAGE_READ | PAGE_WRITE | PAGE_EXEC;
+}
+
 /* w->prot: what the rights found allow in this mode. */
 static inline enum outcome check_rights(struct veil_engine *e, struct walk *w, MMUAccessType access, int mmu_idx)
 {
@@ -196,7 +210,11 @@ static inline enum outcome check_rights(struct veil_engine *e, struct walk *w, M
     if ((w->rights & PG_NX_MASK) && (user || !((env->cr[4] & CR4_SMEP_MASK) && (w->rights & PG_USER_MASK)))) {
         w->prot |= PAGE_EXEC;
     }
-    return w->prot & (1 << access) ? TRANSLATED : page_fault(w, env, PG_ERROR_P_MASK, access, user);
+    if (!(w->prot & (1 << access))) {
+        return page_fault(w, env, PG_ERROR_P_MASK, access, user);
+    }
+    w->prot &= key_allows(env, w, user);
+    return w->prot & (1 << access) ? TRANSLATED : page_fault(w, env, PG_ERROR_P_MASK | PG_ERROR_PK_MASK, access, user);
 }
 
 /* The guest's own page tables. marking: set accessed and dirty bits, as an access does and a probe does not. */

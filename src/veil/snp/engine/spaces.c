@@ -65,6 +65,9 @@ static bool is_as_left(const struct veil_engine *e, const struct veil_space *s)
     if (e->vmpl == VEIL_HOSTED_TABLES_VMPL && s->table_writes != e->table_writes) {
         return false;
     }
+    if ((v->cr4 & CR4_PKE_MASK) && s->pkru != v->pkru) {
+        return false;
+    }
     return s->cr0 == v->cr0 && s->cr3 == v->cr3 && s->cr4 == v->cr4 && s->efer == veil_guest_efer(v);
 }
 
@@ -166,6 +169,7 @@ void veil_space_leave(struct veil_engine *e)
     s->cr3 = env->cr[3];
     s->cr4 = env->cr[4];
     s->efer = env->efer;
+    s->pkru = env->pkru;
 }
 
 /* Places that no space has; when there are none left, all begin anew. */

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Extended state (APM vol. 2, 11.5): which of it the processor has, and XSAVEC, which QEMU's core lacks. There is x87,
+ * SSE, and PKRU if protection keys are offered.
+ */
+#include "core.h"
+
+#include "exec/cpu_ldst.h"
+#include "exec/helper-proto.h"
+
+#define XSTATE_BV 512
+#define XCOMP_BV 520
+/* In the compacted form PKRU has no other component before it. */
+#define COMPACT_PKRU 576
+#define COMPACT_FORM (1ULL << 63)
+
+void veil_engine_set_cpu_features(struct veil_engine *e, uint32_t features)
+{
+    uint64_t *words = e->env->features;
+
+    e->features = features;
+    words[FEAT_XSAVE_COMP_LO] = XSTATE_FP_MASK | XSTATE_SSE_MASK;
+    words[FEAT_XSAVE_COMP_HI] = 0;
+    if (features & VEIL_CPU_XSAVE) {
+        words[FEAT_XSAVE] |= CPUID_XSAVE_XSAVEC;
+    } else {
+        words[FEAT_1_ECX] &= ~(uint64_t)CPUID_EXT_XSAVE;
+    }
+    if (features & VEIL_CPU_PKU) {
+        words[FEAT_7_0_ECX] |= CPUID_7_0_ECX_PKU;
+        words[FEAT_XSAVE_COMP_LO] |= XSTATE_PKRU_MASK;
+    }
+}
+
+/* The translator has stored RIP and the flags: a fault in here needs no place in generated code. */
+void helper_veil_xsavec(CPUX86State *env, target_ulong ptr, uint64_t wanted)
+{
+    uint64_t saved = wanted & env->xcr0;
+
+    helper_xsave(env, ptr, saved & (XSTATE_FP_MASK | XSTATE_SSE_MASK));
+    if (saved & XSTATE_PKRU_MASK) {
+        cpu_stq_data_ra(env, ptr + COMPACT_PKRU, env->pkru, 0);
+    }
+    cpu_stq_data_ra(env, ptr + XSTATE_BV, saved, 0);
+    cpu_stq_data_ra(env, ptr + XCOMP_BV, saved | COMPACT_FORM, 0);
+}
