@@ -22,7 +22,7 @@ from veil.debugger.place import Place
 from veil.debugger.session import Session
 from veil.debugger.target import SIGINT, SIGSEGV, SIGTRAP, Left, Stop
 from veil.snp import ExitCode, StopReason, Watchpoint
-from veil.snp.layouts import EVENT_VALID, V_IRQ, SevFeatures
+from veil.snp.layouts import EVENT_VALID, V_IRQ, V_NMI, SevFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -283,8 +283,8 @@ class Debugger:
     @contextmanager
     def _single_step(self, vmcb: Vmcb) -> Iterator[None]:
         """Without interrupts: else each step would end in the handler of the timer, which goes on meanwhile."""
-        waiting = vmcb.v_intr & V_IRQ
-        vmcb.v_intr &= ~V_IRQ
+        waiting = vmcb.v_intr & (V_IRQ | V_NMI)
+        vmcb.v_intr &= ~(V_IRQ | V_NMI)
         self.real.set_single_step(True)
         try:
             yield

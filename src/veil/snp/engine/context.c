@@ -210,6 +210,10 @@ static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
     env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
     env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
     env->v_tpr = e->vmcb->v_intr & 0xf;
+    env->hflags2 &= ~HF2_NMI_MASK;
+    if ((e->vmcb->v_intr & VEIL_V_NMI_ENABLE) && (e->vmcb->v_intr & VEIL_V_NMI_MASK)) {
+        env->hflags2 |= HF2_NMI_MASK;
+    }
     env->old_exception = -1;
     env->exception_is_int = 0;
     e->delivering.pending = false;
@@ -247,6 +251,10 @@ void veil_context_save(struct veil_engine *e)
     save_system_registers(env, v);
     save_fpu(env, v);
     e->vmcb->v_intr = (e->vmcb->v_intr & ~0xffULL) | env->v_tpr;
+    if (e->vmcb->v_intr & VEIL_V_NMI_ENABLE) {
+        e->vmcb->v_intr &= ~VEIL_V_NMI_MASK;
+        e->vmcb->v_intr |= env->hflags2 & HF2_NMI_MASK ? VEIL_V_NMI_MASK : 0;
+    }
     v->exit_info_1 = e->exit_info_1;
     v->exit_info_2 = e->exit_info_2;
     v->exit_int_info = e->vmcb->exit_int_info;

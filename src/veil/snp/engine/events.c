@@ -28,6 +28,36 @@ bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
            (uint32_t)injection == hv;
 }
 
+/* NMIs that come until the next IRET wait. */
+static void begin_nmi(struct veil_engine *e)
+{
+    e->delivering = (struct veil_event){.pending = true, .vector = EXCP02_NMI, .type = SVM_EVTINJ_TYPE_NMI >> 8};
+    if (e->vmcb->v_intr & VEIL_V_NMI_ENABLE) {
+        e->env->hflags2 |= HF2_NMI_MASK;
+    }
+}
+
+bool veil_take_offered(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    struct veil_vmcb *vmcb = e->vmcb;
+
+    if (e->restricted || (env->hflags & HF_INHIBIT_IRQ_MASK)) {
+        return false;
+    }
+    if (veil_vmcb_v_nmi(vmcb) && !(env->hflags2 & HF2_NMI_MASK)) {
+        vmcb->v_intr &= ~VEIL_V_NMI;
+        begin_nmi(e);
+        return true;
+    }
+    if (veil_vmcb_v_irq(vmcb) && (env->eflags & IF_MASK)) {
+        e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(vmcb)};
+        veil_vmcb_clear_v_irq(vmcb);
+        return true;
+    }
+    return false;
+}
+
 /* Event of the VMCB's EVENTINJ (APM vol. 2, 15.20). Types: 0 interrupt, 2 NMI, 3 exception, 4 software interrupt. */
 void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
 {
@@ -35,6 +65,10 @@ void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
 
     vmcb->event_inj = 0;
     if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
+        return;
+    }
+    if ((injection >> 8 & 7) == SVM_EVTINJ_TYPE_NMI >> 8) { /* whatever its vector */
+        begin_nmi(e);
         return;
     }
     e->delivering = (struct veil_event){

@@ -7,6 +7,8 @@
 
 bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection);
 void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb);
+/* V_NMI or V_IRQ, if the guest can be interrupted now. */
+bool veil_take_offered(struct veil_engine *e);
 /* EXITINTINFO of an exit that finds this event. */
 uint64_t veil_exit_interruption(const struct veil_event *event);
 

@@ -230,6 +230,9 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
         e->vmsa->dbgctl = value;
         return;
     case MSR_XSS:
+        if (value) { /* the processor has no supervisor state to save */
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+        }
         env->xss = value;
         return;
     case MSR_EFER:
@@ -273,7 +276,7 @@ void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
 
     env->eip += next_eip_addend;
     env->hflags &= ~HF_INHIBIT_IRQ_MASK; /* the shadow of STI ends with the instruction after it, this one */
-    if (veil_vmcb_v_irq(e->vmcb) && (env->eflags & IF_MASK)) {
+    if (veil_vmcb_offers(e->vmcb) && veil_take_offered(e)) {
         cpu_loop_exit_noexc(e->cs);
     }
     veil_exit(e, SVM_EXIT_HLT, 0, 0, 0);

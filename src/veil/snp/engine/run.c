@@ -56,8 +56,6 @@ static bool must_leave(struct veil_engine *e)
 /* True when the loop must leave generated code: an interrupt to take, or an exit was set up. */
 static bool attend(struct veil_engine *e)
 {
-    CPUX86State *env = e->env;
-
     if (must_leave(e)) {
         return true;
     }
@@ -65,13 +63,7 @@ static bool attend(struct veil_engine *e)
     if (unlikely(e->crowded)) {
         veil_tlb_relieve(e);
     }
-    if (unlikely(veil_vmcb_v_irq(e->vmcb)) && !e->restricted && (env->eflags & IF_MASK) &&
-        !(env->hflags & HF_INHIBIT_IRQ_MASK)) {
-        e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(e->vmcb)};
-        veil_vmcb_clear_v_irq(e->vmcb);
-        return true;
-    }
-    return false;
+    return unlikely(veil_vmcb_offers(e->vmcb)) && veil_take_offered(e);
 }
 
 /* Every block that comes into the jump cache was looked up first. */

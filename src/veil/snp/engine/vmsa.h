@@ -104,7 +104,11 @@ _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
 #define VEIL_SEV_SNP_ACTIVE (1ULL << 0)
 #define VEIL_SEV_RESTRICTED_INJECTION (1ULL << 3)
 
-/* v_intr: V_IRQ bit 8, V_INTR_VECTOR bits 39:32. */
+/* v_intr: V_IRQ bit 8, V_NMI bit 11, V_NMI_MASK bit 12, V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
+#define VEIL_V_NMI (1ULL << 11)
+#define VEIL_V_NMI_MASK (1ULL << 12)
+#define VEIL_V_NMI_ENABLE (1ULL << 26)
+
 static inline bool veil_vmcb_v_irq(const struct veil_vmcb *vmcb)
 {
     return vmcb->v_intr >> 8 & 1;
@@ -113,6 +117,17 @@ static inline bool veil_vmcb_v_irq(const struct veil_vmcb *vmcb)
 static inline uint8_t veil_vmcb_v_vector(const struct veil_vmcb *vmcb)
 {
     return vmcb->v_intr >> 32 & 0xff;
+}
+
+/* An NMI waits (APM vol. 2, 15.21.10); without V_NMI_ENABLE the bit means nothing. */
+static inline bool veil_vmcb_v_nmi(const struct veil_vmcb *vmcb)
+{
+    return (vmcb->v_intr & (VEIL_V_NMI | VEIL_V_NMI_ENABLE)) == (VEIL_V_NMI | VEIL_V_NMI_ENABLE);
+}
+
+static inline bool veil_vmcb_offers(const struct veil_vmcb *vmcb)
+{
+    return veil_vmcb_v_irq(vmcb) || veil_vmcb_v_nmi(vmcb);
 }
 
 static inline void veil_vmcb_clear_v_irq(struct veil_vmcb *vmcb)

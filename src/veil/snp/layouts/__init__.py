@@ -6,17 +6,31 @@ from __future__ import annotations
 from veil.formats.offsets import check_offsets
 from veil.snp.layouts.cpuid_page import CPUID_COUNT_MAX, CpuidFunction, CpuidPage
 from veil.snp.layouts.secrets_page import SECRETS_VERSION, SVSM_MAX_VERSION, SecretsPage
-from veil.snp.layouts.vmcb import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ, Vmcb
+from veil.snp.layouts.vmcb import (
+    EVENT_NMI,
+    EVENT_VALID,
+    V_IGN_TPR,
+    V_INTR_VECTOR_SHIFT,
+    V_IRQ,
+    V_NMI,
+    V_NMI_ENABLE,
+    V_NMI_MASK,
+    Vmcb,
+)
 from veil.snp.layouts.vmsa import SevFeatures, Vmsa, VmsaSegment
 
 __all__ = [
     "CPUID_COUNT_MAX",
+    "EVENT_NMI",
     "EVENT_VALID",
     "SECRETS_VERSION",
     "SVSM_MAX_VERSION",
     "V_IGN_TPR",
     "V_INTR_VECTOR_SHIFT",
     "V_IRQ",
+    "V_NMI",
+    "V_NMI_ENABLE",
+    "V_NMI_MASK",
     "CpuidFunction",
     "CpuidPage",
     "SecretsPage",

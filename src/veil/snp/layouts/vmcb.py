@@ -7,13 +7,27 @@ import ctypes
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["EVENT_VALID", "V_IGN_TPR", "V_INTR_VECTOR_SHIFT", "V_IRQ", "Vmcb"]
+__all__ = [
+    "EVENT_NMI",
+    "EVENT_VALID",
+    "V_IGN_TPR",
+    "V_INTR_VECTOR_SHIFT",
+    "V_IRQ",
+    "V_NMI",
+    "V_NMI_ENABLE",
+    "V_NMI_MASK",
+    "Vmcb",
+]
 
 #: EVENTINJ and EXITINTINFO, bit 31: there is an event (24593, 15.20).
 EVENT_VALID = 1 << 31
+#: Bits 10:8, what kind of event: an NMI.
+EVENT_NMI = 2 << 8
 
 #: Of `v_intr`: an interrupt is offered; whatever the guest's TPR says; and where its vector begins.
 V_IRQ, V_IGN_TPR, V_INTR_VECTOR_SHIFT = 1 << 8, 1 << 20, 32
+#: An NMI waits; the guest has one in hand, until its IRET; both mean nothing without the third (24593, 15.21.10).
+V_NMI, V_NMI_MASK, V_NMI_ENABLE = 1 << 11, 1 << 12, 1 << 26
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
