@@ -98,6 +98,21 @@ def test_a_program_does_not_write_xcr0() -> None:
         assert guest.vmsa().xcr0 == 3
 
 
+@pytest.mark.parametrize("value", [1, 1 << 8, 1 << 11, 1 << 63], ids=hex)
+@pytest.mark.parametrize("features", [(), _BOTH], ids=["without", "with"])
+def test_there_is_no_state_of_supervisors(value: int, features: tuple[CpuFeature, ...]) -> None:
+    code = f"mov ecx, 0xda0\nmov eax, {value & 0xFFFFFFFF:#x}\nmov edx, {value >> 32:#x}\nhere: wrmsr\nhlt"
+    with _guest(code, features=features, cr4=0) as guest:
+        _ends(guest, _GP)
+        assert guest.vmsa().xss == 0
+
+
+def test_zero_is_taken_for_xss() -> None:
+    with _guest("mov ecx, 0xda0\nxor eax, eax\nxor edx, edx\nwrmsr\nmov eax, 5\nrdmsr\nhlt") as guest:
+        _ends(guest, None)
+        assert guest.vmsa().rax == 0
+
+
 def _fill(guest: SmallGuest) -> Vmsa:
     rng, vmsa = random.Random(1), guest.vmsa()
     vmsa.fpreg_xmm[:] = rng.randbytes(256)
