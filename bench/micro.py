@@ -87,7 +87,7 @@ def run_calls(directory: Path, count: int, *, switches_by_machine: bool = True) 
             machine.host_view(), vcpus=1, now_ns=time.monotonic_ns, tsc=machine.tsc, console=lambda _: None
         )
         cpuid = machine.cpuid_entries(1)
-        table = [(item.leaf, item.subleaf, *item[2:]) for item in cpuid]
+        table = [item[:6] for item in cpuid]
         hypervisor = Hypervisor(machine, platform, 1, monitor=True, cpuid=table)
         image = build_image(kernel, b"", "", memory=_MEMORY, vcpus=1, monitor=True, cpuid=cpuid)
         hypervisor.launch(image.regions)

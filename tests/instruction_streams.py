@@ -6,10 +6,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-__all__ = ["DATA_PAGES", "random_stream"]
+__all__ = ["DATA_PAGES", "KEY", "random_stream"]
 
 #: how many pages after R15 the code works on; the one after them is a program's, and used where SMAP lets it
 DATA_PAGES = 3
+#: the protection key of that page; all others have key 0
+KEY = 5
 
 _PAGE = 4096
 _WIDE = ("rax", "rcx", "rdx", "rbx", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11")
@@ -241,6 +243,30 @@ class _Stream:
             )
         )
 
+    def extended_state(self) -> str:
+        """XSAVE and XRSTOR with the registers changed in between; what XRSTOR checks of the header is zero before."""
+        rng, save = self.rng, self.rng.choice(("xsave64", "xsaveopt64", "xsavec64"))
+        wanted = f"mov eax, {rng.choice((1, 2, 3, 0x200, 0x201, 0x203))}\nxor edx, edx"
+        header = "mov qword ptr [r12 + 520], 0\nmov qword ptr [r12 + 528], 0\nmov qword ptr [r12 + 512], 0"
+        change = rng.choice(("fninit", "fld1\nfstp st(1)", f"pxor {rng.choice(_XMM)}, {rng.choice(_XMM)}", self.keys()))
+        area = f"lea r12, {self.memory(8 * 0xA88, 64)}"
+        return f"{area}\n{header}\n{wanted}\n{save} [r12]\n{change}\n{wanted}\nxrstor64 [r12]"
+
+    def keys(self) -> str:
+        """Rights that nobody needs, and for a moment those to the program's page."""
+        rights = self.rng.getrandbits(32) & ~(3 | 3 << 2 * KEY)
+        read_only = rights | 2 << 2 * KEY
+        place = f"[r15 + {DATA_PAGES * _PAGE + self.rng.randrange(0, _PAGE - 8)}]"
+        write = "xor ecx, ecx\nxor edx, edx\nmov eax, {}\nwrpkru"
+        return self.rng.choice(
+            (
+                write.format(rights),
+                f"xor ecx, ecx\nrdpkru\nmov {self.pointed(32)}, eax",
+                f"{write.format(read_only)}\nstac\nmov {self.register()}, {place}\nclac\n{write.format(rights)}",
+                f"{write.format(rights)}\nstac\nadd {place}, rdx\nclac",
+            )
+        )
+
     def x87(self) -> str:
         rng = self.rng
         load = rng.choice((rng.choice(("fld1", "fldpi", "fldz")), f"fld {self.pointed(64)}"))
@@ -266,7 +292,8 @@ class _Stream:
             self.arithmetic, self.arithmetic, self.unary, self.locked, self.exchange, self.wide_exchange, self.shift,
             self.shift, self.double_shift, self.multiply, self.bit, self.scan, self.condition, self.condition,
             self.condition, self.jump, self.call, self.far_return, self.move, self.stack, self.flags, self.string,
-            self.system, self.programs_page, self.vector, self.vector, self.x87, self.patch,
+            self.system, self.programs_page, self.vector, self.vector, self.x87, self.patch, self.extended_state,
+            self.keys,
         )  # fmt: skip
 
 

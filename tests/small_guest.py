@@ -116,9 +116,9 @@ class SmallGuest:
             gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x08, 0, 0xEE, handler >> 16, 0, 0)
             self.top.write(IDT + 16 * vector, gate)
 
-    def map(self, address: int, gpa: int, *, user: bool = True) -> None:
-        """Another virtual address, below the end of memory, for a page."""
-        entry = gpa | _PRESENT_RW_USER | _C_BIT
+    def map(self, address: int, gpa: int, *, user: bool = True, key: int = 0) -> None:
+        """Another virtual address, below the end of memory, for a page; `key` protects it."""
+        entry = gpa | _PRESENT_RW_USER | _C_BIT | key << 59
         self.top.write_u64(_PT + 8 * (address // PAGE), entry if user else entry & ~_USER)
 
     def make_kernels_own(self, *but: int) -> None:

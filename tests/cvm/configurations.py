@@ -73,4 +73,5 @@ def configurations(draw: st.DrawFn) -> Configuration:
         append=draw(st.none() | st.text(max_size=9)) if bare or firmware is not None else None,
         files={} if bare else draw(st.dictionaries(st.text(max_size=9), _NODES, max_size=3)),
         igvm=igvm,
+        cpu_features=draw(st.sampled_from([(), ("xsave",), ("xsave", "pku")])),
     )

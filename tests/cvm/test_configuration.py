@@ -46,6 +46,7 @@ OTHERS: dict[str, Any] = {
     "initrd": "/initrd.img",
     "append": "console=ttyS0",
     "igvm": "/guest.igvm",
+    "cpu_features": ("xsave",),
 }
 #: What there must be for a field to have another value.
 _NEEDED: dict[str, dict[str, Any]] = {
@@ -69,7 +70,7 @@ def test_another_value_is_another_key(one: Configuration, data: st.DataObject) -
     assert (one == other) == (one.key() == other.key())
 
 
-@pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers", "disks"])
+@pytest.mark.parametrize("name", ["kernel_options", "modules", "owners", "readers", "disks", "cpu_features"])
 def test_a_list_is_the_same_value(name: str) -> None:
     def make(value: Any) -> Configuration:
         return Configuration(**{name: value})
@@ -113,6 +114,19 @@ def test_what_users_may_say_is_what_there_is() -> None:
         item.name for item in dataclasses.fields(Configuration)
     }
     assert OTHERS.keys() | {"monitor"} == {item.name for item in dataclasses.fields(Configuration)}
+
+
+@pytest.mark.parametrize(
+    ("features", "refusal"),
+    [
+        (("avx",), "no processor here has 'avx': there are xsave, pku"),
+        (("pku",), r"a processor with protection keys \(pku\) has xsave as well"),
+        (("xsave", ""), "no processor here has ''"),
+    ],
+)
+def test_processors_that_there_are_not(features: tuple[str, ...], refusal: str) -> None:
+    with pytest.raises(VeilError, match=refusal):
+        Configuration(cpu_features=features)
 
 
 def test_forms_of_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

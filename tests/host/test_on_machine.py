@@ -60,7 +60,8 @@ def machine() -> Iterator[Machine]:
 
 
 def boot(machine: Machine, code: bytes) -> Hypervisor:
-    host = Hypervisor(machine, FakePlatform(), monitor=False, cpuid=machine.cpuid_entries())
+    table = [item[:6] for item in machine.cpuid_entries()]
+    host = Hypervisor(machine, FakePlatform(), monitor=False, cpuid=table)
     host.launch([LaunchRegion(CODE, PageType.NORMAL, code), LaunchRegion(VMSA, PageType.VMSA, protected_mode())])
     return host
 

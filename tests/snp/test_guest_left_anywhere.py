@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.instruction_streams import DATA_PAGES, random_stream
+from tests.instruction_streams import DATA_PAGES, KEY, random_stream
 from tests.machine_code import assemble
 from tests.small_guest import CODE, FREE, IDT, PAGE, STACK, TABLES, TRAPS, SmallGuest
 from veil.formats.registers import Cr4
-from veil.snp import ExitCode, Permission
+from veil.snp import CpuFeature, ExitCode, Permission
 from veil.snp.layouts import Vmcb, Vmsa
 
 _LENGTH = 20
@@ -39,6 +39,8 @@ _INTERRUPT = 1 << 8 | 1 << 20 | 0x21 << 32
 _VECTORS = (0x21, 3, 0x30)
 _RIGHTS = (Permission.NONE, Permission.R, Permission.R | Permission.SX, Permission.RW, Permission.ALL)
 _EVENT_VALID = 1 << 31
+#: x87, SSE and protection keys
+_XCR0 = 0x203
 
 State = dict[str, int | bytes]
 
@@ -60,7 +62,10 @@ class _Bench:
 
     def __init__(self, guest: SmallGuest) -> None:
         self.guest = guest
-        guest.make_kernels_own(*(data + DATA_PAGES * PAGE for _, data, _ in _PLACES))
+        programs = [data + DATA_PAGES * PAGE for _, data, _ in _PLACES]
+        guest.make_kernels_own(*programs)
+        for page in programs:
+            guest.map(page, page, key=KEY)
         for page in range((_PLACES[1][0] - CODE) // PAGE + _CODE_PAGES):
             guest.map(_ALIAS + page * PAGE, CODE + page * PAGE, user=False)
         self.vcpus = []
@@ -69,7 +74,8 @@ class _Bench:
             vmcb = guest.make_context(gpa, vmpl=3, rip=code)
             registers = guest.vmsa(gpa)
             registers.rsp, registers.r15, registers.r14 = stack, data, _ALIAS - CODE
-            registers.cr4 |= Cr4.SMEP | Cr4.SMAP
+            registers.cr4 |= Cr4.SMEP | Cr4.SMAP | Cr4.OSXSAVE | Cr4.PKE
+            registers.xcr0 = _XCR0
             self.vcpus.append(_Vcpu(vmcb, gpa, bytes(registers), code, data))
         self.rng = random.Random(0)
         self._tearing = False
@@ -210,7 +216,7 @@ def _differences(one: State, other: State) -> dict[str, object]:
 
 def _check(seed: int, length: int) -> None:
     streams = [assemble(random_stream(2 * seed + number, length), code) for number, (code, _, _) in enumerate(_PLACES)]
-    with SmallGuest() as guest:
+    with SmallGuest(cpu_features=list(CpuFeature)) as guest:
         bench = _Bench(guest)
         first, second = bench.vcpus
         expected = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NMIs: injected by the host or waiting in the VMCB, one at a time until IRET (APM volume 2, 8.2.3, 15.20, 15.21.10)."""
+"""NMIs, injected or waiting in the VMCB: one at a time until IRET (APM volume 2, 8.2.3, 15.20, 15.21.10)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.extended_state import EXTENDED_STATE_LEAF, StateComponent, area_size
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -37,9 +39,12 @@ class CpuidAnswers:
             key = (leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0)
             # XSTATE entries may repeat for other XCR0 values: the first holds.
             self._table.setdefault(key, (eax, ebx, ecx, edx))
+        self._components: dict[int, StateComponent] = {
+            subleaf: registers[:3] for (leaf, subleaf), registers in self._table.items() if leaf == EXTENDED_STATE_LEAF
+        }
 
-    def answer(self, leaf: int, subleaf: int, apic_id: int) -> CpuidRegisters:
-        """The registers for a VCPU."""
+    def answer(self, leaf: int, subleaf: int, apic_id: int, *, xcr0: int = 1, xss: int = 0) -> CpuidRegisters:
+        """The registers for a VCPU; of leaf 0xD for what it has in XCR0 and XSS."""
         found = self._table.get((leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0), _NOTHING)
         eax, ebx, ecx, edx = found
         if leaf == _LEAF_FEATURES:
@@ -48,4 +53,7 @@ class CpuidAnswers:
             return eax, ebx, ecx, apic_id
         if leaf == _LEAF_EXTENDED_APIC_ID:
             return apic_id, ebx, ecx, edx
+        if leaf == EXTENDED_STATE_LEAF and subleaf < 2 and any(found):
+            enabled = xcr0 | (xss if subleaf else 0)
+            return eax, area_size(self._components, enabled, compact=subleaf == 1) or 0, ecx, edx
         return found

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from veil.formats.board import C_BIT_POSITION
 from veil.formats.domains import VMPLS
+from veil.formats.extended_state import EXTENDED_STATE_LEAF, LEGACY_AREA, area_size
 from veil.snp._engine import Engine
 from veil.snp.errors import SnpError
 
@@ -49,12 +50,11 @@ _7_ECX_PKU = 1 << 3  # OSPKE follows CR4
 _81_ECX = 1 << 0 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8  # LAHF CR8 ABM SSE4A 3DNOWPREFETCH
 
 
-#: 0xD: what there is of it, and how it is saved
+# 0xD: what there is of it, and how it is saved
 _X87_SSE, _PKRU = 3, 1 << 9
 _XSAVEOPT_XSAVEC_XGETBV1 = 7
-#: of an area with x87 and SSE alone; the rest's size and place is told component by component
-_BASE_AREA = 0x240
-_PKRU_SIZE, _PKRU_OFFSET = 8, 0xA80
+_KEYS_SUBLEAF = 9
+_KEYS_STATE = (8, 0xA80, 0)
 _BASE_XCR0 = 1
 
 
@@ -133,11 +133,12 @@ def cpuid_entries(engine: Engine, vcpus: int = 1, features: Collection[CpuFeatur
 
 def _extended_state(keys: bool) -> list[CpuidEntryValues]:
     """0xD. EBX of the first two depends on XCR0; guests take the least one, and add up the components' sizes."""
-    components, area = (_X87_SSE | _PKRU, _PKRU_OFFSET + _PKRU_SIZE) if keys else (_X87_SSE, _BASE_AREA)
+    supported = _X87_SSE | (_PKRU if keys else 0)
+    largest = area_size({_KEYS_SUBLEAF: _KEYS_STATE}, supported, compact=False) or 0
     table = [
-        CpuidEntryValues(0xD, 0, components, _BASE_AREA, area, 0, _BASE_XCR0),
-        CpuidEntryValues(0xD, 1, _XSAVEOPT_XSAVEC_XGETBV1, _BASE_AREA, 0, 0, _BASE_XCR0),
+        CpuidEntryValues(EXTENDED_STATE_LEAF, 0, supported, LEGACY_AREA, largest, 0, _BASE_XCR0),
+        CpuidEntryValues(EXTENDED_STATE_LEAF, 1, _XSAVEOPT_XSAVEC_XGETBV1, LEGACY_AREA, 0, 0, _BASE_XCR0),
     ]
     if keys:
-        table.append(CpuidEntryValues(0xD, 9, _PKRU_SIZE, _PKRU_OFFSET, 0, 0))
+        table.append(CpuidEntryValues(EXTENDED_STATE_LEAF, _KEYS_SUBLEAF, *_KEYS_STATE, 0))
     return table

@@ -244,6 +244,14 @@ class TestSmallEvents:
         assert guest.call(0x72, rax=0xD, rcx=1) == malformed(GhcbReason.MISSING_INPUT)
         assert guest.call(0x72, rax=7) == malformed(GhcbReason.MISSING_INPUT)
 
+    @pytest.mark.parametrize(
+        ("subleaf", "xcr0", "size"),
+        [(0, 1, 0x240), (0, 3, 0x240), (0, 0x203, 0xA88), (0, 7, 0), (1, 3, 0x240), (1, 0x203, 0x248), (9, 1, 0xA80)],
+    )
+    def test_the_area_of_xsave_follows_xcr0(self, subleaf: int, xcr0: int, size: int) -> None:
+        guest = Guest(cpuid=[(0xD, 0, 0x203, 0x240, 0xA88, 0), (0xD, 1, 7, 0x240, 0, 0), (0xD, 9, 8, 0xA80, 0, 0)])
+        assert guest.call(0x72, rax=0xD, rcx=subleaf, xcr0=xcr0)["rbx"] == size
+
     def test_tsc(self, guest: Guest) -> None:
         assert guest.call(0x6E) == OK | {"rax": 0x2345_6789, "rdx": 1}
         assert guest.call(0x87) == OK | {"rax": 0x2345_6789, "rdx": 1, "rcx": 0}

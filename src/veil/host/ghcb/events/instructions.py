@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from veil.formats.extended_state import EXTENDED_STATE_LEAF
+
 if TYPE_CHECKING:
     from veil.host.ghcb.fields import GhcbPage
     from veil.host.host import Host
@@ -25,7 +27,6 @@ __all__ = [
 ]
 
 _MASK_32 = 0xFFFFFFFF
-_LEAF_XSTATE = 0xD
 _DR7_RESET = 0x400
 #: KVM_ENOSYS: no hypercall is known.
 _NO_SUCH_HYPERCALL = (1 << 64) - 1000
@@ -38,9 +39,8 @@ def acknowledge(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> Non
 def cpuid(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """CPUID of EAX, ECX."""
     leaf, subleaf = ghcb.rax & _MASK_32, ghcb.rcx & _MASK_32
-    if leaf == _LEAF_XSTATE:
-        ghcb.need_xcr0()
-    eax, ebx, ecx, edx = host.cpuid.answer(leaf, subleaf, vcpu.apic_id)
+    xcr0 = ghcb.need_xcr0() if leaf == EXTENDED_STATE_LEAF else 1
+    eax, ebx, ecx, edx = host.cpuid.answer(leaf, subleaf, vcpu.apic_id, xcr0=xcr0)
     ghcb.set_rax(eax)
     ghcb.set_rbx(ebx)
     ghcb.set_rcx(ecx)
