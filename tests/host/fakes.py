@@ -247,6 +247,7 @@ class FakePlatform:
         self.on_msr_write: Callable[[int, int, int], None] | None = None
         self.on_tick: Callable[[int], None] | None = None
         self.on_init: Callable[[int], None] | None = None
+        self.on_nmi: Callable[[int], None] | None = None
         self.on_sipi: Callable[[int], None] | None = None
         self.on_reset: Callable[[], None] | None = None
         self.on_power_off: Callable[[], None] | None = None

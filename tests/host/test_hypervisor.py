@@ -32,7 +32,7 @@ from veil.host import (
 )
 from veil.host.vcpu import exception_event
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import Vmcb
+from veil.snp.layouts import V_NMI, V_NMI_ENABLE, V_NMI_MASK, Vmcb
 
 VMSA_1 = 0x2000
 
@@ -189,6 +189,80 @@ class TestTurns:
         guest.platform.vectors[0] = [0x31]
         with pytest.raises(GuestHung, match="interrupts off"):
             run_script(guest, leave(ExitCode.HLT, interrupts=False), leave(ExitCode.INTR))
+
+
+def take_nmi(seen: list[bool], then: int = ExitCode.INTR) -> Step:
+    """A step in which the CPU takes an NMI that waits; its handler runs when it is left."""
+
+    def step(vmcb: Vmcb) -> int:
+        assert vmcb.v_intr & V_NMI_ENABLE
+        seen.append(bool(vmcb.v_intr & V_NMI))
+        if vmcb.v_intr & V_NMI:
+            vmcb.v_intr = vmcb.v_intr & ~V_NMI | V_NMI_MASK
+        vmcb.interrupt_shadow = 0
+        return then
+
+    return step
+
+
+class TestNmis:
+    def test_taken_once_beside_an_interrupt(self) -> None:
+        guest = Guest()
+        guest.platform.vectors[0] = [0x31]
+        guest.host.nmi(0)
+        seen: list[bool] = []
+        taken: list[int] = []
+        run_script(guest, take_nmi(seen), take_nmi(seen), take_interrupt(taken))
+        assert (seen, taken) == ([True, False], [0x31])
+
+    def test_wakes_a_vcpu_that_has_interrupts_off_at_once(self) -> None:
+        guest = two_vcpus()
+        guest.host.vcpus[1].state = RunState.HALTED
+        guest.host.vcpus[1].contexts[0].vmcb.interrupt_shadow = 0
+        guest.platform.msrs[0x830] = 0
+        guest.platform.on_msr_write = lambda vcpu, register, value: guest.host.nmi(1)
+        seen: list[bool] = []
+        guest.machine.script(VMSA_1, take_nmi(seen, ExitCode.HLT))
+        guest.call(0x7C, 1, rcx=0x830, rax=0x400, rdx=1)
+        run_script(guest, leave(ExitCode.INTR))
+        assert seen == [True]
+        assert guest.machine.ran == [VMSA, VMSA_1, VMSA]
+
+    def test_one_that_must_wait_wakes_nobody(self) -> None:
+        guest = Guest()
+        guest.host.vcpus[0].contexts[0].vmcb.v_intr |= V_NMI_MASK
+        guest.host.nmi(0)
+        with pytest.raises(GuestHung, match="interrupts off"):
+            run_script(guest, leave(ExitCode.HLT, interrupts=False), leave(ExitCode.INTR))
+
+    @pytest.mark.parametrize("state", [RunState.PARKED, RunState.WAIT_SIPI])
+    def test_a_vcpu_that_was_not_started_gets_none(self, state: RunState) -> None:
+        guest = two_vcpus()
+        guest.host.vcpus[1].state = state
+        guest.host.nmi(1)
+        assert not guest.host.vcpus[1].contexts[0].has_nmi
+
+    def test_a_level_above_the_kernel_gets_none(self) -> None:
+        guest = Guest(kernel_vmpl=3)
+        vcpu = guest.host.vcpus[0]
+        vcpu.set_vmsa(3, VMSA_1)
+        guest.host.nmi(0)
+        seen: list[bool] = []
+        run_script(guest, take_nmi(seen))
+        assert seen == [False]
+        vcpu.start(3)
+        run_script(guest, take_nmi(seen), vmsa=VMSA_1)
+        assert seen == [False, True]
+
+    def test_another_vmsa_has_none_in_hand(self) -> None:
+        guest = Guest()
+        guest.host.nmi(0)
+        seen: list[bool] = []
+        run_script(guest, take_nmi(seen))
+        guest.host.vcpus[0].set_vmsa(0, VMSA_1)
+        guest.host.nmi(0)
+        run_script(guest, take_nmi(seen), vmsa=VMSA_1)
+        assert seen == [True, True]
 
 
 class TestSleep:

@@ -105,7 +105,7 @@ class Hypervisor(Host):
         self._channel = platform.channel
         self._channel.on_pending = self._end_slice
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
-        platform.on_power_off = self._power_off
+        platform.on_nmi, platform.on_power_off = self.nmi, self._power_off
         # Devices move data for the kernel: its descriptors reach no further than its requests.
         platform.confine(lambda gpa, length: self.protection.allows(self.kernel_vmpl, gpa, length))
         machine.set_pause_limit(MAX_PAUSES if vcpus > 1 else 0)
@@ -224,6 +224,13 @@ class Hypervisor(Host):
         answer_reset_hold(self.view, context)
         vcpu.start(context.vmpl)
         self.reschedule = True
+
+    def nmi(self, index: int) -> None:
+        """An NMI reached a VCPU: its kernel takes it when it runs next, unless it is parked or waits for SIPI."""
+        vcpu = self.vcpus[index]
+        kernel = vcpu.contexts.get(self.kernel_vmpl)
+        if kernel is not None and vcpu.state in (RunState.RUNNABLE, RunState.HALTED):
+            kernel.offer_nmi()
 
     # The run loop
 
@@ -386,7 +393,7 @@ class Hypervisor(Host):
                         context.withdraw_interrupt()
                 elif vector != context.irq:
                     context.offer_interrupt(vector)
-            elif context.is_enclave and platform.pending_vector(index) is not None:
+            elif context.is_enclave and scheduler.is_due(vcpu):
                 # Whatever the kernel's RFLAGS.IF: it stands in its request to run the enclave, with interrupts off.
                 self.leave_enclave(vcpu)
                 continue

@@ -106,6 +106,7 @@ class Platform(Dumpable, Protocol):
 
     #: INIT and start-up IPIs, called with the VCPU's index
     on_init: Callable[[int], None] | None
+    on_nmi: Callable[[int], None] | None
     on_sipi: Callable[[int], None] | None
     #: the guest switched off
     on_power_off: Callable[[], None] | None

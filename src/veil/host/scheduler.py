@@ -38,6 +38,17 @@ class Scheduler:
         """Let it run next, if it can."""
         self._preferred = vcpu
 
+    def is_due(self, vcpu: Vcpu) -> bool:
+        """Is there an interrupt for its kernel, or an NMI that it would take?"""
+        host = self._host
+        if host.platform.pending_vector(vcpu.index) is not None:
+            return True
+        return self._has_nmi(vcpu)
+
+    def _has_nmi(self, vcpu: Vcpu) -> bool:
+        kernel = vcpu.contexts.get(self._host.kernel_vmpl)
+        return kernel is not None and kernel.has_nmi
+
     def can_run(self, vcpu: Vcpu) -> bool:
         """Is there something for it to do now?"""
         state = vcpu.state
@@ -47,10 +58,10 @@ class Scheduler:
             return False
         context = vcpu.current
         assert context is not None  # a VCPU without a VMSA is parked or was never started
-        if self._host.platform.pending_vector(vcpu.index) is None:
-            return False
         # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
-        return context.interrupts_enabled or context.vmpl != self._host.kernel_vmpl
+        if context.interrupts_enabled or context.vmpl != self._host.kernel_vmpl:
+            return self.is_due(vcpu)
+        return self._has_nmi(vcpu)
 
     def can_another_run(self, vcpu: Vcpu) -> bool:
         """Can one run that is not this one?"""
@@ -94,9 +105,8 @@ class Scheduler:
 
         Senders of interrupts between processors wait for their effect, on a machine where only one runs at a time.
         """
-        pending = self._host.platform.pending_vector
         for other in self._host.vcpus:
-            if other is not vcpu and pending(other.index) is not None and self.can_run(other):
+            if other is not vcpu and self.is_due(other) and self.can_run(other):
                 self._preferred = other
                 return True
         return False

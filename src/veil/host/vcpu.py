@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any
 
 from veil.host.errors import HostError
-from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ
+from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ, V_NMI, V_NMI_ENABLE, V_NMI_MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +72,7 @@ class Context:
         self.vmpl = vmpl
         self.vmcb = vmcb
         vmcb.vmsa_pa = vmsa
+        vmcb.v_intr |= V_NMI_ENABLE
         #: the registered GHCB, None before registration
         self.ghcb: int | None = None
         #: the vector offered by V_IRQ that the CPU has not been seen to take, or NO_IRQ
@@ -102,6 +103,15 @@ class Context:
             return False
         self.irq = NO_IRQ
         return True
+
+    def offer_nmi(self) -> None:
+        """Let the CPU take an NMI, whatever RFLAGS.IF says, as soon as the guest has no other one in hand."""
+        self.vmcb.v_intr |= V_NMI
+
+    @property
+    def has_nmi(self) -> bool:
+        """Would the CPU take an NMI now?"""
+        return bool(self.vmcb.v_intr & (V_NMI | V_NMI_MASK) == V_NMI)
 
     def keep_event(self) -> None:
         """An exit cut off an event's delivery: the next VMRUN must repeat it (APM volume 2, 15.20)."""
@@ -186,7 +196,8 @@ class Vcpu:
             context = Context(vmpl, self._new_vmcb(), vmsa)
         else:
             context = Context(vmpl, old.vmcb, vmsa)
-            context.vmcb.v_intr = context.vmcb.event_inj = context.vmcb.interrupt_shadow = 0
+            context.vmcb.event_inj = context.vmcb.interrupt_shadow = 0
+            context.vmcb.v_intr = V_NMI_ENABLE
             context.ghcb = old.ghcb
         self.contexts[vmpl] = context
         if (old is not None and self.current is old) or self._runs_enclave_of(vmpl):

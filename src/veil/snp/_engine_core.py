@@ -263,6 +263,18 @@ _EDITS = (
         "        ? MMU_KNOSMAP_IDX : MMU_KSMAP_IDX;",
         "        MMU_KSMAP_IDX;",
     ),
+    # Without AVX a VEX prefix is for BMI's instructions alone. QEMU executes others as if they had none: wrong results
+    # in silence, where a processor raises #UD.
+    (
+        "src/qemu/target/i386/translate.c",
+        "            prefixes |= pp_prefix[vex3 & 3] | PREFIX_VEX;\n",
+        "            prefixes |= pp_prefix[vex3 & 3] | PREFIX_VEX;\n"
+        "            if (b != 0x138 && b != 0x13a) {\n                goto illegal_op;\n            }\n"
+        "            int opcode = x86_ldub_code(env, s);\n"
+        "            s->pc--;\n"
+        "            if (b == 0x13a ? opcode != 0xf0 : opcode < 0xf2 || opcode > 0xf7 || opcode == 0xf4) {\n"
+        "                goto illegal_op;\n            }\n",
+    ),
     # XSAVEC: 0F C7 /4 (engine/extended_state.c).
     (
         "src/qemu/target/i386/helper.h",

@@ -33,7 +33,7 @@ _NO_SUCH_HYPERCALL = (1 << 64) - 1000
 
 
 def acknowledge(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
-    """WBINVD and INVD (memory is coherent), NMI complete (no NMI is ever pending)."""
+    """WBINVD and INVD (memory is coherent), NMI complete (the processor knows by IRET)."""
 
 
 def cpuid(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
