@@ -17,7 +17,7 @@ from tests.e2e.snapshots import Resume
 from tests.e2e.test_enclave_secrets import service_of
 from tests.e2e.test_enclaves import ENCLAVES
 from tests.guest.enclaves.native_runtime import compile_program
-from tests.services.enc.believing import believes_results
+from tests.services.enc.believing import BELIEVING_FLAGS, believes_results
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.formats.domains import ENCLAVE_VMPL
@@ -26,7 +26,7 @@ from veil.formats.enclaves import RUNTIME, WINDOW
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.manifest import Manifest
-from veil.guest.enclaves.runtime.build import RUNTIME_FLAGS, runtime_sources
+from veil.guest.enclaves.runtime.build import runtime_sources
 from veil.guest.enclaves.trusted_files import ComputerFiles
 from veil.host import Event, VmplSwitchEvent
 
@@ -99,8 +99,7 @@ def believing(program: Path) -> EnclaveImage:
     with pytest.MonkeyPatch.context() as patch:
         changed = runtime_sources() | sources
         patch.setattr("veil.guest.enclaves.runtime.build.runtime_sources", lambda: changed)
-        # Without a check what it looked at is not used.
-        patch.setattr("veil.guest.enclaves.runtime.build.RUNTIME_FLAGS", (*RUNTIME_FLAGS, "-w"))
+        patch.setattr("veil.guest.enclaves.runtime.build.RUNTIME_FLAGS", BELIEVING_FLAGS)
         return _build(program)
 
 

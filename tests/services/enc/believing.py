@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from veil.guest.enclaves.runtime.build import runtime_sources
+from veil.guest.enclaves.runtime.build import RUNTIME_FLAGS, runtime_sources
 
 __all__ = [
+    "BELIEVING_FLAGS",
     "believes_events",
     "believes_results",
     "believes_sets",
@@ -18,6 +19,10 @@ __all__ = [
     "forgets_tags",
     "reads_twice",
 ]
+
+#: Such a runtime is run for a moment: -O0 compiles it in less than half the time. And without a check what it looked at
+#: is not used.
+BELIEVING_FLAGS = (*RUNTIME_FLAGS, "-O0", "-w")
 
 _PLACE = "runtime/src/"
 _COPY_GIVEN = "if (copy_out(a[3], value, given))"

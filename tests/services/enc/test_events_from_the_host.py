@@ -13,7 +13,7 @@ import pytest
 
 from tests.enclave_machine import EnclaveMachine, Ending, Starved, assemble_program, build_program
 from tests.monitor.harness import PAGE
-from tests.services.enc.believing import believes_events
+from tests.services.enc.believing import BELIEVING_FLAGS, believes_events
 from veil.formats.enclaves import RUNTIME, TOP
 from veil.guest.enclaves.image import EnclaveImage
 from veil.snp import ExitCode
@@ -344,6 +344,7 @@ def believing(tmp_path_factory: pytest.TempPathFactory) -> EnclaveImage:
     with pytest.MonkeyPatch.context() as patch:
         sources = believes_events()
         patch.setattr("veil.guest.enclaves.runtime.build.runtime_sources", lambda: sources)
+        patch.setattr("veil.guest.enclaves.runtime.build.RUNTIME_FLAGS", BELIEVING_FLAGS)
         return build_program(assemble_program(tmp_path_factory.mktemp("believing"), _PROGRAM))
 
 
