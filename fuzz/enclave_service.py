@@ -248,7 +248,7 @@ class _World:
         answer = self.ask(EnclaveCall.DESTROY, struct.pack("<I", self.number(enclave)))
         if enclave is not None:
             enclave.contexts, enclave.texts, enclave.away = (), {}, {}
-            if answer == bytes(4):
+            if answer == bytes(8):
                 self.enclaves.remove(enclave)
                 assert enclave.number not in self._holders(), "an enclave that is gone has pages"
 
@@ -257,7 +257,7 @@ class _World:
         for _ in range(100):
             answer = self.ask(EnclaveCall.DESTROY, struct.pack("<I", enclave.number))
             assert answer is not None, "an enclave cannot be destroyed"
-            if answer == bytes(4):
+            if answer == bytes(8):
                 break
         self.enclaves.remove(enclave)
 

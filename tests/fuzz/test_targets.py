@@ -100,7 +100,7 @@ def test_what_no_process_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """The target finds a service that keeps pages of which it says that the kernel has them again."""
     target = TARGETS["enclave-ioctls"]
     lives, *_ = target.seeds()
-    monkeypatch.setitem(service._CALLS, EnclaveCall.DESTROY, lambda *_: bytes(4))
+    monkeypatch.setitem(service._CALLS, EnclaveCall.DESTROY, lambda *_: bytes(8))
     with pytest.raises(AssertionError, match="VMPL 3 has no permission"):
         target.run(lives)
     monkeypatch.undo()

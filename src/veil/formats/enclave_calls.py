@@ -16,6 +16,7 @@ __all__ = [
     "CONTENT_PAGES",
     "ENC_GUID",
     "ENC_NUMBER",
+    "KEPT_PAGES",
     "PAGED_AT_ONCE",
     "PAGES_MISSING",
     "PAGE_MISSING",
@@ -26,6 +27,7 @@ __all__ = [
     "Finished",
     "Reclaim",
     "Reclaimed",
+    "Released",
     "Return",
 ]
 
@@ -36,6 +38,8 @@ ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
 CONTENT_PAGES = 1024
 #: The most that one DESTROY gives back: 16 MiB.
 RELEASED_PAGES = 4096
+#: So many pages that a host keeps are the loss of these alone; if there are more all that is left of the enclave waits.
+KEPT_PAGES = 64
 #: The most that one RECLAIM or RETURN is about: as many as one request to VeilMon moves if none lies beside another.
 PAGED_AT_ONCE = 512
 
@@ -127,6 +131,7 @@ class Finished(NamedTuple):
 
 _RECLAIM = struct.Struct("<II")
 _RETURN_HEAD = struct.Struct("<II")
+_RELEASED = struct.Struct("<II")
 
 
 class Reclaim(NamedTuple):
@@ -164,6 +169,27 @@ class Reclaimed(NamedTuple):
     def parse(cls, body: bytes) -> Reclaimed:
         """What `pack` gave."""
         return cls(tuple(struct.iter_unpack("<QQ", body)))
+
+
+class Released(NamedTuple):
+    """The answer to DESTROY. When nothing is left and nothing is kept there is no such enclave any more."""
+
+    left: int
+    """Pages that the next requests give back."""
+    kept: tuple[int, ...] = ()
+    """Pages that the host does not let go: all others are the kernel's as soon as none is left."""
+
+    def pack(self) -> bytes:
+        """A header, then addresses."""
+        return _RELEASED.pack(self.left, len(self.kept)) + struct.pack(f"<{len(self.kept)}Q", *self.kept)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Released:
+        """Raises FormatError."""
+        left, count = _RELEASED.unpack_from(data) if len(data) >= _RELEASED.size else (0, -1)
+        if len(data) != _RELEASED.size + 8 * count:
+            raise FormatError("not an answer to DESTROY")
+        return cls(left, struct.unpack_from(f"<{count}Q", data, _RELEASED.size))
 
 
 class Return(NamedTuple):

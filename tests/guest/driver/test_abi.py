@@ -77,7 +77,7 @@ def test_every_structure_is_compared() -> None:
     compared = {
         "veil_block", "veil_record", "veil_heartbeat", "veil_rules_call", "veil_rules_answer", "svsm_caa",
         "veil_kci_piece", "veil_kci_memory", "veil_kci_prepared", "layout_start", "created", "add_request", "finished",
-        "reclaim_request", "reclaimed_page", "return_request", "wanted",
+        "reclaim_request", "reclaimed_page", "released", "return_request", "wanted",
     }  # fmt: skip
     # tests/formats/test_enclave_pages.py compares these.
     compared |= {"veil_window_block", "veil_start_block", "veil_mailbox", "veil_cpuid_entry", "veil_enclave_info"}
@@ -146,6 +146,12 @@ def test_requests_about_enclaves() -> None:
         assert [member.offset for member in DRIVER.structs[name].values()] == offsets(layout)
     assert DRIVER.sizes["reclaimed_page"] == len(enclave_calls.Reclaimed(((0, 0),)).pack())
     assert DRIVER.structs["return_request"]["addresses"].offset == enclave_calls._RETURN_HEAD.size
+    released = DRIVER.structs["released"]
+    assert [member.offset for member in released.values()] == [
+        *offsets(enclave_calls._RELEASED),
+        enclave_calls._RELEASED.size,
+    ]
+    assert DRIVER.numbers["KEPT_PAGES"] == enclave_calls.KEPT_PAGES
     assert DRIVER.numbers["PAGED_AT_ONCE"] == enclave_calls.PAGED_AT_ONCE
     finished = DRIVER.structs["finished"]
     assert len(enclave_calls.Finished(bytes(48), ()).pack()) == finished["contexts"].offset

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 
 import pytest
 
 from tests.monitor.harness import FREE
 from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench
-from veil.formats.enclave_calls import EnclaveCall, Reclaim, Reclaimed, Return
+from veil.formats.enclave_calls import EnclaveCall, Reclaim, Reclaimed, Released, Return
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_reports import EnclaveWord
 from veil.formats.enclaves import ARENA, Layout
@@ -74,7 +73,7 @@ def test_without_a_bound_each_line_is_told(
 def _made_and_gone(bench: EnclaveBench, layout: Layout) -> None:
     bench._next = FREE
     number = bench.make(layout)
-    while struct.unpack("<I", bench.destroy(number)[1])[0]:
+    while Released.parse(bench.destroy(number)[1]).left:
         pass
 
 

@@ -112,7 +112,7 @@ def test_away_and_back(bench: PagingBench) -> None:
     for at in (2, 0):
         assert bench.give_back(number, *given[at][::2], page=before[at]) == Status.OK
         assert bench.text(number, at) == TEXTS[at]
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     bench.check()
 
 
@@ -174,7 +174,7 @@ def test_several_at_once(bench: PagingBench) -> None:
     assert all(translated(bench, number, va) == (0, 0) for va, _, _ in given)
     assert bench.give_all_back(number, given) == Status.OK
     assert [bench.text(number, at) for at in range(4)] == TEXTS
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     bench.check()
 
 
@@ -399,7 +399,7 @@ def test_pages_on_their_way_go_back_with_the_enclave(bench: PagingBench, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(enclave, "_give_leaving", refused)
         assert bench.enc(EnclaveCall.RECLAIM, Reclaim(number, 1).pack())[0] == Status.UNAVAILABLE
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     assert owners(bench, [page]) == {Owner.KERNEL}
     assert not bench.kernel.read(page, PAGE).startswith(TEXTS[0][:16])
 
@@ -447,7 +447,7 @@ def test_a_host_that_refuses_a_page_with_wrong_content_to_go_back(
     assert bench.monitor.book.owner(page) is Owner.ENCLAVE
     assert page in bench.enclave(number).owned
     assert bench.give_back(number, va, sealed) == Status.OK
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     assert owners(bench, [page]) == {Owner.KERNEL}
 
 

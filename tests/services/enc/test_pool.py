@@ -62,7 +62,7 @@ def test_a_pool_has_no_more_pages_than_the_layout_says(bench: EnclaveBench) -> N
     assert bench.donate(number, bench.frames(9)) == Status.NOT_ALLOWED
     assert bench.donate(number, bench.frames(8)) == Status.OK
     assert bench.donate(number, bench.frames(1)) == Status.NOT_ALLOWED
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     bench.check()
 
 

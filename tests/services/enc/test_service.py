@@ -13,7 +13,7 @@ import pytest
 
 from tests.monitor.harness import KERNEL, MONITOR, PAGE, SERVICES, SMALL, Bench
 from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, Services, owners, translated
-from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
+from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall, Released
 from veil.formats.enclave_pages import InfoPage, MailboxCall
 from veil.formats.enclave_settings import ENC_NAME
 from veil.formats.enclaves import (
@@ -108,7 +108,7 @@ def test_all_goes_back_and_is_zero(bench: EnclaveBench) -> None:
     enclave = bench.enclave(number)
     pages, windows = list(enclave.owned), [page for some in enclave.windows.values() for page in some]
     bench.kernel.write(windows[0], b"the process wrote this")
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     assert owners(bench, pages + windows) == {Owner.KERNEL}
     assert all(bench.kernel.read(page, PAGE) == bytes(PAGE) for page in pages)
     assert bench.enclaves == set()
@@ -126,7 +126,7 @@ def test_destroyed_piece_by_piece(bench: EnclaveBench, monkeypatch: pytest.Monke
     while left:
         status, answer = bench.destroy(number)
         assert status == Status.OK
-        assert struct.unpack("<I", answer)[0] == max(0, left - 16)
+        assert Released.parse(answer) == Released(max(0, left - 16))
         left, rounds = max(0, left - 16), rounds + 1
         assert len(owners(bench, pages)) == (2 if left else 1)
     assert rounds == -(-len(pages) // 16)
@@ -260,7 +260,7 @@ def test_content_needs_tables(bench: EnclaveBench) -> None:
     number, _ = bench.create()
     pages = bench.frames(2)
     assert bench.add(number, 1, 0, pages, CONTENT) == Status.FULL
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
     assert owners(bench, pages) == {Owner.KERNEL}
 
 
@@ -304,7 +304,7 @@ def test_a_host_that_does_not_take_contexts(bench: EnclaveBench) -> None:
     assert bench.finish(number)[0] == Status.UNAVAILABLE
     bench.takes_enclaves = True
     assert bench.finish(number)[0] == Status.NOT_ALLOWED, "what was begun is not finished"
-    assert bench.destroy(number) == (Status.OK, bytes(4))
+    assert bench.destroy(number) == (Status.OK, bytes(8))
 
 
 def test_without_the_hosts_answer_an_enclave_would_be_ready_that_nobody_runs(
@@ -393,7 +393,7 @@ def test_over_a_snapshot(bench: EnclaveBench) -> None:
     assert bench.add(making, 1, 1, bench.frames(1), CONTENT[PAGE:]) == Status.OK
     assert bench.finish(making)[0] == Status.OK
     for each in (number, making):
-        assert bench.destroy(each) == (Status.OK, bytes(4))
+        assert bench.destroy(each) == (Status.OK, bytes(8))
     assert bench.create()[0] == 3
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.enclave_calls import KEPT_PAGES
 from veil.formats.enclave_pages import InfoPage
 from veil.formats.enclaves import (
     IDT,
@@ -59,6 +60,15 @@ class State(enum.Enum):
     READY = "ready"
     UNUSABLE = "unusable"
     """It is not what its layout says, or could not be made to its end."""
+
+
+def _is_taken(context: ServiceContext, page: int) -> bool:
+    """Has the host taken a context's page away? Then it is no VMSA any more, and nobody runs it."""
+    try:
+        context.guest.read(page + Vmsa.cr2.offset, 8)
+    except RmpViolation:
+        return True
+    return False
 
 
 def _ranges(layout: Layout) -> list[tuple[int, int]]:
@@ -109,6 +119,8 @@ class Enclave:
         """Where the search for pages that may go goes on."""
         self._leaving: list[tuple[int, int]] = []
         """(address, page) of those that are encrypted, and that VeilMon has not given to the kernel yet."""
+        self._kept: set[int] = set()
+        """Of `owned`: those that the host did not let go when the enclave ended."""
         self._tables: PageTables | None = None
         self._record = 0
         self._page = 0
@@ -320,22 +332,40 @@ class Enclave:
 
     # Its end
 
-    def release(self, context: ServiceContext, most: int) -> Asking[int]:
-        """Give back `most` pages at most; returns how many there are still. Raises MonitorRefused while a slot runs."""
+    def release(self, context: ServiceContext, most: int) -> Asking[tuple[int, list[int]]]:
+        """Give back `most` pages at most. Returns how many are still to be given, and those that the host keeps, which
+        are tried again when no other is left.
+
+        Raises MonitorRefused while a slot runs, or if the host keeps more than KEPT_PAGES.
+        """
         self.state = State.UNUSABLE
         while self.contexts:
-            yield from context.monitor.drop_vmsa(self.contexts[-1])
+            try:
+                yield from context.monitor.drop_vmsa(self.contexts[-1])
+            except MonitorRefused:
+                if not _is_taken(context, self.contexts[-1]):
+                    raise
             self.contexts.pop()
+        kept: list[int] = []
         for pages in self.windows.values():
-            yield from give(context.monitor, pages, len(pages), Owner.ENCLAVE_WINDOW)
-        yield from self._give_leaving(context)
-        self._leaving = []
-        pages = list(self.owned)
+            room = KEPT_PAGES - len(kept)
+            kept += yield from give(context.monitor, pages, len(pages), Owner.ENCLAVE_WINDOW, room)
+        leaving = [page for _, page in self._leaving]
         try:
-            yield from give(context.monitor, pages, most, Owner.ENCLAVE)
+            room = KEPT_PAGES - len(kept)
+            kept += yield from give(context.monitor, leaving, len(leaving), Owner.ENCLAVE_LEAVING, room)
         finally:
-            self.owned = dict.fromkeys(pages)
-        return len(self.owned) + sum(map(len, self.windows.values()))
+            self._leaving = [(va, page) for va, page in self._leaving if page in leaving]
+        before = self._kept & self.owned.keys() if self._kept < self.owned.keys() else set()
+        waiting = [page for page in self.owned if page not in before]
+        try:
+            room = KEPT_PAGES - len(kept) - len(before)
+            refused = yield from give(context.monitor, waiting, most, Owner.ENCLAVE, room)
+        finally:
+            still = before | set(waiting)
+            self.owned = {page: None for page in self.owned if page in still}
+        self._kept = before | set(refused)
+        return len(self.owned) - len(self._kept), [*kept, *sorted(self._kept)]
 
     # Parts
 
@@ -380,6 +410,7 @@ class Enclave:
             "windows": list(self.windows.items()), "contexts": self.contexts,
             "mailboxes": self.mailboxes, "progress": [self._record, self._page],
             "away": self.away.dump(), "hand": self._hand, "leaving": self._leaving,
+            "kept": sorted(self._kept),
             "tables": None if self._tables is None else self._tables.dump(),
         }  # fmt: skip
 
@@ -394,6 +425,7 @@ class Enclave:
         made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
         made.away = AwayPages.load(state["away"])
         made._hand, made._leaving = state["hand"], [(va, page) for va, page in state["leaving"]]
+        made._kept = set(state["kept"])
         made._record, made._page = state["progress"]
         if state["tables"] is not None:
             made._tables = PageTables.load(guest, made.spare, state["tables"])

@@ -66,13 +66,33 @@ def take(monitor: MonitorClient, pages: Sequence[int], target: Owner) -> Asking[
         raise
 
 
-def give(monitor: MonitorClient, pages: list[int], most: int, source: Owner) -> Asking[None]:
+def give(monitor: MonitorClient, pages: list[int], most: int, source: Owner, keeps: int = 0) -> Asking[list[int]]:
     """Take `most` pages at most from the end of a list: the kernel has them again. Those of ENCLAVE are zeroed.
 
-    Raises MonitorRefused; what is still in the list was not given.
+    Returns those that the host does not let go, `keeps` at most. They stay in the list, as does all that was not given.
+    Raises MonitorRefused if the host keeps more.
     """
-    while pages and most > 0:
-        some = pages[-min(most, MOVE_RANGES) :]
-        yield from monitor.move(list(runs(sorted(some))), source, Owner.KERNEL)
-        del pages[-len(some) :]
-        most -= len(some)
+    kept: list[int] = []
+    groups: list[list[int]] = []
+    try:
+        while groups or (pages and most > 0):
+            if not groups:
+                groups.append(pages[-min(most, MOVE_RANGES) :])
+                del pages[-len(groups[0]) :]
+                most -= len(groups[0])
+            some = groups[-1]
+            try:
+                yield from monitor.move(list(runs(sorted(some))), source, Owner.KERNEL)
+                groups.pop()
+            except MonitorRefused:
+                if len(kept) >= keeps:
+                    raise
+                groups.pop()
+                # One page is enough that none of them goes: all the others do.
+                if len(some) == 1:
+                    kept += some
+                else:
+                    groups += [some[: len(some) // 2], some[len(some) // 2 :]]
+    finally:
+        pages[:0] = [*kept, *(page for group in groups for page in group)]
+    return kept

@@ -22,6 +22,7 @@ from veil.formats.enclave_calls import (
     Finished,
     Reclaim,
     Reclaimed,
+    Released,
     Return,
 )
 from veil.formats.enclave_reports import (
@@ -183,10 +184,10 @@ class EncService(Service):
     def _destroy(self, request: KernelRequest) -> Asking[bytes]:
         (number,) = _unpack(_ONE, request)
         enclave = self._enclave(number)
-        left = yield from enclave.release(self.context, RELEASED_PAGES)
-        if not left:
+        left, kept = yield from enclave.release(self.context, RELEASED_PAGES)
+        if not left and not kept:
             del self._enclaves[number]
-        return _ONE.pack(left)
+        return Released(left, tuple(kept)).pack()
 
     def _enclave(self, number: int) -> Enclave:
         found = self._enclaves.get(number)

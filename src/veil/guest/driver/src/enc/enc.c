@@ -8,6 +8,7 @@
  *	reclaimed	pages that the kernel took back from them, encrypted
  *	returned	pages that it gave them again
  *	paging		requests to the service for both
+ *	stuck		enclaves that have ended, of which the host keeps pages
  *
  * Who administers the system takes pages back by writing their number to the device.
  */
@@ -59,7 +60,6 @@ static int enclave_release(struct inode *inode, struct file *file)
 	if (enclave->created)
 		atomic64_dec(&present);
 	veil_enclave_destroy(enclave);
-	kfree(enclave);
 	return 0;
 }
 
@@ -198,6 +198,7 @@ void veil_enc_end(void)
 		return;
 	misc_deregister(&device);
 	veil_enclave_pressure_end();
+	veil_enclaves_release_end();
 }
 
 int veil_enc_state(char *text, size_t size)
@@ -208,8 +209,9 @@ int veil_enc_state(char *text, size_t size)
 		return 0;
 	veil_enclave_reclaim_state(&paging);
 	veil_enclave_return_state(&paging);
-	return scnprintf(text, size,
-			 " enclaves %lld made %lld entries %lld pages %ld reclaimed %lld returned %lld paging %lld",
-			 atomic64_read(&present), atomic64_read(&made), veil_enclave_entries(), veil_enclaves_pages(),
-			 paging.reclaimed, paging.returned, paging.requests);
+	return scnprintf(
+		text, size,
+		" enclaves %lld made %lld entries %lld pages %ld reclaimed %lld returned %lld paging %lld stuck %d",
+		atomic64_read(&present), atomic64_read(&made), veil_enclave_entries(), veil_enclaves_pages(),
+		paging.reclaimed, paging.returned, paging.requests, veil_enclaves_stuck());
 }

@@ -46,7 +46,7 @@ struct file;
 struct veil_enclave {
 	/* Held while it is made, and while pages come and go. */
 	struct mutex lock;
-	/* Of all that are finished. */
+	/* Of all that are finished; then of those whose pages the host keeps. */
 	struct list_head list;
 	/* The last search for pages in which it had none. */
 	u64 round;
@@ -130,8 +130,13 @@ int veil_enclave_add(struct veil_enclave *enclave, const struct veil_enclave_add
 int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish *finish);
 /* Pages whose content does not matter; the enclave's lock is held. */
 int veil_enclave_donate(struct veil_enclave *enclave, u64 count);
-/* Gives everything back. */
+
+/* release.c */
+/* Gives everything back, and is rid of it; what the host keeps is asked for again later. */
 void veil_enclave_destroy(struct veil_enclave *enclave);
+/* Enclaves that have ended, of which the host keeps something. */
+int veil_enclaves_stuck(void);
+void veil_enclaves_release_end(void);
 
 /* run.c */
 int veil_enclave_enter(struct veil_enclave *enclave, struct veil_enclave_enter *enter);

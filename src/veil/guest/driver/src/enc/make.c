@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 /* How an enclave is made and unmade. Nothing here is trusted: VeilS-ENC looks at all that it gets. */
-#include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/mm.h>
 #include <linux/sched.h>
@@ -190,30 +189,4 @@ int veil_enclave_finish(struct veil_enclave *enclave, struct veil_enclave_finish
 	}
 	kfree(finished);
 	return error;
-}
-
-#define RELEASE_TRIES 100
-#define RELEASE_PAUSE_MS 10
-
-void veil_enclave_destroy(struct veil_enclave *enclave)
-{
-	u32 left = enclave->created, slot;
-	int tries = 0;
-
-	while (left) {
-		int error = veil_enclave_ask(VEIL_ENCLAVE_CALL_DESTROY, NULL, &enclave->number, sizeof(enclave->number),
-					     &left, sizeof(left), NULL);
-
-		if (error && (error != -EAGAIN || ++tries == RELEASE_TRIES)) {
-			/* What the enclave has still cannot be used by anybody. */
-			pr_err("veil: enclave %u keeps its pages (%d)\n", enclave->number, error);
-			return;
-		}
-		if (error)
-			msleep(RELEASE_PAUSE_MS);
-		cond_resched();
-	}
-	veil_enclave_free(enclave);
-	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
-		kvfree(enclave->slots[slot].window);
 }

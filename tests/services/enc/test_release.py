@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end of an enclave below a host that keeps pages: all others are the kernel's again; these, when it gives in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.monitor.harness import PAGE
+from tests.services.enc.enclave_bench import EnclaveBench, owners
+from veil.formats.enclave_calls import KEPT_PAGES, Released
+from veil.formats.enclave_pages import MailboxCall
+from veil.formats.enclaves import ARENA
+from veil.formats.page_owners import Owner
+from veil.formats.status import Status
+from veil.services.context import Asking, MonitorRefused
+from veil.services.enc.enclave import Enclave
+
+
+def _pages(bench: EnclaveBench, number: int) -> list[int]:
+    enclave = bench.enclave(number)
+    return [*enclave.owned, *(page for pages in enclave.windows.values() for page in pages)]
+
+
+def _release(bench: EnclaveBench, number: int) -> Released:
+    """As the driver asks, until nothing is left."""
+    while True:
+        status, answer = bench.destroy(number)
+        assert status == Status.OK, (status, answer)
+        found = Released.parse(answer)
+        if not found.left:
+            return found
+
+
+_KINDS: dict[str, Callable[[Enclave], int]] = {
+    "of the pool": lambda enclave: enclave.pool[0],
+    "of its content": lambda enclave: list(enclave.owned)[-1],
+    "a table": lambda enclave: enclave.tables.root,
+    "a window's": lambda enclave: enclave.windows[1][0],
+    "a mailbox": lambda enclave: enclave.mailboxes[0],
+    "a context": lambda enclave: enclave.contexts[0],
+}
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_a_page_that_the_host_has_taken(bench: EnclaveBench, kind: str) -> None:
+    number = bench.make()
+    assert bench.mail(number, MailboxCall.MAP, ARENA, 2, 3).status == Status.OK
+    pages, page = _pages(bench, number), _KINDS[kind](bench.enclave(number))
+    bench.host.psmash(page & -(2 << 20))
+    bench.host.rmpupdate(page, assigned=False)
+    assert _release(bench, number) == Released(0, (page,))
+    others = [other for other in pages if other != page]
+    assert owners(bench, others) == {Owner.KERNEL}
+    assert all(bench.kernel.read(other, PAGE) for other in others)
+    # It is nobody's to use: the kernel never gets it, for what it would find there is the host's choice.
+    assert _release(bench, number).kept == (page,)
+    assert bench.monitor.book.owner(page) is not Owner.KERNEL
+
+
+class _Keeping:
+    """A host that does not let some pages go, as long as it likes."""
+
+    def __init__(self, bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch, pages: Sequence[int]) -> None:
+        self.keeps = True
+        monitor = bench.service.context.monitor
+        honest = monitor.move
+
+        def move(ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+            if self.keeps and any(gpa <= page < gpa + size for page in pages for gpa, size in ranges):
+                raise MonitorRefused(Status.UNAVAILABLE, "the host does not split the page")
+            yield from honest(ranges, source, target)
+
+        monkeypatch.setattr(monitor, "move", move)
+
+
+def test_a_host_that_gives_in(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = bench.make()
+    pages = _pages(bench, number)
+    kept = (pages[3], pages[40])
+    host = _Keeping(bench, monkeypatch, kept)
+    assert set(_release(bench, number).kept) == set(kept)
+    assert owners(bench, [page for page in pages if page not in kept]) == {Owner.KERNEL}
+    # After a snapshot it is the same.
+    again = Enclave.load(bench.service.context.guest, bench.enclave(number).dump())
+    assert (again._kept, list(again.owned)) == (set(kept), list(bench.enclave(number).owned))
+    host.keeps = False
+    assert _release(bench, number) == Released(0)
+    assert owners(bench, pages) == {Owner.KERNEL}
+    assert all(bench.kernel.read(page, PAGE) == bytes(PAGE) for page in kept)
+    assert bench.destroy(number)[0] == Status.NOT_ALLOWED, "there is no such enclave"
+    bench.check()
+
+
+def test_a_host_that_keeps_many(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the answer names: all that is left waits."""
+    number = bench.make()
+    pages = _pages(bench, number)
+    assert len(bench.enclave(number).owned) > KEPT_PAGES
+    host = _Keeping(bench, monkeypatch, list(bench.enclave(number).owned))
+    assert bench.destroy(number)[0] == Status.UNAVAILABLE
+    assert bench.destroy(number)[0] == Status.UNAVAILABLE
+    host.keeps = False
+    assert _release(bench, number) == Released(0)
+    assert owners(bench, pages) == {Owner.KERNEL}
+
+
+def test_without_a_look_at_single_pages_all_are_lost(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter-test."""
+    monkeypatch.setattr("veil.services.enc.enclave.KEPT_PAGES", 0)
+    number = bench.make()
+    pages = list(bench.enclave(number).owned)
+    _Keeping(bench, monkeypatch, pages[3:4])
+    for _ in range(3):
+        assert bench.destroy(number)[0] == Status.UNAVAILABLE
+    assert len([page for page in pages if bench.monitor.book.owner(page) is Owner.KERNEL]) < len(pages) // 2
