@@ -6,8 +6,8 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, Unpack
 
@@ -17,12 +17,15 @@ from tests.services.kci.modules.made_module import authority
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
+from veil.cvm.kept_snapshots import read_cvm
 from veil.formats.kci_settings import OFF, ON, KciSettings, certificate_text
+from veil.host import RunResult
 from veil.image.services_image import ServicesImage, protected_services
+from veil.monitor import VeilMon
 
 __all__ = [
-    "EXCEPTION", "EXCEPTION_OF_MODULE", "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "keep_copy",
-    "linked_cache", "locking_services",
+    "EXCEPTION", "EXCEPTION_OF_MODULE", "LOCKED_KERNEL", "OPEN_KERNEL", "Resume", "RunSnapshots", "boots", "halfway",
+    "keep_copy", "linked_cache", "locking_services", "short_boots",
 ]  # fmt: skip
 
 #: Services that leave the kernel as it is, whatever VEIL_KCI says.
@@ -67,6 +70,35 @@ class RunSnapshots:
 
         return self.once(configuration.key(), boot)
 
+    @contextmanager
+    def booting(self, configuration: Configuration) -> Iterator[ConfidentialVM]:
+        """A guest that boots for the caller, whose snapshot others get by `of`."""
+        with ConfidentialVM(configuration, fresh=True) as vm:
+            self.once(configuration.key(), vm.snapshot)
+            yield vm
+
+    def begun(self, configuration: Configuration) -> Path:
+        """The snapshot of a guest (for `halfway`) whose driver is being loaded: VeilMon has its request blocks, and no
+        service has been asked."""
+
+        def begin(path: Path) -> None:
+            with closing(ConfidentialVM(configuration, fresh=True)) as vm:
+                vm.launch()
+                place = vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa
+
+                def is_there() -> bool:
+                    monitor = vm.machine.hosted_program(place)
+                    return (
+                        isinstance(monitor, VeilMon)
+                        and monitor._state is not None
+                        and len(monitor._state.blocks) == configuration.vcpus
+                    )
+
+                assert vm.hypervisor.run(until=is_there, timeout=600) is RunResult.DONE
+                vm.snapshot(path)
+
+        return self.once(f"begun-{configuration.key()}", begin)
+
     def once(self, name: str, make: Callable[[Path], None]) -> Path:
         """A snapshot that `make(path)` writes, in the first process that asks for it."""
         path = self._folder / f"{name}.snapshot"
@@ -89,6 +121,29 @@ def keep_copy(snapshot: Path, configuration: Configuration, cache: Cache | None 
     new.touch(0o600)
     subprocess.run(["cp", "--sparse=always", snapshot, new], check=True)
     return new.replace(place)
+
+
+@contextmanager
+def halfway(path: Path, services: ServicesImage | None = None) -> Iterator[ConfidentialVM]:
+    """A copy of a guest whose snapshot was made while it booted: `connect` goes on with that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfidentialVM, "connect", lambda vm: None)
+        vm = ConfidentialVM.restore(path, services=services)
+    with closing(vm):
+        yield vm
+
+
+@contextmanager
+def short_boots(booted: Path) -> Iterator[None]:
+    """CVMs that boot meanwhile are there at once, as this snapshot is."""
+
+    def boot(vm: ConfidentialVM) -> None:
+        vm._take_over(read_cvm(booted, vm.configuration.services))
+        vm.boot_seconds = 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfidentialVM, "_boot", boot)
+        yield
 
 
 def boots(vm: ConfidentialVM) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.e2e import module_watcher
-from tests.e2e.module_watcher import REFUSE, REFUSE_LOCK_DOWN, REFUSE_MODULES, TEXT, TOLD
-from tests.e2e.snapshots import OPEN_KERNEL, Resume
+from tests.e2e.module_watcher import REFUSE, TEXT, TOLD, ModuleWatcher
+from tests.e2e.snapshots import OPEN_KERNEL, Resume, RunSnapshots, halfway
 from veil.cache import Cache
-from veil.cvm import ConfidentialVM
-from veil.formats.kci import KCI_GUID, KCI_NAME
+from veil.cvm import ConfidentialVM, Configuration
+from veil.formats.kci import KCI_GUID, KCI_NAME, KernelCall
 from veil.formats.kci_settings import ON, KciSettings
 from veil.guest.driver.build import build_driver, build_module
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
@@ -29,13 +29,12 @@ from veil.remote import ChannelClient
 PAGE = 4096
 
 
-def services(settings: KciSettings) -> ServicesImage:
-    return ServicesImage(
-        "tests.e2e.module_watcher:Services",
-        (*PROTECTED_SERVICES.packages, module_watcher.__name__),
-        {**PROTECTED_SERVICES.settings, KCI_NAME: settings.measured()},
-        PROTECTED_SERVICES.memory + module_watcher.MEMORY,
-    )
+WATCHED = ServicesImage(
+    "tests.e2e.module_watcher:Services",
+    (*PROTECTED_SERVICES.packages, module_watcher.__name__),
+    {**PROTECTED_SERVICES.settings, KCI_NAME: KciSettings(ON).measured()},
+    PROTECTED_SERVICES.memory + module_watcher.MEMORY,
+)
 
 
 #: of the distribution's, of several kinds; what they depend on comes with them
@@ -113,12 +112,20 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _begun(snapshots: RunSnapshots, vcpus: int = 2) -> Path:
+    """A guest that loads its driver."""
+    return snapshots.begun(Configuration.make(vcpus=vcpus, services=WATCHED))
+
+
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.soak), 2], ids=["1 VCPU", "2 VCPUs"])
-def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
+def guest(
+    request: pytest.FixtureRequest, snapshots: RunSnapshots, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guest]:
     cache = Cache()
     kernel = debian_kernel(cache, DEFAULT_SERIES)
     assert kernel.modules is not None
-    with ConfidentialVM(services=services(KciSettings(ON)), vcpus=request.param, fresh=True) as vm:
+    with halfway(_begun(snapshots, request.param), WATCHED) as vm:
+        vm.connect()
         guest = Guest(vm, tmp_path_factory.mktemp("modules"))
         for name, data in collect_modules(kernel.modules, MODULES):
             guest.put(name, data)
@@ -242,17 +249,21 @@ def test_hooks_use_no_trampoline_but_the_kernels_own(guest: Guest) -> None:
     assert set(re.findall(r"tramp: (\w+)", hooks)) == {"ftrace_caller"}
 
 
-def test_a_driver_that_is_refused_is_not_loaded() -> None:
+def test_a_driver_that_is_refused_is_not_loaded(snapshots: RunSnapshots, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is anything else, for nobody is there to ask."""
-    with ConfidentialVM(services=services(KciSettings(ON, hashes=(REFUSE_MODULES,))), fresh=True) as vm:
+    monkeypatch.setattr(ModuleWatcher, "always_refused", {KernelCall.MODULE_PREPARED.name})
+    with halfway(_begun(snapshots), WATCHED) as vm:
+        vm.connect()
         log = vm.run(["dmesg"]).stdout.decode()
         assert "veil: module veil is not admitted: VeilS-KCI refuses it (-1)" in log
         assert b"veil " not in vm.run(["cat", "/proc/modules"]).stdout
         assert vm.run(["ls", "/dev/veil-kci"]).exit_status != 0
 
 
-def test_a_lock_down_that_is_refused() -> None:
-    with ConfidentialVM(services=services(KciSettings(ON, hashes=(REFUSE_LOCK_DOWN,))), fresh=True) as vm:
+def test_a_lock_down_that_is_refused(snapshots: RunSnapshots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModuleWatcher, "always_refused", {KernelCall.LOCK_DOWN.name})
+    with halfway(_begun(snapshots), WATCHED) as vm:
+        vm.connect()
         log = vm.run(["dmesg"]).stdout.decode()
         assert log.count("veil: VeilS-KCI did not lock the kernel down (-1)") == 1
         assert b" locked 0" in vm.run(["cat", "/dev/veil"]).stdout

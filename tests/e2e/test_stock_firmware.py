@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,20 @@ from sevsnpmeasure.vmm_types import VMMType
 
 from tests.e2e.enclave_images import EXIT, PRINT, enclave_image
 from tests.e2e.log_guest import records_of, verified
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import Resume, RunSnapshots, halfway
 from veil.cache import Cache
-from veil.cvm import ConfidentialVM
+from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.firmware_board import boot_items, firmware_board
 from veil.formats.enclave_settings import ON, EncSettings
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.guest.ovmf.package import DEBIAN_FIRMWARE, firmware_at_hand
-from veil.host import GuestPowerOff
+from veil.host import GuestPowerOff, RunResult
 from veil.image.services_image import protected_services
 from veil.snp.cpuid import PROCESSOR_SIGNATURE
 
 _VCPUS = 2
-_COMMAND_LINE = 0x15
+#: of the firmware configuration
+_COMMAND_LINE_SIZE, _COMMAND_LINE = 0x14, 0x15
 #: What Linux says if the I/O APIC, devices' addresses, or where their interrupts go, is not as the tables say.
 _COMPLAINTS = (
     "BIOS bug", "Firmware Bug", "no GSI", "can't derive routing", "nobody cared", "bogus", "can't claim",
@@ -33,8 +37,33 @@ _COMPLAINTS = (
 )  # fmt: skip
 
 
-def _stock(resume: Resume) -> ConfidentialVM:
-    return resume(vcpus=_VCPUS, monitor=False, firmware=DEBIAN_FIRMWARE)
+@pytest.fixture(scope="module")
+def begun(snapshots: RunSnapshots) -> Path:
+    """A snapshot of a guest whose firmware has got kernel and initrd, and asks how long the command line is."""
+    configuration = Configuration.make(vcpus=_VCPUS, monitor=False, firmware=DEBIAN_FIRMWARE)
+
+    def begin(path: Path) -> None:
+        with closing(ConfidentialVM(configuration, fresh=True)) as vm:
+            vm.launch()
+            config = _firmware_configuration(vm)
+            asked = vm.hypervisor.run(until=lambda: config._selected == _COMMAND_LINE_SIZE, timeout=180)
+            assert asked is RunResult.DONE
+            vm.snapshot(path)
+
+    return snapshots.once(f"firmware-{configuration.key()}", begin)
+
+
+@pytest.fixture
+def stock(begun: Path) -> Iterator[ConfidentialVM]:
+    with halfway(begun) as vm:
+        # A snapshot has nothing of what the firmware asks for.
+        board = firmware_board(vm.configuration, vm.machine, boot_items(vm._assembly.boot_files))
+        _firmware_configuration(vm)._items |= board.items
+        yield vm
+
+
+def _firmware_configuration(vm: ConfidentialVM) -> Any:
+    return vm.platform._firmware["firmware configuration"]
 
 
 def _serial_interrupts(vm: ConfidentialVM) -> int:
@@ -83,8 +112,9 @@ def test_as_many_vcpus(vcpus: int, monitor: bool) -> None:
         assert vm.run(["nproc"]).stdout.strip() == str(vcpus).encode()
 
 
-def test_it_boots_as_a_guest_of_snp_does(resume: Resume) -> None:
-    vm = _stock(resume)
+def test_it_boots_as_a_guest_of_snp_does(stock: ConfidentialVM) -> None:
+    vm = stock
+    vm.connect()
     assert vm.run(["nproc"]).stdout.strip() == str(_VCPUS).encode()
     log = vm.run(["dmesg"]).stdout.decode()
     assert "efi: EFI v2" in log
@@ -97,8 +127,8 @@ def test_it_boots_as_a_guest_of_snp_does(resume: Resume) -> None:
         vm.run(["poweroff", "-f"])
 
 
-def test_the_digest_is_what_others_compute(resume: Resume, tmp_path: Path) -> None:
-    vm = _stock(resume)
+def test_the_digest_is_what_others_compute(stock: ConfidentialVM, tmp_path: Path) -> None:
+    vm = stock
     files = vm._assembly.boot_files
     at_hand = firmware_at_hand(Cache(), DEBIAN_FIRMWARE)
     assert files is not None
@@ -113,26 +143,25 @@ def test_the_digest_is_what_others_compute(resume: Resume, tmp_path: Path) -> No
     assert vm.build_image().digest() == expected
 
 
-def test_another_command_line_is_refused_by_the_firmware() -> None:
+def test_another_command_line_is_refused_by_the_firmware(stock: ConfidentialVM) -> None:
     """A host that gives the guest what was not measured: the firmware stops for ever, with the kernel not begun."""
-    with ConfidentialVM(monitor=False, firmware=DEBIAN_FIRMWARE, fresh=True) as vm:
-        _tamper(vm)
-        places: deque[int] = deque(maxlen=40)
-        for _ in range(4000):
-            vm.hypervisor.run(timeout=0.02)
-            places.append(_instruction(vm) & ~0xF)
-            # Interrupts come there, too.
-            if Counter(places).most_common(1)[0][1] > 25:
-                break
-        else:
-            pytest.fail("the firmware neither stopped nor started the kernel")
-        assert b"Linux version" not in vm.console_output
+    vm = stock
+    _tamper(vm)
+    places: deque[int] = deque(maxlen=40)
+    for _ in range(4000):
+        vm.hypervisor.run(timeout=0.02)
+        places.append(_instruction(vm) & ~0xF)
+        # Interrupts come there, too.
+        if Counter(places).most_common(1)[0][1] > 25:
+            break
+    else:
+        pytest.fail("the firmware neither stopped nor started the kernel")
+    assert b"Linux version" not in vm.console_output
 
 
 def _tamper(vm: ConfidentialVM) -> None:
-    """Launch it as measured; the host then offers another command line."""
-    vm.launch()
-    config: Any = vm.platform._firmware["firmware configuration"]
+    """It was launched as measured; the host now offers another command line."""
+    config = _firmware_configuration(vm)
     line = config._items[_COMMAND_LINE]
     config._items[_COMMAND_LINE] = line[:-4] + b"=no\0"
     assert len(config._items[_COMMAND_LINE]) == len(line)

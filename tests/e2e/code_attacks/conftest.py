@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, Resume, build
 from tests.e2e.code_attacks.hostile_files import resigned
-from tests.e2e.snapshots import OPEN_KERNEL, RunSnapshots, locking_services
+from tests.e2e.snapshots import OPEN_KERNEL, RunSnapshots, halfway, locking_services
 from tests.services.kci.debian_image import kernel_code, kernel_image
 from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.kci_settings import HALT, OFF, ON
+from veil.image.services_image import PROTECTED_SERVICES
 from veil.services.kci import KernelCode
 
 #: Modules that the policy of these guests allows, for whoever has the tests' key can have them admitted, whatever is
@@ -27,15 +29,32 @@ def code() -> KernelCode:
     return kernel_code(kernel_image())
 
 
+def _configuration(mode: str) -> Configuration:
+    return Configuration.make(vcpus=2, services=OPEN_KERNEL if mode == OFF else locking_services(mode))
+
+
 @pytest.fixture(scope="session")
-def attacked(snapshots: RunSnapshots, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def begun(snapshots: RunSnapshots) -> Callable[[str], Path]:
+    """The snapshot of a guest of a mode that loads its driver, for `halfway`."""
+    return lambda mode: snapshots.begun(_configuration(mode))
+
+
+@pytest.fixture(scope="session")
+def attacked(
+    snapshots: RunSnapshots, begun: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
     """The snapshot of a guest of a mode, with the attacker in its kernel."""
     folder = tmp_path_factory.mktemp("attacked")
 
     def make(mode: str) -> Path:
         def prepare(path: Path) -> None:
-            services = OPEN_KERNEL if mode == OFF else locking_services(mode)
-            with ConfidentialVM.restore(snapshots.of(Configuration.make(vcpus=2, services=services))) as vm:
+            with ExitStack() as stack:
+                if mode == HALT:
+                    # Nobody else wants one that is up.
+                    vm = stack.enter_context(halfway(begun(mode), PROTECTED_SERVICES))
+                    vm.connect()
+                else:
+                    vm = stack.enter_context(ConfidentialVM.restore(snapshots.of(_configuration(mode))))
                 guest = CodeGuest(vm)
                 modules = {name: resigned(build(name)) for name in _ALLOWED}
                 for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.code_attacks.guests import CodeGuest
-from tests.e2e.locked_guest import LockedGuest, services
-from tests.e2e.module_watcher import REFUSE_MODULES
-from tests.e2e.test_kci_driver import services as watched
+from tests.e2e.locked_guest import LockedGuest
+from tests.e2e.snapshots import halfway
 from veil.cvm import ConfidentialVM
-from veil.cvm.assembly import Assembly
-from veil.formats.kci_settings import HALT, KciSettings
+from veil.formats.kci_settings import HALT
 from veil.formats.kci_status import CodeEvent
 from veil.host import GuestPowerOff, NestedPageFault
-from veil.image.services_image import services_from_text
-from veil.remote import RequestFailed
+from veil.image.services_image import PROTECTED_SERVICES
 from veil.services.kci import KernelCode, KernelImage, measured_kernel
+from veil.services.kci.module_calls import ModuleCalls
+from veil.services.kci.modules import AdmittedFile, ModuleRefused
 from veil.snp import Permission
 
 
@@ -49,36 +51,46 @@ def test_with_on_the_kernel_lives(locked: CodeGuest, code: KernelCode) -> None:
     assert _executable(locked.vm) > 4000
 
 
-def test_a_lock_down_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Assembly, "_driver", lambda self, kernel: None)
-    monkeypatch.setattr(Assembly, "_lock_down_file", lambda self: {})
-    with ConfidentialVM(services=services(HALT), fresh=True) as vm:
-        guest = LockedGuest(vm)
-        view = vm.machine.view(vmpl=3)
-        view.write_u8(0x1123456, view.read_u8(0x1123456) ^ 1)
-        vm.hypervisor.kernel_end.is_outlived = True
-        with pytest.raises(RequestFailed, match="not locked down: 1 bytes"):
-            guest.lock_down()
-        assert _executable(vm) == 0
-        assert guest.status().locked_ns is None
-        assert [word.event for word in guest.words()] == [CodeEvent.NOT_LOCKED]
-        assert vm.hypervisor.kernel_end.error is not None
+@pytest.fixture
+def booting(begun: Callable[[str], Path]) -> Iterator[ConfidentialVM]:
+    """One that loads its driver."""
+    with halfway(begun(HALT), PROTECTED_SERVICES) as vm:
+        yield vm
 
 
-def test_a_driver_that_is_refused() -> None:
+def test_a_lock_down_that_is_refused(booting: ConfidentialVM) -> None:
+    guest, view, end = LockedGuest(booting), booting.machine.view(vmpl=3), booting.hypervisor.kernel_end
+    view.write_u8(0x1123456, view.read_u8(0x1123456) ^ 1)
+    end.is_outlived = True
+    booting.hypervisor.run(until=lambda: end.error is not None, timeout=60)
+    assert end.error is not None
+    assert _executable(booting) == 0
+    assert guest.status().locked_ns is None
+    (word,) = guest.words()
+    assert word.event is CodeEvent.NOT_LOCKED
+    assert "not locked down: 1 bytes" in word.words
+
+
+def test_a_driver_that_is_refused(booting: ConfidentialVM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is there to ask for lock-down: the measured init ends the boot."""
-    vm = ConfidentialVM(services=watched(KciSettings(HALT, hashes=(REFUSE_MODULES,))), fresh=True)
-    with pytest.raises(GuestPowerOff), vm:
-        pass
+    refused: list[str] = []
+
+    def refuse(calls: ModuleCalls) -> AdmittedFile:
+        refused.append("it")
+        raise ModuleRefused("as the test says")
+
+    monkeypatch.setattr(ModuleCalls, "_admitted", refuse)
+    with pytest.raises(GuestPowerOff):
+        booting.connect()
+    assert refused
 
 
-def test_a_kernel_whose_symbols_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_whose_symbols_cannot_be_read(booting: ConfidentialVM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver is refused for that, so the same: no program runs."""
     looked: list[int] = []
     monkeypatch.setattr("veil.services.kci.kernel_image.find_symbols", lambda data, base: looked.append(base))
     # Not the image that the other guests share: its symbols may have been read already.
     monkeypatch.setattr(measured_kernel, "KernelImage", KernelImage)
-    vm = ConfidentialVM(services=services_from_text(["kci:mode=halt"]), fresh=True)
-    with pytest.raises(GuestPowerOff), vm:
-        pass
+    with pytest.raises(GuestPowerOff):
+        booting.connect()
     assert looked

@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 from veil.formats.kci import FILE_PART, KCI_GUID, KCI_NAME, KCI_NUMBER, FilePart, KernelCall, ModulePrepared
@@ -25,13 +26,11 @@ from veil.services import (
 )
 from veil.services.log import LogService
 
-__all__ = ["MEMORY", "REFUSE", "REFUSE_LOCK_DOWN", "REFUSE_MODULES", "TEXT", "TOLD", "ModuleWatcher", "Services"]
+__all__ = ["MEMORY", "REFUSE", "TEXT", "TOLD", "ModuleWatcher", "Services"]
 
 #: calls of users: SHA-256s of files to refuse, in hex, or names of calls, in JSON; nothing -> what was told since;
 #: offset -> a page of the text of the module that was prepared last, at that time, in hex
 REFUSE, TOLD, TEXT = range(3)
-#: Hashes in the settings, of no file: what the watcher refuses at boot.
-REFUSE_MODULES, REFUSE_LOCK_DOWN = "00" * 32, "01" * 32
 _FILE = 24 << 20
 MEMORY = _FILE + (32 << 20)
 
@@ -42,6 +41,8 @@ class ModuleWatcher(Service):
     name = KCI_NAME
     number = KCI_NUMBER
     guid = KCI_GUID
+    always_refused: ClassVar[AbstractSet[str]] = frozenset()
+    """Names of calls, for tests that have it refuse during the boot."""
 
     def __init__(self) -> None:
         self._told: list[dict[str, Any]] = []
@@ -53,11 +54,6 @@ class ModuleWatcher(Service):
     @classmethod
     def memory_size(cls, settings: dict[str, Any]) -> int:
         return MEMORY
-
-    def start(self, settings: dict[str, Any]) -> None:
-        """What it refuses at boot is measured."""
-        meanings = {REFUSE_MODULES: KernelCall.MODULE_PREPARED.name, REFUSE_LOCK_DOWN: KernelCall.LOCK_DOWN.name}
-        self._refused = [meanings[item] for item in settings.get("hashes", ()) if item in meanings]
 
     def kernel_request(self, request: KernelRequest) -> bytes | Asking[bytes]:
         if request.call == KernelCall.MODULE_FILE:
@@ -106,7 +102,7 @@ class ModuleWatcher(Service):
             module=self._next,
             all_pages=at == _FILE + len(pages) * PAGE_SIZE,
         )
-        if not {file, KernelCall.MODULE_PREPARED.name}.isdisjoint(self._refused):
+        if self._refuses(file, KernelCall.MODULE_PREPARED.name):
             raise Refused(Status.NOT_ALLOWED, "as the test says")
         self._next += 1
         return struct.pack("<I", self._next - 1)
@@ -114,9 +110,12 @@ class ModuleWatcher(Service):
     def _other(self, request: KernelRequest) -> bytes:
         numbers = struct.unpack(f"<{len(request.body) // 4}I", request.body)
         self._tell(request, module=numbers[0] if numbers else None)
-        if KernelCall(request.call).name in self._refused:
+        if self._refuses(KernelCall(request.call).name):
             raise Refused(Status.NOT_ALLOWED, "as the test says")
         return b""
+
+    def _refuses(self, *names: str) -> bool:
+        return not {*self._refused, *self.always_refused}.isdisjoint(names)
 
     def _tell(self, request: KernelRequest, **more: Any) -> None:
         self._told.append({"call": KernelCall(request.call).name, "vcpu": request.vcpu, **more})
