@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import veil.cvm.vm
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import Resume, RunSnapshots
 from tests.snp.chip import chip
 from veil import installation
 from veil.cvm import ConfidentialVM, Configuration
@@ -99,6 +99,13 @@ def launched(change: Callable[[LaunchRegion], LaunchRegion] | None = None, **opt
         vm.close()
 
 
+@pytest.fixture(scope="module")
+def good() -> Iterator[Host]:
+    """One that launches what it was asked for."""
+    with launched() as host:
+        yield host
+
+
 def check(host: Host, expected: LaunchLog, roots: TrustedRoots, **more: object) -> Attested:
     with host.client() as client:
         return attest(client, Trust(policy=Policy(), roots=roots, expected=expected, host_log=host.log, **more))  # type: ignore[arg-type]
@@ -110,9 +117,9 @@ def failures(result: Attested) -> dict[str, str]:
     return {item.name: item.words for item in result.failures}
 
 
-def test_fresh_boot(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_fresh_boot(snapshots: RunSnapshots, expected: LaunchLog, roots: TrustedRoots) -> None:
     """The whole way, with a kernel that is up."""
-    with ConfidentialVM(MEMORY, fresh=True) as vm, ChannelClient(vm.user_transport()) as client:
+    with snapshots.booting(Configuration.make(MEMORY)) as vm, ChannelClient(vm.user_transport()) as client:
         result = attest(client, Trust(policy=Policy(), roots=roots, expected=expected))
         result.raise_for_failure()
         assert result.machine == "software"
@@ -213,7 +220,7 @@ def test_host_that_lies_about_what_it_launched(expected: LaunchLog, roots: Trust
 # Another policy
 
 
-def test_debug_policy(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_debug_policy(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
     """With it the host reads VeilMon's memory, the key of its messages to the secure processor for one."""
     with launched(policy=DEFAULT_POLICY | DEBUG) as host:
         found = failures(check(host, expected, roots))
@@ -223,8 +230,8 @@ def test_debug_policy(expected: LaunchLog, roots: TrustedRoots) -> None:
         secrets = host.vm.image.protected[0].gpa + 4 * 4096
         processor = host.vm.machine.secure_processor
         assert processor.dbg_decrypt(secrets)[0x20:0x40] == processor.vmpcks[0]
-    with launched() as host, pytest.raises(SnpError, match="POLICY_FAILURE"):
-        host.vm.machine.secure_processor.dbg_decrypt(secrets)
+    with pytest.raises(SnpError, match="POLICY_FAILURE"):
+        good.vm.machine.secure_processor.dbg_decrypt(secrets)
 
 
 def test_host_data(expected: LaunchLog, roots: TrustedRoots) -> None:
@@ -287,8 +294,8 @@ def forward(client: ChannelClient) -> Callable[[Request], Response]:
     )
 
 
-def test_relay_with_a_key_of_its_own(expected: LaunchLog, roots: TrustedRoots) -> None:
-    with launched() as host, host.client() as real:
+def test_relay_with_a_key_of_its_own(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
+    with good.client() as real:
         with ChannelClient(Impostor(forward(real))) as client:
             found = failures(attest(client, Trust(policy=Policy(), roots=roots, expected=expected)))
             assert set(found) == {"channel key"}
@@ -296,9 +303,9 @@ def test_relay_with_a_key_of_its_own(expected: LaunchLog, roots: TrustedRoots) -
         attest(real, Trust(policy=Policy(), roots=roots, expected=expected)).raise_for_failure()
 
 
-def test_replayed_report(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_replayed_report(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
     """Recorded when another user attested, played back to this one."""
-    with launched() as host, host.client() as real:
+    with good.client() as real:
         recorded = real.request(CHANNEL_SERVICE, ATTEST, bytes(64))
         replay = Impostor(lambda request: Response(request.number, Status.OK, recorded))
         with ChannelClient(replay) as client:
@@ -307,10 +314,10 @@ def test_replayed_report(expected: LaunchLog, roots: TrustedRoots) -> None:
         assert "an old one" in found["freshness"]
 
 
-def test_old_nonce(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_old_nonce(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
     """The relay asks the real CVM with a nonce of its own choice; even with the CVM's key that would not do."""
-    with launched() as host, host.client() as real:
-        program = host.vm.machine.hosted_program(host.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
+    with good.client() as real:
+        program = good.vm.machine.hosted_program(good.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
         stolen: ChannelKey = program._key  # type: ignore[union-attr]
         body = real.request(CHANNEL_SERVICE, ATTEST, b"old nonce".ljust(64))
         with ChannelClient(Impostor(lambda request: Response(request.number, Status.OK, body), stolen)) as client:
@@ -318,9 +325,9 @@ def test_old_nonce(expected: LaunchLog, roots: TrustedRoots) -> None:
         assert "does not bind our nonce" in found["freshness"]
 
 
-def test_report_of_another_cvm(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_report_of_another_cvm(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
     """The user is led to a CVM with an altered VeilMon, whose host has a good one make the report."""
-    with launched() as good, launched(changed("kernel", 0x100000)) as bad, good.client() as decoy:
+    with launched(changed("kernel", 0x100000)) as bad, good.client() as decoy:
         with bad.client() as inside:
             assert inside.server_key != decoy.server_key
             evidence = ask_for_evidence(inside, bytes(64))
@@ -336,14 +343,14 @@ def test_report_of_another_cvm(expected: LaunchLog, roots: TrustedRoots) -> None
         assert set(found) == {"channel key"}
 
 
-def test_guest_kernel_cannot_speak_for_the_monitor(expected: LaunchLog, roots: TrustedRoots) -> None:
+def test_guest_kernel_cannot_speak_for_the_monitor(good: Host, expected: LaunchLog, roots: TrustedRoots) -> None:
     """It has VMPCK 3 and asks for a report with the user's nonce and a manifest of its own."""
     from veil.formats.guest_message import MessageType, ReportRequest, open_message, parse_report_response, seal_message
     from veil.formats.services_manifest import attested_report_data, pack_manifest
 
     mine = ChannelKey()
-    with launched() as host, host.client() as real:
-        processor = host.vm.machine.secure_processor
+    with good.client() as real:
+        processor = good.vm.machine.secure_processor
         certificates = processor.endorsement.certificate_table
         ping = real.request(CHANNEL_SERVICE, 0, b"up")
         assert ping == b"up"
@@ -387,9 +394,8 @@ def test_chain_to_a_wrong_root(expected: LaunchLog, roots: TrustedRoots, monkeyp
         assert "report signature" in failures(check(host, expected, roots, certificates=chain))
 
 
-def test_software_machine_without_a_word(expected: LaunchLog) -> None:
-    with launched() as host:
-        assert set(failures(check(host, expected, TrustedRoots.amd()))) == {"root", "processor"}
+def test_software_machine_without_a_word(good: Host, expected: LaunchLog) -> None:
+    assert set(failures(check(good, expected, TrustedRoots.amd()))) == {"root", "processor"}
 
 
 def test_expired_and_revoked_certificates(

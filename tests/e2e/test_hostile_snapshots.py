@@ -12,12 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veil.cvm import ConfidentialVM
+from tests.e2e.snapshots import RunSnapshots
+from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor
 from veil.host.saved_state import require_like
 from veil.snp.snapshot_file import read_snapshot, write_snapshot
+
+
+@pytest.fixture(scope="module")
+def booted(snapshots: RunSnapshots) -> Path:
+    """A small one, because all of its memory is copied for each change (test_attestation_and_impostors.py boots it)."""
+    return snapshots.of(Configuration.make("256M"))
 
 
 def _change(old: Path, new: Path, change: Callable[[memoryview, dict[str, bytes]], None]) -> Path:
