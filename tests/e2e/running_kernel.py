@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+from tests.e2e.module_symbols import ModuleSymbols
+from veil.cache import Cache
 from veil.cvm import ConfidentialVM
+from veil.guest.driver.build import build_driver
+from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
 from veil.services.kci import KciError, KernelCode
 from veil.snp.layouts import Vmsa
 
@@ -15,9 +19,8 @@ class RunningKernel:
     """Memory by virtual address, as VMPL 0 sees it through the page tables of VCPU 0's kernel."""
 
     def __init__(self, vm: ConfidentialVM) -> None:
-        self._vm = vm
+        self.vm = vm
         self._view = vm.machine.view(vmpl=0)
-        self._functions: dict[str, list[int]] = {}
 
     def translate(self, address: int) -> int:
         """The GPA of a virtual address. Raises KciError where nothing is mapped."""
@@ -25,7 +28,7 @@ class RunningKernel:
 
     def _page(self, address: int) -> tuple[int, int]:
         """The GPA of a virtual address, and how many bytes are left of its page there."""
-        vmsa = self._vm.hypervisor.vcpus[0].contexts[3].vmcb.vmsa_pa
+        vmsa = self.vm.hypervisor.vcpus[0].contexts[3].vmcb.vmsa_pa
         table = self._view.read_u64(vmsa + Vmsa.cr3.offset) & _ADDRESS
         for shift in (39, 30, 21, 12):
             entry = self._view.read_u64(table + (address >> shift & 511) * 8)
@@ -47,17 +50,8 @@ class RunningKernel:
             address, size = address + piece, size - piece
         return bytes(made)
 
-    def module_functions(self, name: str) -> list[int]:
-        """The functions of a loaded module, as the kernel lists them."""
-        # Slow: the kernel computes a long list.
-        if name in self._functions:
-            return self._functions[name]
-        lines = self._vm.run(["grep", rf"\[{name}\]", "/proc/kallsyms"], timeout=60).stdout.decode().splitlines()
-        words = [line.split() for line in lines]
-        self._functions[name] = [int(word[0], 16) for word in words if word[1] in "tT"]
-        return self._functions[name]
-
 
 def admit_driver(code: KernelCode, running: RunningKernel) -> None:
     """Let the kernel's calls lead to the driver's functions too."""
-    code.admit(code.near.admit(targets=running.module_functions("veil")))
+    driver = build_driver(Cache(), debian_kernel(Cache(), DEFAULT_SERIES))
+    code.admit(code.near.admit(targets=ModuleSymbols(running.vm, driver).functions()))

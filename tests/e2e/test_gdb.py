@@ -14,6 +14,7 @@ import pytest
 
 from tests.debugger.gdb import Gdb
 from tests.e2e.snapshots import RunSnapshots
+from tests.services.kci.debian_image import kernel_image
 from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.debugging import Debugging
 from veil.debugger import Place
@@ -37,12 +38,9 @@ def debugged(snapshots: RunSnapshots, tool: Debugging) -> Iterator[ConfidentialV
         yield vm
 
 
-def _symbol_file(vm: ConfidentialVM, folder: Path, *names: str) -> Path:
+def _symbol_file(folder: Path, *names: str) -> Path:
     """What a vmlinux with symbols would be, which Debian has in a package of a gigabyte."""
-    table: dict[str, int] = {}
-    for line in vm.run(["cat", "/proc/kallsyms"]).stdout.decode().splitlines():
-        address, _, name, *_ = line.split()
-        table.setdefault(name, int(address, 16))
+    table = kernel_image().symbols
     text = "".join(f".globl {name}\n.type {name}, @function\n{name} = {table[name]:#x}\n" for name in names)
     unit, program = folder / "kernel.o", folder / "kernel.elf"
     subprocess.run(["as", "--64", "-o", unit, "-"], input=text.encode(), check=True)
@@ -51,7 +49,7 @@ def _symbol_file(vm: ConfidentialVM, folder: Path, *names: str) -> Path:
 
 
 def test_breaks_in_the_kernel(debugged: ConfidentialVM, tool: Debugging, tmp_path: Path) -> None:
-    symbols = _symbol_file(debugged, tmp_path, "__x64_sys_newuname")
+    symbols = _symbol_file(tmp_path, "__x64_sys_newuname")
     gdb = Gdb(
         [
             f"file {symbols}", f"target remote {tool.address}", "info threads",
@@ -78,7 +76,7 @@ def test_breaks_in_the_kernel(debugged: ConfidentialVM, tool: Debugging, tmp_pat
 
 def test_the_kernel_does_not_notice(debugged: ConfidentialVM, tool: Debugging, tmp_path: Path) -> None:
     """Its clock stood still."""
-    symbols = _symbol_file(debugged, tmp_path, "__x64_sys_newuname")
+    symbols = _symbol_file(tmp_path, "__x64_sys_newuname")
     gdb = Gdb(
         [
             f"file {symbols}", f"target remote {tool.address}", "break *(long) &__x64_sys_newuname", "continue",

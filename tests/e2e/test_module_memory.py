@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,22 +47,30 @@ class Guest:
         assert done.exit_status == 0, done.stderr
         return done.stdout.decode()
 
-    def insert(self, file: bytes, place: Path) -> Prepared:
-        """Load a module if it is not there, and compute what its memory must be."""
+    def insert(self, files: Sequence[bytes], place: Path) -> list[Prepared]:
+        """Load modules that are not there, and compute what their memory must be."""
+        admitted = [admit(file, keyring()) for file in files]
+        elves = [ModuleElf(module.body) for module in admitted]
+        told = [self._load(file, elf, place) for file, elf in zip(files, elves, strict=True)]
+        listed = ""
+        if counted := [elf.name for elf in elves if lay_out(elf).percpu]:
+            # Slow: a long list, of which the kernel computes every line.
+            listed = self.sh(f"grep -E '\\[({'|'.join(counted)})\\]$' /proc/kallsyms")
+        made = []
+        for module, elf, sections in zip(admitted, elves, told, strict=True):
+            percpu = _percpu(elf, listed)
+            made.append(prepare(module, _memory(elf, sections), percpu, self.exported, self.space))
+            self.exported.add(made[-1].name, made[-1].exports)
+        return made
+
+    def _load(self, file: bytes, elf: ModuleElf, place: Path) -> str:
+        """Where its sections are."""
         (place / "module.ko").write_bytes(file)
-        admitted = admit(file, keyring())
-        elf = ModuleElf(admitted.body)
         self.vm.copy_in(place / "module.ko", "/tmp/module.ko")
-        told = self.sh(
+        return self.sh(
             f"[ -d /sys/module/{elf.name}/sections ] || insmod /tmp/module.ko || exit 1\n"
             f"cd /sys/module/{elf.name}/sections && grep -r '' ."
         )
-        if lay_out(elf).percpu:
-            # Slow: a long list, of which the kernel computes every line.
-            told += self.sh(f"cat /proc/kallsyms | grep -F '[{elf.name}]'")
-        prepared = prepare(admitted, _memory(elf, told), _percpu(elf, told), self.exported, self.space)
-        self.exported.add(prepared.name, prepared.exports)
-        return prepared
 
     def unexplained(self, module: Prepared) -> list[str]:
         """Bytes in memory that are neither as computed nor explained by the module's own tables."""
@@ -102,7 +110,8 @@ def _memory(elf: ModuleElf, told: str) -> dict[MemoryType, ModuleMemory]:
 
 def _percpu(elf: ModuleElf, told: str) -> int:
     """`struct module`'s percpu, by a symbol of the per-CPU variables; 0 without any."""
-    addresses = {name: int(at, 16) for at, name in re.findall(r"^(\w+) . (\S+)\t", told, re.MULTILINE)}
+    listed = re.findall(rf"^(\w+) . (\S+)\t\[{elf.name}\]$", told, re.MULTILINE)
+    addresses = {name: int(at, 16) for at, name in listed}
     index = lay_out(elf).percpu
     for number in np.nonzero(elf.symbols["section"] == index)[0].tolist() if index else ():
         if elf.symbol_name(number) in addresses:
@@ -118,7 +127,8 @@ def guest(resume: Resume) -> Guest:
 def test_modules_in_memory(guest: Guest, tmp_path: Path) -> None:
     """Code with and without each kind of patch site, per-CPU variables, exports for each other."""
     names = with_dependencies(("dm-mod", "loop", "zram", "dummy", "tun", "overlay", "nft_compat", "sch_fq", "cpuid"))
-    modules = {name: guest.insert(module_file(name), tmp_path) for name in names}
+    inserted = guest.insert([module_file(name) for name in names], tmp_path)
+    modules = dict(zip(names, inserted, strict=True))
     assert [wrong for module in modules.values() for wrong in guest.unexplained(module)] == []
     for table in (".altinstructions", ".smp_locks", ".static_call_sites", "__jump_table", ".retpoline_sites"):
         assert any(table in module.sections for module in modules.values())
@@ -139,6 +149,6 @@ def test_modules_of_all_kinds(guest: Guest, tmp_path: Path) -> None:
     for name in with_dependencies(KINDS):
         if name in _OTHER_PROCESSORS:
             continue
-        done.append(guest.insert(module_file(name), tmp_path))
+        done += guest.insert([module_file(name)], tmp_path)
         assert guest.unexplained(done[-1]) == []
     assert len(done) > 60

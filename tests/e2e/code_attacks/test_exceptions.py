@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.code_attacks.guests import EFAULT, VICTIM, CodeGuest, Resume
+from tests.e2e.module_symbols import ModuleSymbols
 from tests.e2e.snapshots import EXCEPTION, EXCEPTION_OF_MODULE
 from veil.formats.kci_status import CodeEvent
 from veil.services.kci import KernelCode
@@ -76,9 +77,9 @@ def test_not_the_table_beside_it(locked: CodeGuest, code: KernelCode, way: str) 
 def test_a_table_of_a_module(locked: CodeGuest) -> None:
     """As large as the module's file says."""
     locked.module_text(VICTIM)
-    status, line = locked.sh(f"grep ' {EXCEPTION_OF_MODULE.partition('/')[2]}' /proc/kallsyms")
-    assert status == 0
-    table, known = int(line.split()[0], 16), locked.status()
+    ((_, file),) = locked.vm.kernel_modules([VICTIM])
+    table = ModuleSymbols(locked.vm, file).address(EXCEPTION_OF_MODULE.partition("/")[2])
+    known = locked.status()
     assert locked.store("alias", table, f"0:{locked.text(table, 8).hex()}") == [0]
     assert locked.status().writable == dict(known.writable) | {
         EXCEPTION_OF_MODULE: known.writable[EXCEPTION_OF_MODULE] + 1

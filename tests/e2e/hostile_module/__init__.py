@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.e2e.module_symbols import ModuleSymbols
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.guest.driver.build import build_driver, build_module
 from veil.guest.linux.kernel import DEFAULT_SERIES, debian_kernel
-from veil.services.kci.modules.elf import ModuleElf
 
 __all__ = ["HostileKernel"]
 
@@ -41,9 +41,6 @@ class HostileKernel:
         return done.stdout.decode()
 
     def symbol(self, name: str) -> int:
-        """The address of one of the driver's own variables, by where its section is: the kernel's list of all symbols
-        takes it seconds."""
-        driver = ModuleElf(build_driver(Cache(), debian_kernel(Cache(), DEFAULT_SERIES)))
-        number = next(at for at in range(len(driver.symbols)) if driver.symbol_name(at) == name)
-        section = driver.sections[int(driver.symbols["section"][number])].name
-        return int(self.sh(f"cat /sys/module/veil/sections/{section}"), 16) + int(driver.symbols["value"][number])
+        """The address of one of the driver's own variables."""
+        driver = build_driver(Cache(), debian_kernel(Cache(), DEFAULT_SERIES))
+        return ModuleSymbols(self.vm, driver).address(name)
