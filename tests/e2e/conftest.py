@@ -10,7 +10,9 @@ from typing import Unpack
 
 import pytest
 
+from tests.e2e.disk_guest import disk_image
 from tests.e2e.idle_time import let_idle_time_pass
+from tests.e2e.log_guest import small_log
 from tests.e2e.snapshots import OPEN_KERNEL, Resume, RunSnapshots, keep_copy
 from tests.services.kci.debian_image import derived_once
 from veil.cache import Cache
@@ -18,6 +20,8 @@ from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.configuration import Settings
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.debian_programs import debian_programs
+
+__all__ = ["disk_image"]
 
 _HERE = Path(__file__).parent
 
@@ -64,6 +68,12 @@ def kept(booted: Path) -> None:
 def auditd() -> Mapping[str, Node]:
     """Debian's own programs for audit, as files of a guest."""
     return debian_programs(Cache(), ["auditd"], ["sbin/auditctl", "sbin/ausearch", "sbin/aureport"])
+
+
+@pytest.fixture(scope="session")
+def audit_guest(auditd: Mapping[str, Node]) -> Settings:
+    """A guest with these programs, and a log that stops it when it is full, after some thousand records."""
+    return {"services": small_log("halt"), "files": auditd}
 
 
 @pytest.fixture

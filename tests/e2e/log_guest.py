@@ -6,9 +6,12 @@ from __future__ import annotations
 import functools
 
 from tests.e2e.hijack import Hijack
+from tests.e2e.snapshots import OPEN_KERNEL
 from veil import installation
 from veil.cvm import ConfidentialVM
+from veil.cvm.configuration import Settings
 from veil.formats.log import AuditRecord, EntryKind, LogEntry, parse_records
+from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote import ChannelClient, Policy, Transport, Trust, TrustedRoots
 from veil.remote.log.connect import open_log
 from veil.remote.log.reader import LogReader, LogState
@@ -16,9 +19,23 @@ from veil.services import ServiceDomain
 from veil.services.log import LogService
 from veil.services.parameters import ServiceParameters
 
-__all__ = ["log_reader", "log_service", "protected_pages", "records_of", "service_parameters", "trust_in", "verified"]
+__all__ = [
+    "DROPPING_LOG", "log_reader", "log_service", "protected_pages", "records_of", "service_parameters", "small_log",
+    "trust_in", "verified",
+]  # fmt: skip
 
 _PAGE = 4096
+_SMALL = 512 << 10
+
+
+def small_log(full: str) -> ServicesImage:
+    """VeilS-LOG with room for some thousand records."""
+    settings = {**OPEN_KERNEL.settings, "log": {"memory": _SMALL, "full": full}}
+    return ServicesImage(PROTECTED_SERVICES.entry, PROTECTED_SERVICES.packages, settings, memory=_SMALL)
+
+
+#: Settings of a guest with one that drops what finds no room; its measured policy announces nothing but sockets.
+DROPPING_LOG: Settings = {"services": small_log("drop"), "driver_options": "log_intent=bind"}
 
 
 def log_reader(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.log_guest import log_reader, trust_in
+from tests.e2e.log_guest import DROPPING_LOG, log_reader, trust_in
+from tests.e2e.snapshots import Resume
 from veil import installation
 from veil.cvm import ConfidentialVM
 from veil.formats.log import EntryKind, parse_records
@@ -75,14 +76,14 @@ def test_a_module_is_announced_before_it_runs(vm: ConfidentialVM, reader: LogRea
     assert any("op=module" in text and 'file="/tmp/x.ko"' in text for text in intents)
 
 
-def test_intents_that_the_measured_policy_names() -> None:
-    with ConfidentialVM(driver_options="log_intent=bind", fresh=True) as vm:
-        reader = log_reader(vm)
-        load_rules(reader, b"-D\n-b 0\n-e 1\n", wait=vm.wait)
-        sh(vm, "nc -l -p 7777 & sleep 0.1; kill %1; su nobody -s /bin/true")
-        intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
-        assert len(intents) == 1
-        assert "lport=7777" in intents[0]
+def test_intents_that_the_measured_policy_names(resume: Resume) -> None:
+    vm = resume(**DROPPING_LOG)
+    reader = log_reader(vm)
+    load_rules(reader, b"-D\n-b 0\n-e 1\n", wait=vm.wait)
+    sh(vm, "nc -l -p 7777 & sleep 0.1; kill %1; su nobody -s /bin/true")
+    intents = [records[0][1] for kind, records in lines(reader) if kind == EntryKind.INTENT]
+    assert len(intents) == 1
+    assert "lport=7777" in intents[0]
 
 
 def test_no_audit_no_intents(vm: ConfidentialVM, reader: LogReader) -> None:

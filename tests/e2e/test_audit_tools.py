@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import pytest
 from tests.e2e.log_guest import log_reader
 from tests.e2e.snapshots import RunSnapshots
 from veil.cvm import ConfidentialVM, Configuration
+from veil.cvm.configuration import Settings
 from veil.formats.log import AuditRecord, EntryKind, parse_records
-from veil.guest.initramfs.archive import Node
 from veil.remote.log.folder import LogFolder
 
 SYSCALL, CONFIG_CHANGE = 1300, 1305
@@ -66,10 +66,10 @@ def shown(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def logged(
-    snapshots: RunSnapshots, auditd: Mapping[str, Node], tmp_path_factory: pytest.TempPathFactory
+    snapshots: RunSnapshots, audit_guest: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Logged]:
     folder = LogFolder(tmp_path_factory.mktemp("evidence"))
-    with ConfidentialVM.restore(snapshots.of(Configuration.make(files=auditd))) as vm:
+    with ConfidentialVM.restore(snapshots.of(Configuration.make(**audit_guest))) as vm:
         assert vm.run(["mkdir", "/tmp/watched"]).exit_status == 0
         for rule in ("-e 1", "-a always,exit -F arch=b64 -S execve -k run", "-w /tmp/watched -p wa -k files"):
             assert vm.run(["auditctl", *rule.split()]).exit_status == 0

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.snapshots import Resume
+from tests.e2e.disk_guest import disk_guest
+from tests.e2e.snapshots import Resume, RunSnapshots
 from tests.e2e.test_enclaves import ENCLAVES, counts
 from tests.guest.enclaves.native_runtime import compile_program
 from veil.cache import Cache
@@ -17,7 +18,6 @@ from veil.cvm import ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_calls import EnclaveCall, Return
 from veil.formats.enclaves import ARENA
-from veil.formats.kci_settings import OFF, KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
@@ -139,14 +139,13 @@ def test_without_a_limit_and_without_swap_nothing_goes(resume: Resume, tmp_path:
     assert counts(vm)["reclaimed"] == 0
 
 
-def test_more_memory_than_the_guest_has(tmp_path: Path) -> None:
+def test_more_memory_than_the_guest_has(snapshots: RunSnapshots, disk_image: Path, tmp_path: Path) -> None:
     """Without a limit, and with a place to swap: a disk, which is the host's."""
-    # Code integrity's copy of the kernel takes some 50 MiB.
-    memory = "192M" if KciSettings().mode == OFF else "256M"
-    with ConfidentialVM(memory, services=ENCLAVES, disks=["scratch:512M"], fresh=True) as vm:
+    path, disks = disk_guest(snapshots, disk_image)
+    with ConfidentialVM.restore(path, disks=disks) as vm:
         size = int(shell(vm, "free -m").stdout.split()[9]) + 10
         command = put(vm, tmp_path, build(tmp_path, 1, size, rounds=1))
-        assert shell(vm, "mkswap /dev/vda && swapon /dev/vda").exit_status == 0
+        assert shell(vm, "mkswap /dev/vdc && swapon /dev/vdc").exit_status == 0
         result = shell(vm, command)
         assert result.stdout == b"good\n", result
         found = counts(vm)

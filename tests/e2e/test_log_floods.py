@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.hijack import RESULT, VMGEXIT, Hijack
-from tests.e2e.log_guest import log_reader, log_service, records_of
-from tests.e2e.snapshots import OPEN_KERNEL, Resume
+from tests.e2e.log_guest import DROPPING_LOG, log_reader, log_service, records_of
+from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
+from veil.cvm.configuration import Settings
 from veil.formats.log import LOG_NUMBER, AuditRecord, EntryKind, KernelCall, LogEntry, pack_records
 from veil.formats.request_block import BLOCK_HEADER
 from veil.formats.status import Status
 from veil.host import RunResult
-from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.remote.log.reader import LogReader
 
 _KIB = 1 << 10
-_MEMORY = 512 * _KIB
 #: bytes of a record's text; the number of the call is in its last eight
 _TEXT = 200
 #: more than find room
@@ -102,11 +101,6 @@ def resident() -> int:
     return int(fields[1]) * 4096
 
 
-def small_log(full: str) -> ServicesImage:
-    settings = {**OPEN_KERNEL.settings, "log": {"memory": _MEMORY, "full": full}}
-    return ServicesImage(PROTECTED_SERVICES.entry, PROTECTED_SERVICES.packages, settings, memory=_MEMORY)
-
-
 def drain(reading: LogReader, flood: Flood) -> tuple[list[int], int]:
     """Read and acknowledge until the flood is over; its numbers, and how often the log was read."""
     found: list[int] = []
@@ -122,9 +116,9 @@ def drain(reading: LogReader, flood: Flood) -> tuple[list[int], int]:
 
 # All of them are read while the kernel never rests, which takes half a minute with 100,000.
 @pytest.mark.parametrize("calls", _CALLS)
-def test_halt(calls: int, resume: Resume) -> None:
+def test_halt(calls: int, resume: Resume, audit_guest: Settings) -> None:
     """Nothing is overwritten, the kernel waits, and goes on whenever an owner has made room."""
-    vm = resume(services=small_log("halt"))
+    vm = resume(**audit_guest)
     reading = log_reader(vm)
     flood = Flood(vm, calls, patient=True)
     before = resident()
@@ -146,7 +140,7 @@ def test_halt(calls: int, resume: Resume) -> None:
 @pytest.mark.parametrize("calls", _CALLS)
 def test_drop(calls: int, resume: Resume) -> None:
     """The kernel does not wait; what found no room is counted, in the head and in the log."""
-    vm = resume(services=small_log("drop"))
+    vm = resume(**DROPPING_LOG)
     reading = log_reader(vm)
     flood = Flood(vm, calls, patient=False)
     before = resident()
@@ -166,9 +160,9 @@ def test_drop(calls: int, resume: Resume) -> None:
 
 
 @pytest.mark.parametrize("calls", _CALLS)
-def test_hostile_code_that_does_not_wait(calls: int, resume: Resume) -> None:
+def test_hostile_code_that_does_not_wait(calls: int, resume: Resume, audit_guest: Settings) -> None:
     """With `halt`, who does not wait has lost its own records, and nobody else's: the policy cannot be got round."""
-    vm = resume(services=small_log("halt"))
+    vm = resume(**audit_guest)
     reading = log_reader(vm)
     flood = Flood(vm, calls, patient=False)
     flood.start()
