@@ -16,6 +16,7 @@ from bench.attestation import measure_attestation, measure_cold
 from bench.code_integrity import measure_code_integrity
 from bench.counts import counts_text, measure_counts
 from bench.enclaves.evaluation import PARTS, measure_enclaves
+from bench.firmware import measure_firmware
 from bench.follow import measure_follow
 from bench.guests import (
     QEMU,
@@ -116,6 +117,7 @@ def main() -> int:
     part.add_argument("--compare", action="store_true", help="only the comparison in pairs")
     part.add_argument("--counts", action="store_true", help="only what engine and host count, with and without VeilMon")
     part.add_argument("--latencies", action="store_true", help="only the figures that need no comparison")
+    part.add_argument("--firmware", action="store_true", help="only how long stock firmware takes to start a kernel")
     part.add_argument("--log", action="store_true", help="only how fast a log is verified")
     part.add_argument("--code", action="store_true", help="only what lock-down by VeilS-KCI costs")
     part.add_argument("--follow", action="store_true", help="only how soon a follower has an entry")
@@ -139,6 +141,11 @@ def main() -> int:
             if options.follow:
                 _say("a follower")
                 report.latencies += measure_follow(directory)
+                print(json.dumps(report.json(), indent=2) if options.json else report.text())
+                return 0
+            if options.firmware:
+                _say("stock firmware")
+                report.rates += measure_firmware(directory, options.turns, qemu=not options.no_qemu)
                 print(json.dumps(report.json(), indent=2) if options.json else report.text())
                 return 0
             if options.enclaves:
