@@ -147,3 +147,80 @@ def test_invlpg_drops_all_of_a_large_page(visit: str, where: int, entry_bits: in
         assert guest.run() == ExitCode.HLT
         assert guest.trap().times == 0
         assert (guest.vmsa().rsi, guest.vmsa().rcx) == (1, 2)
+
+
+def _reloaded(guest: SmallGuest, change: str) -> None:
+    """Use a page, change what is written in RBX's place of memory, load CR3 with what it has, and use it again."""
+    guest.top.write(FREE, b"\x01")
+    guest.top.write(_OTHER, b"\x02")
+    guest.put(
+        f"mov rdi, {FREE}\nmovzx esi, byte ptr [rdi]\nmov byte ptr [rdi + 1], 1\n{_RELOAD}\n{change}\n{_RELOAD}\n"
+        "movzx ecx, byte ptr [rdi]\nmov byte ptr [rdi + 1], 1\nhlt"
+    )
+    assert guest.run() == ExitCode.HLT
+    assert guest.vmsa().rsi == 1
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_cr3_loaded_again_sees_an_entry_that_changed(level: int) -> None:
+    """At any level: a copy of the tables on the way leads to the other page, or a page is there no more."""
+    with SmallGuest() as guest:
+        tables = {1: _PT, 2: _PD, 3: _PDPT, 4: _PML4}
+        copies = {below: FREE + (16 + below) * PAGE for below in range(1, level)}
+        for below, copy in copies.items():
+            guest.top.write(copy, guest.top.read(tables[below], PAGE))
+        for below, copy in copies.items():
+            if below > 1:
+                guest.top.write_u64(copy, copies[below - 1] | _LINK)
+        entry = FREE // PAGE * 8
+        if level == 1:
+            change = f"mov rbx, {_OTHER | _LINK}\nmov [{_ENTRY}], rbx"
+        else:
+            guest.top.write_u64(copies[1] + entry, _OTHER | _LINK)
+            change = f"mov rbx, {copies[level - 1] | _LINK}\nmov [{tables[level]}], rbx"
+        _reloaded(guest, change)
+        assert guest.trap().times == 0
+        assert guest.vmsa().rcx == 2
+
+
+def test_cr3_loaded_again_sees_a_page_that_is_gone() -> None:
+    with SmallGuest() as guest:
+        _reloaded(guest, f"mov qword ptr [{_ENTRY}], 0")
+        trap = guest.trap()
+        assert (trap.vector, trap.times) == (14, 1)
+
+
+@pytest.mark.parametrize("bits", [0x20, 0x40, 0x60], ids=["accessed", "dirty", "both"])
+def test_cr3_loaded_again_sets_the_bits_that_the_guest_cleared(bits: int) -> None:
+    with SmallGuest() as guest:
+        _reloaded(guest, f"and qword ptr [{_ENTRY}], {~bits}")
+        assert guest.trap().times == 0
+        assert guest.top.read_u64(_ENTRY) & 0x60 == 0x60
+
+
+def test_cr3_loaded_again_sees_an_entry_that_was_another_meanwhile() -> None:
+    """First, second, first again: what the TLB has of the second is not taken for the first."""
+    with SmallGuest() as guest:
+        second = f"mov rbx, {_OTHER | _LINK}\nmov [{_ENTRY}], rbx\n{_INVLPG}\nmov byte ptr [rdi + 2], 1"
+        _reloaded(guest, f"mov r8, [{_ENTRY}]\n{second}\nmov [{_ENTRY}], r8")
+        assert guest.vmsa().rcx == 1
+
+
+def test_cr3_loaded_again_after_more_pages_than_are_remembered() -> None:
+    with SmallGuest() as guest:
+        many = f"mov edx, 400\nmov r9, {FREE}\nmany: mov al, [r9]\nadd r9, {PAGE}\ndec edx\njnz many\n"
+        _reloaded(guest, many + f"mov rbx, {_OTHER | _LINK}\nmov [{_ENTRY}], rbx")
+        assert guest.trap().times == 0
+        assert guest.vmsa().rcx == 2
+
+
+def test_cr3_loaded_again_with_the_same_tables_costs_no_walks() -> None:
+    turns = 1000
+    with SmallGuest() as guest:
+        guest.put(
+            f"mov ecx, {turns}\nmov rdi, {FREE}\nagain: mov rdx, [rdi]\nmov [rdi + {PAGE}], rdx\n{_RELOAD}\n"
+            "dec ecx\njnz again\nhlt"
+        )
+        assert guest.run() == ExitCode.HLT
+        assert guest.machine.counters.cr3_loads == turns
+        assert guest.machine.counters.tlb_fills < turns / 4

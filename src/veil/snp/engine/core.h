@@ -61,6 +61,23 @@ struct veil_locals {
 
 /* The address space of one context, as the TLB has it or had it (spaces.c). */
 #define VEIL_SPACES 16
+/* walked.c: so many entries of page tables; more are not remembered. */
+#define VEIL_WALKED 256
+#define VEIL_WALKED_SLOT_BITS 9
+#define VEIL_WALKED_SLOTS (1 << VEIL_WALKED_SLOT_BITS)
+
+struct veil_walked_entry {
+    uint64_t gpa, value;
+};
+
+struct veil_walked {
+    struct veil_walked_entry entries[VEIL_WALKED];
+    uint16_t slots[VEIL_WALKED_SLOTS]; /* by a hash of the GPA: an entry's number and 1, or 0 */
+    unsigned count;
+    bool wide, overflow;
+    uint64_t nxe; /* of EFER, when they were read */
+};
+
 struct veil_space {
     uint64_t vmsa;                /* whose it is, all ones: nobody's, */
     int vmpl;                     /* and with whose permissions */
@@ -76,6 +93,7 @@ struct veil_space {
     uint32_t conflicts[NB_MMU_MODES]; /* since the address space changed */
     struct veil_region global_large[NB_MMU_MODES];
     struct veil_locals locals[NB_MMU_MODES]; /* since the last MOV to CR3 */
+    struct veil_walked walked;               /* since the last flush */
     CPUTLB tlb;                              /* while it is not loaded */
 };
 

@@ -9,6 +9,7 @@
 #include "events.h"
 #include "exits.h"
 #include "tlb.h"
+#include "walked.h"
 
 #define ADDRESS_MASK 0x0007fffffffff000ULL  /* bits 50:12, the C-bit taken out */
 #define RESERVED_HIGH 0x0007000000000000ULL /* MAXPHYADDR is 48 */
@@ -25,6 +26,9 @@ struct walk {
     uint64_t rights;           /* what all levels allow; NX inverted: set = executable */
     uint32_t page_fault_error;
     uint64_t npf_info;
+    uint64_t path[4]; /* the entries on the way, */
+    unsigned levels;  /* so many, */
+    bool wide;        /* of 8 bytes */
 };
 
 /* The tables of a paging mode. */
@@ -135,6 +139,7 @@ static inline enum outcome descend(struct veil_engine *e, struct walk *w, const 
     enum outcome o;
 
     w->rights = PG_NX_MASK | PG_USER_MASK | PG_RW_MASK;
+    w->wide = t->pae;
     for (int level = t->levels;; level--) {
         int shift = 12 + index_bits * (level - 1);
 
@@ -143,6 +148,7 @@ static inline enum outcome descend(struct veil_engine *e, struct walk *w, const 
         if (o != TRANSLATED) {
             return o;
         }
+        w->path[w->levels++] = entry_gpa;
         if (e->vmpl == VEIL_HOSTED_TABLES_VMPL) {
             e->code_map[entry_gpa >> TARGET_PAGE_BITS] |= VEIL_TABLE;
         }
@@ -340,6 +346,7 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
         o = check_final(e, &w, access, user);
     }
     if (o == TRANSLATED) {
+        veil_walked_add(e, w.path, w.levels, w.wide);
         veil_tlb_add(e, mmu_idx,
                      &(struct veil_translation){
                          .vaddr = addr, .gpa = w.gpa, .page_size = w.page_size, .prot = w.prot, .global = w.global});

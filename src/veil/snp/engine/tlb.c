@@ -5,6 +5,7 @@
 #include "tlb.h"
 #include "debug.h"
 #include "spaces.h"
+#include "walked.h"
 
 #include "exec/ram_addr.h"
 
@@ -246,13 +247,15 @@ void __wrap_cpu_x86_update_cr3_x86_64(CPUX86State *env, target_ulong cr3)
 {
     struct veil_engine *e = veil_of(env);
     CPUTLB *tlb = env_tlb(env);
+    bool again = cr3 == env->cr[3];
     int mmu_idx;
 
     env->cr[3] = cr3;
     e->counters.cr3_loads++;
-    if (!(env->cr[0] & CR0_PG_MASK)) {
+    if (!(env->cr[0] & CR0_PG_MASK) || (again && veil_walked_same(e))) {
         return;
     }
+    veil_walked_reset(e);
     for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
         bool search = e->space->locals[mmu_idx].count > VEIL_LOCAL_PLACES;
 
@@ -297,6 +300,7 @@ void veil_tlb_flushed(CPUState *cs, bool all)
     }
     veil_forget_jumps(e, true);
     e->counters.full_flushes++;
+    veil_walked_reset(e);
     memset(e->space->conflicts, 0, sizeof(e->space->conflicts));
     e->space->local_high_code = false;
     memset(e->space->global_large, -1, sizeof(e->space->global_large));
