@@ -46,7 +46,7 @@ class TestHeader:
     def test_version(self, guest: Guest, version: int) -> None:
         assert guest.call(0x7B, OUT_BYTE, rax=1, version=version) == malformed(GhcbReason.INVALID_INPUT)
 
-    @pytest.mark.parametrize("code", [0, 0x400, 0x80000014, 0x80000019, (1 << 64) - 1, 1 << 32 | 0x7B])
+    @pytest.mark.parametrize("code", [0, 0x400, 0x80000014, 0x80000015, 0x80000019, (1 << 64) - 1, 1 << 32 | 0x7B])
     def test_unknown_event(self, guest: Guest, code: int) -> None:
         assert guest.call(code) == malformed(GhcbReason.INVALID_EVENT)
 
