@@ -62,3 +62,43 @@ def test_others_are_taken(code: str, register: str, value: int) -> None:
         assert guest.run() == ExitCode.HLT
         assert guest.trap().times == 0
         assert getattr(guest.vmsa(), register) == value
+
+
+_NOT_CANONICAL = 1 << 47
+_FS_BASE, _GS_BASE, _KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
+_LSTAR, _CSTAR, _TSC_AUX, _PAT = 0xC0000082, 0xC0000083, 0xC0000103, 0x277
+
+
+def _wrmsr_to(msr: int, value: int) -> str:
+    return f"mov ecx, {msr:#x}\nmov eax, {value & 0xFFFFFFFF:#x}\nmov edx, {value >> 32:#x}\nwrmsr"
+
+
+@pytest.mark.parametrize(
+    ("msr", "value"),
+    [
+        *((msr, _NOT_CANONICAL) for msr in (_FS_BASE, _GS_BASE, _KERNEL_GS_BASE, _LSTAR, _CSTAR)),
+        *((msr, 0xAAAAAAAAAAAAAAAA) for msr in (_FS_BASE, _LSTAR)),
+        (_TSC_AUX, 1 << 32),
+        *((_PAT, 0x0007040600070406 ^ kind << 56) for kind in (2, 3, 8, 0x80)),
+    ],
+)
+def test_values_that_an_msr_does_not_take(msr: int, value: int) -> None:
+    """They change nothing; others are taken."""
+    code = f"{_wrmsr_to(msr, value)}\nhlt"
+    with SmallGuest(code) as guest:
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap()[:2] == (_GP, 0)
+    taken = 0x0001040500070406 if msr == _PAT else (1 << 64) - (1 << 47) if value >> 33 else 7
+    with SmallGuest(f"{_wrmsr_to(msr, taken)}\nrdmsr\nhlt") as guest:
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 0
+        assert guest.vmsa().rdx << 32 | guest.vmsa().rax == taken
+
+
+@pytest.mark.parametrize("msr", [0x48, 0x49], ids=["SPEC_CTRL", "PRED_CMD"])
+@pytest.mark.parametrize("instruction", ["rdmsr", "wrmsr"])
+def test_registers_of_features_that_are_not_there_are_the_hosts(msr: int, instruction: str) -> None:
+    """CPUID names neither of them: KVM intercepts them then."""
+    with SmallGuest(f"mov ecx, {msr}\nxor eax, eax\nxor edx, edx\n{instruction}\nhlt") as guest:
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap()[:2] == (29, ExitCode.MSR)

@@ -321,6 +321,39 @@ _EDITS = (
         "do_xrstor_pkru(env, ptr + XO(pkru_state), ra)",
         "do_xrstor_pkru(env, ptr + (compact ? 576 : XO(pkru_state)), ra)",
     ),
+    # A fault's image of RFLAGS has RF (APM volume 2, 3.1.6, "Resume Flag"). What IRET loads of it ends at once: there
+    # are no instruction breakpoints for it to hold back, and blocks would be translated for it once more.
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "/* protected mode interrupt */\n",
+        "static uint32_t veil_flags_image(CPUX86State *env, int intno, int is_int, int is_hw)\n{\n"
+        "    bool is_fault = !is_int && !is_hw && intno != EXCP01_DB && intno != EXCP03_INT3\n"
+        "        && intno != EXCP04_INTO && intno != EXCP08_DBLE && intno != EXCP12_MCHK;\n\n"
+        "    return cpu_compute_eflags(env) | (is_fault ? RF_MASK : 0);\n}\n\n/* protected mode interrupt */\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "        PUSHL(ssp, esp, sp_mask, cpu_compute_eflags(env));\n",
+        "        PUSHL(ssp, esp, sp_mask, veil_flags_image(env, intno, is_int, is_hw));\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "    PUSHQ(esp, cpu_compute_eflags(env));\n",
+        "    PUSHQ(esp, veil_flags_image(env, intno, is_int, is_hw));\n",
+    ),
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "        eflags_mask = TF_MASK | AC_MASK | ID_MASK | RF_MASK | NT_MASK;\n        if (cpl == 0) {\n",
+        "        eflags_mask = TF_MASK | AC_MASK | ID_MASK | NT_MASK;\n        if (cpl == 0) {\n",
+    ),
+    # INT1 (ICEBP): a trap #DB, whatever its gate's DPL, and DR6 stays.
+    (
+        "src/qemu/target/i386/translate.c",
+        "#ifdef WANT_ICEBP\n    case 0xf1: /* icebp (undocumented, exits to external debugger) */\n"
+        "        gen_svm_check_intercept(s, pc_start, SVM_EXIT_ICEBP);\n"
+        "        gen_debug(s, pc_start - s->cs_base);\n        break;\n#endif\n",
+        "    case 0xf1:\n        gen_exception(s, EXCP01_DB, s->pc - s->cs_base);\n        break;\n",
+    ),
     # CLAC and STAC end a block, because the level of accesses changes; the next one is looked up without the loop.
     (
         "src/qemu/target/i386/translate.c",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a guest may not write to control registers and EFER: #GP (APM vol. 2, 3.1, and vol. 3, "MOV CRn"). QEMU ignores
- * such bits, or takes them.
+ * What a guest may not write to control registers, EFER and other MSRs: #GP (APM vol. 2, 3.1, and vol. 3, "MOV CRn",
+ * "WRMSR"). QEMU ignores such bits, or takes them.
  */
 #include "control_registers.h"
 
@@ -79,5 +79,32 @@ void veil_check_efer(CPUX86State *env, uint64_t value, uintptr_t retaddr)
 
     if ((value & ~(uint64_t)EFER_SUPPORTED) || (other_mode && (env->cr[0] & CR0_PG_MASK))) {
         raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+    }
+}
+
+bool veil_msr_takes(uint32_t msr, uint64_t value)
+{
+    unsigned shift;
+
+    switch (msr) {
+    case MSR_FSBASE:
+    case MSR_GSBASE:
+    case MSR_KERNELGSBASE:
+    case MSR_LSTAR:
+    case MSR_CSTAR: /* addresses: canonical ones */
+        return (uint64_t)((int64_t)value >> 47) + 1 <= 1;
+    case MSR_TSC_AUX:
+        return !(value >> 32);
+    case MSR_PAT: /* of eight memory types two are reserved */
+        for (shift = 0; shift < 64; shift += 8) {
+            uint8_t type = value >> shift;
+
+            if (type > 7 || type == 2 || type == 3) {
+                return false;
+            }
+        }
+        return true;
+    default:
+        return true;
     }
 }

@@ -5,5 +5,7 @@
 #include "core.h"
 
 void veil_check_efer(CPUX86State *env, uint64_t value, uintptr_t retaddr);
+/* May the guest write this value to an MSR of its VMSA? */
+bool veil_msr_takes(uint32_t msr, uint64_t value);
 
 #endif

@@ -16,8 +16,6 @@
 
 #include "exec/helper-proto.h"
 
-#define MSR_SPEC_CTRL 0x48
-#define MSR_PRED_CMD 0x49
 #define MSR_DEBUGCTL 0x1d9
 #define MSR_XSS 0xda0
 #define MSR_GHCB 0xc0010130
@@ -191,9 +189,6 @@ void __wrap_helper_rdmsr_x86_64(CPUX86State *env)
     case MSR_SEV_STATUS:
         value = 3 | e->vmsa->sev_features << 2;
         break;
-    case MSR_SPEC_CTRL:
-        value = env->spec_ctrl;
-        break;
     case MSR_DEBUGCTL:
         value = e->vmsa->dbgctl;
         break;
@@ -221,11 +216,6 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
     case MSR_GHCB:
         e->vmcb->ghcb_gpa = value;
         return;
-    case MSR_SPEC_CTRL:
-        env->spec_ctrl = value;
-        return;
-    case MSR_PRED_CMD:
-        return;
     case MSR_DEBUGCTL:
         e->vmsa->dbgctl = value;
         return;
@@ -242,6 +232,9 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
     default:
         if (!is_passed_through(msr)) {
             veil_raise_vc(e, SVM_EXIT_MSR, GETPC());
+        }
+        if (!veil_msr_takes(msr, value)) {
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
         }
         __real_helper_wrmsr_x86_64(env);
     }

@@ -80,6 +80,8 @@ class TestModes:
         assert not apic.write_msr(Register.ID, 1)
         assert not apic.write_msr(Register.EOI, 1)
         assert not apic.write_msr(Register.SVR, 1 << 32)
+        assert apic.read_msr(Register.APR) is None
+        assert not apic.write_msr(Register.SELF_IPI, 0x100)
 
     def test_off_means_off(self) -> None:
         apic, _, _ = enabled()

@@ -100,7 +100,8 @@ _READ_WRITE = frozenset(
 ) | frozenset(_LVT_WRITABLE)
 _XAPIC_READABLE = _READ_ONLY | _READ_WRITE | {Register.ID, Register.LDR, Register.DFR, Register.ICR_HIGH}
 _XAPIC_WRITABLE = _READ_WRITE | _WRITE_ONLY | {Register.LDR, Register.DFR, Register.ICR_HIGH}
-_X2APIC_READABLE = _READ_ONLY | _READ_WRITE | {Register.ID, Register.LDR}
+#: Without arbitration priorities (Intel SDM volume 3, table 10-6).
+_X2APIC_READABLE = (_READ_ONLY | _READ_WRITE | {Register.ID, Register.LDR}) - {Register.APR}
 _X2APIC_WRITABLE = _READ_WRITE | _WRITE_ONLY | {Register.SELF_IPI}
 
 
@@ -389,6 +390,9 @@ class LocalApic:
             return False
         # EOI and ESR take only 0 (Intel SDM volume 3, 10.12.1.2).
         if index in (Register.EOI, Register.ESR) and value:
+            return False
+        # It has a vector alone.
+        if index == Register.SELF_IPI and value >> 8:
             return False
         self._write(index, value)
         return True
