@@ -284,3 +284,6 @@ def test_each_option_is_in_the_configuration(monkeypatch: pytest.MonkeyPatch, pl
         services=protected_services(LogSettings(memory=1 << 20, full="drop")),
         driver_options="log_intent=exec",
     )
+    assert _veil(monkeypatch, "serve", "--without-driver", "--kernel=7.3/trixie-backports") == 125
+    (configuration,) = played[1].args
+    assert (configuration.driver, configuration.kernel) == (False, "7.3/trixie-backports")

@@ -39,6 +39,7 @@ MODULE_LICENSE("GPL");
         "6.12-amd64/trixie",
         "7.2/trixie-backports",
         "7.3/trixie-backports",
+        "7.3-amd64/trixie-backports",
         "7.2/sid",
     ],
 )

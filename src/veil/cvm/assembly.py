@@ -256,8 +256,7 @@ class Assembly:
                 return build_driver(self._cache, kernel, self._progress)
             except NoDriverError as error:
                 raise VeilError(
-                    f"{error}. Without the driver there are {self._deaf_services()}. Take another kernel, or "
-                    "--without-driver"
+                    f"{error}. Without the driver: {self._deaf_services()}. Take another kernel, or --without-driver"
                 ) from error
         if self._code_integrity() is not None:
             raise VeilError("without the driver nobody asks for lock-down: --kci off, or leave out --without-driver")

@@ -22,7 +22,6 @@
 #include <linux/pfn.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/version.h>
 
 #include "../pages.h"
 #include "enc.h"
@@ -136,11 +135,7 @@ static int enclave_mmap(struct file *file, struct vm_area_struct *vma)
 	window = enclave->slots[slot].window;
 	if (vma->vm_end - vma->vm_start != window->count * PAGE_SIZE)
 		return -EINVAL;
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
 	vm_flags_mod(vma, VM_DONTCOPY | VM_DONTEXPAND, VM_MAYEXEC);
-#else
-	vma->vm_flags = (vma->vm_flags | VM_DONTCOPY | VM_DONTEXPAND) & ~VM_MAYEXEC;
-#endif
 	for (at = 0; at < window->count; at++) {
 		int error =
 			vm_insert_page(vma, vma->vm_start + at * PAGE_SIZE, pfn_to_page(PHYS_PFN(window->gpas[at])));

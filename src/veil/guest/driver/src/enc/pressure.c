@@ -13,7 +13,6 @@
 #include <linux/sched/signal.h>
 #include <linux/shrinker.h>
 #include <linux/swap.h>
-#include <linux/version.h>
 #include <linux/workqueue.h>
 
 #include "enc.h"
@@ -128,6 +127,7 @@ static void work(struct work_struct *unused)
 }
 
 static DECLARE_WORK(reclaim_work, work);
+static struct workqueue_struct *reclaimers;
 
 /* Pages that went and are not swapped yet. */
 static long unswapped(void)
@@ -163,18 +163,24 @@ static unsigned long scan_objects(struct shrinker *shrinker, struct shrink_contr
 	/* At most one batch waits: what a worker cannot do in time is asked for again. */
 	if (atomic_long_read(&wanted_back) < BATCH)
 		atomic_long_add(control->nr_to_scan, &wanted_back);
-	queue_work(system_unbound_wq, &reclaim_work);
+	queue_work(reclaimers, &reclaim_work);
 	return SHRINK_STOP;
 }
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 7, 0)
 static struct shrinker *shrinker;
 
 int veil_enclave_pressure_begin(void)
 {
+	/* One of its own: the kernel's for work of any CPU has another name in some versions. */
+	reclaimers = alloc_workqueue("veil-enclave", WQ_UNBOUND, 1);
 	shrinker = shrinker_alloc(0, "veil-enclave");
-	if (!shrinker)
+	if (!reclaimers || !shrinker) {
+		if (shrinker)
+			shrinker_free(shrinker);
+		if (reclaimers)
+			destroy_workqueue(reclaimers);
 		return -ENOMEM;
+	}
 	shrinker->count_objects = count_objects;
 	shrinker->scan_objects = scan_objects;
 	shrinker_register(shrinker);
@@ -185,22 +191,5 @@ void veil_enclave_pressure_end(void)
 {
 	shrinker_free(shrinker);
 	cancel_work_sync(&reclaim_work);
+	destroy_workqueue(reclaimers);
 }
-#else
-static struct shrinker shrinker = {
-	.count_objects = count_objects,
-	.scan_objects = scan_objects,
-	.seeks = DEFAULT_SEEKS,
-};
-
-int veil_enclave_pressure_begin(void)
-{
-	return register_shrinker(&shrinker, "veil-enclave");
-}
-
-void veil_enclave_pressure_end(void)
-{
-	unregister_shrinker(&shrinker);
-	cancel_work_sync(&reclaim_work);
-}
-#endif
