@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.debugger.test_gdb_on_bare_metal import KERNEL, SECRET, two_levels
+from tests.examples import examples
 from veil.bare_metal import CODE, FREE, BareGuest, ExitCode, assemble
 from veil.debugger import Killed, Place, session
 from veil.debugger.packets import MAX_PACKET, frame
@@ -346,7 +347,7 @@ _REQUESTS = st.one_of(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(_REQUESTS, max_size=10))
 def test_nonsense_hurts_nobody(requests: list[bytes], tmp_path: Path) -> None:
     """Nothing that goes on, ends or leaves: that is above."""

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.examples import examples
 from tests.snp.ciphers import AddingCipher
 from tests.snp.rmp_model import LETTERS, Fault, Model, Record, letters
 from veil.formats.page_sizes import PAGE_SIZE
@@ -400,6 +401,6 @@ class RmpMachine(RuleBasedStateMachine):
 
 
 RmpMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(80), stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestRmpMachine = RmpMachine.TestCase

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.igvm_writer import PAGE, IgvmWriter, vmsa
 from veil.formats.igvm import HeaderType
 from veil.formats.igvm_directives import PageDataType
@@ -244,7 +245,7 @@ _SMALL = _whole().write()
 _HEADER_BYTES = int.from_bytes(_SMALL[12:16], "little")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(24, 23 + _HEADER_BYTES), st.integers(0, (1 << 64) - 1), st.sampled_from((1, 2, 4, 8))),

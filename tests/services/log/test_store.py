@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import examples
 from veil.formats import merkle
 from veil.formats.log import ENTRY_HEADER, EntryKind, parse_entries
 from veil.formats.merkle import CompactRange, leaf_hash, verify_consistency, verify_inclusion
@@ -178,4 +179,4 @@ def test_a_head_and_proofs_take_few_hashes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 TestStore = Store.TestCase
-TestStore.settings = settings(deadline=None, max_examples=60)
+TestStore.settings = settings(deadline=None, max_examples=examples(60))

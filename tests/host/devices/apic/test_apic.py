@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.examples import examples
 from tests.host.devices.fakes import Clock
 from veil.host.devices import LocalApic
 from veil.host.devices.apic.apic import Register
@@ -360,7 +361,7 @@ class PriorityMachine(RuleBasedStateMachine):
 
 
 TestPriorities = PriorityMachine.TestCase
-TestPriorities.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPriorities.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 0xFFF), st.integers(0, (1 << 64) - 1)), max_size=50))

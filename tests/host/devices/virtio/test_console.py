@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.host.devices.fakes import PAGE, Clock, ConsoleDriver, Memory
 from veil.host.devices import ConsolePort, Platform
 from veil.host.devices.virtio.pci import DeviceStatus
@@ -432,7 +433,7 @@ def test_rings_that_lie_over_each_other(opened: Board) -> None:
     ),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_driver_breaks_the_host(steps: list[tuple[str, int, int, int]], opened: bool) -> None:
     board = Board()
     if opened:
