@@ -120,6 +120,7 @@ def guest(request: pytest.FixtureRequest, resume: Resume) -> Guest:
     return Guest(resume, request.param)
 
 
+@pytest.mark.parametrize("guest", [ON, pytest.param(OFF, marks=pytest.mark.soak)], indirect=True)
 def test_tracers_do_without(guest: Guest, tmp_path: Path) -> None:
     """Probes at the beginning of functions and at their returns, the function tracer and that of calls all work: their
     calls go to code in the kernel's text."""
