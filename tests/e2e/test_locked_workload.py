@@ -21,6 +21,7 @@ from veil.formats.kci_status import KciStatus
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.debian_programs import debian_programs
 from veil.guest.linux.kernel import debian_kernel
+from veil.guest.linux.modules import collect_modules, present_modules
 from veil.image.services_image import services_from_text
 
 LOCKED = services_from_text(["kci:mode=on"])
@@ -32,6 +33,8 @@ MORE = (
     "dm-crypt", "raid1", "lz4", "algif_hash", "binfmt_misc", "scsi_debug", "msr", "cpuid", "udf", "erofs", "exfat",
     "sctp", "ip_set", "openvswitch", "nvme-tcp", "ena",
 )  # fmt: skip
+#: For kernels of other suites.
+SOME = ("veth", "bridge", "tun", "dm-crypt", "raid1", "xfs", "exfat", "nls_cp437", "wireguard", "ip_set")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 MOUNTS = """set -e
@@ -67,15 +70,21 @@ done
 """
 #: Software clock, its samples, and the tracepoint of system calls: what perf stat and perf record do without a PMU.
 PERF = "/bin/perf_events $(cat /tmp/trace/events/raw_syscalls/sys_enter/id)"
-#: All that depmod finds, each with what it needs, and out again; says how many came.
-MODULES = """
-cd /lib/modules/*/ && for name in %s; do /sbin/modprobe $name || exit 1; done
-grep -c . /proc/modules
+#: All modules that nobody needs, again and again.
+LEAVE = """
 for turn in 1 2 3 4 5 6; do
   for name in $(awk '$3 == 0 && $1 != "veil" {print $1}' /proc/modules); do rmmod $name 2>/dev/null; done
 done
 grep -c . /proc/modules
 """
+#: All that depmod finds, each with what it needs, and out again; says how many came.
+MODULES = (
+    """
+cd /lib/modules/*/ && for name in %s; do /sbin/modprobe $name || exit 1; done
+grep -c . /proc/modules
+"""
+    + LEAVE
+)
 
 
 def _files(modules: tuple[str, ...]) -> dict[str, Node]:
@@ -180,12 +189,27 @@ def test_debians_perf(boot: Callable[..., _Guest]) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("series", ["6.12-amd64"])
-def test_other_kernels(boot: Callable[..., _Guest], series: str, tmp_path: Path) -> None:
-    guest = boot({}, kernel=series, memory="1G")
-    status = guest.quiet()
-    assert status.locked_ns is not None
-    assert status.text_pages > 4000
-    assert guest.sh("uname -r").strip() == debian_kernel(Cache(), series).release
+@pytest.mark.parametrize(
+    "series", ["6.12-amd64", "6.12/trixie", "6.12-amd64/trixie", "7.2/trixie-backports", "7.3/trixie-backports"]
+)
+def test_other_kernels(boot: Callable[..., _Guest], series: str) -> None:
+    """They patch themselves, and their own modules come and go, each after what it needs."""
+    kernel = debian_kernel(Cache(), series)
+    assert kernel.modules is not None
+    names = [name.replace("-", "_") for name in (*NEEDED, *SOME)]
+    modules = collect_modules(kernel.modules, present_modules(kernel.modules, names))
+    assert len(modules) > 35
+    files = {f"modules/{number:03}.ko": Node.file(data) for number, (_, data) in enumerate(modules)}
+    guest = boot(files, kernel=series, memory="1G")
+    before = guest.quiet()
+    assert before.locked_ns is not None
+    assert before.text_pages > 4000
+    assert guest.sh("uname -r").strip() == kernel.release
     assert "traced" in guest.sh(WORKLOAD)
     assert sum(map(len, guest.quiet().patches.values())) > 100
+    # Some are loaded already.
+    guest.sh("for file in /modules/*; do insmod $file 2>/dev/null; done", timeout=900)
+    there = {module.name for module in guest.quiet().modules}
+    assert {name for name, _ in modules} <= there
+    guest.sh(LEAVE, timeout=900)
+    assert len(guest.quiet().modules) < len(there) - 25
