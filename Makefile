@@ -20,7 +20,7 @@ case "$$said" in \
 esac; [ $$status = 0 ]
 endef
 
-.PHONY: help run test test-kci setup lint style types tests bench bench-strangers bench-audit bench-enclaves soak fuzz clean
+.PHONY: help run test test-kci setup lint style types tests bench bench-strangers bench-audit bench-enclaves soak fuzz kvm-unit-tests clean
 
 help:
 	@echo "make run    boot a confidential VM and show what its kernel says (sets up everything first)"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-enclaves  what VeilS-ENC costs five programs of Debian's and each system call (minutes; docs/enclaves.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
+	@echo "make kvm-unit-tests DIR=...  the x86 tests of your checkout of kvm-unit-tests as SNP guests (docs/fidelity.md)"
 	@echo "make clean  remove the environment (caches: $(BIN)/veil cache clear)"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -62,7 +63,7 @@ lint: style types
 style: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find src tests bench fuzz -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
+	find src tests bench fuzz kvm_unit_tests -name '*.[ch]' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/lint-imports
 
 types: $(TOOLS)
@@ -110,6 +111,10 @@ $(VENV)/.fuzz: $(TOOLS)
 
 fuzz: $(VENV)/.fuzz
 	@$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
+kvm-unit-tests: $(STAMP)
+	@[ -n "$(DIR)" ] || { echo "make kvm-unit-tests DIR=a checkout of kvm-unit-tests" >&2; exit 2; }
+	@$(BIN)/python -m kvm_unit_tests --kvm-unit-tests "$(DIR)" $(TESTS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

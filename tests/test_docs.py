@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvm_unit_tests.adaptations import ADAPTATIONS
 from tests.e2e.shielded_programs import EXERCISES, LONG_EXERCISES
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +21,8 @@ PLACES = ("src", "tests", "bench", "docs", "fuzz", ".ci")
 _FILE = re.compile(r"`([\w./-]+\.(?:py|c|h|S|rules|md))`")
 _BELOW = re.compile(r"(?<![\w./-])((?:src|docs|tests|bench|fuzz)/[\w./-]*\w)")
 _MODULE = re.compile(r"`(veil(?:\.\w+)+)`")
-#: Files of QEMU's.
-_ELSEWHERE = {"accel/tcg/cputlb.c"}
+#: Files of QEMU's and of kvm-unit-tests'.
+_ELSEWHERE = {"accel/tcg/cputlb.c"} | {item.file for item in ADAPTATIONS}
 #: The driver, the agent's port, and attributes of exported records: dots, but no modules.
 _OTHER_NAMES = {"veil.ko", "veil.agent", "veil.log", "veil.log.sequence", "veil.log.record"}
 

@@ -31,6 +31,7 @@ from veil.guest.initramfs.contents import DRIVER_FILE, LOCK_DOWN_FILE, build_ini
 from veil.guest.linux.cmdline import check_command_line, command_line
 from veil.guest.linux.kernel import Kernel, debian_kernel, is_series, open_kernel, require_bootable
 from veil.guest.linux.modules import collect_modules
+from veil.guest.ovmf.efi_program import read_efi_program
 from veil.guest.ovmf.metadata import Firmware
 from veil.guest.ovmf.package import open_firmware, read_initrd
 from veil.guest.toolchain import compiler_version
@@ -134,18 +135,29 @@ class Assembly:
             return None
         from veil.image.firmware_image import BootFiles
 
+        line = None if chosen.append is None else check_command_line(chosen.append)
+        program = None if is_series(chosen.kernel) else read_efi_program(Path(chosen.kernel))
+        if program is not None:
+            if chosen.initrd is None:
+                raise VeilError(
+                    f"{chosen.kernel}: nobody is in an EFI program who runs commands: give it an initrd of yours with "
+                    "`veil boot --initrd FILE` (an empty file will do)"
+                )
+            return BootFiles(program, self._users_initrd(chosen.initrd), line or "")
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
         if chosen.initrd is not None:
-            initrd = read_initrd(Path(chosen.initrd))
-            if chosen.services is not None:
-                self._progress(f"no driver of Veil's in your initramfs: {self._deaf_services()}")
+            initrd = self._users_initrd(chosen.initrd)
         else:
             initrd = self._initramfs(kernel, self._driver(kernel))
-        line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), io_apic=True)
-        if chosen.append is not None:
-            line = check_command_line(chosen.append)
+        if line is None:
+            line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), io_apic=True)
         return BootFiles(kernel.load_bzimage(), initrd, line)
+
+    def _users_initrd(self, path: str) -> bytes:
+        if self._configuration.services is not None:
+            self._progress(f"no driver of Veil's in your initramfs: {self._deaf_services()}")
+        return read_initrd(Path(path))
 
     def image(self, machine: Machine) -> LaunchImage:
         """The image for a machine, whose CPUID values are in it."""

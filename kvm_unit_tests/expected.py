@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is known of the tests on this machine: lines that fail, each with its reason, and tests that are not for it.
+
+A test that is not named here is to pass. docs/fidelity.md says the same in a table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["KNOWN", "NOT_APPLICABLE", "NOT_FOR_EFI", "Known", "KnownFailure"]
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """Lines that match `pattern` as a whole fail for a reason."""
+
+    pattern: str
+    reason: str
+
+    def matches(self, text: str) -> bool:
+        """Is it meant?"""
+        return re.fullmatch(self.pattern, text) is not None
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of one test: lines that fail, and why it comes to no end of its own, if it does not."""
+
+    failures: tuple[KnownFailure, ...] = ()
+    no_end: str = ""
+
+
+_NO_BREAKPOINTS = (
+    "without DebugSwap a guest has no hardware breakpoints: DR7 is the #VC handler's, and the host keeps its value"
+)
+_KVM = "it judges an interface of KVM, which this host does not have"
+_TIMES = "it measures times and judges nothing"
+_INTEL = "it is for Intel's processors"
+_BOARD = "the board has no such device"
+_CPUID_PAGE = "the firmware answers CPUID from the launch's page, which follows neither CR4 nor the APIC"
+_NMI_ENDS = "the IRET of the #VC handler, within the handler of an NMI, lets the next one in"
+_NO_STEP_OF_HLT = "HLT is an exit, and the trap of a single step over it is not kept meanwhile"
+_NO_STEP = "the firmware's #VC handler goes over the instruction and raises no #DB for it"
+
+KNOWN: Mapping[str, Known] = {
+    "debug": Known(
+        (
+            KnownFailure(r"Wanted #DB on .*", _NO_BREAKPOINTS),
+            KnownFailure(r"(Usermode )?Single-step #DB on emulated instructions", _NO_STEP),
+            KnownFailure(r"Single-step #DB w/ MOVSS blocking and DR7\.GD=1", _NO_BREAKPOINTS),
+            KnownFailure(r"Single-step #DB w/ STI;HLT", _NO_STEP_OF_HLT),
+            KnownFailure(r"hw watchpoint \(.*\)", _NO_BREAKPOINTS),
+            KnownFailure(r"MOV SS \+ watchpoint \+ .*", _NO_BREAKPOINTS),
+        )
+    ),
+    "emulator": Known(
+        no_end="it judges KVM's emulator; for an SNP guest the firmware's #VC handler takes its place, which does not "
+        "know CMPS"
+    ),
+    "tsc": Known(no_end="the host takes no write of the TSC, for the machine has no TSC_OFFSET"),
+    "apic": Known(
+        (
+            KnownFailure(r"apic_disable: CPUID\.1H:EDX\.APIC\[bit 9\] is clear", _CPUID_PAGE),
+            KnownFailure(r"apic_disable: \*0xfee00080: 0", "CR8 is not connected to the host's APIC"),
+            KnownFailure(r"PV IPIs testing", _KVM),
+            KnownFailure(r"pending nmi", _NMI_ENDS),
+        ),
+        no_end="the host's APIC stays at 0xFEE00000",
+    ),
+    "xsave": Known((KnownFailure(r"Check CPUID\.1\.ECX\.OSXSAVE - expect 1", _CPUID_PAGE),)),
+    "eventinj": Known(
+        (KnownFailure(r"NMI", _NMI_ENDS),),
+        no_end="it makes page table entries without the C-bit, so the host shares the page",
+    ),
+}
+
+#: Of tests that the checkout's Makefile has no EFI program for: their code has absolute addresses, or is for 32 bits.
+NOT_FOR_EFI = "kvm-unit-tests does not build it for EFI"
+
+
+NOT_APPLICABLE: Mapping[str, str] = {
+    **dict.fromkeys(("asyncpf", "hypercall", "kvmclock_test", "hyperv_clock", "hyperv_connections"), _KVM),
+    **dict.fromkeys(("hyperv_stimer", "hyperv_stimer_direct", "hyperv_synic", "vmware_backdoors"), _KVM),
+    **dict.fromkeys(("vmexit_cpuid", "vmexit_vmcall", "vmexit_mov_from_cr8", "vmexit_mov_to_cr8"), _TIMES),
+    **dict.fromkeys(("vmexit_inl_pmtimer", "vmexit_ipi", "vmexit_ipi_halt", "vmexit_ple_round_robin"), _TIMES),
+    **dict.fromkeys(("vmexit_tscdeadline", "vmexit_tscdeadline_immed", "vmexit_cr0_wp", "vmexit_cr4_pge"), _TIMES),
+    **dict.fromkeys(("lam", "pks", "pmu_lbr", "pmu_pebs", "tsx-ctrl"), _INTEL),
+    "sieve": "it reports nothing, and takes an emulated processor minutes",
+    "pmu": "the performance counters stand still",
+    **dict.fromkeys(("intel-iommu", "hpet_read_test"), _BOARD),
+    "s3": "firmware offers no sleep (docs/bring-your-own-image.md)",
+}
