@@ -25,7 +25,7 @@ __all__ = ["TARGETS"]
 
 _HARNESS = Path(__file__).parent / "harness.c"
 _FLAGS = (
-    "-std=gnu11", "-O1", "-g", "-pthread", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
+    "-std=gnu11", "-O1", "-g1", "-pthread", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch", "-Wno-unused-result",
 )  # fmt: skip
 #: What touches the machine or the program's memory, and the heap, are the harness's.
