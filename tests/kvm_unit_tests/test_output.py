@@ -77,6 +77,12 @@ def test_surprises(outcome: Outcome, known: Known, surprise: str) -> None:
     assert judgement.surprises == (surprise,)
 
 
+def test_a_failure_that_depends_on_time_may_be_missing() -> None:
+    known = Known((KnownFailure("first: t.o", "for a reason", always=False),))
+    assert judge(Outcome(End.EXITED, 0), known).as_expected
+    assert judge(read_output(_PRINTED, End.EXITED, 1), known).reasons == ("for a reason",)
+
+
 @pytest.mark.parametrize("end", [End.TIMEOUT, End.UNHANDLED, End.GUEST])
 def test_a_known_end(end: End) -> None:
     judgement = judge(Outcome(end), Known(no_end="it waits"))
