@@ -196,7 +196,8 @@ def test_other_kernels(boot: Callable[..., _Guest], series: str) -> None:
     """They patch themselves, and their own modules come and go, each after what it needs."""
     kernel = debian_kernel(Cache(), series)
     assert kernel.modules is not None
-    names = [name.replace("-", "_") for name in (*NEEDED, *SOME)]
+    # The first is asked for by name at run time, and stands in no module's list.
+    names = [name.replace("-", "_") for name in ("crc32c_generic", *NEEDED, *SOME)]
     modules = collect_modules(kernel.modules, present_modules(kernel.modules, names))
     assert len(modules) > 35
     files = {f"modules/{number:03}.ko": Node.file(data) for number, (_, data) in enumerate(modules)}
