@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -20,6 +21,7 @@ from veil.cvm import ConfidentialVM, Configuration
 from veil.cvm.kept_snapshots import write_cvm
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
+from veil.guest.driver.compilers import COMPILER_AT_HAND
 from veil.snp import LaunchError, Machine, RmpResult
 from veil.snp.hosted import hosted_header
 from veil.snp.layouts import Vmcb, Vmsa
@@ -97,7 +99,10 @@ def test_a_snapshot_chooses_no_kernel_on_its_users_computer(
     headers = theirs / f"usr/src/linux-headers-{_RELEASE}"
     headers.mkdir(parents=True)
     (headers / "Makefile").write_text(f"$(shell touch {mark})\nmodules:\n")
-    banner = f"Linux version {_RELEASE} (a@b) #1\n\0".encode()
+    version = subprocess.run(
+        [COMPILER_AT_HAND, "-dumpversion"], capture_output=True, check=True, text=True
+    ).stdout.strip()
+    banner = f"Linux version {_RELEASE} (a@b) (gcc (Debian) {version}.0.0) #1\n\0".encode()
     (theirs / "vmlinux").write_bytes(elf([(0x1000000, banner, 4096)], entry=0x1000000))
     claimed = replace(chosen, kernel=str(theirs / "vmlinux"))
     with closing(ConfidentialVM(chosen)) as vm:

@@ -45,12 +45,13 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         report_version=2,
         services=protected_services(LogSettings(memory=1 << 20, full="drop")),
         driver_options="log_heartbeat=700",
+        cpu_features=("xsave",),
         files={"etc/word": Node.file(b"unusual\n")},
     )
     default = Configuration()
-    # Those of firmware, disks and IGVM files have guests of their own (test_stock_firmware.py, test_disks.py,
-    # image/test_igvm_image.py).
-    elsewhere = {"firmware", "initrd", "append", "disks", "igvm"}
+    # Those of firmware, disks, IGVM files and kernels without the driver have guests of their own
+    # (test_stock_firmware.py, test_disks.py, image/test_igvm_image.py, test_kernels.py).
+    elsewhere = {"firmware", "initrd", "append", "disks", "igvm", "driver"}
     assert {
         item.name for item in fields(default) if getattr(default, item.name) == getattr(configuration, item.name)
     } == {"kernel", "monitor", "identity"} | elsewhere

@@ -334,7 +334,7 @@ def test_pages_that_the_kernel_takes_back(vm: ConfidentialVM, tmp_path: Path) ->
         kill %1
     """
     result = vm.run(["sh", "-c", script], timeout=120)
-    assert b" reclaimed 50 returned 0 paging 1\n" in result.stdout
+    assert b" reclaimed 50 returned 0 paging 1 stuck 0\n" in result.stdout
     assert result.stdout.endswith(b"ended 0\n")
     # 1, 4, 8, 16, 32: more and more come at once to a thread that goes through its memory.
     assert counts(vm)["returned"] == 50

@@ -69,11 +69,10 @@ class Torture:
         kept = np.stack((before & 0, before & 0, before & Permission.R, before & ~np.uint8(Permission.W)))
         permissions[pages] = kept[self._random.integers(len(kept), size=len(pages)), np.arange(len(pages))]
         # Into the table itself, as RMPADJUST would: tens of thousands of these would be most of the test. One is real,
-        # by which the processor forgets the rights that it knew.
+        # by which the processor forgets the rights that it knew: those of all pages, since reading ends with it.
         some = int(pages[0])
-        remains = int(permissions[some])
         permissions[some] = Permission.ALL
-        code = self._top.rmpadjust(some * _PAGE, vmpl=_GUEST, permissions=remains)
+        code = self._top.rmpadjust(some * _PAGE, vmpl=_GUEST, permissions=0)
         assert code == RmpResult.SUCCESS, f"{some * _PAGE:#x}: {code.name}"
         self.revocations += 1
         self._next = self.faults + int(self._random.integers(1, self._pages_between, endpoint=True))

@@ -137,10 +137,12 @@ def test_settings_of_services_are_measured() -> None:
 
 
 def test_cpuid_page() -> None:
-    entries = [CpuidEntryValues(1, 0, 2, 3, 4, 5), CpuidEntryValues(7, 1, 8, 9, 10, 11)]
+    entries = [CpuidEntryValues(1, 0, 2, 3, 4, 5), CpuidEntryValues(0xD, 1, 8, 9, 10, 11, xcr0=7)]
     page = CpuidPage.from_buffer_copy(cpuid_page(entries))
     assert page.count == 2
-    found = [(item.eax_in, item.ecx_in, item.eax, item.ebx, item.ecx, item.edx) for item in page.functions[:2]]
+    found = [
+        (item.eax_in, item.ecx_in, item.eax, item.ebx, item.ecx, item.edx, item.xcr0_in) for item in page.functions[:2]
+    ]
     assert found == [tuple(item) for item in entries]
 
 

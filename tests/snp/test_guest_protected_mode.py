@@ -12,6 +12,7 @@ from veil.snp import ExitCode
 from veil.snp.layouts import VmsaSegment
 
 _VC, _CPUID_EXIT, _FLAGS = 29, 0x72, 2
+_RESUME = 1 << 16  # in the image of a fault
 _CODE, _HANDLER = 0xE000, 0xE100
 _CPUID, _HLT = b"\x0f\xa2", b"\xf4"
 _GATE_32, _GATE_16 = 0x8E, 0x86
@@ -20,7 +21,7 @@ _GATE_32, _GATE_16 = 0x8E, 0x86
 @pytest.mark.parametrize(
     ("gate", "frame"),
     [
-        (_GATE_32, struct.pack("<4I", _CPUID_EXIT, _CODE, 8, _FLAGS)),
+        (_GATE_32, struct.pack("<4I", _CPUID_EXIT, _CODE, 8, _FLAGS | _RESUME)),
         # A 16-bit gate pushes words.
         (_GATE_16, struct.pack("<4H", _CPUID_EXIT, _CODE, 8, _FLAGS)),
     ],
