@@ -111,6 +111,7 @@ def test_a_processor_without_them_says_so(resume: Resume) -> None:
     assert not {"xsave", "pku", "avx"} & set(flags)
 
 
+@pytest.mark.soak
 def test_registers_are_kept_from_program_to_program_and_over_enclaves(vm: ConfidentialVM, tmp_path: Path) -> None:
     """Four programs and an enclave take turns, each with its own numbers."""
     program = compile_program(tmp_path, _KEEPER, "-static")

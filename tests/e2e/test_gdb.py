@@ -74,6 +74,7 @@ def test_breaks_in_the_kernel(debugged: ConfidentialVM, tool: Debugging, tmp_pat
     assert debugged.run(["uname", "-s"]).stdout == b"Linux\n"
 
 
+@pytest.mark.soak
 def test_the_kernel_does_not_notice(debugged: ConfidentialVM, tool: Debugging, tmp_path: Path) -> None:
     """Its clock stood still."""
     symbols = _symbol_file(tmp_path, "__x64_sys_newuname")

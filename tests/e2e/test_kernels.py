@@ -31,7 +31,7 @@ def test_without_the_driver_the_services_hear_nothing_and_the_user_is_told() -> 
         assert log_reader(vm).head().last_ns == 0
 
 
-@pytest.mark.parametrize("series", ["6.12", "6.1"])
+@pytest.mark.parametrize("series", ["6.12", pytest.param("6.1", marks=pytest.mark.soak)])
 def test_kernels_at_vmpl_0_use_pvalidate_and_rmpadjust_themselves(series: str) -> None:
     vm = ConfidentialVM(kernel=series, vcpus=2, monitor=False, fresh=True)
     changes: list[PageStateEvent] = []
@@ -55,6 +55,7 @@ def test_kernels_at_vmpl_0_use_pvalidate_and_rmpadjust_themselves(series: str) -
         vm.close()
 
 
+@pytest.mark.soak
 def test_parallel_work_on_several_vcpus_with_more_than_3_gib_of_memory() -> None:
     vcpus = 4
     with ConfidentialVM("4G", vcpus, fresh=True) as vm:

@@ -74,7 +74,7 @@ def _end(vm: ConfidentialVM) -> BaseException:
     return told[0]
 
 
-@pytest.mark.parametrize("how", ["load", "file"])
+@pytest.mark.parametrize("how", ["load", pytest.param("file", marks=pytest.mark.soak)])
 def test_another_kernel_does_not_run(resume: Resume, kexec: Path, how: str) -> None:
     """The kernel ends: its handlers of exceptions are gone when it comes to the first page of unverified code."""
     vm = resume(vcpus=2, services=LOCKED_KERNEL)

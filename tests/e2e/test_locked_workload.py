@@ -135,6 +135,7 @@ def boot() -> Iterator[Callable[..., _Guest]]:
         vm.close()
 
 
+@pytest.mark.soak
 def test_ordinary_work_is_no_attack(boot: Callable[..., _Guest], tmp_path: Path) -> None:
     guest = boot(_files(NEEDED) | _perf_events(tmp_path))
     guest.sh("/sbin/depmod -a")

@@ -28,6 +28,7 @@ def _mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("booted")  # so that all is fetched
 def test_commands_leave_nothing_open(tmp_path: Path) -> None:
     filled, cache, work = Cache().root, tmp_path / "cache", tmp_path / "work"

@@ -75,7 +75,14 @@ def _compare(guest: ConfidentialVM, folder: Path, exercise: Exercise, timeout: f
     assert shielded == outside
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
+# Python takes as long as all others together.
+@pytest.mark.parametrize(
+    "exercise",
+    [
+        pytest.param(exercise, id=exercise.name, marks=[pytest.mark.soak] if exercise.name == "python3.11" else [])
+        for exercise in EXERCISES
+    ],
+)
 def test_a_program_does_what_it_does_outside(guest: ConfidentialVM, tmp_path: Path, exercise: Exercise) -> None:
     _compare(guest, tmp_path, exercise, 120)
 
