@@ -13,8 +13,10 @@ from veil.formats.enclave_calls import EnclaveCall, Reclaim, Reclaimed, Released
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_reports import EnclaveWord
 from veil.formats.enclaves import ARENA, Layout
+from veil.formats.log_settings import LogSettings
 from veil.formats.status import Status
 from veil.services.enc import ledger
+from veil.services.enc.enclave import Enclave
 from veil.services.enc.ledger import EnclaveLedger
 
 _FLOOD = 600
@@ -56,6 +58,38 @@ def test_other_lines_each_time(bench: EnclaveBench, told: list[EnclaveWord], mon
     again = EnclaveLedger.load(bench.service._ledger._record, bench.service._ledger.dump())
     again.say(bench.enclave(number), b"another one")
     assert len(told) == 40 + 16 + 5
+
+
+def _longest_lines() -> tuple[EnclaveLedger, list[bytes]]:
+    """What is told of measurements without end, whose lines are the longest, of what takes most room in the log."""
+    words: list[bytes] = []
+    told = EnclaveLedger(lambda word, *, urgent=False: words.append(word))
+    for pages in range(8, 28):
+        enclave = Enclave(pages, replace(LAYOUT, pool_pages=pages))
+        for at in range(_FLOOD):
+            told.say(enclave, b"%d" % at + b'\xff"' * 1024)
+    return told, words
+
+
+def test_as_much_as_the_log_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LogSettings().memory // 4 >= ledger._MOST_BYTES
+    monkeypatch.setattr(ledger, "_MOST_BYTES", 1 << 20)
+    told, words = _longest_lines()
+    assert max(map(len, words)) < 1024
+    assert sum(map(len, words)) < 1.2 * (1 << 20)
+    # What follows is heard of still; after a snapshot as well.
+    before = len(words)
+    for _ in range(4):
+        told.say(Enclave(1, replace(LAYOUT, pool_pages=7)), b"the same")
+    assert len(words) == before + 3
+    again = EnclaveLedger.load(told._record, told.dump())
+    again.say(Enclave(1, replace(LAYOUT, pool_pages=7)), b"the same")
+    assert len(words) == before + 3
+    again.say(Enclave(1, replace(LAYOUT, pool_pages=6)), b"another's")
+    assert len(words) == before + 4
+    # The counter-test.
+    monkeypatch.setattr(ledger, "_MOST_BYTES", 1 << 60)
+    assert sum(map(len, _longest_lines()[1])) > 4 << 20
 
 
 def test_without_a_bound_each_line_is_told(

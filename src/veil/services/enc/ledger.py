@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["EnclaveLedger"]
 
-_LONGEST_LINE = 512
+#: More than a runtime of ours says.
+_LONGEST_LINE = 256
 #: Measurements with an account of their own; all others have one together.
 _MAX_MEASUREMENTS = 256
-#: Lines that are new: of one measurement, more than there are system calls; and of all. The log has room for them.
+#: Lines that are new: of one measurement, more than there are system calls; and of all.
 _MAX_NEW = 512
 _MAX_NEW_OF_ALL = 8192
 #: Of lines that are not new, or one too many: so many are told, then each doubling.
 _AGAIN_TOLD = 16
+#: Bytes of the log that all this takes, a quarter of it unless it was made smaller; from then on each doubling is told.
+_MOST_BYTES = 4 << 20
 _OTHERS = "others"
 
 
@@ -47,10 +50,12 @@ class EnclaveLedger:
     def __init__(self, record: Recorder) -> None:
         self._record = record
         self._accounts: dict[str, _Account] = {}
+        self._bytes = 0
 
     def say(self, enclave: Enclave, line: bytes) -> None:
         """A line of an enclave's own."""
-        self.note("says", enclave, line[:_LONGEST_LINE].decode(errors="replace"))
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "?" for byte in line[:_LONGEST_LINE])
+        self.note("says", enclave, text)
 
     def note(self, event: str, enclave: Enclave, words: str) -> None:
         """What became of an enclave."""
@@ -58,11 +63,13 @@ class EnclaveLedger:
         account = self._account(measurement)
         if not self._is_new(account, event, words):
             account.again += 1
-            if account.again > _AGAIN_TOLD:
+            if account.again > _AGAIN_TOLD or self._bytes >= _MOST_BYTES:
                 if account.again & (account.again - 1):
                     return
                 words = f"{words} (the {account.again}th line that is not new; of these each doubling is told)"
-        self._record(EnclaveWord(event, enclave.number, words, measurement).pack())
+        word = EnclaveWord(event, enclave.number, words, measurement).pack()
+        self._bytes += len(word)
+        self._record(word)
 
     def _account(self, measurement: str) -> _Account:
         if measurement not in self._accounts and len(self._accounts) >= _MAX_MEASUREMENTS:
@@ -71,7 +78,7 @@ class EnclaveLedger:
 
     def _is_new(self, account: _Account, event: str, words: str) -> bool:
         digest = hashlib.sha256(f"{event} {words}".encode()).hexdigest()[:32]
-        if digest in account.known or len(account.known) >= _MAX_NEW:
+        if self._bytes >= _MOST_BYTES or digest in account.known or len(account.known) >= _MAX_NEW:
             return False
         if sum(len(each.known) for each in self._accounts.values()) >= _MAX_NEW_OF_ALL:
             return False
@@ -82,11 +89,13 @@ class EnclaveLedger:
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
-        return {name: [sorted(account.known), account.again] for name, account in self._accounts.items()}
+        accounts = {name: [sorted(account.known), account.again] for name, account in self._accounts.items()}
+        return {"accounts": accounts, "bytes": self._bytes}
 
     @classmethod
     def load(cls, record: Recorder, state: dict[str, Any]) -> EnclaveLedger:
         """Take back what `dump` gave."""
         made = cls(record)
-        made._accounts = {name: _Account(set(known), again) for name, (known, again) in state.items()}
+        made._accounts = {name: _Account(set(known), again) for name, (known, again) in state["accounts"].items()}
+        made._bytes = state["bytes"]
         return made
