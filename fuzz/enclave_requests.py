@@ -239,7 +239,7 @@ class _World:
                 in_book |= dict.fromkeys(range(gpa, gpa + size, PAGE), owner)
         held: dict[int, int] = {}
         for enclave in bench.service._enclaves.values():
-            leaving = [page for _, page in enclave._leaving]
+            leaving = [*enclave._lost, *(page for _, page in enclave._leaving)]
             for page in (*enclave.owned, *leaving, *(page for pages in enclave.windows.values() for page in pages)):
                 assert page not in held, "a page of two enclaves, or twice"
                 held[page] = enclave.number

@@ -9,7 +9,7 @@ import pytest
 
 from tests.monitor.harness import PAGE
 from tests.services.enc.enclave_bench import EnclaveBench, owners
-from veil.formats.enclave_calls import KEPT_PAGES, Released
+from veil.formats.enclave_calls import KEPT_PAGES, EnclaveCall, Reclaim, Reclaimed, Released
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclaves import ARENA
 from veil.formats.page_owners import Owner
@@ -57,6 +57,30 @@ def test_a_page_that_the_host_has_taken(bench: EnclaveBench, kind: str) -> None:
     # It is nobody's to use: the kernel never gets it, for what it would find there is the host's choice.
     assert _release(bench, number).kept == (page,)
     assert bench.monitor.book.owner(page) is not Owner.KERNEL
+
+
+def test_a_page_that_the_host_takes_while_it_leaves(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lost, and does not pass for one of the kernel's when the enclave ends."""
+    number = bench.make()
+    assert bench.mail(number, MailboxCall.MAP, ARENA, 4, 3).status == Status.OK
+    pages, monitor, taken = _pages(bench, number), bench.service.context.monitor, list[int]()
+    honest = monitor.move
+
+    def move(ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+        yield from honest(ranges, source, target)
+        if target is Owner.ENCLAVE_LEAVING:
+            taken.append(ranges[0][0])
+            bench.host.psmash(taken[0] & -(2 << 20))
+            bench.host.rmpupdate(taken[0], assigned=False)
+
+    monkeypatch.setattr(monitor, "move", move)
+    status, given = bench.enc(EnclaveCall.RECLAIM, Reclaim(number, 4).pack())
+    assert (status, len(Reclaimed.parse(given).pages)) == (Status.OK, 3)
+    again = Enclave.load(bench.service.context.guest, bench.enclave(number).dump())
+    assert again._lost == taken
+    assert _release(bench, number) == Released(0, tuple(taken))
+    assert owners(bench, [page for page in pages if page not in taken]) == {Owner.KERNEL}
+    assert bench.monitor.book.owner(taken[0]) is Owner.ENCLAVE_LEAVING
 
 
 class _Keeping:

@@ -119,6 +119,8 @@ class Enclave:
         """Where the search for pages that may go goes on."""
         self._leaving: list[tuple[int, int]] = []
         """(address, page) of those that are encrypted, and that VeilMon has not given to the kernel yet."""
+        self._lost: list[int] = []
+        """Pages that the host took away while they left. They are nobody's, and must not pass for the kernel's."""
         self._kept: set[int] = set()
         """Of `owned`: those that the host did not let go when the enclave ended."""
         self._tables: PageTables | None = None
@@ -269,9 +271,11 @@ class Enclave:
         for va, frame in zip(found, frames, strict=True):
             del self.owned[frame]
             # What the host took away in the middle is lost, and cannot come back.
-            with suppress(RmpViolation):
+            try:
                 context.guest.write(frame, self.away.seal(va, context.guest.read(frame, PAGE_SIZE)))
                 self._leaving.append((va, frame))
+            except RmpViolation:
+                self._lost.append(frame)
 
     def _give_leaving(self, context: ServiceContext) -> Asking[None]:
         pages = sorted(frame for _, frame in self._leaving)
@@ -350,12 +354,13 @@ class Enclave:
         for pages in self.windows.values():
             room = KEPT_PAGES - len(kept)
             kept += yield from give(context.monitor, pages, len(pages), Owner.ENCLAVE_WINDOW, room)
-        leaving = [page for _, page in self._leaving]
+        leaving = [*self._lost, *(page for _, page in self._leaving)]
         try:
             room = KEPT_PAGES - len(kept)
             kept += yield from give(context.monitor, leaving, len(leaving), Owner.ENCLAVE_LEAVING, room)
         finally:
             self._leaving = [(va, page) for va, page in self._leaving if page in leaving]
+            self._lost = [page for page in self._lost if page in leaving]
         before = self._kept & self.owned.keys() if self._kept < self.owned.keys() else set()
         waiting = [page for page in self.owned if page not in before]
         try:
@@ -410,7 +415,7 @@ class Enclave:
             "windows": list(self.windows.items()), "contexts": self.contexts,
             "mailboxes": self.mailboxes, "progress": [self._record, self._page],
             "away": self.away.dump(), "hand": self._hand, "leaving": self._leaving,
-            "kept": sorted(self._kept),
+            "lost": self._lost, "kept": sorted(self._kept),
             "tables": None if self._tables is None else self._tables.dump(),
         }  # fmt: skip
 
@@ -425,7 +430,7 @@ class Enclave:
         made.contexts, made.mailboxes = state["contexts"], state["mailboxes"]
         made.away = AwayPages.load(state["away"])
         made._hand, made._leaving = state["hand"], [(va, page) for va, page in state["leaving"]]
-        made._kept = set(state["kept"])
+        made._lost, made._kept = state["lost"], set(state["kept"])
         made._record, made._page = state["progress"]
         if state["tables"] is not None:
             made._tables = PageTables.load(guest, made.spare, state["tables"])
