@@ -299,6 +299,13 @@ def test_what_an_option_leaves_of_its_room(native: NativeRuntime, image: Enclave
     assert _results(done)[-2:] == ["626100" + "00" * 13 + ".", "03000000."]
 
 
+def test_an_option_with_negative_room(native: NativeRuntime, image: EnclaveImage) -> None:
+    """As Linux: it is an error, and nothing is written."""
+    done = native.run(image, "p", *f"{SOCKETS}55 3 1 3 @4:d77 @4:d-1".split())
+    assert _results(done)[1] == "-22"
+    assert _results(done)[-2:] == ["4d000000.", "ffffffff."]
+
+
 def test_a_part_of_an_option(native: NativeRuntime, image: EnclaveImage) -> None:
     """A program with less room than the option needs gets as much."""
     done = native.run(image, "p", *f"{SOCKETS}55 3 1 3 @2 @4:d2".split())

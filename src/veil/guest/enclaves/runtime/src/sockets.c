@@ -289,6 +289,8 @@ HANDLER(do_getsockopt)
 		return -EBADF;
 	if (copy_in(&space, a[4], sizeof(space)))
 		return -EFAULT;
+	if ((s32)space < 0)
+		return -EINVAL;
 	space = (u32)least(space, LARGEST_OPTION);
 	*length = space;
 	memset(value, 0, space);
