@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
-from tests.services.enc.believing import follows_no_names
+from tests.services.enc.believing import follows_no_names, links_what_names_lead_to
 from veil.guest.enclaves.image import EnclaveImage
 
 _TEXT = r"""
@@ -73,6 +73,10 @@ int main(int argc, char **argv)
 		long length = readlink(name, text, sizeof(text));
 		say(length);
 		puts(text);
+		return 0;
+	}
+	if (!strcmp(argv[1], "link")) {
+		say(linkat(AT_FDCWD, name, AT_FDCWD, argv[5], AT_SYMLINK_FOLLOW));
 		return 0;
 	}
 	if (!strcmp(argv[1], "truncate")) {
@@ -201,6 +205,26 @@ def test_other_calls_follow_too(native: NativeRuntime, place: _Place) -> None:
     assert _lines(native.run(image, "p", "stat", path, "/dev/fd/F"))[:2] == ["done", "5"]
     assert _lines(native.run(image, "p", "nofollow", path, "/proc/self/fd/F"))[0] == "Too many levels of symbolic links"
     assert _lines(native.run(image, "p", "chdir", path, "/proc/self/root/proc"))[:2] == ["done", "/proc"]
+
+
+def test_no_other_name_of_a_sealed_file(native: NativeRuntime, place: _Place) -> None:
+    """By a hard link it would be one outside."""
+    folder, image = place
+    words = ("link", str(folder / "sealed" / "linked"), "/proc/self/fd/F", "", str(folder / "pass" / "link"))
+    assert _lines(native.run(image, "p", *words)) == ["Operation not permitted"]
+    assert not (folder / "pass" / "link").exists()
+    # The counter-test.
+    believing = NativeRuntime(native.place, links_what_names_lead_to())
+    assert _lines(believing.run(image, "p", *words)) == ["done"]
+    assert (folder / "pass" / "link").samefile(folder / "sealed" / "linked")
+
+
+def test_other_files_have_other_names(native: NativeRuntime, place: _Place) -> None:
+    """As one that was made without a name gets one."""
+    folder, image = place
+    path, other = folder / "pass" / "linked", folder / "pass" / "by another name"
+    assert _lines(native.run(image, "p", "link", str(path), "/proc/self/fd/F", "", str(other))) == ["done"]
+    assert other.samefile(path)
 
 
 def test_what_links_say(native: NativeRuntime, place: _Place, program: Path) -> None:

@@ -69,6 +69,21 @@ int main(int argc, char **argv)
 		unlink(path);
 		line(path, O_RDWR | O_CREAT);
 		return 0;
+	} else if (!strcmp(argv[1], "append")) {
+		/* As fdopen() does it. */
+		file = open(path, O_RDWR | O_CREAT, 0600);
+		if (write(file, "1", 1) != 1 || fcntl(file, F_SETFL, O_APPEND) || !(fcntl(file, F_GETFL) & O_APPEND))
+			return 14;
+		if (lseek(file, 0, SEEK_SET) || write(file, "2", 1) != 1)
+			return 15;
+		if (fcntl(file, F_SETFL, 0) || fcntl(file, F_GETFL) & O_APPEND || pwrite(file, "3", 1, 0) != 1)
+			return 16;
+	} else if (!strcmp(argv[1], "above")) {
+		/* The folder above, and one beside it. */
+		char other[200];
+		snprintf(other, sizeof(other), "%s.new", argv[3]);
+		printf("%s\n", rename(argv[3], other) < 0 ? strerror(errno) : "good");
+		printf("%s\n", rename(argv[4], other) < 0 ? strerror(errno) : "good");
 	} else if (!strcmp(argv[1], "empty")) {
 		line(path, O_RDONLY);
 		file = open(path, O_RDWR | O_TRUNC);
@@ -243,3 +258,21 @@ def test_a_file_without_a_name_is_refused(run: Callable[..., list[str]], tmp_pat
     (place / "below").mkdir()
     assert run("folder", str(place)) == ["Operation not supported", "Is a directory", "good"]
     assert run("folder", str(place / "below"))[::2] == ["Operation not supported", "good"]
+
+
+def test_what_is_put_at_the_end_from_now_on(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """O_APPEND by fcntl is the enclave's affair: outside each block has its place."""
+    assert run("append", str(tmp_path / "sealed" / "file")) == ["2 32"]
+    assert run("read", str(tmp_path / "sealed" / "file")) == ["2 32"]
+
+
+def test_a_folder_above_what_is_sealed_stays_where_it_is(native: NativeRuntime, tmp_path: Path) -> None:
+    """By its new path what is in it would not be sealed."""
+    (tmp_path / "data" / "keys").mkdir(parents=True)
+    (tmp_path / "data.other").mkdir()
+    files = {"pass": [f"{tmp_path}/"], "sealed": [f"{tmp_path}/data/keys/"]}
+    image = native.build(compile_program(tmp_path, _TEXT, "-static"), {**ANYTHING, "files": files})
+    words = ("above", str(tmp_path / "data" / "keys" / "file"), str(tmp_path / "data"), str(tmp_path / "data.other"))
+    done = native.run(image, "p", *words)
+    assert done.stdout.decode().splitlines()[:2] == ["Invalid cross-device link", "good"]
+    assert (tmp_path / "data" / "keys").is_dir()

@@ -17,6 +17,7 @@ __all__ = [
     "follows_no_names",
     "forgets_removed_files",
     "forgets_tags",
+    "links_what_names_lead_to",
     "reads_twice",
 ]
 
@@ -116,6 +117,11 @@ def forgets_tags() -> Mapping[str, str]:
     """Each block that was sealed once is one that is good."""
     known = "memcmp(sealed_work.tag, file->tags[number], SEAL_TAG) ||"
     return {"sealed_blocks.c": _edited("sealed_blocks.c", (known, ""))}
+
+
+def links_what_names_lead_to() -> Mapping[str, str]:
+    """A hard link is of its own name, whatever the kernel follows."""
+    return {"renaming.c": _edited("renaming.c", ("!i && a[4] & AT_SYMLINK_FOLLOW", "false"))}
 
 
 def reads_twice() -> Mapping[str, str]:

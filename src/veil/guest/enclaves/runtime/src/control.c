@@ -111,12 +111,29 @@ static s64 lock_file(struct thread *self, const u64 *a)
 	return copy_out(a[2], given, LOCK_BYTES);
 }
 
+/* Where a sealed file is written is said with each block of it: outside nothing is put at its end. */
+static s64 set_flags(struct thread *self, const u64 *a)
+{
+	struct open_file *file = use(self, (s32)a[0]);
+	u64 flags = a[2];
+	s64 result;
+
+	if (!file)
+		return -EBADF;
+	if (file->kind == FILE_SEALED)
+		flags &= ~(u64)O_APPEND;
+	result = outside_done(self, 72, a[0], a[1], flags, 0, 0, 0);
+	if (!result)
+		file->flags = (file->flags & ~(u32)O_APPEND) | (u32)(a[2] & O_APPEND);
+	release(self, file);
+	return result;
+}
+
 /* What is set is answered by 0, and FD_CLOEXEC is all that there is of flags of a descriptor. */
 static s64 most_answer(u64 command)
 {
 	switch (command) {
 	case F_SETFD:
-	case F_SETFL:
 	case F_SETOWN:
 		return 0;
 	case F_GETFD:
@@ -139,7 +156,6 @@ HANDLER(do_fcntl)
 		return a[2] >= DESCRIPTORS ? -EINVAL : duplicate(self, (s32)a[0], a[1], a[2]);
 	case F_GETFD:
 	case F_SETFD:
-	case F_SETFL:
 	case F_SETOWN:
 	case 9: /* F_GETOWN, F_SETPIPE_SZ and F_GETPIPE_SZ, seals */
 	case 1031:
@@ -148,11 +164,13 @@ HANDLER(do_fcntl)
 	case 1034:
 		result = outside(self, 72, a[0], a[1], a[2], 0, 0, 0);
 		break;
+	case F_SETFL:
+		return set_flags(self, a);
 	case 3: /* F_GETFL: of files of our own, how they were opened is not the kernel's to say */
 		file = use(self, (s32)a[0]);
 		result = outside(self, 72, a[0], a[1], 0, 0, 0, 0);
 		if (result >= 0 && file && file->kind != FILE_OUTSIDE)
-			result = (result & ~(s64)O_ACCMODE) | file->access;
+			result = (result & ~(s64)(O_ACCMODE | O_APPEND)) | file->access | (file->flags & O_APPEND);
 		release(self, file);
 		break;
 	case F_GETLK ... 7:

@@ -57,6 +57,8 @@ struct open_file *new_file(struct thread *, u32 kind, const char *path, u64 leng
 /* 0; -ENOENT to read, -EACCES to change what the manifest does not name. */
 s64 path_allowed(const char *path, u64 length, bool change);
 bool is_folder_of_rule(const char *path, u64 length);
+/* Some of what is below it is sealed, by a rule of its own. */
+bool is_above_sealed(const char *path, u64 length);
 /* file_status.c: 0, or why a path that the manifest allows or does not is no folder */
 s64 require_folder(struct thread *, const char *path, u64 length);
 /* resolve_path() of what the program has there: what a link at its end leads to, or the link itself, as a name. */

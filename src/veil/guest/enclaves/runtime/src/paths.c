@@ -215,16 +215,28 @@ const struct config_rule *rule_of(const char *path, u64 length)
 	return found;
 }
 
+static bool is_above(const struct config_rule *rule, const char *path, u64 length)
+{
+	const char *start = config_at(rule->path);
+
+	return rule->length > length && !memcmp(start, path, length) && (length == 1 || start[length] == '/');
+}
+
 /* On the way to what a rule names. */
 bool is_folder_of_rule(const char *path, u64 length)
 {
-	for (u32 i = 0; i < CONFIG->rule_count; i++) {
-		const char *start = config_at(rules[i].path);
-
-		if (rules[i].length > length && !memcmp(start, path, length) && (length == 1 || start[length] == '/'))
+	for (u32 i = 0; i < CONFIG->rule_count; i++)
+		if (is_above(&rules[i], path, length))
 			return true;
-	}
 	return is_trusted_folder(path, length);
+}
+
+bool is_above_sealed(const char *path, u64 length)
+{
+	for (u32 i = 0; i < CONFIG->rule_count; i++)
+		if (rules[i].kind == RULE_SEALED && is_above(&rules[i], path, length))
+			return true;
+	return false;
 }
 
 s64 path_allowed(const char *path, u64 length, bool change)

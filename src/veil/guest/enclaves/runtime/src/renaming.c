@@ -5,6 +5,7 @@
 #include "handlers.h"
 
 #define AT_REMOVEDIR 0x200
+#define AT_SYMLINK_FOLLOW 0x400
 
 static s64 unlink_at(struct thread *self, s32 folder, u64 name, u64 flags)
 {
@@ -43,6 +44,9 @@ static s64 rename_at(struct thread *self, s32 folder, u64 name, s32 new_folder, 
 	/* A sealed file would be read as one that is not, or the other way round. */
 	if (old && new && (old->kind == RULE_SEALED) != (new->kind == RULE_SEALED))
 		return -EXDEV;
+	/* With all that is sealed below it: by its new path it would not be. */
+	if (!(new && new->kind == RULE_SEALED) && is_above_sealed(from, (u64)from_length))
+		return -EXDEV;
 	/* To exchange two files is not supported. */
 	if (flags & ~(u64)1)
 		return -EINVAL;
@@ -59,7 +63,10 @@ static s64 link_at(struct thread *self, const u64 *a)
 
 	for (u32 i = 0; i < 4; i += 2) {
 		char path[LONGEST_PATH];
-		s64 length = name_from(self, (s32)a[i], a[i + 1], path);
+		/* By /proc/self/fd/N the kernel would give the file itself another name. */
+		bool follows = !i && a[4] & AT_SYMLINK_FOLLOW;
+		s64 length = follows ? path_from(self, (s32)a[i], a[i + 1], path)
+				     : name_from(self, (s32)a[i], a[i + 1], path);
 		const struct config_rule *rule;
 
 		if (length < 0)
