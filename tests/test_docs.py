@@ -94,3 +94,11 @@ def test_the_list_of_shielded_programs_is_what_tests_run() -> None:
         ), row
     in_each_run = {Path(program.path).name for item in EXERCISES for program in item.programs.values()}
     assert (len(in_each_run), "ten programs in\n`make test`" in table) == (10, True)
+
+
+def test_the_demonstration_attests_the_cvm_that_it_has_booted() -> None:
+    """What README shows of it is of one launch."""
+    text = (ROOT / "README.md").read_text()
+    (whole,) = re.findall(r"^launch digest ([0-9a-f]{96})$", text, re.MULTILINE)
+    attested = re.findall(r"the launch digest ([0-9a-f]{24})\.\.\. is the expected one", text)
+    assert attested == [whole[:24]]
