@@ -242,6 +242,7 @@ class FakePlatform:
         self.mmio: dict[int, int] = {}
         self.msrs: dict[int, int] = {}
         self.vectors: dict[int, list[int]] = {}
+        self.apics_off: set[int] = set()
         self.deadline: int | None = None
         self.ticks = 0
         self.on_msr_write: Callable[[int, int, int], None] | None = None
@@ -280,6 +281,9 @@ class FakePlatform:
         if self.on_msr_write is not None:
             self.on_msr_write(vcpu, msr, value)
         return msr in self.msrs
+
+    def apic_enabled(self, vcpu: int, /) -> bool:
+        return vcpu not in self.apics_off
 
     def pending_vector(self, vcpu: int, /) -> int | None:
         queue = self.vectors.get(vcpu)

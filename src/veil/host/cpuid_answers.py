@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The host's answers to CPUID: the table of the CPUID page, with the APIC ID of the VCPU that asks.
+"""The host's answers to CPUID: the table of the CPUID page, with what differs from VCPU to VCPU and from time to time.
 
-An SNP guest believes the CPUID page and asks the host only for what differs from VCPU to VCPU: the APIC ID in leaves
-1, 0xB and 0x8000001E (APM volume 3, appendix E).
+An SNP guest believes the CPUID page and asks the host only for that: the APIC ID in leaves 1, 0xB and 0x8000001E, and
+whether the APIC is on (APM volume 3, appendix E).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CpuidRegisters = tuple[int, int, int, int]
 _SUBLEAF_LEAVES = frozenset({4, 7, 0xB, 0xD, 0xF, 0x10, 0x12, 0x14, 0x8000001D, 0x80000020, 0x80000026})
 
 _LEAF_FEATURES = 1
+_EDX_APIC = 1 << 9
 _LEAF_TOPOLOGY = 0xB
 _LEAF_EXTENDED_TOPOLOGY = 0x80000026
 _LEAF_EXTENDED_APIC_ID = 0x8000001E
@@ -43,11 +44,15 @@ class CpuidAnswers:
             subleaf: registers[:3] for (leaf, subleaf), registers in self._table.items() if leaf == EXTENDED_STATE_LEAF
         }
 
-    def answer(self, leaf: int, subleaf: int, apic_id: int, *, xcr0: int = 1, xss: int = 0) -> CpuidRegisters:
-        """The registers for a VCPU; of leaf 0xD for what it has in XCR0 and XSS."""
+    def answer(
+        self, leaf: int, subleaf: int, apic_id: int, *, apic_enabled: bool, xcr0: int = 1, xss: int = 0
+    ) -> CpuidRegisters:
+        """The registers for a VCPU, whose APIC is on or not (IA32_APIC_BASE.EN); of leaf 0xD for what it has in XCR0
+        and XSS."""
         found = self._table.get((leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0), _NOTHING)
         eax, ebx, ecx, edx = found
         if leaf == _LEAF_FEATURES:
+            edx &= -1 if apic_enabled else ~_EDX_APIC
             return eax, ebx & 0x00FFFFFF | (apic_id & 0xFF) << 24, ecx, edx
         if leaf in (_LEAF_TOPOLOGY, _LEAF_EXTENDED_TOPOLOGY) and any(found):
             return eax, ebx, ecx, apic_id

@@ -134,6 +134,9 @@ class Platform(Dumpable, Protocol):
 
     def msr_write(self, vcpu: int, msr: int, value: int, /) -> bool: ...
 
+    def apic_enabled(self, vcpu: int, /) -> bool:
+        """IA32_APIC_BASE.EN."""
+
     def pending_vector(self, vcpu: int, /) -> int | None: ...
 
     def acknowledge(self, vcpu: int, /) -> int: ...

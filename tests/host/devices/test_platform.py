@@ -72,6 +72,9 @@ def test_apic_msrs() -> None:
     assert platform.msr_write(1, 0x1B, 0xFEE00C00)
     assert platform.msr_read(1, 0x802) == 1
     assert not platform.msr_write(1, 0x1B, 1)
+    assert platform.apic_enabled(1)
+    assert platform.msr_write(1, 0x1B, 0xFEE00000)
+    assert (platform.apic_enabled(0), platform.apic_enabled(1)) == (True, False)
 
 
 def test_deadlines() -> None:

@@ -26,6 +26,13 @@ def test_cpuid_registers() -> None:
     assert [value & 0xC0000FFF for value in values] == [register << 30 | 5 for register in range(4)]
 
 
+def test_cpuid_says_whether_the_apic_is_on() -> None:
+    guest = Guest(cpuid=[(1, 0, 0xA, 0xB, 0xC, 1 << 9 | 1)])
+    assert guest.call_msr(1 << 32 | 3 << 30 | 0x004) >> 32 == 1 << 9 | 1
+    guest.platform.apics_off.add(0)
+    assert guest.call_msr(1 << 32 | 3 << 30 | 0x004) >> 32 == 1
+
+
 def test_unknown_cpuid_leaf_is_zero() -> None:
     assert Guest().call_msr(0x4000_0000 << 32 | 0x004) == 0x005
 

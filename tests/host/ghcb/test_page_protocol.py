@@ -244,6 +244,15 @@ class TestSmallEvents:
         assert guest.call(0x72, rax=0xD, rcx=1) == malformed(GhcbReason.MISSING_INPUT)
         assert guest.call(0x72, rax=7) == malformed(GhcbReason.MISSING_INPUT)
 
+    def test_cpuid_says_whether_the_apic_is_on(self) -> None:
+        guest = Guest(cpuid=[(1, 0, 1, 2, 3, 1 << 9 | 4), (0xD, 1, 5, 6, 7, 1 << 9)])
+        assert guest.call(0x72, rax=1, rcx=0)["rdx"] == 1 << 9 | 4
+        guest.platform.apics_off.add(0)
+        assert guest.call(0x72, rax=1, rcx=0)["rdx"] == 4
+        assert guest.call(0x72, rax=0xD, rcx=1, xcr0=1)["rdx"] == 1 << 9, "of another leaf the bit is something else"
+        guest.platform.apics_off.clear()
+        assert guest.call(0x72, rax=1, rcx=0)["rdx"] == 1 << 9 | 4
+
     @pytest.mark.parametrize(
         ("subleaf", "xcr0", "size"),
         [(0, 1, 0x240), (0, 3, 0x240), (0, 0x203, 0xA88), (0, 7, 0), (1, 3, 0x240), (1, 0x203, 0x248), (9, 1, 0xA80)],

@@ -296,6 +296,10 @@ class Platform:
 
     # Interrupts
 
+    def apic_enabled(self, vcpu: int) -> bool:
+        """Is the VCPU's APIC on at all? CPUID says so, too."""
+        return self.apics[vcpu].enabled
+
     def pending_vector(self, vcpu: int) -> int | None:
         """The vector that this VCPU would get now, if its RFLAGS.IF let it."""
         if vcpu == 0:

@@ -60,7 +60,7 @@ def _sev_info(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
 
 def _cpuid(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     register = value >> 30 & 3
-    answer = host.cpuid.answer(value >> 32, 0, vcpu.apic_id)
+    answer = host.cpuid.answer(value >> 32, 0, vcpu.apic_id, apic_enabled=host.platform.apic_enabled(vcpu.index))
     return (answer[register] & _MASK_32) << 32 | register << 30 | MsrResponse.CPUID
 
 

@@ -40,7 +40,8 @@ def cpuid(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """CPUID of EAX, ECX."""
     leaf, subleaf = ghcb.rax & _MASK_32, ghcb.rcx & _MASK_32
     xcr0 = ghcb.need_xcr0() if leaf == EXTENDED_STATE_LEAF else 1
-    eax, ebx, ecx, edx = host.cpuid.answer(leaf, subleaf, vcpu.apic_id, xcr0=xcr0)
+    enabled = host.platform.apic_enabled(vcpu.index)
+    eax, ebx, ecx, edx = host.cpuid.answer(leaf, subleaf, vcpu.apic_id, apic_enabled=enabled, xcr0=xcr0)
     ghcb.set_rax(eax)
     ghcb.set_rbx(ebx)
     ghcb.set_rcx(ecx)
