@@ -24,7 +24,7 @@ from veil.guest.driver.build import build_driver, build_intruder, driver_compile
 from veil.guest.enclaves.starter.build import STARTER_FILE, build_starter
 from veil.guest.errors import NoDriverError
 from veil.guest.igvm.file import IgvmFile, open_igvm
-from veil.guest.ingredients import igvm_ingredient, ingredients_at_hand, with_firmware
+from veil.guest.ingredients import igvm_ingredient, ingredients_at_hand, kernel_at_hand, with_firmware
 from veil.guest.initramfs.archive import Node
 from veil.guest.initramfs.audit_tools import audit_tools
 from veil.guest.initramfs.contents import DRIVER_FILE, LOCK_DOWN_FILE, build_initramfs
@@ -61,18 +61,24 @@ class Assembly:
         chosen = self._configuration
         if chosen.igvm is not None:
             return igvm_ingredient(Path(chosen.igvm))
-        driver = chosen.services is not None and chosen.driver
-        found = ingredients_at_hand(self._cache, chosen.kernel, driver=driver, enclaves=self._makes_enclaves())
+        kernel = None if chosen.kernel == NO_KERNEL else chosen.kernel
+        if chosen.has_agent:
+            driver = chosen.services is not None and chosen.driver
+            found = ingredients_at_hand(self._cache, chosen.kernel, driver=driver, enclaves=self._makes_enclaves())
+        else:
+            found = kernel_at_hand(self._cache, kernel)
         if found is None or chosen.firmware is None:
             return found
-        return with_firmware(self._cache, found, chosen.kernel, chosen.firmware, chosen.initrd)
+        return with_firmware(self._cache, found, kernel, chosen.firmware, chosen.initrd)
 
     def compilers(self) -> dict[str, str]:
         """Which compiler and linker made the programs that are compiled, in words."""
-        found = {"agent": compiler_version(agent_compiler())}
-        if self._configuration.igvm is None and self._configuration.kernel != NO_KERNEL:
-            found["driver"] = driver_compiler(self._cache, self.kernel().release)
-        return found
+        if not self._configuration.has_agent:
+            return {}
+        return {
+            "agent": compiler_version(agent_compiler()),
+            "driver": driver_compiler(self._cache, self.kernel().release),
+        }
 
     def kernel(self) -> Kernel:
         """The kernel, fetched if need be."""

@@ -17,7 +17,7 @@ from veil.guest.linux.kernel import Kernel, is_series, kept_kernel, open_kernel,
 from veil.guest.ovmf.package import firmware_at_hand
 from veil.guest.packages import kept_package
 
-__all__ = ["igvm_ingredient", "ingredients_at_hand", "still_to_make", "with_firmware"]
+__all__ = ["igvm_ingredient", "ingredients_at_hand", "kernel_at_hand", "still_to_make", "with_firmware"]
 
 
 def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bool = False) -> dict[str, str] | None:
@@ -55,8 +55,17 @@ def ingredients_at_hand(cache: Cache, kernel: str, *, driver: bool, enclaves: bo
     return whole if len(whole) == len(found) else None
 
 
+def kernel_at_hand(cache: Cache, kernel: str | None) -> dict[str, str] | None:
+    """Of an image whose kernel alone can be a package, for a file comes with its firmware (`with_firmware`)."""
+    if kernel is None or not is_series(kernel):
+        return {}
+    key = kept_kernel(cache, kernel)
+    digest = _digest(cache.manifest(packages_of(kernel), key)) if key is not None else None
+    return {key: digest} if key is not None and digest is not None else None
+
+
 def with_firmware(
-    cache: Cache, found: dict[str, str], kernel: str, firmware: str, initrd: str | None
+    cache: Cache, found: dict[str, str], kernel: str | None, firmware: str, initrd: str | None
 ) -> dict[str, str] | None:
     """The same and what firmware adds: itself, the very file of the kernel if it is not Debian's, the user's initrd."""
     at_hand = firmware_at_hand(cache, firmware)
@@ -64,8 +73,8 @@ def with_firmware(
         return None
     name, path = at_hand
     files = {f"firmware {name}": path}
-    if not is_series(kernel):
-        files[f"bzImage {kernel}"] = Path(kernel)
+    if kernel is not None and not is_series(kernel):
+        files[f"kernel file {kernel}"] = Path(kernel)
     if initrd is not None:
         files[f"initrd {initrd}"] = Path(initrd)
     more = {name: _digest(path) for name, path in files.items()}

@@ -19,7 +19,7 @@ from veil.guest.ovmf.efi_program import read_efi_program
 _HEADER = 0x80
 
 
-def _program(*, machine: int = 0x8664, kind: int = 0x20B, subsystem: int = 10) -> bytes:
+def efi_header(*, machine: int = 0x8664, kind: int = 0x20B, subsystem: int = 10) -> bytes:
     data = bytearray(0x400)
     data[:2] = b"MZ"
     struct.pack_into("<I", data, 0x3C, _HEADER)
@@ -36,11 +36,11 @@ def _file(folder: Path, data: bytes) -> Path:
 
 
 def test_a_program_is_read(tmp_path: Path) -> None:
-    assert read_efi_program(_file(tmp_path, _program())) == _program()
+    assert read_efi_program(_file(tmp_path, efi_header())) == efi_header()
 
 
 def test_a_bzimage_is_none_though_it_has_the_same_headers(tmp_path: Path) -> None:
-    data = bytearray(_program())
+    data = bytearray(efi_header())
     data[0x1FE:0x200], data[0x202:0x206] = b"\x55\xaa", b"HdrS"
     assert read_efi_program(_file(tmp_path, bytes(data))) is None
 
@@ -48,12 +48,12 @@ def test_a_bzimage_is_none_though_it_has_the_same_headers(tmp_path: Path) -> Non
 @pytest.mark.parametrize("other", [{"machine": 0xAA64}, {"kind": 0x10B}, {"subsystem": 12}], ids=str)
 def test_programs_for_others_are_refused(tmp_path: Path, other: dict[str, int]) -> None:
     with pytest.raises(GuestImageError, match="no EFI application for x86-64"):
-        read_efi_program(_file(tmp_path, _program(**other)))
+        read_efi_program(_file(tmp_path, efi_header(**other)))
 
 
 @given(cut=st.integers(0, 0x400), changed=st.dictionaries(st.integers(0, 0xFF), st.integers(0, 255), max_size=4))
 def test_whatever_is_in_the_file(tmp_path_factory: pytest.TempPathFactory, cut: int, changed: dict[int, int]) -> None:
-    data = bytearray(_program())
+    data = bytearray(efi_header())
     for at, value in changed.items():
         data[at] = value
     path = _file(tmp_path_factory.getbasetemp(), bytes(data[:cut]))
@@ -62,7 +62,7 @@ def test_whatever_is_in_the_file(tmp_path_factory: pytest.TempPathFactory, cut: 
 
 
 def test_it_needs_an_initrd_that_says_that_nobody_runs_commands(tmp_path: Path) -> None:
-    path = _file(tmp_path, _program())
+    path = _file(tmp_path, efi_header())
     with pytest.raises(VeilError, match="an empty file will do"):
         ConfidentialVM(kernel=path, firmware="debian", monitor=False)._assembly.boot_files  # noqa: B018
     empty = tmp_path / "empty"
@@ -71,4 +71,4 @@ def test_it_needs_an_initrd_that_says_that_nobody_runs_commands(tmp_path: Path) 
         kernel=path, firmware="debian", monitor=False, initrd=empty, append="some words"
     )._assembly.boot_files
     assert files is not None
-    assert (files.kernel, files.initrd, files.command_line) == (_program(), b"", "some words")
+    assert (files.kernel, files.initrd, files.command_line) == (efi_header(), b"", "some words")
