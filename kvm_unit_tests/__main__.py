@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""python -m kvm_unit_tests: exit status 0 if all is as expected, 1 if not, 2 if nothing could be run."""
+"""python -m kvm_unit_tests: exit status 0 if all is as expected, 1 if not, 2 if nothing could be run, 130 after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kvm_unit_tests.checkout import Test, build, read_tests
+from kvm_unit_tests.checkout import Built, Test, build, read_tests
 from kvm_unit_tests.errors import JudgeError
 from kvm_unit_tests.expected import KNOWN, NOT_APPLICABLE, NOT_FOR_EFI, Known
 from kvm_unit_tests.guest import Guest
 from kvm_unit_tests.judgement import Judgement, judge
-from kvm_unit_tests.output import Outcome
+from kvm_unit_tests.output import End, Outcome
 from kvm_unit_tests.report import line, sums, table
 from veil.errors import VeilError
+from veil.formats.printable import one_line
 from veil.guest.ovmf.package import DEBIAN_FIRMWARE
 from veil.snp import SnpError
 
@@ -31,7 +32,8 @@ class _Runs(Protocol):
 
 
 def _say(text: str) -> None:
-    print(f"kvm-unit-tests: {text}", file=sys.stderr, flush=True)
+    # Tests choose words of it.
+    print(one_line(f"kvm-unit-tests: {text}"), file=sys.stderr, flush=True)
 
 
 def chosen_tests(tests: Sequence[Test], patterns: Sequence[str]) -> list[Test]:
@@ -44,28 +46,33 @@ def chosen_tests(tests: Sequence[Test], patterns: Sequence[str]) -> list[Test]:
     return [test for test in tests if test.name not in NOT_APPLICABLE]
 
 
-def not_applicable(tests: Sequence[Test], chosen: Sequence[Test], programs: Mapping[str, Path]) -> dict[str, str]:
+def not_applicable(tests: Sequence[Test], chosen: Sequence[Test], built: Built) -> dict[str, str]:
     """Why what is not run is not."""
     reasons = {test.name: NOT_APPLICABLE[test.name] for test in tests if test.name in NOT_APPLICABLE}
-    return reasons | {test.name: NOT_FOR_EFI for test in chosen if test.program not in programs}
+    known = built.programs.keys() | built.failed.keys()
+    return reasons | {test.name: NOT_FOR_EFI for test in chosen if test.program not in known}
 
 
 def run_tests(
     tests: Sequence[Test],
-    programs: Mapping[str, Path],
+    built: Built,
     guest: _Runs,
     known: Mapping[str, Known],
     say: Callable[[str], None],
 ) -> dict[str, Judgement]:
-    """Each in turn, of those whose program was made."""
+    """Each in turn, of those that are for EFI."""
     found: dict[str, Judgement] = {}
     for test in tests:
-        if test.program in programs:
-            judgement = judge(guest.run(test, programs[test.program]), known.get(test.name, Known()))
-            found[test.name] = judgement
-            say(line(test.name, judgement))
-            for surprise in judgement.surprises:
-                say(f"  {surprise}")
+        if test.program in built.programs:
+            outcome = guest.run(test, built.programs[test.program])
+        elif test.program in built.failed:
+            outcome = Outcome(End.UNBUILT, why=built.failed[test.program])
+        else:
+            continue
+        judgement = found[test.name] = judge(outcome, known.get(test.name, Known()))
+        say(line(test.name, judgement))
+        for surprise in judgement.surprises:
+            say(f"  {surprise}")
     return found
 
 
@@ -92,17 +99,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = chosen_tests(tests, options.tests)
         with tempfile.TemporaryDirectory(prefix="kvm-unit-tests-") as place:
             _say("building a copy of the checkout")
-            programs = build(options.kvm_unit_tests, Path(place), [test.program for test in chosen])
+            built = build(options.kvm_unit_tests, Path(place), [test.program for test in chosen])
             show = sys.stdout.buffer.write if options.output else lambda data: None
             features = tuple(filter(None, options.cpu_features.split(",")))
             guest = Guest(options.firmware, features, options.timeout, _say, lambda data: (show(data), None)[1])
-            found = run_tests(chosen, programs, guest, KNOWN, _say)
-            left_out = not_applicable(tests, chosen, programs)
+            found = run_tests(chosen, built, guest, KNOWN, _say)
+            left_out = not_applicable(tests, chosen, built)
+        if options.table is not None:
+            options.table.write_text(table(found, left_out))
     except (JudgeError, VeilError, SnpError, OSError) as error:
         _say(str(error))
         return 2
-    if options.table is not None:
-        options.table.write_text(table(found, left_out))
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
     print(sums(found, len(left_out)))
     return int(not found or any(not judgement.as_expected for judgement in found.values()))
 

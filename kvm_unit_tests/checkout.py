@@ -11,14 +11,14 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvm_unit_tests.adaptations import adapt
 from kvm_unit_tests.errors import JudgeError
 
-__all__ = ["Test", "build", "read_tests"]
+__all__ = ["Built", "Test", "build", "read_tests"]
 
 _CONFIGURATION = Path("x86/unittests.cfg")
 _FOLDERS = ("common", "lib", "scripts", "x86")
@@ -28,7 +28,7 @@ _MADE = ("*.o", "*.a", "*.so", "*.efi", "*.debug", ".*.d", "config.mak")
 _HEADING = re.compile(r"\[([\w.-]+)\]")
 _SETTING = re.compile(r"(\w+)\s*=\s*(.*)")
 #: Built for EFI, but not among the configured ones.
-_UNLISTED = ("dummy", "amd_sev", "hpet_read_test")
+_UNLISTED = ("dummy", "amd_sev", "hpet_read_test", "init", "tscdeadline_latency")
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,16 @@ def _words(text: str) -> list[str]:
         return text.split()
 
 
-def build(checkout: Path, place: Path, programs: Sequence[str]) -> dict[str, Path]:
-    """Copy the checkout to `place`, adapt and build it: a path for each program that it has a rule for.
+@dataclass(frozen=True)
+class Built:
+    """Paths of programs, and for those that could not be built, why. The rest make has no rule for."""
 
-    Raises JudgeError if it cannot be built at all, in one line.
-    """
+    programs: Mapping[str, Path]
+    failed: Mapping[str, str]
+
+
+def build(checkout: Path, place: Path, programs: Sequence[str]) -> Built:
+    """Copy the checkout to `place`, adapt and build it. Raises JudgeError in one line if nothing can be built."""
     for part in (*_FOLDERS, *_FILES):
         if not (checkout / part).exists():
             raise JudgeError(f"{checkout}: not a checkout of kvm-unit-tests ({part} is missing)")
@@ -99,25 +104,51 @@ def build(checkout: Path, place: Path, programs: Sequence[str]) -> dict[str, Pat
     shutil.copytree(checkout, place, ignore=left_out, dirs_exist_ok=True)
     adapt(place)
     _run(["./configure", "--arch=x86_64", "--enable-efi"], place)
-    targets = [f"x86/{program}.efi" for program in dict.fromkeys(programs)]
-    # Some programs are not made for EFI: make goes on with the others.
-    _run(["make", "-k", f"-j{os.cpu_count() or 1}", *targets], place, may_fail=True)
-    made = {program: place / f"x86/{program}.efi" for program in programs}
+    for_efi = _programs_for_efi(place)
+    wanted = [program for program in dict.fromkeys(programs) if program in for_efi]
+    if not wanted:
+        return Built({}, {})
+    # What fails does not keep the others from being built.
+    said = _run(["make", "-k", f"-j{os.cpu_count() or 1}", *map(_target, wanted)], place, may_fail=True)
+    made = {program: place / _target(program) for program in wanted}
     found = {program: path for program, path in made.items() if path.is_file()}
     if not found:
-        _run(["make", targets[0]], place)
+        _run(["make", _target(wanted[0])], place)
         raise JudgeError(f"{checkout}: nothing was built")
+    return Built(found, {program: _error(said, f"x86/{program}.") for program in wanted if program not in found})
+
+
+def _target(program: str) -> str:
+    return f"x86/{program}.efi"
+
+
+def _programs_for_efi(place: Path) -> set[str]:
+    """Those that make would build if it was told nothing. It may have rules for others by which they cannot be linked,
+    or cannot run."""
+    rules = _run(["make", "-pq", "all"], place, may_fail=True)
+    listed = next((line for line in rules if line.startswith("test_cases:")), "")
+    found = set(re.findall(r"x86/([\w-]+)\.efi", listed))
+    if not found:
+        raise JudgeError("the checkout's Makefile lists no EFI programs: it is older or newer than is known here")
     return found
 
 
-def _run(command: Sequence[str], place: Path, *, may_fail: bool = False) -> None:
+def _error(said: Sequence[str], about: str = "") -> str:
+    """The line that tells most: an error about this, any error, the last one."""
+    errors = [line for line in said if re.search(r"\b(error|Error)\b", line)]
+    telling = [line for line in errors if about in line] or errors or list(said[-1:])
+    return telling[0].strip()[:200] if telling else ""
+
+
+def _run(command: Sequence[str], place: Path, *, may_fail: bool = False) -> list[str]:
+    """What it said, errors first."""
     try:
         done = subprocess.run(
             command, cwd=place, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL
         )
     except OSError as error:
         raise JudgeError(f"{command[0]}: {error.strerror} (Debian: apt install make gcc libc6-dev)") from error
+    said = (done.stderr.strip() + "\n" + done.stdout.strip()).strip().splitlines()
     if done.returncode and not may_fail:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        line = next((line for line in said if re.search(r"\b(error|Error)\b", line)), said[-1] if said else "")
-        raise JudgeError(f"{shlex.join(command)} ended with {done.returncode}: {line.strip()[:200]}")
+        raise JudgeError(f"{shlex.join(command)} ended with {done.returncode}: {_error(said)}")
+    return said

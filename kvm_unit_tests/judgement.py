@@ -28,14 +28,11 @@ class Judgement:
         """Is nothing other than it is known to be?"""
         return not self.surprises
 
-    @property
-    def all_skipped(self) -> bool:
-        """Did the test find nothing that it could try?"""
-        return not self.outcome.passed and not self.outcome.failed and bool(self.outcome.skipped)
-
 
 def judge(outcome: Outcome, known: Known) -> Judgement:
     """Each failing line must be known, and what always fails must fail: else the table is not true any more."""
+    if outcome.end is End.UNBUILT:
+        return Judgement(outcome, surprises=(_end(outcome),))
     surprises: list[str] = []
     reasons: dict[str, None] = {}
     met: set[int] = set()
@@ -51,19 +48,31 @@ def judge(outcome: Outcome, known: Known) -> Judgement:
     for index, item in enumerate(known.failures):
         if item.always and index not in met:
             surprises.append(f"it is known to fail, and did not: {item.pattern}")
-    if known.no_end:
-        reasons[known.no_end] = None
-        if outcome.end is End.EXITED:
-            surprises.append(f"it is known not to end, and did: {known.no_end}")
+    if known.no_end is not None and known.no_end.matches(outcome):
+        reasons[known.no_end.reason] = None
+    elif known.no_end is not None:
+        surprises.append(f"{_end(outcome)}; it is known to end otherwise: {known.no_end.reason}")
     else:
         surprises += _surprising_end(outcome)
+    says_nothing = outcome.end is End.EXITED and not outcome.passed and not outcome.failed
+    if says_nothing and known.says_nothing:
+        reasons[known.says_nothing] = None
+    elif says_nothing:
+        # A processor that has lost what is tested would pass else.
+        surprises.append(f"nothing passed, and nothing failed{': ' if outcome.skipped else ''}{'; '.join(outcome.skipped)}")
+    elif known.says_nothing:
+        surprises.append(f"it is known to pass and to fail nothing, and did: {known.says_nothing}")
     return Judgement(outcome, count, tuple(reasons), tuple(surprises))
 
 
 def _surprising_end(outcome: Outcome) -> list[str]:
     if outcome.end is not End.EXITED:
-        return [f"{outcome.end}{': ' if outcome.why else ''}{outcome.why}"]
+        return [_end(outcome)]
     # What reports no line (a test that aborts, or prints words of its own) has its exit status alone.
     if outcome.status not in (0, _ALL_SKIPPED) and not outcome.failed:
         return [f"exit status {outcome.status}"]
     return []
+
+
+def _end(outcome: Outcome) -> str:
+    return f"{outcome.end}{': ' if outcome.why else ''}{outcome.why}"

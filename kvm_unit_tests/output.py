@@ -29,6 +29,7 @@ class End(enum.StrEnum):
     TIMEOUT = "it did not end in time"
     UNHANDLED = "an exception that it has no handler for"
     GUEST = "the guest ended"
+    UNBUILT = "its program could not be built"
 
 
 _LINE = re.compile(rf"({'|'.join(Verdict)}): (.*)")

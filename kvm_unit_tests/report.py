@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvm_unit_tests.judgement import Judgement
+from veil.formats.printable import one_line
 
 __all__ = ["line", "sums", "table"]
 
@@ -25,7 +26,7 @@ def table(judgements: Mapping[str, Judgement], not_applicable: Mapping[str, str]
     for name, judgement in judgements.items():
         outcome = judgement.outcome
         counts = f"{len(outcome.passed)} | {len(outcome.failed)} | {len(outcome.skipped)}"
-        why = "; ".join((*judgement.reasons, *judgement.surprises))
+        why = one_line("; ".join((*judgement.reasons, *judgement.surprises))).replace("|", "\\|")
         rows.append(f"| {name} | {counts} | {why} |")
     by_reason: dict[str, list[str]] = {}
     for name, reason in not_applicable.items():

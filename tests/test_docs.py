@@ -16,10 +16,10 @@ from tests.e2e.shielded_programs import EXERCISES, LONG_EXERCISES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACES = ("src", "tests", "bench", "docs", "fuzz", ".ci")
+PLACES = ("src", "tests", "bench", "docs", "fuzz", "kvm_unit_tests", ".ci")
 
 _FILE = re.compile(r"`([\w./-]+\.(?:py|c|h|S|rules|md))`")
-_BELOW = re.compile(r"(?<![\w./-])((?:src|docs|tests|bench|fuzz)/[\w./-]*\w)")
+_BELOW = re.compile(r"(?<![\w./-])((?:src|docs|tests|bench|fuzz|kvm_unit_tests)/[\w./-]*\w)")
 _MODULE = re.compile(r"`(veil(?:\.\w+)+)`")
 #: Files of QEMU's and of kvm-unit-tests'.
 _ELSEWHERE = {"accel/tcg/cputlb.c"} | {item.file for item in ADAPTATIONS}

@@ -21,8 +21,20 @@ test_args = '-a "b c"'
 arch = x86_64
 [not_for_efi]
 file = absent.flat
+[cannot_be_built]
+file = wrong.flat
 [broken]
 smp = 2
+"""
+
+_MAKEFILE = """
+tests = x86/first.efi x86/wrong.efi
+all: test_cases
+test_cases: $(tests)
+x86/wrong.efi:
+\t@echo x86/wrong.c:1: error: no such thing >&2; exit 1
+%.efi:
+\tcat lib/x86/setup.c lib/x86/vc_msr.c > $@
 """
 
 _SOURCES = {
@@ -37,7 +49,7 @@ _SOURCES = {
     "common/readme": "",
     "scripts/readme": "",
     "x86/unittests.cfg": _CONFIGURATION,
-    "Makefile": "%.efi:\n\ttest $(notdir $@) != absent.efi && cat lib/x86/setup.c lib/x86/vc_msr.c > $@\n",
+    "Makefile": _MAKEFILE,
 }
 
 

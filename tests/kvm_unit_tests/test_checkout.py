@@ -20,20 +20,21 @@ def _content(folder: Path) -> dict[str, bytes]:
 def test_its_tests_are_read(tmp_path: Path) -> None:
     """Two sections that differ in the processor alone are one, by the program's name."""
     tests = read_tests(make_checkout(tmp_path))
-    assert [test.name for test in tests[:3]] == ["dummy", "amd_sev", "hpet_read_test"]
-    assert tests[3:] == [
+    assert [test.name for test in tests[:5]] == ["dummy", "amd_sev", "hpet_read_test", "init", "tscdeadline_latency"]
+    assert tests[5:] == [
         Test("first", "first"),
         Test("second-with-arguments", "first", '-a "b c"'),
         Test("absent", "absent"),
+        Test("wrong", "wrong"),
     ]
 
 
 def test_a_copy_is_adapted_and_built(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path / "checkout")
     before = _content(checkout)
-    programs = build(checkout, tmp_path / "copy", ["first", "absent"])
-    assert list(programs) == ["first"]
-    built = programs["first"].read_text()
+    found = build(checkout, tmp_path / "copy", ["first", "absent"])
+    assert (list(found.programs), found.failed) == (["first"], {}), "make is not asked for what is not for EFI"
+    built = found.programs["first"].read_text()
     assert "flags & ~get_amd_sev_c_bit_mask()" in built
     assert "vc_msr_entry" in built
     assert _content(checkout) == before
@@ -67,6 +68,24 @@ def test_a_build_that_fails(tmp_path: Path) -> None:
         build(checkout, tmp_path / "copy", ["first"])
 
 
-def test_a_checkout_with_nothing_for_efi(tmp_path: Path) -> None:
-    with pytest.raises(JudgeError, match=r"make x86/absent.efi ended with"):
-        build(make_checkout(tmp_path / "checkout"), tmp_path / "copy", ["absent"])
+def test_a_program_that_cannot_be_built_is_told_of(tmp_path: Path) -> None:
+    found = build(make_checkout(tmp_path / "checkout"), tmp_path / "copy", ["wrong", "first"])
+    assert list(found.programs) == ["first"]
+    assert found.failed == {"wrong": "x86/wrong.c:1: error: no such thing"}
+
+
+def test_nothing_that_can_be_built(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match=r"make x86/wrong.efi ended with 2: x86/wrong.c:1: error: no such thing"):
+        build(make_checkout(tmp_path / "checkout"), tmp_path / "copy", ["wrong"])
+
+
+def test_nothing_of_it_is_for_efi(tmp_path: Path) -> None:
+    found = build(make_checkout(tmp_path / "checkout"), tmp_path / "copy", ["absent"])
+    assert (found.programs, found.failed) == ({}, {})
+
+
+def test_a_makefile_that_names_no_programs(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path / "checkout")
+    (checkout / "Makefile").write_text("all:\n")
+    with pytest.raises(JudgeError, match="lists no EFI programs"):
+        build(checkout, tmp_path / "copy", ["first"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvm_unit_tests.expected import Known, KnownFailure
+from kvm_unit_tests.expected import Known, KnownEnd, KnownFailure
 from kvm_unit_tests.judgement import judge
 from kvm_unit_tests.output import End, Outcome, Verdict, is_dump_complete, read_output
 
@@ -27,6 +27,9 @@ _DUMP = (
 _DUMP_END = b"!!!! Find image based on IP(0x1CACB0AD) (No PDB)  (ImageBase=1, EntryPoint=2) !!!!\r\n"
 
 _KNOWN = Known((KnownFailure("first: t.o", "for a reason"),))
+_NO_END = Known(no_end=KnownEnd(End.UNHANDLED, "13 .*", "no such register"))
+_SILENT = Known(says_nothing="no such CPU")
+_PASS, _SKIP = ((Verdict.PASS, "it"),), ((Verdict.SKIP, "it"),)
 
 
 def test_lines_have_their_verdict() -> None:
@@ -64,11 +67,33 @@ def test_a_known_failure_is_as_expected() -> None:
     [
         (read_output(_PRINTED, End.EXITED, 1), Known(), "FAIL: first: two"),
         (read_output(b"XPASS: it\n", End.EXITED, 0), Known(), "FAIL: it"),
-        (Outcome(End.EXITED, 0), _KNOWN, "it is known to fail, and did not: first: t.o"),
-        (Outcome(End.EXITED, 3), Known(), "exit status 3"),
+        (Outcome(End.EXITED, 0, lines=_PASS), _KNOWN, "it is known to fail, and did not: first: t.o"),
+        (Outcome(End.EXITED, 3, lines=_PASS), Known(), "exit status 3"),
         (Outcome(End.TIMEOUT), Known(), "it did not end in time"),
         (Outcome(End.GUEST, why="triple fault"), Known(), "the guest ended: triple fault"),
-        (Outcome(End.EXITED, 0), Known(no_end="it waits"), "it is known not to end, and did: it waits"),
+        (Outcome(End.UNBUILT, why="an error"), _KNOWN, "its program could not be built: an error"),
+        (
+            Outcome(End.UNHANDLED, why="14 #PF(0) at ip 9"),
+            _NO_END,
+            "an exception that it has no handler for: 14 #PF(0) at ip 9; it is known to end otherwise: no such register",
+        ),
+        (
+            Outcome(End.TIMEOUT),
+            _NO_END,
+            "it did not end in time; it is known to end otherwise: no such register",
+        ),
+        (
+            Outcome(End.EXITED, 0, lines=_PASS),
+            _NO_END,
+            "it gave an exit status; it is known to end otherwise: no such register",
+        ),
+        (Outcome(End.EXITED, 38, lines=_SKIP), Known(), "nothing passed, and nothing failed: it"),
+        (Outcome(End.EXITED, 0), Known(), "nothing passed, and nothing failed"),
+        (
+            Outcome(End.EXITED, 0, lines=_PASS),
+            _SILENT,
+            "it is known to pass and to fail nothing, and did: no such CPU",
+        ),
     ],
 )
 def test_surprises(outcome: Outcome, known: Known, surprise: str) -> None:
@@ -83,12 +108,13 @@ def test_a_failure_that_depends_on_time_may_be_missing() -> None:
     assert judge(read_output(_PRINTED, End.EXITED, 1), known).reasons == ("for a reason",)
 
 
-@pytest.mark.parametrize("end", [End.TIMEOUT, End.UNHANDLED, End.GUEST])
-def test_a_known_end(end: End) -> None:
-    judgement = judge(Outcome(end), Known(no_end="it waits"))
+def test_a_known_end() -> None:
+    judgement = judge(Outcome(End.UNHANDLED, why="13 #GP(0) at ip 9", lines=_PASS), _NO_END)
     assert judgement.as_expected
-    assert judgement.reasons == ("it waits",)
+    assert judgement.reasons == ("no such register",)
 
 
 def test_a_test_that_finds_nothing_to_try() -> None:
-    assert judge(read_output(b"SKIP: no such CPU\n", End.EXITED, 38), Known()).as_expected
+    judgement = judge(read_output(b"SKIP: no such CPU\n", End.EXITED, 38), _SILENT)
+    assert judgement.as_expected
+    assert judgement.reasons == ("no such CPU",)
