@@ -37,7 +37,7 @@ def boot(cvm: CvmOptions, tools: ToolOptions, console: bool, as_json: bool) -> N
     \b
       veil boot --console
       veil boot --no-monitor --firmware debian --console
-      veil boot --no-monitor --firmware OVMF.fd --kernel bzImage --initrd initrd.img --append console=ttyS0
+      veil boot --no-monitor --firmware debian --kernel bzImage --initrd initrd.img --append console=ttyS0
       veil boot --no-monitor --firmware OVMF.fd --kernel none --disk debian.img,tmp --memory 1G
       veil boot --igvm svsm.igvm --memory 1G
     """
