@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""python -m kvm_unit_tests: exit status 0 if all is as expected, 1 if not, 2 if nothing could be run, 130 after Ctrl-C."""
+"""python -m kvm_unit_tests: exit status 0 if all is as expected, 1 if not, 2 if nothing could be run, 130 on Ctrl-C."""
 
 from __future__ import annotations
 

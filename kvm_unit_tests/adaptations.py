@@ -58,6 +58,12 @@ ADAPTATIONS = (
     ),
     Adaptation(
         "lib/x86/vm.c",
+        r'#include "smp\.h"\n',
+        '#include "smp.h"\n#include "amd_sev.h"\n',
+        "for the next one: newer compilers take no function that is not declared",
+    ),
+    Adaptation(
+        "lib/x86/vm.c",
         r"\n    write_cr3\(virt_to_phys\(cr3\)\);",
         "\n#ifdef CONFIG_EFI\n    if (amd_sev_es_enabled())\n\tsetup_ghcb_pte(cr3);\n#endif"
         "\n    write_cr3(virt_to_phys(cr3));",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is known of the tests on this machine: lines that fail, each with its reason, and tests that are not for it.
 
-A test that is not named here is to pass: to have lines that do, and none that fail. docs/fidelity.md says the same in a table.
+A test that is not named here is to pass: to have lines that do, and none that fail. docs/fidelity.md says the same in
+a table.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ _NMI_ENDS = "the IRET of the #VC handler, within the handler of an NMI, lets the
 _NO_STEP_OF_HLT = "HLT is an exit, and the trap of a single step over it is not kept meanwhile"
 _NO_STEP = "the firmware's #VC handler goes over the instruction and raises no #DB for it"
 
+_GP = r"13 #GP\(0\) at ip .*"
+
 KNOWN: Mapping[str, Known] = {
     "debug": Known(
         (
@@ -85,15 +88,13 @@ KNOWN: Mapping[str, Known] = {
     "emulator": Known(
         no_end=KnownEnd(
             End.UNHANDLED,
-            r".*",
+            "#GP - General Protection",
             "it judges KVM's emulator; for an SNP guest the firmware's #VC handler takes its place, which does not "
             "know CMPS",
         )
     ),
     "tsc": Known(
-        no_end=KnownEnd(
-            End.UNHANDLED, r".*", "the host takes no write of the TSC, for the machine has no TSC_OFFSET"
-        )
+        no_end=KnownEnd(End.UNHANDLED, _GP, "the host takes no write of the TSC, for the machine has no TSC_OFFSET")
     ),
     "apic": Known(
         (
@@ -102,13 +103,15 @@ KNOWN: Mapping[str, Known] = {
             KnownFailure(r"pending nmi", _NMI_ENDS),
             KnownFailure(r"TMCCT should .*", _HURRY, always=False),
         ),
-        no_end=KnownEnd(End.UNHANDLED, r".*", "the host's APIC stays at 0xFEE00000"),
+        no_end=KnownEnd(End.UNHANDLED, _GP, "the host's APIC stays at 0xFEE00000"),
     ),
     "xsave": Known((KnownFailure(r"Check CPUID\.1\.ECX\.OSXSAVE - expect 1", _CPUID_PAGE),)),
     "eventinj": Known(
         (KnownFailure(r"NMI", _NMI_ENDS),),
         no_end=KnownEnd(
-            End.UNHANDLED, r".*", "it makes page table entries without the C-bit, so the host shares the page"
+            End.GUEST,
+            r".* cannot handle a #VC with error code 0x404;.*",
+            "it makes page table entries without the C-bit, so the host shares the page",
         ),
     ),
     "tsc_adjust": Known(says_nothing="the CPUID page names no TSC_ADJUST"),

@@ -59,7 +59,9 @@ def judge(outcome: Outcome, known: Known) -> Judgement:
         reasons[known.says_nothing] = None
     elif says_nothing:
         # A processor that has lost what is tested would pass else.
-        surprises.append(f"nothing passed, and nothing failed{': ' if outcome.skipped else ''}{'; '.join(outcome.skipped)}")
+        surprises.append(
+            f"nothing passed, and nothing failed{': ' if outcome.skipped else ''}{'; '.join(outcome.skipped)}"
+        )
     elif known.says_nothing:
         surprises.append(f"it is known to pass and to fail nothing, and did: {known.says_nothing}")
     return Judgement(outcome, count, tuple(reasons), tuple(surprises))

@@ -39,13 +39,16 @@ x86/wrong.efi:
 
 _SOURCES = {
     "lib/x86/setup.c": "\t\tcurr_pt[i] = ((phys_addr_t) i << 21) | flags;\n\twrite_gs(KERNEL_DS);\n",
-    "lib/x86/vm.c": "\n    flags |= get_amd_sev_c_bit_mask();\n" * 2 + "\n    write_cr3(virt_to_phys(cr3));\n",
+    "lib/x86/vm.c": '#include "smp.h"\n'
+    + "\n    flags |= get_amd_sev_c_bit_mask();\n" * 2
+    + "\n    write_cr3(virt_to_phys(cr3));\n",
     "lib/x86/amd_sev.c": "\tboot_idt[VC_VECTOR] = vc_handler_idt;\n",
     "x86/Makefile.common": "cflatobjs += lib/x86/amd_sev.o\n",
     "x86/msr.c": "\n\tMSR_TEST(MSR_IA32_MISC_ENABLE, 0x400c50809, 0x1880),\n\tMSR_TEST(MSR_IA32_CR_PAT, 7, 0),\n",
     "x86/smap.c": "#define USER_BASE\t(2 << 24)\n\tif (reserve_pages(USER_BASE, USER_BASE >> 12))\n",
     "x86/pku.c": "#define USER_BASE\t(2 << 24)\n\tif (reserve_pages(USER_BASE, USER_BASE >> 12))\n",
     "lib/asm/made": "configure makes it anew",
+    ".git": "gitdir: of a submodule",
     "common/readme": "",
     "scripts/readme": "",
     "x86/unittests.cfg": _CONFIGURATION,
@@ -60,6 +63,6 @@ def make_checkout(place: Path, configure: str = "exit 0") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     script = place / "configure"
-    script.write_text(f"#!/bin/sh\n[ -e lib/asm ] && exit 3\n{configure}\n")
+    script.write_text(f"#!/bin/sh\n[ -e lib/asm ] || [ -e .git ] && exit 3\n{configure}\n")
     script.chmod(0o755)
     return place

@@ -18,7 +18,9 @@ from tests.kvm_unit_tests.made_checkout import make_checkout
 
 _FIRST, _SECOND, _ABSENT = Test("first", "first"), Test("second", "first"), Test("third", "absent")
 _WRONG = Test("wrong", "wrong")
-_CHAPTER = (Path(__file__).parents[2] / "docs/fidelity.md").read_text().split("\n## kvm-unit-tests\n")[1].split("\n## ")[0]
+_CHAPTER = (
+    (Path(__file__).parents[2] / "docs/fidelity.md").read_text().split("\n## kvm-unit-tests\n")[1].split("\n## ")[0]
+)
 _ROWS = [[cell.strip() for cell in row.strip("|").split("|")] for row in _CHAPTER.splitlines() if row.startswith("| ")]
 
 
