@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from veil.cli.main import veil
+from veil.guest.igvm.file import Context, open_igvm
 
 _PAGE = Path(__file__).parents[1] / "docs" / "bring-your-own-image.md"
 _COMMANDS = [line for line in _PAGE.read_text().splitlines() if line.startswith("veil ")]
@@ -26,6 +27,13 @@ def test_commands_are_understood(line: str) -> None:
     parsed: Any = command.make_context(name, list(arguments))
     for option in ("firmware", "igvm"):
         assert bool(parsed.params.get(option)) == (f"--{option}" in line)
+
+
+def test_the_igvm_file_to_begin_with_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = [line for line in _PAGE.read_text().splitlines() if line.startswith("python -c ")]
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(line)[2], {})
+    assert {item.vp_index for item in open_igvm(Path("monitor.igvm")).items if isinstance(item, Context)} == {0}
 
 
 @pytest.mark.e2e
