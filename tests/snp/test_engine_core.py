@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from veil.snp import _engine_core
+from veil.snp import _engine_core, _engine_edits
 from veil.snp._engine_core import LIBRARIES, core
 from veil.snp.errors import EngineBuildError
 
@@ -23,6 +23,7 @@ class Builds:
         self.count += 1
         for name in ("source", "build"):
             (work / name).mkdir()
+        (work / "source" / "cpu.h").write_text("#define CPU 1\n")
         for name in LIBRARIES:
             (work / "build" / name).write_text(f"{name} {counting}")
             if self.fails:
@@ -56,15 +57,20 @@ def test_our_own_code_does_not_count(builds: Builds, engine: Path, tmp_path: Pat
     assert builds.count == 1
 
 
-def test_what_it_is_built_from_counts(builds: Builds, engine: Path, tmp_path: Path) -> None:
+def test_what_it_is_built_from_counts(
+    builds: Builds, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = core(engine, tmp_path / "cache", _quiet)
     counting = core(engine, tmp_path / "cache", _quiet, counting=True)
     (engine / "shadow" / "exec" / "tb-hash.h").write_text("#define SIZE 2\n")
     other = core(engine, tmp_path / "cache", _quiet)
-    assert len({first, counting, other}) == builds.count == 3
+    (tmp_path / "_engine_edits.py").write_text("EDITS = ()\n")
+    monkeypatch.setattr(_engine_edits, "__file__", str(tmp_path / "_engine_edits.py"))
+    edited = core(engine, tmp_path / "cache", _quiet)
+    assert len({first, counting, other, edited}) == builds.count == 4
 
 
-@pytest.mark.parametrize("name", [*LIBRARIES, "../libraries.sha256"])
+@pytest.mark.parametrize("name", [*LIBRARIES, "../source/cpu.h", "../files.sha256"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_damage_is_mended(builds: Builds, engine: Path, tmp_path: Path, name: str, damage: str) -> None:
     place = core(engine, tmp_path / "cache", _quiet)
@@ -84,4 +90,12 @@ def test_a_build_that_fails_leaves_nothing(builds: Builds, engine: Path, tmp_pat
     builds.fails = False
     place = core(engine, tmp_path / "cache", _quiet)
     assert builds.count == 2
-    assert sorted(path.name for path in place.iterdir()) == ["build", "libraries.sha256", "lock", "source"]
+    assert sorted(path.name for path in place.iterdir()) == ["build", "files.sha256", "lock", "source"]
+
+
+def test_what_killed_builds_left_goes(builds: Builds, engine: Path, tmp_path: Path) -> None:
+    place = core(engine, tmp_path / "cache", _quiet)
+    (place / "files.sha256").unlink()
+    (place / "build-killed" / "source").mkdir(parents=True)
+    assert core(engine, tmp_path / "cache", _quiet) == place
+    assert sorted(path.name for path in place.iterdir()) == ["build", "files.sha256", "lock", "source"]

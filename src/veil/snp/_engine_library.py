@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from veil.cache_place import NO_PLACE, cache_place
 from veil.disk import describe_full_disk, is_full
 from veil.private_files import FOLDER_MODE, locked, make_folder, own_folder, write_new
 from veil.snp._engine_build import compile_engine, engine_inputs
-from veil.snp._engine_core import UNICORN_VERSION
+from veil.snp._engine_core import UNICORN_VERSION, build_folder
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["ENGINE_DIR", "build_engine", "cache_dir", "engine_at_hand", "library"]
@@ -102,8 +101,8 @@ def build_engine(progress: Callable[[str], None] = _quiet) -> Path:
             with locked(directory / "lock"):
                 # Two processes that start together must not both spend half a minute.
                 if not _is_whole(library_path):
-                    with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as work:
-                        built = compile_engine(ENGINE_DIR, cache_dir(), Path(work), progress, counting=_counting())
+                    with build_folder(directory) as work:
+                        built = compile_engine(ENGINE_DIR, cache_dir(), work, progress, counting=_counting())
                         _publish(built, directory)
     except OSError as error:
         raise _failure("the CPU engine", error) from error
