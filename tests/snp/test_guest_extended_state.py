@@ -236,6 +236,18 @@ def test_a_key_is_taken_away_at_once() -> None:
         assert guest.vmsa().pkru == guest.vmsa().rsi == _FORBIDDEN << 2 * _KEY
 
 
+def test_keys_count_from_when_the_kernel_says_so() -> None:
+    """For pages that it has used already, too."""
+    load = f"mov rbx, [{FREE}]"
+    code = f"{load}\nmov rax, cr4\nor rax, {int(Cr4.PKE)}\nmov cr4, rax\nmov esi, 1\n{load}"
+    with _key_guest(f"{code}\nint 0x30", _FORBIDDEN, cpl=0) as guest:
+        vmsa = guest.vmsa()
+        vmsa.cr4 ^= Cr4.PKE
+        guest.top.write(VMSA, bytes(vmsa))
+        _ends(guest, _PF)
+        assert guest.vmsa().rsi == 1
+
+
 def test_a_key_that_the_monitor_takes_away() -> None:
     load = f"mov rbx, [{FREE}]"
     with _key_guest(f"{load}\nhlt\n{load}\nhlt", 0, cpl=0) as guest:

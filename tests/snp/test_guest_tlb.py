@@ -206,6 +206,20 @@ def test_cr3_loaded_again_sees_an_entry_that_was_another_meanwhile() -> None:
         assert guest.vmsa().rcx == 1
 
 
+def test_cr3_loaded_again_sees_that_bit_63_is_reserved_again() -> None:
+    """EFER.NXE: off when the first entry was read, on when the page was, off again."""
+    with SmallGuest() as guest:
+        guest.top.write_u64(_ENTRY, FREE | _LINK | 1 << 63)
+        toggle = "mov ecx, 0xC0000080\nrdmsr\nxor eax, 0x800\nwrmsr"
+        guest.put(
+            f"{toggle}\n{_RELOAD}\nmov rdi, {_OTHER}\nmov al, [rdi]\n{toggle}\nmov rdi, {FREE}\nmov al, [rdi]\n"
+            f"mov esi, 1\n{toggle}\n{_RELOAD}\nmov al, [rdi]\nhlt"
+        )
+        assert guest.run() == ExitCode.HLT
+        trap = guest.trap()
+        assert (trap.vector, trap.error_code, trap.times, guest.vmsa().rsi) == (14, 9, 1, 1)
+
+
 def test_cr3_loaded_again_after_more_pages_than_are_remembered() -> None:
     with SmallGuest() as guest:
         many = f"mov edx, 400\nmov r9, {FREE}\nmany: mov al, [r9]\nadd r9, {PAGE}\ndec edx\njnz many\n"

@@ -66,11 +66,16 @@ void __wrap_helper_write_crN_x86_64(CPUX86State *env, int reg, target_ulong valu
 {
     /* Outside of 64-bit mode a register's upper half is what it was. */
     uint64_t written = env->hflags & HF_CS64_MASK ? value : (uint32_t)value;
+    bool other_keys;
 
     if (!is_allowed(env, reg, written)) {
         raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
     }
+    other_keys = reg == 4 && (written ^ env->cr[4]) & CR4_PKE_MASK;
     __real_helper_write_crN_x86_64(env, reg, written);
+    if (other_keys) { /* what keys allow is in the TLB; QEMU leaves it as it is */
+        tlb_flush(env_cpu(env));
+    }
 }
 
 void veil_check_efer(CPUX86State *env, uint64_t value, uintptr_t retaddr)

@@ -75,7 +75,6 @@ struct veil_walked {
     uint16_t slots[VEIL_WALKED_SLOTS]; /* by a hash of the GPA: an entry's number and 1, or 0 */
     unsigned count;
     bool wide, overflow;
-    uint64_t nxe; /* of EFER, when they were read */
 };
 
 struct veil_space {

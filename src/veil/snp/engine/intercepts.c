@@ -211,6 +211,7 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
     struct veil_engine *e = veil_of(env);
     uint32_t msr = env->regs[R_ECX];
     uint64_t value = (uint32_t)env->regs[R_EAX] | (uint64_t)env->regs[R_EDX] << 32;
+    bool other_entries;
 
     switch (msr) {
     case MSR_GHCB:
@@ -227,7 +228,11 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
         return;
     case MSR_EFER:
         veil_check_efer(env, value, GETPC());
+        other_entries = (value ^ env->efer) & MSR_EFER_NXE;
         __real_helper_wrmsr_x86_64(env);
+        if (other_entries) { /* bit 63 of page table entries has another meaning */
+            tlb_flush(e->cs);
+        }
         return;
     default:
         if (!is_passed_through(msr)) {

@@ -48,9 +48,7 @@ void veil_walked_add(struct veil_engine *e, const uint64_t *entry_gpas, unsigned
     unsigned i;
 
     if (!w->count) {
-        /* Other changes of how entries are read empty the TLB at once. */
-        w->wide = wide;
-        w->nxe = e->env->efer & MSR_EFER_NXE;
+        w->wide = wide; /* changes of how entries are read empty the TLB at once */
     }
     for (i = 0; i < levels && !w->overflow; i++) {
         add(e, entry_gpas[i], wide);
@@ -73,7 +71,7 @@ bool veil_walked_same(const struct veil_engine *e)
     const struct veil_walked *w = &e->space->walked;
     unsigned i;
 
-    if (w->overflow || w->nxe != (e->env->efer & MSR_EFER_NXE)) {
+    if (w->overflow) {
         return false;
     }
     for (i = 0; i < w->count; i++) {
