@@ -69,10 +69,12 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 
 def _behaves(vm: ConfidentialVM, configuration: Configuration, owner: UserKey, reader: UserKey) -> None:
-    script = "cat /proc/cmdline /etc/word /sys/module/veil/parameters/log_heartbeat; nproc; ls /sys/module/nls_utf8"
+    script = "cat /proc/cmdline /etc/word /sys/module/veil/parameters/log_heartbeat; nproc; ls /sys/module/nls_utf8; "
+    script += "grep -w xsave /proc/cpuinfo"
     said = vm.run(["sh", "-c", script]).stdout.decode()
     assert "veil.word=unusual" in said
     assert "\nunusual\n700\n2\n" in said
+    assert said.count(" xsave ") == 2
     assert vm.build_image().digest() == vm.machine.secure_processor.measurement
     installation_user = installation.user_key()
     for key in (owner, reader, installation_user):
@@ -119,6 +121,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"policy": 0}, "another policy than"),
         ({"host_data": _HOST_DATA}, "another host data than"),
         ({"report_version": 5}, "another report version than"),
+        ({"cpu_features": ("xsave",)}, "another set of processor features than"),
         ({"vcpus": 9}, "1 to 4 VCPUs"),
         ({"vcpus": 2}, "snapshot: host.platform lacks apic 1"),
         (

@@ -114,6 +114,7 @@ def _require_consistent(configuration: Configuration, machine: Machine) -> None:
         "memory": (configuration.memory, machine.memory_size),
         "host data": (configuration.host_data, processor.host_data),
         "report version": (configuration.report_version, processor.report_version),
+        "set of processor features": (configuration.features, machine.cpu_features),
     }
     # An IGVM file brings its own.
     if configuration.igvm is None:

@@ -78,7 +78,7 @@ def check_features(features: Collection[CpuFeature]) -> None:
 
 def feature_bits(features: Collection[CpuFeature]) -> int:
     """As the engine has them."""
-    return sum(_BITS[feature] for feature in features)
+    return sum(_BITS[feature] for feature in frozenset(features))
 
 
 class CpuidEntryValues(NamedTuple):
