@@ -18,9 +18,10 @@ from veil.formats.nested_faults import NestedFault
 from veil.formats.page_table_entries import ADDRESS
 from veil.snp import rmp
 from veil.snp._engine import EngineCounters, SwitchPolicy, WatchedRange
+from veil.snp.cpuid import CpuFeature, feature_bits
 from veil.snp.debug_stops import MAX_WATCHPOINTS, StopReason, WatchKind
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import SevFeatures, Vmcb, Vmsa, VmsaSegment
+from veil.snp.layouts import V_NMI, V_NMI_ENABLE, V_NMI_MASK, SevFeatures, Vmcb, Vmsa, VmsaSegment
 from veil.snp.rmp import EntryFlag, Permission, RmpResult
 
 ENGINE = Path(veil.snp.__file__).parent / "engine"
@@ -95,6 +96,16 @@ def test_exit_info_of_a_nested_page_fault() -> None:
 def test_bits_of_sev_features() -> None:
     said = {name.removeprefix("VEIL_SEV_"): value for name, value in HEADERS.numbers.items() if "VEIL_SEV" in name}
     assert said == {"SNP_ACTIVE": SevFeatures.SNP, "RESTRICTED_INJECTION": SevFeatures.RESTRICTED_INJECTION}
+
+
+def test_virtual_nmi() -> None:
+    said = {name.removeprefix("VEIL_"): value for name, value in HEADERS.numbers.items() if "VEIL_V_" in name}
+    assert said == {"V_NMI": V_NMI, "V_NMI_MASK": V_NMI_MASK, "V_NMI_ENABLE": V_NMI_ENABLE}
+
+
+def test_features_of_the_processor() -> None:
+    said = re.findall(r"VEIL_CPU_(\w+) = (\d+)", (ENGINE / "api.h").read_text())
+    assert {name: int(value) for name, value in said} == {item.name: feature_bits([item, item]) for item in CpuFeature}
 
 
 def test_what_the_machine_is() -> None:

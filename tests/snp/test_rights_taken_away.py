@@ -7,14 +7,13 @@ import pytest
 
 from tests.small_guest import FREE, PAGE, SmallGuest
 from veil.snp import ExitCode, PageSize, Permission, RmpResult
+from veil.snp.rmp import REMEMBERED
 
 VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9\n"
 OTHER_VMSA = 0x40000
 #: the same pages again; at the same places of the TLB, which is direct mapped
 ALIAS = 2 << 30
 _PDPT, _PD = 0x2000, 0x3000
-#: changes that the RMP remembers
-REMEMBERED = 256
 LARGE = 0x200000
 
 READ = f"mov rax, [{FREE}]"
@@ -33,9 +32,9 @@ ACCESSES = [
 class Guest(SmallGuest):
     """Two contexts of VMPL 3 that make the same access again and again."""
 
-    def __init__(self, access: str) -> None:
+    def __init__(self, access: str, called: str = "ret", at: int = FREE) -> None:
         super().__init__(f"1: {access}\n{VMGEXIT}jmp 1b")
-        self.put("ret", FREE)
+        self.put(called, at)
         self.top.write_u64(_PDPT + 8 * (ALIAS >> 30), _PD | 7 | 1 << 51)
         self.contexts = [self.vmcb, self.make_context(OTHER_VMSA, vmpl=3)]
         for vmcb in self.contexts * 2:
@@ -108,6 +107,19 @@ def test_code_whose_translation_was_displaced() -> None:
     with Guest(f"{CALL}\n{looks}") as guest:
         guest.permit(FREE, Permission.ALL & ~Permission.SX)
         guest.all_refused()
+
+
+@pytest.mark.parametrize("page", [FREE, FREE + PAGE], ids=["first", "second"])
+def test_an_instruction_over_the_end_of_a_page(page: int) -> None:
+    """It needs the right to execute both."""
+    start = FREE + PAGE - 5
+    with Guest(f"mov rax, {start}\ncall rax", "mov rcx, 0x123456789abcdef\nret", start) as guest:
+        guest.permit(page, Permission.ALL & ~Permission.SX)
+        guest.all_refused()
+        assert [vmcb.exit_info_2 & -PAGE for vmcb in guest.contexts] == [page, page]
+        guest.permit(page, Permission.ALL)
+        for vmcb in guest.contexts:
+            assert guest.run(vmcb) == ExitCode.VMGEXIT
 
 
 @pytest.mark.parametrize("changes", [0, 1, 3 * REMEMBERED])
