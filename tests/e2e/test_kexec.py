@@ -14,7 +14,12 @@ from veil.cache import Cache
 from veil.cvm import ConfidentialVM
 from veil.guest.linux.kernel import debian_kernel
 from veil.host import GuestHung, NestedPageFault
+from veil.snp.layouts import Vmsa
 
+#: guest-physical, and identity mapped for it
+_PLACE = 0x8000000
+#: cli, hlt, jmp
+_HALT = bytes.fromhex("faf4ebfd")
 #: `kexec load`: a kernel of four bytes, which stops with interrupts off. `kexec file PATH`: a bzImage. `kexec go`: run
 #: it. Says the error's number.
 PROGRAM = r"""
@@ -29,8 +34,8 @@ PROGRAM = r"""
 
 int main(int argc, char **argv)
 {
-	static const unsigned char halt[] = { 0xfa, 0xf4, 0xeb, 0xfd };
-	struct kexec_segment segment = { halt, sizeof(halt), (void *)0x8000000, 4096 };
+	static const unsigned char halt[] = { HALT };
+	struct kexec_segment segment = { halt, sizeof(halt), (void *)PLACE, 4096 };
 	long result;
 
 	if (argc == 3)
@@ -49,7 +54,19 @@ int main(int argc, char **argv)
 def kexec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kexec")
     (folder / "kexec.c").write_text(PROGRAM)
-    subprocess.run(["cc", "-static", "-O1", "-o", folder / "kexec", folder / "kexec.c"], check=True)
+    subprocess.run(
+        [
+            "cc",
+            "-static",
+            "-O1",
+            f"-DPLACE={_PLACE:#x}",
+            f"-DHALT={','.join(map(str, _HALT))}",
+            "-o",
+            folder / "kexec",
+            folder / "kexec.c",
+        ],
+        check=True,
+    )
     return folder / "kexec"
 
 
@@ -88,4 +105,8 @@ def test_another_kernel_does_not_run(resume: Resume, kexec: Path, how: str) -> N
 def test_off_another_kernel_runs(resume: Resume, kexec: Path) -> None:
     vm = resume(vcpus=2, services=OPEN_KERNEL)
     assert _loaded(vm, kexec, "load") == 0
+    context = vm.hypervisor.vcpus[0].contexts[3].vmcb.vmsa_pa
     assert isinstance(_end(vm), GuestHung)
+    # It is that kernel which halted, and not the first one on its way to it.
+    halted = _PLACE + _HALT.index(0xF4) + 1
+    assert vm.machine.view(vmpl=0).read_u64(context + Vmsa.rip.offset) == halted

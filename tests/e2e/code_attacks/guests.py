@@ -28,8 +28,8 @@ _HERE = Path(__file__).parent
 
 def build(name: str) -> bytes:
     """The module NAME.ko, from the folder of its name."""
-    sources = {path.name: path.read_bytes() for path in sorted((_HERE / name).iterdir()) if path.suffix != ".py"}
-    sources.pop("__pycache__", None)
+    files = (path for path in sorted((_HERE / name).iterdir()) if path.is_file() and path.suffix != ".py")
+    sources = {path.name: path.read_bytes() for path in files}
     return build_module(Cache(), debian_kernel(Cache()), name, sources)
 
 
