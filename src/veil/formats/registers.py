@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 
 __all__ = [
+    "CPUID_EDX_APIC",
     "INIT_FCW",
     "RESET_DR6",
     "RESET_DR7",
@@ -83,6 +84,9 @@ class Rflags(enum.IntFlag):
     VIP = 1 << 20
     ID = 1 << 21
 
+
+#: of CPUID 1 and 0x80000001: there is an APIC, and it is on
+CPUID_EDX_APIC = 1 << 9
 
 RESET_DR6, RESET_DR7 = 0xFFFF0FF0, 0x400
 RESET_PAT = 0x0007_0406_0007_0406

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from veil.formats.extended_state import EXTENDED_STATE_LEAF, StateComponent, area_size
+from veil.formats.registers import CPUID_EDX_APIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +24,6 @@ CpuidRegisters = tuple[int, int, int, int]
 _SUBLEAF_LEAVES = frozenset({4, 7, 0xB, 0xD, 0xF, 0x10, 0x12, 0x14, 0x8000001D, 0x80000020, 0x80000026})
 
 _LEAF_FEATURES = 1
-_EDX_APIC = 1 << 9
 _LEAF_TOPOLOGY = 0xB
 _LEAF_EXTENDED_TOPOLOGY = 0x80000026
 _LEAF_EXTENDED_APIC_ID = 0x8000001E
@@ -52,7 +52,7 @@ class CpuidAnswers:
         found = self._table.get((leaf, subleaf if leaf in _SUBLEAF_LEAVES else 0), _NOTHING)
         eax, ebx, ecx, edx = found
         if leaf == _LEAF_FEATURES:
-            edx &= -1 if apic_enabled else ~_EDX_APIC
+            edx &= -1 if apic_enabled else ~CPUID_EDX_APIC
             return eax, ebx & 0x00FFFFFF | (apic_id & 0xFF) << 24, ecx, edx
         if leaf in (_LEAF_TOPOLOGY, _LEAF_EXTENDED_TOPOLOGY) and any(found):
             return eax, ebx, ecx, apic_id

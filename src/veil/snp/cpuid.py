@@ -11,6 +11,7 @@ from typing import NamedTuple
 from veil.formats.board import C_BIT_POSITION
 from veil.formats.domains import VMPLS
 from veil.formats.extended_state import EXTENDED_STATE_LEAF, LEGACY_AREA, area_size
+from veil.formats.registers import CPUID_EDX_APIC
 from veil.snp._engine import Engine
 from veil.snp.errors import SnpError
 
@@ -37,7 +38,6 @@ _ECX_PCID = 1 << 17
 _ECX_HYPERVISOR = 1 << 31
 _EDX_MCA_MCE = 1 << 14 | 1 << 7
 _EDX_MTRR_PAT = 1 << 12 | 1 << 16
-_EDX_APIC = 1 << 9
 _EDX_HTT = 1 << 28
 
 # Leaf 7: what QEMU 5.0's TCG does and an interpreter does not lose by (ERMS' byte-wise REP MOVSB is slow here).
@@ -105,7 +105,7 @@ def cpuid_entries(engine: Engine, vcpus: int = 1, features: Collection[CpuFeatur
     features_c &= ~(_ECX_MONITOR | _ECX_XSAVE | _ECX_OSXSAVE | _ECX_AVX | _ECX_FMA_F16C | _ECX_PCID)
     features_c |= _ECX_HYPERVISOR | _ECX_X2APIC | _ECX_TSC_DEADLINE
     features_d &= ~(_EDX_MCA_MCE | _EDX_HTT)
-    features_d |= _EDX_APIC | _EDX_MTRR_PAT
+    features_d |= CPUID_EDX_APIC | _EDX_MTRR_PAT
     brand = brand & 0x0000FFFF | vcpus << 16
     if CpuFeature.XSAVE in features:
         features_c |= _ECX_XSAVE  # OSXSAVE is the guest's to add: it follows CR4
@@ -113,7 +113,7 @@ def cpuid_entries(engine: Engine, vcpus: int = 1, features: Collection[CpuFeatur
         features_d |= _EDX_HTT
     _, _, extended_c, extended_d = engine.cpuid(0x80000001)
     extended_d &= ~_EDX_MCA_MCE
-    extended_d |= _EDX_APIC | _EDX_MTRR_PAT
+    extended_d |= CPUID_EDX_APIC | _EDX_MTRR_PAT
     table = [
         entry(0, _MAX_STANDARD if CpuFeature.XSAVE not in features else 0xD, vendor_b, vendor_c, vendor_d),
         entry(1, PROCESSOR_SIGNATURE, brand, features_c, features_d),
