@@ -27,7 +27,7 @@ help:
 	@echo "make test   lint, types, layers and tests"
 	@echo "make test-kci  the end-to-end tests once more, with kernels that VeilS-KCI has locked down (docs/kci.md)"
 	@echo "make setup  only the environment in $(VENV), without the tools of tests"
-	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (50 minutes)"
+	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (an hour)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
 	@echo "make bench-enclaves  what VeilS-ENC costs five programs of Debian's and each system call (minutes; docs/enclaves.md)"
