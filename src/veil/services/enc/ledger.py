@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.enclave_reports import EnclaveWord
+from veil.services.repetition import is_told
 
 if TYPE_CHECKING:
     from veil.services.context import Recorder
@@ -63,9 +64,10 @@ class EnclaveLedger:
         account = self._account(measurement)
         if not self._is_new(account, event, words):
             account.again += 1
-            if account.again > _AGAIN_TOLD or self._bytes >= _MOST_BYTES:
-                if account.again & (account.again - 1):
-                    return
+            all_told = _AGAIN_TOLD if self._bytes < _MOST_BYTES else 0
+            if not is_told(account.again, all_told):
+                return
+            if account.again > all_told:
                 words = f"{words} (the {account.again}th line that is not new; of these each doubling is told)"
         word = EnclaveWord(event, enclave.number, words, measurement).pack()
         self._bytes += len(word)

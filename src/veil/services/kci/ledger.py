@@ -9,6 +9,7 @@ from typing import Any
 from veil.formats.kci_status import CodeEvent, CodeWord
 from veil.services.context import Recorder
 from veil.services.kci.patches import Patch
+from veil.services.repetition import is_told
 
 __all__ = ["Ledger"]
 
@@ -52,9 +53,9 @@ class Ledger:
     def wrote(self, words: str, symbol: str, **detail: Any) -> None:
         """A store that was made to data of an exception. There are as many symbols as the policy names."""
         count = self.writes[symbol] = self.writes.get(symbol, 0) + 1
+        if not is_told(count, _AGAIN_TOLD):
+            return
         if count > _AGAIN_TOLD:
-            if count & (count - 1):
-                return
             words = f"{words} (the {count}th store there; of these each doubling is told)"
         self.tell(CodeEvent.EXCEPTION, words, symbol=symbol, **detail)
 
@@ -67,9 +68,9 @@ class Ledger:
             count = self.refused = self.refused + 1
         elif event in self._modules:
             count, all_told = self._repeated(event, detail["hash"]), _AGAIN_TOLD
-            if count > all_told and count & (count - 1):
+            if not is_told(count, all_told):
                 return
-        told = count <= all_told or count & (count - 1) == 0
+        told = is_told(count, all_told)
         if told and count > all_told:
             words = f"{words} (the {count}th event of this kind; from here on each doubling is told)"
         words = words[:_MAX_TEXT]
