@@ -23,6 +23,7 @@ SHARED = {
         "parameters.py",
         "program.py",
         "protected.py",
+        "repetition.py",
     },
     "remote": {"__init__.py", "errors.py", "attestation", "channel"},
 }
