@@ -33,6 +33,7 @@ __all__ = [
     "Asking",
     "GuestMemory",
     "KernelPiece",
+    "LogSpan",
     "MonitorClient",
     "MonitorRefused",
     "Recorder",
@@ -204,6 +205,17 @@ class Recorder(Protocol):
     def __call__(self, word: bytes, /, *, urgent: bool = False) -> None: ...
 
 
+class LogSpan(NamedTuple):
+    """How far the protected log has come, in bytes."""
+
+    size: int = 1 << 62
+    """Of its memory. Where there is no log there is room for everything."""
+    told: int = 0
+    """That were ever put into it."""
+    gone: int = 0
+    """Of these, from the first on: an owner has acknowledged them, and their place is free."""
+
+
 @dataclass(frozen=True)
 class KernelPiece:
     """A segment of the kernel's image, as it was launched."""
@@ -226,6 +238,8 @@ class ServiceContext:
     record: Recorder = lambda _, *, urgent=False: None
     kernel: Sequence[KernelPiece] = ()
     """If a service's settings say that it needs it (`ServiceSettings.keeps_kernel`)."""
+    log: Callable[[], LogSpan] = LogSpan
+    """Of the protected log to which `record` leads."""
 
     @staticmethod
     def nonce() -> bytes:

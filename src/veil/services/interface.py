@@ -16,7 +16,7 @@ from veil.formats.roles import Call, User, admit
 from veil.formats.service_events import Event, RefusedAccess, Report, Verdict
 from veil.formats.service_settings import ServiceSettings
 from veil.formats.status import Refused, Status
-from veil.services.context import Asking, ServiceContext, ServiceMemory
+from veil.services.context import Asking, LogSpan, ServiceContext, ServiceMemory
 
 __all__ = ["KernelRequest", "Refused", "Service", "User", "UserHandler"]
 
@@ -109,6 +109,10 @@ class Service(abc.ABC):
     def keep_word(self, service: int, word: bytes, *, urgent: bool = False) -> bool:
         """Keep what another service has to say (`ServiceContext.record`); False if this one keeps nothing."""
         return False
+
+    def log_span(self) -> LogSpan | None:
+        """How far what `keep_word` keeps has come; None if this service keeps nothing."""
+        return None
 
     def ran(self) -> None:  # noqa: B027
         """The services run, and not for the kernel: a user asked, or nobody. An honest host sees to it each second."""

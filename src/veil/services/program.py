@@ -47,6 +47,7 @@ from veil.services.context import (
     Asking,
     GuestMemory,
     KernelPiece,
+    LogSpan,
     MonitorClient,
     Recorder,
     ServiceContext,
@@ -143,8 +144,9 @@ class ServiceDomain:
                 raise FormatError(f"no memory left for the service {service.name}")
             memory = ServiceMemory(cpu.view, gpa, size)
             service.context = ServiceContext(
-                memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory), self._recorder(service), kernel
-            )
+                memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory), self._recorder(service), kernel,
+                self._log_span,
+            )  # fmt: skip
             gpa += size
             if self._saved is None:
                 service.start(mine)
@@ -158,6 +160,10 @@ class ServiceDomain:
                     return
 
         return record
+
+    def _log_span(self) -> LogSpan:
+        spans = (service.log_span() for service in self.services)
+        return next((span for span in spans if span is not None), LogSpan())
 
     def _serve(self, cpu: HostedCpu) -> Generator[None, None, None]:
         asked_monitor, last = False, KERNEL_VMPL

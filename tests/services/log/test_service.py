@@ -25,3 +25,16 @@ def test_words_are_entries(bench: Bench) -> None:
         assert service(bench).keep_word(7, b"word %d" % number)
     words = [entry for entry in reader(bench).fetch() if entry.kind == EntryKind.WORD]
     assert [ServiceWord.parse(entry.body) for entry in words] == [(7, b"word %d" % number) for number in range(3)]
+
+
+def test_how_far_it_has_come(bench: Bench) -> None:
+    """Others see by it whether an owner has read what they said."""
+    before = service(bench).log_span()
+    assert (before.size, before.gone) == (SMALLEST, 0)
+    assert service(bench).keep_word(7, b"a word")
+    told = service(bench).log_span().told
+    assert told > before.told + len(b"a word")
+    service(bench).store.acknowledge(service(bench).store.next)
+    assert service(bench).log_span() == (SMALLEST, told, told)
+    assert bench.services is not None
+    assert bench.services._log_span() == (SMALLEST, told, told)

@@ -69,6 +69,10 @@ class EnclaveKeys:
             raise EnclaveError(f"there are {_MAX_SECRETS} secrets already: remove one")
         self._secrets[measurement, name] = secret
 
+    def has_secrets(self, measurement: bytes) -> bool:
+        """Was anything provisioned for it?"""
+        return any(owner == measurement for owner, _ in self._secrets)
+
     def secret(self, measurement: bytes, name: bytes) -> bytes | None:
         """What was provisioned under this name."""
         return self._secrets.get((measurement, name))

@@ -3,36 +3,46 @@
 
 A program can say as many lines as it likes, a kernel can make its runtime complain again and again, and anybody in the
 guest can make enclaves without end. By measurement, for each enclave has a number of its own: what is new is told, and
-of the rest so much that it shows.
+of the rest so much that it shows. Whoever came before leaves room: of an enclave that comes later its first lines are
+told still, and more of one for which an owner has sent a secret. An owner who acknowledges entries makes room again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.enclave_reports import EnclaveWord
+from veil.services.enc.enclave import State
 from veil.services.repetition import is_told
 
 if TYPE_CHECKING:
-    from veil.services.context import Recorder
+    from veil.services.context import LogSpan, Recorder
     from veil.services.enc.enclave import Enclave
 
 __all__ = ["EnclaveLedger"]
 
 #: More than a runtime of ours says.
 _LONGEST_LINE = 256
-#: Measurements with an account of their own; all others have one together.
-_MAX_MEASUREMENTS = 256
-#: Lines that are new: of one measurement, more than there are system calls; and of all.
-_MAX_NEW = 512
-_MAX_NEW_OF_ALL = 8192
-#: Of lines that are not new, or one too many: so many are told, then each doubling.
+#: Measurements with an account. The one that was silent for longest is forgotten for another: all that it has said is
+#: new again then, and costs room as everything does.
+_MAX_ACCOUNTS = 256
+#: Of lines that are not new so many are told, then each doubling.
 _AGAIN_TOLD = 16
-#: Bytes of the log that all this takes, a quarter of it unless it was made smaller; from then on each doubling is told.
-_MOST_BYTES = 4 << 20
-_OTHERS = "others"
+#: Lines that count most: that it is finished, and what its runtime complains of first.
+_FIRST_LINES = 8
+# Of the log's memory: how much of it lines take at most that no owner has acknowledged. Each that comes later has what
+# the ones before must leave free: any line (of one measurement at most so much); first lines; those of measurements
+# that have secrets (as many as there are secrets, each so much).
+_ANY, _FIRST, _ALL = 1 / 8, 3 / 16, 1 / 4
+_ANY_OF_ONE, _AWAITED_OF_ONE = 1 / 256, 1 / 4096
+#: Lines are counted together up to so much of the log.
+_TOGETHER = 1 / 2048
+#: Of all enclaves that are not finished: they cost nothing.
+_UNFINISHED = ""
 
 
 @dataclass
@@ -41,17 +51,30 @@ class _Account:
 
     known: set[str] = field(default_factory=set)
     """Digests of lines that were told."""
+    bytes: int = 0
+    """Of these."""
     again: int = 0
-    """Lines that were not new."""
+    """Lines that were not new, or too many."""
 
 
 class EnclaveLedger:
     """The way into the log."""
 
-    def __init__(self, record: Recorder) -> None:
+    def __init__(self, record: Recorder, log: Callable[[], LogSpan], is_awaited: Callable[[bytes], bool]) -> None:
+        """`is_awaited`: has an owner sent secrets for this measurement?"""
         self._record = record
+        self._log = log
+        self._is_awaited = is_awaited
         self._accounts: dict[str, _Account] = {}
-        self._bytes = 0
+        """Who spoke last is at the end."""
+        self._standing: deque[tuple[int, int]] = deque()
+        """(where in the log they end, bytes) of lines that no owner has acknowledged."""
+        self._taken = 0
+        """Of these the bytes."""
+        self._awaited: dict[str, int] = {}
+        """By measurement the bytes that were kept free for it, and are taken."""
+        self._beyond = 0
+        """Lines for which there was no room."""
 
     def say(self, enclave: Enclave, line: bytes) -> None:
         """A line of an enclave's own."""
@@ -61,43 +84,88 @@ class EnclaveLedger:
     def note(self, event: str, enclave: Enclave, words: str) -> None:
         """What became of an enclave."""
         measurement = enclave.measurement.hex()
-        account = self._account(measurement)
-        if not self._is_new(account, event, words):
-            account.again += 1
-            all_told = _AGAIN_TOLD if self._bytes < _MOST_BYTES else 0
-            if not is_told(account.again, all_told):
-                return
-            if account.again > all_told:
-                words = f"{words} (the {account.again}th line that is not new; of these each doubling is told)"
-        word = EnclaveWord(event, enclave.number, words, measurement).pack()
-        self._bytes += len(word)
-        self._record(word)
-
-    def _account(self, measurement: str) -> _Account:
-        if measurement not in self._accounts and len(self._accounts) >= _MAX_MEASUREMENTS:
-            measurement = _OTHERS
-        return self._accounts.setdefault(measurement, _Account())
-
-    def _is_new(self, account: _Account, event: str, words: str) -> bool:
+        finished = enclave.state is State.READY
+        size = self._log().size
+        self._forget_acknowledged(size)
+        account = self._account(measurement if finished else _UNFINISHED)
         digest = hashlib.sha256(f"{event} {words}".encode()).hexdigest()[:32]
-        if self._bytes >= _MOST_BYTES or digest in account.known or len(account.known) >= _MAX_NEW:
+        word = EnclaveWord(event, enclave.number, words, measurement).pack()
+        awaited = finished and self._is_awaited(enclave.measurement)
+        if digest not in account.known and self._has_room(account, measurement if awaited else None, len(word), size):
+            account.known.add(digest)
+            account.bytes += len(word)
+        else:
+            count, all_told, kind = self._count(account, size)
+            if not is_told(count, all_told):
+                return
+            if count > all_told:
+                words = f"{words} (the {count}th line {kind}; of these each doubling is told)"
+                word = EnclaveWord(event, enclave.number, words, measurement).pack()
+        self._tell(word, size)
+
+    def _account(self, name: str) -> _Account:
+        account = self._accounts.pop(name, None) or _Account()
+        if len(self._accounts) >= _MAX_ACCOUNTS:
+            del self._accounts[next(iter(self._accounts))]
+        self._accounts[name] = account
+        return account
+
+    def _has_room(self, account: _Account, awaited: str | None, length: int, size: int) -> bool:
+        """For a line that is new. `awaited`: the measurement, if an owner has sent it something."""
+        if self._taken < _ANY * size and account.bytes < _ANY_OF_ONE * size:
+            return True
+        if self._taken < _FIRST * size and len(account.known) < _FIRST_LINES:
+            return True
+        if awaited is None or self._taken >= _ALL * size:
             return False
-        if sum(len(each.known) for each in self._accounts.values()) >= _MAX_NEW_OF_ALL:
+        taken = self._awaited.get(awaited, 0) + length
+        if taken > _AWAITED_OF_ONE * size:
             return False
-        account.known.add(digest)
+        self._awaited[awaited] = taken
         return True
+
+    def _count(self, account: _Account, size: int) -> tuple[int, int, str]:
+        """One more that is not new, or finds no room: how many there are of this kind, how many of them are told."""
+        if self._taken < _ANY * size:
+            account.again += 1
+            return account.again, _AGAIN_TOLD, "that is not new"
+        # All together: one of each measurement would cost room, and there is no end of measurements.
+        self._beyond += 1
+        return self._beyond, 0, "of enclaves for which there is no room"
+
+    def _tell(self, word: bytes, size: int) -> None:
+        self._record(word)
+        self._taken += len(word)
+        length = len(word)
+        if self._standing and self._standing[-1][1] + length <= _TOGETHER * size:
+            length += self._standing.pop()[1]
+        self._standing.append((self._log().told, length))
+
+    def _forget_acknowledged(self, size: int) -> None:
+        gone = self._log().gone
+        while self._standing and 0 < self._standing[0][0] <= gone:
+            self._taken -= self._standing.popleft()[1]
+            if not self._standing:
+                self._accounts.clear()
+        if self._taken < _ANY * size:
+            self._awaited.clear()
+            self._beyond = 0
 
     # Snapshots
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
-        accounts = {name: [sorted(account.known), account.again] for name, account in self._accounts.items()}
-        return {"accounts": accounts, "bytes": self._bytes}
+        return {
+            "accounts": [[name, sorted(of.known), of.bytes, of.again] for name, of in self._accounts.items()],
+            "standing": list(self._standing),
+            "awaited": self._awaited,
+            "beyond": self._beyond,
+        }
 
-    @classmethod
-    def load(cls, record: Recorder, state: dict[str, Any]) -> EnclaveLedger:
+    def load(self, state: dict[str, Any]) -> None:
         """Take back what `dump` gave."""
-        made = cls(record)
-        made._accounts = {name: _Account(set(known), again) for name, (known, again) in state["accounts"].items()}
-        made._bytes = state["bytes"]
-        return made
+        self._accounts = {name: _Account(set(known), length, again) for name, known, length, again in state["accounts"]}
+        self._standing = deque((end, length) for end, length in state["standing"])
+        self._taken = sum(length for _, length in self._standing)
+        self._awaited = state["awaited"]
+        self._beyond = state["beyond"]

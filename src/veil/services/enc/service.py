@@ -67,7 +67,7 @@ class EncService(Service):
         """No enclave yet."""
         self._settings = EncSettings.of(settings)
         self._keys = EnclaveKeys.generate()
-        self._ledger = EnclaveLedger(self.context.record)
+        self._ledger = EnclaveLedger(self.context.record, self.context.log, self._keys.has_secrets)
         self._enclaves: dict[int, Enclave] = {}
         self._next = 1
         self._cpuid: bytes | None = None
@@ -255,7 +255,8 @@ class EncService(Service):
         state = json.loads(data)
         self._settings = EncSettings.of(settings)
         self._keys = EnclaveKeys.load(state["keys"])
-        self._ledger = EnclaveLedger.load(self.context.record, state["told"])
+        self._ledger = EnclaveLedger(self.context.record, self.context.log, self._keys.has_secrets)
+        self._ledger.load(state["told"])
         self._next = state["next"]
         self._cpuid = None if state["cpuid"] is None else bytes.fromhex(state["cpuid"])
         enclaves = (Enclave.load(self.context.guest, item) for item in state["enclaves"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from veil.formats.log import LOG_GUID, LOG_NUMBER, EntryKind, Head, LogManifest, ServiceWord
 from veil.formats.log_settings import LogSettings
+from veil.services.context import LogSpan
 from veil.services.interface import KernelRequest, Service
 from veil.services.log.audit_rules import AuditRules
 from veil.services.log.head_key import HeadKey
@@ -58,6 +59,10 @@ class LogService(Service):
         """An entry of its own: now, or when there is room."""
         self.writer.word(ServiceWord(service, word).pack(), urgent=urgent)
         return True
+
+    def log_span(self) -> LogSpan:
+        """The ring, its head and its tail."""
+        return self.store.span
 
     def ran(self) -> None:
         """Time passes, and the kernel may be silent: said at once, for such a kernel may never call again."""

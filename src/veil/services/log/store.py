@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from veil.formats.log import ENTRY_HEADER, EntryKind
 from veil.formats.merkle import CompactRange, MerkleTree, leaf_hash
+from veil.services.context import LogSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,11 @@ class LogStore:
     def free(self) -> int:
         """Bytes that are free."""
         return self._size - (self._head - self._tail)
+
+    @property
+    def span(self) -> LogSpan:
+        """Its size, and between which of all bytes it stands."""
+        return LogSpan(self._size, self._head, self._tail)
 
     def append(self, kind: EntryKind, body: bytes, *, reserve: int = 0) -> int:
         """Keep an entry, of now; returns its sequence number. `reserve` bytes stay free. Raises LogFull."""
