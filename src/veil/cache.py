@@ -115,6 +115,17 @@ class Cache:
             make_folder(place)
         return place
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder of the caller's own, on the cache's disk, which is gone afterwards."""
+        scratch = self.directory("tmp")
+        _sweep(scratch)
+        work = Path(tempfile.mkdtemp(prefix="build-", dir=scratch))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
     def _place(self, kind: str, key: str) -> Path:
         for name in (kind, key):
             # A key may come from a package's name: '..' or '/' must not lead out of the cache.
@@ -124,18 +135,13 @@ class Cache:
 
     def _build(self, place: Path, build: Callable[[Path], None]) -> None:
         self._discard(place)
-        scratch = self.directory("tmp")
-        _sweep(scratch)
-        work = Path(tempfile.mkdtemp(prefix="build-", dir=scratch))
-        try:
+        with self.scratch() as work:
             build(work)
             write_new(work / _MANIFEST, json.dumps(_describe(work), sort_keys=True, indent=0))
             # Compilers, dpkg and others made files here, with modes of their own.
             tighten(work)
             make_folder(place.parent)
             os.rename(work, place)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
     def _discard(self, place: Path) -> None:
         if not os.path.lexists(place):

@@ -12,6 +12,7 @@ import pytest
 from veil.cache import Cache
 from veil.guest.apt import Apt
 from veil.guest.errors import GuestImageError
+from veil.guest.packages import unpacked_packages
 
 _APT = """#!/bin/sh
 echo "$(basename "$0") $@" >> "$LOG"
@@ -20,8 +21,8 @@ case "$*" in
 *update*) for word; do case $word in Dir::State::lists=*) touch "${word#*=}/x_Packages";; esac; done
     touch "$LOG.updated";;
 *" search "*) [ -e "$LOG.updated" ] && echo "gcc-14 - a compiler";;
-*download*) for name; do case $name in gcc*|lib*) echo deb > "$name.deb";; esac; done
-    [ -z "$LACKS" ] || rm "$LACKS.deb";;
+*download*) for name; do case $name in gcc*|lib*) echo deb > "${name}_1%3a2_all.deb";; esac; done
+    [ -z "$LACKS" ] || rm "$LACKS"_*.deb;;
 esac
 exit 0
 """
@@ -81,14 +82,37 @@ def test_no_mirror_of_debian(log: Path, cache: Cache, monkeypatch: pytest.Monkey
         _fetch_lists(cache, "trixie")
 
 
+def _downloads(log: Path) -> int:
+    return len([line for line in log.read_text().splitlines() if " download " in line])
+
+
 def test_several_packages_with_one_call(
     log: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "place"
     place.mkdir()
     Apt(cache).unpack_all(["gcc-14", "libc6"], place)
-    assert sorted(item.name for item in place.iterdir()) == ["gcc-14.deb", "libc6.deb"]
-    assert len([line for line in log.read_text().splitlines() if " download " in line]) == 1
+    assert sorted(item.name for item in place.iterdir()) == ["gcc-14_1%3a2_all.deb", "libc6_1%3a2_all.deb"]
+    assert _downloads(log) == 1
     monkeypatch.setenv("LACKS", "libc6")
     with pytest.raises(GuestImageError, match="cannot download gcc-14, libc6"):
         Apt(cache).unpack_all(["gcc-14", "libc6"], place)
+
+
+def test_what_is_missing_is_kept_package_by_package(log: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = unpacked_packages(cache, ["libc6"])
+    said: list[str] = []
+    assert [place.name for place in unpacked_packages(cache, ["gcc-14", "libc6", "libm"], said.append)] == [
+        "gcc-14_1_2_all", "libc6_1_2_all", "libm_1_2_all",
+    ]  # fmt: skip
+    assert said == ["fetching gcc-14, libm"]
+    assert _downloads(log) == 2
+    assert unpacked_packages(cache, ["libm", "libc6"])[1] == first
+    assert _downloads(log) == 2
+    # One that is damaged is fetched again.
+    (first / "libc6_1%3a2_all.deb").write_text("other")
+    assert unpacked_packages(cache, ["libc6"]) == [first]
+    assert (first / "libc6_1%3a2_all.deb").read_text() == "deb\n"
+    monkeypatch.setenv("LACKS", "libz")
+    with pytest.raises(GuestImageError, match="cannot download gcc-13, libz"):
+        unpacked_packages(cache, ["gcc-13", "libz"])

@@ -5,6 +5,7 @@
 own are kept in the cache. Nothing is installed. apt checks each download against the signed lists.
 """
 
+import glob
 import re
 import shutil
 import subprocess
@@ -76,9 +77,32 @@ class Apt:
                 break
         raise GuestImageError(f"apt offers no package {package} (is this Debian, with its main archive configured?)")
 
-    def download(self, package: str, directory: Path) -> Path:
-        """The package's .deb file, fetched into `directory`."""
-        return self._download([package], directory)[0]
+    def download(self, packages: Sequence[str], directory: Path) -> list[Path]:
+        """The packages' .deb files in the same order, fetched into the empty folder `directory` with one call of apt.
+
+        Raises GuestImageError.
+        """
+        names = ", ".join(packages)
+        for attempt in range(2):
+            done = self._run("apt-get", "download", "-q", *packages, cwd=directory)
+            found = [next(directory.glob(f"{glob.escape(package)}_*.deb"), None) for package in packages]
+            archives = [archive for archive in found if archive is not None]
+            if done.returncode == 0 and len(archives) == len(packages):
+                return archives
+            self._refuse_full_disk(done, directory, names)
+            # Lists older than the archive's latest point release name files that are gone from it.
+            if attempt == 0 and not self._own_lists:
+                self._update()
+            else:
+                break
+        raise GuestImageError(f"cannot download {names}: {_reason(done)}")
+
+    def unpack_archive(self, archive: Path, directory: Path) -> None:
+        """The files of a .deb file, into `directory`. Raises GuestImageError."""
+        done = self._run("dpkg-deb", "-x", str(archive), str(directory))
+        if done.returncode:
+            self._refuse_full_disk(done, directory, archive.name)
+            raise GuestImageError(f"cannot unpack {archive.name}: {_reason(done)}")
 
     def unpack(self, package: str, directory: Path) -> None:
         """Fetch the package and unpack its files into `directory`."""
@@ -88,28 +112,10 @@ class Apt:
         """The same for several, with one call of apt."""
         fetched = directory / ".fetched"
         make_folder(fetched)
-        for archive in self._download(packages, fetched):
-            done = self._run("dpkg-deb", "-x", str(archive), str(directory))
-            if done.returncode:
-                self._refuse_full_disk(done, directory, archive.name)
-                raise GuestImageError(f"cannot unpack {archive.name}: {_reason(done)}")
+        for archive in self.download(packages, fetched):
+            self.unpack_archive(archive, directory)
             archive.unlink()
         shutil.rmtree(fetched)
-
-    def _download(self, packages: Sequence[str], directory: Path) -> list[Path]:
-        names = ", ".join(packages)
-        for attempt in range(2):
-            done = self._run("apt-get", "download", "-q", *packages, cwd=directory)
-            archives = sorted(directory.glob("*.deb"))
-            if done.returncode == 0 and len(archives) >= len(packages):
-                return archives
-            self._refuse_full_disk(done, directory, names)
-            # Lists older than the archive's latest point release name files that are gone from it.
-            if attempt == 0 and not self._own_lists:
-                self._update()
-            else:
-                break
-        raise GuestImageError(f"cannot download {names}: {_reason(done)}")
 
     def _search(self, pattern: str) -> list[str]:
         done = self._run("apt-cache", "--names-only", "search", pattern)

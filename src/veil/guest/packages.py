@@ -2,13 +2,14 @@
 """Debian's packages, unpacked in the cache: one that is there is used until its entry is removed."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from veil.cache import Cache
 from veil.guest.apt import Apt
 
-__all__ = ["host_codename", "kept_package", "unpacked_package"]
+__all__ = ["host_codename", "kept_package", "unpacked_package", "unpacked_packages"]
 
 _PACKAGES = "package"
 
@@ -18,17 +19,33 @@ def unpacked_package(
 ) -> Path:
     """A folder with the files of a Debian package; once fetched it is used until its cache entry is removed.
 
-    `suite`: of Debian, if this computer's own has no such package.
+    `suite`: of Debian, if this computer's own has no such package. Raises GuestImageError.
     """
-    apt = Apt(cache, suite=suite)
-    key = kept_package(cache, package) or apt.archive_name(package).removesuffix(".deb")
+    return unpacked_packages(cache, [package], progress, suite=suite)[0]
 
-    def build(directory: Path) -> None:
+
+def unpacked_packages(
+    cache: Cache, packages: Sequence[str], progress: Callable[[str], None] | None = None, *, suite: str | None = None
+) -> list[Path]:
+    """The same for several, in their order. What is missing is fetched with one call of apt, which takes a second each
+    time before it begins."""
+    places = {package: _kept_place(cache, package) for package in packages}
+    missing = [package for package, place in places.items() if place is None]
+    if missing:
         if progress:
-            progress(f"fetching {package}")
-        apt.unpack(package, directory)
+            progress(f"fetching {', '.join(missing)}")
+        apt = Apt(cache, suite=suite)
+        with cache.scratch() as directory:
+            for package, archive in zip(missing, apt.download(missing, directory), strict=True):
+                # Epochs stand in the names as %3a, which no key has.
+                key = archive.name.removesuffix(".deb").replace("%3a", "_")
+                places[package] = cache.entry(_PACKAGES, key, partial(apt.unpack_archive, archive))
+    return [place for package in packages if (place := places[package]) is not None]
 
-    return cache.entry(_PACKAGES, key, build)
+
+def _kept_place(cache: Cache, package: str) -> Path | None:
+    key = kept_package(cache, package)
+    return None if key is None else cache.lookup(_PACKAGES, key)
 
 
 def kept_package(cache: Cache, package: str) -> str | None:

@@ -51,7 +51,8 @@ def test_every_cut_of_a_program_is_refused_or_read() -> None:
     [
         ("libaudit.so.1", "libaudit1"), ("libc.so.6", "libc6"), ("libssl.so.3", "libssl3"),
         ("libsqlite3.so.0", "libsqlite3-0"), ("libpcre2-8.so.0", "libpcre2-8-0"), ("libcap-ng.so.0", "libcap-ng0"),
-        ("libz.so.1", "zlib1g"),
+        ("libz.so.1", "zlib1g"), ("libcrypto.so.3", "libssl3"), ("libm.so.6", "libc6"), ("libdb-5.3.so", "libdb5.3"),
+        ("libldap-2.5.so.0", "libldap-2.5-0"), ("libgcc_s.so.1", "libgcc-s1"), ("libbrotlidec.so.1", "libbrotli1"),
     ],
 )  # fmt: skip
 def test_likely_package(library: str, package: str) -> None:
@@ -61,7 +62,7 @@ def test_likely_package(library: str, package: str) -> None:
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Unpacked packages that apt is not asked for."""
-    monkeypatch.setattr(module, "unpacked_package", lambda _cache, name, _say=None: tmp_path / name)
+    monkeypatch.setattr(module, "unpacked_packages", lambda _cache, names, _say: [tmp_path / name for name in names])
     monkeypatch.setattr(Apt, "dependencies", lambda _self, name: [name, "libother1"])
     return tmp_path
 
@@ -134,6 +135,24 @@ def test_exactly_the_closure(packages: Path, monkeypatch: pytest.MonkeyPatch) ->
     (packages / "libfar1/usr/lib/x86_64-linux-gnu/libfar.so.1").unlink()
     with pytest.raises(GuestImageError, match=r"has libfar\.so\.1"):
         debian_programs(cache, ["app"], ["usr/bin/app"])
+
+
+def test_what_a_program_needs_is_fetched_at_once(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what those need in turn: apt takes a second a call."""
+    far = build_library(packages / "libfar1/usr/lib/x86_64-linux-gnu", "libfar.so.1")
+    near = build_library(packages / "libnear2/lib/x86_64-linux-gnu", "libnear.so.2", far)
+    next_to = build_library(packages / "libnext1/lib/x86_64-linux-gnu", "libnext.so.1")
+    build_library(packages / "app/usr/bin", "app", near, next_to)
+    monkeypatch.setattr(Apt, "dependencies", lambda _self, name: [name, "libfar1", "libnext1", "libnear2"])
+    calls: list[list[str]] = []
+
+    def unpack(_cache: Cache, names: list[str], _say: object) -> list[Path]:
+        calls.append(list(names))
+        return [packages / name for name in names]
+
+    monkeypatch.setattr(module, "unpacked_packages", unpack)
+    debian_programs(Cache(packages / "cache"), ["app"], ["usr/bin/app"])
+    assert calls == [["app"], ["libnear2", "libnext1"], ["libfar1"]]
 
 
 def test_a_script_and_its_mode(packages: Path) -> None:

@@ -13,7 +13,7 @@ from veil.guest.apt import Apt
 from veil.guest.elf import is_elf, parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node
-from veil.guest.packages import unpacked_package
+from veil.guest.packages import unpacked_packages
 from veil.private_files import write_new
 
 __all__ = ["PackageFiles", "debian_programs"]
@@ -21,7 +21,10 @@ __all__ = ["PackageFiles", "debian_programs"]
 _LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
 _CLOSURES = "closure"
 _SONAME = re.compile(r"(?P<name>.+?)(?:-(?P<dashed>[\d.]+))?\.so(?:\.(?P<version>\d+))?.*")
-_NAMED_OTHERWISE = {"libz": "zlib1g"}
+_NAMED_OTHERWISE = {
+    "libz": "zlib1g", "libcrypto": "libssl", "libbrotlicommon": "libbrotli", "libbrotlidec": "libbrotli",
+    **dict.fromkeys(("libdl", "libm", "libpthread", "libresolv", "librt", "libutil"), "libc6"),
+}  # fmt: skip
 
 
 def debian_programs(
@@ -75,15 +78,15 @@ class PackageFiles:
         self._roots: list[Path] = []
         self._used: list[str] = []
         self._rest: list[str] | None = None
+        self._met: set[str] = set()
         # What it took the last time: the same packages in the same order, without asking apt.
         known = cache.lookup(_CLOSURES, self._key)
         self._known = (known / "packages").read_text().split() if known is not None else []
-        for package in self._known or self._packages:
-            self._use(package)
+        self._use(self._known or self._packages)
 
-    def _use(self, package: str) -> None:
-        self._roots.append(unpacked_package(self._cache, package, self._say))
-        self._used.append(package)
+    def _use(self, packages: Sequence[str]) -> None:
+        self._roots += unpacked_packages(self._cache, packages, self._say)
+        self._used += packages
 
     def remember(self) -> None:
         """Keep which packages it took."""
@@ -96,10 +99,11 @@ class PackageFiles:
         """A program of the named packages, or a library of anybody's. Raises GuestImageError."""
         path = PurePosixPath(name)
         is_library = ".so" in path.name
-        places = [f"{folder}/{path.name}" for folder in _LIBRARIES] if is_library else [name]
-        found = self._look(places)
+        found = self._library(path.name) if is_library else self._look([name])
         if found is None and is_library:
-            found = next((place for _ in self._more(path.name) if (place := self._look(places))), None)
+            found = next((place for _ in self._more(path.name) if (place := self._library(path.name))), None)
+        if found is not None:
+            self._expect_libraries(found)
         if found is None:
             whom = ", ".join(self._packages)
             if is_library:
@@ -143,14 +147,36 @@ class PackageFiles:
 
     def _more(self, library: str) -> Iterator[None]:
         """Unpack what the packages depend on, a package after the other, the likely ones first."""
+        guess = _package_of(library)
+        for name in sorted(self._others(), key=lambda name: (not name.startswith(guess), name != "libc6")):
+            self._use([name])
+            yield
+
+    def _others(self) -> list[str]:
+        """What the packages depend on and has not been used yet."""
         if self._rest is None:
             names = [name for package in self._packages for name in self._apt.dependencies(package)]
-            self._rest = [name for name in dict.fromkeys(names) if name not in self._used and "lib" in name]
-        guess = _package_of(library)
-        for name in sorted(self._rest, key=lambda name: (not name.startswith(guess), name != "libc6")):
-            self._rest.remove(name)
-            self._use(name)
-            yield
+            self._rest = [name for name in dict.fromkeys(names) if "lib" in name]
+        return [name for name in self._rest if name not in self._used]
+
+    def _expect_libraries(self, file: Path) -> None:
+        """Fetch what the libraries that a program needs are likely to be in, and then what those need, each all at
+        once: apt takes a second a call."""
+        wave = [] if self._known else [file]
+        while wave:
+            needed = dict.fromkeys(name for place in wave for name in _needed(place) if name not in self._met)
+            self._met |= needed.keys()
+            likely = [self._likely(name) for name in needed if self._library(name) is None]
+            if expected := [name for name in dict.fromkeys(likely) if name is not None]:
+                self._use(expected)
+            wave = [place for name in needed if (place := self._library(name)) is not None]
+
+    def _library(self, name: str) -> Path | None:
+        return self._look([f"{folder}/{name}" for folder in _LIBRARIES])
+
+    def _likely(self, library: str) -> str | None:
+        """The package that has a library, by its name."""
+        return next((name for name in self._others() if name.startswith(_package_of(library))), None)
 
     def tree(self, name: str) -> dict[str, Node]:
         """A file, or a folder's files, of the named packages. Raises GuestImageError."""
@@ -164,19 +190,27 @@ class PackageFiles:
         raise GuestImageError(f"no package of {', '.join(self._packages)} has {name}")
 
 
+def _needed(file: Path) -> list[str]:
+    """The names of the libraries that a program or a library needs."""
+    data = file.read_bytes()
+    return [PurePosixPath(name).name for name in parse_linking(data, file.name).needed] if is_elf(data) else []
+
+
 def _node(path: Path) -> Node:
     if path.is_symlink():
         return Node.link(str(path.readlink()))
     return Node.file(path.read_bytes(), 0o755 if path.stat().st_mode & 0o111 else 0o644)
 
 
-def _package_of(library: str) -> str:
-    """How the name of the package of libssl.so.3 begins: libssl3."""
+def _package_of(library: str) -> tuple[str, ...]:
+    """How the name of the package of a library may begin: of libssl.so.3, libssl3."""
     match = _SONAME.fullmatch(library)
     if match is None:
-        return library
-    if match["name"] in _NAMED_OTHERWISE:
-        return _NAMED_OTHERWISE[match["name"]]
-    version = match["dashed"] or match["version"] or ""
-    between = "-" if match["name"][-1:].isdigit() else ""
-    return f"{match['name']}{between}{version}".lower().replace("_", "-")
+        return (library,)
+    name = match["name"].lower().replace("_", "-")
+    if name in _NAMED_OTHERWISE:
+        return (_NAMED_OTHERWISE[name],)
+    if match["dashed"]:
+        return f"{name}{match['dashed']}", f"{name}-{match['dashed']}"
+    between = "-" if name[-1:].isdigit() else ""
+    return (f"{name}{between}{match['version'] or ''}".rstrip("-"),)
