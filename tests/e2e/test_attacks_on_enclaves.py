@@ -32,6 +32,8 @@ from veil.services.program import ServiceDomain
 from veil.snp import ExitCode, RmpResult, RmpViolation
 from veil.snp.layouts import Vmsa
 
+pytestmark = pytest.mark.usefixtures("idle_time_passes")
+
 PAGE = 4096
 SECRET = 0x1234_5678_9ABC_DEF0
 #: memory of the kernel's

@@ -140,6 +140,7 @@ def test_attested_and_provisioned_from_elsewhere(vm: ConfidentialVM, tmp_path: P
     assert said(vm, "out").encode() == SENT
 
 
+@pytest.mark.usefixtures("idle_time_passes")
 def test_it_is_waited_for_and_no_other_enclave_gets_it(
     vm: ConfidentialVM, tmp_path: Path, busybox: EnclaveImage
 ) -> None:
@@ -212,6 +213,7 @@ def answer(vm: ConfidentialVM, gpa: int, vmpl: int) -> None:
     view.write(gpa + Mailbox.status.offset, int(Status.OK).to_bytes(4, "little"))
 
 
+@pytest.mark.usefixtures("idle_time_passes")
 def test_nobody_answers_for_the_service(vm: ConfidentialVM, unserved: int) -> None:
     """The kernel's stores are refused by the RMP. The counter-test: with it open, the enclave believes them."""
     with pytest.raises(RmpViolation):
@@ -223,6 +225,7 @@ def test_nobody_answers_for_the_service(vm: ConfidentialVM, unserved: int) -> No
     assert said(vm, "out") == FORGED.decode()
 
 
+@pytest.mark.usefixtures("idle_time_passes")
 def test_a_host_that_brings_an_old_answer_back(vm: ConfidentialVM, unserved: int) -> None:
     """It has the page as it was with another answer in it, as ciphertext. To write that, it must take the page; then it
     is not validated any more, and the enclave ends where it looks at it."""

@@ -21,6 +21,8 @@ from veil.remote.enc.enclaves import open_enclaves
 from veil.services.enc.enclave import Enclave
 from veil.snp import Permission
 
+pytestmark = pytest.mark.usefixtures("idle_time_passes")
+
 PAGE = 4096
 SECRET, PLAIN = b"the owner has sent this to one", b"somebody has typed this for all"
 PARAMETERS = "/sys/module/intruder/parameters"
