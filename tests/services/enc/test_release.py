@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from tests.monitor.harness import PAGE
-from tests.services.enc.enclave_bench import EnclaveBench, owners
+from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench, owners
 from veil.formats.enclave_calls import KEPT_PAGES, EnclaveCall, Reclaim, Reclaimed, Released
 from veil.formats.enclave_pages import MailboxCall
-from veil.formats.enclaves import ARENA
+from veil.formats.enclaves import ARENA, Prot, Record
 from veil.formats.page_owners import Owner
 from veil.formats.status import Status
 from veil.services.context import Asking, MonitorRefused
-from veil.services.enc.enclave import Enclave
+from veil.services.enc import page_moves
+from veil.services.enc.enclave import Enclave, State
 
 
 def _pages(bench: EnclaveBench, number: int) -> list[int]:
@@ -139,3 +141,86 @@ def test_without_a_look_at_single_pages_all_are_lost(bench: EnclaveBench, monkey
     for _ in range(3):
         assert bench.destroy(number)[0] == Status.UNAVAILABLE
     assert len([page for page in pages if bench.monitor.book.owner(page) is Owner.KERNEL]) < len(pages) // 2
+
+
+_SCATTERED = 40
+
+
+class _RefusesTheSecond:
+    """Of more pages than one request names the host lets go the first ones, not the rest; nor the first ones again."""
+
+    def __init__(self, bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keeps = True
+        self.taken: list[int] = []
+        monitor = bench.service.context.monitor
+        honest = monitor.move
+
+        def move(ranges: Sequence[tuple[int, int]], source: Owner, target: Owner) -> Asking[None]:
+            if self.keeps and self.taken:
+                raise MonitorRefused(Status.UNAVAILABLE, "the host does not split the page")
+            yield from honest(ranges, source, target)
+            if self.keeps:
+                self.taken += [gpa for gpa, _ in ranges]
+
+        monkeypatch.setattr(monitor, "move", move)
+
+
+def _scattered(bench: EnclaveBench) -> list[int]:
+    """Of which no two follow each other."""
+    return bench.frames(2 * _SCATTERED)[::2]
+
+
+def _donate(bench: EnclaveBench) -> tuple[int, list[int], State]:
+    number, _ = bench.create()
+    pages = _scattered(bench)
+    assert bench.donate(number, pages) == Status.UNAVAILABLE
+    return number, pages, State.UNUSABLE
+
+
+def _donate_to_the_pool(bench: EnclaveBench) -> tuple[int, list[int], State]:
+    number = next(iter(bench.service._enclaves))
+    pages = _scattered(bench)
+    assert bench.donate(number, pages) == Status.UNAVAILABLE
+    assert bench.enclave(number).granted == 0
+    assert not bench.enclave(number).pool
+    return number, pages, State.READY
+
+
+def _add(bench: EnclaveBench) -> tuple[int, list[int], State]:
+    record = Record.content(Prot.R, 0x400000, bytes(_SCATTERED * PAGE))
+    number, _ = bench.create(replace(LAYOUT, records=(record, *LAYOUT.records[1:])))
+    pages = _scattered(bench)
+    assert bench.add(number, 0, 0, pages) == Status.UNAVAILABLE
+    return number, pages, State.UNUSABLE
+
+
+_WAYS: dict[str, Callable[[EnclaveBench], tuple[int, list[int], State]]] = {
+    "donated": _donate, "donated to the pool": _donate_to_the_pool, "of its content": _add,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_pages_that_neither_come_nor_go(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """They are somebody's: the enclave has them until its end, and the driver does not take them for its own."""
+    monkeypatch.setattr(page_moves, "MOVE_RANGES", _SCATTERED // 2)
+    bench.make(replace(LAYOUT, pool_pages=_SCATTERED))
+    host = _RefusesTheSecond(bench, monkeypatch)
+    number, pages, state = _WAYS[way](bench)
+    enclave = bench.enclave(number)
+    assert enclave.state is state
+    assert 0 < len(host.taken) < len(pages)
+    assert owners(bench, host.taken) == {Owner.ENCLAVE}
+    assert owners(bench, [page for page in pages if page not in host.taken]) == {Owner.KERNEL}
+    assert enclave.owned.keys() >= set(host.taken)
+    # It keeps more of the enclave than an answer names.
+    monkeypatch.setattr("veil.services.enc.enclave.KEPT_PAGES", 1)
+    assert bench.destroy(number)[0] == Status.UNAVAILABLE
+    again = Enclave.load(bench.service.context.guest, enclave.dump())
+    assert list(again.owned) == list(enclave.owned)
+    host.keeps = False
+    assert _release(bench, number) == Released(0)
+    assert owners(bench, pages) == {Owner.KERNEL}
+    assert all(bench.kernel.read(page, PAGE) == bytes(PAGE) for page in host.taken)
+    for other in list(bench.service._enclaves):
+        assert _release(bench, other) == Released(0)
+    bench.check()

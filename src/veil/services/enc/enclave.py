@@ -35,7 +35,7 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import MonitorRefused
 from veil.services.enc.errors import EnclaveError, NeedsPages, NoFrames
 from veil.services.enc.initial_state import descriptor_page, first_context, interrupt_table
-from veil.services.enc.page_moves import give, runs, take
+from veil.services.enc.page_moves import PagesStuck, give, runs, take
 from veil.services.enc.page_tables import PageTables, tables_needed
 from veil.services.enc.paging import AwayPages
 from veil.snp.errors import RmpViolation
@@ -139,17 +139,27 @@ class Enclave:
         self._require(State.MAKING)
         if len(self.owned) + len(pages) > pages_needed(self.layout) + self._content_pages():
             raise EnclaveError("an enclave gets no more pages than it needs")
-        yield from take(context.monitor, pages, Owner.ENCLAVE)
-        self.owned |= dict.fromkeys(pages)
+        yield from self._take(context, pages)
         self.spare += pages
 
     def _grow(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
         if self.granted + len(pages) > self.layout.pool_pages:
             raise EnclaveError(f"the pool has {self.layout.pool_pages} pages at most")
-        yield from take(context.monitor, pages, Owner.ENCLAVE)
+        yield from self._take(context, pages)
         self.granted += len(pages)
-        self.owned |= dict.fromkeys(pages)
         self.pool += pages
+
+    def _take(self, context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
+        """They are the enclave's from here on, whatever becomes of them. Raises MonitorRefused."""
+        try:
+            yield from take(context.monitor, pages, Owner.ENCLAVE)
+        except PagesStuck as stuck:
+            # Of no use, and nobody else's: they go back at its end.
+            self.owned |= dict.fromkeys(stuck.pages)
+            if self.state is State.MAKING:
+                self.state = State.UNUSABLE
+            raise
+        self.owned |= dict.fromkeys(pages)
 
     def require_pool(self, pages: int) -> None:
         """There must be so many that are free. Raises NeedsPages if the kernel may give them, NoFrames if not."""
@@ -165,7 +175,11 @@ class Enclave:
         self._require(State.MAKING)
         if slot >= self.layout.slots or slot in self.windows or len(pages) != self.layout.window_pages:
             raise EnclaveError(f"slot {slot} needs no window of {len(pages)} pages")
-        yield from take(context.monitor, pages, Owner.ENCLAVE_WINDOW)
+        try:
+            yield from take(context.monitor, pages, Owner.ENCLAVE_WINDOW)
+        except PagesStuck as stuck:
+            self.windows[slot], self.state = stuck.pages, State.UNUSABLE
+            raise
         self.windows[slot] = list(pages)
         try:
             self._make_tables(context.guest).map(WINDOW + slot * WINDOW_STRIDE, pages, Prot.R | Prot.W, fixed=True)
@@ -181,8 +195,7 @@ class Enclave:
         expected = self.layout.records[record]
         if not 0 < len(pages) <= expected.pages - page:
             raise EnclaveError(f"record {record} has {expected.pages} pages")
-        yield from take(context.monitor, pages, Owner.ENCLAVE)
-        self.owned |= dict.fromkeys(pages)
+        yield from self._take(context, pages)
         self._page += len(pages)
         try:
             for gpa, size in runs(pages):
@@ -285,9 +298,7 @@ class Enclave:
     def take_back(self, context: ServiceContext, addresses: Sequence[int], pages: Sequence[int]) -> Asking[None]:
         """Pages that come back. Raises EnclaveError if one does not hold what was given last for its address."""
         self._require(State.READY)
-        yield from take(context.monitor, pages, Owner.ENCLAVE)
-        # Whatever the host does from here on: what the enclave has goes back with it.
-        self.owned |= dict.fromkeys(pages)
+        yield from self._take(context, pages)
         places = list(zip(addresses, pages, strict=True))
         try:
             contents = [self._content_of(context, *place) for place in places]

@@ -8,7 +8,6 @@ enclave, and not given twice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from veil.formats.page_owners import Owner
@@ -19,7 +18,7 @@ from veil.services.context import MonitorRefused
 if TYPE_CHECKING:
     from veil.services.context import Asking, MonitorClient
 
-__all__ = ["give", "runs", "take"]
+__all__ = ["PagesStuck", "give", "runs", "take"]
 
 
 def runs(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -51,18 +50,31 @@ def _batches(pages: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
         yield batch
 
 
+class PagesStuck(MonitorRefused):
+    """Not all pages could be taken, and of some that were the host does not let the kernel have them again."""
+
+    def __init__(self, refused: MonitorRefused, pages: list[int]) -> None:
+        super().__init__(refused.status, str(refused))
+        self.pages = pages
+        """Of the owner for whom they were taken: they must go back when the others do, and be named until then."""
+
+
 def take(monitor: MonitorClient, pages: Sequence[int], target: Owner) -> Asking[None]:
-    """All of these pages of the kernel's, or none. Raises MonitorRefused."""
+    """All of these pages of the kernel's, or none. Raises MonitorRefused; PagesStuck if it is some of them."""
     taken: list[list[tuple[int, int]]] = []
     try:
         for batch in _batches(pages):
             yield from monitor.move(batch, Owner.KERNEL, target)
             taken.append(batch)
-    except MonitorRefused:
+    except MonitorRefused as refused:
+        stuck: list[int] = []
         for batch in taken:
-            # Refused for reasons of the host's, and then the pages stay out of the kernel's reach.
-            with suppress(MonitorRefused):
+            try:
                 yield from monitor.move(batch, target, Owner.KERNEL)
+            except MonitorRefused:
+                stuck += [gpa + at for gpa, size in batch for at in range(0, size, PAGE_SIZE)]
+        if stuck:
+            raise PagesStuck(refused, stuck) from None
         raise
 
 
