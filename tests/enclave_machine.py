@@ -26,7 +26,7 @@ from veil.cache import Cache
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_pages import WindowBlock, WindowState
 from veil.formats.enclave_reports import EnclaveWord
-from veil.formats.enclaves import THREAD_PAGES, THREADS, WINDOW
+from veil.formats.enclaves import THREAD_AREAS, THREADS, WINDOW
 from veil.formats.status import Status
 from veil.guest.enclaves.build import build_enclave
 from veil.guest.enclaves.image import EnclaveImage
@@ -231,7 +231,7 @@ class EnclaveMachine(EnclaveBench):
         self.finish_running()
         changed = {int(page) for page in np.flatnonzero((self._all() != before).any(axis=1))}
         enclave = self.enclave(self.number)
-        area = [enclave.tables.lookup(THREADS + part * PAGE) for part in range(THREAD_PAGES)]
+        area = [enclave.tables.lookup(THREADS + at) for part in THREAD_AREAS for at in range(*part, PAGE)]
         own = [*enclave.contexts, *enclave.windows[0], *(found[0] for found in area if found is not None)]
         self.back(state)
         self._before = before

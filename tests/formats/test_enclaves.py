@@ -95,7 +95,7 @@ def test_what_no_enclave_can_be(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("at", "bytes_"),
-    [(0, b"X"), (8, b"\2"), (0x34, b"\4"), (0x38, b"\1"), (0x40, b"\3"), (0x44, b"\x0d")],
+    [(0, b"X"), (8, b"\1"), (0x34, b"\4"), (0x38, b"\1"), (0x40, b"\3"), (0x44, b"\x0d")],
     ids=["magic", "version", "records", "reserved", "kind", "prot"],
 )
 def test_what_is_no_layout(at: int, bytes_: bytes) -> None:

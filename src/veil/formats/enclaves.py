@@ -35,6 +35,7 @@ __all__ = [
     "SYSTEM",
     "SYSTEM_STRIDE",
     "THREADS",
+    "THREAD_AREAS",
     "THREAD_PAGES",
     "THREAD_STRIDE",
     "TOP",
@@ -64,7 +65,6 @@ RUNTIME = 0x7000_0000_0000
 #: What a slot (a thread) has of its own: `ThreadPart`. Aligned to its stride: any stack pointer leads there.
 THREADS = 0x7100_0000_0000
 THREAD_STRIDE = 0x1_0000
-THREAD_PAGES = THREAD_STRIDE // PAGE_SIZE
 #: A slot's GDT and TSS: one page, supervisor's, read-only.
 SYSTEM = 0x7200_0000_0000
 SYSTEM_STRIDE = 0x2000
@@ -90,20 +90,29 @@ DATA_SELECTOR = 0x1B
 
 
 class ThreadPart(enum.IntEnum):
-    """Offsets in a slot's area, in bytes. Stacks grow down from theirs."""
+    """Offsets in a slot's area, in bytes. Stacks grow down from theirs, to a page that is not there."""
 
     CONTROL = 0x0
     """The runtime's own data of this thread: one page. Its first words are the runtime's to lay out."""
-    IST1_TOP = 0x5000
-    """16 KiB."""
-    IST2_TOP = 0x7000
-    """8 KiB."""
-    IST3_TOP = 0x9000
-    """8 KiB."""
+    IST1_TOP = 0x3000
+    """4 KiB."""
+    IST2_TOP = 0x6000
+    """8 KiB: page faults, of the runtime's own copies too."""
+    IST3_TOP = 0x8000
+    """4 KiB."""
     STACK_TOP = 0xF000
     """24 KiB: RSP when the slot is entered for the first time."""
     MAILBOX = 0xF000
     """`Mailbox`."""
+
+
+#: (first offset, offset behind the last) of what is mapped of a slot's area. Nothing is mapped below a stack: one that
+#: grows too far is a page fault of the runtime's, which ends the enclave, and overwrites nothing.
+THREAD_AREAS = (
+    (ThreadPart.CONTROL, PAGE_SIZE), (0x2000, ThreadPart.IST1_TOP), (0x4000, ThreadPart.IST2_TOP),
+    (0x7000, ThreadPart.IST3_TOP), (0x9000, THREAD_STRIDE),
+)  # fmt: skip
+THREAD_PAGES = sum(behind - first for first, behind in THREAD_AREAS) // PAGE_SIZE
 
 
 class Stack(enum.IntEnum):
@@ -168,7 +177,7 @@ check_offsets(_Header, 0x40, {"slots": 0x0C, "entry": 0x10, "pool_pages": 0x20, 
 
 #: these two stand in the information page, too
 LAYOUT_MAGIC = b"VEILENCL"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 _RECORD = struct.Struct("<IIQQ48s")
 MEASUREMENT_BYTES = 48
 
@@ -239,7 +248,7 @@ class Layout:
             raise FormatError(f"an enclave's layout is cut short: {len(data)} bytes")
         header = _Header.from_buffer_copy(data)
         if header.magic != LAYOUT_MAGIC or header.version != LAYOUT_VERSION or header.reserved_038:
-            raise FormatError("this is not an enclave's layout of version 1")
+            raise FormatError(f"this is not an enclave's layout of version {LAYOUT_VERSION}: build the enclave again")
         if header.records > MAX_RECORDS or len(data) != ctypes.sizeof(_Header) + header.records * _RECORD.size:
             raise FormatError(f"an enclave's layout of {len(data)} bytes says that it has {header.records} records")
         return cls(

@@ -65,6 +65,10 @@ _FILES = {
     **_answered("pwritev", "102 @8 / 296 1 @16:&0,q8 1 0", 18, 9, why=b"a write of 8 bytes"),
     **_answered("sendfile", f"{_PIPE}40 4 3 0 8", 40, 9, why=b"sendfile of 8 bytes"),
     **_answered("lseek", "8 1 0 1", 8, -200, why=b"no system call"),
+    **_answered("lseek to a place", f"2 {PASSWD} 0 0 / 8 3 100 0", 8, 101, 0, LARGE, why=b"lseek is answered by"),
+    **_answered("lseek forwards", f"2 {PASSWD} 0 0 / 8 3 100 1", 8, 99, why=b"lseek is answered by"),
+    **_answered("lseek behind the end", f"2 {PASSWD} 0 0 / 8 3 100 2", 8, 99, why=b"lseek is answered by"),
+    **_answered("lseek to data", f"2 {PASSWD} 0 0 / 8 3 100 3", 8, 99, why=b"lseek is answered by"),
     **_answered("open", f"2 {PATH} 0 0", 257, 1, why=b"descriptor 1, which is open"),
     **_answered("openat", f"257 -100 {PATH} 0 0", 257, 2, why=b"descriptor 2, which is open"),
     **_answered("stat", f"4 {PATH} @144", 262, 1, why=b"newfstatat is answered by 0x1, which it cannot be"),
@@ -229,10 +233,45 @@ _NETWORK = {
     "recvmsg's address of half a family": Attack(
         f"{SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64",
         lie_once(47, None, (1, 8, 4, 5), (1, 80, 2, 2)),
-        b"a message's address has 5 bytes",
+        b"a socket's address has 5 bytes",
     ),
     "getsockname's address of half a family": Attack(
         "41 2 2 0 / 51 3 @16 @4:d16", lie_once(51, None, (2, 0, 4, 2)), b"a socket's address has 2 bytes"
+    ),
+    **_answered("socket", "41 2 2 0", 41, 1, why=b"descriptor 1, which is open"),
+    "getsockname of another family": Attack(
+        "41 2 2 0 / 51 3 @128 @4:d128",
+        lie_once(51, None, (1, 0, 2, 10), (2, 0, 4, 28)),
+        b"a socket of family 2 has an address of family 10",
+    ),
+    "getsockname of no address": Attack(
+        "41 2 2 0 / 51 3 @128 @4:d128", lie_once(51, None, (2, 0, 4, 0)), b"a socket's address has 0 bytes"
+    ),
+    "getpeername of another family": Attack(
+        f"{SOCKETS}52 4 @128 @4:d128",
+        lie_once(52, None, (1, 0, 2, 2), (2, 0, 4, 16)),
+        b"a socket of family 1 has an address of family 2",
+    ),
+    "accept of another family": Attack(
+        f"{SOCKETS}43 3 @128 @4:d128",
+        lie_once(288, 9, (1, 0, 2, 2), (2, 0, 4, 16)),
+        b"a socket of family 1 has an address of family 2",
+    ),
+    "recvfrom of another family": Attack(
+        f"{SOCKETS}45 3 @8 8 64 @128 @4:d128",
+        lie_once(45, 8, (4, 0, 2, 10), (5, 0, 4, 28)),
+        b"a socket of family 1 has an address of family 10",
+    ),
+    "recvmsg of another family": Attack(
+        f"{SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64",
+        lie_once(47, None, (1, 8, 4, 16), (1, 80, 2, 2)),
+        b"a socket of family 1 has an address of family 2",
+    ),
+    **_answered(
+        "setsockopt", f"{SOCKETS}54 3 1 2 @4:d1 4", 54, 1, why=b"setsockopt is answered by 0x1, which it cannot be"
+    ),
+    "getsockopt's other family": Attack(
+        f"{SOCKETS}55 3 1 39 @4 @4:d4", lie_once(55, None, (3, 0, 4, 2)), b"option 39 of a socket"
     ),
     "getsockopt's short answer": Attack(
         f"{SOCKETS}55 3 1 4 @4:d77 @4:d4", lie_once(55, None, (4, 0, 4, 1)), b"option 4 of a socket is answered by what"

@@ -7,6 +7,7 @@ each that has a handler of its own is in one of the tables of `hostile_answers.p
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -310,3 +311,26 @@ def test_a_part_of_an_option(native: NativeRuntime, image: EnclaveImage) -> None
     """A program with less room than the option needs gets as much."""
     done = native.run(image, "p", *f"{SOCKETS}55 3 1 3 @2 @4:d2".split())
     assert _results(done)[-2:] == ["0100.", "02000000."]
+
+
+def test_a_device_that_knows_no_places(native: NativeRuntime, image: EnclaveImage) -> None:
+    """/dev/null says that it is where it always is."""
+    words = "2 @16:x2f6465762f6e756c6c00 0 0 / 8 3 100 0 / 8 3 100 1 / 8 3 0 5"
+    assert _results(native.run(image, "p", *words.split()))[1:4] == ["0", "0", "-22"]
+
+
+def test_a_socket_stays_of_its_family(native: NativeRuntime, image: EnclaveImage) -> None:
+    """One of IPv6 cannot be made one of IPv4, whose addresses are others."""
+    words = "41 10 1 0 / 54 3 41 1 @4:d2 4 / 54 3 41 26 @4:d1 4"
+    assert _results(native.run(image, "p", *words.split()))[1:3] == ["-95", "0"]
+
+
+def test_a_socket_that_was_accepted(native: NativeRuntime, image: EnclaveImage) -> None:
+    """It has the family of the one that listens."""
+    name = f"x010000{os.urandom(8).hex()}"
+    connected = f"41 1 1 0 / 49 3 @16:{name} 11 / 50 3 1 / 41 1 1 0 / 42 4 @16:{name} 11 / 43 3 0 0"
+    words = f"{connected} / 162 / 51 5 @128 @4:d128".split()
+    assert _results(native.run(image, "p", *words))[:7] == ["3", "0", "0", "4", "0", "5", "0"]
+    done = native.run(image, "p", *words, lie=lie_once(51, None, (1, 0, 2, 2), (2, 0, 4, 16)))
+    assert _ended(done)
+    assert b"a socket of family 1 has an address of family 2" in done.stderr

@@ -127,10 +127,10 @@ def links_what_names_lead_to() -> Mapping[str, str]:
 def reads_twice() -> Mapping[str, str]:
     """One length is checked, and read again when it is used."""
     return {
-        "sockets.c": _edited(
-            "sockets.c",
+        "socket_options.c": _edited(
+            "socket_options.c",
             ("	given = READ_ONCE(*length);\n	if (given > space)", "	if (READ_ONCE(*length) > space)"),
-            ("if (!is_option(a, own, given, space))", "if (false)"),
+            ("if (!is_option(a, own, given, space, socket_family(self, (s32)a[0])))", "if (false)"),
             ("if (given < space && clear_out(a[3] + given, space - given))", "if (false)"),
             ('"getsockopt of %d bytes is answered by %d", (u64)space, (u64)given)', '"getsockopt")'),
             ("	if (copy_out(a[3], own, given))", f"	given = READ_ONCE(*length);\n	{_COPY_GIVEN}"),

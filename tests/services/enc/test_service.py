@@ -23,6 +23,7 @@ from veil.formats.enclaves import (
     RUNTIME,
     SYSTEM,
     SYSTEM_STRIDE,
+    THREAD_AREAS,
     THREAD_STRIDE,
     THREADS,
     TOP,
@@ -48,7 +49,8 @@ def test_an_enclave(bench: EnclaveBench) -> None:
     for at in range(2):
         rights, page = translated(bench, number, RUNTIME + at * PAGE)
         assert (rights, bench.view(2).read(page, PAGE)) == (5, CONTENT[at * PAGE : (at + 1) * PAGE])
-    for va in (0x400000, 0x401000, RUNTIME + 2 * PAGE, THREADS, THREADS + 2 * THREAD_STRIDE - PAGE):
+    parts = [THREADS + THREAD_STRIDE + at for area in THREAD_AREAS for at in range(*area, PAGE)]
+    for va in (0x400000, 0x401000, RUNTIME + 2 * PAGE, THREADS, *parts):
         rights, page = translated(bench, number, va)
         assert (rights, bench.view(2).read(page, PAGE)) == (7 | 1 << 63, bytes(PAGE))
     rights, page = translated(bench, number, INFO)
@@ -56,7 +58,10 @@ def test_an_enclave(bench: EnclaveBench) -> None:
     assert (rights, bytes(info.measurement), info.enclave) == (5 | 1 << 63, LAYOUT.measurement, number)
     for va in (IDT, SYSTEM, SYSTEM + SYSTEM_STRIDE):
         assert translated(bench, number, va)[0] == 1 | 1 << 63, "the processor's alone, and read-only"
-    for va in (0, PAGE, ARENA, RUNTIME + 3 * PAGE, WINDOW + 2 * PAGE, THREADS + 2 * THREAD_STRIDE, SYSTEM + PAGE):
+    nothing = (0, PAGE, ARENA, RUNTIME + 3 * PAGE, WINDOW + 2 * PAGE, THREADS + 2 * THREAD_STRIDE, SYSTEM + PAGE)
+    below_stacks = [THREADS + THREAD_STRIDE + first - PAGE for first, _ in THREAD_AREAS[1:]]
+    assert not set(below_stacks) & set(parts)
+    for va in (*nothing, *below_stacks):
         assert translated(bench, number, va) == (0, 0)
     # Windows are the process's too, and data only.
     for slot in range(2):

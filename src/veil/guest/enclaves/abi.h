@@ -32,9 +32,9 @@
 
 /* Offsets in a slot's area: ThreadPart. */
 #define VEIL_ENC_CONTROL 0x0
-#define VEIL_ENC_IST1_TOP 0x5000
-#define VEIL_ENC_IST2_TOP 0x7000
-#define VEIL_ENC_IST3_TOP 0x9000
+#define VEIL_ENC_IST1_TOP 0x3000
+#define VEIL_ENC_IST2_TOP 0x6000
+#define VEIL_ENC_IST3_TOP 0x8000
 #define VEIL_ENC_STACK_TOP 0xf000
 #define VEIL_ENC_MAILBOX 0xf000
 

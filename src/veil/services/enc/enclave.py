@@ -20,6 +20,7 @@ from veil.formats.enclaves import (
     INFO,
     SYSTEM,
     SYSTEM_STRIDE,
+    THREAD_AREAS,
     THREAD_PAGES,
     THREAD_STRIDE,
     THREADS,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Enclave", "State", "pages_needed"]
 
-_MAILBOX_PAGE = ThreadPart.MAILBOX // PAGE_SIZE
 #: Tables for what the pool's pages may be mapped at, beyond one for each 2 MiB of them.
 _MORE_TABLES = 16
 #: The pool grows by so many pages at least, if it may: each time costs requests.
@@ -241,9 +241,11 @@ class Enclave:
             if record.kind is RecordKind.ZERO:
                 tables.map(record.va, [self._zeroed(guest) for _ in range(record.pages)], record.prot)
         for slot in range(layout.slots):
-            area = [self._zeroed(guest) for _ in range(THREAD_PAGES)]
-            tables.map(THREADS + slot * THREAD_STRIDE, area, Prot.R | Prot.W, fixed=True)
-            self.mailboxes.append(area[_MAILBOX_PAGE])
+            for first, behind in THREAD_AREAS:
+                area = [self._zeroed(guest) for _ in range(first, behind, PAGE_SIZE)]
+                tables.map(THREADS + slot * THREAD_STRIDE + first, area, Prot.R | Prot.W, fixed=True)
+                if behind > ThreadPart.MAILBOX:
+                    self.mailboxes.append(area[(ThreadPart.MAILBOX - first) // PAGE_SIZE])
             tables.map_system(SYSTEM + slot * SYSTEM_STRIDE, self._filled(guest, descriptor_page(slot)))
         tables.map_system(IDT, self._filled(guest, interrupt_table(layout.vectors)))
         tables.map(INFO, [self._filled(guest, bytes(info))], Prot.R, fixed=True)

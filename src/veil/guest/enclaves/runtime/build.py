@@ -23,10 +23,12 @@ from veil.private_files import make_folder, write_new
 __all__ = ["RUNTIME_FLAGS", "Runtime", "build_runtime", "runtime_sources"]
 
 _KIND = "enclave-runtime"
-#: General registers only: the program's others stay where they are while the runtime works.
+#: General registers only: the program's others stay where they are while the runtime works. And each page of a stack is
+#: touched in its order, so that none is left out on the way to what lies below.
 RUNTIME_FLAGS = (
     "-std=gnu11", "-O2", "-ffreestanding", "-fno-builtin", "-fpie", "-mgeneral-regs-only", "-fno-stack-protector",
-    "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-Wall", "-Wextra", "-Werror",
+    "-fstack-clash-protection", "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-Wall", "-Wextra",
+    "-Werror",
 )  # fmt: skip
 _LINK_FLAGS = (
     "-nostdlib", "-static", "-no-pie", "-s", "-Wl,--build-id=none", "-Wl,-z,max-page-size=4096",

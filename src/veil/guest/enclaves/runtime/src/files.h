@@ -32,6 +32,7 @@ struct open_file {
 	u32 users;
 	u32 access; /* O_RDONLY, O_WRONLY, O_RDWR */
 	u32 flags;
+	u16 family; /* sockets.c: of all addresses of this socket, or 0 */
 	u64 offset;
 	const struct config_file *trusted;
 	struct sealed_file *sealed;
@@ -75,6 +76,9 @@ static inline u64 length_outside(const char *path, u64 length)
 }
 /* Such a path in the window; NULL: there is no room. */
 char *put_path(struct thread *, const char *path, u64 length);
+
+/* sockets.c: the family with which a socket was made, if its addresses have it; 0: nothing is known */
+u16 socket_family(struct thread *, s32 fd);
 
 /* trusted_files.c */
 const struct config_file *trusted_file(const char *path, u64 length);

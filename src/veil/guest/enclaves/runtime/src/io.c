@@ -15,6 +15,7 @@
 #define SEEK_SET 0
 #define SEEK_CUR 1
 #define SEEK_END 2
+#define SEEK_HOLE 4
 #define NO_OFFSET (~(u64)0)
 
 struct vector {
@@ -313,6 +314,16 @@ static u64 size_inside(const struct open_file *file)
 	return file->kind == FILE_TRUSTED ? file->trusted->size : sealed_size(file);
 }
 
+/* Where a file may be then. A device that knows no places answers 0, whatever it is asked. */
+static bool is_place(struct thread *self, const u64 *a, s64 result)
+{
+	s64 asked = (s64)a[1];
+
+	if (a[2] == SEEK_SET ? result == asked : result >= asked)
+		return true;
+	return !result && !is_regular(self, (s32)a[0]);
+}
+
 HANDLER(do_lseek)
 {
 	struct open_file *file = use(self, (s32)a[0]);
@@ -321,8 +332,12 @@ HANDLER(do_lseek)
 	if (!file)
 		return -EBADF;
 	if (file->kind == FILE_OUTSIDE || file->kind == FILE_RANDOM) {
-		result = outside(self, NR_LSEEK, a[0], a[1], a[2], 0, 0, 0);
 		release(self, file);
+		if (a[2] > SEEK_HOLE)
+			return -EINVAL;
+		result = outside(self, NR_LSEEK, a[0], a[1], a[2], 0, 0, 0);
+		if (result >= 0 && !is_place(self, a, result))
+			attacked(self, "lseek is answered by %x, where the file cannot be", (u64)result);
 		return result;
 	}
 	lock(self, &file->lock);

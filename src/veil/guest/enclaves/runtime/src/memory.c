@@ -6,6 +6,7 @@
  */
 #include "areas.h"
 #include "memory.h"
+#include "memory_parts.h"
 
 /* So many come by one fault. veil/services/enc/mailbox.py has the same number. */
 #define AT_ONCE (64 * PAGE)
@@ -14,7 +15,7 @@
 #define LOW_END 0x80000000
 #define FIRST_ADDRESS 0x10000
 
-static struct lock memory_lock;
+struct lock memory_lock;
 static u64 brk_now;
 /* Where the next fault is likely to be: in an area that was made last, or behind the pages that came last. */
 static u64 likely;
@@ -30,7 +31,7 @@ static u32 real_prot(u32 prot)
 	return prot ? prot | PROT_READ : 0;
 }
 
-static bool ask_map(struct thread *self, u64 start, u64 end, u32 prot)
+bool memory_ask_map(struct thread *self, u64 start, u64 end, u32 prot)
 {
 	for (u64 at = start; at < end;) {
 		u64 part = least(end - at, MAP_LIMIT);
@@ -45,13 +46,13 @@ static bool ask_map(struct thread *self, u64 start, u64 end, u32 prot)
 	return true;
 }
 
-static void ask_unmap(struct thread *self, u64 start, u64 end)
+void memory_ask_unmap(struct thread *self, u64 start, u64 end)
 {
 	if (ask_service(self, VEIL_MAILBOX_UNMAP, start, (end - start) / PAGE, 0, NULL) != STATUS_OK)
 		attacked(self, "the service does not take back the pages at %x", start);
 }
 
-static void ask_protect(struct thread *self, u64 start, u64 end, u32 prot)
+void memory_ask_protect(struct thread *self, u64 start, u64 end, u32 prot)
 {
 	if (ask_service(self, VEIL_MAILBOX_PROTECT, start, (end - start) / PAGE, real_prot(prot), NULL) != STATUS_OK)
 		attacked(self, "the service does not protect the pages at %x", start);
@@ -67,43 +68,40 @@ void memory_start(void)
 	brk_now = CONFIG->brk_start;
 }
 
-/* Take away what is in a range, pages too. The lock is held. */
-static bool clear_range(struct thread *self, u64 start, u64 end)
+bool memory_clear(struct thread *self, u64 start, u64 end)
 {
 	if (!area_cut(self, start, end))
 		return false;
 	for (u32 at = area_after(start); area_number(at) && area_number(at)->start < end; at++)
 		if (area_number(at)->resident)
-			ask_unmap(self, area_number(at)->start, area_number(at)->end);
+			memory_ask_unmap(self, area_number(at)->start, area_number(at)->end);
 	area_remove(start, end);
 	return true;
 }
 
-/* Where the service maps pages: below the arena, and in it. */
-static bool may_be_there(u64 start, u64 bytes)
+bool memory_may_be(u64 start, u64 bytes)
 {
 	return start >= FIRST_ADDRESS && !(start % PAGE) && is_user(start, bytes) &&
 	       (start + bytes <= VEIL_ENC_ARENA || (start >= VEIL_ENC_ARENA && start + bytes <= arena_end()));
 }
 
-/* Where to put a new area; a negative error. */
-static s64 choose(struct thread *self, u64 wanted, u64 bytes, u32 flags)
+s64 memory_choose(struct thread *self, u64 wanted, u64 bytes, u32 flags)
 {
 	u64 place;
 
 	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
 		if (wanted % PAGE)
 			return -EINVAL;
-		if (!may_be_there(wanted, bytes))
+		if (!memory_may_be(wanted, bytes))
 			return -ENOMEM;
 		if (area_free(wanted, wanted + bytes))
 			return (s64)wanted;
 		if (flags & MAP_FIXED_NOREPLACE)
 			return -EEXIST;
-		return clear_range(self, wanted, wanted + bytes) ? (s64)wanted : -ENOMEM;
+		return memory_clear(self, wanted, wanted + bytes) ? (s64)wanted : -ENOMEM;
 	}
 	wanted = page_down(wanted);
-	if (may_be_there(wanted, bytes) && area_free(wanted, wanted + bytes) &&
+	if (memory_may_be(wanted, bytes) && area_free(wanted, wanted + bytes) &&
 	    (!(flags & MAP_32BIT) || wanted + bytes <= LOW_END))
 		return (s64)wanted;
 	if (flags & MAP_32BIT)
@@ -141,7 +139,7 @@ static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
 			break;
 		next = area->end;
 		if (area->resident && area->prot != prot)
-			ask_protect(self, area->start, area->end, prot);
+			memory_ask_protect(self, area->start, area->end, prot);
 		area->prot = prot;
 		if (prot & PROT_WRITE) {
 			area->source = NULL;
@@ -161,17 +159,17 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 		return -EINVAL;
 	bytes = page_up(bytes);
 	lock(self, &memory_lock);
-	place = choose(self, wanted, bytes, flags);
+	place = memory_choose(self, wanted, bytes, flags);
 	if (place < 0)
 		goto out;
-	if (file && !ask_map(self, (u64)place, (u64)place + bytes, PROT_READ | PROT_WRITE)) {
+	if (file && !memory_ask_map(self, (u64)place, (u64)place + bytes, PROT_READ | PROT_WRITE)) {
 		place = -ENOMEM;
 		goto out;
 	}
 	if (!area_add(self, (struct area){ (u64)place, (u64)place + bytes, file ? PROT_READ | PROT_WRITE : prot, file,
 					   file, NULL, 0 })) {
 		if (file)
-			ask_unmap(self, (u64)place, (u64)place + bytes);
+			memory_ask_unmap(self, (u64)place, (u64)place + bytes);
 		place = -ENOMEM;
 		goto out;
 	}
@@ -183,7 +181,7 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 		if (result >= 0)
 			result = protect_locked(self, (u64)place, (u64)place + bytes, prot);
 		if (result < 0) {
-			clear_range(self, (u64)place, (u64)place + bytes);
+			memory_clear(self, (u64)place, (u64)place + bytes);
 			place = result;
 			goto out;
 		}
@@ -252,7 +250,7 @@ s64 memory_unmap(struct thread *self, u64 start, u64 bytes)
 	if (start % PAGE || !bytes || !is_user(start, bytes))
 		return -EINVAL;
 	lock(self, &memory_lock);
-	result = clear_range(self, start, start + page_up(bytes)) ? 0 : -ENOMEM;
+	result = memory_clear(self, start, start + page_up(bytes)) ? 0 : -ENOMEM;
 	unlock(&memory_lock);
 	return result;
 }
@@ -293,7 +291,7 @@ s64 memory_advise(struct thread *self, u64 start, u64 bytes, u32 advice)
 
 		if (!area->resident || area->file)
 			continue;
-		ask_unmap(self, area->start, area->end);
+		memory_ask_unmap(self, area->start, area->end);
 		area->resident = false;
 	}
 	area_join(start, start + bytes);
@@ -301,107 +299,10 @@ s64 memory_advise(struct thread *self, u64 start, u64 bytes, u32 advice)
 	return result;
 }
 
-static _Noreturn void out_of_memory(struct thread *self)
+_Noreturn void memory_is_out(struct thread *self)
 {
 	log_line(self, "out of memory: all %d pages of the pool are in use", CONFIG->pool_pages);
 	end_enclave(self, 137, 9);
-}
-
-/* As many at once as the pool has pages: those that were moved are free for the next. False: it has none for the first. */
-static bool move_pages(struct thread *self, const struct area *area, u64 to)
-{
-	u64 part = area->end - area->start;
-
-	for (u64 at = area->start; at < area->end; at += part, to += part) {
-		part = least(part, area->end - at);
-		/* It must be readable for a moment, whatever it is for the program. */
-		while (!ask_map(self, to, to + part, PROT_READ | PROT_WRITE)) {
-			if (part == PAGE && at > area->start)
-				out_of_memory(self);
-			if (part == PAGE)
-				return false;
-			part = page_up(part / 2);
-		}
-		if (!area->prot)
-			ask_protect(self, at, at + part, PROT_READ);
-		self->moves = true;
-		if (copy_user((void *)to, (void *)at, part))
-			attacked(self, "pages at %x are not where the service put them", at);
-		self->moves = false;
-		ask_unmap(self, at, at + part);
-		if (area->prot != (PROT_READ | PROT_WRITE))
-			ask_protect(self, to, to + part, area->prot);
-	}
-	return true;
-}
-
-/* Pages and areas from one place to another, which is free. */
-static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
-{
-	const u64 start = from, end = from + bytes;
-
-	for (u32 at = area_after(from); area_number(at) && area_number(at)->start < end; at = area_after(from)) {
-		struct area area = *area_number(at);
-		u64 place = to + (area.start - from);
-
-		if (area.resident && !move_pages(self, &area, place)) {
-			/* What has moved is not where the program would look for it. */
-			if (from > start)
-				out_of_memory(self);
-			return false;
-		}
-		to = place + (area.end - area.start);
-		from = area.end;
-		area_remove(area.start, area.end);
-		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file, NULL, 0 }))
-			return false;
-	}
-	return true;
-}
-
-static s64 grow(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64 wanted)
-{
-	struct area last;
-	s64 place;
-
-	if (!area_number(area_after(start + old - 1)) || area_number(area_after(start + old - 1))->start >= start + old)
-		return -EFAULT;
-	last = *area_number(area_after(start + old - 1));
-	if (!(flags & MREMAP_FIXED) && may_be_there(start, new) && area_free(start + old, start + new)) {
-		place = (s64)start;
-	} else {
-		if (!(flags & MREMAP_MAYMOVE))
-			return -ENOMEM;
-		place = choose(self, wanted, new, flags & MREMAP_FIXED ? MAP_FIXED : 0);
-		if (place < 0)
-			return place;
-		if (!area_cut(self, start, start + old) || !move_range(self, start, (u64)place, old))
-			return -ENOMEM;
-	}
-	if (new > old &&
-	    !area_add(self, (struct area){ (u64)place + old, (u64)place + new, last.prot, false, false, NULL, 0 }))
-		return -ENOMEM;
-	area_join((u64)place, (u64)place + new);
-	return place;
-}
-
-s64 memory_move(struct thread *self, u64 start, u64 old, u64 new, u32 flags, u64 wanted)
-{
-	s64 result = (s64)start;
-
-	old = page_up(old);
-	new = page_up(new);
-	if (start % PAGE || !new || !old || flags & ~(u32)(MREMAP_MAYMOVE | MREMAP_FIXED) || !is_user(start, old))
-		return -EINVAL;
-	if (flags & MREMAP_FIXED && (!(flags & MREMAP_MAYMOVE) || (wanted < start + old && start < wanted + new)))
-		return -EINVAL;
-	lock(self, &memory_lock);
-	if (new < old && !clear_range(self, start + new, start + old))
-		result = -ENOMEM;
-	else if (new > old || flags & MREMAP_FIXED)
-		result = grow(self, start, least(old, new), new, flags, flags & MREMAP_FIXED ? wanted : 0);
-	unlock(&memory_lock);
-	return result;
 }
 
 s64 memory_brk(struct thread *self, u64 end)
@@ -419,7 +320,7 @@ s64 memory_brk(struct thread *self, u64 end)
 			goto out;
 		likely = old;
 		area_join(old, new);
-	} else if (new < old && !clear_range(self, new, old)) {
+	} else if (new < old && !memory_clear(self, new, old)) {
 		goto out;
 	}
 	brk_now = end;
@@ -476,11 +377,11 @@ bool memory_bring(struct thread *self, u64 address, u32 needed)
 	}
 	start = most(address & ~(AT_ONCE - 1), area->start);
 	end = least((address & ~(AT_ONCE - 1)) + AT_ONCE, area->end);
-	if (!ask_map(self, start, end, area->prot)) {
+	if (!memory_ask_map(self, start, end, area->prot)) {
 		start = page_down(address);
 		end = start + PAGE;
-		if (!ask_map(self, start, end, area->prot))
-			out_of_memory(self);
+		if (!memory_ask_map(self, start, end, area->prot))
+			memory_is_out(self);
 	}
 	note_pages(self, start, end);
 	there = true;

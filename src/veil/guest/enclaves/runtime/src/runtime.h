@@ -97,7 +97,6 @@ s64 memory_map_trusted(struct thread *, u64 address, u64 bytes, u32 prot, u32 fl
 		       const struct config_file *source);
 s64 memory_unmap(struct thread *, u64 address, u64 bytes);
 s64 memory_protect(struct thread *, u64 address, u64 bytes, u32 prot);
-s64 memory_move(struct thread *, u64 address, u64 old, u64 new, u32 flags, u64 wanted);
 s64 memory_advise(struct thread *, u64 address, u64 bytes, u32 advice);
 s64 memory_brk(struct thread *, u64 end);
 /* After a page fault: where it was; whether pages came there with the answer. */
@@ -106,6 +105,9 @@ u64 memory_fault(struct thread *, bool *there);
 bool memory_bring(struct thread *, u64 address, u32 needed);
 /* prot of what lies there, or -1 */
 s32 memory_prot(struct thread *, u64 address);
+
+/* moving.c */
+s64 memory_move(struct thread *, u64 address, u64 old, u64 new, u32 flags, u64 wanted);
 
 /* descriptors.c, paths.c, io.c */
 struct open_file;

@@ -1,24 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Sockets: addresses and messages, whose lengths come back from outside. */
+/* Sockets: addresses and messages, whose lengths and families come back from outside. */
 #include "files.h"
 #include "handlers.h"
-#include "structures.h"
 
 #define LONGEST_ADDRESS 128
 #define MOST_VECTORS 64
 #define MOST_CONTROL 4096
-#define LARGEST_OPTION 4096
 #define FAMILY_UNIX 1
 #define FAMILY_INTERNET 2
 #define FAMILY_INTERNET_6 10
+#define FAMILY_NETLINK 16
+#define FAMILY_PACKET 17
 #define FAMILY_BYTES 2
 #define LONGEST_UNIX_PATH 108
 #define MSG_NOSIGNAL 0x4000
+#define SOCK_TYPE 0xf
+#define SOCK_PACKET 10
 #define SOL_SOCKET 1
 #define SCM_RIGHTS 1
-#define IPPROTO_IP 0
-#define IPPROTO_TCP 6
-#define IPPROTO_IPV6 41
 
 struct vector {
 	u64 base, length;
@@ -39,6 +38,50 @@ struct address {
 	u32 space;
 };
 
+u16 socket_family(struct thread *self, s32 fd)
+{
+	struct open_file *file = use(self, fd);
+	u16 family = file ? file->family : 0;
+
+	release(self, file);
+	return family;
+}
+
+static void note_family(struct thread *self, s64 fd, u16 family)
+{
+	struct open_file *file = fd < 0 ? NULL : use(self, (s32)fd);
+
+	if (file)
+		file->family = family;
+	release(self, file);
+}
+
+/* Of a new socket. Sockets of others may have addresses of another family (SMC). 0: nothing is known. */
+static u16 known_family(const u64 *a)
+{
+	switch ((u32)a[0]) {
+	case FAMILY_UNIX:
+	case FAMILY_INTERNET:
+	case FAMILY_INTERNET_6:
+	case FAMILY_NETLINK:
+	case FAMILY_PACKET:
+		return (a[1] & SOCK_TYPE) == SOCK_PACKET ? 0 : (u16)a[0];
+	default:
+		return 0;
+	}
+}
+
+HANDLER(do_socket)
+{
+	s64 fd = outside(self, 41, a[0], a[1], a[2], 0, 0, 0);
+
+	if (fd < 0)
+		return fd;
+	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+	note_family(self, fd, known_family(a));
+	return fd;
+}
+
 static s64 put_address(struct thread *self, u64 length_at, struct address *to)
 {
 	u32 space;
@@ -55,32 +98,32 @@ static s64 put_address(struct thread *self, u64 length_at, struct address *to)
 	return 0;
 }
 
-/* A program reads as much as the family has: of a shorter one the rest would be whatever was there before. */
-static bool is_address(const u8 *copy, u32 length)
+/*
+ * A program reads as much as the family has, and knows the family, for it has made the socket: of a shorter address the rest
+ * would be whatever was there before, and another one would be read as what it is not.
+ */
+static void check_address(struct thread *self, const u8 *copy, u32 length, u16 expected)
 {
 	u16 family;
 
 	if (length < FAMILY_BYTES || length > LONGEST_ADDRESS)
-		return !length;
+		attacked(self, "a socket's address has %d bytes", (u64)length);
 	memcpy(&family, copy, FAMILY_BYTES);
-	switch (family) {
-	case FAMILY_INTERNET:
-		return length == 16;
-	case FAMILY_INTERNET_6:
-		return length == 28;
-	default:
-		return true;
-	}
+	if ((family == FAMILY_INTERNET && length != 16) || (family == FAMILY_INTERNET_6 && length != 28))
+		attacked(self, "a socket's address has %d bytes", (u64)length);
+	if (expected && family != expected)
+		attacked(self, "a socket of family %d has an address of family %d", (u64)expected, (u64)family);
 }
 
-static s64 take_address(struct thread *self, const struct address *from, u64 to, u64 length_at)
+/* `always`: there is one. With data there need not be: a stream's are from whom it is connected to. */
+static s64 take_address(struct thread *self, s32 fd, const struct address *from, u64 to, u64 length_at, bool always)
 {
 	u32 length = READ_ONCE(*from->length);
 	u8 own[LONGEST_ADDRESS];
 
 	memcpy(own, from->buffer, LONGEST_ADDRESS);
-	if (!is_address(own, length))
-		attacked(self, "a socket's address has %d bytes", (u64)length);
+	if (length || always)
+		check_address(self, own, length, socket_family(self, fd));
 	if (copy_out(to, own, least(least(length, LONGEST_ADDRESS), from->space)))
 		return -EFAULT;
 	return copy_out(length_at, &length, sizeof(length));
@@ -177,7 +220,8 @@ HANDLER(do_accept)
 	if (fd < 0)
 		return fd;
 	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
-	if (fd >= 0 && a[1] && take_address(self, &address, a[1], a[2]))
+	note_family(self, fd, socket_family(self, (s32)a[0]));
+	if (fd >= 0 && a[1] && take_address(self, (s32)a[0], &address, a[1], a[2], true))
 		return -EFAULT;
 	return fd;
 }
@@ -191,7 +235,7 @@ HANDLER(do_getname)
 		return -EBADF;
 	result = put_address(self, a[2], &address);
 	result = result ?: outside_done(self, self->regs.rax, a[0], (u64)address.buffer, (u64)address.length, 0, 0, 0);
-	return result ? result : take_address(self, &address, a[1], a[2]);
+	return result ? result : take_address(self, (s32)a[0], &address, a[1], a[2], true);
 }
 
 HANDLER(do_recvfrom)
@@ -218,7 +262,7 @@ HANDLER(do_recvfrom)
 		attacked(self, "recvfrom of %d bytes is answered by %d", bytes, (u64)result);
 	if (copy_out(a[1], buffer, least((u64)result, bytes)))
 		return -EFAULT;
-	return a[4] ? take_address(self, &address, a[4], a[5]) ?: result : result;
+	return a[4] ? take_address(self, (s32)a[0], &address, a[4], a[5], false) ?: result : result;
 }
 
 HANDLER(do_socketpair)
@@ -228,87 +272,10 @@ HANDLER(do_socketpair)
 
 	if (result)
 		return result;
-	return new_pair(self, shared, own) ?: copy_out(a[3], own, sizeof(own));
-}
-
-/*
- * Options with a size: less comes only if the program has less room for it. Of others (TCP_INFO) it is the kernel's
- * version that decides.
- */
-static const struct option {
-	s16 level, first, last;
-	u16 size;
-	structure_check check;
-} options[] = {
-	{ SOL_SOCKET, 2, 2, 4, is_natural },	     /* SO_REUSEADDR */
-	{ SOL_SOCKET, 3, 3, 4, is_natural },	     /* SO_TYPE */
-	{ SOL_SOCKET, 4, 4, 4, is_error_number },    /* SO_ERROR */
-	{ SOL_SOCKET, 5, 11, 4, is_natural },	     /* from SO_DONTROUTE to SO_NO_CHECK; SO_SNDBUF, SO_RCVBUF */
-	{ SOL_SOCKET, 12, 12, 4, NULL },	     /* SO_PRIORITY */
-	{ SOL_SOCKET, 13, 13, 8, is_natural },	     /* SO_LINGER */
-	{ SOL_SOCKET, 15, 16, 4, is_natural },	     /* SO_REUSEPORT, SO_PASSCRED */
-	{ SOL_SOCKET, 17, 17, 12, is_natural },	     /* SO_PEERCRED */
-	{ SOL_SOCKET, 18, 19, 4, is_natural },	     /* SO_RCVLOWAT, SO_SNDLOWAT */
-	{ SOL_SOCKET, 20, 21, 16, is_microseconds }, /* SO_RCVTIMEO, SO_SNDTIMEO */
-	{ SOL_SOCKET, 29, 30, 4, is_natural },	     /* SO_TIMESTAMP, SO_ACCEPTCONN */
-	{ SOL_SOCKET, 38, 39, 4, is_natural },	     /* SO_PROTOCOL, SO_DOMAIN */
-	{ SOL_SOCKET, 66, 67, 16, is_microseconds }, /* the same with 64 bits everywhere */
-	{ IPPROTO_TCP, 1, 7, 4, is_natural },	     /* from TCP_NODELAY to TCP_SYNCNT */
-	{ IPPROTO_TCP, 8, 8, 4, NULL },		     /* TCP_LINGER2 */
-	{ IPPROTO_TCP, 9, 10, 4, is_natural },	     /* TCP_DEFER_ACCEPT, TCP_WINDOW_CLAMP */
-	{ IPPROTO_TCP, 12, 12, 4, is_natural },	     /* TCP_QUICKACK */
-	{ IPPROTO_TCP, 18, 18, 4, is_natural },	     /* TCP_USER_TIMEOUT */
-	{ IPPROTO_IP, 1, 2, 4, NULL },		     /* IP_TOS, IP_TTL */
-	{ IPPROTO_IP, 10, 11, 4, is_natural },	     /* IP_MTU_DISCOVER, IP_RECVERR */
-	{ IPPROTO_IP, 14, 14, 4, is_natural },	     /* IP_MTU */
-	{ IPPROTO_IPV6, 16, 16, 4, NULL },	     /* IPV6_UNICAST_HOPS */
-	{ IPPROTO_IPV6, 24, 26, 4, is_natural },     /* IPV6_MTU, IPV6_RECVERR, IPV6_V6ONLY */
-};
-
-static bool is_option(const u64 *a, const u8 *value, u32 given, u32 space)
-{
-	for (u32 i = 0; i < LENGTH(options); i++) {
-		const struct option *option = &options[i];
-
-		if ((s32)a[1] != option->level || (s32)a[2] < option->first || (s32)a[2] > option->last)
-			continue;
-		if (space < option->size)
-			return true; /* a part, which says nothing */
-		return given == option->size && (!option->check || option->check(value));
-	}
-	return true;
-}
-
-HANDLER(do_getsockopt)
-{
-	u32 space, given, *length = take_buffer(self, sizeof(*length));
-	u8 *value = take_buffer(self, LARGEST_OPTION), own[LARGEST_OPTION] __attribute__((aligned(8)));
-	s64 result;
-
-	if (!is_open((s32)a[0]))
-		return -EBADF;
-	if (copy_in(&space, a[4], sizeof(space)))
-		return -EFAULT;
-	if ((s32)space < 0)
-		return -EINVAL;
-	space = (u32)least(space, LARGEST_OPTION);
-	*length = space;
-	memset(value, 0, space);
-	result = outside_done(self, 55, a[0], a[1], a[2], (u64)value, (u64)length, 0);
-	if (result)
-		return result;
-	given = READ_ONCE(*length);
-	if (given > space)
-		attacked(self, "getsockopt of %d bytes is answered by %d", (u64)space, (u64)given);
-	memcpy(own, value, space);
-	if (!is_option(a, own, given, space))
-		attacked(self, "option %d of a socket is answered by what it cannot be", (u64)(u32)a[2]);
-	if (copy_out(a[3], own, given))
-		return -EFAULT;
-	/* The program may take it for whole: there is nothing in it that was there before. */
-	if (given < space && clear_out(a[3] + given, space - given))
-		return -EFAULT;
-	return copy_out(a[4], &given, sizeof(given));
+	result = new_pair(self, shared, own);
+	for (u32 i = 0; i < 2; i++)
+		note_family(self, own[i], known_family(a));
+	return result ?: copy_out(a[3], own, sizeof(own));
 }
 
 /* A message as it goes out: one vector, for all data lie together in the window. */
@@ -491,8 +458,8 @@ HANDLER(do_recvmsg)
 			return -EFAULT;
 	}
 	memcpy(name, to.name, sizeof(name));
-	if (own.name && !is_address(name, answer.name_length))
-		attacked(self, "a message's address has %d bytes", (u64)answer.name_length);
+	if (own.name && answer.name_length)
+		check_address(self, name, answer.name_length, socket_family(self, (s32)a[0]));
 	if (own.name && copy_out(own.name, name, least(answer.name_length, own.name_length)))
 		return -EFAULT;
 	own.name_length = answer.name_length;

@@ -51,7 +51,7 @@ struct thread {
 	u64 fault_address;
 	bool forgets; /* events.c: the next fault is on purpose */
 	bool faulted; /* there was one since the program was left */
-	bool moves;   /* memory.c: it copies pages, and has the lock of the map */
+	bool moves;   /* moving.c: it copies pages, and has the lock of the map */
 
 	struct child *child; /* programs.c: NULL, or what the thread is between vfork() and a program's start */
 
