@@ -33,7 +33,7 @@ from veil.formats.board import (
 
 __all__ = [
     "RSDP_CHECKSUMS",
-    "RSDP_POINTER",
+    "RSDP_POINTERS",
     "RSDP_SIZE",
     "SLEEP_TYPE_OFF",
     "AcpiTables",
@@ -94,6 +94,8 @@ class AcpiTables:
     checksums: tuple[Checksum, ...]
     xsdt: int
     """Where in the block the XSDT is."""
+    rsdt: int | None = None
+    """and the RSDT, the same with addresses of 32 bits, if there is one"""
 
     def placed(self, base: int) -> bytes:
         """As they must be at `base`, a multiple of 64."""
@@ -111,7 +113,7 @@ _FACP_SIZE = 276
 #: FIRMWARE_CTRL, DSDT, X_DSDT
 _FADT_POINTERS = (Pointer(36, 4), Pointer(40, 4), Pointer(140, 8))
 RSDP_SIZE = 36
-RSDP_POINTER = Pointer(24, 8)
+RSDP_POINTERS = (Pointer(16, 4), Pointer(24, 8))
 RSDP_CHECKSUMS = (Checksum(8, 0, 20), Checksum(32, 0, RSDP_SIZE))
 #: so that what follows is aligned
 _RSDP_ROOM = 64
@@ -148,7 +150,10 @@ def acpi_tables(vcpus: int, *, q35: bool = False, pci_memory: tuple[int, int] = 
     tables = (fadt, block.add(_madt(vcpus, q35)))
     entries = [Pointer(_HEADER_SIZE + 8 * index, 8) for index in range(len(tables))]
     xsdt = block.add(_table(b"XSDT", 1, b"".join(struct.pack("<Q", at) for at in tables)), *entries)
-    return AcpiTables(bytes(block.data), tuple(block.pointers), tuple(block.checksums), xsdt)
+    # For those that look for tables in QEMU's files by the address of 32 bits alone, which is what those have.
+    short = [Pointer(_HEADER_SIZE + 4 * index, 4) for index in range(len(tables))]
+    rsdt = block.add(_table(b"RSDT", 1, b"".join(struct.pack("<I", at) for at in tables)), *short) if q35 else None
+    return AcpiTables(bytes(block.data), tuple(block.pointers), tuple(block.checksums), xsdt, rsdt)
 
 
 def tables_with_rsdp(vcpus: int, base: int) -> bytes:
@@ -172,9 +177,9 @@ def _summed(table: bytes, at: int) -> bytes:
     return table[:at] + bytes([-sum(table) & 0xFF]) + table[at + 1 :]
 
 
-def rsdp(xsdt: int) -> bytes:
-    """5.2.5.3: two checksums, the first over the 20 bytes of ACPI 1.0."""
-    first = _summed(struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM, 2, 0), RSDP_CHECKSUMS[0].offset)
+def rsdp(xsdt: int, rsdt: int = 0) -> bytes:
+    """5.2.5.3: two checksums, the first over the 20 bytes of ACPI 1.0. `rsdt`: 0 if there is none."""
+    first = _summed(struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM, 2, rsdt), RSDP_CHECKSUMS[0].offset)
     return _summed(first + struct.pack("<IQB3x", RSDP_SIZE, xsdt, 0), RSDP_CHECKSUMS[1].offset)
 
 

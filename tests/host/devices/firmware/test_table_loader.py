@@ -44,7 +44,18 @@ def test_tables_are_as_placed(vcpus: int) -> None:
             files[_name(place)][offset] = -sum(files[_name(place)][start : start + length]) & 0xFF
     tables = acpi_tables(vcpus, q35=True)
     assert bytes(files["etc/acpi/tables"]) == tables.placed(_TABLES)
-    assert bytes(files["etc/acpi/rsdp"]) == rsdp(_TABLES + tables.xsdt)
+    assert tables.rsdt
+    assert bytes(files["etc/acpi/rsdp"]) == rsdp(_TABLES + tables.xsdt, _TABLES + tables.rsdt)
+    assert _entries(files, 16, 4) == _entries(files, 24, 8) == [b"FACP", b"APIC"]
+
+
+def _entries(files: dict[str, bytearray], at: int, size: int) -> list[bytes]:
+    """What the RSDP leads to by its address there, in a table of addresses of so many bytes."""
+    block, root = files["etc/acpi/tables"], files["etc/acpi/rsdp"]
+    start = int.from_bytes(root[at : at + size], "little") - _TABLES
+    (length,) = struct.unpack_from("<I", block, start + 4)
+    places = [int.from_bytes(block[at : at + size], "little") for at in range(start + 36, start + length, size)]
+    return [bytes(block[place - _TABLES : place - _TABLES + 4]) for place in places]
 
 
 def test_the_timer_is_in_the_fadt() -> None:

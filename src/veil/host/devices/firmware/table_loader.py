@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from veil.formats.acpi import RSDP_CHECKSUMS, RSDP_POINTER, RSDP_SIZE, Checksum, Pointer, acpi_tables, rsdp
+from veil.formats.acpi import RSDP_CHECKSUMS, RSDP_POINTERS, RSDP_SIZE, Checksum, Pointer, acpi_tables, rsdp
 
 __all__ = ["acpi_files"]
 
@@ -19,7 +19,7 @@ _COMMAND_SIZE = 128
 def acpi_files(vcpus: int, pci_memory: tuple[int, int]) -> dict[str, bytes]:
     """The tables, the RSDP and the script. Addresses in them are offsets into the tables' file, checksums zero."""
     tables = acpi_tables(vcpus, q35=True, pci_memory=pci_memory)
-    root = bytearray(rsdp(tables.xsdt))
+    root = bytearray(rsdp(tables.xsdt, tables.rsdt or 0))
     for checksum in RSDP_CHECKSUMS:
         root[checksum.offset] = 0
     assert len(root) == RSDP_SIZE
@@ -28,7 +28,7 @@ def acpi_files(vcpus: int, pci_memory: tuple[int, int]) -> dict[str, bytes]:
         _command("<I56sIB", _ALLOCATE, _TABLES, 64, _HIGH_MEMORY),
         *(_add_pointer(_TABLES, pointer) for pointer in tables.pointers),
         *(_add_checksum(_TABLES, checksum) for checksum in tables.checksums),
-        _add_pointer(_RSDP, RSDP_POINTER),
+        *(_add_pointer(_RSDP, pointer) for pointer in RSDP_POINTERS),
         *(_add_checksum(_RSDP, checksum) for checksum in RSDP_CHECKSUMS),
     ]
     return {_TABLES: tables.block, _RSDP: bytes(root), _SCRIPT: b"".join(script)}
