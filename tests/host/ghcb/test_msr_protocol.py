@@ -47,7 +47,13 @@ def test_register_gpa() -> None:
     assert guest.host.vcpus[0].contexts[0].ghcb == 0x7000
 
 
-@pytest.mark.parametrize("gpa", [0, MEMORY, 1 << 51])
+def test_no_page_is_registered_any_more() -> None:
+    guest = Guest()
+    assert guest.call_msr(0x012) == 0x013
+    assert guest.host.vcpus[0].contexts[0].ghcb is None
+
+
+@pytest.mark.parametrize("gpa", [MEMORY, 1 << 51])
 def test_register_gpa_refused(gpa: int) -> None:
     guest = Guest()
     assert guest.call_msr(gpa | 0x012) == PFN_ONES | 0x013

@@ -77,8 +77,12 @@ def _preferred_gpa(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
 
 def _register_gpa(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
     gpa = value & _PFN_MASK
+    if not gpa:
+        # As KVM takes it: the guest is about to have its page back.
+        context.ghcb = None
+        return MsrResponse.REGISTER_GPA
     # All ones in the answer: refused. The page may still be private, guests register before or after sharing it.
-    if not gpa or not host.may_name(context, gpa, PAGE_SIZE):
+    if not host.may_name(context, gpa, PAGE_SIZE):
         return _PFN_MASK | MsrResponse.REGISTER_GPA
     context.ghcb = gpa
     return gpa | MsrResponse.REGISTER_GPA
