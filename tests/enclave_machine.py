@@ -97,7 +97,7 @@ class EnclaveMachine(EnclaveBench):
     def __init__(self, image: EnclaveImage) -> None:
         super().__init__()
         code_map = np.zeros(RAM // PAGE, dtype=np.uint8)
-        self.engine = Engine(self.memory, self.rmp, code_map.ctypes.data, range(0))
+        self.engine = Engine(self.memory, self.rmp, code_map.ctypes.data, ())
         self.bus = GuestBus(
             self.memory, self.rmp, NoCipher(), code_map=code_map, on_code_write=self.engine.code_written
         )

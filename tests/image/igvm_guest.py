@@ -13,7 +13,10 @@ __all__ = ["MONITOR_VMSA", "POLICY", "two_levels", "words"]
 _C_BIT = 1 << 51
 _PML4, _PDPT, _PD, _PD_SHARED = 0x1000, 0x2000, 0x3000, 0x4000
 MONITOR_VMSA, GUEST_VMSA = 0x8000, 0x9000
-CODE, GUEST, WORDS_AT, GHCB, STACK = 0x10000, 0x11000, 0x12000, 0x20000, 0x30000
+CODE, GHCB, STACK = 0x10000, 0x20000, 0x30000
+#: one page of 2 MiB, with the less privileged level's code in its second page
+WORDS_AT = 0x600000
+GUEST = WORDS_AT + PAGE
 _SHARED = 1 << 30
 POLICY = 1 << 17 | 1 << 16 | 0x1F
 
@@ -135,23 +138,28 @@ words:
 """
 
 
-def _tables() -> dict[int, bytes]:
+def _tables(words_gpa: int) -> dict[int, bytes]:
     link = _C_BIT | 7
     one = struct.pack("<Q", _PDPT | link).ljust(PAGE, b"\0")
     two = struct.pack("<QQ", _PD | link, _PD_SHARED | link).ljust(PAGE, b"\0")
+    places = {WORDS_AT >> 21: words_gpa}
     private, shared = (
-        b"".join(struct.pack("<Q", index << 21 | bit | 0x87) for index in range(PAGE // 8)) for bit in (_C_BIT, 0)
+        b"".join(struct.pack("<Q", places.get(index, index << 21) | bit | 0x87) for index in range(PAGE // 8))
+        for bit in (_C_BIT, 0)
     )
     return {_PML4: one, _PDPT: two, _PD: private, _PD_SHARED: shared}
 
 
-def two_levels(writer: IgvmWriter | None = None, *, vmsa_at: int = MONITOR_VMSA, vmpl: int = 2) -> IgvmWriter:
-    """The file: page tables, code, its data, and both contexts. `vmpl`: of the context that is not VMPL 0's."""
+def two_levels(
+    writer: IgvmWriter | None = None, *, vmsa_at: int = MONITOR_VMSA, vmpl: int = 2, words_gpa: int = WORDS_AT
+) -> IgvmWriter:
+    """The file: page tables, code, its data, and both contexts. `vmpl`: of the context that is not VMPL 0's, whose code
+    and words are in 2 MiB of memory at `words_gpa`."""
     writer = writer or IgvmWriter().platform().policy(POLICY)
-    for gpa, table in _tables().items():
+    for gpa, table in _tables(words_gpa).items():
         writer.page(gpa, table)
     writer.page(CODE, assemble(_monitor(vmpl), CODE).ljust(PAGE, b"\0"))
-    writer.page(GUEST, assemble(_guest(vmpl), GUEST).ljust(PAGE, b"\0"))
-    writer.page(WORDS_AT).page(GHCB).page(STACK)
+    writer.page(words_gpa).page(words_gpa + PAGE, assemble(_guest(vmpl), GUEST).ljust(PAGE, b"\0"))
+    writer.page(GHCB).page(STACK)
     writer.context(GUEST_VMSA, vmsa(vmpl, rip=GUEST, cr3=_PML4))
     return writer.context(vmsa_at, vmsa(0, rip=CODE, rsp=STACK + PAGE, cr3=_PML4))

@@ -23,6 +23,7 @@ from tests.image.igvm_guest import MONITOR_VMSA, POLICY, two_levels, words
 from tests.machine_code import assemble
 from tests.snp.test_id_block_checks import TOOL, pem
 from veil.cvm import ConfidentialVM
+from veil.cvm.firmware_board import firmware_board
 from veil.errors import VeilError
 from veil.formats.acpi import acpi_tables
 from veil.formats.launch_digest import LaunchLog
@@ -31,7 +32,7 @@ from veil.guest.igvm.file import parse_igvm
 from veil.host import DEFAULT_POLICY, GuestError, GuestHung, GuestPowerOff, GuestTerminated, LaunchIdentityBlock
 from veil.image.igvm_image import build_igvm_image, igvm_memory
 from veil.image.launch_image import LaunchImage
-from veil.snp import LaunchError, PageSize, RmpResult, ram_ranges
+from veil.snp import LaunchError, PageSize, RmpResult, SnapshotError, ram_ranges
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.hosted import hosted_header
 
@@ -111,6 +112,37 @@ def test_a_monitor_has_another_level_run(tmp_path: Path, vmsa_at: int, vmpl: int
         assert vm.machine.secure_processor.measurement == digest
         assert vm.machine.secure_processor.policy == POLICY
         assert vm.hypervisor.kernel_vmpl == vmpl
+
+
+_FAR = 1 << 39
+
+
+def test_memory_far_from_the_guests(tmp_path: Path) -> None:
+    """COCONUT-SVSM's files want theirs at 512 GiB, where QEMU makes it: code runs there, and no map names it."""
+    said = bytearray()
+    with _guest(tmp_path, two_levels(words_gpa=_FAR).required(_FAR, 8 << 20)) as vm:
+        vm.run_until_off(said.extend)
+        assert bytes(said) == words(2)
+        assert vm.machine.far_memory == (_FAR, 8 << 20)
+        assert vm.machine.ram_ranges[-1] == (_FAR, 8 << 20)
+        host = vm.machine.host_view()
+        named = firmware_board(vm.configuration, vm.machine, None).files["etc/e820"]
+        assert [entry[:2] for entry in struct.iter_unpack("<QQI", named)] == [(0, _MEMORY)]
+        assert host.is_private(_FAR, 8 << 20)
+        for outside in (4 << 30, _FAR - PAGE, _FAR + (8 << 20)):
+            assert not host.is_private(outside, PAGE)
+            assert not host.is_shared(outside, PAGE)
+        with pytest.raises(SnapshotError, match="memory at 0x8000000000, far from its other, cannot be saved"):
+            vm.machine.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(("gpa", "size"), [(_FAR, (256 << 20) + PAGE), (1 << 40, PAGE), ((1 << 40) - PAGE, 2 * PAGE)])
+def test_more_far_memory_than_there_is(tmp_path: Path, gpa: int, size: int) -> None:
+    with (
+        _guest(tmp_path, two_levels().required(gpa, size)) as vm,
+        pytest.raises(VeilError, match=r"guest\.igvm: it wants memory from 0x\w+ to 0x\w+, where the guest has none"),
+    ):
+        vm.launch()
 
 
 def _guest(folder: Path, writer: IgvmWriter, **settings: Any) -> AbstractContextManager[ConfidentialVM]:

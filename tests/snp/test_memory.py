@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import SnpError
-from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
+from veil.snp.machine import Machine
+from veil.snp.memory import MAX_FAR_MEMORY, Memory, address_space, holes, ram_ranges
 
 
 def test_one_mapping_for_everybody() -> None:
@@ -91,15 +93,45 @@ def test_file_is_left_alone(tmp_path: Path) -> None:
     assert b"changed!" not in path.read_bytes()
 
 
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
 @pytest.mark.parametrize(
-    ("size", "pieces", "hole"),
+    ("sizes", "pieces", "gaps"),
     [
-        (2 << 20, [(0, 2 << 20)], 0),
-        (3 << 30, [(0, 3 << 30)], 0),
-        ((3 << 30) + (2 << 20), [(0, 3 << 30), (4 << 30, 2 << 20)], (1 << 30) // PAGE_SIZE),
+        ((2 * _MIB,), [(0, 2 * _MIB)], []),
+        ((3 * _GIB,), [(0, 3 * _GIB)], []),
+        (
+            (3 * _GIB + 2 * _MIB,),
+            [(0, 3 * _GIB), (4 * _GIB, 2 * _MIB)],
+            [(3 * _GIB, 4 * _GIB)],
+        ),
+        (
+            (2 * _MIB, PAGE_SIZE, (512 * _GIB, 2 * _MIB)),
+            [(0, 2 * _MIB), (4 * _GIB - PAGE_SIZE, PAGE_SIZE), (512 * _GIB, 2 * _MIB)],
+            [(2 * _MIB, 4 * _GIB - PAGE_SIZE), (4 * _GIB, 512 * _GIB)],
+        ),
+        (
+            (4 * _GIB, PAGE_SIZE),
+            [(0, 3 * _GIB), (4 * _GIB - PAGE_SIZE, PAGE_SIZE), (4 * _GIB, _GIB)],
+            [(3 * _GIB, 4 * _GIB - PAGE_SIZE)],
+        ),
     ],
+    ids=["little", "to the hole", "above the hole", "far", "firmware between"],
 )
-def test_ram_above_3_gib_lies_above_the_hole(size: int, pieces: list[tuple[int, int]], hole: int) -> None:
-    assert ram_ranges(size) == pieces
-    assert len(device_hole(size)) == hole
-    assert address_space(size) == sum(pieces[-1])
+def test_ram_has_holes(sizes: tuple[Any, ...], pieces: list[tuple[int, int]], gaps: list[tuple[int, int]]) -> None:
+    """What is from 3 GiB on lies above the devices' hole."""
+    assert ram_ranges(*sizes) == pieces
+    assert holes(pieces) == [range(start // PAGE_SIZE, end // PAGE_SIZE) for start, end in gaps]
+    assert address_space(pieces) == sum(pieces[-1])
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [(_GIB, 2 * _MIB), (8 * _GIB + PAGE_SIZE, 2 * _MIB), (8 * _GIB, PAGE_SIZE), (8 * _GIB, 0),
+     (MAX_FAR_MEMORY - 2 * _MIB, 4 * _MIB)],
+    ids=["inside of the other", "begins amid 2 MiB", "ends amid 2 MiB", "none", "beyond all"],
+)  # fmt: skip
+def test_far_memory_that_no_machine_has(piece: tuple[int, int]) -> None:
+    with pytest.raises(SnpError, match="far memory is whole 2 MiB between 0x100000000 and 0x10000000000, not 0x"):
+        Machine(2 * _MIB, firmware_size=PAGE_SIZE, far_memory=piece)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,12 +312,32 @@ class TestHostInstructions:
         assert not any(rmp.words)
 
     def test_hole_is_nobodys(self) -> None:
-        rmp = Rmp(1536, hole=range(512, 1024))
+        rmp = Rmp(1536, holes=[range(512, 1024)])
         assert rmp.rmpupdate(REGION, assigned=True)[0] is RmpResult.FAIL_INPUT
         assert rmp.rmpupdate(REGION, assigned=True, size=LARGE)[0] is RmpResult.FAIL_INPUT
         assert fault(rmp, REGION, 0, R) == FAULT_RMP | FAULT_ENC
         assert fault(rmp, REGION, 0, R, private=False) == FAULT_RMP
         assert rmp.rmpupdate(2 * REGION, assigned=True, size=LARGE)[0] is RmpResult.SUCCESS
+
+    def test_a_large_hole_takes_little_memory(self) -> None:
+        """64 GiB, whose entries are 128 MiB: the same memory at many addresses."""
+        start, end = 512 + 3, (64 << 30) // PAGE_SIZE
+        before = _resident()
+        rmp = Rmp(end + 512, holes=[range(1, 5), range(start, end)])
+        assert (rmp.entries["flags"][start:end] == EntryFlag.NO_RAM).all()
+        assert not rmp.entries["perms"][start:end].any()
+        assert np.flatnonzero(rmp.entries["flags"][:start]).tolist() == [1, 2, 3, 4]
+        assert not rmp.entries["flags"][end:].any()
+        assert _resident() - before < 32 << 20
+        for page in (start, end // 2, end - 1):
+            assert rmp.rmpupdate(page * PAGE_SIZE, assigned=True)[0] is RmpResult.FAIL_INPUT
+        assert rmp.rmpupdate(end * PAGE_SIZE, assigned=True, size=LARGE)[0] is RmpResult.SUCCESS
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has for itself (proc(5), smaps_rollup)."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 class TestRunningVmsa:

@@ -349,7 +349,7 @@ class TestHostView:
 
     def test_hole(self) -> None:
         memory = Memory(8 * PAGE_SIZE)
-        bus = GuestBus(memory, Rmp(8, hole=range(2, 4)), AddingCipher())
+        bus = GuestBus(memory, Rmp(8, holes=[range(2, 4)]), AddingCipher())
         host, view = HostView(bus), View(bus, 0)
         for gpa in (2 * PAGE_SIZE - 1, 3 * PAGE_SIZE):
             with pytest.raises(RmpViolation, match="outside guest memory"):

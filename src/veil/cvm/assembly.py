@@ -133,6 +133,15 @@ class Assembly:
 
         return firmware_memory(self.firmware, chosen.vcpus, monitor=chosen.monitor)
 
+    @property
+    def far_memory(self) -> tuple[int, int] | None:
+        """(GPA, length) of memory that an IGVM file has by itself."""
+        if self.igvm is None:
+            return None
+        from veil.image.igvm_image import far_memory
+
+        return far_memory(self.igvm, self._configuration.memory)
+
     @functools.cached_property
     def boot_files(self) -> BootFiles | None:
         """What the firmware gets to boot; None if there is no firmware, or if it boots from a disk."""
@@ -211,6 +220,7 @@ class Assembly:
             cpuid=cpuid,
             command_line=chosen.append or "",
             policy=chosen.policy,
+            far=self.far_memory,
         )
 
     def _initramfs(self, kernel: Kernel, driver: bytes | None) -> bytes:

@@ -27,7 +27,8 @@ def firmware_board(configuration: Configuration, machine: Machine, boot: BootIte
     from veil.image.firmware_image import monitor_base
 
     own = HIGH_MEMORY - machine.firmware_size
-    pieces = machine.ram_ranges
+    # Nor does QEMU name what an IGVM file has by itself.
+    pieces = [piece for piece in machine.ram_ranges if piece != machine.far_memory]
     (start, length), *others = [piece for piece in pieces if piece[0] != own] if machine.firmware_size else pieces
     if configuration.monitor:
         length = monitor_base(length, configuration.services)

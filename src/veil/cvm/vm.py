@@ -444,6 +444,7 @@ class ConfidentialVM:
         machine = Machine(
             chosen.memory,
             firmware_size=self._assembly.firmware_size,
+            far_memory=self._assembly.far_memory,
             endorsement=endorsement,
             report_version=chosen.report_version,
             hosted=chosen.monitor,

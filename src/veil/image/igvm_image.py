@@ -21,14 +21,17 @@ from veil.guest.igvm.file import Area, Context, IgvmFile, Pages, RequiredRange
 from veil.host import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages
 from veil.image.igvm_parameters import HostParameters, filled_area, takes_command_line
 from veil.image.launch_image import LaunchImage, cpuid_page
+from veil.snp import MAX_FAR_MEMORY, address_space, ram_ranges
 from veil.snp.cpuid import CpuidEntryValues
 from veil.snp.layouts import SevFeatures, Vmsa
 from veil.snp.layouts.id_block import EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock
 
-__all__ = ["build_igvm_image", "igvm_memory", "least_privileged_level"]
+__all__ = ["build_igvm_image", "far_memory", "igvm_memory", "least_privileged_level"]
 
 #: As far below 4 GiB a file may have pages, as for QEMU's flash: there some put firmware.
 _FLASH = 8 << 20
+#: How much memory above the guest's a file may have beside it.
+_FAR = 256 << 20
 #: Neighbouring pages are launched together, up to so many bytes.
 _MAX_RUN = 4 << 20
 #: Of VCPUs and VMPLs together.
@@ -56,6 +59,23 @@ def igvm_memory(file: IgvmFile) -> int:
     return HIGH_MEMORY - min(below, default=HIGH_MEMORY) + outside * PAGE_SIZE
 
 
+def far_memory(file: IgvmFile, memory: int) -> tuple[int, int] | None:
+    """(GPA, length) of the memory by itself that the file wants above all of a guest with so much `memory`: as QEMU,
+    this host adds it, and no memory map names it. Raises GuestImageError for more than there can be."""
+    above = max(HIGH_MEMORY, address_space(ram_ranges(memory)))
+    wanted = [item for item in (*file.items, *file.required) if item.gpa >= above and not _is_outside(item)]
+    if not wanted:
+        return None
+    start = min(item.gpa for item in wanted) // PAGE_SIZE_2M * PAGE_SIZE_2M
+    end = -(-max(item.gpa + item.size for item in wanted) // PAGE_SIZE_2M) * PAGE_SIZE_2M
+    if end - start > _FAR or end > MAX_FAR_MEMORY:
+        raise GuestImageError(
+            f"{file.name}: it wants memory from {start:#x} to {end:#x}, where the guest has none; this host adds "
+            f"{_FAR >> 20} MiB at most, below {MAX_FAR_MEMORY:#x}"
+        )
+    return start, end - start
+
+
 def least_privileged_level(file: IgvmFile) -> int:
     """The highest VMPL that the file has a context for."""
     return max(int(_vmsa(item).vmpl) for item in file.items if isinstance(item, Context))
@@ -69,9 +89,10 @@ def build_igvm_image(
     cpuid: Sequence[CpuidEntryValues],
     command_line: str = "",
     policy: int = DEFAULT_POLICY,
+    far: tuple[int, int] | None = None,
 ) -> LaunchImage:
-    """The image. `ram`: (GPA, length) of each piece there will be, `igvm_memory` among them. `policy`: for a file
-    that has none.
+    """The image. `ram`: (GPA, length) of each piece there will be, `igvm_memory` among them, and not `far`, which is
+    `far_memory`. `policy`: for a file that has none.
 
     Raises GuestImageError if the file wants memory, processors or parameters that the guest does not have.
     """
@@ -82,7 +103,7 @@ def build_igvm_image(
     host = HostParameters(usable, vcpus, command_line)
     for item in (*file.required, *file.items):
         if not _is_outside(item):
-            _require_memory(item, usable, flash)
+            _require_memory(item, usable, flash, far)
     regions: list[LaunchRegion] = []
     shared: list[SharedPages] = []
     levels: dict[tuple[int, int], str] = {}
@@ -117,9 +138,12 @@ def _is_outside(item: object) -> bool:
 
 
 def _require_memory(
-    item: Pages | Area | Context | RequiredRange, usable: Sequence[tuple[int, int]], flash: int
+    item: Pages | Area | Context | RequiredRange,
+    usable: Sequence[tuple[int, int]],
+    flash: int,
+    far: tuple[int, int] | None,
 ) -> None:
-    pieces = (*usable, (flash, HIGH_MEMORY - flash))
+    pieces = (*usable, (flash, HIGH_MEMORY - flash), *(() if far is None else (far,)))
     gpa, size = item.gpa, item.size
     if not any(start <= gpa and gpa + size <= start + length for start, length in pieces):
         raise GuestImageError(

@@ -17,7 +17,7 @@ from veil.snp.guest_requests import MODEL_TCB
 from veil.snp.host_view import HostView
 from veil.snp.hosted import HostedCpu, HostedProgram
 from veil.snp.machine import HOSTED_VMPLS, Machine
-from veil.snp.memory import ram_ranges
+from veil.snp.memory import MAX_FAR_MEMORY, address_space, ram_ranges
 from veil.snp.rmp import EntryFlag, PageSize, Permission, PvalidateResult, Rmp, RmpqueryResult, RmpResult
 from veil.snp.secure_processor import PageType, SecureProcessor, launch_digest
 from veil.snp.view import View
@@ -25,6 +25,7 @@ from veil.snp.view import View
 __all__ = [
     "COUNTER_NAMES",
     "HOSTED_VMPLS",
+    "MAX_FAR_MEMORY",
     "MAX_WATCHPOINTS",
     "MODEL_TCB",
     "CpuFeature",
@@ -54,6 +55,7 @@ __all__ = [
     "View",
     "WatchKind",
     "Watchpoint",
+    "address_space",
     "build_engine",
     "check_features",
     "engine_at_hand",

@@ -68,6 +68,8 @@ class EngineCounters(ctypes.Structure):
     instructions: int
 
 
+#: `VEIL_MAX_HOLES`
+_MAX_HOLES = 2
 #: `VEIL_MAX_HELD`
 _MAX_HELD = 63
 
@@ -98,7 +100,7 @@ class WatchedRange(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "new": ([_PTR, _U64, _U64, _U64, _PTR, _PTR], _PTR),
+    "new": ([_PTR, _U64, ctypes.POINTER(_U64), _PTR, _PTR], _PTR),
     "free": ([_PTR], None),
     "vmrun": ([_PTR, _PTR, _U64], None),
     "run_switching": ([_PTR, _PTR, _PTR, _U64], _U64),
@@ -120,8 +122,10 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 class Engine:
     """One x86-64 core that runs the context of one VMSA at a time."""
 
-    def __init__(self, memory: Memory, rmp: Rmp, code_map_address: int, hole: range, cpu_features: int = 0) -> None:
-        """`hole`: the pages below 4 GiB that are no RAM, empty if all are. `cpu_features`: bits of VEIL_CPU_."""
+    def __init__(
+        self, memory: Memory, rmp: Rmp, code_map_address: int, holes: Sequence[range], cpu_features: int = 0
+    ) -> None:
+        """`holes`: the pages that are no RAM, two at most. `cpu_features`: bits of VEIL_CPU_."""
         library = _engine_library.library()
         for name, (argtypes, restype) in _SIGNATURES.items():
             function = getattr(library, f"veil_engine_{name}")
@@ -130,9 +134,10 @@ class Engine:
         self._library = library
         # The engine keeps pointers into these.
         self._keep = (memory, rmp)
-        edges = (hole.start * PAGE_SIZE, hole.stop * PAGE_SIZE) if hole else (memory.size,) * 2
+        edges = [edge * PAGE_SIZE for hole in holes for edge in (hole.start, hole.stop)]
+        edges += [memory.size] * (2 * _MAX_HOLES - len(edges))
         self._handle: int | None = library.veil_engine_new(
-            memory.address, memory.size, *edges, rmp.address, code_map_address
+            memory.address, memory.size, (_U64 * len(edges))(*edges), rmp.address, code_map_address
         )
         if not self._handle:
             raise SnpError("the CPU engine cannot start: not enough memory")

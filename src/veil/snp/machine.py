@@ -43,7 +43,7 @@ from veil.snp.hosted import (
     load_program,
 )
 from veil.snp.layouts import Vmcb, Vmsa
-from veil.snp.memory import Memory, address_space, device_hole, ram_ranges
+from veil.snp.memory import Memory, address_space, check_far_memory, holes, ram_ranges
 from veil.snp.rmp import FAULT_GP, FAULT_NOT_VALIDATED, NO_VMSA, VMSA_WORD, Rmp
 from veil.snp.secure_processor import SecureProcessor
 from veil.snp.snapshot_file import Snapshot, from_plain, read_snapshot, to_plain, write_snapshot
@@ -119,12 +119,15 @@ class Machine:
         memory_size: int,
         *,
         firmware_size: int = 0,
+        far_memory: tuple[int, int] | None = None,
         endorsement: Callable[[], Endorsement] | None = None,
         report_version: int = 3,
         hosted: bool = False,
         cpu_features: Collection[CpuFeature] = (),
     ) -> None:
         """`memory_size` in bytes, a multiple of 2 MiB; `firmware_size` bytes of RAM more lie below 4 GiB.
+        `far_memory`: (GPA, length) of more by itself, whole 2 MiB above all other RAM and below MAX_FAR_MEMORY. Such a
+        machine cannot be saved.
 
         `hosted`: VMSAs of VMPL 0 and 1 that begin at a hosted program are run by Python, in this process. That is for
         images that the caller made: whatever else is at VMPL 0 could have any Python run.
@@ -140,13 +143,23 @@ class Machine:
             raise SnpError(
                 f"firmware has at most {MAX_FIRMWARE_SIZE >> 20} MiB, whole pages, not {firmware_size} bytes"
             )
-        memory = Memory(address_space(memory_size, firmware_size))
+        pieces = ram_ranges(memory_size, firmware_size, far_memory)
+        if far_memory is not None:
+            check_far_memory(far_memory, address_space(pieces[:-1]))
+        memory = Memory(address_space(pieces))
         self.runs_hosted = hosted
-        self._build((memory_size, firmware_size), memory, MemoryEncryption(), endorsement, cpu_features, report_version)
+        self._build(
+            (memory_size, firmware_size, far_memory),
+            memory,
+            MemoryEncryption(),
+            endorsement,
+            cpu_features,
+            report_version,
+        )
 
     def _build(
         self,
-        sizes: tuple[int, int],
+        sizes: tuple[int, int, tuple[int, int] | None],
         memory: Memory,
         encryption: MemoryEncryption,
         endorsement: Callable[[], Endorsement] | None,
@@ -154,13 +167,13 @@ class Machine:
         report_version: int = 3,
     ) -> None:
         self.cpu_features = frozenset(cpu_features)
-        self.memory_size, self.firmware_size = sizes
+        self.memory_size, self.firmware_size, self.far_memory = sizes
         self.memory = memory
-        hole = device_hole(*sizes)
-        self.rmp = Rmp(memory.pages, hole=hole)
+        gaps = holes(self.ram_ranges)
+        self.rmp = Rmp(memory.pages, gaps)
         self.encryption = encryption
         self._code_map = np.zeros(memory.pages, dtype=np.uint8)
-        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, hole, feature_bits(cpu_features))
+        self._engine = Engine(memory, self.rmp, self._code_map.ctypes.data, gaps, feature_bits(cpu_features))
         self._bus = GuestBus(
             memory, self.rmp, encryption, code_map=self._code_map, on_code_write=self._engine.code_written
         )
@@ -193,7 +206,7 @@ class Machine:
     @property
     def ram_ranges(self) -> list[tuple[int, int]]:
         """(GPA, length) of each piece of RAM."""
-        return ram_ranges(self.memory_size, self.firmware_size)
+        return ram_ranges(self.memory_size, self.firmware_size, self.far_memory)
 
     @property
     def counters(self) -> EngineCounters:
@@ -387,6 +400,10 @@ class Machine:
 
         Call it between two VMRUNs.  VCPU contexts are in their VMSAs; VMCBs are the host's to save.
         """
+        if self.far_memory is not None:
+            raise SnapshotError(
+                f"a machine with memory at {self.far_memory[0]:#x}, far from its other, cannot be saved"
+            )
         programs = {gpa: program.save() for gpa, program in self._programs.items()}
         state: dict[str, Any] = {
             "memory_size": self.memory_size,
@@ -438,9 +455,9 @@ class Machine:
         firmware_size = integer(state["firmware_size"], "firmware's size")
         if firmware_size % PAGE_SIZE or firmware_size > MAX_FIRMWARE_SIZE:
             raise SnapshotError(f"no firmware has {firmware_size} bytes")
-        sizes = (memory_size, firmware_size)
+        sizes = (memory_size, firmware_size, None)
         # The engine and its tables are as large as this says: they must not reach past the mapping.
-        if memory_size % PAGE_SIZE_2M or not memory_size or address_space(*sizes) != snapshot.memory_size:
+        if memory_size % PAGE_SIZE_2M or not memory_size or address_space(ram_ranges(*sizes)) != snapshot.memory_size:
             raise SnapshotError(f"it holds {snapshot.memory_size} bytes of memory for a machine with {memory_size}")
         encryption = MemoryEncryption.load(snapshot.sections["encryption"])
         tsc = integer(state["tsc"], "time stamp counter")

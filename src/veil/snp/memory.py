@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from veil.formats.board import HIGH_MEMORY, LOW_MEMORY_END
-from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.snp.errors import SnpError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Memory", "address_space", "device_hole", "ram_ranges"]
+__all__ = ["MAX_FAR_MEMORY", "Memory", "address_space", "check_far_memory", "holes", "ram_ranges"]
 
+
+#: Where far memory ends: tables of a machine have room for each page below it.
+MAX_FAR_MEMORY = 1 << 40
 
 # Linux on x86-64; the mmap module has no name for it before Python 3.13.
 _MAP_NORESERVE = 0x4000
@@ -35,34 +39,43 @@ def _describe(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def ram_ranges(size: int, firmware: int = 0) -> list[tuple[int, int]]:
+def ram_ranges(size: int, firmware: int = 0, far: tuple[int, int] | None = None) -> list[tuple[int, int]]:
     """(GPA, length) of each piece of so much RAM: from 3 GiB on it lies above the devices' hole.
 
-    `firmware` bytes more end at 4 GiB: there processors begin.
+    `firmware` bytes more end at 4 GiB: there processors begin. `far` is a piece by itself above all others.
     """
     pieces = [(0, min(size, LOW_MEMORY_END))]
     if firmware:
         pieces.append((HIGH_MEMORY - firmware, firmware))
     if size > LOW_MEMORY_END:
         pieces.append((HIGH_MEMORY, size - LOW_MEMORY_END))
-    return pieces
+    return pieces if far is None else [*pieces, far]
 
 
-def device_hole(size: int, firmware: int = 0) -> range:
-    """The pages between the pieces below 4 GiB."""
-    if size <= LOW_MEMORY_END and not firmware:
-        return range(0)
-    return range(min(size, LOW_MEMORY_END) // PAGE_SIZE, (HIGH_MEMORY - firmware) // PAGE_SIZE)
+def check_far_memory(piece: tuple[int, int], above: int) -> None:
+    """Raises SnpError if it is not whole 2 MiB from `above` on, where the other RAM ends."""
+    start, length = piece
+    if start % PAGE_SIZE_2M or length % PAGE_SIZE_2M or length <= 0 or not above <= start <= MAX_FAR_MEMORY - length:
+        raise SnpError(
+            f"far memory is whole 2 MiB between {above:#x} and {MAX_FAR_MEMORY:#x}, not {length:#x} bytes at {start:#x}"
+        )
 
 
-def address_space(size: int, firmware: int = 0) -> int:
-    """Guest-physical bytes for so much RAM, the hole included."""
-    start, length = ram_ranges(size, firmware)[-1]
+def holes(pieces: Sequence[tuple[int, int]]) -> list[range]:
+    """The pages between pieces of RAM, which are in the order of their addresses."""
+    ends = [(start + length) // PAGE_SIZE for start, length in pieces[:-1]]
+    gaps = [range(end, start // PAGE_SIZE) for end, (start, _) in zip(ends, pieces[1:], strict=True)]
+    return [gap for gap in gaps if gap]
+
+
+def address_space(pieces: Sequence[tuple[int, int]]) -> int:
+    """Guest-physical bytes for these pieces of RAM, the holes included."""
+    start, length = pieces[-1]
     return start + length
 
 
 class Memory:
-    """The machine's RAM, indexed by guest-physical address (a hole for devices below 4 GiB, if any, included).
+    """The machine's RAM, indexed by guest-physical address (the holes between pieces of RAM included).
 
     Pages that nobody wrote take no room.  Nothing here checks who is asking: guest and host reach memory through
     views.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp import _engine_library
 from veil.snp.errors import RmpViolation, SnpError
+from veil.snp.rmp_table import new_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,6 +97,7 @@ class EntryFlag(enum.IntFlag):
     NO_RAM = 128
 
 
+_NOWHERE = np.array((int(EntryFlag.NO_RAM), 0, 0), dtype=ENTRY_DTYPE)
 _ASSIGNED, _SIZE_2M, _IMMUTABLE = int(EntryFlag.ASSIGNED), int(EntryFlag.SIZE_2M), int(EntryFlag.IMMUTABLE)
 _VMSA_READY = int(EntryFlag.ASSIGNED | EntryFlag.VALIDATED | EntryFlag.VMSA)
 _VMSA_FLAGS = _VMSA_READY | int(EntryFlag.SIZE_2M | EntryFlag.IMMUTABLE)
@@ -206,16 +209,15 @@ class Rmp:
     """One entry per 4 KiB page of guest memory.
 
     `entries` shows the table itself.  While the entry at a 2 MiB boundary has SIZE_2M, it speaks for all 512 pages and
-    the entries after it are zero; `effective()` spreads it out.  `hole`: page numbers that are no RAM.
+    the entries after it are zero; `effective()` spreads it out.  `holes`: page numbers that are no RAM.
     """
 
-    def __init__(self, pages: int, hole: range = range(0)) -> None:
+    def __init__(self, pages: int, holes: Sequence[range] = ()) -> None:
         if pages <= 0:
             raise SnpError(f"an RMP needs at least one page, not {pages}")
         self._c = _Functions(_engine_library.library())
         self.pages = pages
-        self.entries: NDArray[Any] = np.zeros(pages, dtype=ENTRY_DTYPE)
-        self.entries["flags"][hole.start : hole.stop] = EntryFlag.NO_RAM
+        self.entries: NDArray[Any] = new_table(pages, holes, _NOWHERE)
         #: the same entries as 64-bit words, flags in bits 7:0 and the permissions of VMPL v from bit 32 + 8 * v
         self.words: memoryview[int] = self.entries.view("<u8").data.cast("B").cast("Q")
         self._struct = _RmpStruct(self.entries.ctypes.data, pages, 0, NO_VMSA)

@@ -36,8 +36,11 @@ struct veil_engine_counters {
 
 #define VEIL_API __attribute__((visibility("default")))
 
-VEIL_API struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end, uint64_t high_start,
-                                             struct veil_rmp *rmp, uint8_t *code_map);
+#define VEIL_MAX_HOLES 2
+/* edges: where each hole in guest-physical space begins and ends; ram_size for those that there are not. */
+VEIL_API struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size,
+                                             const uint64_t edges[static 2 * VEIL_MAX_HOLES], struct veil_rmp *rmp,
+                                             uint8_t *code_map);
 VEIL_API void veil_engine_free(struct veil_engine *engine);
 /* Runs the VMSA that the VMCB names until an exit, or until CLOCK_MONOTONIC
  * reaches deadline_ns (0: no deadline), which is exit INTR. */

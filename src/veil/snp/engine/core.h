@@ -102,8 +102,8 @@ struct veil_engine {
     CPUX86State *env;
 
     uint8_t *ram;
-    uint64_t ram_size;            /* bytes of guest-physical space, the hole below 4 GiB included */
-    uint64_t low_end, high_start; /* RAM is [0, low_end) and [high_start, ram_size) */
+    uint64_t ram_size;                                 /* bytes of guest-physical space, the holes included */
+    uint64_t low_end, high_start, high_end, far_start; /* RAM is what lies in front of, between and behind the holes */
     MemoryRegion *ram_region;
     struct veil_rmp *rmp;
     uint8_t *code_map; /* one byte a page: VEIL_CODE, VEIL_TABLE */
@@ -154,7 +154,8 @@ static inline struct veil_engine *veil_of(CPUX86State *env)
 
 static inline bool veil_is_ram(const struct veil_engine *e, uint64_t gpa)
 {
-    return gpa < e->low_end || (gpa >= e->high_start && gpa < e->ram_size);
+    return gpa < e->low_end || (gpa >= e->high_start && gpa < e->high_end) ||
+           (gpa >= e->far_start && gpa < e->ram_size);
 }
 
 #endif

@@ -22,7 +22,7 @@ static MemoryRegion *only_region(struct uc_struct *uc, hwaddr address)
     return veil_of(uc->cpu->env_ptr)->ram_region;
 }
 
-struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t low_end, uint64_t high_start,
+struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, const uint64_t edges[static 2 * VEIL_MAX_HOLES],
                                     struct veil_rmp *rmp, uint8_t *code_map)
 {
     struct veil_engine *e = calloc(1, sizeof(*e));
@@ -32,8 +32,10 @@ struct veil_engine *veil_engine_new(uint8_t *ram, uint64_t ram_size, uint64_t lo
     }
     e->ram = ram;
     e->ram_size = ram_size;
-    e->low_end = low_end;
-    e->high_start = high_start;
+    e->low_end = edges[0];
+    e->high_start = edges[1];
+    e->high_end = edges[2];
+    e->far_start = edges[3];
     e->rmp = rmp;
     e->code_map = code_map;
     if (uc_open(UC_ARCH_X86, UC_MODE_64, &e->uc) != UC_ERR_OK) {
@@ -97,7 +99,10 @@ void veil_engine_reset(struct veil_engine *e)
 {
     tb_flush(e->cs);
     tlb_flush(e->cs);
-    memset(e->code_map, 0, e->ram_size >> TARGET_PAGE_BITS);
+    /* Not in the holes, for which the operating system would have to find memory. */
+    memset(e->code_map, 0, e->low_end >> TARGET_PAGE_BITS);
+    memset(e->code_map + (e->high_start >> TARGET_PAGE_BITS), 0, (e->high_end - e->high_start) >> TARGET_PAGE_BITS);
+    memset(e->code_map + (e->far_start >> TARGET_PAGE_BITS), 0, (e->ram_size - e->far_start) >> TARGET_PAGE_BITS);
     veil_spaces_forget(e);
 }
 
