@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from veil.cvm import Configuration, Disk
+from veil.cvm import Configuration, Disk, Network
 from veil.cvm.configuration import NO_KERNEL
 from veil.formats.log_settings import LogSettings
 from veil.guest.initramfs.archive import Node
 from veil.host import LaunchIdentityBlock
 from veil.image.services_image import ServicesImage, protected_services
+from veil.network import Forward
 
 __all__ = ["configurations"]
 
@@ -42,6 +43,15 @@ _DISKS = st.lists(
     | st.builds(Disk, st.none(), st.just("tmp"), st.integers(1, 1 << 40).map(lambda count: 512 * count)),
     max_size=3,
 ).map(tuple)
+_PORTS = st.integers(1, 0xFFFF)
+_FORWARDS = st.lists(
+    st.builds(Forward, st.sampled_from(["tcp", "udp"]), st.ip_addresses(v=4).map(str), _PORTS, _PORTS),
+    max_size=3,
+    unique_by=lambda item: (item.protocol, item.address, item.port),
+)
+_NETWORKS = st.builds(Network, _FORWARDS.map(tuple), st.just(False), st.booleans()) | st.builds(
+    Network, restrict=st.just(True)
+)
 _IDENTITIES = st.builds(LaunchIdentityBlock, st.binary(max_size=96), st.binary(max_size=99), st.booleans())
 
 
@@ -68,6 +78,7 @@ def configurations(draw: st.DrawFn) -> Configuration:
         services=draw(st.none() | _SERVICES) if monitor else None,
         driver_options="" if bare else draw(st.text(max_size=9)),
         disks=draw(_DISKS),
+        network=draw(st.none() | _NETWORKS),
         firmware=firmware,
         initrd=draw(st.none() | st.text(max_size=9)) if firmware is not None else None,
         append=draw(st.none() | st.text(max_size=9)) if bare or firmware is not None else None,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.cvm.configurations import configurations
 from tests.examples import examples
-from veil.cvm import ConfidentialVM, Configuration, Disk, parse_size
+from veil.cvm import ConfidentialVM, Configuration, Disk, Network, parse_size
 from veil.cvm.configuration import Settings
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
@@ -42,6 +42,7 @@ OTHERS: dict[str, Any] = {
     "driver_options": "log_heartbeat=500",
     "files": {"etc/word": Node.file(b"one")},
     "disks": (Disk("/a.img", "tmp"),),
+    "network": Network.parse("user,hostfwd=tcp:8080:80"),
     "firmware": "debian",
     "initrd": "/initrd.img",
     "append": "console=ttyS0",

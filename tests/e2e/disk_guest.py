@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest with disks of each kind, and little memory, so that a disk to swap to is of use."""
+"""A guest with disks of each kind, a network card, and little memory, so that a disk to swap to is of use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from veil.formats.enclave_settings import ON, EncSettings
 from veil.formats.kci_settings import OFF, KciSettings
 from veil.image.services_image import protected_services
 
-__all__ = ["CONTENT", "disk_guest", "disk_image"]
+__all__ = ["CONTENT", "NETWORK", "disk_guest", "disk_image"]
 
+#: To be named when it is restored; ports may be forwarded then.
+NETWORK = "user"
 _SIZE = 4 << 20
 CONTENT = b"".join(hashlib.sha256(b"%d" % n).digest() * 16 for n in range(_SIZE // 512))
 
@@ -45,7 +47,7 @@ def disk_guest(snapshots: RunSnapshots, image: Path, *, monitor: bool = True) ->
     # Code integrity's copy of the kernel takes some 50 MiB.
     memory = "192M" if KciSettings().mode == OFF else "256M"
     services = protected_services(EncSettings(mode=ON)) if monitor else None
-    configuration = Configuration.make(memory, monitor=monitor, services=services, disks=disks)
+    configuration = Configuration.make(memory, monitor=monitor, services=services, disks=disks, network=NETWORK)
 
     def boot(path: Path) -> None:
         with ConfidentialVM(configuration, fresh=True) as vm:

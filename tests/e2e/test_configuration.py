@@ -49,9 +49,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         files={"etc/word": Node.file(b"unusual\n")},
     )
     default = Configuration()
-    # Those of firmware, disks, IGVM files and kernels without the driver have guests of their own
-    # (test_stock_firmware.py, test_disks.py, image/test_igvm_image.py, test_kernels.py).
-    elsewhere = {"firmware", "initrd", "append", "disks", "igvm", "driver"}
+    # Those of firmware, disks, networks, IGVM files and kernels without the driver have guests of their own
+    # (test_stock_firmware.py, test_disks.py, test_network.py, image/test_igvm_image.py, test_kernels.py).
+    elsewhere = {"firmware", "initrd", "append", "disks", "network", "igvm", "driver"}
     assert {
         item.name for item in fields(default) if getattr(default, item.name) == getattr(configuration, item.name)
     } == {"kernel", "monitor", "identity"} | elsewhere

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.disk_guest import CONTENT, disk_guest
+from tests.e2e.disk_guest import CONTENT, NETWORK, disk_guest
 from tests.e2e.snapshots import RunSnapshots
 from veil.cvm import ConfidentialVM, Disk
 from veil.errors import VeilError
@@ -23,7 +23,7 @@ def named(request: pytest.FixtureRequest, snapshots: RunSnapshots, disk_image: P
 @pytest.fixture
 def vm(named: tuple[Path, list[str]]) -> Iterator[ConfidentialVM]:
     path, disks = named
-    with ConfidentialVM.restore(path, disks=disks) as vm:
+    with ConfidentialVM.restore(path, disks=disks, network=NETWORK) as vm:
         yield vm
 
 
@@ -54,7 +54,7 @@ def test_a_disk_that_was_changed_is_refused(named: tuple[Path, list[str]], disk_
     other = disk_image.with_name("changed.img")
     other.write_bytes(CONTENT)
     with pytest.raises(VeilError, match=r"changed\.img was changed since the snapshot") as caught:
-        ConfidentialVM.restore(path, disks=[str(other), *disks[1:]])
+        ConfidentialVM.restore(path, disks=[str(other), *disks[1:]], network=NETWORK)
     assert "\n" not in str(caught.value)
     with pytest.raises(VeilError, match="to be named with `disks`"):
         ConfidentialVM.restore(path)

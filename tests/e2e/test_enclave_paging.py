@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.disk_guest import disk_guest
+from tests.e2e.disk_guest import NETWORK, disk_guest
 from tests.e2e.snapshots import Resume, RunSnapshots
 from tests.e2e.test_enclaves import ENCLAVES, counts
 from tests.guest.enclaves.native_runtime import compile_program
@@ -142,7 +142,7 @@ def test_without_a_limit_and_without_swap_nothing_goes(resume: Resume, tmp_path:
 def test_more_memory_than_the_guest_has(snapshots: RunSnapshots, disk_image: Path, tmp_path: Path) -> None:
     """Without a limit, and with a place to swap: a disk, which is the host's."""
     path, disks = disk_guest(snapshots, disk_image)
-    with ConfidentialVM.restore(path, disks=disks) as vm:
+    with ConfidentialVM.restore(path, disks=disks, network=NETWORK) as vm:
         size = int(shell(vm, "free -m").stdout.split()[9]) + 10
         command = put(vm, tmp_path, build(tmp_path, 1, size, rounds=1))
         assert shell(vm, "mkswap /dev/vdc && swapon /dev/vdc").exit_status == 0

@@ -50,6 +50,14 @@ _CVM_OPTIONS = (
         "the end. scratch: an empty one, gone at the end. What is on a disk is not measured, and no secret.",
     ),
     click.option(
+        "--net",
+        "network",
+        metavar="user[,hostfwd=tcp:[ADDRESS:]PORT:GUESTPORT]...",
+        help="A network card. The guest reaches what you reach from here, this computer's own 127.0.0.1 as 10.0.2.2 "
+        "(loopback=off: not that; restrict=on: nothing). hostfwd: whoever comes to a port of this computer is carried "
+        "to one of the guest's; without ADDRESS only from here. The network is the host's.",
+    ),
+    click.option(
         "--firmware",
         metavar="PATH|debian",
         help="Start with stock firmware (OVMF) as QEMU does: a file, or Debian's. It checks the kernel by its measured "
@@ -117,6 +125,7 @@ class CvmOptions:
     no_monitor: bool
     without_driver: bool = False
     disks: tuple[str, ...] = ()
+    network: str | None = None
     firmware: str | None = None
     append: str | None = None
     cpu_features: str = ""
@@ -136,6 +145,7 @@ class CvmOptions:
         more.setdefault("kernel", self.kernel)
         more.setdefault("monitor", not self.no_monitor)
         more.setdefault("disks", self.disks)
+        more.setdefault("network", self.network)
         more.setdefault("firmware", self.firmware)
         more.setdefault("append", self.append)
         more.setdefault("cpu_features", tuple(filter(None, self.cpu_features.split(","))))

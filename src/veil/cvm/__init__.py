@@ -5,6 +5,17 @@ from veil.cvm.commands import Result
 from veil.cvm.configuration import QUIET, Configuration, parse_size
 from veil.cvm.disks import Disk
 from veil.cvm.errors import BootTimeout, CommandTimeout
+from veil.cvm.networks import Network
 from veil.cvm.vm import ConfidentialVM
 
-__all__ = ["QUIET", "BootTimeout", "CommandTimeout", "ConfidentialVM", "Configuration", "Disk", "Result", "parse_size"]
+__all__ = [
+    "QUIET",
+    "BootTimeout",
+    "CommandTimeout",
+    "ConfidentialVM",
+    "Configuration",
+    "Disk",
+    "Network",
+    "Result",
+    "parse_size",
+]

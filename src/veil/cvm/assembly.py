@@ -166,7 +166,7 @@ class Assembly:
         else:
             initrd = self._initramfs(kernel, self._driver(kernel))
         if line is None:
-            line = command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), io_apic=True)
+            line = self._command_line(io_apic=True)
         return BootFiles(kernel.load_bzimage(), initrd, line)
 
     def _users_initrd(self, path: str) -> bytes:
@@ -195,7 +195,7 @@ class Assembly:
         return build_image(
             kernel.load(),
             self._initramfs(kernel, driver),
-            command_line(chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks)),
+            self._command_line(),
             memory=chosen.memory,
             vcpus=chosen.vcpus,
             monitor=chosen.monitor,
@@ -236,7 +236,15 @@ class Assembly:
             driver_options=self._driver_options(),
             extra=tools | dict(chosen.files) | self._lock_down_file(),
             disks=bool(chosen.disks),
+            network=chosen.network is not None,
             progress=self._progress,
+        )
+
+    def _command_line(self, *, io_apic: bool = False) -> str:
+        chosen = self._configuration
+        has_network = chosen.network is not None
+        return command_line(
+            chosen.kernel_options, tsc_khz=TSC_KHZ, disks=len(chosen.disks), network=has_network, io_apic=io_apic
         )
 
     def _code_integrity(self) -> KciSettings | None:

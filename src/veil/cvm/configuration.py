@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypedDict, Unpack
 
 from veil.cvm.disks import Disk
+from veil.cvm.networks import Network
 from veil.cvm.plain_values import PlainValueError, from_plain, to_plain, typed
 from veil.errors import VeilError
 from veil.formats import sizes
@@ -56,6 +57,7 @@ class Settings(TypedDict, total=False):
     driver_options: str
     files: Mapping[str, Node] | None
     disks: Sequence[Disk | str]
+    network: Network | str | None
     firmware: str | os.PathLike[str] | None
     initrd: str | os.PathLike[str] | None
     append: str | None
@@ -103,6 +105,8 @@ class Configuration:
     """More members of the initramfs by path, measured with it (`veil.guest.initramfs.debian_programs`)."""
     disks: tuple[Disk, ...] = ()
     """/dev/vda and so on, the host's and never trusted: how many there are is measured, not what is on them."""
+    network: Network | None = None
+    """The host's, and never trusted: that there is one is measured."""
     firmware: str | None = None
     """Stock firmware that starts the kernel, a file's path, or "debian"; without it the kernel is entered directly."""
     initrd: str | None = None
@@ -205,6 +209,8 @@ class Configuration:
         elif given.get("owners") is None:
             given["owners"] = (owner_fingerprint(),)
         given["files"] = given.get("files") or {}
+        network = given.get("network")
+        given["network"] = Network.parse(network) if isinstance(network, str) else network
         given["disks"] = tuple(Disk.parse(item) if isinstance(item, str) else item for item in given.get("disks", ()))
         return cls(**given)
 

@@ -15,6 +15,7 @@ from typing import Any
 from veil.cache import Cache, cache_key
 from veil.cvm.configuration import Configuration
 from veil.cvm.disks import WRITE, Disk
+from veil.cvm.networks import Network
 from veil.cvm.plain_values import from_plain, to_plain
 from veil.errors import VeilError
 from veil.host import Hypervisor, RunResult, RunState
@@ -24,7 +25,7 @@ from veil.installation import endorsement
 from veil.private_files import require_private
 from veil.snp import HOSTED_VMPLS, Machine, SnpError
 
-__all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "with_disks", "write_cvm"]
+__all__ = ["KeptSnapshots", "SavedCvm", "read_cvm", "with_disks", "with_network", "write_cvm"]
 
 _CONFIGURATION, _HOST = "configuration", "host"
 _FOLDER = "snapshots"
@@ -98,6 +99,16 @@ def with_disks(saved: Configuration, disks: Sequence[Disk | str]) -> Configurati
         had, given = (", ".join(map(str, many)) or "none" for many in (saved.disks, named))
         raise VeilError(f"the snapshot's guest has these disks, to be named with `disks`: {had}; not: {given}")
     return replace(saved, disks=named)
+
+
+def with_network(saved: Configuration, network: Network | str | None) -> Configuration:
+    """A saved configuration with the network that its user has named; raises VeilError if it had one and now has none,
+    or the other way round."""
+    named = Network.parse(network) if isinstance(network, str) else network
+    if (saved.network is None) != (named is None):
+        had = f"had the network {saved.network}: name one" if named is None else "had no network, and gets none"
+        raise VeilError(f"the snapshot's guest {had} (`network`)")
+    return replace(saved, network=named)
 
 
 def _require_program(saved: ServicesImage | None, allowed: ServicesImage | None) -> None:

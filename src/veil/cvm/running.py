@@ -14,6 +14,7 @@ from veil.cvm.firmware_board import firmware_board
 from veil.formats.tsc import TSC_KHZ
 from veil.host import Hypervisor, PanicWatcher
 from veil.host.devices import Backend, BootItems, Chipset, Platform
+from veil.network import UserNetwork
 from veil.snp import Machine
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def with_host(
     chosen: Configuration,
     *,
     disks: Sequence[Backend],
+    network: UserNetwork | None,
     console: Console,
     say: Callable[[str], None],
     boot: BootItems | None = None,
@@ -61,12 +63,15 @@ def with_host(
         tsc_khz=TSC_KHZ,
         console=console.feed,
         disks=disks,
+        cable=network,
         chipset=Chipset.GENERIC if board is None else Chipset.Q35,
         firmware=board,
     )
     tell = _once(say)
     for disk in platform.disks:
         disk.on_error = disk.on_fault = lambda reason: tell(f"disk: {reason}")
+    if platform.network is not None:
+        platform.network.on_fault = lambda reason: tell(f"network: {reason}")
     table = [item[:6] for item in machine.cpuid_entries(chosen.vcpus)]
     hypervisor = Hypervisor(
         machine,
@@ -78,6 +83,9 @@ def with_host(
         certificates=lambda: machine.secure_processor.endorsement.certificate_table,
     )
     hypervisor.converts_pages = board is not None
+    if network is not None and platform.network is not None:
+        network.on_end = say
+        network.plug(platform.network, hypervisor.post)
     panic = PanicWatcher(hypervisor.stop)
     console.panic = panic.feed
     return Running(machine, platform, hypervisor, panic)

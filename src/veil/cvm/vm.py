@@ -24,7 +24,8 @@ from veil.cvm.disks import Disk, Disks
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.firmware_board import boot_items
-from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, write_cvm
+from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, with_network, write_cvm
+from veil.cvm.networks import Network, open_network
 from veil.cvm.running import Running, boot_timeout, launch_guest, with_host
 from veil.cvm.session import AgentSession
 from veil.errors import VeilError
@@ -33,6 +34,7 @@ from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor
 from veil.host.devices import Backend, BootItems, Platform
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
+from veil.network import UserNetwork
 from veil.snp import Machine, SnpError, build_engine
 
 if TYPE_CHECKING:
@@ -103,11 +105,12 @@ class ConfidentialVM:
         self._tools = tools
         self._say = progress or (lambda _: None)
         self._console = Console(console)
-        cache = cache or Cache()
+        self._cache = cache = cache or Cache()
         self._maker = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
         self._running: Running | None = None
         self._disks: Disks | None = None
+        self._network: UserNetwork | None = None
         self._agent: AgentSession | None = None
         self._restored_from: str | None = None
         self.image: LaunchImage | None = None
@@ -159,6 +162,7 @@ class ConfidentialVM:
         try:
             build_engine(self._say)
             self._open_disks()
+            self._open_network()
             if not self._fresh and self._resume():
                 return
             self._boot()
@@ -211,6 +215,10 @@ class ConfidentialVM:
     def close(self) -> None:
         """Give everything back; the guest is gone."""
         self._agent = None
+        # First: its thread has things done by the machine's.
+        network, self._network = self._network, None
+        if network is not None:
+            network.close()
         running, self._running = self._running, None
         if running is not None:
             running.machine.close()
@@ -359,6 +367,7 @@ class ConfidentialVM:
         console: Callable[[bytes], None] | None = None,
         services: ServicesImage | None = PROTECTED_SERVICES,
         disks: Sequence[Disk | str] = (),
+        network: Network | str | None = None,
         tools: Sequence[Tool] = (),
     ) -> ConfidentialVM:
         """A running CVM from a snapshot file; raises VeilError, whatever the file holds.
@@ -371,11 +380,14 @@ class ConfidentialVM:
 
         `disks`: the guest's, as many as it has and in their order. A file does not choose which of your images are
         opened; each must be as it was when the snapshot was made.
+        `network`: if the guest has one; other ports may be forwarded than before. Connections of before are gone.
         """
         saved = read_cvm(Path(path), services)
         try:
-            vm = cls(with_disks(saved.configuration, disks), console=console, tools=tools)
+            configuration = with_network(with_disks(saved.configuration, disks), network)
+            vm = cls(configuration, console=console, tools=tools)
             vm._open_disks()
+            vm._open_network()
         except BaseException:
             saved.machine.close()
             raise
@@ -438,9 +450,15 @@ class ConfidentialVM:
             self._disks = Disks(self.configuration.disks)
         return self._disks.backends
 
+    def _open_network(self) -> UserNetwork | None:
+        if self._network is None and self.configuration.network is not None:
+            self._network = open_network(self.configuration.network, self._cache, self._say)
+        return self._network
+
     def _launch(self) -> None:
         chosen = self.configuration
         self._open_disks()
+        self._open_network()
         machine = Machine(
             chosen.memory,
             firmware_size=self._assembly.firmware_size,
@@ -467,6 +485,7 @@ class ConfidentialVM:
             machine,
             self.configuration,
             disks=self._open_disks(),
+            network=self._open_network(),
             console=self._console,
             say=self._say,
             boot=boot,

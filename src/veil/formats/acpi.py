@@ -21,6 +21,7 @@ from veil.formats.board import (
     IO_APIC,
     LOCAL_APIC,
     MAX_DISKS,
+    NETWORK_SLOT,
     PCI_IO,
     PCI_MEMORY,
     PM1_CONTROL_PORT,
@@ -212,7 +213,9 @@ def _dsdt_aml(q35: bool, pci_memory: tuple[int, int]) -> bytes:
 
 def _interrupt_routing() -> bytes:
     """Name (_PRT, ...): for each slot {address, pin 0 (INTA), no link device, global interrupt}."""
-    wires = {CONSOLE_SLOT: CONSOLE_IRQ} | {DISK_SLOT + number: DISK_IRQ for number in range(MAX_DISKS)}
+    wires = {CONSOLE_SLOT: CONSOLE_IRQ} | dict.fromkeys(
+        [*range(DISK_SLOT, DISK_SLOT + MAX_DISKS), NETWORK_SLOT], DISK_IRQ
+    )
     routes = [
         _package(b"\x12", b"\x04" + struct.pack("<BI", 0x0C, slot << 16 | 0xFFFF) + bytes([0, 0, 0x0A, irq]))
         for slot, irq in wires.items()

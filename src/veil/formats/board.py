@@ -16,6 +16,7 @@ __all__ = [
     "LOW_MEMORY_END",
     "MAX_DISKS",
     "MAX_VCPUS",
+    "NETWORK_SLOT",
     "PCI_IO",
     "PCI_MEMORY",
     "PM1_CONTROL_PORT",
@@ -52,6 +53,8 @@ CONSOLE_SLOT, CONSOLE_IRQ = 1, 10
 DISK_SLOT, DISK_IRQ = 2, 11
 #: As many as have a place on the board.
 MAX_DISKS = 8
+#: Behind the last disk, whose IRQ it shares.
+NETWORK_SLOT = DISK_SLOT + MAX_DISKS
 
 # Power management (ACPI specification 6.5, 4.8.3): status and enable (4 bytes), control (2 bytes), timer, and reset.
 PM1_EVENT_PORT = 0x600

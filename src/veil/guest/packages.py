@@ -9,9 +9,11 @@ from pathlib import Path
 from veil.cache import Cache
 from veil.guest.apt import Apt
 
-__all__ = ["host_codename", "kept_package", "unpacked_package", "unpacked_packages"]
+__all__ = ["host_codename", "kept_package", "unpacked_library", "unpacked_package", "unpacked_packages"]
 
-_PACKAGES = "package"
+_PACKAGES, _LIBRARIES = "package", "library"
+#: Never fetched for programs of this computer's: they have it already, and it must be their loader's.
+_C_LIBRARY = "libc6"
 
 
 def unpacked_package(
@@ -48,9 +50,30 @@ def _kept_place(cache: Cache, package: str) -> Path | None:
     return None if key is None else cache.lookup(_PACKAGES, key)
 
 
+def unpacked_library(cache: Cache, package: str, progress: Callable[[str], None] | None = None) -> Path:
+    """A folder with a library and those that it needs, but for the C library: for programs of this computer's own.
+
+    Raises GuestImageError.
+    """
+    apt = Apt(cache)
+
+    def build(directory: Path) -> None:
+        if progress:
+            progress(f"fetching {package}")
+        needed = [name for name in apt.dependencies(package) if name.startswith("lib") and name != _C_LIBRARY]
+        apt.unpack_all(list(dict.fromkeys([package, *needed])), directory)
+
+    key = _kept(cache, _LIBRARIES, package) or apt.archive_name(package).removesuffix(".deb")
+    return cache.entry(_LIBRARIES, key, build)
+
+
 def kept_package(cache: Cache, package: str) -> str | None:
     """The newest version of a package that is in the cache: its key."""
-    return max((key for key in cache.keys(_PACKAGES) if key.startswith(package + "_")), default=None)
+    return _kept(cache, _PACKAGES, package)
+
+
+def _kept(cache: Cache, kind: str, package: str) -> str | None:
+    return max((key for key in cache.keys(kind) if key.startswith(package + "_")), default=None)
 
 
 def host_codename() -> str | None:

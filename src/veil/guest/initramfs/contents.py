@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from veil.cache import Cache
+from veil.formats.user_network import GATEWAY, GUEST, NAME_SERVER, PREFIX_LENGTH
 from veil.guest.agent.build import build_agent
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node, pack_cpio
@@ -20,6 +21,7 @@ __all__ = ["BUSYBOX", "DRIVER_FILE", "LOCK_DOWN_FILE", "build_initramfs", "fetch
 _CHANNEL = ("virtio_pci", "virtio_console")
 # What finds disks, and the file system that Debian's images have; ext4 is built into Debian's cloud kernels.
 _DISKS = ("virtio_blk", "ext4")
+_NETWORK = "virtio_net"
 # Attestation reports through configfs (/sys/kernel/config/tsm/report), which kernels have from 6.7 on; before it, what
 # the driver asks the crypto API for by name: "gcm(aes)".
 _TSM = "tsm"
@@ -33,6 +35,15 @@ _MODULES = "lib/veil/modules"
 _DRIVER = "veil"
 #: Where veil.ko is.
 DRIVER_FILE = f"{_MODULES}.d/{_DRIVER}.ko"
+_NETWORK_SCRIPT = f"""#!/bin/sh
+ip address add {GUEST}/{PREFIX_LENGTH} dev eth0 && ip link set eth0 up && ip route add default via {GATEWAY}
+"""
+#: what process 1 runs when the modules are there, if there is a network card
+NETWORK_FILE = "lib/veil/network"
+_NETWORK_FILES = {
+    NETWORK_FILE: Node.file(_NETWORK_SCRIPT.encode(), 0o755),
+    "etc/resolv.conf": Node.file(f"nameserver {NAME_SERVER}\n".encode()),
+}
 #: what VeilS-KCI's policy is, for process 1; not there if it is off
 LOCK_DOWN_FILE = "lib/veil/lock-down"
 _FILES = {
@@ -53,11 +64,13 @@ def build_initramfs(
     driver_options: str = "",
     extra: Mapping[str, Node] | None = None,
     disks: bool = False,
+    network: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> bytes:
     """The archive. `modules` are inserted at start, in this order, with what they depend on; a name may be followed by
     a space and parameters. `driver` is veil.ko, which comes before them, with the parameters
-    `driver_options`. `extra` adds or replaces members. `disks`: with the drivers for them."""
+    `driver_options`. `extra` adds or replaces members. `disks`: with the drivers for them. `network`: with the card's
+    driver, and what process 1 brings it up by."""
     busybox = fetch_busybox(cache, progress)
     nodes = {name: Node(stat.S_IFDIR | 0o755) for name in _DIRECTORIES}
     nodes["tmp"] = nodes["var/tmp"] = Node(stat.S_IFDIR | 0o1777)
@@ -70,7 +83,10 @@ def build_initramfs(
         nodes[applet] = Node.link("/bin/busybox")
     nodes["bin/busybox"] = Node.file(busybox.read_bytes(), 0o755)
     nodes["init"] = Node.file(build_agent(cache).read_bytes(), 0o755)
-    nodes |= _module_nodes(module_tree, modules, driver, driver_options, disks=disks)
+    devices = (*(_DISKS if disks else ()), *((_NETWORK,) if network else ()))
+    nodes |= _module_nodes(module_tree, modules, driver, driver_options, devices)
+    if network:
+        nodes |= _NETWORK_FILES
     nodes |= extra or {}
     _add_parents(nodes)
     return pack_cpio(nodes)
@@ -95,7 +111,7 @@ def _applets(busybox: Path) -> list[str]:
 
 
 def _module_nodes(
-    tree: Path | None, modules: Sequence[str], driver: bytes | None, driver_options: str, *, disks: bool
+    tree: Path | None, modules: Sequence[str], driver: bytes | None, driver_options: str, devices: Sequence[str]
 ) -> dict[str, Node]:
     own = [(_DRIVER, driver)] if driver is not None else []
     if tree is None:
@@ -104,10 +120,9 @@ def _module_nodes(
         raise GuestImageError(
             "kernel modules are wanted, but none lie beside the kernel (lib/modules/RELEASE, modules/)"
         )
-    present = set(present_modules(tree, [*_CHANNEL, *_DISKS, _TSM, *_ATTESTATION]))
+    present = set(present_modules(tree, [*_CHANNEL, *devices, _TSM, *_ATTESTATION]))
     wanted = [*(name for name in _CHANNEL if name in present), *modules]
-    if disks:
-        wanted += [name for name in _DISKS if name in present]
+    wanted += [name for name in devices if name in present]
     if _TSM in present:
         wanted += [name for name in _ATTESTATION if name in present]
     parameters = {name.replace("-", "_"): rest for name, _, rest in (module.partition(" ") for module in wanted)}

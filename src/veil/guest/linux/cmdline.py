@@ -18,10 +18,12 @@ class KernelOption:
     reason: str
 
 
-def default_options(tsc_khz: int, disks: int = 0, *, io_apic: bool = False) -> tuple[KernelOption, ...]:
+def default_options(
+    tsc_khz: int, disks: int = 0, *, network: bool = False, io_apic: bool = False
+) -> tuple[KernelOption, ...]:
     """The options that the machine, whose TSC has this rate, and which has so many disks, asks for.
 
-    `io_apic`: it has one, as behind firmware.
+    `network`: it has a network card. `io_apic`: it has one, as behind firmware.
     Those for loudness and consoles beyond ttyS0 are the caller's.
     """
     without_io_apic = KernelOption(
@@ -55,9 +57,10 @@ def default_options(tsc_khz: int, disks: int = 0, *, io_apic: bool = False) -> t
             "to try every cipher on known inputs takes a fifth of the boot; a kernel that is measured was tried before",
         ),
         KernelOption(
-            f"swiotlb={4096 + 2048 * disks}",
+            f"swiotlb={4096 + 2048 * (disks + network)}",
             "8 MiB of bounce buffers, in slabs of 2 KiB; without a number an SEV guest takes 64 MiB or 6% of memory."
-            " Two virtio-console ports have at most 4 MiB in flight; a disk has 2 MiB, for which there are 4 more",
+            " Two virtio-console ports have at most 4 MiB in flight; a disk has 2 MiB, a network card 1 MiB, for each"
+            " of which there are 4 more",
         ),
         KernelOption(
             "nowatchdog",
@@ -67,9 +70,11 @@ def default_options(tsc_khz: int, disks: int = 0, *, io_apic: bool = False) -> t
     )
 
 
-def command_line(extra: Sequence[str] | str = (), *, tsc_khz: int, disks: int = 0, io_apic: bool = False) -> str:
+def command_line(
+    extra: Sequence[str] | str = (), *, tsc_khz: int, disks: int = 0, network: bool = False, io_apic: bool = False
+) -> str:
     """The default options and then `extra`: where the kernel takes the last of two, the caller's wins."""
-    words = [option.text for option in default_options(tsc_khz, disks, io_apic=io_apic)]
+    words = [option.text for option in default_options(tsc_khz, disks, network=network, io_apic=io_apic)]
     words += [extra] if isinstance(extra, str) else list(extra)
     return check_command_line(" ".join(word for word in words if word))
 

@@ -22,6 +22,7 @@ from veil.host.devices.storage.image import SECTOR, RawImage
 from veil.host.devices.storage.overlay import Blank, Overlay
 from veil.host.devices.virtio.block import VirtioBlock
 from veil.host.devices.virtio.console import ConsolePort, VirtioConsole
+from veil.host.devices.virtio.net import Cable, VirtioNet
 from veil.host.devices.virtio.virtqueue import DmaMemory, QueueError, Virtqueue
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Blank",
     "BoardContents",
     "BootItems",
+    "Cable",
     "ChannelConnection",
     "ChannelDevice",
     "Chipset",
@@ -51,6 +53,7 @@ __all__ = [
     "StorageError",
     "VirtioBlock",
     "VirtioConsole",
+    "VirtioNet",
     "Virtqueue",
     "board_contents",
 ]

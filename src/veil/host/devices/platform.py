@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The board: every device behind ports, device memory and MSRs, and the interrupt controllers of all VCPUs.
 
-Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), disks by MSI-X (or IRQ 11, which
-they share), the clock on IRQ 8; the 8259s reach VCPU 0 through LINT0 of its local APIC. With Q35's chipset each IRQ
-goes to the I/O APIC as well.
+Wiring: 8254 channel 0 on IRQ 0, COM1 on IRQ 4, virtio-console by MSI-X (or IRQ 10), disks and network card by MSI-X (or
+IRQ 11, which they share), the clock on IRQ 8; the 8259s reach VCPU 0 through LINT0 of its local APIC. With Q35's
+chipset each IRQ goes to the I/O APIC as well.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from veil.formats.board import (
     IO_APIC,
     LOCAL_APIC,
     MAX_DISKS,
+    NETWORK_SLOT,
     PCI_MEMORY,
     TIMER_IRQ,
     TIMER_PIN,
 )
 from veil.formats.tsc import TSC_KHZ
+from veil.formats.user_network import MAC
 from veil.host.devices._dma import ConfinedMemory
 from veil.host.devices.apic.apic import APIC_PAGE_SIZE, LocalApic
 from veil.host.devices.apic.interrupts import InterruptRouter
@@ -42,6 +44,7 @@ from veil.host.devices.pci.bus import PciBus
 from veil.host.devices.pci.chipset import Chipset, plug_chipset
 from veil.host.devices.virtio.block import VirtioBlock
 from veil.host.devices.virtio.console import VirtioConsole
+from veil.host.devices.virtio.net import VirtioNet
 from veil.host.errors import HostError
 from veil.host.saved_state import Dumpable
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
     from veil.host.devices.firmware.contents import BoardContents
     from veil.host.devices.storage.backend import Backend
+    from veil.host.devices.virtio.net import Cable
     from veil.host.devices.virtio.virtqueue import DmaMemory
 
 __all__ = ["AGENT_PORT", "MAX_DISKS", "Platform"]
@@ -63,6 +67,9 @@ _CONSOLE_MMIO = 0xC0000000
 
 _DISK_IO, _DISK_IO_STEP = 0xC100, 0x80
 _DISK_MMIO, _DISK_MMIO_STEP = 0xC0001000, 0x1000
+
+_NETWORK_IO = _DISK_IO + MAX_DISKS * _DISK_IO_STEP
+_NETWORK_MMIO = _DISK_MMIO + MAX_DISKS * _DISK_MMIO_STEP
 
 _MSR_APIC_BASE = 0x1B
 _MSR_TSC_DEADLINE = 0x6E0
@@ -84,7 +91,7 @@ class Platform:
 
     `now_ns` is the host's monotonic clock, `tsc` the guest's time stamp counter, which counts at `tsc_khz`. Without
     one `now_ns` is taken, which counts at the default rate. `console` gets what the serial port and hvc0 print.
-    `firmware`: a board for stock firmware, and what it tells it.
+    `cable`: there is a network card, with this in it. `firmware`: a board for stock firmware, and what it tells it.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class Platform:
         x2apic: bool = False,
         chipset: Chipset = Chipset.GENERIC,
         disks: Sequence[Backend] = (),
+        cable: Cable | None = None,
         firmware: BoardContents | None = None,
     ) -> None:
         ids = list(range(vcpus)) if apic_ids is None else list(apic_ids)
@@ -136,7 +144,9 @@ class Platform:
             irq=CONSOLE_IRQ,
         )
         self.pci.add(CONSOLE_SLOT, self.console)
-        self.disks = self._plug_disks(disks)
+        shared_line = SharedLine(self._line(DISK_IRQ))
+        self.disks = self._plug_disks(disks, shared_line)
+        self.network = self._plug_network(cable, shared_line) if cable is not None else None
         #: the binary channel to the guest's agent
         self.agent = self.console.ports[1]
         self.msrs = MsrTable(clock.tsc)
@@ -174,10 +184,9 @@ class Platform:
 
         return drive
 
-    def _plug_disks(self, backends: Sequence[Backend]) -> list[VirtioBlock]:
+    def _plug_disks(self, backends: Sequence[Backend], line: SharedLine) -> list[VirtioBlock]:
         if len(backends) > MAX_DISKS:
             raise HostError(f"{len(backends)} disks are too many: the board has room for {MAX_DISKS}")
-        line = SharedLine(self._line(DISK_IRQ))
         disks = [
             VirtioBlock(
                 self._dma,
@@ -194,6 +203,20 @@ class Platform:
         for number, disk in enumerate(disks):
             self.pci.add(DISK_SLOT + number, disk)
         return disks
+
+    def _plug_network(self, cable: Cable, line: SharedLine) -> VirtioNet:
+        card = VirtioNet(
+            self._dma,
+            self.interrupts.send_message,
+            line.input(),
+            cable,
+            mac=MAC,
+            io_address=_NETWORK_IO,
+            mmio_address=_NETWORK_MMIO,
+            irq=DISK_IRQ,
+        )
+        self.pci.add(NETWORK_SLOT, card)
+        return card
 
     def _plug_firmware(
         self, contents: BoardContents, now_ns: Callable[[], int], console: Callable[[bytes], None] | None
@@ -364,6 +387,8 @@ class Platform:
             # After all that drive its inputs.
             "pic": self.pic,
         }
+        if self.network is not None:
+            devices["network"] = self.network
         if self.io_apic is not None:
             devices["I/O APIC"] = self.io_apic
         return devices | self._firmware | {f"apic {index}": apic for index, apic in enumerate(self.apics)}

@@ -23,6 +23,8 @@
 #define LOCK_DOWN_POLICY "/lib/veil/lock-down"
 #define LOCK_DOWN "/dev/veil-kci"
 #define BPF_JIT "/proc/sys/net/core/bpf_jit_enable"
+/* There if the machine has a network card: a script that brings it up. */
+#define NETWORK "/lib/veil/network"
 #define PORT_NAME "veil.agent"
 
 static volatile sig_atomic_t asked_to_stop;
@@ -114,6 +116,22 @@ static void insert_modules(void)
 		fclose(list);
 }
 
+static void network_up(void)
+{
+	int status = 0;
+	pid_t pid;
+
+	if (access(NETWORK, F_OK) < 0)
+		return;
+	pid = fork();
+	if (!pid) {
+		execl(NETWORK, NETWORK, NULL);
+		_exit(127);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) < 0 || status)
+		printf("veil-init: the network is not up\n");
+}
+
 /* Attestation reports are asked for here; the directory is there if the kernel has configfs. */
 static void mount_configfs(void)
 {
@@ -183,6 +201,7 @@ void run_as_process1(void)
 	loopback_up();
 	insert_modules();
 	mount_configfs();
+	network_up();
 	lock_down();
 	/* What busybox's poweroff, reboot and halt send. */
 	sigaction(SIGUSR1, &stop, NULL);

@@ -158,11 +158,7 @@ class VirtioBlock(VirtioPci):
         """All requests that wait. The guest adds none meanwhile: its VCPUs do not run."""
         queue = self.queues[index]
         moved = False
-        # No more than wait now: what is read from the disk may lie over the queue, and ask for more without end.
-        for _ in range(queue.available()):
-            chain = queue.pop()
-            if chain is None:
-                break
+        for chain in queue.waiting():
             queue.push(chain, self._request(chain))
             moved = True
         if moved:

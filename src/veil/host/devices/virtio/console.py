@@ -211,15 +211,12 @@ class VirtioConsole(VirtioPci):
         index = port.receive_queue + 1
         queue = self.queues[index]
         # A callback that resumes the port must not start this again from within itself.
-        if port._serving:
+        if port._serving or port._paused:
             return
         port._serving = True
         moved = False
         try:
-            # No more than wait now: rings of a snapshot may lie over each other, and offer more without end.
-            for _ in range(queue.available()):
-                if port._paused or (chain := queue.pop()) is None:
-                    break
+            for chain in queue.waiting():
                 data = queue.read_chain(chain)
                 queue.push(chain, 0)
                 moved = True
@@ -227,6 +224,8 @@ class VirtioConsole(VirtioPci):
                     port.on_data(data)
                 if not self.live:
                     return
+                if port._paused:
+                    break
         finally:
             port._serving = False
         if moved:
@@ -238,13 +237,9 @@ class VirtioConsole(VirtioPci):
         outbox = port._outbox
         moved = False
         while outbox and port.open:
-            chain = queue.pop()
+            chain = queue.pop_or_ask()
             if chain is None:
-                # Only now is a new buffer news.
-                queue.set_quiet(False)
-                chain = queue.pop()
-                if chain is None:
-                    break
+                break
             room = chain.room
             if not room:
                 raise QueueError("a receive buffer without room")
@@ -304,9 +299,7 @@ class VirtioConsole(VirtioPci):
     def _receive_control(self) -> None:
         queue = self.queues[_CONTROL_TRANSMIT]
         moved = False
-        for _ in range(queue.available()):
-            if (chain := queue.pop()) is None:
-                break
+        for chain in queue.waiting():
             message = queue.read_chain(chain)
             queue.push(chain, 0)
             moved = True

@@ -16,7 +16,7 @@ from veil.host.devices._state import load_integers, save_integers
 from veil.snp.errors import SnpError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Chain", "DmaMemory", "QueueError", "Virtqueue"]
 
@@ -137,6 +137,25 @@ class Virtqueue:
         head = self._read_u16(self.avail + 4 + 2 * (self._next_avail & self.size - 1))
         chain = self._walk(head)
         self._next_avail = self._next_avail + 1 & 0xFFFF
+        return chain
+
+    def waiting(self) -> Iterator[Chain]:
+        """The chains that wait now, and no more: what a device writes may lie over the queue, and offer more without
+        end."""
+        for _ in range(self.available()):
+            chain = self.pop()
+            if chain is None:
+                return
+            yield chain
+
+    def pop_or_ask(self) -> Chain | None:
+        """As `pop`, of a queue that is quiet as long as there is no need: if none waits, the driver is asked to tell of
+        the next one."""
+        chain = self.pop()
+        if chain is None:
+            self.set_quiet(False)
+            # One may have come before the driver could know.
+            chain = self.pop()
         return chain
 
     def _walk(self, head: int) -> Chain:

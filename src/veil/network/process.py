@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The process in which libslirp runs. Each message on its socket is a frame, but for the first that it sends: that it
+is ready, or why it is not.
+
+It ends when the other end of the socket is closed, so it never outlives the process that has the guest.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import socket
+import sys
+from collections import deque
+
+from veil.network.slirp import LIBRARY, Slirp, load_library
+
+__all__ = ["LONGEST_FRAME", "MISSING", "main"]
+
+#: No message is longer.
+LONGEST_FRAME = 4096
+#: in the first message: there is no library, so that another one may be tried
+MISSING = "missing"
+#: frames of the guest between two looks at the sockets
+_FRAMES_AT_ONCE = 64
+#: With so many frames that the guest has not taken nothing more is read from anybody; what comes all the same, beyond
+#: this, is lost.
+_FULL, _LOST = 256, 4096
+
+
+def main() -> None:
+    """`sys.argv` ends with the socket's descriptor, and the settings as JSON: "folders" as of `load_library`,
+    "forwards" as of `Slirp.forward`, "restrict", "loopback"."""
+    # What a terminal sends to all that it has started is for the process that has the guest.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    descriptor, settings = int(sys.argv[-2]), json.loads(sys.argv[-1])
+    with socket.socket(fileno=descriptor) as link:
+        link.setblocking(False)
+        try:
+            library = load_library(settings["folders"])
+        except OSError as error:
+            _say(link, {MISSING: f"{LIBRARY} cannot be loaded: {error}"})
+            return
+        outbox = _Outbox(link)
+        slirp = Slirp(library, outbox.put, restrict=settings["restrict"], loopback=settings["loopback"])
+        for protocol, address, port, guest_port in settings["forwards"]:
+            try:
+                slirp.forward(protocol, address, port, guest_port)
+            except OSError as error:
+                _say(link, {"error": f"cannot listen at {protocol}:{address}:{port}: {error.strerror or error}"})
+                return
+        _say(link, {})
+        while _turn(link, outbox, slirp):
+            pass
+
+
+def _say(link: socket.socket, words: dict[str, str]) -> None:
+    link.send(json.dumps(words).encode()[:LONGEST_FRAME])
+
+
+class _Outbox:
+    """Frames for the guest."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link = link
+        self._frames: deque[bytes] = deque()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, frame: bytes) -> None:
+        if len(self._frames) < _LOST:
+            self._frames.append(frame)
+        self.flush()
+
+    def flush(self) -> None:
+        """As many as the other end takes."""
+        try:
+            while self._frames:
+                self._link.send(self._frames[0])
+                self._frames.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._frames.clear()  # it is gone, as reading will tell
+
+
+def _turn(link: socket.socket, outbox: _Outbox, slirp: Slirp) -> bool:
+    """Wait for something, and do it; False at the end."""
+    full = len(outbox) >= _FULL
+    poller = select.poll()
+    poller.register(link, (0 if full else select.POLLIN) | (select.POLLOUT if outbox else 0))
+    events = poller.poll() if full else poller.poll(slirp.watch(poller))
+    here = dict(events).get(link.fileno(), 0)
+    if here & select.POLLOUT:
+        outbox.flush()
+    if not full:
+        # Before the guest's frames: by it the network knows what time it is, and how long to keep what they begin.
+        slirp.happened(events)
+    if here & select.POLLIN:
+        return _take(link, slirp)
+    return not here & (select.POLLHUP | select.POLLERR)
+
+
+def _take(link: socket.socket, slirp: Slirp) -> bool:
+    """What the guest sent; False if there will be no more."""
+    try:
+        for _ in range(_FRAMES_AT_ONCE):
+            frame = link.recv(LONGEST_FRAME)
+            if not frame:
+                return False
+            slirp.input(frame)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return False
+    return True
