@@ -177,7 +177,7 @@ case "$*" in
 *--print-uris*) for last; do :; done; echo "'http://x/y.deb' ${last}_6.12.1-1_amd64.deb 100 SHA256:00";;
 *download*) [ -n "$NO_SPACE" ] && { echo "E: write error - No space left on device" >&2; exit 100; }
     [ -n "$NO_NET" ] && { echo "E: Failed to fetch http://x: Could not resolve 'deb.example'" >&2; exit 100; }
-    cp "$DEB" ./package.deb;;
+    for last; do :; done; cp "$DEB" "./${last}_6.12.1-1_amd64.deb";;
 *update*) [ -n "$NO_NET" ] && { echo "W: Could not resolve 'deb.example'" >&2; exit 0; }
     touch "$UPDATED"; for lists in "${UPDATED%/*}"/cache/apt*/lists; do touch "$lists/a_Packages"; done;;
 *indextargets*) echo http://deb.example/debian;;
