@@ -30,13 +30,22 @@ _EVERY_MANIFEST: dict[str, object] = {
 }
 
 
-@pytest.fixture(scope="module")
-def guest(snapshots: RunSnapshots) -> Iterator[ConfidentialVM]:
+def _guest(snapshots: RunSnapshots, memory: str) -> Iterator[ConfidentialVM]:
     """One for all: what an enclave trusts its starter leaves there, and then the program finds it outside, too."""
     services = protected_services(EncSettings(mode=ON))
-    with ConfidentialVM.restore(snapshots.of(Configuration.make("1G", services=services))) as vm:
+    with ConfidentialVM.restore(snapshots.of(Configuration.make(memory, services=services))) as vm:
         vm.run(["sh", "-c", _WORDS])
         yield vm
+
+
+@pytest.fixture(scope="module")
+def guest(snapshots: RunSnapshots) -> Iterator[ConfidentialVM]:
+    yield from _guest(snapshots, "512M")
+
+
+@pytest.fixture(scope="module")
+def large_guest(snapshots: RunSnapshots) -> Iterator[ConfidentialVM]:
+    yield from _guest(snapshots, "1G")
 
 
 def _install(guest: ConfidentialVM, folder: Path, name: str, program: Program) -> tuple[str, str]:
@@ -76,18 +85,16 @@ def _compare(guest: ConfidentialVM, folder: Path, exercise: Exercise, timeout: f
 
 
 # Python takes as long as all others together.
-@pytest.mark.parametrize(
-    "exercise",
-    [
-        pytest.param(exercise, id=exercise.name, marks=[pytest.mark.soak] if exercise.name == "python3.11" else [])
-        for exercise in EXERCISES
-    ],
-)
+_PYTHON = [exercise for exercise in EXERCISES if exercise.name == "python3.11"]
+_SHORT = [exercise for exercise in EXERCISES if exercise not in _PYTHON]
+
+
+@pytest.mark.parametrize("exercise", _SHORT, ids=lambda exercise: exercise.name)
 def test_a_program_does_what_it_does_outside(guest: ConfidentialVM, tmp_path: Path, exercise: Exercise) -> None:
     _compare(guest, tmp_path, exercise, 120)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("exercise", LONG_EXERCISES, ids=lambda exercise: exercise.name)
-def test_more_of_them_and_for_longer(guest: ConfidentialVM, tmp_path: Path, exercise: Exercise) -> None:
-    _compare(guest, tmp_path, exercise, 1200)
+@pytest.mark.parametrize("exercise", [*_PYTHON, *LONG_EXERCISES], ids=lambda exercise: exercise.name)
+def test_more_of_them_and_for_longer(large_guest: ConfidentialVM, tmp_path: Path, exercise: Exercise) -> None:
+    _compare(large_guest, tmp_path, exercise, 1200)
