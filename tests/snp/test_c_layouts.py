@@ -95,7 +95,11 @@ def test_exit_info_of_a_nested_page_fault() -> None:
 
 def test_bits_of_sev_features() -> None:
     said = {name.removeprefix("VEIL_SEV_"): value for name, value in HEADERS.numbers.items() if "VEIL_SEV" in name}
-    assert said == {"SNP_ACTIVE": SevFeatures.SNP, "RESTRICTED_INJECTION": SevFeatures.RESTRICTED_INJECTION}
+    assert said == {
+        "SNP_ACTIVE": SevFeatures.SNP,
+        "RESTRICTED_INJECTION": SevFeatures.RESTRICTED_INJECTION,
+        "DEBUG_SWAP": SevFeatures.DEBUG_SWAP,
+    }
 
 
 def test_virtual_nmi() -> None:

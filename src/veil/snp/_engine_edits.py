@@ -100,7 +100,7 @@ EDITS = (
     (
         "src/qemu/target/i386/translate.c",
         "    CCOp last_cc_op;",
-        "    TCGOp *insn_start;\n    CCOp last_cc_op;",
+        "    TCGOp *insn_start;\n    bool repeats;\n    CCOp last_cc_op;",
     ),
     (
         "src/qemu/target/i386/translate.c",
@@ -297,8 +297,8 @@ EDITS = (
         "do_xrstor_pkru(env, ptr + XO(pkru_state), ra)",
         "do_xrstor_pkru(env, ptr + (compact ? 576 : XO(pkru_state)), ra)",
     ),
-    # A fault's image of RFLAGS has RF (APM volume 2, 3.1.6, "Resume Flag"). What IRET loads of it ends at once: there
-    # are no instruction breakpoints for it to hold back, and blocks would be translated for it once more.
+    # A fault's image of RFLAGS has RF (APM volume 2, 3.1.6, "Resume Flag"). What IRET loads of it ends at once if DR7
+    # enables nothing that it could hold back: blocks would be translated for it once more.
     (
         "src/qemu/target/i386/seg_helper.c",
         "/* protected mode interrupt */\n",
@@ -320,7 +320,58 @@ EDITS = (
     (
         "src/qemu/target/i386/seg_helper.c",
         "        eflags_mask = TF_MASK | AC_MASK | ID_MASK | RF_MASK | NT_MASK;\n        if (cpl == 0) {\n",
-        "        eflags_mask = TF_MASK | AC_MASK | ID_MASK | NT_MASK;\n        if (cpl == 0) {\n",
+        "        eflags_mask = TF_MASK | AC_MASK | ID_MASK | NT_MASK | (env->dr[7] & 0xff ? RF_MASK : 0);\n"
+        "        if (cpl == 0) {\n",
+    ),
+    # SYSRET clears RF and VM, whatever is in R11.
+    (
+        "src/qemu/target/i386/seg_helper.c",
+        "cpu_load_eflags(env, (uint32_t)(env->regs[11]), TF_MASK",
+        "cpu_load_eflags(env, (uint32_t)(env->regs[11]) & ~(RF_MASK | VM_MASK), TF_MASK",
+    ),
+    # RF holds breakpoints of code back for one instruction, all iterations of it. QEMU let it go on where a block is
+    # joined to the next one, and within a block.
+    (
+        "src/qemu/target/i386/translate.c",
+        "    dc->jmp_opt = !(dc->tf || dc->base.singlestep_enabled ||\n"
+        "                    (flags & HF_INHIBIT_IRQ_MASK));\n",
+        "    dc->jmp_opt = !(dc->tf || dc->base.singlestep_enabled ||\n"
+        "                    (flags & (HF_INHIBIT_IRQ_MASK | HF_RF_MASK)));\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    if (dc->tf || (dc->base.tb->flags & HF_INHIBIT_IRQ_MASK)) {\n",
+        "    if (dc->tf || (dc->base.tb->flags & (HF_INHIBIT_IRQ_MASK | HF_RF_MASK))) {\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    if (s->base.tb->flags & HF_RF_MASK) {\n",
+        "    if ((s->base.tb->flags & HF_RF_MASK) && !s->repeats) {\n",
+    ),
+    *(
+        (
+            "src/qemu/target/i386/translate.c",
+            f"    gen_jmp(s, cur_eip);{' ' * 54}\\\n}}\n\n{behind}",
+            f"    s->repeats = true; gen_jmp(s, cur_eip); \\\n}}\n\n{behind}",
+        )
+        for behind in ("#define GEN_REPZ2(op)", "GEN_REPZ(movs)")
+    ),
+    # A debugger's step over an instruction that ends with the guest's own single-step trap has the trap in it.
+    (
+        "src/qemu/target/i386/translate.c",
+        "    if (s->base.singlestep_enabled) {\n        gen_helper_debug(tcg_ctx, tcg_ctx->cpu_env);\n    } else if",
+        "    if (s->base.singlestep_enabled) {\n        if (recheck_tf) {\n"
+        "            gen_helper_rechecking_single_step(tcg_ctx, tcg_ctx->cpu_env);\n        } else if (s->tf) {\n"
+        "            gen_helper_single_step(tcg_ctx, tcg_ctx->cpu_env);\n        }\n"
+        "        gen_helper_debug(tcg_ctx, tcg_ctx->cpu_env);\n    } else if",
+    ),
+    # A read that is not aligned, in one page with a watchpoint: that its bytes are asked for, and not those of the two
+    # aligned words that it lies in.
+    (
+        "src/qemu/accel/tcg/cputlb.c",
+        "recurse through full_load.  */\n        if ((addr & (size - 1)) != 0) {\n",
+        "recurse through full_load.  */\n        if ((addr & (size - 1)) != 0 && ((tlb_addr & ~TARGET_PAGE_MASK) != TLB_WATCHPOINT\n"
+        "            || (addr & ~TARGET_PAGE_MASK) + size > TARGET_PAGE_SIZE)) {\n",
     ),
     # INT1 (ICEBP): a trap #DB, whatever its gate's DPL, and DR6 stays.
     (

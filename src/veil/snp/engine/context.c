@@ -4,6 +4,7 @@
  * context is, is in its VMSA between two runs: a snapshot needs no more.
  */
 #include "context.h"
+#include "debug_registers.h"
 #include "rights.h"
 #include "spaces.h"
 
@@ -233,7 +234,9 @@ void veil_context_load(struct veil_engine *e)
     load_system_registers(env, v);
     load_fpu(env, v);
     load_hidden_state(e, v);
+    veil_debug_enter(e);
     veil_space_enter(e);
+    veil_debug_follow(e);
     veil_follow_rights(e); /* an event that comes with VMRUN is delivered before the loop looks */
 }
 
@@ -249,6 +252,7 @@ void veil_context_save(struct veil_engine *e)
     save_segments(env, v);
     v->cpl = env->hflags & HF_CPL_MASK;
     save_system_registers(env, v);
+    veil_debug_leave(e);
     save_fpu(env, v);
     e->vmcb->v_intr = (e->vmcb->v_intr & ~0xffULL) | env->v_tpr;
     if (e->vmcb->v_intr & VEIL_V_NMI_ENABLE) {

@@ -77,11 +77,21 @@ struct veil_walked {
     bool wide, overflow;
 };
 
+/* What DR7 enables of DR0 to DR3; all of it zero: nothing (debug_registers.c). */
+#define VEIL_DEBUG_REGISTERS 4
+struct veil_breakpoints {
+    uint64_t address[VEIL_DEBUG_REGISTERS];
+    uint8_t length[VEIL_DEBUG_REGISTERS]; /* of data */
+    uint8_t code, reads, writes;          /* which of them are about that: a bit for each */
+    uint8_t reserved;
+};
+
 struct veil_space {
     uint64_t vmsa;                /* whose it is, all ones: nobody's, */
     int vmpl;                     /* and with whose permissions */
     uint64_t cr0, cr3, cr4, efer; /* when it was left */
     uint32_t pkru;
+    struct veil_breakpoints breakpoints; /* whose pages its entries have marked */
     uint64_t rmp_generation, code_pages, table_writes; /* what its entries know of */
     uint64_t entered;
     bool has_tables;
@@ -95,6 +105,8 @@ struct veil_space {
     struct veil_walked walked;               /* since the last flush */
     CPUTLB tlb;                              /* while it is not loaded */
 };
+
+#define VEIL_CODE_SETS 128
 
 struct veil_engine {
     uc_engine *uc;
@@ -116,6 +128,16 @@ struct veil_engine {
     struct veil_space *space; /* that the TLB describes */
     struct veil_event delivering;
     uint32_t features; /* VEIL_CPU_ */
+
+    /* debug registers */
+    bool debug_swap;                                          /* DR0 to DR3 are the VMSA's */
+    uint64_t own_dr[VEIL_DEBUG_REGISTERS];                    /* the core's meanwhile */
+    struct veil_breakpoints breakpoints;                      /* of the context being run */
+    uint32_t data_hits;                                       /* DR6 bits of accesses of the instruction at hand */
+    CPUBreakpoint code_breakpoints[VEIL_DEBUG_REGISTERS];     /* in the core's list, as `breakpoints.code` says */
+    uint64_t code_sets[VEIL_CODE_SETS][VEIL_DEBUG_REGISTERS]; /* for each there are translations of their own */
+    unsigned code_set_count;
+
     uint64_t deadline_ns;
     uint64_t tsc_offset;
     bool crowded; /* one of the conflicts is above the bound */
@@ -129,6 +151,7 @@ struct veil_engine {
     /* a debugger's */
     struct veil_watchpoint watchpoints[VEIL_MAX_WATCHPOINTS];
     uint32_t watchpoint_count;
+    bool watching; /* some accesses are a debugger's or the guest's breakpoints */
     uint32_t debug_stop; /* why the VMRUN that ended stopped */
     uint64_t debug_address;
 

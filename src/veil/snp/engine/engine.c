@@ -6,6 +6,7 @@
  */
 #include "clock.h"
 #include "core.h"
+#include "debug_registers.h"
 #include "mmu.h"
 #include "spaces.h"
 
@@ -72,6 +73,7 @@ void veil_engine_free(struct veil_engine *e)
     if (e) {
         veil_ticker_finish(e);
         veil_spaces_free(e);
+        veil_debug_free(e);
         uc_close(e->uc);
         free(e);
     }
@@ -119,7 +121,7 @@ void veil_engine_set_pause_limit(struct veil_engine *e, uint32_t limit)
 
 void veil_engine_set_single_step(struct veil_engine *e, uint32_t on)
 {
-    e->cs->singlestep_enabled = on != 0;
+    e->cs->singlestep_enabled = on != 0; /* VMRUN chooses the translations */
 }
 
 const struct veil_engine_counters *veil_engine_counters(struct veil_engine *e)

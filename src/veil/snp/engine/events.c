@@ -4,6 +4,7 @@
  * whose delivery an exit cut off (EXITINTINFO).
  */
 #include "events.h"
+#include "debug_registers.h"
 #include "exits.h"
 
 #include "exec/exec-all.h"
@@ -167,6 +168,7 @@ void veil_take_exception(struct veil_engine *e)
     int vector = e->cs->exception_index;
 
     e->cs->exception_index = -1;
+    veil_debug_exception(e, vector, env->exception_is_int);
     e->delivering = (struct veil_event){
         .pending = true,
         .vector = vector,

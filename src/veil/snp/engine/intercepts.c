@@ -11,6 +11,7 @@
 #include "clock.h"
 #include "control_registers.h"
 #include "core.h"
+#include "debug_registers.h"
 #include "events.h"
 #include "exits.h"
 
@@ -42,7 +43,7 @@ void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend);
 void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend);
 void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend);
 
-static bool is_intercepted(uint32_t type)
+static bool is_intercepted(const CPUX86State *env, uint32_t type)
 {
     switch (type) {
     case SVM_EXIT_CPUID:
@@ -51,9 +52,10 @@ static bool is_intercepted(uint32_t type)
     case SVM_EXIT_WBINVD:
     case SVM_EXIT_MONITOR:
     case SVM_EXIT_MWAIT:
-    case SVM_EXIT_READ_DR0 + 7:
-    case SVM_EXIT_WRITE_DR0 + 7:
         return true;
+    case SVM_EXIT_READ_DR0 + 7:
+    case SVM_EXIT_WRITE_DR0 + 7: /* KVM lets guests with DebugSwap have it */
+        return !veil_of((CPUX86State *)env)->debug_swap;
     default:
         return false;
     }
@@ -61,7 +63,7 @@ static bool is_intercepted(uint32_t type)
 
 void __wrap_cpu_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr)
 {
-    if ((env->hflags & HF_GUEST_MASK) && is_intercepted(type)) {
+    if ((env->hflags & HF_GUEST_MASK) && is_intercepted(env, type)) {
         veil_raise_vc(veil_of(env), type, retaddr);
     }
 }
@@ -89,7 +91,7 @@ void __wrap_helper_svm_check_intercept_param_x86_64(CPUX86State *env, uint32_t t
     if (is_user_mode_prevented(env, type)) {
         raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
     }
-    if (is_intercepted(type)) {
+    if (is_intercepted(env, type)) {
         veil_raise_vc(veil_of(env), type, GETPC());
     }
 }
@@ -268,12 +270,29 @@ void __wrap_helper_rdtscp_x86_64(CPUX86State *env)
     env->regs[R_ECX] = (uint32_t)env->tsc_aux;
 }
 
+/* Back to the loop, behind an instruction. */
+static void QEMU_NORETURN finish(CPUX86State *env)
+{
+    struct veil_engine *e = veil_of(env);
+
+    if (env->eflags & TF_MASK) {
+        veil_debug_take_single_step(e);
+    } else if (e->cs->singlestep_enabled) {
+        e->cs->exception_index = EXCP_DEBUG;
+        cpu_loop_exit(e->cs);
+    }
+    cpu_loop_exit_noexc(e->cs);
+}
+
 void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
 {
     struct veil_engine *e = veil_of(env);
 
     env->eip += next_eip_addend;
     env->hflags &= ~HF_INHIBIT_IRQ_MASK; /* the shadow of STI ends with the instruction after it, this one */
+    if (env->eflags & TF_MASK) { /* the trap ends the halt at once */
+        finish(env);
+    }
     if (veil_vmcb_offers(e->vmcb) && veil_take_offered(e)) {
         cpu_loop_exit_noexc(e->cs);
     }
@@ -290,7 +309,7 @@ void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend)
         e->pauses = 0;
         veil_exit(e, SVM_EXIT_PAUSE, 0, 0, 0);
     }
-    cpu_loop_exit_noexc(e->cs);
+    finish(env);
 }
 
 /* SYSCALL as in APM vol. 3; Unicorn's own only calls a hook. */

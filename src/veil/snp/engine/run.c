@@ -4,6 +4,7 @@
  */
 #include "run.h"
 #include "clock.h"
+#include "debug_registers.h"
 #include "events.h"
 #include "rights.h"
 #include "snp_opcodes.h"
@@ -56,6 +57,15 @@ static bool must_leave(struct veil_engine *e)
 /* True when the loop must leave generated code: an interrupt to take, or an exit was set up. */
 static bool attend(struct veil_engine *e)
 {
+    if (unlikely(e->data_hits)) { /* in front of what the host wants; if #DB is held back, for one instruction */
+        bool taken = veil_debug_take_data_breakpoint(e);
+
+        atomic_set(&e->cs->icount_decr_ptr->u16.high, taken ? -1 : 0);
+        return taken;
+    }
+    if (unlikely(e->cs->singlestep_enabled) && veil_debug_take_code_breakpoint(e)) {
+        return true;
+    }
     if (must_leave(e)) {
         return true;
     }
@@ -135,6 +145,26 @@ static void run_blocks(struct veil_engine *e)
     }
 }
 
+/* EXCP_DEBUG: in front of a breakpoint, or behind a single step. Is it about the guest's own debug registers? */
+static bool take_guests_own(struct veil_engine *e)
+{
+    CPUX86State *env = e->env;
+    CPUBreakpoint *bp;
+
+    if (e->debug_stop != VEIL_STOP_NONE) {
+        return false;
+    }
+    if (e->cs->singlestep_enabled) {
+        return e->data_hits && veil_debug_take_data_breakpoint(e);
+    }
+    QTAILQ_FOREACH(bp, &e->cs->breakpoints, entry) {
+        if ((bp->flags & BP_GDB) && bp->pc == env->segs[R_CS].base + env->eip) {
+            return false;
+        }
+    }
+    return veil_debug_take_code_breakpoint(e);
+}
+
 void veil_run(struct veil_engine *e)
 {
     CPUState *cs = e->cs;
@@ -157,15 +187,18 @@ void veil_run(struct veil_engine *e)
             e->delivering.pending = false;
             break;
         }
-        if (exception == EXCP_DEBUG) {
+        if (exception == EXCP_DEBUG && !take_guests_own(e)) {
             stop(e);
             continue;
         }
+        exception = cs->exception_index;
         if (exception >= EXCP_INTERRUPT) {
             cs->exception_index = -1;
         } else if (exception >= 0) {
             if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
-                if (unlikely(cs->singlestep_enabled) && cs->exception_index != VEIL_EXCP_EXIT) {
+                if (cs->exception_index == -1 && (env->eflags & TF_MASK)) {
+                    veil_debug_take_single_step(e);
+                } else if (unlikely(cs->singlestep_enabled) && cs->exception_index != VEIL_EXCP_EXIT) {
                     stop(e);
                 }
                 continue;
@@ -174,7 +207,7 @@ void veil_run(struct veil_engine *e)
         }
         if (e->delivering.pending) {
             /* A guest whose events raise others without end gets nowhere, but must not hold the host. */
-            if (must_leave(e)) {
+            if (e->delivering.vector != EXCP01_DB && must_leave(e)) {
                 continue;
             }
             veil_deliver_event(e);

@@ -3,9 +3,9 @@
  * The soft TLB: the translations that generated code uses, and what a change of the address space leaves of them.
  */
 #include "tlb.h"
-#include "debug.h"
 #include "spaces.h"
 #include "walked.h"
+#include "watch.h"
 
 #include "exec/ram_addr.h"
 
@@ -98,6 +98,12 @@ static bool is_empty(const CPUTLBEntry *te)
     return te->addr_read == (target_ulong)-1 && te->addr_write == (target_ulong)-1 && te->addr_code == (target_ulong)-1;
 }
 
+static bool is_of(const CPUTLBEntry *te, target_ulong page)
+{
+    return (te->addr_read & TARGET_PAGE_MASK) == page || (te->addr_write & TARGET_PAGE_MASK) == page ||
+           te->addr_code == page;
+}
+
 /* QEMU's way: one region that has all large pages in it. */
 static void remember_large_page(struct veil_region *region, target_ulong vaddr, target_ulong size)
 {
@@ -136,6 +142,38 @@ static void watch(const struct veil_engine *e, CPUTLBEntry *te, target_ulong pag
     te->addr_write |= watched.write;
 }
 
+static void watch_anew(const struct veil_engine *e, CPUTLBEntry *te, target_ulong page)
+{
+    if (te->addr_read != (target_ulong)-1 && (te->addr_read & TARGET_PAGE_MASK) == page) {
+        te->addr_read &= ~(target_ulong)TLB_WATCHPOINT;
+    }
+    if (te->addr_write != (target_ulong)-1 && (te->addr_write & TARGET_PAGE_MASK) == page) {
+        te->addr_write &= ~(target_ulong)TLB_WATCHPOINT;
+    }
+    watch(e, te, page);
+}
+
+void veil_tlb_watch_anew(struct veil_engine *e, uint64_t vaddr)
+{
+    CPUTLB *tlb = env_tlb(e->env);
+    target_ulong page = vaddr & TARGET_PAGE_MASK;
+    int mmu_idx, i;
+
+    for (mmu_idx = 0; mmu_idx < NB_MMU_MODES; mmu_idx++) {
+        CPUTLBEntry *te = tlb_entry(e->env, mmu_idx, page);
+
+        if (is_of(te, page)) {
+            watch_anew(e, te, page);
+        }
+        for (i = 0; i < CPU_VTLB_SIZE; i++) {
+            te = &tlb->d[mmu_idx].vtable[i];
+            if (is_of(te, page)) {
+                watch_anew(e, te, page);
+            }
+        }
+    }
+}
+
 void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translation *t)
 {
     CPUX86State *env = e->env;
@@ -166,8 +204,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     for (i = 0; i < CPU_VTLB_SIZE; i++) {
         CPUTLBEntry *v = &desc->vtable[i];
 
-        if ((v->addr_read & TARGET_PAGE_MASK) == page || (v->addr_write & TARGET_PAGE_MASK) == page ||
-            v->addr_code == page) {
+        if (is_of(v, page)) {
             memset(v, -1, sizeof(*v));
         }
     }
@@ -181,8 +218,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     }
     if (is_empty(te)) {
         desc->n_used_entries++;
-    } else if ((te->addr_read & TARGET_PAGE_MASK) != page && (te->addr_write & TARGET_PAGE_MASK) != page &&
-               te->addr_code != page) {
+    } else if (!is_of(te, page)) {
         unsigned victim = desc->vindex++ % CPU_VTLB_SIZE;
 
         desc->vtable[victim] = *te;
@@ -196,7 +232,7 @@ void veil_tlb_add(struct veil_engine *e, int mmu_idx, const struct veil_translat
     te->addr_code = t->prot & PAGE_EXEC ? page : (target_ulong)-1;
     te->addr_write = t->prot & PAGE_WRITE ? page | (e->code_map[gpa >> TARGET_PAGE_BITS] & VEIL_CODE ? TLB_NOTDIRTY : 0)
                                           : (target_ulong)-1;
-    if (unlikely(e->watchpoint_count)) {
+    if (unlikely(e->watching)) {
         watch(e, te, page);
     }
 }

@@ -58,6 +58,7 @@ _Static_assert(offsetof(struct veil_vmsa, vmpl) == 0x0ca, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, efer) == 0x0d0, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, xss) == 0x140, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, rip) == 0x178, "VMSA");
+_Static_assert(offsetof(struct veil_vmsa, dr0) == 0x180, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, rsp) == 0x1d8, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, rax) == 0x1f8, "VMSA");
 _Static_assert(offsetof(struct veil_vmsa, cr2) == 0x240, "VMSA");
@@ -103,6 +104,7 @@ _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
 /* Bits of sev_features (table B-4). */
 #define VEIL_SEV_SNP_ACTIVE (1ULL << 0)
 #define VEIL_SEV_RESTRICTED_INJECTION (1ULL << 3)
+#define VEIL_SEV_DEBUG_SWAP (1ULL << 5)
 
 /* v_intr: V_IRQ bit 8, V_NMI bit 11, V_NMI_MASK bit 12, V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
 #define VEIL_V_NMI (1ULL << 11)

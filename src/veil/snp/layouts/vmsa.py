@@ -20,6 +20,8 @@ class SevFeatures(enum.IntFlag):
     """SNP is active."""
     RESTRICTED_INJECTION = 1 << 3
     """The host can inject no event but #HV (24593, section 15.36.16)."""
+    DEBUG_SWAP = 1 << 5
+    """DR0 to DR3 are the VMSA's, and the host does not intercept DR7."""
 
 
 class VmsaSegment(ctypes.LittleEndianStructure):
@@ -91,7 +93,8 @@ check_offsets(
     {
         "es": 0x000, "cs": 0x010, "ss": 0x020, "ds": 0x030, "fs": 0x040, "gs": 0x050, "gdtr": 0x060, "ldtr": 0x070,
         "idtr": 0x080, "tr": 0x090, "vmpl": 0x0CA, "cpl": 0x0CB, "efer": 0x0D0, "xss": 0x140, "cr4": 0x148,
-        "cr3": 0x150, "cr0": 0x158, "dr7": 0x160, "dr6": 0x168, "rflags": 0x170, "rip": 0x178, "rsp": 0x1D8,
+        "cr3": 0x150, "cr0": 0x158, "dr7": 0x160, "dr6": 0x168, "rflags": 0x170, "rip": 0x178, "dr0": 0x180,
+        "rsp": 0x1D8,
         "rax": 0x1F8, "star": 0x200, "cr2": 0x240, "g_pat": 0x268, "dbgctl": 0x270, "spec_ctrl": 0x2E0,
         "pkru": 0x2E8, "tsc_aux": 0x2EC, "tsc_scale": 0x2F0, "tsc_offset": 0x2F8, "rcx": 0x308, "rbp": 0x328,
         "r8": 0x340, "r15": 0x378, "exit_info_1": 0x390, "exit_int_info": 0x3A0, "nrip": 0x3A8,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A debugger's stops, of which the guest sees nothing: no byte of its memory and no register of its changes. */
-#ifndef VEIL_DEBUG_H
-#define VEIL_DEBUG_H
+/* Accesses to memory that somebody watches: a debugger (debug.c), or the guest by its debug registers. */
+#ifndef VEIL_WATCH_H
+#define VEIL_WATCH_H
 
 #include "core.h"
 
@@ -10,6 +10,8 @@ struct veil_watched {
     target_ulong read, write;
 };
 
+/* After a change of either. */
+void veil_watch_changed(struct veil_engine *e);
 struct veil_watched veil_watched_page(const struct veil_engine *e, uint64_t vaddr);
 
 #endif
