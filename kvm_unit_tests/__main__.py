@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--kvm-unit-tests", type=Path, required=True, metavar="DIR", help="your checkout; it is not changed"
     )
     parser.add_argument("--firmware", default=DEBIAN_FIRMWARE, metavar="PATH|debian", help="as of `veil run`")
-    parser.add_argument("--cpu-features", default="xsave,pku", metavar="NAMES", help="as of `veil run`")
+    parser.add_argument("--cpu-features", default="xsave,pku,debug-swap", metavar="NAMES", help="as of `veil run`")
     parser.add_argument("--timeout", type=float, default=_TIMEOUT, metavar="SECONDS", help="for one test")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table there, in Markdown")
     parser.add_argument("--output", action="store_true", help="show what tests print")

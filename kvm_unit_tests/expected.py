@@ -57,9 +57,6 @@ class Known:
         return (found if self.no_end is None else found | {self.no_end.reason}) - {""}
 
 
-_NO_BREAKPOINTS = (
-    "without DebugSwap a guest has no hardware breakpoints: DR7 is the #VC handler's, and the host keeps its value"
-)
 _KVM = "it judges an interface of KVM, which this host does not have"
 _TIMES = "it measures times and judges nothing"
 _INTEL = "it is for Intel's processors"
@@ -69,22 +66,12 @@ _CPUID_PAGE = (
 )
 _HURRY = "lines on TMCCT fail if this computer is too slow to read a timer before it ends"
 _NMI_ENDS = "the IRET of the #VC handler, within the handler of an NMI, lets the next one in"
-_NO_STEP_OF_HLT = "HLT is an exit, and the trap of a single step over it is not kept meanwhile"
 _NO_STEP = "the firmware's #VC handler goes over the instruction and raises no #DB for it"
 
 _GP = r"13 #GP\(0\) at ip .*"
 
 KNOWN: Mapping[str, Known] = {
-    "debug": Known(
-        (
-            KnownFailure(r"Wanted #DB on .*", _NO_BREAKPOINTS),
-            KnownFailure(r"(Usermode )?Single-step #DB on emulated instructions", _NO_STEP),
-            KnownFailure(r"Single-step #DB w/ MOVSS blocking and DR7\.GD=1", _NO_BREAKPOINTS),
-            KnownFailure(r"Single-step #DB w/ STI;HLT", _NO_STEP_OF_HLT),
-            KnownFailure(r"hw watchpoint \(.*\)", _NO_BREAKPOINTS),
-            KnownFailure(r"MOV SS \+ watchpoint \+ .*", _NO_BREAKPOINTS),
-        )
-    ),
+    "debug": Known((KnownFailure(r"(Usermode )?Single-step #DB on emulated instructions", _NO_STEP),)),
     "emulator": Known(
         no_end=KnownEnd(
             End.UNHANDLED,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The stock kernel on a processor with XSAVE and protection keys, locked down, with enclaves; and NMIs."""
+"""The stock kernel on a processor with XSAVE, protection keys and DebugSwap, locked down, with enclaves; and NMIs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from veil.guest.enclaves.manifest import Manifest
 from veil.guest.enclaves.trusted_files import ComputerFiles
 from veil.image.services_image import protected_services
 
-_FEATURES = ("xsave", "pku")
+_FEATURES = ("xsave", "pku", "debug-swap")
 #: Puts a number into all of SSE's and x87's registers and into PKRU, lets others run, and looks for it again; so often.
 _KEEPER = r"""
 #include <stdio.h>
@@ -155,3 +155,136 @@ int main(void)
 """
     vm.copy_in(compile_program(tmp_path, text, "-static"), "/tmp/keys")
     assert _shell(vm, "/tmp/keys") == "2 8\n"
+
+
+#: What gdb's hbreak and watch are made of, and `perf record -e mem:...`, of a program's memory and the kernel's.
+_BREAKPOINTS = r"""
+#define _GNU_SOURCE
+#include <linux/hw_breakpoint.h>
+#include <linux/perf_event.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static volatile int variable, other;
+static void __attribute__((noinline)) function(void) { __asm__ volatile("nop"); }
+
+static void child(void)
+{
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    raise(SIGSTOP);
+    for (int i = 0; i < 3; i++) {
+        other += 1;
+        function();
+        variable = i + 1;
+    }
+    (void)variable;
+    _exit(7);
+}
+
+static void set(pid_t pid, int number, unsigned long value)
+{
+    if (ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[number]), value))
+        perror("debug register");
+}
+
+static int go_on(pid_t pid)
+{
+    int status;
+
+    ptrace(PTRACE_CONT, pid, 0, 0);
+    waitpid(pid, &status, 0);
+    return status;
+}
+
+static void trace(void)
+{
+    pid_t pid = fork();
+    int status, code = 0, data = 0;
+
+    if (!pid)
+        child();
+    waitpid(pid, &status, 0);
+    set(pid, 0, (unsigned long)function);
+    set(pid, 1, (unsigned long)&variable);
+    set(pid, 7, 1 << 0 | 1 << 2 | 0xdUL << 20);
+    while (WIFSTOPPED(status = go_on(pid)) && WSTOPSIG(status) == SIGTRAP) {
+        struct user_regs_struct registers;
+        long hits = ptrace(PTRACE_PEEKUSER, pid, offsetof(struct user, u_debugreg[6]), 0);
+        long now = ptrace(PTRACE_PEEKDATA, pid, &variable, 0);
+
+        ptrace(PTRACE_GETREGS, pid, 0, &registers);
+        if ((hits & 15) == 1 && registers.rip == (unsigned long)function)
+            code++;
+        if ((hits & 15) == 2 && (int)now == data + 1)
+            data++;
+        set(pid, 6, 0);
+    }
+    printf("ptrace %d %d %d\n", code, data, WEXITSTATUS(status));
+}
+
+static int event(unsigned type, unsigned long address, unsigned length)
+{
+    struct perf_event_attr attribute = {
+        .type = PERF_TYPE_BREAKPOINT, .size = sizeof(attribute), .bp_type = type, .bp_addr = address, .bp_len = length,
+    };
+    int fd = syscall(SYS_perf_event_open, &attribute, 0, -1, -1, 0);
+
+    if (fd < 0)
+        perror("perf_event_open");
+    return fd;
+}
+
+static unsigned long long count(int fd)
+{
+    unsigned long long value = 0;
+
+    if (read(fd, &value, sizeof(value)) != sizeof(value))
+        perror("read");
+    close(fd);
+    return value;
+}
+
+int main(int arguments, char **argument)
+{
+    int written, used, run, kernel, i, sum = 0;
+
+    trace();
+    written = event(HW_BREAKPOINT_W, (unsigned long)&variable, 4);
+    used = event(HW_BREAKPOINT_RW, (unsigned long)&variable, 4);
+    run = event(HW_BREAKPOINT_X, (unsigned long)function, sizeof(long));
+    kernel = event(HW_BREAKPOINT_X, strtoul(argument[1], 0, 16), sizeof(long));
+    for (i = 0; i < 100; i++) {
+        variable = i;
+        sum += variable + other;
+        if (i % 2)
+            function();
+        if (i % 4 == 0)
+            syscall(SYS_getppid);
+        if (i % 10 == 0)
+            usleep(100); /* another program, with other debug registers */
+    }
+    printf("perf %llu %llu %llu %llu\n", count(written), count(used), count(run), count(kernel));
+}
+"""
+
+
+def _breakpoints_met(vm: ConfidentialVM, tmp_path: Path) -> str:
+    vm.copy_in(compile_program(tmp_path, _BREAKPOINTS, "-static"), "/tmp/breakpoints")
+    return _shell(vm, "/tmp/breakpoints $(grep -w __x64_sys_getppid /proc/kallsyms | cut -d' ' -f1)")
+
+
+def test_hardware_breakpoints(vm: ConfidentialVM, tmp_path: Path) -> None:
+    assert _breakpoints_met(vm, tmp_path) == "ptrace 3 3 7\nperf 100 200 50 25\n"
+
+
+def test_without_debug_swap_none_is_met(resume: Resume, tmp_path: Path) -> None:
+    """The kernel's DR7 is the #VC handler's own."""
+    assert _breakpoints_met(resume(), tmp_path) == "ptrace 0 0 7\nperf 0 0 0 0\n"

@@ -10,9 +10,14 @@ from veil.formats.launch_digest import PageType
 from veil.host import Hypervisor, LaunchRefused, LaunchRegion, RunState, SharedPages
 from veil.host.launch import DEFAULT_POLICY, assign_ram
 from veil.snp.errors import LaunchError
+from veil.snp.layouts import Vmsa
 from veil.snp.rmp import PageSize, RmpResult
 
 VMSA_REGION = LaunchRegion(0x1000, PageType.VMSA, b"vmsa")
+
+
+def _asking_for(features: int) -> LaunchRegion:
+    return LaunchRegion(0x1000, PageType.VMSA, bytes(Vmsa(sev_features=1 | features)))
 
 
 def host(machine: FakeMachine, vcpus: int = 1) -> Hypervisor:
@@ -108,6 +113,8 @@ def test_region_over_a_boundary() -> None:
         ([LaunchRegion(0, PageType.ZERO, size=2 * PAGE), VMSA_REGION], "overlap at 0x1000"),
         ([LaunchRegion(0x1000, PageType.VMSA, b"v", vcpu=1)], "a VMSA is one page"),
         ([LaunchRegion(0x1000, PageType.VMSA, b"v", vmpl=4)], "a VMSA is one page"),
+        ([_asking_for(1 << 4)], "SEV_FEATURES ask for what this processor does not have: alternate injection$"),
+        ([_asking_for(1 << 1 | 1 << 9 | 1 << 40)], "not have: virtual tom, secure tsc, 0x10000000000$"),
         ([LaunchRegion(0x1000, PageType.VMSA, bytes(PAGE + 1))], "a VMSA is one page"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from tests.machine_code import assemble
 from tests.small_guest import CODE, FREE, PAGE, STACK, TRAPS, VMSA, SmallGuest
 from veil.snp import ExitCode, StopReason, WatchKind, Watchpoint
-from veil.snp.layouts import SevFeatures, Vmsa
+from veil.snp.layouts import SUPPORTED_FEATURES, SevFeatures, Vmsa
 
 _DB, _BP, _GP, _UD, _VC = 1, 3, 13, 6, 29
 _FLAGS_IMAGE = STACK - 24
@@ -343,6 +343,14 @@ def test_bits_that_are_not_there() -> None:
 def test_vmrun_refuses_upper_halves(register: str) -> None:
     with _guest("hlt", **{register: 1 << 32}) as guest:
         assert guest.run() == ExitCode.INVALID
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_vmrun_refuses_features_that_the_processor_lacks(bit: int) -> None:
+    """An image that counts on one of them would go on without what it protects, or sees."""
+    with _guest("hlt") as guest:
+        _set(guest, sev_features=1 | 1 << bit)
+        assert guest.run() == (ExitCode.HLT if 1 << bit & SUPPORTED_FEATURES else ExitCode.INVALID)
 
 
 # Whose registers they are

@@ -70,8 +70,8 @@ _CVM_OPTIONS = (
         "--cpu-features",
         default="",
         metavar="NAME,...",
-        help="What the processor is to have beside what it always has: xsave, and with it pku. Debian's kernel uses "
-        "both, and starts programs more slowly.",
+        help="What the processor is to have beside what it always has: xsave, and with it pku, which Debian's kernel "
+        "uses, and starts programs more slowly; debug-swap: hardware breakpoints.",
     ),
 )
 

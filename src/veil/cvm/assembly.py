@@ -187,7 +187,13 @@ class Assembly:
             ram = ram_ranges(chosen.memory, self.firmware_size)
             below = MonitorBelow(chosen.owners, chosen.readers, chosen.services) if chosen.monitor else None
             return build_firmware_image(
-                self.firmware, self.boot_files, ram=ram, vcpus=chosen.vcpus, cpuid=cpuid, monitor=below
+                self.firmware,
+                self.boot_files,
+                ram=ram,
+                vcpus=chosen.vcpus,
+                cpuid=cpuid,
+                monitor=below,
+                sev_features=machine.sev_features,
             )
         kernel = self.kernel()
         require_bootable(kernel, monitor=chosen.monitor)
@@ -203,6 +209,7 @@ class Assembly:
             owners=chosen.owners,
             readers=chosen.readers,
             services=self._services(driver),
+            sev_features=machine.sev_features,
         )
 
     def _igvm_image(self, file: IgvmFile, cpuid: Sequence[CpuidEntryValues]) -> LaunchImage:

@@ -62,7 +62,8 @@ def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
         raise _fault(vcpu, context, *context.refused)
     raise VmrunRefused(
         f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is not a validated VMSA page, EFER.SVME is clear (a "
-        "monitor is still serving this context), or SEV_FEATURES lacks SNP",
+        "monitor is still serving this context), SEV_FEATURES lacks SNP or has what this processor lacks, or the event "
+        "that was to come with it is refused (restricted injection)",
         vcpu=vcpu.index,
         vmpl=context.vmpl,
     )

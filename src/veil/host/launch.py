@@ -15,6 +15,7 @@ from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
 from veil.snp.errors import SnpError
+from veil.snp.layouts import Vmsa, unsupported_features
 from veil.snp.rmp import PageSize, RmpResult
 
 if TYPE_CHECKING:
@@ -101,11 +102,21 @@ def _check(regions: Sequence[LaunchRegion | SharedPages], ram: Sequence[tuple[in
             and (region.length != PAGE_SIZE or not 0 <= region.vcpu < vcpus or not 0 <= region.vmpl < VMPLS)
         ):
             raise LaunchRefused(f"{where}: a VMSA is one page for VCPU 0 to {vcpus - 1} and VMPL 0 to {VMPLS - 1}")
+        if isinstance(region, LaunchRegion) and region.kind == PageType.VMSA:
+            _check_features(where, region.data)
         taken.append((region.gpa, end))
     taken.sort()
     for (_, end), (start, _) in itertools.pairwise(taken):
         if start < end:
             raise LaunchRefused(f"two launch regions overlap at {start:#x}")
+
+
+def _check_features(where: str, vmsa: bytes) -> None:
+    """VMRUN would refuse it, without a word."""
+    at = Vmsa.sev_features.offset
+    missing = unsupported_features(int.from_bytes(vmsa[at : at + 8], "little"))
+    if missing:
+        raise LaunchRefused(f"{where}: its SEV_FEATURES ask for what this processor does not have: {missing}")
 
 
 def _rmpupdate(view: HostMemory, gpa: int, size: PageSize, count: int) -> None:

@@ -94,6 +94,7 @@ def build_firmware_image(
     vcpus: int,
     cpuid: Sequence[CpuidEntryValues],
     monitor: MonitorBelow | None = None,
+    sev_features: int = SevFeatures.SNP,
 ) -> LaunchImage:
     """The image; without `files` the firmware boots from a disk. `ram`: (GPA, length) of each piece there will be.
 
@@ -117,13 +118,14 @@ def build_firmware_image(
         regions.append(_region(section, firmware, files, table, filled=monitor is not None))
     command_line = files.command_line if files is not None else ""
     if monitor is not None:
-        return _under_monitor(firmware, monitor, regions, command_line, ram=ram, vcpus=vcpus, table=table)
+        return _under_monitor(
+            firmware, monitor, regions, command_line, ram=ram, vcpus=vcpus, table=table, sev_features=sev_features
+        )
     first_vmsa = HIGH_MEMORY - firmware_memory(firmware, vcpus)
     for vcpu in range(vcpus):
         start = firmware.reset_address if vcpu and firmware.reset_address is not None else _RESET_VECTOR
-        regions.append(
-            LaunchRegion(first_vmsa + vcpu * PAGE_SIZE, PageType.VMSA, reset_vmsa(start), vcpu=vcpu, name="VMSA")
-        )
+        vmsa = reset_vmsa(start, sev_features=sev_features)
+        regions.append(LaunchRegion(first_vmsa + vcpu * PAGE_SIZE, PageType.VMSA, vmsa, vcpu=vcpu, name="VMSA"))
     return LaunchImage(tuple(regions), (), command_line)
 
 
@@ -136,6 +138,7 @@ def _under_monitor(
     ram: Sequence[tuple[int, int]],
     vcpus: int,
     table: bytes,
+    sev_features: int,
 ) -> LaunchImage:
     pages = [firmware.section(kind) for kind in (SectionType.SECRETS, SectionType.CPUID, SectionType.SVSM_CAA)]
     secrets, cpuid, caa = (page.gpa if page is not None else None for page in pages)
@@ -149,13 +152,14 @@ def _under_monitor(
             " --kci off, or no --firmware"
         )
     side = KernelSide(
-        template=reset_vmsa(_RESET_VECTOR, vmpl=KERNEL_VMPL),
+        template=reset_vmsa(_RESET_VECTOR, vmpl=KERNEL_VMPL, sev_features=sev_features),
         ram=ram,
         secrets=secrets,
         cpuid=cpuid,
         caa=caa,
         launched=[(region.gpa, region.length) for region in regions],
         validates=True,
+        sev_features=sev_features,
     )
     base = monitor_base(ram[0][1], monitor.services)
     own = monitor_regions(side, base, vcpus, table, monitor.owners, monitor.readers, monitor.services)
@@ -177,11 +181,11 @@ def _region(
     return LaunchRegion(section.gpa, _PAGE_TYPES.get(section.kind, PageType.ZERO), size=section.size, name=name)
 
 
-def reset_vmsa(address: int, *, vmpl: int = 0) -> bytes:
+def reset_vmsa(address: int, *, vmpl: int = 0, sev_features: int = SevFeatures.SNP) -> bytes:
     """A VCPU after its reset, as KVM and QEMU leave it (APM volume 2, 14.1.3), but that it starts at `address`."""
     vmsa = Vmsa(
         vmpl=vmpl,
-        sev_features=SevFeatures.SNP,
+        sev_features=sev_features,
         efer=Efer.SVME,
         cr0=Cr0.ET,
         cr4=Cr4.MCE,

@@ -97,11 +97,13 @@ def build_image(
     owners: Sequence[bytes] = (),
     readers: Sequence[bytes] = (),
     services: ServicesImage | None = None,
+    sev_features: int = SevFeatures.SNP,
 ) -> LaunchImage:
     """The image of a guest with `memory` bytes; without a monitor the kernel runs at VMPL 0.
 
     `owners` and `readers` are SHA-256 of the public keys of users whom the secure channel lets do more than attest
-    (`veil.formats.roles`). Raises GuestImageError if services ask for what this kernel does not have.
+    (`veil.formats.roles`). `sev_features` are those of all VMSAs. Raises GuestImageError if services ask for what this
+    kernel does not have.
     """
     if services is not None and monitor:
         check_exceptions(services, kernel)
@@ -113,17 +115,18 @@ def build_image(
     if linux.layout.monitor is None:
         loader = _accept_region(linux, regions)
         regions.append(loader)
-        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), vmpl=MONITOR_VMPL)
+        vmsa = _linux_vmsa(replace(linux.registers, rip=loader.gpa), MONITOR_VMPL, sev_features)
         regions.append(LaunchRegion(guest_layout.CAA, PageType.VMSA, vmsa, name="VMSA"))
         return LaunchImage(tuple(regions), (), command_line)
     side = KernelSide(
-        template=_linux_vmsa(linux.registers, vmpl=KERNEL_VMPL),
+        template=_linux_vmsa(linux.registers, KERNEL_VMPL, sev_features),
         ram=[(piece.start, piece.size) for piece in linux.layout.ram],
         secrets=linux.secrets,
         cpuid=linux.cpuid,
         caa=linux.caa,
         launched=[(region.gpa, region.length) for region in regions],
         segments=segments,
+        sev_features=sev_features,
     )
     base = linux.layout.monitor.start
     regions += monitor_regions(side, base, vcpus, table, owners, readers, services)
@@ -170,8 +173,8 @@ def _segment(state: SegmentState) -> VmsaSegment:
     return VmsaSegment(state.selector, state.attributes, state.limit, state.base)
 
 
-def _linux_vmsa(registers: BootRegisters, *, vmpl: int) -> bytes:
-    vmsa = Vmsa(vmpl=vmpl, sev_features=SevFeatures.SNP)
+def _linux_vmsa(registers: BootRegisters, vmpl: int, sev_features: int) -> bytes:
+    vmsa = Vmsa(vmpl=vmpl, sev_features=sev_features)
     vmsa.cs = _segment(registers.cs)
     for name in ("ds", "es", "fs", "gs", "ss"):
         setattr(vmsa, name, _segment(registers.data))

@@ -57,6 +57,8 @@ class KernelSide:
     """Of a kernel that is in the image as it will lie in memory."""
     validates: bool = False
     """It validates its memory itself, as firmware does."""
+    sev_features: int = SevFeatures.SNP
+    """Of VeilMon's VMSAs, as of the template."""
 
 
 def kept_size(services: ServicesImage | None, segments: Sequence[KernelSegment] = ()) -> int:
@@ -108,7 +110,9 @@ def monitor_regions(
         added = service_regions(services, own, vcpus, kernel.segments)
         pieces += added
         code = (own + CODE, added[-1].gpa + added[-1].length - (own + CODE))
-    boot_vmsa = LaunchRegion(base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER), name="VMSA")
+    boot_vmsa = LaunchRegion(
+        base + _BOOT_VMSA, PageType.VMSA, _monitor_vmsa(base + _HEADER, kernel.sev_features), name="VMSA"
+    )
     own_pages = [(region.gpa, region.length) for region in (*pieces, boot_vmsa)]
     launched = merge_ranges([*kernel.launched, *own_pages, (base + _PARAMETERS, PAGE_SIZE)])
     parameters = MonitorParameters.make(
@@ -153,10 +157,10 @@ def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _monitor_vmsa(header_gpa: int) -> bytes:
+def _monitor_vmsa(header_gpa: int, sev_features: int) -> bytes:
     """The monitor runs as Python: all that its VMSA says is where it starts, and that it is a context of VMPL 0."""
     vmsa = Vmsa(
-        vmpl=MONITOR_VMPL, sev_features=SevFeatures.SNP, rip=header_gpa, efer=Efer.SVME, rflags=Rflags.ONE,
+        vmpl=MONITOR_VMPL, sev_features=sev_features, rip=header_gpa, efer=Efer.SVME, rflags=Rflags.ONE,
         cr0=Cr0.ET, dr6=RESET_DR6, dr7=RESET_DR7, g_pat=RESET_PAT, xcr0=RESET_XCR0, mxcsr=RESET_MXCSR,
     )  # fmt: skip
     return bytes(vmsa).ljust(PAGE_SIZE, b"\0")

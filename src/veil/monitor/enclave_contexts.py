@@ -21,12 +21,13 @@ _DPL, _DPL_3 = 3 << 5, 3 << 5
 
 
 def enclave_features(sev_features: int) -> int:
-    """The SEV_FEATURES of contexts of VMPL 2: the boot VCPU's, and no events from the host.
+    """The SEV_FEATURES of contexts of VMPL 2: the boot VCPU's, and no events from the host; debug registers, which no
+    program can use, need not be swapped.
 
     An event that the host made up would reach the enclave's handler in ring 3 as if the program had caused it: a #VC, a
     page fault, an `int 0x80` that was never executed.
     """
-    return sev_features | SevFeatures.RESTRICTED_INJECTION
+    return sev_features & ~SevFeatures.DEBUG_SWAP | SevFeatures.RESTRICTED_INJECTION
 
 
 def find_fault(vmsa: Vmsa, sev_features: int) -> str | None:

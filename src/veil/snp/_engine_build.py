@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the CPU engine: our C code, linked to the core (`_engine_core.py`).
 
-`--wrap` sends calls of the functions in `_WRAPPED` to `engine/intercepts.c`, `engine/accesses.c`, `engine/tlb.c`,
-`engine/run.c` and `engine/self_modifying_code.c`.
+`--wrap` sends calls of the functions in `_WRAPPED` to those of `engine/*.c` whose names begin with `__wrap_`.
 """
 
 from __future__ import annotations

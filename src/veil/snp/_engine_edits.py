@@ -370,8 +370,9 @@ EDITS = (
     (
         "src/qemu/accel/tcg/cputlb.c",
         "recurse through full_load.  */\n        if ((addr & (size - 1)) != 0) {\n",
-        "recurse through full_load.  */\n        if ((addr & (size - 1)) != 0 && ((tlb_addr & ~TARGET_PAGE_MASK) != TLB_WATCHPOINT\n"
-        "            || (addr & ~TARGET_PAGE_MASK) + size > TARGET_PAGE_SIZE)) {\n",
+        "recurse through full_load.  */\n        if ((addr & (size - 1)) != 0\n"
+        "            && ((tlb_addr & ~TARGET_PAGE_MASK) != TLB_WATCHPOINT\n"
+        "                || (addr & ~TARGET_PAGE_MASK) + size > TARGET_PAGE_SIZE)) {\n",
     ),
     # INT1 (ICEBP): a trap #DB, whatever its gate's DPL, and DR6 stays.
     (

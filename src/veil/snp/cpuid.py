@@ -14,8 +14,17 @@ from veil.formats.extended_state import EXTENDED_STATE_LEAF, LEGACY_AREA, area_s
 from veil.formats.registers import CPUID_EDX_APIC
 from veil.snp._engine import Engine
 from veil.snp.errors import SnpError
+from veil.snp.layouts import SevFeatures
 
-__all__ = ["PROCESSOR_SIGNATURE", "CpuFeature", "CpuidEntryValues", "check_features", "cpuid_entries", "feature_bits"]
+__all__ = [
+    "PROCESSOR_SIGNATURE",
+    "CpuFeature",
+    "CpuidEntryValues",
+    "check_features",
+    "cpuid_entries",
+    "feature_bits",
+    "launch_features",
+]
 
 #: Family 19h, model 01h, stepping 1 (Milan, the first with SNP). The core is older than that, and would say so: tools
 #: then take its reports for impossible ones.
@@ -65,6 +74,8 @@ class CpuFeature(enum.Enum):
     """XSAVE, XSAVEOPT, XSAVEC, XGETBV and XSETBV."""
     PKU = "pku"
     """Protection keys; their state is saved by XSAVE."""
+    DEBUG_SWAP = "debug-swap"
+    """The VMSAs of the launch have DebugSwap: breakpoints of hardware for the guest. (The processor always can.)"""
 
 
 _BITS = {CpuFeature.XSAVE: 1 << 0, CpuFeature.PKU: 1 << 1}  # VEIL_CPU_
@@ -78,7 +89,12 @@ def check_features(features: Collection[CpuFeature]) -> None:
 
 def feature_bits(features: Collection[CpuFeature]) -> int:
     """As the engine has them."""
-    return sum(_BITS[feature] for feature in frozenset(features))
+    return sum(_BITS.get(feature, 0) for feature in frozenset(features))
+
+
+def launch_features(features: Collection[CpuFeature]) -> int:
+    """The SEV_FEATURES of a launch's VMSAs."""
+    return int(SevFeatures.SNP | (SevFeatures.DEBUG_SWAP if CpuFeature.DEBUG_SWAP in features else 0))
 
 
 class CpuidEntryValues(NamedTuple):
@@ -124,8 +140,8 @@ def cpuid_entries(engine: Engine, vcpus: int = 1, features: Collection[CpuFeatur
     table += [entry(0x80000002 + number, *_BRAND_WORDS.unpack_from(_BRAND, 16 * number)) for number in range(3)]
     table += [
         entry(0x80000008, 48 | 48 << 8, 0, vcpus - 1, 0),
-        # SEV, SEV-ES, SEV-SNP, VMPL; C-bit position, no reduction of the address width, number of VMPLs.
-        entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5, C_BIT_POSITION | VMPLS << 12, 509, 1),
+        # SEV, SEV-ES, SEV-SNP, VMPL, DebugSwap; C-bit position, no reduction of the address width, number of VMPLs.
+        entry(0x8000001F, 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 14, C_BIT_POSITION | VMPLS << 12, 509, 1),
         *(_extended_state(CpuFeature.PKU in features) if CpuFeature.XSAVE in features else ()),
     ]
     return table

@@ -26,6 +26,7 @@ from veil.snp.cpuid import (
     check_features,
     cpuid_entries,
     feature_bits,
+    launch_features,
 )
 from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, Watchpoint
 from veil.snp.encryption import MemoryEncryption
@@ -224,6 +225,11 @@ class Machine:
     def cpuid_entries(self, vcpus: int = 1) -> list[CpuidEntryValues]:
         """The processor's CPUID table for a launch."""
         return cpuid_entries(self._engine, vcpus, self.cpu_features)
+
+    @property
+    def sev_features(self) -> int:
+        """What the VMSAs of a launch have of SEV_FEATURES."""
+        return launch_features(self.cpu_features)
 
     def tsc(self) -> int:
         """The guest's time stamp counter, in nanoseconds (1 GHz)."""

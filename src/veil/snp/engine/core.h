@@ -91,7 +91,7 @@ struct veil_space {
     int vmpl;                     /* and with whose permissions */
     uint64_t cr0, cr3, cr4, efer; /* when it was left */
     uint32_t pkru;
-    struct veil_breakpoints breakpoints; /* whose pages its entries have marked */
+    struct veil_breakpoints breakpoints;               /* whose pages its entries have marked */
     uint64_t rmp_generation, code_pages, table_writes; /* what its entries know of */
     uint64_t entered;
     bool has_tables;
@@ -151,7 +151,7 @@ struct veil_engine {
     /* a debugger's */
     struct veil_watchpoint watchpoints[VEIL_MAX_WATCHPOINTS];
     uint32_t watchpoint_count;
-    bool watching; /* some accesses are a debugger's or the guest's breakpoints */
+    bool watching;       /* some accesses are a debugger's or the guest's breakpoints */
     uint32_t debug_stop; /* why the VMRUN that ended stopped */
     uint64_t debug_address;
 

@@ -290,7 +290,7 @@ void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
 
     env->eip += next_eip_addend;
     env->hflags &= ~HF_INHIBIT_IRQ_MASK; /* the shadow of STI ends with the instruction after it, this one */
-    if (env->eflags & TF_MASK) { /* the trap ends the halt at once */
+    if (env->eflags & TF_MASK) {         /* the trap ends the halt at once */
         finish(env);
     }
     if (veil_vmcb_offers(e->vmcb) && veil_take_offered(e)) {

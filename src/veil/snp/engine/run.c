@@ -157,7 +157,8 @@ static bool take_guests_own(struct veil_engine *e)
     if (e->cs->singlestep_enabled) {
         return e->data_hits && veil_debug_take_data_breakpoint(e);
     }
-    QTAILQ_FOREACH(bp, &e->cs->breakpoints, entry) {
+    QTAILQ_FOREACH(bp, &e->cs->breakpoints, entry)
+    {
         if ((bp->flags & BP_GDB) && bp->pc == env->segs[R_CS].base + env->eip) {
             return false;
         }

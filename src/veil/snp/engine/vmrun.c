@@ -17,7 +17,7 @@ static bool is_runnable(struct veil_engine *e, uint64_t gpa)
     }
     vmsa = (const struct veil_vmsa *)(e->ram + gpa);
     return (vmsa->efer & MSR_EFER_SVME) && vmsa->vmpl < VEIL_RMP_VMPLS && (vmsa->sev_features & VEIL_SEV_SNP_ACTIVE) &&
-           !(vmsa->dr6 >> 32) && !(vmsa->dr7 >> 32);
+           !(vmsa->sev_features & ~VEIL_SEV_SUPPORTED) && !(vmsa->dr6 >> 32) && !(vmsa->dr7 >> 32);
 }
 
 void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t deadline_ns)

@@ -105,6 +105,9 @@ _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
 #define VEIL_SEV_SNP_ACTIVE (1ULL << 0)
 #define VEIL_SEV_RESTRICTED_INJECTION (1ULL << 3)
 #define VEIL_SEV_DEBUG_SWAP (1ULL << 5)
+/* These, and those that keep off what is not here: IBS of the host, other users of the branch predictor, shadow stacks,
+ * SMT. A context with any other feature expects what it would not get. */
+#define VEIL_SEV_SUPPORTED 0x2081e9ULL
 
 /* v_intr: V_IRQ bit 8, V_NMI bit 11, V_NMI_MASK bit 12, V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
 #define VEIL_V_NMI (1ULL << 11)

@@ -17,13 +17,14 @@ from veil.snp.layouts.vmcb import (
     V_NMI_MASK,
     Vmcb,
 )
-from veil.snp.layouts.vmsa import SevFeatures, Vmsa, VmsaSegment
+from veil.snp.layouts.vmsa import SUPPORTED_FEATURES, SevFeatures, Vmsa, VmsaSegment, unsupported_features
 
 __all__ = [
     "CPUID_COUNT_MAX",
     "EVENT_NMI",
     "EVENT_VALID",
     "SECRETS_VERSION",
+    "SUPPORTED_FEATURES",
     "SVSM_MAX_VERSION",
     "V_IGN_TPR",
     "V_INTR_VECTOR_SHIFT",
@@ -39,4 +40,5 @@ __all__ = [
     "Vmsa",
     "VmsaSegment",
     "check_offsets",
+    "unsupported_features",
 ]

@@ -8,7 +8,7 @@ import enum
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["SevFeatures", "Vmsa", "VmsaSegment"]
+__all__ = ["SUPPORTED_FEATURES", "SevFeatures", "Vmsa", "VmsaSegment", "unsupported_features"]
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
@@ -18,10 +18,45 @@ class SevFeatures(enum.IntFlag):
 
     SNP = 1 << 0
     """SNP is active."""
+    VIRTUAL_TOM = 1 << 1
+    REFLECT_VC = 1 << 2
     RESTRICTED_INJECTION = 1 << 3
     """The host can inject no event but #HV (24593, section 15.36.16)."""
+    ALTERNATE_INJECTION = 1 << 4
     DEBUG_SWAP = 1 << 5
     """DR0 to DR3 are the VMSA's, and the host does not intercept DR7."""
+    PREVENT_HOST_IBS = 1 << 6
+    BTB_ISOLATION = 1 << 7
+    VMPL_SSS = 1 << 8
+    SECURE_TSC = 1 << 9
+    VMGEXIT_PARAMETER = 1 << 10
+    PMC_VIRTUALIZATION = 1 << 11
+    IBS_VIRTUALIZATION = 1 << 12
+    VMSA_REGISTER_PROTECTION = 1 << 14
+    SMT_PROTECTION = 1 << 15
+    SECURE_AVIC = 1 << 16
+    IBPB_ON_ENTRY = 1 << 21
+
+
+#: What contexts may ask for; VMRUN fails with any other bit. The last four and IBPB keep off what is not here.
+SUPPORTED_FEATURES = (
+    SevFeatures.SNP
+    | SevFeatures.RESTRICTED_INJECTION
+    | SevFeatures.DEBUG_SWAP
+    | SevFeatures.PREVENT_HOST_IBS
+    | SevFeatures.BTB_ISOLATION
+    | SevFeatures.VMPL_SSS
+    | SevFeatures.SMT_PROTECTION
+    | SevFeatures.IBPB_ON_ENTRY
+)
+
+
+def unsupported_features(features: int) -> str:
+    """The names of those that the processor lacks, for people; empty if it has all."""
+    missing = features & ~SUPPORTED_FEATURES
+    names = [feature.name or "" for feature in SevFeatures if feature & missing]
+    unknown = missing & ~sum(SevFeatures)
+    return ", ".join([*names, f"{unknown:#x}"] if unknown else names).replace("_", " ").lower()
 
 
 class VmsaSegment(ctypes.LittleEndianStructure):
