@@ -341,7 +341,8 @@ def test_bits_that_are_not_there() -> None:
 
 @pytest.mark.parametrize("register", ["dr6", "dr7"])
 def test_vmrun_refuses_upper_halves(register: str) -> None:
-    with _guest("hlt", **{register: 1 << 32}) as guest:
+    with _guest("hlt") as guest:
+        _set(guest, **{register: 1 << 32})
         assert guest.run() == ExitCode.INVALID
 
 

@@ -27,7 +27,7 @@ def enclave_features(sev_features: int) -> int:
     An event that the host made up would reach the enclave's handler in ring 3 as if the program had caused it: a #VC, a
     page fault, an `int 0x80` that was never executed.
     """
-    return sev_features & ~SevFeatures.DEBUG_SWAP | SevFeatures.RESTRICTED_INJECTION
+    return sev_features & ~int(SevFeatures.DEBUG_SWAP) | SevFeatures.RESTRICTED_INJECTION
 
 
 def find_fault(vmsa: Vmsa, sev_features: int) -> str | None:

@@ -53,9 +53,9 @@ SUPPORTED_FEATURES = (
 
 def unsupported_features(features: int) -> str:
     """The names of those that the processor lacks, for people; empty if it has all."""
-    missing = features & ~SUPPORTED_FEATURES
+    missing = features & ~int(SUPPORTED_FEATURES)
     names = [feature.name or "" for feature in SevFeatures if feature & missing]
-    unknown = missing & ~sum(SevFeatures)
+    unknown = missing & ~sum(int(feature) for feature in SevFeatures)
     return ", ".join([*names, f"{unknown:#x}"] if unknown else names).replace("_", " ").lower()
 
 
