@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fuzz.progress import Progress
 from fuzz.target import Target, examine
 from fuzz.targets import TARGETS
 from fuzz.world import fuzz_directory
@@ -35,6 +36,11 @@ def _dictionary(words: tuple[bytes, ...]) -> str:
 
 def _fuzz(target: Target, root: Path, seconds: int) -> list[str]:
     """The findings, a line each."""
+    with Progress(target.name) as progress:
+        return _fuzz_and_say(target, root, seconds, progress)
+
+
+def _fuzz_and_say(target: Target, root: Path, seconds: int, progress: Progress) -> list[str]:
     corpus, seeds, found = (root / kind / target.name for kind in ("corpus", "seeds", "findings"))
     for folder in (corpus, found):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,20 +56,28 @@ def _fuzz(target: Target, root: Path, seconds: int) -> list[str]:
         # The first grows; earlier findings are tried again.
         str(corpus), str(seeds), str(found),
     ]  # fmt: skip
-    with log.open("w") as errors:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        progress.hear(process.stdout)
     text = log.read_text(errors="replace")
-    findings = done.stdout.splitlines()
-    if done.returncode:
+    findings = progress.findings
+    if process.returncode:
         written = re.findall(r"Test unit written to (\S+)", text)
         last = " | ".join(text.splitlines()[-_LOG_LINES:])
-        findings += [f"{target.name}: the process ended with {done.returncode}: {path}" for path in written] or [
-            f"{target.name}: the process ended with {done.returncode} ({log}): {last}"
+        findings += [f"{target.name}: the process ended with {process.returncode}: {path}" for path in written] or [
+            f"{target.name}: the process ended with {process.returncode} ({log}): {last}"
         ]
     runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", text)
     covered = re.findall(r" cov: (\d+) ft: (\d+)", text)
     edges = covered[-1][0] if covered else "?"
-    print(f"{target.name}: {runs[1] if runs else '?'} executions, {edges} edges, {len(findings)} findings", flush=True)
+    rate = f"{int(runs[1]) / seconds:.1f}" if runs else "?"
+    print(
+        f"{target.name}: {runs[1] if runs else '?'} executions, {rate} a second, {edges} edges, "
+        f"{len(findings)} findings", flush=True,
+    )  # fmt: skip
     return findings
 
 

@@ -3,6 +3,7 @@
 
 Findings do not end it, so that one known mistake does not hide the next: each is written once for each place in the
 source, and named on standard output. What ends the process (a crash in native code, an endless loop) libFuzzer writes.
+Standard output also has how many inputs there were so far, once a second (`fuzz.progress`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import atheris
@@ -28,6 +30,7 @@ _INSTRUMENTED = [
 ]
 # What is imported before this is not instrumented.
 with atheris.instrument_imports(include=_INSTRUMENTED, enable_loader_override=False):
+    from fuzz.progress import PULSE
     from fuzz.target import SLOW, examine
     from fuzz.targets import TARGETS
 
@@ -44,8 +47,14 @@ def main() -> None:
     """Does not return: libFuzzer ends the process."""
     target, folder = TARGETS[sys.argv[1]], Path(sys.argv[2])
     seen: set[str] = set()
+    inputs, told = 0, 0.0
 
     def one_input(data: bytes) -> None:
+        nonlocal inputs, told
+        if time.monotonic() > told + 1:
+            told = time.monotonic()
+            print(f"{PULSE}{inputs}", flush=True)
+        inputs += 1
         finding = examine(target, data)
         if finding is None or finding.place in seen:
             return

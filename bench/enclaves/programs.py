@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Five of Debian's programs, in turn as they are and shielded, in one guest; and on this computer, without a guest."""
+"""Debian's programs, in turn as they are and shielded, in one guest; and on this computer, without a guest."""
 
 from __future__ import annotations
 
 import random
+import re
 import resource
 import shlex
 import statistics
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.enclaves.guest import EnclaveGuest
+from bench.enclaves.guest import Cost, EnclaveGuest
 from bench.sql import sql_script
 from veil.cache import Cache
 from veil.guest.enclaves.build import build_enclave
@@ -40,13 +41,59 @@ class Program:
     path: str
     script: str
     server: str | None = None
-    """What starts it before the script, whose program is another one then: {client}."""
+    """What is started before the script. One of the two is {program}, the other {client}, which is never shielded."""
+    client: str = _CLIENT
+    check: str | None = None
+    """Is what it has done right? Another script."""
+    counted: str | None = None
+    """A pattern: how often the script has done it, as it says itself. The figures are of one time then."""
     manifest: dict[str, object] = field(default_factory=dict)
 
 
 _COMMON: dict[str, object] = {
     "memory": "32M", "threads": 1, "arguments": {"outside": True}, "files": {"pass": ["/mnt/"]},
 }  # fmt: skip
+
+_NETWORK: dict[str, object] = {
+    "calls": {"allow": ["network", "identity"]},
+    "files": {"pass": ["/mnt/", "/dev/null"]},
+    "memory": "16M",
+}
+_TLS_SERVER = "{starter} s_server -accept {port} -cert certificate.pem -key key.pem -tls1_3 -WWW -quiet"
+_TLS_GET = (
+    "printf 'GET /part HTTP/1.0\\r\\n\\r\\n' | {starter} s_client -connect 127.0.0.1:{port} -tls1_3 -quiet "
+    "-verify_return_error -CAfile {folder}/certificate.pem 2>/dev/null >{folder}/page"
+)
+_TLS_GOT = f"tail -c {8 << 20} {{folder}}/page | cmp - {{folder}}/part"
+_TLS_SHAKE = "{starter} s_time -connect 127.0.0.1:{port} -tls1_3 -new -time 4 -CAfile {folder}/certificate.pem"
+_TLS_COUNTED = r"(\d+) connections in \d+ real seconds"
+#: What the server is, made where it is used.
+_TLS_CERTIFICATE = (
+    "cd {folder} && /usr/bin/openssl req -config openssl.cnf -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+    "-days 30 -subj /CN=veil -keyout key.pem -out certificate.pem 2>/dev/null"
+)
+_TLS_SETTINGS = """\
+[req]
+distinguished_name = name
+x509_extensions = own
+[name]
+[own]
+basicConstraints = CA:TRUE
+"""
+
+
+def _tls(
+    end: str, name: str, what: str, script: str, *, counted: str | None = None, check: str | None = None
+) -> Program:
+    """OpenSSL at one end of a connection; its other end is OpenSSL, too, and not shielded."""
+    starters = {"server": "{client}", "client": "{client}"} | {end: "{program}"}
+    return Program(
+        f"OpenSSL {end}, {name}", what, "openssl", "usr/bin/openssl", script.replace("{starter}", starters["client"]),
+        server=_TLS_SERVER.replace("{starter}", starters["server"]), client="usr/bin/openssl", counted=counted,
+        check=check,
+        manifest={**_NETWORK, "directory": _GUEST_FOLDER},
+    )  # fmt: skip
+
 
 PROGRAMS = (
     Program(
@@ -64,16 +111,14 @@ PROGRAMS = (
         "lighttpd", "ab, 5 clients that keep their connections, 800 requests of a file of 10 KiB", "lighttpd",
         "usr/sbin/lighttpd", "{client} -q -k -n 800 -c 5 http://127.0.0.1:{port}/file >/dev/null",
         server="{program} -D -f {folder}/lighttpd-{port}.conf",
-        manifest={
-            "calls": {"allow": ["network", "identity"]},
-            "files": {"pass": ["/mnt/", "/dev/null"]},
-            "memory": "16M",
-        },
+        manifest=_NETWORK,
     ),
     Program(
         "SQLite", "40 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
         "usr/bin/sqlite3", "rm -f {folder}/sqlite; {program} {folder}/sqlite <{folder}/sql >/dev/null",
     ),
+    *(_tls(end, "8 MiB", "a file of 8 MiB by TLS 1.3", _TLS_GET, check=_TLS_GOT) for end in ("server", "client")),
+    *(_tls(end, "handshake", "a TLS 1.3 handshake", _TLS_SHAKE, counted=_TLS_COUNTED) for end in ("server", "client")),
 )  # fmt: skip
 _LIGHTTPD = """\
 server.document-root = "{folder}/www"
@@ -95,7 +140,7 @@ class Outcome:
     program: Program
     native: list[float] = field(default_factory=list)
     shielded: list[float] = field(default_factory=list)
-    """Running, and not being made."""
+    """Running, and not being made. Of what is counted, for one time."""
     making: list[float] = field(default_factory=list)
     switches: int = 0
     requests: int = 0
@@ -119,8 +164,8 @@ class Outcome:
 
 def program_files(cache: Cache) -> dict[str, Node]:
     """Members of the initramfs."""
-    packages = [*(item.package for item in PROGRAMS), _CLIENT_PACKAGE]
-    return debian_programs(cache, packages, [*(item.path for item in PROGRAMS), _CLIENT])
+    packages = sorted({*(item.package for item in PROGRAMS), _CLIENT_PACKAGE})
+    return debian_programs(cache, packages, sorted({*(item.path for item in PROGRAMS), _CLIENT}))
 
 
 def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
@@ -133,6 +178,7 @@ def write_data(place: Path, folder: str, ports: Sequence[int]) -> None:
     place.joinpath("pairs").write_text("".join(pairs))
     place.joinpath("www").mkdir()
     place.joinpath("www", "file").write_bytes(text[: 10 << 10])
+    place.joinpath("openssl.cnf").write_text(_TLS_SETTINGS)
     place.joinpath("sql").write_text(sql_script(40, 100))
     for port in ports:
         place.joinpath(f"lighttpd-{port}.conf").write_text(_LIGHTTPD.format(folder=folder, port=port))
@@ -151,12 +197,13 @@ def measure_programs(
     guest.run(f"mkdir -p {_GUEST_FOLDER}/www")
     for file in sorted(path for path in data.rglob("*") if path.is_file()):
         guest.vm.copy_in(file, f"{_GUEST_FOLDER}/{file.relative_to(data)}")
-    guest.run(_BIG.format(folder=_GUEST_FOLDER))
+    for script in (_BIG, _TLS_CERTIFICATE):
+        guest.run(script.format(folder=_GUEST_FOLDER))
     outcomes = []
     for program in PROGRAMS:
         if only and not any(word.lower() in program.name.lower() for word in only):
             continue
-        say(f"programs: {program.name}")
+        say(f"programs: {program.name}: {program.what}")
         manifest = Manifest.of({**_COMMON, **program.manifest})
         image = build_enclave(Cache(), DebianFiles(Cache(), [program.package]), f"/{program.path}", manifest)
         shielded = guest.put_image(Path(program.path).name, image, directory)
@@ -169,7 +216,7 @@ def _measure(guest: EnclaveGuest, program: Program, shielded: str, turns: int) -
     scripts: list[str] = []
     with ExitStack() as stack:
         for command, port in ((f"/{program.path}", _PORTS[0]), (shielded, _PORTS[1])):
-            names = {"program": command, "folder": _GUEST_FOLDER, "port": port, "client": f"/{_CLIENT}"}
+            names = {"program": command, "folder": _GUEST_FOLDER, "port": port, "client": f"/{program.client}"}
             if program.server is not None:
                 pid = _start(guest, program.server.format(**names), port)
                 stack.callback(guest.run, f"kill -9 {pid}")
@@ -177,20 +224,34 @@ def _measure(guest: EnclaveGuest, program: Program, shielded: str, turns: int) -
         native, inside = scripts
         for turn in range(_WARM + turns):
             costs = [guest.run(native), guest.run(inside)]
+            if program.check is not None:
+                guest.run(program.check.format(folder=_GUEST_FOLDER))
             if turn >= _WARM:
-                outcome.native.append(costs[0].seconds)
-                outcome.shielded.append(costs[1].running)
+                times = [_times(program, cost) for cost in costs]
+                outcome.native.append(costs[0].seconds / times[0])
+                outcome.shielded.append(costs[1].running / times[1])
                 outcome.making.append(costs[1].making)
-                outcome.switches, outcome.requests = costs[1].switches, costs[1].requests
+                outcome.switches, outcome.requests = costs[1].switches // times[1], costs[1].requests // times[1]
         with guest.observe() as observer:
-            guest.run(inside)
-        outcome.exits, outcome.bytes = observer.total.exits, observer.total.bytes
+            times = [_times(program, guest.run(inside))]
+        outcome.exits = Counter({call: count // times[0] for call, count in observer.total.exits.items()})
+        outcome.bytes = observer.total.bytes // times[0]
     return outcome
+
+
+def _times(program: Program, cost: Cost) -> int:
+    """How often it was done."""
+    if program.counted is None:
+        return 1
+    found = re.search(program.counted, cost.output.decode(errors="replace"))
+    if found is None or not int(found[1]):
+        raise RuntimeError(f"{program.name} does not say how often it was done: {cost.output[-200:]!r}")
+    return int(found[1])
 
 
 def _start(guest: EnclaveGuest, command: str, port: int) -> int:
     """Start a server; its process's number, once it listens."""
-    script = f"setsid {command} </dev/null >/mnt/server.log 2>&1 & echo $!"
+    script = f"cd {_GUEST_FOLDER}; setsid {command} </dev/null >server.log 2>&1 & echo $!"
     pid = int(guest.run(script).output)
     guest.run(f"until netstat -tln | grep -q ':{port} '; do kill -0 {pid} || exit 1; sleep 0.1; done")
     return pid

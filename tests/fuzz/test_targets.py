@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -149,7 +150,8 @@ def test_with_coverage(tmp_path: Path) -> None:
         cwd=_ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
         timeout=120,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert all(re.match(r"(manifest|frames): \d+ s, ", line) for line in done.stderr.splitlines()), done.stderr
     for line, name in zip(done.stdout.splitlines(), ("manifest", "frames"), strict=True):
         assert line.startswith(f"{name}: ")
         assert line.endswith(" 0 findings")
