@@ -135,6 +135,19 @@ def test_who_comes_to_a_forwarded_port_reaches_the_guest(named: tuple[Path, list
         assert visitor.heard == b"served by veil\n"
 
 
+def test_a_snapshot_has_no_connections(named: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """What was open is reset as soon as the guest uses it; the guest goes on."""
+    path = tmp_path / "snapshot"
+    with _Server(sends=False) as server, _guest(named) as vm:
+        talk = f"nc {GATEWAY} {server.port} < /tmp/words; echo ended > /tmp/ended"
+        _run(vm, f"mkfifo /tmp/words; ({talk}) > /dev/null 2>&1 & sleep 1000 > /tmp/words 2> /dev/null &")
+        _run(vm, f"echo first > /tmp/words; until grep -q ':{server.port:04X} 01' /proc/net/tcp; do sleep 0.1; done")
+        vm.snapshot(path)
+    with _guest((path, named[1])) as vm:
+        _run(vm, "[ ! -e /tmp/ended ] && echo second > /tmp/words && until [ -e /tmp/ended ]; do sleep 0.1; done")
+        _fetch(vm)
+
+
 def test_a_snapshot_does_not_choose_its_users_network(named: tuple[Path, list[str]]) -> None:
     path, disks = named
     with pytest.raises(VeilError, match=r"had the network user: name one \(`network`\)"):
@@ -149,10 +162,10 @@ def test_a_port_that_is_taken_is_said_before_anything_boots() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("vcpus", [1, 2])
-@pytest.mark.parametrize("firmware", [None, "debian"])
-@pytest.mark.parametrize("monitor", [True, False])
-def test_guests_of_each_kind(firmware: str | None, vcpus: int, monitor: bool) -> None:
+@pytest.mark.parametrize(
+    ("monitor", "firmware", "vcpus"), [(True, None, 2), (False, None, 1), (True, "debian", 1), (False, "debian", 2)]
+)
+def test_guests_of_each_kind(monitor: bool, firmware: str | None, vcpus: int) -> None:
     configuration = Configuration.make("512M", vcpus, firmware=firmware, monitor=monitor, network=NETWORK)
     with ConfidentialVM(configuration, fresh=True) as vm:
         _fetch(vm)
