@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -144,6 +147,28 @@ def test_when_its_process_ends_the_guest_hears_of_it(card: FakeCard) -> None:
     # What the guest still sends is lost.
     assert card.network.send(arp_request())
     card.network.taken()
+
+
+_HOLDER = """
+import time
+from veil.cache import Cache
+from veil.cvm import Network
+from veil.cvm.networks import open_network
+network = open_network(Network(), Cache(), lambda words: None)
+print(network._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_ends_with_the_process_that_has_the_guest() -> None:
+    """However that ends."""
+    with subprocess.Popen([sys.executable, "-c", _HOLDER], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        process = int(holder.stdout.readline())
+        watched = os.pidfd_open(process)
+        holder.kill()
+    assert select.select([watched], [], [], 60)[0], "it runs on"
+    os.close(watched)
 
 
 def test_it_leaves_nothing_behind() -> None:

@@ -240,6 +240,7 @@ def _start(descriptor: int, settings: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         pass_fds=[descriptor],
         cwd="/",
+        # What a terminal sends to all that it has started is for the process that has the guest.
         start_new_session=True,
         umask=UMASK,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import select
-import signal
 import socket
 import sys
 from collections import deque
@@ -32,8 +31,6 @@ _FULL, _LOST = 256, 4096
 def main() -> None:
     """`sys.argv` ends with the socket's descriptor, and the settings as JSON: "folders" as of `load_library`,
     "forwards" as of `Slirp.forward`, "restrict", "loopback"."""
-    # What a terminal sends to all that it has started is for the process that has the guest.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     descriptor, settings = int(sys.argv[-2]), json.loads(sys.argv[-1])
     with socket.socket(fileno=descriptor) as link:
         link.setblocking(False)
