@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ from veil.monitor.page_rights import ROWS
 from veil.monitor.svsm_call import ResultCode
 from veil.snp import RmpViolation
 from veil.snp.host_view import HostView
-from veil.snp.rmp import Permission, RmpResult
+from veil.snp.rmp import Adjustment, Permission, RmpResult
 from veil.snp.view import View
 
 OK = ResultCode.SUCCESS
@@ -195,13 +196,14 @@ def test_a_page_that_is_shared_stays_what_it_is(bench: Bench) -> None:
     bench.kernel.write(SMALL - PAGE, b"mine")
 
 
-def page_by_page(view: Any, gpa: int, count: int, **more: Any) -> tuple[RmpResult, int]:
+def page_by_page(view: View, adjustments: Sequence[Adjustment]) -> tuple[RmpResult, int]:
     """As the machine does it, but each RMPADJUST can be the test's."""
-    for done in range(count):
-        code = view.rmpadjust(gpa + done * PAGE, **more)
-        if code != RmpResult.SUCCESS:
-            return code, done
-    return RmpResult.SUCCESS, count
+    for gpa, pages, vmpl, permissions in adjustments:
+        for page in range(gpa, gpa + pages * PAGE, PAGE):
+            code = view.rmpadjust(page, vmpl=vmpl, permissions=permissions)
+            if code != RmpResult.SUCCESS:
+                return code, page
+    return RmpResult.SUCCESS, 0
 
 
 @pytest.mark.parametrize("how", ["page taken", "RMPADJUST refused"])
@@ -227,7 +229,7 @@ def test_a_host_that_stops_a_move_in_the_middle(at: int, how: str, monkeypatch: 
         return honest(self, gpa, **more)
 
     monkeypatch.setattr(view_type, "rmpadjust", rmpadjust)
-    monkeypatch.setattr(view_type, "rmpadjust_range", page_by_page)
+    monkeypatch.setattr(view_type, "rmpadjust_all", page_by_page)
     assert bench.ask(NUMBER, MOVE, moved(*pages)) == (Status.OK, b"refused UNAVAILABLE")
     monkeypatch.undo()
     assert {bench.monitor.book.owner(page) for page in pages} == {Owner.KERNEL}
@@ -268,15 +270,16 @@ def test_what_was_written_meanwhile_is_no_code(bench: Bench, monkeypatch: pytest
     """The same after the kernel got its rights on the first page: only a host can stop the move then."""
     pages = [SMALL, SMALL + 2 * PAGE]
     assert bench.ask(NUMBER, MOVE, moved(*pages)) == (Status.OK, b"done")
-    honest = View.rmpadjust_range
+    honest = View.rmpadjust
 
-    def adjust(view: View, gpa: int, count: int, *, vmpl: int, permissions: int) -> tuple[RmpResult, int]:
+    def adjust(view: View, gpa: int, *, vmpl: int, permissions: int, **more: Any) -> RmpResult:
         if gpa == pages[1] and permissions & Permission.W:
             bench.kernel.write(SMALL, b"evil")
             assert bench.host.rmpupdate(gpa, assigned=False) == RmpResult.SUCCESS
-        return honest(view, gpa, count, vmpl=vmpl, permissions=permissions)
+        return honest(view, gpa, vmpl=vmpl, permissions=permissions, **more)
 
-    monkeypatch.setattr(View, "rmpadjust_range", adjust)
+    monkeypatch.setattr(View, "rmpadjust", adjust)
+    monkeypatch.setattr(View, "rmpadjust_all", page_by_page)
     body = moved(*pages, source=Owner.KERNEL_CODE, target=Owner.KERNEL)
     assert bench.ask(NUMBER, MOVE, body) == (Status.OK, b"refused UNAVAILABLE")
     assert bench.monitor.book.owner(SMALL) == Owner.KERNEL_CODE
@@ -300,7 +303,7 @@ def test_rights_that_cannot_be_taken_back(bench: Bench, monkeypatch: pytest.Monk
         return honest(self, gpa, vmpl=vmpl, permissions=permissions, **more)
 
     monkeypatch.setattr(view_type, "rmpadjust", rmpadjust)
-    monkeypatch.setattr(view_type, "rmpadjust_range", page_by_page)
+    monkeypatch.setattr(view_type, "rmpadjust_all", page_by_page)
     with pytest.raises(Terminated):
         bench.ask(NUMBER, MOVE, moved(SMALL, SMALL + PAGE))
     assert bench.monitor.last_error is not None

@@ -11,7 +11,17 @@ from veil.snp.errors import RmpViolation, SnpError
 from veil.snp.guest_bus import GuestBus
 from veil.snp.host_view import HostView
 from veil.snp.memory import Memory
-from veil.snp.rmp import FAULT_ENC, FAULT_NOT_VALIDATED, FAULT_RMP, FAULT_VMPL, PageSize, Permission, Rmp, RmpResult
+from veil.snp.rmp import (
+    FAULT_ENC,
+    FAULT_NOT_VALIDATED,
+    FAULT_RMP,
+    FAULT_VMPL,
+    Adjustment,
+    PageSize,
+    Permission,
+    Rmp,
+    RmpResult,
+)
 from veil.snp.view import View
 
 PAGE = 3 * PAGE_SIZE
@@ -50,31 +60,52 @@ def bus(engine: Recorder) -> GuestBus:
 
 
 class TestView:
-    def test_rmpadjust_of_a_range(self, bus: GuestBus) -> None:
+    def test_rmpadjust_of_many_pages(self, bus: GuestBus) -> None:
         monitor = View(bus, 0)
-        assert monitor.rmpadjust_range(PAGE, 3, vmpl=3, permissions=Permission.RW) == (RmpResult.SUCCESS, 3)
-        assert all(monitor.rmpquery(page * PAGE_SIZE, vmpl=3).permissions == Permission.RW for page in (3, 4, 5))
-        assert monitor.rmpadjust_range(PAGE, 0, vmpl=3, permissions=Permission.R) == (RmpResult.SUCCESS, 0)
-        for vmpl, target, permissions in ((0, 4, 0), (0, 300, 0), (0, 3, 256), (3, 3, 0), (3, 1, 0)):
+        assert monitor.rmpadjust_all([(PAGE, 2, 3, Permission.RW), (PAGE, 3, 2, Permission.R)])[0] is RmpResult.SUCCESS
+        assert [int(monitor.rmpquery(page * PAGE_SIZE, vmpl=3).permissions) for page in (3, 4, 5)] == [3, 3, 7]
+        assert [int(monitor.rmpquery(page * PAGE_SIZE, vmpl=2).permissions) for page in (3, 4, 5)] == [1, 1, 1]
+        assert monitor.rmpadjust_all([(PAGE, 0, 3, Permission.R)])[0] is RmpResult.SUCCESS
+        assert monitor.rmpadjust_all([])[0] is RmpResult.SUCCESS
+        for vmpl, target, permissions in ((0, 4, 0), (0, 200, 0), (0, 3, 16), (3, 3, 0), (3, 1, 0)):
             view = View(bus, vmpl)
-            code, done = view.rmpadjust_range(PAGE, 3, vmpl=target, permissions=permissions)
-            assert (code, done) == (view.rmpadjust(PAGE, vmpl=target, permissions=permissions), 0)
+            code = view.rmpadjust(PAGE, vmpl=target, permissions=permissions)
+            assert view.rmpadjust_all([(PAGE, 3, target, permissions)]) == (code, PAGE)
             assert code != RmpResult.SUCCESS
 
-    def test_rmpadjust_of_a_range_stops_where_one_page_would(self, bus: GuestBus) -> None:
+    def test_rmpadjust_of_many_pages_stops_where_one_would(self, bus: GuestBus) -> None:
         monitor = View(bus, 0)
         bus.rmp.vmsa_in_use = 4 * PAGE_SIZE
-        assert monitor.rmpadjust_range(PAGE, 3, vmpl=3, permissions=Permission.RW) == (RmpResult.FAIL_INUSE, 1)
+        pages = [(PAGE, 3, 3, Permission.RW), (PAGE, 3, 2, Permission.R)]
+        assert monitor.rmpadjust_all(pages) == (RmpResult.FAIL_INUSE, 4 * PAGE_SIZE)
+        assert not monitor.rmpquery(PAGE, vmpl=2).permissions
         bus.rmp.vmsa_in_use = None
         with pytest.raises(RmpViolation) as refused:
-            monitor.rmpadjust_range(PAGE, 4, vmpl=3, permissions=Permission.R)
+            monitor.rmpadjust_all([(PAGE, 4, 3, Permission.R)])
         assert refused.value.gpa == 6 * PAGE_SIZE
         assert [int(monitor.rmpquery(page * PAGE_SIZE, vmpl=3).permissions) for page in (3, 4, 5)] == [1, 1, 1]
-        with pytest.raises(RmpViolation):
-            monitor.rmpadjust_range(-PAGE_SIZE, 2, vmpl=3, permissions=Permission.R)
         with pytest.raises(RmpViolation) as outside:
-            monitor.rmpadjust_range(END, 1, vmpl=3, permissions=Permission.R)
+            monitor.rmpadjust_all([(END, 1, 3, Permission.R)])
         assert outside.value.gpa == END
+
+    @pytest.mark.parametrize("wrong", [(-PAGE_SIZE, 1, 3, 1), (1 << 64, 1, 3, 1), (PAGE, -1, 3, 1), (PAGE, 1, 300, 1),
+                                       (PAGE, 1, 3, 256)])  # fmt: skip
+    def test_rmpadjust_of_what_it_cannot_be_given(self, bus: GuestBus, wrong: Adjustment) -> None:
+        """Numbers are not cut to other pages or rights, and none of the pages is changed."""
+        with pytest.raises(SnpError, match="RMPADJUST cannot be given"):
+            View(bus, 0).rmpadjust_all([(PAGE, 1, 2, Permission.R), wrong])
+        assert not View(bus, 0).rmpquery(PAGE, vmpl=2).permissions
+
+    def test_a_few_pages_are_allowed_as_the_rmp_says(self, bus: GuestBus) -> None:
+        """Python looks at their entries itself."""
+        for vmpl, permissions in ((0, Permission.RW), (3, Permission.R), (3, Permission.UX), (3, Permission.RW)):
+            view = View(bus, vmpl)
+            for bus.rmp.vmsa_in_use in (None, 4 * PAGE_SIZE):
+                for first in range(8):
+                    for pages in range(1, 9 - first):
+                        gpa, length = first * PAGE_SIZE + 5, pages * PAGE_SIZE - 5
+                        fault, _ = bus.rmp.check_range(gpa, length, vmpl=vmpl, permissions=permissions)
+                        assert view.allows(gpa, permissions, length) == (not fault)
 
     def test_fields_of_a_page(self, bus: GuestBus, engine: Recorder) -> None:
         bus.code_map[3] = 1

@@ -39,7 +39,7 @@ from veil.monitor.rmp_changes import retry
 from veil.monitor.secure_processor import AnswerUnavailable
 from veil.snp.errors import RmpViolation
 from veil.snp.layouts import CpuidPage, Vmsa
-from veil.snp.rmp import PageSize, Permission, RmpResult
+from veil.snp.rmp import Adjustment, PageSize, Permission, RmpResult
 
 if TYPE_CHECKING:
     from veil.monitor.ghcb import Ghcb
@@ -138,20 +138,23 @@ class Grants:
         # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
         for change in move.changes:
             for gpa, size in change.ranges:
-                book.move(gpa, size, change.target)
+                book.claim(gpa, size, change.target)
         given: list[Change] = []
+        steps = [self._state.rows.change(change.source, change.target) for change in move.changes]
         try:
             # First nobody has more than both owners' rows give, for all of them: while the host splits an entry for one
             # page, the kernel must not write another one that could become code again.
-            for change in move.changes:
-                yield from self._adjust_ranges(cpu, change.ranges, self._steps(change)[0])
+            taken = zip(move.changes, steps, strict=True)
+            yield from _adjust_all(
+                cpu, [each for change, (rights, _) in taken for each in _adjustments(change, rights)]
+            )
             for change in move.changes:
                 if TRANSITIONS[change.source, change.target].zero:
                     for gpa, size in change.ranges:
                         cpu.view.zero(gpa, size)
-            for change in move.changes:
+            for change, (_, rights) in zip(move.changes, steps, strict=True):
                 given.append(change)
-                yield from self._adjust_ranges(cpu, change.ranges, self._steps(change)[1])
+                yield from _adjust_all(cpu, _adjustments(change, rights))
         except (_Refused, RmpViolation) as error:
             for change in move.changes:
                 yield from self._undo(cpu, change, given=change in given)
@@ -159,9 +162,6 @@ class Grants:
                 for gpa, size in change.ranges:
                     book.claim(gpa, size, change.source)
             raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
-
-    def _steps(self, change: Change) -> tuple[list[Right], list[Right]]:
-        return self._state.rows.change(change.source, change.target)
 
     def _undo(self, cpu: HostedCpu, change: Change, *, given: bool) -> Generator[None, None, None]:
         before, after = self._levels(change.source), self._levels(change.target)
@@ -186,14 +186,6 @@ class Grants:
                 raise _Refused(Status.NOT_ALLOWED, f"the page {other:#x} is not one of {source.name}")
             if not cpu.view.allows(gpa, Permission.RW, size):
                 raise _Refused(Status.UNAVAILABLE, f"a page from {gpa:#x} on is not validated memory")
-
-    def _adjust_ranges(
-        self, cpu: HostedCpu, ranges: Sequence[tuple[int, int]], rights: Iterable[Right]
-    ) -> Generator[None, None, None]:
-        for domain, allowed in rights:
-            code, gpa = yield from retry(cpu, _rmpadjust_ranges(cpu, ranges, domain, allowed))
-            if code != RmpResult.SUCCESS:
-                raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {gpa:#x}: {RmpResult(code).name}")
 
     def _adjust(
         self, cpu: HostedCpu, pages: Iterable[int], permissions: dict[Domain, Permission], *, vmsa: bool = False
@@ -231,7 +223,7 @@ class Grants:
         if other is not None:
             raise _Refused(Status.BAD_REQUEST, f"the page {other:#x} is not the kernel's")
         try:
-            content = b"".join(cpu.view.read(page, PAGE_SIZE) for page in copy.pages)
+            content = b"".join([cpu.view.read(page, PAGE_SIZE) for page in copy.pages])
         except RmpViolation as violation:
             raise _Refused(Status.BAD_REQUEST, f"a page is not validated memory: {violation}") from violation
         try:
@@ -396,20 +388,12 @@ def _rmpadjust(
     return lambda: cpu.view.rmpadjust(gpa, size=size, vmpl=domain.vmpl, permissions=permissions, vmsa=vmsa)
 
 
-def _rmpadjust_ranges(
-    cpu: HostedCpu, ranges: Sequence[tuple[int, int]], domain: Domain, permissions: Permission
-) -> Callable[[], tuple[RmpResult, int]]:
-    """Until the first page that fails, which it tells. Asked again, it goes on with the range that is not done."""
-    rmpadjust, vmpl = cpu.view.rmpadjust_range, domain.vmpl
-    left = list(reversed(ranges))
+def _adjustments(change: Change, rights: Iterable[Right]) -> list[Adjustment]:
+    return [(gpa, size // PAGE_SIZE, domain.vmpl, allowed) for domain, allowed in rights for gpa, size in change.ranges]
 
-    def adjust() -> tuple[RmpResult, int]:
-        while left:
-            gpa, size = left[-1]
-            code, done = rmpadjust(gpa, size // PAGE_SIZE, vmpl=vmpl, permissions=permissions)
-            if code != RmpResult.SUCCESS:
-                return code, gpa + done * PAGE_SIZE
-            left.pop()
-        return RmpResult.SUCCESS, 0
 
-    return adjust
+def _adjust_all(cpu: HostedCpu, adjustments: Sequence[Adjustment]) -> Generator[None, None, None]:
+    if adjustments:
+        code, gpa = yield from retry(cpu, lambda: cpu.view.rmpadjust_all(adjustments))
+        if code is not RmpResult.SUCCESS:
+            raise _Refused(Status.UNAVAILABLE, f"RMPADJUST of {gpa:#x}: {code.name}")

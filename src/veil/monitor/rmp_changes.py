@@ -85,9 +85,8 @@ def _grant_large(cpu: HostedCpu, gpa: int, vmpl: int, permissions: Permission) -
 
 
 def _grant_small(cpu: HostedCpu, gpa: int, end: int, vmpl: int, permissions: Permission) -> Generator[None, None, None]:
-    count = (end - gpa) // PAGE_SIZE
-    code, done = yield from retry(cpu, lambda: cpu.view.rmpadjust_range(gpa, count, vmpl=vmpl, permissions=permissions))
-    _check_grant(code, gpa + done * PAGE_SIZE)
+    pages = (gpa, (end - gpa) // PAGE_SIZE, vmpl, permissions)
+    _check_grant(*(yield from retry(cpu, lambda: cpu.view.rmpadjust_all([pages]))))
 
 
 def _check_grant(code: RmpResult, gpa: int) -> None:

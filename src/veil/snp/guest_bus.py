@@ -49,7 +49,7 @@ class GuestBus:
     told to `on_code_write(gpa, length)`, so that no stale code runs.
     """
 
-    __slots__ = ("code_map", "encryption", "memory", "on_code_write", "rmp")
+    __slots__ = ("_code", "code_map", "encryption", "memory", "on_code_write", "rmp")
 
     def __init__(
         self,
@@ -69,10 +69,11 @@ class GuestBus:
         self.code_map: NDArray[np.uint8] = np.frombuffer(shared, dtype=np.uint8)
         if len(self.code_map) != memory.pages:
             raise SnpError(f"the code map covers {len(self.code_map)} pages, memory has {memory.pages}")
+        self._code = self.code_map.data
         self.on_code_write = on_code_write
 
     def written(self, gpa: int, length: int) -> None:
         """Memory was written behind the engine's back."""
         # Its bytes, not numpy's any(): that takes ten times as long for a few pages.
-        if self.code_map[gpa // PAGE_SIZE : (gpa + length - 1) // PAGE_SIZE + 1].tobytes().strip(b"\0"):
+        if self._code[gpa // PAGE_SIZE : (gpa + length - 1) // PAGE_SIZE + 1].tobytes().strip(b"\0"):
             self.on_code_write(gpa, length)

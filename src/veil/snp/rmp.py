@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -33,6 +34,7 @@ __all__ = [
     "FAULT_SIZEM",
     "FAULT_VMPL",
     "OUTSIDE",
+    "Adjustment",
     "EntryFlag",
     "PageSize",
     "Permission",
@@ -150,6 +152,11 @@ class _RmpStruct(ctypes.Structure):
     ]
 
 
+#: GPA, how many 4 KiB pages in a row, the level whose permissions are set, these permissions
+Adjustment: TypeAlias = tuple[int, int, int, int]
+#: `veil_rmp_adjustment`; a mask's upper bits are the attributes' others, of which none is set
+_ADJUSTMENT = struct.Struct("<QQBB6x")
+
 _U64 = ctypes.c_uint64
 _U32 = ctypes.c_uint
 _INT = ctypes.c_int
@@ -157,7 +164,7 @@ _PTR = ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "veil_pvalidate": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U32], _U64),
     "veil_rmpadjust": ([_PTR, _U32, _U32, _U64, _INT, _U32, _U64], _U64),
-    "veil_rmpadjust_range": ([_PTR, _U32, _U32, _U64, _U64, _U64, ctypes.POINTER(_U64)], _U64),
+    "veil_rmpadjust_all": ([_PTR, _U32, _U32, ctypes.c_char_p, _U64, ctypes.POINTER(_U64)], _U64),
     "veil_rmpquery": ([_PTR, _U32, _U32, _U64, _INT, _U64], _U64),
     "veil_rmpupdate_range": ([_PTR, _U64, _U32, _U64, ctypes.POINTER(_U64)], ctypes.c_uint32),
     "veil_psmash": ([_PTR, _U64], ctypes.c_uint32),
@@ -181,7 +188,7 @@ class _Functions:
 
     pvalidate: Any
     rmpadjust: Any
-    rmpadjust_range: Any
+    rmpadjust_all: Any
     rmpquery: Any
     rmpupdate_range: Any
     psmash: Any
@@ -336,20 +343,18 @@ class Rmp:
         result = self._c.rmpadjust(self.address, vmpl, cpl, gpa, private, 1 if size else 0, attributes)
         return self._guest_code(result, gpa, vmpl, "RMPADJUST")
 
-    def rmpadjust_range(
-        self, gpa: int, count: int, *, vmpl: int, target: int, permissions: int, cpl: int = 0
-    ) -> tuple[RmpResult, int]:
-        """RMPADJUST of `count` private 4 KiB pages in a row, until the first that fails; tells how many were done."""
-        self._check_operand(gpa, vmpl, "RMPADJUST")
-        if not (0 <= target <= 0xFF and 0 <= permissions <= 0xFF):
-            return RmpResult.FAIL_INPUT, 0
-        if not 0 <= count <= self.pages:
-            # ctypes would cut this number, too. One page too many is refused as any more would be.
-            count = 0 if count < 0 else self.pages + 1
-        attributes = target | permissions << 8
-        result = self._c.rmpadjust_range(self.address, vmpl, cpl, gpa, attributes, count, self._out_ref)
-        done = self._out.value
-        return self._guest_code(result, gpa + done * PAGE_SIZE, vmpl, "RMPADJUST"), done
+    def rmpadjust_all(self, adjustments: Sequence[Adjustment], *, vmpl: int, cpl: int = 0) -> tuple[RmpResult, int]:
+        """RMPADJUST of private 4 KiB pages, one after the other, until the first that fails; tells its address.
+
+        Raises SnpError, before any of them, for numbers that these instructions cannot be given.
+        """
+        try:
+            packed = b"".join([_ADJUSTMENT.pack(*each) for each in adjustments])
+        except struct.error as error:
+            raise SnpError(f"RMPADJUST cannot be given what is in {adjustments}: {error}") from error
+        result = self._c.rmpadjust_all(self.address, vmpl, cpl, packed, len(adjustments), self._out_ref)
+        failed = self._out.value
+        return self._guest_code(result, failed, vmpl, "RMPADJUST"), failed
 
     def rmpquery(self, gpa: int, *, vmpl: int, target: int, cpl: int = 0, private: bool = True) -> RmpqueryResult:
         """RMPQUERY (APM volume 3): what may a level do with a page?"""

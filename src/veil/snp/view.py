@@ -8,7 +8,7 @@ everything else goes to the C function that guest machine code is checked with, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.snp.errors import RmpViolation, SnpError
@@ -16,6 +16,7 @@ from veil.snp.guest_bus import GuestBus, is_shared
 from veil.snp.rmp import (
     OUTSIDE,
     VMSA_WORD,
+    Adjustment,
     EntryFlag,
     PageSize,
     Permission,
@@ -36,6 +37,8 @@ _PAGE_MASK = PAGE_SIZE - 1
 _LAST_U32 = PAGE_SIZE - 4
 _LAST_U64 = PAGE_SIZE - 8
 _BASE_2M = ~511
+#: Up to so many pages Python looks at their entries; for more the call of C is faster.
+_FEW = 16
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -108,6 +111,15 @@ class View:
 
     def allows(self, gpa: int, permissions: int, length: int = 1, *, private: bool = True) -> bool:
         """Would `check` pass?"""
+        page, last = gpa >> 12, gpa + length - 1 >> 12
+        if (
+            private
+            and 0 <= gpa < gpa + length <= self._size
+            and last - page < _FEW
+            and not page <= self._state[VMSA_WORD] >> 12 <= last
+            and self._all_grant(page, last, _READY | permissions << 32 + 8 * self.vmpl)
+        ):
+            return True
         fault, _ = self._rmp.check_range(gpa, length, vmpl=self.vmpl, permissions=permissions, private=private)
         return not fault
 
@@ -123,6 +135,14 @@ class View:
         need |= _SIZE_2M
         return words[page & _BASE_2M] & need == need
 
+    def _all_grant(self, first: int, last: int, need: int) -> bool:
+        """The same of several pages."""
+        words, need_2m = self._words, need | _SIZE_2M
+        page = first
+        while page <= last and (words[page] & need == need or words[page & _BASE_2M] & need_2m == need_2m):
+            page += 1
+        return page > last
+
     # Reading
 
     def read(self, gpa: int, length: int, *, private: bool = True) -> bytes:
@@ -130,11 +150,11 @@ class View:
         end = gpa + length
         page, last = gpa >> 12, end - 1 >> 12
         if private:
-            # Most accesses lie in a page, or in two, whose own entries grant them.
+            # Most accesses lie in a page, or in a few, whose own entries grant them.
             if not (
                 0 <= gpa < end <= self._size
                 and (self._words[page] & self._r == self._r or self._grants(page, self._r))
-                and (last == page or (last == page + 1 and self._grants(last, self._r)))
+                and (last == page or (last - page < _FEW and self._all_grant(page + 1, last, self._r)))
             ):
                 self.check(gpa, length, _R)
         elif not (0 <= gpa < end <= self._size and page == last and is_shared(self._words, page)):
@@ -155,8 +175,13 @@ class View:
     def read_u32(self, gpa: int, *, private: bool = True) -> int:
         """Four bytes, little-endian."""
         value: int
-        inside = 0 <= gpa < self._size and gpa & _PAGE_MASK <= _LAST_U32
-        if private and inside and self._grants(gpa >> 12, self._r):
+        page = gpa >> 12
+        if (
+            private
+            and 0 <= gpa < self._size
+            and gpa & _PAGE_MASK <= _LAST_U32
+            and (self._words[page] & self._r == self._r or self._grants(page, self._r))
+        ):
             value = _U32.unpack_from(self._map, gpa)[0]
         else:
             value = _U32.unpack(self.read(gpa, 4, private=private))[0]
@@ -176,7 +201,7 @@ class View:
             if not (
                 0 <= gpa < end <= self._size
                 and (self._words[page] & self._w == self._w or self._grants(page, self._w))
-                and (last == page or (last == page + 1 and self._grants(last, self._w)))
+                and (last == page or (last - page < _FEW and self._all_grant(page + 1, last, self._w)))
                 and not page <= self._state[VMSA_WORD] >> 12 <= last
             ):
                 self.check(gpa, length, _W)
@@ -308,12 +333,12 @@ class View:
             gpa, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions, size=size, vmsa=vmsa
         )
 
-    def rmpadjust_range(self, gpa: int, count: int, *, vmpl: int, permissions: int) -> tuple[RmpResult, int]:
-        """RMPADJUST of `count` 4 KiB pages in a row, until the first that fails; also tells how many were done.
+    def rmpadjust_all(self, adjustments: Sequence[Adjustment]) -> tuple[RmpResult, int]:
+        """RMPADJUST of 4 KiB pages, one after the other, until the first that fails; also tells its address.
 
-        A refusal that the host must resolve is raised for the page that met it; repeating all of the range is harmless.
+        A refusal that the host must resolve is raised for the page that met it; repeating all of them is harmless.
         """
-        return self._rmp.rmpadjust_range(gpa, count, vmpl=self.vmpl, cpl=self.cpl, target=vmpl, permissions=permissions)
+        return self._rmp.rmpadjust_all(adjustments, vmpl=self.vmpl, cpl=self.cpl)
 
     def rmpquery(self, gpa: int, *, vmpl: int) -> RmpqueryResult:
         """RMPQUERY; `vmpl` is the level that is asked about."""

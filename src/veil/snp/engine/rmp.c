@@ -130,16 +130,20 @@ uint64_t veil_rmpadjust(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
     return VEIL_RMP_SUCCESS;
 }
 
-uint64_t veil_rmpadjust_range(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, uint64_t attributes,
-                              uint64_t count, uint64_t *done)
+uint64_t veil_rmpadjust_all(veil_rmp *rmp, unsigned vmpl, unsigned cpl, const veil_rmp_adjustment *adjustments,
+                            uint64_t count, uint64_t *failed)
 {
-    uint64_t result;
+    const veil_rmp_adjustment *each;
+    uint64_t page, result;
 
-    for (*done = 0; *done < count; ++*done) {
-        result = veil_rmpadjust(rmp, vmpl, cpl, gpa + (*done << 12), 1, 0, attributes);
-        if (result)
-            return result;
-    }
+    *failed = 0;
+    for (each = adjustments; each < adjustments + count; each++)
+        for (page = 0; page < each->pages; page++) {
+            *failed = each->gpa + (page << 12);
+            result = veil_rmpadjust(rmp, vmpl, cpl, *failed, 1, 0, each->attributes);
+            if (result)
+                return result;
+        }
     return VEIL_RMP_SUCCESS;
 }
 

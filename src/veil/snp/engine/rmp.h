@@ -148,9 +148,16 @@ uint64_t veil_pvalidate(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa
 uint64_t veil_rmpadjust(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, int cbit, unsigned size_2m,
                         uint64_t attributes);
 
-/* The same for count private 4 KiB pages in a row, until the first that does not succeed; *done is how many did. */
-uint64_t veil_rmpadjust_range(veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, uint64_t attributes,
-                              uint64_t count, uint64_t *done);
+/* RMPADJUST of `pages` private 4 KiB pages in a row. */
+typedef struct veil_rmp_adjustment {
+    uint64_t gpa;
+    uint64_t pages;
+    uint64_t attributes;
+} veil_rmp_adjustment;
+
+/* Many of them, one after the other, until the first page that does not succeed; *failed is its address. */
+uint64_t veil_rmpadjust_all(veil_rmp *rmp, unsigned vmpl, unsigned cpl, const veil_rmp_adjustment *adjustments,
+                            uint64_t count, uint64_t *failed);
 
 /* RMPQUERY: attributes is RDX (target VMPL 7:0). */
 uint64_t veil_rmpquery(const veil_rmp *rmp, unsigned vmpl, unsigned cpl, uint64_t gpa, int cbit, uint64_t attributes);
