@@ -99,6 +99,8 @@ class ChannelLink:
         self._generations = Generations(self._memory, area)
         self._working = self._again = False
         self._begin(saved or {})
+        self._left = bool(self._unsent)
+        """What `due` says while nobody writes to the rings."""
 
     def _begin(self, saved: dict[str, Any]) -> None:
         self._forget()
@@ -138,7 +140,7 @@ class ChannelLink:
     def due(self) -> bool:
         """Is there something to do: what the host has put in, what was left until it comes again, a handshake whose
         time may be up, or a counter of VeilMon's that somebody wrote over?"""
-        if self._again or self._received or self._unsent or self._greeted or self._schedule.busy:
+        if self._left:
             return True
         try:
             written, wanted, seen = look_at_counters(self._memory, self._area)
@@ -156,12 +158,13 @@ class ChannelLink:
             # Another VCPU is at work and waits for the host just now. Tell the host to enter once more afterwards.
             self._again = True
             return
-        self._working = True
+        self._working = self._left = True
         self._again = False
         try:
             yield from self._work(host, vcpu)
         finally:
             self._working = False
+            self._left = bool(self._again or self._received or self._unsent or self._greeted or self._schedule.busy)
 
     def _work(self, host: Ghcb, vcpu: int) -> Generator[None, None, None]:
         try:
