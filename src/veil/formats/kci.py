@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import struct
 import uuid
 from collections.abc import Mapping
@@ -129,20 +128,24 @@ class ModulePrepared(NamedTuple):
         if len(body) != _PREPARED.size:
             raise FormatError(f"a module's memory is told in {_PREPARED.size} bytes, not {len(body)}")
         percpu, *numbers = _PREPARED.unpack(body)
-        told = {kind: ModuleMemory(*numbers[2 * kind : 2 * kind + 2]) for kind in _MEMORY_TYPES}
-        memory = {kind: place for kind, place in told.items() if place != (0, 0)}
+        memory = {}
+        for kind in _MEMORY_TYPES:
+            address, size = numbers[2 * kind], numbers[2 * kind + 1]
+            if address or size:
+                memory[kind] = ModuleMemory(address, size)
         check_module_memory(memory)
         return cls(percpu, memory)
 
 
 def check_module_memory(memory: Mapping[MemoryType, ModuleMemory]) -> None:
     """Raise FormatError unless all are whole pages below 2^64, apart from each other, and not too many."""
-    for kind, place in memory.items():
-        if not place.size or place.address % PAGE_SIZE or place.size % PAGE_SIZE or place.end > 1 << 64:
-            raise FormatError(f"{kind.name} of a module at {place.address:#x}, {place.size:#x} bytes: not whole pages")
-    if sum(place.size for place in memory.values()) > MAX_MODULE_MEMORY:
+    end = total = 0
+    for address, size in sorted(memory.values()):
+        if not size or (address | size) % PAGE_SIZE or address + size > 1 << 64:
+            raise FormatError(f"memory of a module at {address:#x}, {size:#x} bytes: not whole pages")
+        if address < end:
+            raise FormatError(f"memory of a module overlaps at {address:#x}")
+        end = address + size
+        total += size
+    if total > MAX_MODULE_MEMORY:
         raise FormatError(f"a module has more than {MAX_MODULE_MEMORY} bytes of memory")
-    places = sorted(memory.values())
-    for before, after in itertools.pairwise(places):
-        if before.end > after.address:
-            raise FormatError(f"memory of a module overlaps at {after.address:#x}")

@@ -10,6 +10,8 @@ are its own memory; VeilMon's is the mailbox, which the kernel cannot reach.
 from __future__ import annotations
 
 import struct
+from functools import reduce
+from operator import or_
 from typing import NamedTuple, Protocol
 
 from veil.formats.errors import FormatError
@@ -99,7 +101,7 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
     # In a kernel's block these may be anything, and say nothing.
     asker = (vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
     pages = struct.unpack_from(f"<{count}Q", body)
-    if any(page % PAGE_SIZE for page in pages) or len(set(pages)) < count:
+    if count and (reduce(or_, pages) % PAGE_SIZE or len(set(pages)) < count):
         raise FormatError("pages by reference are whole pages, each named once")
     return BlockRequest(service, call, body[count * 8 :], *asker, pages, ticket)
 

@@ -18,6 +18,8 @@ import struct
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 from veil.formats.errors import FormatError
@@ -143,28 +145,31 @@ class Move(NamedTuple):
         (count,) = _unpack(_MOVE, body)
         if not 0 < count <= MOVE_CHANGES:
             raise FormatError(f"a move has 1 to {MOVE_CHANGES} changes, not {count}")
-        changes, at = list[Change](), _MOVE.size
+        changes, named, at = list[Change](), list[tuple[int, int]](), _MOVE.size
         for _ in range(count):
-            source, target, ranges = _unpack(_CHANGE, body[at : at + _CHANGE.size])
+            source, target, number = _unpack(_CHANGE, body[at : at + _CHANGE.size])
             at += _CHANGE.size
-            end = at + ranges * _RANGE.size
-            if not 0 < ranges <= MOVE_RANGES or end > len(body):
-                raise FormatError(f"a move names 1 to {MOVE_RANGES} ranges, not {ranges}")
-            changes.append(Change(_owner(source), _owner(target), list(_RANGE.iter_unpack(body[at:end]))))
+            end = at + number * _RANGE.size
+            if not 0 < number <= MOVE_RANGES or end > len(body):
+                raise FormatError(f"a move names 1 to {MOVE_RANGES} ranges, not {number}")
+            ranges = list(_RANGE.iter_unpack(body[at:end]))
+            changes.append(Change(_owner(source), _owner(target), ranges))
+            named += ranges
             at = end
         if at != len(body):
             raise FormatError(f"a move has {len(body) - at} bytes too many")
-        _check_ranges(sorted(item for change in changes for item in change.ranges))
+        _check_ranges(sorted(named))
         return cls(changes)
 
 
 def _check_ranges(ranges: Sequence[tuple[int, int]]) -> None:
-    end = 0
+    end = total = 0
     for gpa, size in ranges:
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa < end:
+        if (gpa | size) % PAGE_SIZE or not size or gpa < end:
             raise FormatError(f"the range {gpa:#x}+{size:#x} of a move is not one of whole pages, named once")
         end = gpa + size
-    if len(ranges) > MOVE_RANGES or sum(size for _, size in ranges) > MOVE_PAGES * PAGE_SIZE:
+        total += size
+    if len(ranges) > MOVE_RANGES or total > MOVE_PAGES * PAGE_SIZE:
         raise FormatError(f"a move is of {MOVE_RANGES} ranges and {MOVE_PAGES} pages at most")
 
 
@@ -186,7 +191,7 @@ class CopyIn(NamedTuple):
         if not 0 < count <= COPY_PAGES or len(body) != _COPY.size + count * 8:
             raise FormatError(f"a copy names 1 to {COPY_PAGES} pages, not {count}")
         pages = struct.unpack_from(f"<{count}Q", body, _COPY.size)
-        if any(gpa % PAGE_SIZE for gpa in pages) or not (count - 1) * PAGE_SIZE < length <= count * PAGE_SIZE:
+        if reduce(or_, pages) % PAGE_SIZE or not (count - 1) * PAGE_SIZE < length <= count * PAGE_SIZE:
             raise FormatError(f"{count} pages of a copy do not hold {length} bytes")
         return cls(target, length, pages)
 

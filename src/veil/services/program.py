@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL
+from veil.formats.domains import KERNEL_VMPL, MONITOR_VMPL, VMPLS
 from veil.formats.errors import FormatError
 from veil.formats.ghcb import RUN_VMPL_REFUSED, MsrRequest, run_vmpl_request
 from veil.formats.page_sizes import PAGE_SIZE
@@ -66,6 +66,8 @@ __all__ = ["MAX_ASKS", "ServiceDomain"]
 #: How often one request may ask VeilMon. A handler that never ends would keep all others waiting.
 MAX_ASKS = 1024
 _MAX_MISTAKES = 16
+#: by VMPL
+_RUN = tuple(map(run_vmpl_request, range(VMPLS)))
 #: in place of an answer: there is none, the request stays pending
 _GONE = b"the host took the services' memory away"
 _REFUSALS = frozenset(Status) - {Status.OK}
@@ -173,12 +175,12 @@ class ServiceDomain:
             asked_monitor = self._waiting is not None and target == MONITOR_VMPL
             if target is not None:
                 idle, last = [], target
-                cpu.ghcb_msr = run_vmpl_request(target)
+                cpu.ghcb_msr = _RUN[target]
             else:
                 self._tell_services()
                 # A refusal may be an old one, and somebody may have come with a request since.
                 idle = idle[1:] if idle and cpu.ghcb_msr == RUN_VMPL_REFUSED else _nobody_asked(last)
-                cpu.ghcb_msr = run_vmpl_request(idle[0]) if idle else MsrRequest.AP_RESET_HOLD
+                cpu.ghcb_msr = _RUN[idle[0]] if idle else MsrRequest.AP_RESET_HOLD
             yield
 
     def _tell_services(self) -> None:
@@ -209,10 +211,13 @@ class ServiceDomain:
             assert asked is not None
             self._tell_services()
             return self._begin(view, _Request(MONITOR_VMPL, vcpu, *self._mailbox, asked))
+        if asker is not None:
+            # It waits for the answer; if it is the kernel, it asks anew when it has that.
+            return asker
         try:
             gpa, size = self._block(view, vcpu)
             if not gpa:
-                return asker
+                return None
             try:
                 asked = take_request(view, gpa, size)
             except FormatError:
@@ -222,7 +227,7 @@ class ServiceDomain:
             # The host took the block away, which it can at any time: other VCPUs run meanwhile.
             return KERNEL_VMPL
         if asked is None:
-            return asker
+            return None
         return self._begin(view, _Request(KERNEL_VMPL, vcpu, gpa, size, asked))
 
     def _mail(self, view: View, vcpu: int) -> int | None:
@@ -254,8 +259,8 @@ class ServiceDomain:
         outcome = self._outcome(view, request, lambda: self._advance(view, request, handler, answer))
         if outcome is None:
             return None
-        self._finish(view, request, *outcome)
-        return request.asker if request.vcpu == vcpu else None
+        told = self._finish(view, request, *outcome)
+        return request.asker if told and request.vcpu == vcpu else None
 
     def _outcome(self, view: View, request: _Request, work: Callable[[], object]) -> tuple[Status, bytes] | None:
         """What a service says; None while it waits for VeilMon.
@@ -320,19 +325,21 @@ class ServiceDomain:
         request.handler, self._waiting = handler, request
         return None
 
-    def _finish(self, view: View, request: _Request, status: Status, body: bytes) -> None:
+    def _finish(self, view: View, request: _Request, status: Status, body: bytes) -> bool:
         """Write the answer, if its asker still waits for it: it may have given up and asked something else since."""
         if body is _GONE:
-            return
+            return False
         with suppress(RmpViolation):
             if request.handler is not None:
                 block = self._mailbox if request.asker == MONITOR_VMPL else self._block(view, request.vcpu)
                 waiting = waiting_ticket(view, request.gpa) if block == (request.gpa, request.size) else None
                 if waiting is None or waiting[1] != request.asked.ticket:
-                    return
+                    return False
             # The kernel's driver looks at the status alone, and finds its own body again if it is not OK.
             kept = status == Status.OK or request.asker == MONITOR_VMPL
             write_answer(view, request.gpa, request.size, status, body if kept else b"")
+            return True
+        return False
 
     # Whom it concerns
 

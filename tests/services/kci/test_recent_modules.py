@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.services.kci.modules.made_module import KERNEL, MEMORY, MODULE_ADDRESS, PERCPU, MadeModule
+from tests.services.kci.modules.made_module import (
+    KERNEL,
+    MEMORY,
+    MODULE_ADDRESS,
+    PERCPU,
+    MadeModule,
+    MadeSection,
+)
 from tests.services.kci.small_kernel import SmallKernel
 from veil.formats.kci import ModuleMemory, ModulePrepared
 from veil.services.kci import KernelCode
@@ -63,6 +71,23 @@ def test_a_file_that_comes_again() -> None:
     code.admit(others)
     for rules in code.rules.values():
         assert MODULE_ADDRESS + 0x900000 in rules.near.targets
+
+
+def test_what_it_exports_is_nobody_elses() -> None:
+    """Also of a file that is known: whether that is so is known with who exports what."""
+    entries = MadeSection("__ksymtab", bytes(12), alignment=4, relocations=((0, 2, "function", 4), (4, 2, "names", 0)))
+    module = MadeModule()
+    sections = (*module.sections, entries, MadeSection("__ksymtab_strings", b"\0made_function\0", alignment=1))
+    file = replace(module, sections=sections).with_symbols(("names", "__ksymtab_strings", 1, 0)).build()
+    recent, exported, near = _recent(file), ExportedSymbols(KERNEL), KernelCode(SmallKernel().image()).near
+    admitted = _admit(recent, file)
+    prepared, _ = recent.derive(admitted, TOLD, exported, near)
+    for name, message in (("other", "made_function, which is exported already"), (prepared.name, "runs already")):
+        exported.add(name, prepared.exports)
+        with pytest.raises(ModuleRefused, match=message):
+            recent.derive(admitted, TOLD, exported, near)
+        exported.remove(name)
+    assert recent.derive(admitted, TOLD, exported, near)[0] is prepared
 
 
 def test_it_is_bounded() -> None:

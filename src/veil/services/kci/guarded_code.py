@@ -106,8 +106,15 @@ def _halves(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Chang
     return [Change(source, target, ranges[:middle])], [Change(source, target, ranges[middle:])]
 
 
-def _requests(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[list[Change]]:
+def _requests(moves: Sequence[tuple[Sequence[int], Owner, Owner]]) -> Iterable[list[Change]]:
     """As few as VeilMon's bounds allow: most are one."""
+    if sum([len(pages) for pages, _, _ in moves]) > MOVE_RANGES or len(moves) > MOVE_CHANGES:
+        return _parted(moves)
+    changes = [Change(source, target, _ranges(pages)) for pages, source, target in moves if pages]
+    return [changes] if changes else []
+
+
+def _parted(moves: Iterable[tuple[Sequence[int], Owner, Owner]]) -> Iterator[list[Change]]:
     changes: list[Change] = []
     ranges = left = 0
     for pages, source, target in moves:

@@ -16,6 +16,7 @@ from veil.services.context import Asking, GuestMemory, MonitorRefused, ServiceCo
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode, leave_pages, move_pages
 from veil.services.kci.guarded_data import GuardedData, pages_around
+from veil.services.kci.guarded_pages import read_pages
 from veil.services.kci.kernel_data import KernelData
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.measured_kernel import MeasuredKernel
@@ -71,6 +72,10 @@ class GuardedModule:
             if (code := self.code.pop(kind, None)) is not None:
                 self.leaving.update(dict.fromkeys(code.pages, Owner.MODULE_CODE))
             self.leaving.update(dict.fromkeys(self.read_only.pop(kind, ()), Owner.KERNEL_RODATA))
+
+    def leaving_from(self, owner: Owner) -> list[int]:
+        """Those that this owner still has."""
+        return [gpa for gpa, mine in self.leaving.items() if mine is owner]
 
     def moved(self, change: Change) -> None:
         """VeilMon made this change to pages of it."""
@@ -164,12 +169,12 @@ def take_pages(
 ) -> Asking[None]:
     """From the kernel, before they are looked at; its file may be copied with them (`move_pages`). Raises
     ModuleRefused."""
-    yield from _take(context, (pages, Owner.KERNEL, Owner.KERNEL_RODATA), copy)
+    return _take(context, (pages, Owner.KERNEL, Owner.KERNEL_RODATA), copy)
 
 
 def give_back(context: ServiceContext, pages: Sequence[int]) -> Asking[None]:
     """Its pages are the kernel's as before, but for those that the host keeps."""
-    yield from leave_pages(context.monitor, (pages, Owner.KERNEL_RODATA, Owner.KERNEL))
+    return leave_pages(context.monitor, (pages, Owner.KERNEL_RODATA, Owner.KERNEL))
 
 
 def check_module(
@@ -226,7 +231,7 @@ def _take(
 def _check_read_only(guest: GuestMemory, prepared: Prepared, pages: Mapping[MemoryType, Iterable[int]]) -> None:
     """As its file says, its exception table with it."""
     for kind in pages:
-        found = b"".join(guest.read(gpa, PAGE_SIZE) for gpa in pages[kind])
+        found = read_pages(guest, pages[kind])
         address = prepared.memory[kind].address
         wrong = _first_difference(found, prepared.images[kind], address, prepared.unordered)
         if wrong is not None:

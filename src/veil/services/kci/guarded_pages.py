@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.services.context import GuestMemory
 from veil.services.kci.errors import KciError
 
-__all__ = ["GuardedPages"]
+__all__ = ["GuardedPages", "read_pages"]
 
 
 class GuardedPages:
@@ -19,7 +20,10 @@ class GuardedPages:
         self.address = address
         self.pages = tuple(pages)
         self._guest = guest
-        self._numbers = {gpa: number for number, gpa in enumerate(self.pages)}
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {gpa: number for number, gpa in enumerate(self.pages)}
 
     @property
     def size(self) -> int:
@@ -43,7 +47,12 @@ class GuardedPages:
 
     def read(self, address: int, length: int) -> bytes:
         """What is there now. Raises KciError for what is not in these pages."""
-        return b"".join(self._guest.read(gpa, size) for gpa, size in _joined(self._parts(address, length)))
+        start = address - self.address
+        first, end = start // PAGE_SIZE, -(-(start + length) // PAGE_SIZE)
+        if start < 0 or end > len(self.pages):
+            raise KciError(f"{address:#x}+{length:#x} is not in the pages at {self.address:#x}")
+        content = read_pages(self._guest, self.pages[first:end])
+        return content[start - first * PAGE_SIZE :][:length]
 
     def _write(self, address: int, data: bytes) -> None:
         for gpa, size in self._parts(address, len(data)):
@@ -51,15 +60,6 @@ class GuardedPages:
             data = data[size:]
 
 
-def _joined(parts: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Neighbours together."""
-    start = size = 0
-    for gpa, more in parts:
-        if size and start + size == gpa:
-            size += more
-            continue
-        if size:
-            yield start, size
-        start, size = gpa, more
-    if size:
-        yield start, size
+def read_pages(guest: GuestMemory, pages: Iterable[int]) -> bytes:
+    """What they hold, one after the other."""
+    return b"".join([guest.read(gpa, PAGE_SIZE) for gpa in pages])

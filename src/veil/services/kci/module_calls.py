@@ -72,6 +72,8 @@ class ModuleCalls:
         self._digest = b""
         """SHA-256 of the file that came last."""
         self._next = 1
+        self._kept = 0
+        """Bytes of the files of all modules, early ones too."""
         self._early: dict[int, _Early] = {}
         self._exported: ExportedSymbols | None = None
         self._text: GuardedCode | None = None
@@ -127,9 +129,7 @@ class ModuleCalls:
 
     def _admitted(self) -> AdmittedFile:
         """The file that came. Raises ModuleRefused."""
-        kept = sum([len(module.body) for module in self.modules.values()])
-        kept += sum([len(early.admitted.body) for early in self._early.values()])
-        if kept + self._length > _MAX_FILES:
+        if self._kept + self._length > _MAX_FILES:
             raise ModuleRefused(f"the files of modules that run have more than {_MAX_FILES} bytes with this one")
         file = self._context.memory.read(0, self._length)
         self._digest = hashlib.sha256(file).digest()
@@ -152,16 +152,17 @@ class ModuleCalls:
             if len(self.modules) + len(self._early) >= _MAX_MODULES:
                 raise ModuleRefused(f"there are {_MAX_MODULES} modules already")
             self._check_next(rest)
-            if len(pages) < rest.pages:
-                raise ModuleRefused(f"{len(pages)} pages do not have its file's last {rest.pages}")
-            copy = (pages[: rest.pages], rest.length - rest.offset, rest.offset) if rest.pages else None
-            pages = pages[rest.pages :]
+            count = rest.pages
+            if len(pages) < count:
+                raise ModuleRefused(f"{len(pages)} pages do not have its file's last {count}")
+            copy = (pages[:count], rest.length - rest.offset, rest.offset) if count else None
+            pages = pages[count:]
             if configuration is None or text is None:
                 if len(self._early) >= _MAX_EARLY:
                     raise ModuleRefused(f"{_MAX_EARLY} modules wait for lock-down already")
                 if copy is not None:
                     yield from self._context.monitor.copy_in(*copy)
-                self._early[number] = _Early(self._admitted(), told, pages)
+                self._wait(number, _Early(self._admitted(), told, pages))
             else:
                 frames = frames_of(told, pages)
                 yield from take_pages(self._context, checked_pages(frames, live=False), copy)
@@ -186,7 +187,18 @@ class ModuleCalls:
                     frames.pop(kind, None)
             yield from take_pages(self._context, checked_pages(frames, live=early.live))
             yield from self._admit(number, early.admitted, early.told, frames, configuration, text, live=early.live)
-            del self._early[number]
+            self._wait_no_more(number)
+
+    def _wait(self, number: int, early: _Early) -> None:
+        self._early[number] = early
+        self._kept += len(early.admitted.body)
+
+    def _wait_no_more(self, number: int) -> bool:
+        """False for a module that does not wait."""
+        early = self._early.pop(number, None)
+        if early is not None:
+            self._kept -= len(early.admitted.body)
+        return early is not None
 
     def _admit(
         self,
@@ -239,6 +251,7 @@ class ModuleCalls:
 
     def _know(self, module: GuardedModule) -> None:
         self.modules[module.number] = module
+        self._kept += len(module.body)
         assert self._text is not None
         near = module.rules.around(self._text.rules.near)
         for kind in module.rules.rules:
@@ -266,11 +279,12 @@ class ModuleCalls:
 
     def gone(self, number: int) -> Asking[None]:
         """None of its code is code any more."""
-        if self._early.pop(number, None) is not None:
+        if self._wait_no_more(number):
             return
         module = self._module(number)
         yield from self._release(module, *_ALL)
         del self.modules[number]
+        self._kept -= len(module.body)
         self._exports.remove(module.prepared.name)
         self._ledger.tell(
             CodeEvent.MODULE_GONE,
@@ -313,10 +327,8 @@ class ModuleCalls:
         module.leave(kinds)
         yield from leave_pages(
             self._context.monitor,
-            *(
-                ([gpa for gpa, owner in module.leaving.items() if owner is source], source, Owner.KERNEL)
-                for source in (Owner.MODULE_CODE, Owner.KERNEL_RODATA)
-            ),
+            (module.leaving_from(Owner.MODULE_CODE), Owner.MODULE_CODE, Owner.KERNEL),
+            (module.leaving_from(Owner.KERNEL_RODATA), Owner.KERNEL_RODATA, Owner.KERNEL),
             (late, Owner.KERNEL, Owner.KERNEL_RODATA),
             moved=module.moved,
         )
@@ -355,12 +367,9 @@ class ModuleCalls:
     def load(self, state: dict[str, Any]) -> None:
         """From `dump`; `rebuild` makes the rest when it is needed."""
         self._next, self._saved = state["next"], state["modules"]
-        self._early = {
-            item["number"]: _Early(
-                _load_file(item), ModulePrepared.parse(bytes.fromhex(item["told"])), item["pages"], live=item["live"]
-            )
-            for item in state["early"]
-        }
+        for item in state["early"]:
+            told = ModulePrepared.parse(bytes.fromhex(item["told"]))
+            self._wait(item["number"], _Early(_load_file(item), told, item["pages"], live=item["live"]))
 
     def rebuild(self, text: GuardedCode) -> None:
         """The modules of a snapshot again, with their rules."""

@@ -61,6 +61,7 @@ class RecentModules:
         if known is not None and known.derived is not None and (known.told, known.exporters) == now:
             return known.derived
         prepared = prepare(admitted, told.memory, told.percpu, exported, self._measured.module_space)
+        exported.check(prepared.name, prepared.exports)
         code = ModuleCode(prepared, near)
         if known is not None:
             (known.told, known.exporters), known.derived = now, (prepared, code)

@@ -166,10 +166,11 @@ def test_exports_for_other_modules() -> None:
     user = user.with_symbols(("made_function", 0, 0, 0x10))
     memory = {kind: ModuleMemory(place.address + 0x1000000, place.size) for kind, place in MEMORY.items()}
     assert _prepare(user, memory, exported=exported).external == {"made_function": _TEXT + 4}
-    with pytest.raises(ModuleRefused, match="made runs already"):
-        exported.add("made", prepared.exports)
+    for ask in (exported.check, exported.add):
+        with pytest.raises(ModuleRefused, match="made runs already"):
+            ask("made", prepared.exports)
     with pytest.raises(ModuleRefused, match="exports made_function, which is exported already"):
-        exported.add("again", prepared.exports)
+        exported.check("again", prepared.exports)
     exported.remove("made")
     with pytest.raises(ModuleRefused, match="nobody exports made_function"):
         _prepare(user, memory, exported=exported)

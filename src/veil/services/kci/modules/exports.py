@@ -81,18 +81,27 @@ class ExportedSymbols:
                 return found
         return None
 
-    def add(self, module: str, exports: Exports) -> None:
-        """Of a module that runs now. Raises ModuleRefused if one is exported already (verify_exported_symbols)."""
-        if module in self._names:
-            raise ModuleRefused(f"a module {module} runs already")
+    def check(self, module: str, exports: Exports) -> None:
+        """Of a module that is to run. Raises ModuleRefused if something of it is exported already
+        (verify_exported_symbols)."""
+        self._check_name(module)
         new = exports.anyone.keys() | exports.gpl_only.keys()
         for other in self._exporters.values():
             for names in (other.anyone.keys(), other.gpl_only.keys()):
                 if not names.isdisjoint(new):
                     raise ModuleRefused(f"{module} exports {min(names & new)}, which is exported already")
+
+    def add(self, module: str, exports: Exports) -> None:
+        """Of a module that runs now, for which `check` was asked with these exporters. Raises ModuleRefused if there is
+        one of that name."""
+        self._check_name(module)
         self._names.add(module)
         if exports.anyone or exports.gpl_only:
             self._exporters[module] = exports
+
+    def _check_name(self, module: str) -> None:
+        if module in self._names:
+            raise ModuleRefused(f"a module {module} runs already")
 
     def remove(self, module: str) -> None:
         """Of a module that is gone."""
