@@ -30,7 +30,7 @@ help:
 	@echo "make bench  figures: with and without the monitor in pairs of boots, against QEMU, in microseconds (an hour)"
 	@echo "make bench-strangers  what 256 hostile connections do to a busy guest, and to an owner who wants in"
 	@echo "make bench-audit  what VeilS-LOG costs five programs of Debian's (minutes; docs/log.md)"
-	@echo "make bench-enclaves  what VeilS-ENC costs five programs of Debian's and each system call (minutes; docs/enclaves.md)"
+	@echo "make bench-enclaves  what VeilS-ENC costs programs of Debian's and each system call (minutes; docs/enclaves.md)"
 	@echo "make soak   the long tests, and all others with new random examples"
 	@echo "make fuzz   hostile inputs for all that reads them, FUZZ_SECONDS=$(FUZZ_SECONDS) in total"
 	@echo "make kvm-unit-tests DIR=...  the x86 tests of your checkout of kvm-unit-tests as SNP guests (docs/fidelity.md)"

@@ -47,6 +47,8 @@ class Program:
     """Is what it has done right? Another script."""
     counted: str | None = None
     """A pattern: how often the script has done it, as it says itself. The figures are of one time then."""
+    rate: tuple[float, str] | None = None
+    """How much of what is done by one turn, or one time."""
     manifest: dict[str, object] = field(default_factory=dict)
 
 
@@ -82,17 +84,22 @@ basicConstraints = CA:TRUE
 """
 
 
-def _tls(
-    end: str, name: str, what: str, script: str, *, counted: str | None = None, check: str | None = None
-) -> Program:
+def _tls(end: str, name: str, what: str, script: str, rate: tuple[float, str], **more: str) -> Program:
     """OpenSSL at one end of a connection; its other end is OpenSSL, too, and not shielded."""
     starters = {"server": "{client}", "client": "{client}"} | {end: "{program}"}
     return Program(
         f"OpenSSL {end}, {name}", what, "openssl", "usr/bin/openssl", script.replace("{starter}", starters["client"]),
-        server=_TLS_SERVER.replace("{starter}", starters["server"]), client="usr/bin/openssl", counted=counted,
-        check=check,
-        manifest={**_NETWORK, "directory": _GUEST_FOLDER},
+        server=_TLS_SERVER.replace("{starter}", starters["server"]), client="usr/bin/openssl", rate=rate,
+        check=more.get("check"), counted=more.get("counted"), manifest={**_NETWORK, "directory": _GUEST_FOLDER},
     )  # fmt: skip
+
+
+def _tls_programs(end: str) -> tuple[Program, Program]:
+    file, shake = "a file of 8 MiB by TLS 1.3", "a TLS 1.3 handshake"
+    return (
+        _tls(end, "8 MiB", file, _TLS_GET, ((8 << 20) / 1e6, "MB/s"), check=_TLS_GOT),
+        _tls(end, "handshake", shake, _TLS_SHAKE, (1, "handshakes/s"), counted=_TLS_COUNTED),
+    )
 
 
 PROGRAMS = (
@@ -117,8 +124,8 @@ PROGRAMS = (
         "SQLite", "40 transactions with 100 rows and 10 updates each, as many queries, in tmpfs", "sqlite3",
         "usr/bin/sqlite3", "rm -f {folder}/sqlite; {program} {folder}/sqlite <{folder}/sql >/dev/null",
     ),
-    *(_tls(end, "8 MiB", "a file of 8 MiB by TLS 1.3", _TLS_GET, check=_TLS_GOT) for end in ("server", "client")),
-    *(_tls(end, "handshake", "a TLS 1.3 handshake", _TLS_SHAKE, counted=_TLS_COUNTED) for end in ("server", "client")),
+    *_tls_programs("server"),
+    *_tls_programs("client"),
 )  # fmt: skip
 _LIGHTTPD = """\
 server.document-root = "{folder}/www"

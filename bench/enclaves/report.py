@@ -66,7 +66,15 @@ class EnclaveReport:
 
     def text(self) -> str:
         """Markdown."""
-        tables = (self._programs(), self._requests(), self._calls(), self._making(), self._paging(), self._switches())
+        tables = (
+            self._programs(),
+            self._rates(),
+            self._requests(),
+            self._calls(),
+            self._making(),
+            self._paging(),
+            self._switches(),
+        )
         return "\n".join(line for table in tables if table for line in (*table, "")).rstrip()
 
     def _programs(self) -> list[str]:
@@ -91,6 +99,15 @@ class EnclaveReport:
                 f"| {item.bytes / seconds / 1e6:,.2f} MB | {item.switches:,} in {paper * 1000:,.1f} ms | {there} |"
             )
         return lines
+
+    def _rates(self) -> list[str]:
+        lines = ["| of a processor's second, both ends | native | shielded |", "|---|---|---|"]
+        for item in self.programs:
+            if item.program.rate is not None:
+                much, unit = item.program.rate
+                native, shielded = (much / statistics.median(each) for each in (item.native, item.shielded))
+                lines.append(f"| {item.program.name} | {native:,.1f} {unit} | {shielded:,.1f} {unit} |")
+        return lines if len(lines) > 2 else []
 
     def _requests(self) -> list[str]:
         if not self.programs:
@@ -189,7 +206,8 @@ class EnclaveReport:
             axes.annotate(text, (place, max(0, height)), (0, 3), textcoords="offset points", ha="center", size=6)
         for value in _PAPER_PROGRAMS:
             axes.axhline(value, color="black", linewidth=0.8, linestyle="--")
-        axes.set_xticks(list(places), [item.program.name for item in self.programs], fontsize=7)
+        names = [item.program.name.replace(" ", "\n") for item in self.programs]
+        axes.set_xticks(list(places), names, fontsize=6)
 
     def _plot_calls(self, axes: Any) -> None:
         axes.set_title("system calls: times native", fontsize=9)

@@ -148,7 +148,7 @@ def test_with_coverage(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fuzz", "--seconds", "2", "--target", "manifest", "--target", "frames"],
         cwd=_ROOT, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True, check=False,
-        timeout=120,
+        timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert all(re.match(r"(manifest|frames): \d+ s, ", line) for line in done.stderr.splitlines()), done.stderr
