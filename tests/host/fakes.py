@@ -289,6 +289,9 @@ class FakePlatform:
         queue = self.vectors.get(vcpu)
         return queue[0] if queue else None
 
+    def send_ipi(self, vcpu: int, icr: int, /) -> None:
+        self.log.append(("ipi", vcpu, icr))
+
     def acknowledge(self, vcpu: int, /) -> int:
         self.log.append(("ack", vcpu))
         return self.vectors[vcpu].pop(0)

@@ -25,6 +25,7 @@ __all__ = [
     "SHARED_BUFFER",
     "SHARED_BUFFER_END",
     "ApRequest",
+    "DoorbellRequest",
     "GhcbField",
     "GhcbReason",
     "HypervisorFeatures",
@@ -242,6 +243,15 @@ class ApRequest(enum.IntEnum):
     CREATE_ON_INIT = 0
     CREATE = 1
     DESTROY = 2
+
+
+class DoorbellRequest(enum.IntEnum):
+    """SW_EXITINFO1 of the #HV doorbell page's event."""
+
+    GET_PREFERRED = 0
+    SET = 1
+    QUERY = 2
+    CLEAR = 3
 
 
 #: in SW_EXITINFO1 of AP creation: bits 19:16 and 63:32. For VMPL 2 under a kernel of VMPL 3 the APIC ID says nothing,

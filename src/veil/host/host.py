@@ -96,6 +96,17 @@ class Host:
         #: set by handlers: a device was used, so its timers may have moved
         self.device_accessed = True
 
+    def offered_features(self, context: Context) -> int:
+        """What the host can do, for a level: #HV is for those that ask for it in their VMSA."""
+        return self.features | (HypervisorFeatures.RESTRICTED_INJECTION if context.restricted else 0)
+
+    def call_in(self, vcpu: Vcpu, vmpl: int) -> None:
+        """Something came for a level of the VCPU: if a less privileged one runs there, it has to wait."""
+        current = vcpu.current
+        if current is not None and current.vmpl > vmpl and vcpu.state in (RunState.RUNNABLE, RunState.HALTED):
+            self.enter(vcpu, vmpl)
+        self.reschedule = True
+
     def in_ram(self, gpa: int, length: int) -> bool:
         """Is all of the range guest memory?"""
         return any(start <= gpa and gpa + length <= start + size for start, size in self.ram)

@@ -21,7 +21,14 @@ from veil.host.errors import GuestError, GuestHung, GuestPowerOff, GuestReset, H
 from veil.host.exits import EXIT_HANDLERS, leave_enclave, unexpected
 from veil.host.ghcb.reset_hold import answer_reset_hold
 from veil.host.host import Host
-from veil.host.launch import DEFAULT_POLICY, LaunchIdentityBlock, LaunchRegion, SharedPages, load_image
+from veil.host.launch import (
+    DEFAULT_POLICY,
+    LaunchIdentityBlock,
+    LaunchRegion,
+    SharedPages,
+    has_restricted_injection,
+    load_image,
+)
 from veil.host.machine_switches import MachineSwitches
 from veil.host.observer_events import ExitEvent
 from veil.host.outlived_kernel import KernelEnd
@@ -143,7 +150,8 @@ class Hypervisor(Host):
         self.protection = protection
         for region in image:
             if region.kind == PageType.VMSA:
-                self.vcpus[region.vcpu].set_vmsa(region.vmpl, region.gpa)
+                context = self.vcpus[region.vcpu].set_vmsa(region.vmpl, region.gpa)
+                context.restricted = has_restricted_injection(region)
         if not self.vcpus[0].contexts:
             raise LaunchRefused("the image has no VMSA for VCPU 0")
         self.vcpus[0].start(min(self.vcpus[0].contexts))
@@ -397,6 +405,8 @@ class Hypervisor(Host):
                 # Whatever the kernel's RFLAGS.IF: it stands in its request to run the enclave, with interrupts off.
                 self.leave_enclave(vcpu)
                 continue
+            if context.doorbell is not None:
+                context.ring()
             if self.device_accessed:
                 self._refresh_timer()
             deadline = limit if limit < self._timer_ns else self._timer_ns
@@ -464,7 +474,7 @@ class Hypervisor(Host):
             raise HostError(f"snapshot: it has {len(vcpus)} VCPUs, this host has {len(self.vcpus)}")
         self.enclaves.load(enclaves)
         for vcpu, saved in zip(self.vcpus, vcpus, strict=True):
-            vcpu.load(saved, self.enclaves.get)
+            vcpu.load(saved, self.view, self.enclaves.get)
             for context in vcpu.contexts.values():
                 self.machine.attach_vmcb(context.vmcb)
         if self.has_veilmon and any(SERVICE_VMPL in vcpu.contexts for vcpu in self.vcpus):

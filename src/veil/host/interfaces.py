@@ -141,6 +141,9 @@ class Platform(Dumpable, Protocol):
 
     def acknowledge(self, vcpu: int, /) -> int: ...
 
+    def send_ipi(self, vcpu: int, icr: int, /) -> None:
+        """As a write of x2APIC's interrupt command register."""
+
     def next_deadline_ns(self, vcpu: int, /) -> int | None: ...
 
     def tick(self, now_ns: int, /) -> None: ...

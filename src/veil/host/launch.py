@@ -15,7 +15,7 @@ from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.host.errors import LaunchRefused
 from veil.snp.errors import SnpError
-from veil.snp.layouts import Vmsa, unsupported_features
+from veil.snp.layouts import SevFeatures, Vmsa, unsupported_features
 from veil.snp.rmp import PageSize, RmpResult
 
 if TYPE_CHECKING:
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from veil.host.interfaces import HostMemory, SecureProcessor
 
-__all__ = ["DEFAULT_POLICY", "LaunchIdentityBlock", "LaunchRegion", "SharedPages", "assign_ram", "load_image"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "LaunchIdentityBlock",
+    "LaunchRegion",
+    "SharedPages",
+    "assign_ram",
+    "has_restricted_injection",
+    "load_image",
+]
 
 #: Reserved bit 17 must be one; SMT allowed.
 DEFAULT_POLICY = 1 << 17 | 1 << 16
@@ -111,10 +119,19 @@ def _check(regions: Sequence[LaunchRegion | SharedPages], ram: Sequence[tuple[in
             raise LaunchRefused(f"two launch regions overlap at {start:#x}")
 
 
+def _features(vmsa: bytes) -> int:
+    at = Vmsa.sev_features.offset
+    return int.from_bytes(vmsa[at : at + 8], "little")
+
+
+def has_restricted_injection(region: LaunchRegion) -> bool:
+    """Of a VMSA."""
+    return bool(_features(region.data) & SevFeatures.RESTRICTED_INJECTION)
+
+
 def _check_features(where: str, vmsa: bytes) -> None:
     """VMRUN would refuse it, without a word."""
-    at = Vmsa.sev_features.offset
-    missing = unsupported_features(int.from_bytes(vmsa[at : at + 8], "little"))
+    missing = unsupported_features(_features(vmsa))
     if missing:
         raise LaunchRefused(f"{where}: its SEV_FEATURES ask for what this processor does not have: {missing}")
 

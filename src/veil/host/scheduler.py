@@ -43,7 +43,7 @@ class Scheduler:
         host = self._host
         if host.platform.pending_vector(vcpu.index) is not None:
             return True
-        return self._has_nmi(vcpu)
+        return self._has_nmi(vcpu) or (vcpu.current is not None and vcpu.current.own_vectors != 0)
 
     def _has_nmi(self, vcpu: Vcpu) -> bool:
         kernel = vcpu.contexts.get(self._host.kernel_vmpl)
@@ -59,7 +59,8 @@ class Scheduler:
         context = vcpu.current
         assert context is not None  # a VCPU without a VMSA is parked or was never started
         # Levels other than the guest's get no interrupts; that there is one may be why they should stop waiting.
-        if context.interrupts_enabled or context.vmpl != self._host.kernel_vmpl:
+        # And #HV comes whatever RFLAGS.IF says.
+        if context.interrupts_enabled or context.doorbell is not None or context.vmpl != self._host.kernel_vmpl:
             return self.is_due(vcpu)
         return self._has_nmi(vcpu)
 
@@ -80,7 +81,8 @@ class Scheduler:
     def _is_dead(self, vcpu: Vcpu) -> bool:
         if vcpu.state != RunState.HALTED or vcpu.current is None:
             return vcpu.state != RunState.RUNNABLE
-        return vcpu.current.vmpl == self._host.kernel_vmpl and not vcpu.current.interrupts_enabled
+        current = vcpu.current
+        return current.vmpl == self._host.kernel_vmpl and not current.interrupts_enabled and current.doorbell is None
 
     def choose(self) -> Vcpu | None:
         """The VCPU that runs now; None: none can."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
+from veil.host.doorbell import HV_EVENT, Doorbell
 from veil.host.errors import HostError
 from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ, V_NMI, V_NMI_ENABLE, V_NMI_MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from veil.host.interfaces import HostMemory
 
 __all__ = ["NO_IRQ", "Context", "Hold", "RunState", "Vcpu"]
 
@@ -27,6 +30,8 @@ _EVENT_ERROR_CODE = 1 << 11
 _EVENT_EXCEPTION = 3 << 8
 
 _V_INTR_MASK = ~(V_IRQ | V_IGN_TPR | 0xF << 16 | 0xFF << V_INTR_VECTOR_SHIFT) & (1 << 64) - 1
+
+_VECTOR_BYTES = 32
 
 # VMCB offset 068h, bit 1: RFLAGS.IF of a guest whose registers the host cannot read.
 _GUEST_INTERRUPT_MASK = 2
@@ -63,7 +68,10 @@ class Hold(enum.IntEnum):
 class Context:
     """One VMSA of a VCPU with its VMCB."""
 
-    __slots__ = ("ghcb", "handed_on", "hold", "irq", "on_init", "refused", "vmcb", "vmpl")
+    __slots__ = (
+        "doorbell", "ghcb", "handed_on", "hold", "irq", "on_init", "own_vectors", "refused", "restricted", "vmcb",
+        "vmpl",
+    )  # fmt: skip
 
     #: it runs in the kernel's place, and may be left for the kernel at any instruction
     is_enclave = False
@@ -75,7 +83,12 @@ class Context:
         vmcb.v_intr |= V_NMI_ENABLE
         #: the registered GHCB, None before registration
         self.ghcb: int | None = None
-        #: the vector offered by V_IRQ that the CPU has not been seen to take, or NO_IRQ
+        #: its VMSA has restricted injection: the CPU takes #HV, and no other event
+        self.restricted = False
+        self.doorbell: Doorbell | None = None
+        #: a bit for each vector that the same level of another VCPU sent, past the APICs
+        self.own_vectors = 0
+        #: the vector offered by V_IRQ, or by the doorbell page, that the CPU has not been seen to take, or NO_IRQ
         self.irq = NO_IRQ
         #: the VMSA waits for an INIT (AP_CREATE_ON_INIT)
         self.on_init = False
@@ -87,22 +100,50 @@ class Context:
 
     def offer_interrupt(self, vector: int) -> None:
         """Let the CPU take this vector as soon as the guest allows it."""
+        self.irq = vector
+        if self.doorbell is not None:
+            self.doorbell.post(self.vmcb, vector, end=True)
+            return
         vmcb = self.vmcb
         # A priority above every TPR and V_IGN_TPR: the platform's APIC has compared priorities already.
         vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | V_IRQ | V_IGN_TPR | vector << V_INTR_VECTOR_SHIFT
-        self.irq = vector
 
     def withdraw_interrupt(self) -> None:
         """The interrupt went away before the CPU took it."""
+        if self.doorbell is not None:
+            self.doorbell.withdraw(self.irq)
         self.vmcb.v_intr &= _V_INTR_MASK
         self.irq = NO_IRQ
 
     def interrupt_taken(self) -> bool:
-        """Did the CPU take the offered interrupt?"""
-        if self.vmcb.v_intr & V_IRQ:
+        """Did the CPU, or the guest from its doorbell page, take the offered interrupt?"""
+        if self.vmcb.v_intr & V_IRQ if self.doorbell is None else self.doorbell.vector:
             return False
         self.irq = NO_IRQ
         return True
+
+    def set_doorbell(self, view: HostMemory, gpa: int) -> None:
+        """From now on interrupts and NMIs are told of by this page and #HV."""
+        self.clear_doorbell()
+        self.doorbell = Doorbell(view, gpa)
+
+    def clear_doorbell(self) -> None:
+        """The guest has no such page (any more)."""
+        if self.irq != NO_IRQ:
+            self.withdraw_interrupt()
+        self.doorbell = None
+
+    def ring(self) -> None:
+        """Before a VMRUN of a context with a doorbell page: what came for it, and not from the APIC."""
+        doorbell = self.doorbell
+        assert doorbell is not None
+        if self.vmcb.v_intr & V_NMI:
+            self.vmcb.v_intr &= ~V_NMI
+            doorbell.post_nmi(self.vmcb)
+        if self.own_vectors and not doorbell.vector:
+            vector = self.own_vectors.bit_length() - 1
+            self.own_vectors &= ~(1 << vector)
+            doorbell.post(self.vmcb, vector, end=False)
 
     def offer_nmi(self) -> None:
         """Let the CPU take an NMI, whatever RFLAGS.IF says, as soon as the guest has no other one in hand."""
@@ -114,9 +155,12 @@ class Context:
         return bool(self.vmcb.v_intr & (V_NMI | V_NMI_MASK) == V_NMI)
 
     def keep_event(self) -> None:
-        """An exit cut off an event's delivery: the next VMRUN must repeat it (APM volume 2, 15.20)."""
+        """An exit cut off an event's delivery: the next VMRUN must repeat it (APM volume 2, 15.20).
+
+        With restricted injection only #HV can be given back. Another event's instruction raises it again.
+        """
         event = self.vmcb.exit_int_info
-        if event & EVENT_VALID:
+        if event & EVENT_VALID and (not self.restricted or event == HV_EVENT):
             self.vmcb.event_inj = event
 
     @property
@@ -136,12 +180,15 @@ class Context:
             "nrip": vmcb.nrip,
             "ghcb": -1 if self.ghcb is None else self.ghcb,
             "irq": self.irq,
+            "restricted": self.restricted,
+            "doorbell": -1 if self.doorbell is None else self.doorbell.gpa,
+            "own_vectors": self.own_vectors.to_bytes(_VECTOR_BYTES, "little"),
             "on_init": self.on_init,
             "hold": int(self.hold),
         }
 
     @classmethod
-    def load(cls, state: dict[str, Any], new_vmcb: Callable[[], Any]) -> Context:
+    def load(cls, state: dict[str, Any], new_vmcb: Callable[[], Any], view: HostMemory) -> Context:
         """From a snapshot."""
         context = cls(int(state["vmpl"]), new_vmcb(), int(state["vmsa"]))
         vmcb = context.vmcb
@@ -152,6 +199,9 @@ class Context:
         vmcb.nrip = state["nrip"]
         context.ghcb = None if state["ghcb"] < 0 else int(state["ghcb"])
         context.irq = int(state["irq"])
+        context.restricted = bool(state["restricted"])
+        context.doorbell = None if state["doorbell"] < 0 else Doorbell(view, int(state["doorbell"]))
+        context.own_vectors = int.from_bytes(state["own_vectors"][:_VECTOR_BYTES], "little")
         context.on_init = bool(state["on_init"])
         context.hold = Hold(state["hold"])
         return context
@@ -237,11 +287,16 @@ class Vcpu:
             "left": [context.dump() for context in self._left.values()],
         }
 
-    def load(self, state: dict[str, Any], enclave: Callable[[int], Context | None] = lambda vmsa: None) -> None:
-        """`enclave` finds a context of VMPL 2 by its VMSA."""
+    def load(
+        self,
+        state: dict[str, Any],
+        view: HostMemory,
+        enclave: Callable[[int], Context | None] = lambda vmsa: None,
+    ) -> None:
+        """`view` is the host's; `enclave` finds a context of VMPL 2 by its VMSA."""
         try:
             contexts, left = (
-                {int(entry["vmpl"]): Context.load(entry, self._new_vmcb) for entry in state[name]}
+                {int(entry["vmpl"]): Context.load(entry, self._new_vmcb, view) for entry in state[name]}
                 for name in ("contexts", "left")
             )
             current = enclave(int(state["enclave"]))

@@ -319,6 +319,10 @@ class Platform:
 
     # Interrupts
 
+    def send_ipi(self, vcpu: int, icr: int) -> None:
+        """As a write of x2APIC's interrupt command register, in whichever mode the APIC is."""
+        self.interrupts.send_ipi(self.apics[vcpu], icr & 0xFFFFFFFF, icr >> 32)
+
     def apic_enabled(self, vcpu: int) -> bool:
         """Is the VCPU's APIC on at all? CPUID says so, too."""
         return self.apics[vcpu].enabled

@@ -110,7 +110,7 @@ def _run_vmpl(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
 
 
 def _hv_features(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:
-    return host.features << MSR_DATA_SHIFT | MsrResponse.HV_FEATURES
+    return host.offered_features(context) << MSR_DATA_SHIFT | MsrResponse.HV_FEATURES
 
 
 def _terminate(host: Host, vcpu: Vcpu, context: Context, value: int) -> int:

@@ -21,6 +21,7 @@ from veil.host.ghcb.events import (
     mmio,
     msr,
     page_state_change,
+    restricted_injection,
     run_vmpl,
     termination,
 )
@@ -65,6 +66,8 @@ _HANDLERS: dict[int, Callable[[Host, Vcpu, Context, GhcbPage], None]] = {
     NaeEvent.GUEST_REQUEST: guest_request.guest_request,
     NaeEvent.EXTENDED_GUEST_REQUEST: guest_request.extended_guest_request,
     NaeEvent.AP_CREATION: ap.creation,
+    NaeEvent.HV_DOORBELL: restricted_injection.doorbell_page,
+    NaeEvent.HV_IPI: restricted_injection.send_ipi,
     NaeEvent.APIC_IDS: ap.apic_ids,
     NaeEvent.RUN_VMPL: run_vmpl.run_vmpl,
     NaeEvent.HV_FEATURES: features.hypervisor_features,

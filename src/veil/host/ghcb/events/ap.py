@@ -51,6 +51,7 @@ def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     elif request in (ApRequest.CREATE, ApRequest.CREATE_ON_INIT):
         _check_vmsa(host, vcpu, context, target, vmpl, ghcb)
         created = host.create_context(target, vmpl, ghcb.exit_info_2)
+        created.restricted = bool(ghcb.rax & SevFeatures.RESTRICTED_INJECTION)
         if request == ApRequest.CREATE_ON_INIT:
             created.on_init = True
             if target.current is created:

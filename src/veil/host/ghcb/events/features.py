@@ -15,4 +15,4 @@ __all__ = ["hypervisor_features"]
 
 def hypervisor_features(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
     """SW_EXITINFO2 of the answer is the feature bitmap."""
-    ghcb.result2 = host.features
+    ghcb.result2 = host.offered_features(context)
