@@ -19,9 +19,10 @@ from tests.network.frames import FakeCard, arp_request, dhcp_discover, ping, udp
 from veil.cache import Cache
 from veil.cvm import Network
 from veil.cvm.networks import open_network
-from veil.formats.user_network import GATEWAY, GUEST, NAME_SERVER
+from veil.formats.user_network import GATEWAY, GUEST, MAC, NAME_SERVER
 from veil.guest.packages import unpacked_library
 from veil.network import Forward, LibraryMissing, NetworkError, UserNetwork
+from veil.network.slirp import Slirp, load_library
 
 # Where this computer has no libslirp, Debian's package is fetched.
 pytestmark = pytest.mark.e2e
@@ -77,14 +78,49 @@ def test_a_guest_reaches_this_computer(card: FakeCard, server: socket.socket) ->
     assert frame[26:34] == socket.inet_aton(GATEWAY) + socket.inet_aton(GUEST)
 
 
+#: This computer's own, to whoever sends to them from here.
+_OWN_ADDRESSES = ["127.0.0.1", "127.1.2.3", "0.0.0.0", "255.255.255.255"]
+
+
 @pytest.mark.parametrize("text", ["user,restrict=on", "user,loopback=off"])
-def test_a_guest_that_must_not(text: str, server: socket.socket) -> None:
-    with _plugged(text) as card:
-        card.network.send(udp(b"from the guest", server.getsockname()[1]))
+def test_a_guest_that_must_not(text: str) -> None:
+    """However it asks: libslirp itself would let some of these through, see below."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, _plugged(text) as card:
+        server.bind(("", 0))
+        for address in (GATEWAY, *_OWN_ADDRESSES):
+            card.network.send(udp(b"from the guest", server.getsockname()[1], address=address))
         card.round_trip(7)
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.recv(100)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "0.0.0.0"])
+def test_what_libslirp_alone_lets_through(address: str) -> None:
+    network = Network(loopback=False)
+    open_network(network, Cache(), print).close()  # fetches the library, if need be
+    places = list((Cache().root / "library").glob("libslirp0_*/usr/lib/x86_64-linux-gnu"))
+    try:
+        library = load_library()
+    except OSError:
+        library = load_library([str(place) for place in places])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("", 0))
+        server.settimeout(60)
+        slirp = Slirp(library, lambda frame: None, loopback=False)
+        slirp.happened([])
+        slirp.input(arp_request())
+        slirp.input(udp(b"from the guest", server.getsockname()[1], address=address))
+        assert server.recv(100) == b"from the guest"
+
+
+def test_protocols_that_the_network_does_not_have(card: FakeCard) -> None:
+    """libslirp answers NC-SI, which is for management controllers."""
+    request = b"\xff" * 6 + MAC + b"\x88\xf8" + bytes([0, 1, 0, 1, 0, 0, 0, 0]) + bytes(38)
+    card.network.send(request)
+    card.network.send(request[:12] + b"\x86\xdd" + bytes(60))
+    card.round_trip(1)
+    assert not [frame for frame in card.frames if frame[12:14] in (b"\x88\xf8", b"\x86\xdd")]
 
 
 def test_who_comes_to_a_forwarded_port_reaches_the_guest() -> None:

@@ -26,6 +26,10 @@ _FRAMES_AT_ONCE = 64
 #: With so many frames that the guest has not taken nothing more is read from anybody; what comes all the same, beyond
 #: this, is lost.
 _FULL, _LOST = 256, 4096
+# Of an Ethernet frame: its type, and in IPv4's header the first byte of the destination.
+_TYPE, _DESTINATION = slice(12, 14), slice(30, 31)
+_ARP, _IPV4 = b"\x08\x06", b"\x08\x00"
+_THIS_COMPUTER = (b"", b"\0", b"\x7f")
 
 
 def main() -> None:
@@ -107,9 +111,21 @@ def _take(link: socket.socket, slirp: Slirp) -> bool:
             frame = link.recv(LONGEST_FRAME)
             if not frame:
                 return False
-            slirp.input(frame)
+            if _may_pass(frame):
+                slirp.input(frame)
     except BlockingIOError:
         pass
     except OSError:
         return False
     return True
+
+
+def _may_pass(frame: bytes) -> bool:
+    """Is it ARP, or IPv4 to an address that can be on a wire?
+
+    libslirp has this computer's 127.0.0.1 at the gateway's address and refuses that if it is told to, but connects to
+    whatever else a packet names: to 127.0.0.1 itself, and to 0.0.0.0, which is the same (RFC 1122, 3.2.1.3). And it
+    reads other protocols, which this network does not have.
+    """
+    kind = frame[_TYPE]
+    return kind == _ARP or (kind == _IPV4 and frame[_DESTINATION] not in _THIS_COMPUTER)

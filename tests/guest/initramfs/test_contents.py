@@ -13,10 +13,11 @@ import zstandard
 
 from tests.guest.initramfs.newc import unpack
 from veil.cache import Cache
+from veil.formats.user_network import GATEWAY, GUEST, NAME_SERVER
 from veil.guest.agent.build import build_agent
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.contents import build_initramfs
+from veil.guest.initramfs.contents import NETWORK_FILE, build_initramfs
 from veil.guest.linux.modules import collect_modules
 
 
@@ -66,6 +67,20 @@ def test_initramfs(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert found["opt/x/y"][1] == b"z"
     assert "opt/x" in found
+
+
+@pytest.mark.e2e
+def test_a_networks_driver_and_addresses(tmp_path: Path) -> None:
+    place = tree(tmp_path)
+    (place / "kernel/drivers/virtio_net.ko").write_bytes(b"\x7fELF...\0license=GPL\0depends=middle\0name=virtio_net\0")
+    found = unpack(build_initramfs(Cache(), module_tree=place, network=True))
+    assert found["lib/veil/modules"][1].decode().split()[-1] == "/lib/veil/modules.d/virtio_net.ko"
+    assert found[NETWORK_FILE][0] == stat.S_IFREG | 0o755
+    for address in (f"{GUEST}/24", GATEWAY):
+        assert address in found[NETWORK_FILE][1].decode()
+    assert found["etc/resolv.conf"][1].decode() == f"nameserver {NAME_SERVER}\n"
+    without = unpack(build_initramfs(Cache(), module_tree=place))
+    assert not {NETWORK_FILE, "etc/resolv.conf", "lib/veil/modules"} & set(without)
 
 
 def test_modules_without_a_tree() -> None:

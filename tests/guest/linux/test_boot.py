@@ -210,6 +210,8 @@ def test_command_line() -> None:
     assert len({option.text for option in default_options(1_000_000)}) == len(default_options(1_000_000))
     assert "noapic" in text.split()
     assert "noapic" not in command_line(tsc_khz=2_000_000, io_apic=True).split()
+    rooms = [command_line(tsc_khz=1_000_000, disks=disks, network=disks > 0).split() for disks in (0, 2)]
+    assert [[word for word in words if "swiotlb" in word] for words in rooms] == [["swiotlb=4096"], ["swiotlb=10240"]]
     assert all(option.reason for option in default_options(1_000_000))
     for bad in ("x" * 3000, "a\0b", "a\nb"):
         with pytest.raises(GuestImageError, match="command line"):

@@ -14,7 +14,7 @@ from veil.guest.initramfs.archive import Node, pack_cpio
 from veil.guest.linux.modules import collect_modules, present_modules
 from veil.guest.packages import unpacked_package
 
-__all__ = ["BUSYBOX", "DRIVER_FILE", "LOCK_DOWN_FILE", "build_initramfs", "fetch_busybox"]
+__all__ = ["BUSYBOX", "DRIVER_FILE", "LOCK_DOWN_FILE", "NETWORK_FILE", "build_initramfs", "fetch_busybox"]
 
 # The agent's way out. Built into Debian's 6.12 cloud kernel, modules of its 6.1; a kernel without a module tree must
 # have them built in.
