@@ -22,6 +22,8 @@ from veil.formats.board import (
     LOCAL_APIC,
     MAX_DISKS,
     NETWORK_SLOT,
+    PCI_ADDRESS_PORT,
+    PCI_DATA_PORT,
     PCI_IO,
     PCI_MEMORY,
     PM1_CONTROL_PORT,
@@ -56,7 +58,7 @@ RESET_VALUE = 0x06
 _MEMORY, _IO, _BUS = 0, 1, 2
 _FIXED = 0x0C
 #: Of configuration mechanism 1: (first, last + 1).
-_PCI_PORTS = (0xCF8, 0xD00)
+_PCI_PORTS = (PCI_ADDRESS_PORT, PCI_DATA_PORT + 4)
 
 # MPS INTI flags (table 5.26).
 _ACTIVE_HIGH, _LEVEL = 1, 3 << 2

@@ -15,6 +15,7 @@ from veil.formats.offsets import check_offsets
 
 __all__ = [
     "FIRST_UNKNOWN_POLICY_BIT",
+    "HOST_REQUESTED_VMPL",
     "REPORT_BYTES",
     "REPORT_VERSIONS",
     "SIGNED_BYTES",
@@ -39,6 +40,8 @@ _FIRST_WITH_CPUID = 3
 _FIRST_WITH_MITIGATIONS = 5
 
 ECDSA_P384_SHA384 = 1
+#: VMPL of a report that the host asked for (SNP_HV_REPORT_REQ)
+HOST_REQUESTED_VMPL = 0xFFFFFFFF
 
 
 class GuestPolicy(enum.IntFlag):
@@ -229,7 +232,7 @@ class AttestationReport(ctypes.LittleEndianStructure):
             )
         if report.signature_algorithm != ECDSA_P384_SHA384:
             raise FormatError(f"the report's signature algorithm {report.signature_algorithm} is not ECDSA P-384")
-        if report.vmpl >= VMPLS and report.vmpl != 0xFFFFFFFF:
+        if report.vmpl >= VMPLS and report.vmpl != HOST_REQUESTED_VMPL:
             raise FormatError(f"the report's VMPL is {report.vmpl:#x}, and there are only 0 to 3")
         if any(report.signature.reserved_90):
             raise FormatError(

@@ -17,6 +17,8 @@ __all__ = [
     "MAX_DISKS",
     "MAX_VCPUS",
     "NETWORK_SLOT",
+    "PCI_ADDRESS_PORT",
+    "PCI_DATA_PORT",
     "PCI_IO",
     "PCI_MEMORY",
     "PM1_CONTROL_PORT",
@@ -44,6 +46,8 @@ LOCAL_APIC = 0xFEE00000
 IO_APIC = 0xFEC00000
 #: The 8254's IRQ, and where it is at the I/O APIC; the other ISA IRQs have the pin of their number.
 TIMER_IRQ, TIMER_PIN = 0, 2
+#: Configuration mechanism 1 (PCI local bus specification 3.0, 3.2.2.3.2): 4 bytes each.
+PCI_ADDRESS_PORT, PCI_DATA_PORT = 0xCF8, 0xCFC
 #: What the PCI host bridge decodes: (first, last + 1).
 PCI_IO = (0x1000, 0x10000)
 PCI_MEMORY = (LOW_MEMORY_END, 0xFE000000)

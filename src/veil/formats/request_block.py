@@ -21,6 +21,7 @@ from veil.formats.status import Status
 
 __all__ = [
     "BLOCK_HEADER",
+    "BLOCK_START",
     "BlockMemory",
     "BlockRequest",
     "read_answer",
@@ -35,7 +36,8 @@ __all__ = [
 #: u32 number of pages by reference, u32 ticket. At BLOCK_HEADER follow a u64 GPA for each page, then the body; the
 #: length is that of both.
 _REQUEST = struct.Struct("<IIHHIIHH32sII")
-_ANSWER = struct.Struct("<IIHHI")
+#: the first five; all that an answer has
+BLOCK_START = struct.Struct("<IIHHI")
 BLOCK_HEADER = 0x40
 #: what is copied with the header: most requests are no longer than the rest of their first page
 _FIRST = PAGE_SIZE
@@ -118,12 +120,12 @@ def write_answer(memory: BlockMemory, gpa: int, size: int, status: Status, body:
         raise FormatError(f"an answer of {len(body)} bytes does not fit into a block of {size}")
     if body:
         memory.write(gpa + BLOCK_HEADER, body)
-    memory.write(gpa, _ANSWER.pack(0, status, 0, 0, len(body)))
+    memory.write(gpa, BLOCK_START.pack(0, status, 0, 0, len(body)))
 
 
 def read_answer(memory: BlockMemory, gpa: int, size: int) -> tuple[Status, bytes] | None:
     """(status, body) of the answer; None while the request is still pending."""
-    pending, status, _, _, length = _ANSWER.unpack(memory.read(gpa, _ANSWER.size))
+    pending, status, _, _, length = BLOCK_START.unpack(memory.read(gpa, BLOCK_START.size))
     if pending:
         return None
     if status not in _STATUSES or length > size - BLOCK_HEADER:

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from veil.formats.attestation_report import GuestPolicy
 from veil.formats.domains import VMPLS
 from veil.formats.launch_digest import VMSA_GPA, PageType
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
@@ -33,8 +34,7 @@ __all__ = [
     "load_image",
 ]
 
-#: Reserved bit 17 must be one; SMT allowed.
-DEFAULT_POLICY = 1 << 17 | 1 << 16
+DEFAULT_POLICY = int(GuestPolicy.RESERVED_ONE | GuestPolicy.SMT)
 
 
 @dataclass(frozen=True, slots=True)

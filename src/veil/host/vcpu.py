@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from veil.host.doorbell import HV_EVENT, Doorbell
 from veil.host.errors import HostError
-from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_INTR_VECTOR_SHIFT, V_IRQ, V_NMI, V_NMI_ENABLE, V_NMI_MASK
+from veil.snp.layouts import (
+    EVENT_ERROR_CODE,
+    EVENT_EXCEPTION,
+    EVENT_VALID,
+    GUEST_INTERRUPT_MASK,
+    V_IGN_TPR,
+    V_INTR_VECTOR_SHIFT,
+    V_IRQ,
+    V_NMI,
+    V_NMI_ENABLE,
+    V_NMI_MASK,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,23 +36,16 @@ __all__ = ["NO_IRQ", "Context", "Hold", "RunState", "Vcpu"]
 #: No interrupt is offered.
 NO_IRQ = -1
 
-#: EVENTINJ and EXITINTINFO (APM volume 2, 15.20).
-_EVENT_ERROR_CODE = 1 << 11
-_EVENT_EXCEPTION = 3 << 8
-
 _V_INTR_MASK = ~(V_IRQ | V_IGN_TPR | 0xF << 16 | 0xFF << V_INTR_VECTOR_SHIFT) & (1 << 64) - 1
 
 _VECTOR_BYTES = 32
 
-# VMCB offset 068h, bit 1: RFLAGS.IF of a guest whose registers the host cannot read.
-_GUEST_INTERRUPT_MASK = 2
-
 
 def exception_event(vector: int, error_code: int | None = None) -> int:
     """The EVENTINJ encoding of an exception."""
-    event = EVENT_VALID | _EVENT_EXCEPTION | vector
+    event = EVENT_VALID | EVENT_EXCEPTION | vector
     if error_code is not None:
-        event |= _EVENT_ERROR_CODE | error_code << 32
+        event |= EVENT_ERROR_CODE | error_code << 32
     return event
 
 
@@ -166,7 +170,7 @@ class Context:
     @property
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF at the last exit."""
-        return bool(self.vmcb.interrupt_shadow & _GUEST_INTERRUPT_MASK)
+        return bool(self.vmcb.interrupt_shadow & GUEST_INTERRUPT_MASK)
 
     def dump(self) -> dict[str, Any]:
         vmcb = self.vmcb

@@ -70,9 +70,9 @@ _THROUGH_TABLES = int(NestedFault.PRESENT | NestedFault.USER | NestedFault.FINAL
 _EXIT_CODE = Vmsa.guest_exit_code.offset
 _VMGEXIT = int(ExitCode.VMGEXIT)
 _U64 = struct.Struct("<Q")
-#: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO of a VMCB, and where they are (APM volume 2, table B-1)
+#: EXITCODE, EXITINFO1, EXITINFO2 and EXITINTINFO, which follow each other in a VMCB
 _EXIT = struct.Struct("<QQQQ")
-_EXIT_AT = 0x70
+_EXIT_AT: int = vars(Vmcb)["exit_code"].offset
 _address = ctypes.addressof
 _now_ns = time.perf_counter_ns
 

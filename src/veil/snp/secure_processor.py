@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from veil.formats.attestation_report import FIRST_UNKNOWN_POLICY_BIT, GuestPolicy
 from veil.formats.guest_message import KEY_BYTES
 from veil.formats.launch_digest import VMSA_GPA, LaunchDigest, PageType, launch_digest
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VMSA_GPA", "LaunchDigest", "PageType", "SecureProcessor", "check_policy", "launch_digest"]
 
-_POLICY_MUST_BE_ONE = 1 << 17
-_POLICY_MIGRATE_MA = 1 << 18
-_POLICY_DEBUG = 1 << 19
-_POLICY_RESERVED = ~((1 << 26) - 1)
 #: versions of reports that the model can make
 _REPORT_VERSIONS = (2, 3, 5)
 _VMPCKS = 4
@@ -163,7 +160,7 @@ class SecureProcessor:
     def dbg_decrypt(self, gpa: int) -> bytes:
         """SNP_DBG_DECRYPT: a private page in plain, for the host; only a guest whose policy allows DEBUG."""
         self._expect("running", "SNP_DBG_DECRYPT")
-        if not self.policy & _POLICY_DEBUG:
+        if not self.policy & GuestPolicy.DEBUG:
             raise SnpError("POLICY_FAILURE: the guest's policy does not allow debugging")
         if gpa % PAGE_SIZE or not 0 <= gpa < self._memory.size:
             raise SnpError(f"INVALID_ADDRESS: {gpa:#x} is not a page of the guest")
@@ -251,11 +248,11 @@ class SecureProcessor:
 
 def check_policy(policy: int) -> None:
     """Raises LaunchError for a guest policy that SNP_LAUNCH_START refuses."""
-    if not policy & _POLICY_MUST_BE_ONE:
+    if not policy & GuestPolicy.RESERVED_ONE:
         raise LaunchError(f"policy {policy:#x}: bit 17 must be one (56860, table 'Guest Policy')")
-    if policy & _POLICY_RESERVED:
+    if policy >> FIRST_UNKNOWN_POLICY_BIT:
         raise LaunchError(f"policy {policy:#x}: bits 63:26 must be zero (56860, table 'Guest Policy')")
-    if policy & _POLICY_MIGRATE_MA:
+    if policy & GuestPolicy.MIGRATE_MA:
         raise LaunchError("POLICY_FAILURE: there are no migration agents on this machine")
 
 

@@ -170,8 +170,8 @@ def test_request_block() -> None:
     # "user" is what VeilMon alone writes, four fields.
     assert [block[name].offset for name in names] == asked[:6] + asked[9:]
     assert block["user"].offset + block["user"].size == block["page_count"].offset
-    assert offsets(request_block._ANSWER) == asked[:5]
-    assert block["length"].offset + block["length"].size == request_block._ANSWER.size
+    assert offsets(request_block.BLOCK_START) == asked[:5]
+    assert block["length"].offset + block["length"].size == request_block.BLOCK_START.size
     assert block["body"].offset == DRIVER.sizes["veil_block"] == request_block.BLOCK_HEADER
     assert 1 <= DRIVER.numbers["VEIL_BLOCK_PAGES"] <= services_setup.MAX_BLOCK_PAGES
     assert DRIVER.numbers["VEIL_BLOCK_PAGES"] * PAGE_SIZE > request_block.BLOCK_HEADER

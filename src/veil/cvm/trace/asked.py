@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from veil.formats.domains import ENCLAVE_VMPL, KERNEL_VMPL, MONITOR_VMPL, SERVICE_VMPL
@@ -18,6 +17,7 @@ from veil.formats.kci import KernelCall as KciCall
 from veil.formats.log import LOG_NUMBER
 from veil.formats.log import KernelCall as LogCall
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.request_block import BLOCK_START
 from veil.formats.service_domain import BLOCK_ENTRY, SERVICES_DOMAIN, DomainCall
 from veil.formats.svsm_calls import AttestationCall, CoreCall, ServicesCall, SvsmProtocol
 from veil.image.services_image import BLOCKS, CODE, MAILBOX
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from veil.snp import Machine
 
 __all__ = ["Asked", "Request"]
-
-#: pending, status, service, call, length (`veil.formats.request_block`)
-_BLOCK = struct.Struct("<IIHHI")
 
 _SVSM: Mapping[int, type[enum.IntEnum]] = {
     SvsmProtocol.CORE: CoreCall,
@@ -98,7 +95,7 @@ class Asked:
         return Request("svsm", name, {"protocol": protocol, "call": call, **registers})
 
     def _block(self, gpa: int, services: Mapping[int, tuple[str, type[enum.IntEnum]]]) -> Request | None:
-        pending, _, service, call, length = _BLOCK.unpack(self._read(gpa, _BLOCK.size))
+        pending, _, service, call, length = BLOCK_START.unpack(self._read(gpa, BLOCK_START.size))
         if not pending:
             return None
         name = "service request"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from veil.formats.attestation_report import (
     FIRST_UNKNOWN_POLICY_BIT,
+    HOST_REQUESTED_VMPL,
     AttestationReport,
     GuestPolicy,
     PlatformInfo,
@@ -35,8 +36,6 @@ _DEMANDED_BITS = {
         "the host may move and swap pages by the firmware's commands",
     ),
 }  # fmt: skip
-#: VMPL of a report that the host asked for (SNP_HV_REPORT_REQ)
-_HOST = 0xFFFFFFFF
 
 
 def check_policy(checks: Checklist, report: AttestationReport, policy: Policy, tcb: TcbVersion, product: str) -> None:
@@ -145,7 +144,7 @@ def _identity(checks: Checklist, report: AttestationReport, policy: Policy) -> N
 
 
 def _levels(checks: Checklist, report: AttestationReport, policy: Policy) -> None:
-    if report.vmpl == _HOST:
+    if report.vmpl == HOST_REQUESTED_VMPL:
         checks.add(
             "VMPL",
             policy.allow_host_requested and policy.vmpl is None and policy.max_vmpl is None,

@@ -7,8 +7,11 @@ from veil.formats.offsets import check_offsets
 from veil.snp.layouts.cpuid_page import CPUID_COUNT_MAX, CpuidFunction, CpuidPage
 from veil.snp.layouts.secrets_page import SECRETS_VERSION, SVSM_MAX_VERSION, SecretsPage
 from veil.snp.layouts.vmcb import (
+    EVENT_ERROR_CODE,
+    EVENT_EXCEPTION,
     EVENT_NMI,
     EVENT_VALID,
+    GUEST_INTERRUPT_MASK,
     V_IGN_TPR,
     V_INTR_VECTOR_SHIFT,
     V_IRQ,
@@ -21,8 +24,11 @@ from veil.snp.layouts.vmsa import SUPPORTED_FEATURES, SevFeatures, Vmsa, VmsaSeg
 
 __all__ = [
     "CPUID_COUNT_MAX",
+    "EVENT_ERROR_CODE",
+    "EVENT_EXCEPTION",
     "EVENT_NMI",
     "EVENT_VALID",
+    "GUEST_INTERRUPT_MASK",
     "SECRETS_VERSION",
     "SUPPORTED_FEATURES",
     "SVSM_MAX_VERSION",

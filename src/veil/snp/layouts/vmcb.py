@@ -8,8 +8,11 @@ import ctypes
 from veil.formats.offsets import check_offsets
 
 __all__ = [
+    "EVENT_ERROR_CODE",
+    "EVENT_EXCEPTION",
     "EVENT_NMI",
     "EVENT_VALID",
+    "GUEST_INTERRUPT_MASK",
     "V_IGN_TPR",
     "V_INTR_VECTOR_SHIFT",
     "V_IRQ",
@@ -21,8 +24,11 @@ __all__ = [
 
 #: EVENTINJ and EXITINTINFO, bit 31: there is an event (24593, 15.20).
 EVENT_VALID = 1 << 31
-#: Bits 10:8, what kind of event: an NMI.
-EVENT_NMI = 2 << 8
+#: Bit 11: with an error code, in bits 63:32. Bits 10:8, what kind of event.
+EVENT_ERROR_CODE, EVENT_NMI, EVENT_EXCEPTION = 1 << 11, 2 << 8, 3 << 8
+
+#: Of `interrupt_shadow`: RFLAGS.IF of a guest whose registers the host cannot read.
+GUEST_INTERRUPT_MASK = 1 << 1
 
 #: Of `v_intr`: an interrupt is offered; whatever the guest's TPR says; and where its vector begins.
 V_IRQ, V_IGN_TPR, V_INTR_VECTOR_SHIFT = 1 << 8, 1 << 20, 32
@@ -33,10 +39,7 @@ _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes
 
 
 class Vmcb(ctypes.LittleEndianStructure):
-    """0x400 bytes.
-
-    `interrupt_shadow`: bit 0 the shadow of STI or MOV SS, bit 1 the guest's RFLAGS.IF (GUEST_INTERRUPT_MASK).
-    """
+    """0x400 bytes. `interrupt_shadow`: bit 0 the shadow of STI or MOV SS, bit 1 GUEST_INTERRUPT_MASK."""
 
     _pack_ = 1
     _fields_ = [

@@ -3,7 +3,7 @@
  * What firmware does before it enters a kernel that has no monitor below it: accept
  * all memory that the launch did not validate, then jump to the kernel. A table
  * follows the code: {start, end} of each range, and {entry, 0}.
- * RSI (boot_params) is left alone. src/veil/guest/firmware/__init__.py holds the
+ * RSI (boot_params) is left alone. __init__.py beside this file holds the
  * assembled bytes; a test compares them.
  */
     .intel_syntax noprefix

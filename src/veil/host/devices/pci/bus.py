@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from veil.formats.board import PCI_MEMORY
+from veil.formats.board import PCI_ADDRESS_PORT, PCI_DATA_PORT, PCI_MEMORY
 from veil.host.devices._state import checked_int
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PciBus"]
 
-_ADDRESS_PORT, _DATA_PORT = 0xCF8, 0xCFC
 _ENABLE = 1 << 31
 _SLOTS = 32
 
@@ -32,9 +31,9 @@ class PciBus:
         self._io, self._mmio = io, mmio
         self._address = 0
         self._functions: dict[int, PciFunction] = {}
-        io.add_wide(_ADDRESS_PORT, self._read_address, self._write_address)
+        io.add_wide(PCI_ADDRESS_PORT, self._read_address, self._write_address)
         for lane in range(4):
-            io.add_wide(_DATA_PORT + lane, self._reader(lane), self._writer(lane))
+            io.add_wide(PCI_DATA_PORT + lane, self._reader(lane), self._writer(lane))
 
     def add(self, device: int, function: PciFunction) -> None:
         """Plug a function in."""

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from veil.host.devices.bus import Window
-from veil.host.devices.pci.function import CONFIG_SIZE, PciFunction
+from veil.host.devices.pci.function import CONFIG_SIZE, QEMU_SUBSYSTEM, PciFunction
 
 if TYPE_CHECKING:
     from veil.host.devices.bus import IoBus, MmioBus
@@ -24,8 +24,6 @@ __all__ = ["Chipset", "plug_chipset"]
 _HOST_BRIDGE_SLOT, _LPC_SLOT = 0, 0x1F
 _HOST_BRIDGE, _ISA_BRIDGE = 0x060000, 0x060100
 _INTEL = 0x8086
-#: QEMU's, as both chipsets are known to guests that way.
-_SUBSYSTEM = (0x1AF4, 0x1100)
 
 # PCIEXBAR: where ECAM is (316966, 5.1.15), 64 bits.
 _PCIEXBAR = 0x60
@@ -48,7 +46,7 @@ class Chipset(enum.Enum):
 def plug_chipset(bus: PciBus, chipset: Chipset) -> None:
     """Plug a chipset's functions into a bus that has nothing yet."""
     if chipset is Chipset.GENERIC:
-        bridge = PciFunction(vendor=0x1B36, device=0x0008, class_code=_HOST_BRIDGE, subsystem=_SUBSYSTEM)
+        bridge = PciFunction(vendor=0x1B36, device=0x0008, class_code=_HOST_BRIDGE, subsystem=QEMU_SUBSYSTEM)
         bus.add(_HOST_BRIDGE_SLOT, bridge)
     else:
         bus.add(_HOST_BRIDGE_SLOT, _Q35HostBridge(bus))
@@ -62,7 +60,7 @@ class _Q35HostBridge(PciFunction):
     _KEPT = ((0x90, 7), (0x9D, 2))
 
     def __init__(self, bus: PciBus) -> None:
-        super().__init__(vendor=_INTEL, device=0x29C0, class_code=_HOST_BRIDGE, subsystem=_SUBSYSTEM)
+        super().__init__(vendor=_INTEL, device=0x29C0, class_code=_HOST_BRIDGE, subsystem=QEMU_SUBSYSTEM)
         self._bus = bus
         self._ecam = Window(0, 0, self._ecam_read, self._ecam_write)
         struct.pack_into("<Q", self.writable, _PCIEXBAR, _PCIEXBAR_WRITABLE)
@@ -126,7 +124,7 @@ class _Ich9Lpc(PciFunction):
     _PIRQS, _PIRQ_OFF = (*range(0x60, 0x64), *range(0x68, 0x6C)), 0x80
 
     def __init__(self) -> None:
-        super().__init__(vendor=_INTEL, device=0x2918, class_code=_ISA_BRIDGE, revision=2, subsystem=_SUBSYSTEM)
+        super().__init__(vendor=_INTEL, device=0x2918, class_code=_ISA_BRIDGE, revision=2, subsystem=QEMU_SUBSYSTEM)
         for offset, mask in self._KEPT:
             struct.pack_into("<I", self.writable, offset, mask)
         struct.pack_into("<I", self.config, self._PMBASE, self._PMBASE_IS_IO)

@@ -18,12 +18,26 @@ if TYPE_CHECKING:
 
     from veil.host.devices.bus import IoBus, MmioBus
 
-__all__ = ["COMMAND_IO", "COMMAND_MASTER", "COMMAND_MEMORY", "COMMAND_NO_INTX", "CONFIG_SIZE", "PciFunction"]
+__all__ = [
+    "COMMAND",
+    "COMMAND_IO",
+    "COMMAND_MASTER",
+    "COMMAND_MEMORY",
+    "COMMAND_NO_INTX",
+    "CONFIG_SIZE",
+    "INTERRUPT_LINE",
+    "INTERRUPT_PIN",
+    "QEMU_SUBSYSTEM",
+    "PciFunction",
+]
 
 #: bytes
 CONFIG_SIZE = 256
+#: vendor and device of QEMU's functions, as guests know them
+QEMU_SUBSYSTEM = (0x1AF4, 0x1100)
 
-_COMMAND, _STATUS, _CAPABILITIES, _INTERRUPT_LINE = 0x04, 0x06, 0x34, 0x3C
+COMMAND, INTERRUPT_LINE, INTERRUPT_PIN = 0x04, 0x3C, 0x3D
+_STATUS, _CAPABILITIES = 0x06, 0x34
 _BARS = 0x10
 COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_NO_INTX = 1, 2, 4, 1 << 10
 _COMMAND_WRITABLE = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_INTX
@@ -51,8 +65,8 @@ class PciFunction:
         struct.pack_into("<HH", self.config, 0, vendor, device)
         struct.pack_into("<I", self.config, 8, class_code << 8 | revision)
         struct.pack_into("<HH", self.config, 0x2C, *subsystem)
-        struct.pack_into("<H", self.writable, _COMMAND, _COMMAND_WRITABLE)
-        self.writable[_INTERRUPT_LINE] = 0xFF
+        struct.pack_into("<H", self.writable, COMMAND, _COMMAND_WRITABLE)
+        self.writable[INTERRUPT_LINE] = 0xFF
         self._bars: list[_Bar] = []
         self._last_capability = _CAPABILITIES
         self._free = 0x40
@@ -74,7 +88,7 @@ class PciFunction:
         offset = _BARS + 4 * index
         struct.pack_into("<I", self.config, offset, address | (_BAR_IO if io else 0))
         struct.pack_into("<I", self.writable, offset, (0xFFFF if io else 0xFFFFFFFF) & -size)
-        self.config[_COMMAND] |= COMMAND_IO if io else COMMAND_MEMORY
+        self.config[COMMAND] |= COMMAND_IO if io else COMMAND_MEMORY
         self._bars.append(_Bar(offset, size, io, Window(address, size, read, write)))
 
     def add_capability(self, body: bytes, writable: bytes = b"") -> int:
@@ -93,7 +107,7 @@ class PciFunction:
     @property
     def command(self) -> int:
         """The command register."""
-        return self.config[_COMMAND] | self.config[_COMMAND + 1] << 8
+        return self.config[COMMAND] | self.config[COMMAND + 1] << 8
 
     def connect(self, io: IoBus, mmio: MmioBus, memory: tuple[int, int]) -> None:
         """Decode the BARs on these busses from now on; the bridge passes `memory`, (first, last + 1)."""
@@ -128,7 +142,7 @@ class PciFunction:
             mask = self.writable[index]
             self.config[index] = self.config[index] & ~mask | value & 0xFF & mask
             value >>= 8
-        if offset >> 2 == _COMMAND >> 2 or _BARS <= offset < _BARS + 24:
+        if offset >> 2 == COMMAND >> 2 or _BARS <= offset < _BARS + 24:
             self.decode()
         self.config_written(offset, size)
 

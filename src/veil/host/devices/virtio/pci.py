@@ -12,7 +12,15 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from veil.host.devices._state import checked_int, load_integers, save_integers
-from veil.host.devices.pci.function import COMMAND_MASTER, COMMAND_NO_INTX, PciFunction
+from veil.host.devices.pci.function import (
+    COMMAND,
+    COMMAND_MASTER,
+    COMMAND_NO_INTX,
+    INTERRUPT_LINE,
+    INTERRUPT_PIN,
+    QEMU_SUBSYSTEM,
+    PciFunction,
+)
 from veil.host.devices.virtio.msix import MSIX_BAR_SIZE, Msix
 from veil.host.devices.virtio.virtqueue import MAX_CHAIN_BYTES, QueueError, Virtqueue
 
@@ -25,7 +33,6 @@ __all__ = ["DeviceStatus", "Feature", "VirtioPci"]
 
 _VENDOR = 0x1AF4
 _FIRST_MODERN_ID = 0x1040
-_SUBSYSTEM = 0x1100
 _REVISION = 1
 
 _IO_BAR, _MSIX_BAR = 0, 1
@@ -39,7 +46,6 @@ _DEVICE, _DEVICE_SIZE = 0x40, 0x40
 _CAP_VENDOR = 0x09
 _CAP_COMMON, _CAP_NOTIFY, _CAP_ISR, _CAP_DEVICE, _CAP_PCI = 1, 2, 3, 4, 5
 _CAP_BAR, _CAP_OFFSET, _CAP_LENGTH, _CAP_DATA = 4, 8, 12, 16
-_INTERRUPT_LINE, _INTERRUPT_PIN = 0x3C, 0x3D
 
 _NO_VECTOR = 0xFFFF
 _QUEUE_SIZE = 128
@@ -115,7 +121,7 @@ class VirtioPci(PciFunction):
             device=_FIRST_MODERN_ID + device_id,
             class_code=class_code,
             revision=_REVISION,
-            subsystem=(_VENDOR, _SUBSYSTEM),
+            subsystem=QEMU_SUBSYSTEM,
         )
         self._set_irq = set_irq
         self.features = features | _REQUIRED
@@ -132,8 +138,8 @@ class VirtioPci(PciFunction):
         self.fault: str | None = None
         self.on_fault: Callable[[str], None] | None = None
 
-        self.config[_INTERRUPT_LINE], self.config[_INTERRUPT_PIN] = irq, 1
-        self.config[0x04] |= COMMAND_MASTER
+        self.config[INTERRUPT_LINE], self.config[INTERRUPT_PIN] = irq, 1
+        self.config[COMMAND] |= COMMAND_MASTER
         self.msix = Msix(self, queues + 1, _MSIX_BAR, send_message)
         self.add_bar(_IO_BAR, _IO_SIZE, io_address, self._io_read, self._io_write, io=True)
         self.add_bar(_MSIX_BAR, MSIX_BAR_SIZE, mmio_address, self.msix.read, self.msix.write, io=False)
