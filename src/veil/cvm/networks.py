@@ -9,6 +9,7 @@ from pathlib import Path
 
 from veil.cache import Cache
 from veil.errors import VeilError
+from veil.guest.apt import LIBRARY_FOLDERS
 from veil.guest.errors import GuestImageError
 from veil.guest.packages import unpacked_library
 from veil.network import Forward, LibraryMissing, NetworkError, UserNetwork
@@ -20,7 +21,6 @@ _FORWARD, _RESTRICT, _LOOPBACK = "hostfwd", "restrict", "loopback"
 _SWITCH = {"on": True, "off": False}
 _FORM = "write user[,hostfwd=tcp:[ADDRESS:]PORT:GUESTPORT]...[,restrict=on][,loopback=off]"
 _PACKAGE = "libslirp0"
-_LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
 
 @dataclass(frozen=True)
@@ -90,4 +90,4 @@ def open_network(network: Network, cache: Cache, say: Callable[[str], None]) -> 
             place = unpacked_library(cache, _PACKAGE, say)
         except GuestImageError as error:
             raise NetworkError(f"{missing}; and as a package of Debian's it cannot be had: {error}") from error
-        return make(tuple(place / name for name in _LIBRARIES))
+        return make(tuple(place / name for name in LIBRARY_FOLDERS))

@@ -17,6 +17,11 @@ from veil.disk import refuse_full_disk, tool_environment
 from veil.guest.errors import GuestImageError
 from veil.private_files import UMASK, make_folder, tighten, write_private
 
+__all__ = ["LIBRARY_FOLDERS", "Apt"]
+
+#: where the libraries of a package are
+LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+
 _URI_LINE = re.compile(r"^'[^']*' (?P<file>\S+_(?P<version>[^_\s]+)_[a-z0-9]+\.deb) \d+", re.MULTILINE)
 
 

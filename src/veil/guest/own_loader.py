@@ -11,13 +11,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from veil.guest.apt import LIBRARY_FOLDERS
 from veil.guest.elf import is_elf
 from veil.guest.errors import GuestImageError
 from veil.private_files import make_folder, write_new
 
 __all__ = ["OwnLoader", "is_program"]
 
-_LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 _LOADER = "ld-linux-x86-64.so.2"
 _EXECUTABLE = 0o700
 
@@ -32,7 +32,7 @@ class OwnLoader:
     @classmethod
     def of(cls, root: Path, *more: Path) -> OwnLoader:
         """That of the packages in `root`, with `more` folders of libraries. Raises GuestImageError."""
-        folders = [root / name for name in _LIBRARIES if (root / name).is_dir()]
+        folders = [root / name for name in LIBRARY_FOLDERS if (root / name).is_dir()]
         loader = next((place / _LOADER for place in folders if (place / _LOADER).exists()), None)
         if loader is None:
             raise GuestImageError(f"no {_LOADER} in {root}: the C library's package has another layout")

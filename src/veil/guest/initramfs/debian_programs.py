@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from veil.cache import Cache, cache_key
-from veil.guest.apt import Apt
+from veil.guest.apt import LIBRARY_FOLDERS, Apt
 from veil.guest.elf import is_elf, parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs.archive import Node
@@ -18,7 +18,7 @@ from veil.private_files import write_new
 
 __all__ = ["PackageFiles", "debian_programs"]
 
-_LIBRARIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64")
+_LIBRARIES = (*LIBRARY_FOLDERS, "lib64")
 _CLOSURES = "closure"
 _SONAME = re.compile(r"(?P<name>.+?)(?:-(?P<dashed>[\d.]+))?\.so(?:\.(?P<version>\d+))?.*")
 _NAMED_OTHERWISE = {
