@@ -66,6 +66,7 @@ _FAILURES = (
     "run --kci-writable full_fops -- true", "measure --kci on --kci-writable nosuch",
     "attest --kci off --kci-keys none", "measure --kci on --kci-certificate {0}",
     "run --kci on --kci-certificate {b} -- true",
+    "run --net tap -- true", "measure --net user,hostfwd=tcp:0:80", "boot --net user,restrict=maybe",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.cvm.configurations import configurations
 from veil.cache import Cache
+from veil.cli.cvm_options import CvmOptions
 from veil.cvm import ConfidentialVM, Configuration, Network, networks
 from veil.cvm.kept_snapshots import with_network
 from veil.cvm.networks import open_network
@@ -99,6 +100,11 @@ def test_a_configuration_has_one() -> None:
     assert configuration.network == Network(restrict=True)
     assert Configuration.parse(configuration.pack()) == configuration
     assert Configuration.make(owners=()).network is None
+
+
+def test_commands_have_it() -> None:
+    cvm = CvmOptions("512M", 1, None, no_monitor=True, network="user,restrict=on")
+    assert cvm.configuration().network == Network(restrict=True)
 
 
 def test_that_there_is_one_is_measured_and_no_more() -> None:

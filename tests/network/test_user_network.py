@@ -114,6 +114,21 @@ def test_what_libslirp_alone_lets_through(address: str) -> None:
         assert server.recv(100) == b"from the guest"
 
 
+def test_a_guest_has_only_so_many_connections(card: FakeCard, server: socket.socket) -> None:
+    """And goes on with those."""
+    number = 0
+    for source in range(2000, 3500):
+        while not card.network.send(udp(b"one more", server.getsockname()[1], source=source)):
+            number += 1
+            card.wait(lambda seen=number: card.resumed >= seen)  # type: ignore[misc]
+    card.round_trip(1)
+    assert 1000 < len(os.listdir(f"/proc/{card.network._process.pid}/fd")) <= 1024
+    data, address = server.recvfrom(100)
+    assert data == b"one more"
+    server.sendto(b"to the first", address)
+    card.expect(lambda frame: b"to the first" in frame)
+
+
 def test_protocols_that_the_network_does_not_have(card: FakeCard) -> None:
     """libslirp answers NC-SI, which is for management controllers."""
     request = b"\xff" * 6 + MAC + b"\x88\xf8" + bytes([0, 1, 0, 1, 0, 0, 0, 0]) + bytes(38)

@@ -8,6 +8,7 @@ It ends when the other end of the socket is closed, so it never outlives the pro
 from __future__ import annotations
 
 import json
+import resource
 import select
 import socket
 import sys
@@ -26,6 +27,8 @@ _FRAMES_AT_ONCE = 64
 #: With so many frames that the guest has not taken nothing more is read from anybody; what comes all the same, beyond
 #: this, is lost.
 _FULL, _LOST = 256, 4096
+#: Each connection of a guest, or of those who come to it, takes one, and memory for what is on its way.
+_DESCRIPTORS = 1024
 # Of an Ethernet frame: its type, and in IPv4's header the first byte of the destination.
 _TYPE, _DESTINATION = slice(12, 14), slice(30, 31)
 _ARP, _IPV4 = b"\x08\x06", b"\x08\x00"
@@ -36,6 +39,9 @@ def main() -> None:
     """`sys.argv` ends with the socket's descriptor, and the settings as JSON: "folders" as of `load_library`,
     "forwards" as of `Slirp.forward`, "restrict", "loopback"."""
     descriptor, settings = int(sys.argv[-2]), json.loads(sys.argv[-1])
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with socket.socket(fileno=descriptor) as link:
         link.setblocking(False)
         try:
