@@ -65,6 +65,19 @@ class TestApCreation:
         guest.host.init(1)
         assert [*states, vcpu.state] == [RunState.WAIT_SIPI, RunState.WAIT_SIPI, RunState.RUNNABLE]
 
+    def test_create_on_init_of_a_level_below(self) -> None:
+        """It waits for the monitor to run it, on this VCPU and on others; who made it goes on meanwhile."""
+        guest = Guest(2)
+        guest.host.vcpus[1].set_vmsa(0, 0x30000)
+        guest.host.vcpus[1].start(0)
+        for index, vcpu in enumerate(guest.host.vcpus):
+            assert guest.call(self.EVENT, ap(index, 2, 0), 0x20000 + index * PAGE, rax=1) == OK
+            assert (vcpu.vmpl, set(vcpu.contexts)) == (0, {0, 2})
+            assert vcpu.state != RunState.WAIT_SIPI
+        for vcpu in guest.host.vcpus:
+            assert guest.host.switch_vmpl(vcpu, vcpu.contexts[0], 2)
+            assert (vcpu.vmpl, vcpu.state) == (2, RunState.RUNNABLE)
+
     def test_destroy(self) -> None:
         guest = three_vcpus()
         guest.call(self.EVENT, ap(1, 3, 1), 0x3000, rax=1)

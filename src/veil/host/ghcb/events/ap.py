@@ -52,12 +52,14 @@ def creation(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
         _check_vmsa(host, vcpu, context, target, vmpl, ghcb)
         created = host.create_context(target, vmpl, ghcb.exit_info_2)
         created.restricted = bool(ghcb.rax & SevFeatures.RESTRICTED_INJECTION)
-        if request == ApRequest.CREATE_ON_INIT:
+        if request == ApRequest.CREATE:
+            _start(host, vcpu, target, vmpl)
+        elif vmpl == context.vmpl:
             created.on_init = True
             if target.current is created:
                 target.state = RunState.WAIT_SIPI
-        else:
-            _start(host, vcpu, target, vmpl)
+        # A monitor's guest waits for nothing but the monitor, which has it run: so it is with KVM, and so COCONUT-SVSM
+        # registers it.
     else:
         raise _invalid()
     if host.on_event is not None:
