@@ -66,6 +66,39 @@ def test_a_right_taken_away_meanwhile() -> None:
         guest.look()
 
 
+@pytest.mark.parametrize(("flush", "found"), [("nop\n" * 3, 1), (".byte 0x0f, 0x01, 0xfe\n.byte 0x0f, 0x01, 0xff", 2)])
+def test_invlpgb_is_for_every_context(flush: str, found: int) -> None:
+    """COCONUT-SVSM tells its other processors so; without it the old translation is allowed to stay, and does."""
+    entry = TABLES[3] + READ // PAGE * 8
+    with TwoSpaces(f"add qword ptr [{entry}], {PAGE}\nmov eax, 0xC\nxor ecx, ecx\nxor edx, edx\n{flush}") as guest:
+        guest.top.write_u64(READ, 1)
+        guest.top.write_u64(READ + PAGE, 2)
+        assert guest.look() == 1
+        guest.run_other()
+        assert guest.look() == found
+
+
+@pytest.mark.parametrize(
+    ("eax", "ecx", "edx", "cpl", "refused"),
+    [(0xC, 7, 0x0FFF_FFFF, 0, False), (0x3F, 1 << 31, 0, 0, False), (1 << 6, 0, 0, 0, True), (0xC, 8, 0, 0, True),
+     (0xC, 1 << 16, 0, 0, True), (0xC, 0, 1 << 28, 0, True), (0xC, 0, 0, 3, True)],
+    ids=["most", "an address", "rAX reserved", "too many", "ECX reserved", "EDX reserved", "user code"],
+)  # fmt: skip
+def test_what_invlpgb_refuses(eax: int, ecx: int, edx: int, cpl: int, refused: bool) -> None:
+    code = f"mov eax, {eax}\nmov ecx, {ecx}\nmov edx, {edx}\n.byte 0x0f, 0x01, 0xfe\n{VMGEXIT}"
+    with SmallGuest(code, cpl=cpl) as guest:
+        assert guest.run() == (ExitCode.HLT if refused else ExitCode.VMGEXIT)
+        assert guest.trap().times == refused
+        assert not refused or (guest.trap().vector, guest.trap().error_code) == (13, 0)
+
+
+def test_tlbsync_is_for_the_kernel() -> None:
+    for cpl in (0, 3):
+        with SmallGuest(f".byte 0x0f, 0x01, 0xff\n{VMGEXIT}", cpl=cpl) as guest:
+            assert guest.run() == (ExitCode.HLT if cpl else ExitCode.VMGEXIT)
+            assert guest.trap().times == bool(cpl)
+
+
 def test_a_page_taken_away_meanwhile() -> None:
     with TwoSpaces("nop") as guest:
         guest.look()

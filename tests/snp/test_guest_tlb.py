@@ -19,6 +19,8 @@ _RIP = 0x178
 
 _RELOAD = "mov rax, cr3\nmov cr3, rax"
 _INVLPG = "invlpg [rdi]"
+# All of the guest's, by ASID 0 and with global ones, and TLBSYNC.
+_INVLPGB = "mov eax, 0xC\nxor ecx, ecx\nxor edx, edx\n.byte 0x0f, 0x01, 0xfe, 0x0f, 0x01, 0xff"
 _TOGGLE_PGE = "mov rax, cr4\nxor rax, 0x80\nmov cr4, rax\nxor rax, 0x80\nmov cr4, rax"
 _VISITS = {"read": "movzx ecx, byte ptr [rdi + 1]", "call": "call rdi"}
 
@@ -50,10 +52,11 @@ def _remapped(guest: SmallGuest, *, where: int, visit: str, entry_bits: int, flu
         (_GLOBAL, True, _RELOAD, 1),
         (_GLOBAL, True, _INVLPG, 2),
         (_GLOBAL, True, _TOGGLE_PGE, 2),
+        (_GLOBAL, True, _INVLPGB, 2),
         (_GLOBAL, True, f"{_RELOAD}\n{_INVLPG}\n{_RELOAD}", 2),
         (_GLOBAL, True, f"{_RELOAD}\n{_TOGGLE_PGE}", 2),
     ],
-    ids=["local", "no-PGE", "global", "invlpg", "toggled", "reloaded-invlpg", "reloaded-toggled"],
+    ids=["local", "no-PGE", "global", "invlpg", "toggled", "invlpgb", "reloaded-invlpg", "reloaded-toggled"],
 )
 def test_mov_to_cr3_keeps_global_pages_alone(
     visit: str, where: int, entry_bits: int, pge: bool, flush: str, second: int

@@ -1,15 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * The instructions that QEMU's core does not know: PVALIDATE, RMPADJUST,
- * RMPQUERY, VMGEXIT, and VMMCALL, which an SEV-ES guest gets as #VC. They reach
- * us as invalid opcodes with a precise RIP.
+ * RMPQUERY, INVLPGB, TLBSYNC, VMGEXIT, and VMMCALL, which an SEV-ES guest gets
+ * as #VC. They reach us as invalid opcodes with a precise RIP.
  */
 #include "snp_opcodes.h"
 #include "events.h"
 #include "exits.h"
 #include "mmu.h"
+#include "spaces.h"
 
 enum { PREFIX_NONE = 0, PREFIX_REPNE = 0xf2, PREFIX_REP = 0xf3 };
+
+/* APM vol. 3, INVLPGB. CPUID Fn8000_0008 EDX[15:0] of the processors that are modelled is 7. */
+#define INVLPGB_RAX_RESERVED 0xfc0u
+#define INVLPGB_ECX_RESERVED 0x7fff0000u
+#define INVLPGB_EDX_RESERVED 0xf0000000u
+#define INVLPGB_COUNT 0xffffu
+#define INVLPGB_COUNT_MAX 7
 
 struct operand {
     uint64_t gpa;
@@ -101,6 +109,27 @@ static void rmpquery(struct veil_engine *e, unsigned cpl)
     set_flags(env, false, VEIL_RMP_CODE(result));
 }
 
+/* The host lets the guest have it (VMCB, offset 090h bit 7); with whatever ASID, hardware takes the guest's own. All of
+ * its translations go, on every VCPU, which is more than most requests ask for. */
+static void invlpgb(struct veil_engine *e, unsigned cpl)
+{
+    const uint64_t *regs = e->env->regs;
+
+    if (cpl || regs[R_EAX] & INVLPGB_RAX_RESERVED || regs[R_ECX] & INVLPGB_ECX_RESERVED ||
+        (regs[R_ECX] & INVLPGB_COUNT) > INVLPGB_COUNT_MAX || regs[R_EDX] & INVLPGB_EDX_RESERVED) {
+        raise_exception_err(e->env, EXCP0D_GPF, 0);
+    }
+    veil_spaces_drop(e);
+}
+
+/* INVLPGB is done when it ends. */
+static void tlbsync(struct veil_engine *e, unsigned cpl)
+{
+    if (cpl) {
+        raise_exception_err(e->env, EXCP0D_GPF, 0);
+    }
+}
+
 bool veil_snp_instruction(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
@@ -137,6 +166,10 @@ bool veil_snp_instruction(struct veil_engine *e)
         rmpadjust(e, cpl);
     } else if (code[2] == 0xfd && prefix == PREFIX_REP) {
         rmpquery(e, cpl);
+    } else if (code[2] == 0xfe && prefix == PREFIX_NONE) {
+        invlpgb(e, cpl);
+    } else if (code[2] == 0xff && prefix == PREFIX_NONE) {
+        tlbsync(e, cpl);
     } else {
         e->cs->exception_index = EXCP06_ILLOP;
         return false;

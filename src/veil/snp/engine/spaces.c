@@ -51,6 +51,19 @@ void veil_spaces_forget(struct veil_engine *e)
     }
 }
 
+void veil_spaces_drop(struct veil_engine *e)
+{
+    unsigned i;
+
+    for (i = 0; i < VEIL_SPACES; i++) {
+        if (&e->spaces[i] != e->space) {
+            e->spaces[i].vmsa = NOBODY;
+        }
+    }
+    e->counters.flushes++;
+    tlb_flush(e->cs);
+}
+
 /* The guest has no SVM; with the bit that SNP demands in its VMSA, QEMU would think so. */
 uint64_t veil_guest_efer(const struct veil_vmsa *v)
 {

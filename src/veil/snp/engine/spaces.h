@@ -9,6 +9,8 @@ void veil_spaces_init(struct veil_engine *e);
 void veil_spaces_free(struct veil_engine *e);
 /* All of memory was replaced. */
 void veil_spaces_forget(struct veil_engine *e);
+/* No translation is known any more, of any context. */
+void veil_spaces_drop(struct veil_engine *e);
 /* The TLB becomes that of the context in e->vmsa, which is about to run; or as it was left. */
 void veil_space_enter(struct veil_engine *e);
 void veil_space_leave(struct veil_engine *e);
