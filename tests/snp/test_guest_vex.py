@@ -67,3 +67,54 @@ def test_those_of_bmi_are_there(name: str) -> None:
         assert guest.run() == ExitCode.HLT
         assert guest.trap().times == 0
         assert getattr(guest.vmsa(), register) == expected
+
+
+#: on general registers as well, without a VEX prefix
+_OTHERS = {
+    "movbe rax, [rsi]": "480f38f006",
+    "movbe [rsi], ax": "660f38f106",
+    "crc32 eax, ebx": "f20f38f1c3",
+    "adcx eax, ebx": "660f38f6c3",
+    "adox eax, ebx": "f30f38f6c3",
+}
+_GENERAL = {**{name: code for name, (code, _, _) in _BMI.items()}, **_OTHERS}
+_OSFXSR, _EM, _TS = 1 << 9, 1 << 2, 1 << 3
+
+
+def _bytes(code: str) -> str:
+    return ".byte " + ", ".join(f"{byte:#x}" for byte in bytes.fromhex(code))
+
+
+@pytest.mark.parametrize("without", ["OSFXSR", "EM", "TS"])
+@pytest.mark.parametrize("code", _GENERAL.values(), ids=_GENERAL)
+def test_what_is_about_general_registers_asks_for_no_sse(code: str, without: str) -> None:
+    """Linux unpacks itself with them before it turns SSE on."""
+    with SmallGuest(f"mov esi, {FREE}\n{_bytes(code)}\nhlt") as guest:
+        vmsa = guest.vmsa()
+        vmsa.cr4 &= ~_OSFXSR if without == "OSFXSR" else -1
+        vmsa.cr0 |= {"EM": _EM, "TS": _TS}.get(without, 0)
+        guest.top.write(VMSA, bytes(vmsa))
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 0
+
+
+@pytest.mark.parametrize(("without", "vector"), [("OSFXSR", _UD), ("EM", _UD), ("TS", 7)])
+def test_what_is_about_sse_asks_for_it(without: str, vector: int) -> None:
+    with SmallGuest("pshufb xmm0, xmm1\nhlt") as guest:
+        vmsa = guest.vmsa()
+        vmsa.cr4 &= ~_OSFXSR if without == "OSFXSR" else -1
+        vmsa.cr0 |= {"EM": _EM, "TS": _TS}.get(without, 0)
+        guest.top.write(VMSA, bytes(vmsa))
+        assert guest.run() == ExitCode.HLT
+        assert (guest.trap().vector, guest.trap().rip, guest.trap().times) == (vector, CODE, 1)
+
+
+@pytest.mark.parametrize("code", _GENERAL.values(), ids=_GENERAL)
+def test_x87_does_not_notice(code: str) -> None:
+    """The top of the stack, and which registers are empty: MMX would change both."""
+    with SmallGuest(f"mov esi, {FREE}\nfninit\nfld1\nfldpi\n{_bytes(code)}\nfnstenv [rsi + 64]\nhlt") as guest:
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == 0
+        status, tags = guest.top.read_u16(FREE + 68), guest.top.read_u16(FREE + 72)
+        assert status >> 11 & 7 == 6
+        assert tags & 0xFFF == 0xFFF

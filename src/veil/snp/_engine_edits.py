@@ -251,6 +251,26 @@ EDITS = (
         "            if (b == 0x13a ? opcode != 0xf0 : opcode < 0xf2 || opcode > 0xf7 || opcode == 0xf4) {\n"
         "                goto illegal_op;\n            }\n",
     ),
+    # From F0 on 0F 38 and 0F 3A have instructions on general registers (BMI, MOVBE, CRC32, ADX): CR0.TS, CR0.EM and
+    # CR4.OSFXSR are not about them, and what is in x87's registers stays, where QEMU prepares for MMX.
+    (
+        "src/qemu/target/i386/translate.c",
+        "    /* simple MMX/SSE operation */\n    if (s->flags & HF_TS_MASK) {\n",
+        "    bool general = false;\n"
+        "    if (b == 0x38 || b == 0x3a) {\n"
+        "        general = x86_ldub_code(env, s) >= 0xf0;\n        s->pc--;\n        is_xmm |= general;\n    }\n"
+        "    if ((s->flags & HF_TS_MASK) && !general) {\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    if (s->flags & HF_EM_MASK) {\n    illegal_op:\n",
+        "    if ((s->flags & HF_EM_MASK) && !general) {\n    illegal_op:\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "    if (is_xmm\n        && !(s->flags & HF_OSFXSR_MASK)\n",
+        "    if (is_xmm && !general\n        && !(s->flags & HF_OSFXSR_MASK)\n",
+    ),
     # XSAVEC: 0F C7 /4 (engine/extended_state.c).
     (
         "src/qemu/target/i386/helper.h",
