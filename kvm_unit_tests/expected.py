@@ -85,12 +85,10 @@ KNOWN: Mapping[str, Known] = {
     ),
     "apic": Known(
         (
-            KnownFailure(r"apic_disable: \*0xfee00080: 0", "CR8 is not connected to the host's APIC"),
             KnownFailure(r"PV IPIs testing", _KVM),
             KnownFailure(r"pending nmi", _NMI_ENDS),
             KnownFailure(r"TMCCT should .*", _HURRY, always=False),
-        ),
-        no_end=KnownEnd(End.UNHANDLED, _GP, "the host's APIC stays at 0xFEE00000"),
+        )
     ),
     "xsave": Known((KnownFailure(r"Check CPUID\.1\.ECX\.OSXSAVE - expect 1", _CPUID_PAGE),)),
     "eventinj": Known(

@@ -289,6 +289,12 @@ class FakePlatform:
         queue = self.vectors.get(vcpu)
         return queue[0] if queue else None
 
+    def passes_priorities(self, vcpu: int, /) -> bool:
+        return False
+
+    def connect_cr8(self, read: Callable[[int], int], write: Callable[[int, int], None], /) -> None:
+        self.read_cr8, self.write_cr8 = read, write
+
     def send_ipi(self, vcpu: int, icr: int, /) -> None:
         self.log.append(("ipi", vcpu, icr))
 

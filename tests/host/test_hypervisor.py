@@ -88,6 +88,28 @@ def two_vcpus() -> Guest:
 
 
 class TestInterrupts:
+    def test_a_vector_below_cr8_wakes_nobody(self) -> None:
+        guest = Guest()
+        vcpu = guest.host.vcpus[0]
+        vcpu.state, vcpu.contexts[0].vmcb.interrupt_shadow = RunState.HALTED, 2
+        guest.platform.vectors[0] = [0x40]
+        for cr8 in range(16):
+            guest.platform.write_cr8(0, cr8)
+            assert guest.platform.read_cr8(0) == vcpu.contexts[0].vmcb.v_intr & 0xFF == cr8
+            assert guest.host.idle == (cr8 >= 4)
+
+    def test_cr8_is_the_cpus_to_compare(self) -> None:
+        guest = Guest()
+        guest.platform.vectors[0] = [0x4A]
+        seen: list[int] = []
+
+        def step(vmcb: Vmcb) -> int:
+            seen.append(vmcb.v_intr >> 16 & 0x1F)
+            return int(ExitCode.INTR)
+
+        run_script(guest, step)
+        assert seen == [4]
+
     def test_taken_and_acknowledged(self) -> None:
         guest = Guest()
         guest.platform.vectors[0] = [0xEC, 0x30]

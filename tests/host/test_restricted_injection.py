@@ -25,7 +25,7 @@ from veil.host import (
 from veil.host.devices import Platform
 from veil.host.doorbell import HV_EVENT
 from veil.host.vcpu import exception_event
-from veil.snp.layouts import EVENT_VALID, V_IRQ, V_NMI, SevFeatures, Vmsa, VmsaSegment
+from veil.snp.layouts import EVENT_VALID, V_IGN_TPR, V_IRQ, V_NMI, SevFeatures, Vmsa, VmsaSegment
 from veil.snp.machine import Machine
 
 _MEMORY = 8 << 20
@@ -330,7 +330,7 @@ def test_another_event_is_stopped_by_the_processor(event: str) -> None:
             host.run(timeout=10)
 
 
-@pytest.mark.parametrize("offer", [V_IRQ | 0x40 << 32, V_NMI])
+@pytest.mark.parametrize("offer", [V_IRQ | V_IGN_TPR | 0x40 << 32, V_NMI])
 def test_queued_interrupts_and_nmis_do_not_arrive(offer: int) -> None:
     """There is no gate for them: a delivery would be a triple fault."""
     with Machine(_MEMORY) as machine:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.small_guest import CODE, FREE, IDT, PAGE, STACK, VMSA, SmallGuest
 from veil.snp import ExitCode, Machine, Permission
-from veil.snp.layouts import V_IRQ, Vmcb
+from veil.snp.layouts import V_IGN_TPR, V_IRQ, Vmcb
 
 _VC = 29
 
@@ -102,7 +102,7 @@ def test_a_deadline_ends_an_endless_loop() -> None:
 
 def test_an_interrupt_waits_for_if_and_the_shadow_of_sti() -> None:
     with SmallGuest("cli\nnop\nmov rbx, 1\nsti\nmov rbx, 2\nmov rbx, 3\nhlt") as guest:
-        guest.vmcb.v_intr = V_IRQ
+        guest.vmcb.v_intr = V_IRQ | V_IGN_TPR
         guest.vmcb.v_intr |= 0x21 << 32
         guest.top.write_u64(VMSA + 0x170, 2)
         assert guest.run() == ExitCode.HLT
@@ -115,7 +115,7 @@ def test_an_interrupt_waits_for_if_and_the_shadow_of_sti() -> None:
 def test_the_shadow_of_sti_is_one_instruction_long(shadowed: str) -> None:
     """A loop of STI, PAUSE, CLI would never take an interrupt. (The bytes are VMGEXIT.)"""
     with SmallGuest(f"cli\nsti\n{shadowed}\ncli\nmov rbx, 1\nhlt") as guest:
-        guest.vmcb.v_intr = V_IRQ | 0x21 << 32
+        guest.vmcb.v_intr = V_IRQ | V_IGN_TPR | 0x21 << 32
         while (exit_code := guest.run()) == ExitCode.VMGEXIT:
             pass
         assert exit_code == ExitCode.HLT
@@ -136,7 +136,7 @@ def test_delivery_that_meets_a_nested_page_fault_is_repeated_once(kind: str, bar
     }[kind]
     with SmallGuest(code) as guest:
         if kind == "interrupt":
-            guest.vmcb.v_intr = V_IRQ
+            guest.vmcb.v_intr = V_IRQ | V_IGN_TPR
             guest.vmcb.v_intr |= 0x21 << 32
         guest.permit(barrier, Permission.NONE)
         assert guest.run() == ExitCode.NPF
@@ -319,7 +319,7 @@ def test_fpu_and_sse_state_is_in_the_vmsa() -> None:
 
 def test_a_snapshot_goes_on_with_the_pending_event(tmp_path: Path) -> None:
     with SmallGuest("nop\nnop\nmov rbx, 5\nhlt") as guest:
-        guest.vmcb.v_intr = V_IRQ
+        guest.vmcb.v_intr = V_IRQ | V_IGN_TPR
         guest.vmcb.v_intr |= 0x21 << 32
         guest.permit(IDT, Permission.NONE)
         assert guest.run() == ExitCode.NPF

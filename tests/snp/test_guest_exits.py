@@ -9,7 +9,7 @@ import pytest
 
 from tests.small_guest import CODE, FREE, PAGE, STACK, VMSA, SmallGuest
 from veil.snp import EntryFlag, ExitCode, Permission, RmpResult
-from veil.snp.layouts import V_IRQ, Vmsa
+from veil.snp.layouts import V_IGN_TPR, V_IRQ, Vmsa
 
 _VC, _GP = 29, 13
 _WRITE, _FETCH = 1 << 1, 1 << 4
@@ -83,7 +83,7 @@ def test_pause_exits_when_the_host_wants_it() -> None:
 
 
 def _pend(guest: SmallGuest, vector: int) -> None:
-    guest.vmcb.v_intr = V_IRQ
+    guest.vmcb.v_intr = V_IRQ | V_IGN_TPR
     guest.vmcb.v_intr |= vector << 32
 
 
@@ -154,6 +154,23 @@ def test_a_deadline_that_is_over_leaves_the_guest_whole() -> None:
         assert guest.run(deadline_ns=1) == ExitCode.INTR
         assert guest.vmsa().rip == CODE
         assert guest.run() == ExitCode.HLT
+
+
+@pytest.mark.parametrize("priority", range(16))
+def test_cr8_holds_interrupts_back(priority: int) -> None:
+    """V_IRQ waits until V_INTR_PRIO is above CR8, which the guest lowers by MOV; HLT does not wait for it."""
+    code = (
+        f"mov eax, 5\nmov cr8, rax\nsti\nnop\nnop\nmov ebx, 1\nhlt\nmov eax, {max(priority - 1, 0)}\nmov cr8, rax\nhlt"
+    )
+    with SmallGuest(code) as guest:
+        guest.top.write_u64(VMSA + Vmsa.rflags.offset, 2)
+        guest.vmcb.v_intr = V_IRQ | priority << 16 | 0x22 << 32
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap().times == (priority > 5)
+        assert guest.vmsa().rbx == (priority <= 5)
+        if priority <= 5:
+            assert guest.run() == ExitCode.HLT
+            assert guest.trap().times == (priority > 0)
 
 
 def test_task_priority_is_the_contexts_own() -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from tests.small_guest import CODE, IDT, PAGE, STACK, VMSA, SmallGuest
 from veil.snp import ExitCode, Permission
-from veil.snp.layouts import EVENT_NMI, EVENT_VALID, V_IRQ, V_NMI, V_NMI_ENABLE, V_NMI_MASK
+from veil.snp.layouts import EVENT_NMI, EVENT_VALID, V_IGN_TPR, V_IRQ, V_NMI, V_NMI_ENABLE, V_NMI_MASK
 
 _NMI = 2
-_INTERRUPT = V_IRQ | 0x21 << 32
+_INTERRUPT = V_IRQ | V_IGN_TPR | 0x21 << 32
 _INJECTED = EVENT_VALID | EVENT_NMI
 #: NMI virtualization, and offsets in the VMSA
 _ENABLED, _RFLAGS, _SEV_FEATURES = V_NMI_ENABLE, 0x170, 0x3B0

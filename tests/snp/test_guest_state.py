@@ -164,7 +164,7 @@ def test_delivery_from_user_code_meets_a_nested_page_fault(gpa: int, kind: str) 
         user_stack = FREE + PAGE
         guest.top.write_u64(VMSA + Vmsa.rsp.offset, user_stack)
         if kind == "interrupt":
-            guest.vmcb.v_intr = 1 << 8
+            guest.vmcb.v_intr = 1 << 8 | 1 << 20
             guest.vmcb.v_intr |= 0x21 << 32
         elif kind == "syscall of the host":
             # What a host injects for a refused request: #GP, type 3, with error code.

@@ -113,6 +113,7 @@ class Hypervisor(Host):
         self._channel.on_pending = self._end_slice
         platform.on_init, platform.on_sipi, platform.on_reset = self.init, self.sipi, self._reset
         platform.on_nmi, platform.on_power_off = self.nmi, self._power_off
+        platform.connect_cr8(self._read_cr8, self._write_cr8)
         # Devices move data for the kernel: its descriptors reach no further than its requests.
         platform.confine(lambda gpa, length: self.protection.allows(self.kernel_vmpl, gpa, length))
         machine.set_pause_limit(MAX_PAUSES if vcpus > 1 else 0)
@@ -239,6 +240,15 @@ class Hypervisor(Host):
         kernel = vcpu.contexts.get(self.kernel_vmpl)
         if kernel is not None and vcpu.state in (RunState.RUNNABLE, RunState.HALTED):
             kernel.offer_nmi()
+
+    def _read_cr8(self, index: int) -> int:
+        kernel = self.vcpus[index].contexts.get(self.kernel_vmpl)
+        return 0 if kernel is None else kernel.cr8
+
+    def _write_cr8(self, index: int, value: int) -> None:
+        kernel = self.vcpus[index].contexts.get(self.kernel_vmpl)
+        if kernel is not None:
+            kernel.cr8 = value
 
     # The run loop
 
@@ -400,7 +410,7 @@ class Hypervisor(Host):
                     if context.irq != NO_IRQ:
                         context.withdraw_interrupt()
                 elif vector != context.irq:
-                    context.offer_interrupt(vector)
+                    context.offer_interrupt(vector, passes=platform.passes_priorities(index))
             elif context.is_enclave and scheduler.is_due(vcpu):
                 # Whatever the kernel's RFLAGS.IF: it stands in its request to run the enclave, with interrupts off.
                 self.leave_enclave(vcpu)

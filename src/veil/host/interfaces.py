@@ -141,6 +141,12 @@ class Platform(Dumpable, Protocol):
 
     def acknowledge(self, vcpu: int, /) -> int: ...
 
+    def passes_priorities(self, vcpu: int, /) -> bool:
+        """Does the guest's CR8 not matter to the vector that is pending?"""
+
+    def connect_cr8(self, read: Callable[[int], int], write: Callable[[int, int], None], /) -> None:
+        """CR8 of a VCPU, by its index, is the upper half of its APIC's TPR."""
+
     def send_ipi(self, vcpu: int, icr: int, /) -> None:
         """As a write of x2APIC's interrupt command register."""
 

@@ -41,9 +41,17 @@ class Scheduler:
     def is_due(self, vcpu: Vcpu) -> bool:
         """Is there an interrupt for its kernel, or an NMI that it would take?"""
         host = self._host
-        if host.platform.pending_vector(vcpu.index) is not None:
+        vector = host.platform.pending_vector(vcpu.index)
+        if vector is not None and not self._holds_back(vcpu, vector):
             return True
         return self._has_nmi(vcpu) or (vcpu.current is not None and vcpu.current.own_vectors != 0)
+
+    def _holds_back(self, vcpu: Vcpu, vector: int) -> bool:
+        """Is it below the kernel's CR8? (#HV comes all the same.)"""
+        kernel = vcpu.contexts.get(self._host.kernel_vmpl)
+        if kernel is None or kernel.doorbell is not None or vector >> 4 > kernel.cr8:
+            return False
+        return not self._host.platform.passes_priorities(vcpu.index)
 
     def _has_nmi(self, vcpu: Vcpu) -> bool:
         kernel = vcpu.contexts.get(self._host.kernel_vmpl)

@@ -18,11 +18,13 @@ from veil.snp.layouts import (
     EVENT_VALID,
     GUEST_INTERRUPT_MASK,
     V_IGN_TPR,
+    V_INTR_PRIO_SHIFT,
     V_INTR_VECTOR_SHIFT,
     V_IRQ,
     V_NMI,
     V_NMI_ENABLE,
     V_NMI_MASK,
+    V_TPR,
 )
 
 if TYPE_CHECKING:
@@ -102,15 +104,24 @@ class Context:
         #: the same from then on that VMPL 0 had the context run: if VMRUN refuses it now, it was not to go on
         self.refused: tuple[int, int] | None = None
 
-    def offer_interrupt(self, vector: int) -> None:
-        """Let the CPU take this vector as soon as the guest allows it."""
+    def offer_interrupt(self, vector: int, *, passes: bool = False) -> None:
+        """Let the CPU take this vector as soon as the guest allows it; `passes`: whatever CR8 is."""
         self.irq = vector
         if self.doorbell is not None:
             self.doorbell.post(self.vmcb, vector, end=True)
             return
         vmcb = self.vmcb
-        # A priority above every TPR and V_IGN_TPR: the platform's APIC has compared priorities already.
-        vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | V_IRQ | V_IGN_TPR | vector << V_INTR_VECTOR_SHIFT
+        priority = V_IGN_TPR if passes else vector >> 4 << V_INTR_PRIO_SHIFT
+        vmcb.v_intr = vmcb.v_intr & _V_INTR_MASK | V_IRQ | priority | vector << V_INTR_VECTOR_SHIFT
+
+    @property
+    def cr8(self) -> int:
+        """What the guest's interrupts must be above."""
+        return int(self.vmcb.v_intr & V_TPR)
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self.vmcb.v_intr = self.vmcb.v_intr & ~V_TPR | value
 
     def withdraw_interrupt(self) -> None:
         """The interrupt went away before the CPU took it."""

@@ -9,6 +9,7 @@ chipset each IRQ goes to the I/O APIC as well.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.board import (
@@ -17,7 +18,6 @@ from veil.formats.board import (
     DISK_IRQ,
     DISK_SLOT,
     IO_APIC,
-    LOCAL_APIC,
     MAX_DISKS,
     NETWORK_SLOT,
     PCI_MEMORY,
@@ -282,15 +282,15 @@ class Platform:
         self._dma.allows = allows
 
     def mmio_read(self, gpa: int, size: int, vcpu: int = 0) -> int:
-        """A load by a VCPU: each sees its own APIC at one address."""
-        offset = gpa - LOCAL_APIC
+        """A load by a VCPU: each sees its own APIC, where it has put it."""
+        offset = gpa - self.apics[vcpu].page
         if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
             return self.apics[vcpu].read_page(offset, size)
         return self.mmio.read(gpa, size)
 
     def mmio_write(self, gpa: int, size: int, value: int, vcpu: int = 0) -> None:
         """A store by a VCPU."""
-        offset = gpa - LOCAL_APIC
+        offset = gpa - self.apics[vcpu].page
         if offset >= 0 and offset + size <= APIC_PAGE_SIZE:
             self.apics[vcpu].write_page(offset, size, value)
         else:
@@ -328,7 +328,7 @@ class Platform:
         return self.apics[vcpu].enabled
 
     def pending_vector(self, vcpu: int) -> int | None:
-        """The vector that this VCPU would get now, if its RFLAGS.IF let it."""
+        """The vector that this VCPU would get now, if its RFLAGS.IF and CR8 let it."""
         if vcpu == 0:
             vector = self.pic.vector
             # An external interrupt passes the APIC's priorities by.
@@ -337,9 +337,18 @@ class Platform:
             return self._boot_apic.pending
         return self.apics[vcpu].pending
 
+    def passes_priorities(self, vcpu: int) -> bool:
+        """Does CR8 not matter to the vector that is pending? It is the 8259's."""
+        return vcpu == 0 and self.pic.vector is not None and self._boot_apic.takes_extint
+
+    def connect_cr8(self, read: Callable[[int], int], write: Callable[[int, int], None]) -> None:
+        """Of a VCPU: it is the upper half of the APIC's TPR."""
+        for index, apic in enumerate(self.apics):
+            apic.read_cr8, apic.write_cr8 = partial(read, index), partial(write, index)
+
     def acknowledge(self, vcpu: int) -> int:
         """The VCPU took its pending vector; nothing may have happened here since it was asked for."""
-        if vcpu == 0 and self.pic.vector is not None and self._boot_apic.takes_extint:
+        if self.passes_priorities(vcpu):
             return self.pic.acknowledge()
         return self.apics[vcpu].acknowledge()
 

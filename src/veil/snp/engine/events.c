@@ -51,7 +51,7 @@ bool veil_take_offered(struct veil_engine *e)
         begin_nmi(e);
         return true;
     }
-    if (veil_vmcb_v_irq(vmcb) && (env->eflags & IF_MASK)) {
+    if (veil_vmcb_v_irq(vmcb) && (env->eflags & IF_MASK) && veil_vmcb_v_irq_passes(vmcb, env->v_tpr)) {
         e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(vmcb)};
         veil_vmcb_clear_v_irq(vmcb);
         return true;

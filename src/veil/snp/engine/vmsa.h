@@ -109,7 +109,8 @@ _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
  * SMT. A context with any other feature expects what it would not get. */
 #define VEIL_SEV_SUPPORTED 0x2081e9ULL
 
-/* v_intr: V_IRQ bit 8, V_NMI bit 11, V_NMI_MASK bit 12, V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
+/* v_intr: V_TPR bits 3:0, V_IRQ bit 8, V_INTR_PRIO bits 19:16, V_IGN_TPR bit 20, V_NMI bit 11, V_NMI_MASK bit 12,
+ * V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
 #define VEIL_V_NMI (1ULL << 11)
 #define VEIL_V_NMI_MASK (1ULL << 12)
 #define VEIL_V_NMI_ENABLE (1ULL << 26)
@@ -122,6 +123,12 @@ static inline bool veil_vmcb_v_irq(const struct veil_vmcb *vmcb)
 static inline uint8_t veil_vmcb_v_vector(const struct veil_vmcb *vmcb)
 {
     return vmcb->v_intr >> 32 & 0xff;
+}
+
+/* Is V_IRQ above the task priority (APM vol. 2, 15.21.4)? */
+static inline bool veil_vmcb_v_irq_passes(const struct veil_vmcb *vmcb, uint8_t tpr)
+{
+    return (vmcb->v_intr >> 20 & 1) || (vmcb->v_intr >> 16 & 15) > tpr;
 }
 
 /* An NMI waits (APM vol. 2, 15.21.10); without V_NMI_ENABLE the bit means nothing. */

@@ -14,11 +14,13 @@ __all__ = [
     "EVENT_VALID",
     "GUEST_INTERRUPT_MASK",
     "V_IGN_TPR",
+    "V_INTR_PRIO_SHIFT",
     "V_INTR_VECTOR_SHIFT",
     "V_IRQ",
     "V_NMI",
     "V_NMI_ENABLE",
     "V_NMI_MASK",
+    "V_TPR",
     "Vmcb",
 ]
 
@@ -30,8 +32,9 @@ EVENT_ERROR_CODE, EVENT_NMI, EVENT_EXCEPTION = 1 << 11, 2 << 8, 3 << 8
 #: Of `interrupt_shadow`: RFLAGS.IF of a guest whose registers the host cannot read.
 GUEST_INTERRUPT_MASK = 1 << 1
 
-#: Of `v_intr`: an interrupt is offered; whatever the guest's TPR says; and where its vector begins.
-V_IRQ, V_IGN_TPR, V_INTR_VECTOR_SHIFT = 1 << 8, 1 << 20, 32
+#: Of `v_intr` (24593, 15.21.4): the guest's CR8; an interrupt is offered; where its priority begins, which must be
+#: above CR8; whatever CR8 is; and where its vector begins.
+V_TPR, V_IRQ, V_INTR_PRIO_SHIFT, V_IGN_TPR, V_INTR_VECTOR_SHIFT = 0xF, 1 << 8, 16, 1 << 20, 32
 #: An NMI waits; the guest has one in hand, until its IRET; both mean nothing without the third (24593, 15.21.10).
 V_NMI, V_NMI_MASK, V_NMI_ENABLE = 1 << 11, 1 << 12, 1 << 26
 

@@ -63,11 +63,16 @@ class TestModes:
         assert not apic.write_base(BASE | ENABLE | EXTD), "from off straight to x2APIC"
         assert apic.write_base(BASE | ENABLE)
 
-    def test_the_page_cannot_be_moved(self) -> None:
+    def test_where_its_page_may_be(self) -> None:
         apic, _, _ = make()
-        assert not apic.write_base(0x100000 | ENABLE)
         assert not apic.write_base(BASE | ENABLE | 1)
-        assert not apic.write_base(BASE | ENABLE | 1 << 52)
+        assert not apic.write_base(BASE | ENABLE | 1 << 48)
+        assert apic.page == BASE
+        assert apic.write_base(0xFED40000 | ENABLE)
+        assert (apic.page, apic.base & 0xFFFFFFFFFF000) == (0xFED40000, 0xFED40000)
+        other, _, _ = make()
+        other.load(apic.dump())
+        assert other.page == 0xFED40000
 
     def test_each_mode_has_its_own_door(self) -> None:
         apic, _, _ = make()
@@ -129,13 +134,24 @@ class TestInterrupts:
         mmio(apic, Register.EOI, 0)
         assert apic.acknowledge() == 0x5F
 
-    def test_task_priority(self) -> None:
+    def test_task_priority_is_the_processors_to_heed(self) -> None:
+        """It is CR8, which the APIC writes and reads."""
         apic, _, _ = enabled()
-        mmio(apic, Register.TPR, 0x40)
+        cr8 = 0
+
+        def write(value: int) -> None:
+            nonlocal cr8
+            cr8 = value
+
+        apic.read_cr8, apic.write_cr8 = lambda: cr8, write
+        mmio(apic, Register.TPR, 0x43)
         apic.accept(0x4F)
-        assert apic.pending is None
-        mmio(apic, Register.TPR, 0x3F)
-        assert apic.pending == 0x4F
+        assert (cr8, apic.pending) == (4, 0x4F)
+        assert mmio(apic, Register.TPR) == 0x43
+        cr8 = 7
+        assert mmio(apic, Register.TPR) == mmio(apic, Register.PPR) == 0x70, "MOV to CR8 clears the lower half"
+        apic.reset()
+        assert cr8 == 0
 
     def test_spurious(self) -> None:
         apic, _, _ = enabled()
@@ -348,7 +364,7 @@ class PriorityMachine(RuleBasedStateMachine):
         self.apic = other
 
     def expected(self) -> int | None:
-        floor = max([self.task_priority // 16] + [vector // 16 for vector in self.in_service])
+        floor = max((vector // 16 for vector in self.in_service), default=0)
         ready = [vector for vector in self.requested if vector // 16 > floor]
         return max(ready) if ready and self.on else None
 

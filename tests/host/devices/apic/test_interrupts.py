@@ -59,6 +59,15 @@ def test_destinations(board: Board, low: int, to: int, targets: set[int]) -> Non
     assert board.pending() == [0xFD if vcpu in targets else None for vcpu in range(4)]
 
 
+def test_a_vcpu_moves_its_page(board: Board) -> None:
+    """And no other's. What was there before is seen again."""
+    platform = board.platform
+    assert platform.msr_write(1, 0x1B, 0xFED40000 | 1 << 11)
+    assert platform.mmio_read(0xFED40020, 4, 1) >> 24 == 1
+    assert platform.mmio_read(0xFEE00020, 4, 1) == platform.mmio_read(0xFED40020, 4, 0) == 0xFFFFFFFF
+    assert platform.mmio_read(0xFEE00020, 4, 0) == 0
+
+
 def test_each_vcpu_has_its_own_page(board: Board) -> None:
     assert [board.platform.mmio_read(0xFEE00020, 4, vcpu) >> 24 for vcpu in range(4)] == [0, 1, 2, 3]
 

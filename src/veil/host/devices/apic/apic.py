@@ -25,7 +25,9 @@ APIC_PAGE_SIZE = 0x1000
 BASE_BSP = 1 << 8
 BASE_X2APIC = 1 << 10
 BASE_ENABLE = 1 << 11
-_BASE_RESERVED = ~(BASE_BSP | BASE_X2APIC | BASE_ENABLE | 0xFFFFFFFFFF000) & (1 << 64) - 1
+#: of physical addresses of 48 bits
+_BASE_PAGE = 0xFFFFFFFFF000
+_BASE_RESERVED = ~(BASE_BSP | BASE_X2APIC | BASE_ENABLE | _BASE_PAGE) & (1 << 64) - 1
 
 _MASK_32 = 0xFFFFFFFF
 _MASKED = 1 << 16
@@ -106,10 +108,11 @@ _X2APIC_WRITABLE = _READ_WRITE | _WRITE_ONLY | {Register.SELF_IPI}
 
 
 class LocalApic:
-    """`pending` is the vector that the processor would get now, None if there is none.
+    """`pending` is the vector that the processor would get now if CR8 lets it, None if there is none.
 
     `send(self, icr, destination)` carries interrupts to other processors; `destination` is as wide as the mode has it.
-    `ended(vector)` hears of the EOI of each level-triggered interrupt.
+    `ended(vector)` hears of the EOI of each level-triggered interrupt. TPR's upper half is the processor's CR8, which
+    holds interrupts back by itself: `read_cr8` and `write_cr8` are set by who runs it.
     """
 
     _SAVED = (
@@ -134,7 +137,11 @@ class LocalApic:
         self.base = LOCAL_APIC | BASE_ENABLE | (BASE_BSP if bsp else 0) | (BASE_X2APIC if x2apic else 0)
         self.irr = 0
         self.isr = 0
+        self.page = LOCAL_APIC
+        self._tpr = 0
         self.pending: int | None = None
+        self.read_cr8: Callable[[], int] | None = None
+        self.write_cr8: Callable[[int], None] | None = None
         #: does LINT0 pass the 8259's interrupts on?
         self.takes_extint = False
         self.reset()
@@ -142,7 +149,7 @@ class LocalApic:
     def reset(self) -> None:
         """What INIT makes of it: ID and base address stay."""
         self.irr = self.isr = self._tmr = 0
-        self._tpr = 0
+        self._set_task_priority(0)
         self._ldr = self._x2apic_ldr() if self.x2apic else 0
         self._dfr = _MASK_32
         self._svr = 0xFF
@@ -174,16 +181,17 @@ class LocalApic:
         return bool(self._svr & _SVR_ENABLE)
 
     def write_base(self, value: int) -> bool:
-        """WRMSR to IA32_APIC_BASE; False is #GP. The page cannot be moved: nobody does, and it would shadow memory."""
+        """WRMSR to IA32_APIC_BASE; False is #GP. Where there is memory, the page is not seen."""
         enable, x2apic = value & BASE_ENABLE, value & BASE_X2APIC
-        if value & _BASE_RESERVED or value & 0xFFFFFFFFFF000 != LOCAL_APIC or (x2apic and not enable):
+        if value & _BASE_RESERVED or (x2apic and not enable):
             return False
         was_x2apic = self.base & BASE_X2APIC
         # From x2APIC mode the only ways lead to off; from off the only way leads to xAPIC mode.
         if (was_x2apic and enable and not x2apic) or (not self.base & BASE_ENABLE and x2apic):
             return False
         was_enabled = self.base & BASE_ENABLE
-        self.base = LOCAL_APIC | enable | x2apic | self.base & BASE_BSP
+        self.page = value & _BASE_PAGE
+        self.base = self.page | enable | x2apic | self.base & BASE_BSP
         if was_enabled and not enable:
             self.reset()
         if x2apic and not was_x2apic:
@@ -197,11 +205,25 @@ class LocalApic:
 
     # Priorities
 
+    def _in_service(self) -> int:
+        isr = self.isr
+        return isr.bit_length() - 1 & 0xF0 if isr else 0
+
+    def task_priority(self) -> int:
+        """TPR. A MOV to CR8 clears its lower half."""
+        if self.read_cr8 is not None and self.read_cr8() != self._tpr >> 4:
+            self._tpr = self.read_cr8() << 4
+        return self._tpr
+
+    def _set_task_priority(self, value: int) -> None:
+        self._tpr = value
+        if self.write_cr8 is not None:
+            self.write_cr8(value >> 4)
+
     def processor_priority(self) -> int:
         """PPR (APM volume 2, 16.6.4)."""
-        isr = self.isr
-        in_service = isr.bit_length() - 1 & 0xF0 if isr else 0
-        return self._tpr if self._tpr & 0xF0 >= in_service else in_service
+        tpr, in_service = self.task_priority(), self._in_service()
+        return tpr if tpr & 0xF0 >= in_service else in_service
 
     def _update(self) -> None:
         self.takes_extint = not self.base & BASE_ENABLE or (
@@ -216,7 +238,7 @@ class LocalApic:
         irr = self.irr
         if irr and self._svr & _SVR_ENABLE and self.base & BASE_ENABLE:
             vector = irr.bit_length() - 1
-            self.pending = vector if vector & 0xF0 > self.processor_priority() & 0xF0 else None
+            self.pending = vector if vector & 0xF0 > self._in_service() else None
         else:
             self.pending = None
 
@@ -299,7 +321,7 @@ class LocalApic:
         simple = {
             Register.ID: self.apic_id if self.x2apic else self.apic_id << 24 & _MASK_32,
             Register.VERSION: _VERSION,
-            Register.TPR: self._tpr,
+            Register.TPR: self.task_priority(),
             Register.PPR: self.processor_priority(),
             Register.LDR: self._ldr,
             Register.DFR: self._dfr,
@@ -337,7 +359,7 @@ class LocalApic:
             self._write_lvt(index, value)
         else:
             if index == Register.TPR:
-                self._tpr = value & 0xFF
+                self._set_task_priority(value & 0xFF)
             elif index == Register.LDR:
                 self._ldr = value & 0xFF000000
             elif index == Register.DFR:
@@ -415,6 +437,7 @@ class LocalApic:
         if lvt.keys() != _LVT_WRITABLE.keys():
             raise ValueError("other local vectors than an APIC has")
         load_integers(self, self._SAVED, state)
+        self.page = self.base & _BASE_PAGE
         self._lvt = lvt
         self.timer.load(state["timer"])
         self._update()
