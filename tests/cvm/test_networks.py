@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.cvm.configurations import configurations
 from veil.cache import Cache
 from veil.cli.cvm_options import CvmOptions
 from veil.cvm import ConfidentialVM, Configuration, Network, networks
+from veil.cvm.attachments import Attachments
+from veil.cvm.disks import Disks
 from veil.cvm.kept_snapshots import with_network
 from veil.cvm.networks import open_network
 from veil.errors import VeilError
@@ -164,3 +167,17 @@ def test_without_either_one_line_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(networks, "unpacked_library", refuse)
     with pytest.raises(NetworkError, match=r"cannot be loaded; and as a package of Debian's .*: apt-get is not there"):
         open_network(Network(), Cache(), lambda words: None)
+
+
+def test_without_its_network_a_guest_keeps_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An image that is written to is one guest's alone, and there is none."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    chosen = Configuration.make(disks=[f"{image},write"], network="user", owners=())
+    monkeypatch.setattr(networks, "UserNetwork", _Networks())
+    monkeypatch.setattr(networks, "unpacked_library", lambda cache, package, say: tmp_path)
+    attachments = Attachments(chosen, Cache(), lambda words: None)
+    with pytest.raises(LibraryMissing):
+        attachments.open()
+    with closing(Disks(chosen.disks)):
+        pass

@@ -125,8 +125,9 @@ def test_a_guest_reaches_this_computer(named: tuple[Path, list[str]]) -> None:
         assert f"bound {GUEST} {GATEWAY}" in said
         assert f"default via {GATEWAY} dev eth0" in said
         # When the other end is gone, the guest hears of it and runs on.
-        assert vm._network is not None
-        os.kill(vm._network._process.pid, signal.SIGKILL)
+        network = vm._attachments.network
+        assert network is not None
+        os.kill(network._process.pid, signal.SIGKILL)
         _run(vm, "until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done")
 
 

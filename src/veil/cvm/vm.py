@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from veil.cache import Cache
 from veil.cvm.assembly import Assembly
+from veil.cvm.attachments import Attachments
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
 from veil.cvm.console import Console
-from veil.cvm.disks import Disk, Disks
+from veil.cvm.disks import Disk
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.firmware_board import boot_items
 from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, with_network, write_cvm
-from veil.cvm.networks import Network, open_network
+from veil.cvm.networks import Network
 from veil.cvm.running import Running, boot_timeout, launch_guest, with_host
 from veil.cvm.session import AgentSession
 from veil.errors import VeilError
 from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor
-from veil.host.devices import Backend, BootItems, Platform
+from veil.host.devices import BootItems, Platform
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
 from veil.installation import endorsement
-from veil.network import UserNetwork
 from veil.snp import Machine, SnpError, build_engine
 
 if TYPE_CHECKING:
@@ -105,12 +105,11 @@ class ConfidentialVM:
         self._tools = tools
         self._say = progress or (lambda _: None)
         self._console = Console(console)
-        self._cache = cache = cache or Cache()
+        cache = cache or Cache()
         self._maker = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
         self._running: Running | None = None
-        self._disks: Disks | None = None
-        self._network: UserNetwork | None = None
+        self._attachments = Attachments(self.configuration, cache, self._say)
         self._agent: AgentSession | None = None
         self._restored_from: str | None = None
         self.image: LaunchImage | None = None
@@ -161,8 +160,7 @@ class ConfidentialVM:
             raise VeilError("nobody in this guest can be told to run commands: it has its console (`veil boot`)")
         try:
             build_engine(self._say)
-            self._open_disks()
-            self._open_network()
+            self._attachments.open()
             if not self._fresh and self._resume():
                 return
             self._boot()
@@ -215,16 +213,10 @@ class ConfidentialVM:
     def close(self) -> None:
         """Give everything back; the guest is gone."""
         self._agent = None
-        # First: its thread has things done by the machine's.
-        network, self._network = self._network, None
-        if network is not None:
-            network.close()
+        self._attachments.close()
         running, self._running = self._running, None
         if running is not None:
             running.machine.close()
-        disks, self._disks = self._disks, None
-        if disks is not None:
-            disks.close()
 
     def _up(self) -> Running:
         if self._running is None:
@@ -386,8 +378,7 @@ class ConfidentialVM:
         try:
             configuration = with_network(with_disks(saved.configuration, disks), network)
             vm = cls(configuration, console=console, tools=tools)
-            vm._open_disks()
-            vm._open_network()
+            vm._attachments.open()
         except BaseException:
             saved.machine.close()
             raise
@@ -445,20 +436,9 @@ class ConfidentialVM:
     def _build_image(self, machine: Machine) -> LaunchImage:
         return self._assembly.image(machine)
 
-    def _open_disks(self) -> Sequence[Backend]:
-        if self._disks is None:
-            self._disks = Disks(self.configuration.disks)
-        return self._disks.backends
-
-    def _open_network(self) -> UserNetwork | None:
-        if self._network is None and self.configuration.network is not None:
-            self._network = open_network(self.configuration.network, self._cache, self._say)
-        return self._network
-
     def _launch(self) -> None:
         chosen = self.configuration
-        self._open_disks()
-        self._open_network()
+        self._attachments.open()
         machine = Machine(
             chosen.memory,
             firmware_size=self._assembly.firmware_size,
@@ -481,11 +461,12 @@ class ConfidentialVM:
         self.boot_seconds = time.monotonic() - start
 
     def _attach(self, machine: Machine, boot: BootItems | None = None, kernel_vmpl: int | None = None) -> None:
+        disks, network = self._attachments.open()
         self._running = with_host(
             machine,
             self.configuration,
-            disks=self._open_disks(),
-            network=self._open_network(),
+            disks=disks,
+            network=network,
             console=self._console,
             say=self._say,
             boot=boot,
