@@ -56,6 +56,8 @@ def _fuzz_and_say(target: Target, root: Path, seconds: int, progress: Progress) 
         # The first grows; earlier findings are tried again.
         str(corpus), str(seeds), str(found),
     ]  # fmt: skip
+    if target.reached is not None:
+        command = [sys.executable, "-m", "fuzz.steered", target.name, str(found), str(corpus), str(seconds)]
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutations without coverage, the same in every run: for where atheris is not, and for `make test`."""
+"""Mutations without coverage, the same in every run: for where atheris is not, and for `make test`; and one of them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fuzz.target import Target
 
-__all__ = ["mutations"]
+__all__ = ["mutated", "mutations"]
 
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -18,13 +18,18 @@ def mutations(target: Target, count: int) -> Iterator[bytes]:
     chance = random.Random(target.name)
     seeds = list(target.seeds())
     for _ in range(count):
-        data = bytearray(chance.choice(seeds))
-        for _ in range(chance.randint(1, 4)):
-            _mutate(chance, data, target, seeds)
-        yield bytes(data[: target.max_bytes])
+        yield mutated(chance, target, seeds)
 
 
-def _mutate(chance: random.Random, data: bytearray, target: Target, seeds: list[bytes]) -> None:
+def mutated(chance: random.Random, target: Target, seeds: Sequence[bytes]) -> bytes:
+    """One of the seeds, changed in some places."""
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.randint(1, 4)):
+        _mutate(chance, data, target, seeds)
+    return bytes(data[: target.max_bytes])
+
+
+def _mutate(chance: random.Random, data: bytearray, target: Target, seeds: Sequence[bytes]) -> None:
     at = chance.randint(0, len(data))
     until = min(len(data), at + chance.randint(1, 32))
     kind = chance.randrange(7)

@@ -39,6 +39,8 @@ class Target:
     max_bytes: int = 4096
     slow: bool = False
     """An input takes a good part of a second: for `make fuzz` and `make soak` alone."""
+    reached: Callable[[], int] | None = None
+    """How much of the code inputs have reached so far, of a target that is no Python: `fuzz.steered`."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ __all__ = ["TARGETS"]
 _HARNESS = Path(__file__).parent / "harness.c"
 _FLAGS = (
     "-std=gnu11", "-O1", "-g1", "-pthread", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Wno-builtin-declaration-mismatch", "-Wno-unused-result",
+    "-fno-sanitize-recover=all", "-fsanitize-coverage=trace-pc", "-Wall", "-Wextra",
+    "-Wno-builtin-declaration-mismatch", "-Wno-unused-result",
 )  # fmt: skip
 #: What touches the machine or the program's memory, and the heap, are the harness's.
 _LEFT_OUT = ("floating_point.c", "heap.c", "user_memory.c")
 _LONGEST = 1024
+_ANSWER = struct.Struct("<cI")
+_reached = 0
+"""Ways through the runtime that inputs have gone so far."""
 
 
 def _config() -> bytes:
@@ -92,7 +96,11 @@ def _run(data: bytes) -> None:
     data = data[:_LONGEST]
     process.stdin.write(struct.pack("<I", len(data)) + data)
     process.stdin.flush()
-    letter = process.stdout.read(1)
+    answer = process.stdout.read(_ANSWER.size)
+    assert len(answer) == _ANSWER.size, _last_error()
+    letter, ways = _ANSWER.unpack(answer)
+    global _reached
+    _reached += ways
     assert letter in (b".", b"a", b"s"), _last_error()
 
 
@@ -112,4 +120,4 @@ def _seeds() -> Iterable[bytes]:
         yield b"\x01" + number + bytes([0, 0, 0, 130, 0, 130]) + random_bytes.randbytes(60)
 
 
-TARGETS = (Target("enclave-runtime", _run, _seeds, max_bytes=_LONGEST),)
+TARGETS = (Target("enclave-runtime", _run, _seeds, max_bytes=_LONGEST, reached=lambda: _reached),)

@@ -6,7 +6,8 @@
  *
  * Standard input: u32 length and an input, again and again; for each a letter on standard output: "." it was done, "a"
  * the runtime noticed an attack, "s" it waits for a kernel that lets it starve. "!" and a line on standard error: what
- * must not be. Each input has a process of its own.
+ * must not be. Behind it u32: how many ways from one block of code to the next were gone for the first time. Each input
+ * has a process of its own.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -30,6 +31,31 @@
 #define LEAVES 3000
 
 enum ending { DONE = '.', ATTACK = 'a', STARVED = 's', WRONG = '!' };
+
+/* By a hash of two blocks of code that follow each other. */
+#define WAYS (1 << 16)
+static u8 *gone, known[WAYS];
+
+__attribute__((no_sanitize_coverage)) void __sanitizer_cov_trace_pc(void)
+{
+	static __thread u64 before;
+	u64 place = (u64)__builtin_return_address(0) - (u64)known;
+
+	if (gone)
+		gone[(place ^ before) % WAYS] = 1;
+	before = place >> 1;
+}
+
+static u32 new_ways(void)
+{
+	u32 count = 0;
+
+	for (u32 i = 0; i < WAYS; i++) {
+		count += gone[i] && !known[i];
+		known[i] |= gone[i];
+	}
+	return count;
+}
 
 static const u8 *next, *end;
 static jmp_buf out;
@@ -394,9 +420,12 @@ static int run(const u8 *data, u32 length)
 int main(int count, char **arguments)
 {
 	static u8 data[LONGEST];
-	u32 length;
+	u32 length, ways;
 
 	if (count != 2)
+		return 2;
+	gone = mmap(NULL, WAYS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (gone == (void *)-1)
 		return 2;
 	prepare(arguments[1]);
 	while (fread(&length, sizeof(length), 1, stdin) == 1) {
@@ -406,6 +435,7 @@ int main(int count, char **arguments)
 
 		if (length > LONGEST || fread(data, 1, length, stdin) != length)
 			return 2;
+		memset(gone, 0, WAYS);
 		child = fork();
 		if (!child) {
 			/* An endless loop is a finding as well. */
@@ -416,7 +446,9 @@ int main(int count, char **arguments)
 		letter = WIFEXITED(status) && strchr(".as", WEXITSTATUS(status)) && WEXITSTATUS(status)
 				 ? (char)WEXITSTATUS(status)
 				 : WRONG;
+		ways = new_ways();
 		fwrite(&letter, 1, 1, stdout);
+		fwrite(&ways, sizeof(ways), 1, stdout);
 		fflush(stdout);
 	}
 	return 0;
