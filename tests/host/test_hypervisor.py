@@ -448,6 +448,8 @@ class TestState:
             lambda state: state["vcpus"][0].update(current=2),
             lambda state: state["vcpus"][0].update(state=9),
             lambda state: state["vcpus"][0]["contexts"][0].update(vmsa="x"),
+            lambda state: state["vcpus"][0]["contexts"][0].update(refused=[0x9000]),
+            lambda state: state["vcpus"][0]["contexts"][0].update(handed_on=["x", None]),
         ],
     )
     def test_damaged(self, damage: Callable[[Any], object]) -> None:

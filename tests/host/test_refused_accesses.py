@@ -69,6 +69,21 @@ def test_what_was_decided_is_over(guest: Guest) -> None:
         run(guest, leave(ExitCode.INVALID))
 
 
+@pytest.mark.parametrize("decided", [False, True], ids=["before VeilMon decides", "after it"])
+def test_a_snapshot_in_between(guest: Guest, decided: bool) -> None:
+    """Why VMRUN refuses the kernel's VMSA is known after it, too."""
+    guest.machine.script(KERNEL, leave(ExitCode.NPF, NO_RIGHT, 0x9008))
+    kernel = guest.host.vcpus[0].contexts[3]
+    guest.host.run(until=lambda: (kernel.refused if decided else kernel.handed_on) is not None, timeout=5)
+    restored = Guest(monitor=True)
+    restored.host.hands_on_refusals = lambda: True
+    restored.host.load(guest.host.dump())
+    restored.machine.script(VMSA, run_kernel)
+    restored.machine.script(KERNEL, leave(ExitCode.INVALID))
+    with pytest.raises(NestedPageFault, match=r"0x9008.*VMPL 3 has no permission"):
+        restored.host.run(timeout=5)
+
+
 @pytest.mark.parametrize(
     "info", [1 << 31 | 1 << 34, 1 << 31, 4], ids=["the host took the page", "shared access", "outside"]
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.page_sizes import PAGE_SIZE
-from veil.snp.layouts import EVENT_VALID
+from veil.snp.layouts import EVENT_EXCEPTION, EVENT_VALID
 
 if TYPE_CHECKING:
     from veil.host.interfaces import HostMemory
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HV_EVENT", "Doorbell"]
 
 #: #HV in EVENTINJ: vector 28, an exception, no error code
-HV_EVENT = EVENT_VALID | 3 << 8 | 28
+HV_EVENT = EVENT_VALID | EVENT_EXCEPTION | 28
 
 _FLAGS, _NO_EOI = 1, 2
 #: of the flags

@@ -200,6 +200,8 @@ class Context:
             "own_vectors": self.own_vectors.to_bytes(_VECTOR_BYTES, "little"),
             "on_init": self.on_init,
             "hold": int(self.hold),
+            "handed_on": list(self.handed_on or ()),
+            "refused": list(self.refused or ()),
         }
 
     @classmethod
@@ -219,7 +221,15 @@ class Context:
         context.own_vectors = int.from_bytes(state["own_vectors"][:_VECTOR_BYTES], "little")
         context.on_init = bool(state["on_init"])
         context.hold = Hold(state["hold"])
+        context.handed_on, context.refused = _saved_fault(state["handed_on"]), _saved_fault(state["refused"])
         return context
+
+
+def _saved_fault(saved: list[Any]) -> tuple[int, int] | None:
+    if not saved:
+        return None
+    gpa, info = saved
+    return int(gpa), int(info)
 
 
 class Vcpu:
