@@ -42,7 +42,7 @@ class EnclaveContexts:
     """Those of one guest, by their VMSAs."""
 
     def __init__(self, new_vmcb: Callable[[], Any], switches: Any) -> None:
-        """`switches` (`veil.snp.machine.DomainSwitches`) learns of each."""
+        """`switches` (`veil.snp.domain_switches.DomainSwitches`) learns of each."""
         self._new_vmcb = new_vmcb
         self._switches = switches
         self._contexts: dict[int, EnclaveContext] = {}

@@ -88,7 +88,7 @@ class SnpMachine(Protocol):
         """`veil.snp._engine.EngineCounters`."""
 
     def new_switches(self) -> Any:
-        """`veil.snp.machine.DomainSwitches`."""
+        """`veil.snp.domain_switches.DomainSwitches`."""
 
     def vmrun_switching(self, vmcb: Any, policy: Any, deadline_ns: int = 0, /) -> int: ...
 

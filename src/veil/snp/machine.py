@@ -18,7 +18,7 @@ from veil.formats.domains import MONITOR_VMPL, SERVICE_VMPL
 from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE, PAGE_SIZE_2M
 from veil.formats.registers import Efer
-from veil.snp._engine import Engine, EngineCounters, SwitchPolicy
+from veil.snp._engine import Engine, EngineCounters
 from veil.snp.cpuid import (
     PROCESSOR_SIGNATURE,
     CpuFeature,
@@ -29,6 +29,7 @@ from veil.snp.cpuid import (
     launch_features,
 )
 from veil.snp.debug_stops import MAX_WATCHPOINTS, DebugStop, StopReason, Watchpoint
+from veil.snp.domain_switches import DomainSwitches
 from veil.snp.encryption import MemoryEncryption
 from veil.snp.errors import RmpViolation, SnapshotError, SnpError
 from veil.snp.exit_codes import ExitCode
@@ -75,31 +76,6 @@ _EXIT = struct.Struct("<QQQQ")
 _EXIT_AT: int = vars(Vmcb)["exit_code"].offset
 _address = ctypes.addressof
 _now_ns = time.perf_counter_ns
-
-
-class DomainSwitches:
-    """What a host has the machine do by itself at the exits of one VCPU: who its kernel is, what that may have run.
-
-    VMCBs that stand here must outlive it, or be taken out.
-    """
-
-    def __init__(self, pages: int) -> None:
-        self._contexts = np.zeros(pages, dtype=np.uint64)
-        self.policy = SwitchPolicy(contexts=self._contexts.ctypes.data, pages=pages)
-        self.address = ctypes.addressof(self.policy)
-
-    def put(self, vmsa: int, vmcb: Vmcb | None) -> None:
-        """A context of VMPL 2 by its VMSA, or that there is none any more."""
-        if vmsa // PAGE_SIZE < len(self._contexts):
-            self._contexts[vmsa // PAGE_SIZE] = 0 if vmcb is None else ctypes.addressof(vmcb)
-
-    def aim(self, kernel: Vmcb, held: Sequence[int]) -> None:
-        """The kernel whose turn it is, and the VMSAs that other VCPUs are in the middle of."""
-        policy = self.policy
-        policy.kernel = ctypes.addressof(kernel)
-        policy.held_count = len(held)
-        for index, vmsa in enumerate(held):
-            policy.held[index] = vmsa
 
 
 @dataclass(slots=True)
