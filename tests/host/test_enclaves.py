@@ -15,6 +15,7 @@ from tests.enclave_guest import SHARED_DATA, VMGEXIT, EnclaveGuest, enter, enter
 from tests.host.fakes import FakePlatform
 from tests.machine_code import assemble
 from tests.small_guest import FREE, PAGE, TABLES, VMSA
+from veil.cvm.plain_values import from_plain, to_plain
 from veil.formats.ghcb import LEAVE_ENCLAVE, RUN_VMPL_REFUSED, run_context_ended, run_context_request
 from veil.host import HostError, Hypervisor, RunResult, RunState
 from veil.snp import ExitCode, RmpResult
@@ -221,11 +222,11 @@ def test_in_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
         waiting = guest.hypervisor.enclaves.get(guest.vmsa_of(1))
         assert waiting is not None
         waiting.vmcb.event_inj = 1 << 31 | 0x80
-        state = json.loads(json.dumps(guest.hypervisor.dump()))
+        state = json.dumps(to_plain(guest.hypervisor.dump()))
         again = Hypervisor(guest.machine, FakePlatform(), monitor=True)
         # There is no hosted code.
         monkeypatch.setattr(guest.machine, "attach_vmcb", lambda vmcb: None)
-        again.load(json.loads(json.dumps(state)))
+        again.load(from_plain(json.loads(state)))
         assert again.dump() == guest.hypervisor.dump()
         assert again.vcpus[0].current is again.enclaves.get(guest.vmsa_of(0))
         guest.hypervisor = again
