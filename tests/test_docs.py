@@ -70,6 +70,11 @@ def test_files_exist() -> None:
     assert [(place, name) for place, name in named if name not in _ELSEWHERE and not _exists(name)] == []
 
 
+def test_no_merge_is_half_done() -> None:
+    for where, line in _lines():
+        assert not re.match(r"(<{7}|>{7}) |={7}$", line), where
+
+
 def test_modules_exist() -> None:
     named = [(place, name) for place, line in _lines() for name in _MODULE.findall(line)]
     assert len(named) > 10
