@@ -129,8 +129,8 @@ def test_a_kernel_that_gets_no_driver_is_not_launched(monkeypatch: pytest.Monkey
     ConfidentialVM(services=services, driver=False, fresh=True, progress=said.append).build_image()
     assert "no driver: services that hear nothing of the kernel: VeilS-LOG" in said
     for asked, message in (
-        (KciSettings(mode=ON), "nobody asks for lock-down"),
-        (EncSettings(mode=ON), "no process makes"),
+        ((KciSettings(mode=ON),), "nobody asks for lock-down"),
+        ((KciSettings(mode=OFF), EncSettings(mode=ON)), "no process makes"),
     ):
         with pytest.raises(VeilError, match=message):
-            ConfidentialVM(services=protected_services(asked), driver=False, fresh=True).build_image()
+            ConfidentialVM(services=protected_services(*asked), driver=False, fresh=True).build_image()

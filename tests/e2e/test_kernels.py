@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.log_guest import log_reader
-from tests.e2e.snapshots import Resume
+from tests.e2e.snapshots import OPEN_KERNEL, Resume
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.host import PageStateEvent
@@ -24,7 +24,7 @@ def test_a_kernel_without_svsm_cannot_run_under_the_monitor() -> None:
 
 def test_without_the_driver_the_services_hear_nothing_and_the_user_is_told() -> None:
     said = list[str]()
-    with ConfidentialVM(driver=False, fresh=True, progress=said.append) as vm:
+    with ConfidentialVM(driver=False, services=OPEN_KERNEL, fresh=True, progress=said.append) as vm:
         assert "no driver: services that hear nothing of the kernel: VeilS-LOG" in said
         assert vm.run(["ls", "/dev/veil"]).exit_status != 0
         vm.wait(1.5)

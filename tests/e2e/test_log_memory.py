@@ -19,6 +19,7 @@ from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.formats.ghcb import NaeEvent
 from veil.host import MalformedGhcb, Protection
+from veil.host.service_pulse import FOREVER
 from veil.monitor.page_book import Owner
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import RequestFailed
@@ -230,6 +231,8 @@ def test_calls_to_veilmon(kernel: Hijack, kind: str) -> None:
         ("manifest", lambda: attestation(kernel, 1, manifest=gpa)),
         ("certificates", lambda: attestation(kernel, 0, certificates=gpa)),
     ]
+    # No time passes for the services: they would write that nothing was heard of the kernel.
+    kernel.vm.hypervisor.pulse.due_ns = FOREVER
     content, before = all_of_it(kernel), kernel.vm.machine.rmp.dump()
     for name, call in calls:
         assert call() >= 0x8000_0000, name

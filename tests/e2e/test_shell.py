@@ -75,7 +75,7 @@ class _Terminal:
     def status(self) -> int:
         """Wait for the end."""
         self._read_until(lambda: self.process.poll() is not None)
-        return self.process.wait(1)
+        return self.process.wait(20)
 
     def wait_until_quiet(self) -> None:
         """Until the terminal is no longer in line mode: veil has begun."""
