@@ -80,18 +80,15 @@ class Grants:
         """Does the domain wait for something that nobody is doing yet?"""
         return self._offered and not self.busy and view.read_u32(self._outbox) != 0
 
-    def serve(self, host: Ghcb) -> Generator[None, None, bool]:
-        """Do what the domain asks for, if it asks; was there anything?"""
+    def serve(self, host: Ghcb) -> Generator[None, None, None]:
+        """Do what the domain asks for (`is_asked`)."""
         cpu = host.cpu
-        if not self.is_asked(cpu.view):
-            return False
         self.busy = True
         try:
             status, body = yield from self._answer(host)
         finally:
             self.busy = False
         write_answer(cpu.view, self._outbox, self._size, status, body)
-        return True
 
     def _answer(self, host: Ghcb) -> Generator[None, None, tuple[Status, bytes]]:
         try:

@@ -107,7 +107,9 @@ class ServicesMailbox:
                 answer = read_answer(self._view, self._mailbox, self._size)
                 if answer is not None:
                     return answer
-                served = yield from self._grants.serve(host)
+                served = self._grants.is_asked(self._view)
+                if served:
+                    yield from self._grants.serve(host)
                 # What another VCPU is about to do for the domain takes until the host runs that one.
                 tries = 0 if served or self._grants.busy else tries + 1
             why = "the host does not run the services' domain"

@@ -226,8 +226,9 @@ class VeilMon:
                 can_run = can_run and kernel.vmsa is not None
                 cpu.ghcb_msr = _RUN_KERNEL if can_run else _AP_RESET_HOLD
                 # The services' domain asked for something, and waits.
-                for_services = grants.is_asked(view) and (yield from grants.serve(host))
+                for_services = grants.is_asked(view)
                 if for_services:
+                    yield from grants.serve(host)
                     cpu.ghcb_msr = _RUN_SERVICES
                 yield
             waiting = False

@@ -189,7 +189,17 @@ class View:
 
     def read_u64(self, gpa: int, *, private: bool = True) -> int:
         """Eight bytes, little-endian."""
-        value: int = _U64.unpack(self.read(gpa, 8, private=private))[0]
+        value: int
+        page = gpa >> 12
+        if (
+            private
+            and 0 <= gpa < self._size
+            and gpa & _PAGE_MASK <= _LAST_U64
+            and (self._words[page] & self._r == self._r or self._grants(page, self._r))
+        ):
+            value = _U64.unpack_from(self._map, gpa)[0]
+        else:
+            value = _U64.unpack(self.read(gpa, 8, private=private))[0]
         return value
 
     # Writing
