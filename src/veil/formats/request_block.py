@@ -72,7 +72,9 @@ class BlockRequest(NamedTuple):
 
 def write_request(memory: BlockMemory, gpa: int, size: int, request: BlockRequest) -> None:
     """Put a request in, pending. Raises FormatError if it is too long for a block of `size` bytes."""
-    body = struct.pack(f"<{len(request.pages)}Q", *request.pages) + request.body
+    body = request.body
+    if request.pages:
+        body = struct.pack(f"<{len(request.pages)}Q", *request.pages) + body
     if len(body) > size - BLOCK_HEADER:
         raise FormatError(f"a request of {len(body)} bytes does not fit into a block of {size}")
     memory.write(gpa + BLOCK_HEADER, body)
@@ -102,9 +104,11 @@ def take_request(memory: BlockMemory, gpa: int, size: int) -> BlockRequest | Non
         body += memory.read(gpa + _FIRST, end - _FIRST)
     # In a kernel's block these may be anything, and say nothing.
     asker = (vcpu, key if has_key else None, _ROLES.get(role, Role.ANYONE))
-    pages = struct.unpack_from(f"<{count}Q", body)
-    if count and (reduce(or_, pages) % PAGE_SIZE or len(set(pages)) < count):
-        raise FormatError("pages by reference are whole pages, each named once")
+    pages: tuple[int, ...] = ()
+    if count:
+        pages = struct.unpack_from(f"<{count}Q", body)
+        if reduce(or_, pages) % PAGE_SIZE or len(set(pages)) < count:
+            raise FormatError("pages by reference are whole pages, each named once")
     return BlockRequest(service, call, body[count * 8 :], *asker, pages, ticket)
 
 

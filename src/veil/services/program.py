@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -329,7 +328,7 @@ class ServiceDomain:
         """Write the answer, if its asker still waits for it: it may have given up and asked something else since."""
         if body is _GONE:
             return False
-        with suppress(RmpViolation):
+        try:
             if request.handler is not None:
                 block = self._mailbox if request.asker == MONITOR_VMPL else self._block(view, request.vcpu)
                 waiting = waiting_ticket(view, request.gpa) if block == (request.gpa, request.size) else None
@@ -338,8 +337,9 @@ class ServiceDomain:
             # The kernel's driver looks at the status alone, and finds its own body again if it is not OK.
             kept = status == Status.OK or request.asker == MONITOR_VMPL
             write_answer(view, request.gpa, request.size, status, body if kept else b"")
-            return True
-        return False
+        except RmpViolation:
+            return False
+        return True
 
     # Whom it concerns
 

@@ -104,7 +104,8 @@ class CodeRules:
         self.range = AddressRange(base, base + len(pristine))
         self._pristine: Bytes = np.frombuffer(pristine, np.uint8)
         self._replacement = replacement
-        self._near = near
+        self.near = near
+        """What the rules know of the kernel around (`admit`)."""
         self._trampolines = [at for at in trampolines if at in self.range]
         self._retpolines = self._inside(tables.retpolines)
         self._seals = self._places(tables.endbr_seals)
@@ -127,11 +128,6 @@ class CodeRules:
         self._claim()
         self._find_dependent()
 
-    @property
-    def near(self) -> Surroundings:
-        """What the rules know of the kernel around."""
-        return self._near
-
     @cached_property
     def variables(self) -> tuple[int, ...]:
         """Addresses of the kernel's variables that `explain` reads, in order: 8 bytes each, at most."""
@@ -140,7 +136,7 @@ class CodeRules:
 
     def admit(self, near: Surroundings) -> None:
         """From now on other code is around: calls may lead to what it lists."""
-        self._near = near
+        self.near = near
 
     def has_lock_prefix(self, address: int) -> bool:
         """Whether a lock prefix may stand at an address of the code, or be taken out there."""
@@ -162,7 +158,7 @@ class CodeRules:
     def _find_returns(self, tables: PatchTables) -> None:
         returns = self._inside(tables.returns)
         content = cut(self._pristine, (returns - np.uint64(self.range.start)).astype(np.int64), 5)
-        self._returns = returns[compiled_returns(returns, content, self._near)]
+        self._returns = returns[compiled_returns(returns, content, self.near)]
         # A trampoline's return is a static call that has no function yet (__static_call_fixup).
         self._returns = self._returns[~member(self._returns, np.array(sorted(self._trampolines), np.uint64))]
         # Returns in the code of alternatives are patched before that is put in.
@@ -234,7 +230,7 @@ class CodeRules:
         uniprocessor = self._apply_locks(code, found, configuration, sites)
         self._apply_constants(code, found, data)
         live = cut(found, self.live.offsets, 6)
-        legal = self.live.legal(live, self._near, returns)
+        legal = self.live.legal(live, self.near, returns)
         put(code, self.live.offsets[legal], live[legal], self.live.lengths[legal])
         self._count(code, sites)
         wrong = np.flatnonzero(code != found)
@@ -253,21 +249,21 @@ class CodeRules:
         base = np.uint64(self.range.start)
         if known is None:
             places = (self._free_returns - base).astype(np.int64)
-            forms = ((form, return_content(self._free_returns, form, self._near)) for form in return_forms(self._near))
+            forms = ((form, return_content(self._free_returns, form, self.near)) for form in return_forms(self.near))
             returns = elect(forms, cut(found, places, 5))
         else:
             returns = known.returns
         places = (self._returns - base).astype(np.int64)
-        put(code, places, return_content(self._returns, returns, self._near))
+        put(code, places, return_content(self._returns, returns, self.near))
         places = (self._retpolines - base).astype(np.int64)
         before = cut(code, places, 6)
         lengths = retpoline_lengths(before)
         if known is None:
-            forms = ((form, retpoline_content(self._retpolines, before, form, self._near)) for form in RETPOLINE_FORMS)
+            forms = ((form, retpoline_content(self._retpolines, before, form, self.near)) for form in RETPOLINE_FORMS)
             retpolines = elect(forms, cut(found, places, 6), lengths)
         else:
             retpolines = known.retpolines
-        put(code, places, retpoline_content(self._retpolines, before, retpolines, self._near), lengths)
+        put(code, places, retpoline_content(self._retpolines, before, retpolines, self.near), lengths)
         return returns, retpolines
 
     def _apply_alternatives(
@@ -289,7 +285,7 @@ class CodeRules:
         cases = [
             case
             for shape in (*self._shapes, *self._dependent_shapes(code, returns))
-            for case in find_cases(shape, self.range.start, code, found, targets, self._near)
+            for case in find_cases(shape, self.range.start, code, found, targets, self.near)
         ]
         chosen, features = settle(cases, None if known is None else known.features)
         for case, number in zip(cases, chosen, strict=True):
@@ -322,10 +318,10 @@ class CodeRules:
                 if (
                     len(piece) - at >= 5
                     and compiled_returns(
-                        place, np.frombuffer(bytes(piece[at : at + 5]), np.uint8)[None], self._near
+                        place, np.frombuffer(bytes(piece[at : at + 5]), np.uint8)[None], self.near
                     ).all()
                 ):
-                    piece[at : at + 5] = return_content(place, returns, self._near).tobytes()
+                    piece[at : at + 5] = return_content(place, returns, self.near).tobytes()
             return bytes(piece)
 
         return build_shapes(self._dependent, original, replacement)
@@ -336,8 +332,8 @@ class CodeRules:
             value = int.from_bytes(data(address, 8), "little")
         except KciError:
             return []
-        known = bool(self._near.may_call(np.array([value], np.uint64))[0])
-        return [value] if known or value in (0, self._near.nop_function, self._near.bug_function) else []
+        known = bool(self.near.may_call(np.array([value], np.uint64))[0])
+        return [value] if known or value in (0, self.near.nop_function, self.near.bug_function) else []
 
     def _apply_seals(self, code: Bytes, found: Bytes, known: Configuration | None) -> str:
         form = elect_seal(code, found, self._seals) if known is None else known.seals

@@ -69,9 +69,10 @@ class GuardedModule:
     def leave(self, kinds: Iterable[MemoryType]) -> None:
         """These types of memory are neither code nor read-only data of it any more."""
         for kind in kinds:
-            if (code := self.code.pop(kind, None)) is not None:
-                self.leaving.update(dict.fromkeys(code.pages, Owner.MODULE_CODE))
-            self.leaving.update(dict.fromkeys(self.read_only.pop(kind, ()), Owner.KERNEL_RODATA))
+            if kind in self.code:
+                self.leaving.update(dict.fromkeys(self.code.pop(kind).pages, Owner.MODULE_CODE))
+            if kind in self.read_only:
+                self.leaving.update(dict.fromkeys(self.read_only.pop(kind), Owner.KERNEL_RODATA))
 
     def leaving_from(self, owner: Owner) -> list[int]:
         """Those that this owner still has."""
@@ -200,7 +201,7 @@ def check_module(
     if variables := {address for piece in code.values() for address in piece.rules.variables}:
         yield from data.fetch(variables)
     for kind, piece in code.items():
-        wrong = rules.unexplained(kind, piece.read(piece.address, piece.size), data.read, configuration)
+        wrong = rules.unexplained(kind, read_pages(context.guest, piece.pages), data.read, configuration)
         if wrong is not None:
             first, count = wrong
             raise ModuleRefused(
