@@ -190,9 +190,13 @@ void veil_debug_leave(struct veil_engine *e)
 
 void veil_debug_follow(struct veil_engine *e)
 {
-    struct veil_breakpoints before = e->space->breakpoints;
+    struct veil_breakpoints before;
 
-    if (unlikely(!is_same(&before, &e->breakpoints))) {
+    if (likely(!(e->space->breakpoints.writes | e->breakpoints.writes))) { /* of data: each is about writes */
+        return;
+    }
+    before = e->space->breakpoints;
+    if (!is_same(&before, &e->breakpoints)) {
         e->space->breakpoints = e->breakpoints;
         watch_pages_anew(e, &before);
         watch_pages_anew(e, &e->breakpoints);
