@@ -270,7 +270,6 @@ def test_calls_to_a_veilmon_without_its_book(kernel: Hijack, attack: str) -> Non
 
 SHARE, MAKE_PRIVATE = 2 << 52, 1 << 52
 MSR_PAGE_STATE, MSR_REGISTER = 0x014, 0x012
-MSR_REFUSED = 1 << 32 | 0x015
 
 
 def taken(kernel: Hijack, gpa: int) -> bool:

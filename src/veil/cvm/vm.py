@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from veil.cache import Cache
-from veil.cvm.assembly import Assembly
 from veil.cvm.attachments import Attachments
 from veil.cvm.commands import ENVIRONMENT, Result
 from veil.cvm.configuration import Configuration, Settings
@@ -26,11 +25,11 @@ from veil.cvm.enclaves import enclave_command, image_place
 from veil.cvm.errors import BootTimeout, explained
 from veil.cvm.firmware_board import boot_items
 from veil.cvm.kept_snapshots import KeptSnapshots, SavedCvm, read_cvm, with_disks, with_network, write_cvm
+from veil.cvm.measured import MeasuredCvm
 from veil.cvm.networks import Network
 from veil.cvm.running import Running, boot_timeout, launch_guest, with_host
 from veil.cvm.session import AgentSession
 from veil.errors import VeilError
-from veil.formats.page_sizes import PAGE_SIZE_2M
 from veil.host import ChannelListener, GuestPowerOff, HostError, Hypervisor
 from veil.host.devices import BootItems, Platform
 from veil.image.services_image import PROTECTED_SERVICES, ServicesImage
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["ConfidentialVM"]
 
 
-class ConfidentialVM:
+class ConfidentialVM(MeasuredCvm):
     """A confidential VM: booted the first time, resumed from a snapshot afterwards.
 
     The snapshot is found by everything that went in: the configuration, Veil's sources, kernel, packages, programs.
@@ -98,50 +97,21 @@ class ConfidentialVM:
         if isinstance(memory, Configuration):
             if vcpus is not None or settings:
                 raise TypeError("a configuration is whole: dataclasses.replace() makes another one")
-            self.configuration = memory
+            configuration = memory
         else:
-            self.configuration = Configuration.make(memory, vcpus if vcpus is not None else 1, **settings)
+            configuration = Configuration.make(memory, vcpus if vcpus is not None else 1, **settings)
+        cache = cache or Cache()
+        super().__init__(configuration, cache, progress or (lambda _: None))
         self._fresh = fresh
         self._tools = tools
-        self._say = progress or (lambda _: None)
         self._console = Console(console)
-        cache = cache or Cache()
-        self._maker = Assembly(self.configuration, cache, self._say)
         self._kept = KeptSnapshots(cache)
         self._running: Running | None = None
         self._attachments = Attachments(self.configuration, cache, self._say)
         self._agent: AgentSession | None = None
-        self._restored_from: str | None = None
         self.image: LaunchImage | None = None
         #: seconds from the launch to the agent's answer, if this VM was booted and not resumed
         self.boot_seconds: float | None = None
-
-    @property
-    def memory(self) -> int:
-        """Bytes."""
-        return self.configuration.memory
-
-    @property
-    def vcpus(self) -> int:
-        """How many."""
-        return self.configuration.vcpus
-
-    @property
-    def _assembly(self) -> Assembly:
-        """What makes the image. Raises VeilError for files that somebody else's snapshot names."""
-        # They are whatever lies there now, and beside a kernel lie the Makefiles of its headers, which are run.
-        if self._restored_from is not None and self.configuration.named_files:
-            named = ", ".join(f"{name!r:.100}" for name in self.configuration.named_files)
-            raise VeilError(
-                f"the snapshot {self._restored_from} names files of its maker's computer, which are not taken from "
-                f"this one: {named}. If they are yours: ConfidentialVM(vm.configuration)"
-            )
-        return self._maker
-
-    @property
-    def has_monitor(self) -> bool:
-        """Is VeilMon at VMPL 0? Without it the kernel is."""
-        return self.configuration.monitor
 
     # Life
 
@@ -406,35 +376,6 @@ class ConfidentialVM:
             self.hypervisor.hands_on_refusals = services.decides_refusals
 
     # Boot and resume
-
-    def build_image(self) -> LaunchImage:
-        """What a launch would measure, without launching: for anyone who wants to know the digest beforehand."""
-        try:
-            build_engine(self._say)
-            with Machine(PAGE_SIZE_2M, cpu_features=self.configuration.features) as machine:
-                return self._build_image(machine)
-        except SnpError as error:
-            raise VeilError(str(error)) from error
-
-    def ingredients(self) -> dict[str, str] | None:
-        """Name and checksum of the kernel, packages and programs that go into the image; None until all are at hand."""
-        return self._assembly.ingredients()
-
-    def compilers(self) -> dict[str, str]:
-        """Which compiler and linker made the programs that are compiled, in words by the names of `ingredients`."""
-        return self._assembly.compilers()
-
-    def build_intruder(self) -> bytes:
-        """A kernel module for this guest that does what one would who took its kernel over; for demonstrations."""
-        return self._assembly.intruder()
-
-    def kernel_modules(self, names: Sequence[str]) -> list[tuple[str, bytes]]:
-        """(name, file) of modules of this guest's kernel and of all they need, each after what it needs. Raises
-        VeilError."""
-        return self._assembly.kernel_modules(names)
-
-    def _build_image(self, machine: Machine) -> LaunchImage:
-        return self._assembly.image(machine)
 
     def _launch(self) -> None:
         chosen = self.configuration
