@@ -18,31 +18,41 @@ from veil.host import DEFAULT_POLICY
 from veil.host.launch import load_image
 from veil.image.firmware_image import BootFiles, build_firmware_image, firmware_memory
 from veil.image.launch_image import LaunchImage
-from veil.snp import Machine, ram_ranges
-from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues
+from veil.snp import CpuFeature, Machine, ram_ranges
+from veil.snp.cpuid import PROCESSOR_SIGNATURE, CpuidEntryValues, launch_features
 
 _MEMORY = 16 << 20
 _CPUID = [CpuidEntryValues(0, 0, 7, 1, 2, 3)]
 _FILES = BootFiles(b"kernel" * 1000, b"initrd" * 1000, "console=ttyS0 quiet")
 
 
-def _image(data: bytes, files: BootFiles | None = None, vcpus: int = 1, memory: int = _MEMORY) -> LaunchImage:
+def _image(
+    data: bytes, files: BootFiles | None = None, vcpus: int = 1, memory: int = _MEMORY, features: int = 1
+) -> LaunchImage:
     firmware = parse_firmware(data, "OVMF.fd")
     ram = ram_ranges(memory, firmware_memory(firmware, vcpus))
-    return build_firmware_image(firmware, files, ram=ram, vcpus=vcpus, cpuid=_CPUID)
+    return build_firmware_image(firmware, files, ram=ram, vcpus=vcpus, cpuid=_CPUID, sev_features=features)
 
 
-def _expected(folder: Path, data: bytes, files: BootFiles | None, vcpus: int) -> bytes:
+def _expected(folder: Path, data: bytes, files: BootFiles | None, vcpus: int, features: int = 1) -> bytes:
     names = {"firmware": data, "kernel": files.kernel if files else b"", "initrd": files.initrd if files else b""}
     for name, content in names.items():
         (folder / name).write_bytes(content)
     kernel, initrd = (str(folder / name) if files and names[name] else None for name in ("kernel", "initrd"))
     digest: Any = snp_calc_launch_digest(
         vcpus, PROCESSOR_SIGNATURE, str(folder / "firmware"), kernel, initrd,
-        files.command_line if files else None, 1, "", VMMType.QEMU,
+        files.command_line if files else None, features, "", VMMType.QEMU,
     )  # fmt: skip
     assert isinstance(digest, bytes)
     return digest
+
+
+def test_digest_with_debug_swap(tmp_path: Path) -> None:
+    """SEV_FEATURES of the VMSAs are measured."""
+    data, features = write_firmware(), launch_features([CpuFeature.DEBUG_SWAP])
+    digest = _image(data, _FILES, 2, features=features).digest()
+    assert digest == _expected(tmp_path, data, _FILES, 2, features)
+    assert digest != _image(data, _FILES, 2).digest()
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4])

@@ -63,6 +63,14 @@ def _expected(image: LaunchImage) -> bytes:
 
 
 @pytest.mark.parametrize("monitor", [True, False])
+def test_features_of_all_vmsas(monitor: bool) -> None:
+    """The kernel's, VeilMon's, and the one that VeilMon makes the kernel's from: they agree, as KVM wants it."""
+    image = _image(monitor=monitor, sev_features=0x21)
+    vmsas = [region for region in image.regions if region.kind == PageType.VMSA or region.name == "kernel VMSA"]
+    assert [Vmsa.from_buffer_copy(region.data).sev_features for region in vmsas] == [0x21] * (1 + monitor)
+
+
+@pytest.mark.parametrize("monitor", [True, False])
 def test_digest_of_the_launched_machine(monitor: bool) -> None:
     image = _image(monitor=monitor)
     assert image.digest() == _expected(image)
