@@ -40,6 +40,15 @@ class TestApCreation:
         assert guest.host.vcpus[1].vmpl == 0
         assert set(guest.host.vcpus[1].contexts) == {0, 3}
 
+    def test_create_wakes_a_level_above_that_has_halted(self) -> None:
+        guest = Guest(2)
+        other = guest.host.vcpus[1]
+        other.set_vmsa(0, 0x30000)
+        other.start(0)
+        other.state = RunState.HALTED
+        assert guest.call(self.EVENT, ap(1, 2, 1), 0x20000, rax=1) == OK
+        assert (other.vmpl, other.state, set(other.contexts)) == (0, RunState.RUNNABLE, {0, 2})
+
     def test_without_veilmon_interrupts_go_to_the_least_privileged_level(self) -> None:
         """One that was on offer to the level above is withdrawn there; an enclave's level is a level like others."""
         guest = Guest()

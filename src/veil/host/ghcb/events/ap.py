@@ -89,10 +89,17 @@ def _check_vmsa(host: Host, vcpu: Vcpu, context: Context, target: Vcpu, vmpl: in
 
 
 def _start(host: Host, vcpu: Vcpu, target: Vcpu, vmpl: int) -> None:
-    """Let the new context run, unless its VCPU is busy at a more privileged level, which will switch to it."""
-    if target is not vcpu and not target.is_busy_above(vmpl):
+    """Let the new context run, unless its VCPU is busy at a more privileged level, which will switch to it.
+
+    One that has halted wakes up for that, as KVM makes the VCPU runnable: COCONUT-SVSM halts until it has a guest.
+    """
+    if target is vcpu:
+        return
+    if not target.is_busy_above(vmpl):
         target.start(vmpl)
-        host.reschedule = True
+    elif target.state == RunState.HALTED:
+        target.state = RunState.RUNNABLE
+    host.reschedule = True
 
 
 def reset_hold(host: Host, vcpu: Vcpu, context: Context, ghcb: GhcbPage) -> None:
