@@ -13,7 +13,7 @@ import veil.snp
 from tests.c_declarations import Declarations
 from veil.formats.board import C_BIT, MAX_VCPUS
 from veil.formats.domains import ENCLAVE_VMPL, VMPLS
-from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrResponse, run_vmpl_request
+from veil.formats.ghcb import GHCB_MSR, RUN_CONTEXT_SHIFT, MsrResponse, run_vmpl_request
 from veil.formats.nested_faults import NestedFault
 from veil.formats.page_table_entries import ADDRESS
 from veil.snp import rmp
@@ -128,6 +128,10 @@ def test_domain_switches() -> None:
     assert numbers["RUN_VMPL_2"] == run_vmpl_request(ENCLAVE_VMPL)
     assert numbers["RUN_VMPL_DONE"] == MsrResponse.RUN_VMPL
     assert numbers["CONTEXT_SHIFT"] == RUN_CONTEXT_SHIFT
+
+
+def test_registers_of_the_ghcb() -> None:
+    assert Declarations.of([(ENGINE / "intercepts.c").read_text()]).numbers["MSR_GHCB"] == GHCB_MSR
 
 
 def test_page_tables() -> None:

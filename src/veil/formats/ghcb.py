@@ -15,6 +15,7 @@ from veil.formats.domains import ENCLAVE_VMPL, KERNEL_VMPL
 __all__ = [
     "AP_CREATION_APIC_ID_SHIFT",
     "AP_CREATION_VMPL_SHIFT",
+    "GHCB_MSR",
     "LEAVE_ENCLAVE",
     "MSR_DATA_SHIFT",
     "MSR_ERROR",
@@ -44,6 +45,8 @@ __all__ = [
 
 # 1. The GHCB MSR protocol
 
+#: where guests have it
+GHCB_MSR = 0xC0010130
 #: GHCBInfo: what a value of the MSR is; 0: the address of a GHCB page
 MSR_INFO_MASK = 0xFFF
 #: GHCBData begins here

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["AttestationCall", "CoreCall", "ServicesCall", "SvsmProtocol"]
+__all__ = ["SVSM_CAA_MSR", "AttestationCall", "CoreCall", "ServicesCall", "SvsmProtocol"]
+
+#: by which programs in a kernel learn its calling area's address: its own #VC handler answers (58019)
+SVSM_CAA_MSR = 0xC001F000
 
 
 class SvsmProtocol(enum.IntEnum):

@@ -14,10 +14,10 @@ from tests.c_declarations import Declarations
 from veil.formats import enclave_calls, enclave_pages, enclaves, kci, log, request_block
 from veil.formats.audit_types import type_name
 from veil.formats.domains import ENCLAVE_VMPL, MONITOR_VMPL, SERVICE_VMPL
-from veil.formats.ghcb import RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
+from veil.formats.ghcb import GHCB_MSR, RUN_CONTEXT_SHIFT, MsrRequest, MsrResponse
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
-from veil.formats.svsm_calls import ServicesCall
+from veil.formats.svsm_calls import SVSM_CAA_MSR, ServicesCall
 from veil.guest.driver.build import driver_sources
 from veil.monitor.protocols import services_setup
 from veil.monitor.svsm_call import ResultCode
@@ -38,6 +38,8 @@ ENUMS: dict[str, tuple[str, type[enum.IntEnum], set[str]]] = {
 NUMBERS = {
     "ENCLAVE_VMPL": ENCLAVE_VMPL,
     "MONITOR_VMPL": MONITOR_VMPL,
+    "MSR_GHCB": GHCB_MSR,
+    "MSR_SVSM_CAA": SVSM_CAA_MSR,
     "REGISTER_BLOCK": ServicesCall.REGISTER_BLOCK,
     "RUN_CONTEXT_SHIFT": RUN_CONTEXT_SHIFT,
     "RUN_VMPL_REQUEST": MsrRequest.RUN_VMPL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import stat
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import zstandard
 from tests.guest.initramfs.newc import unpack
 from veil.cache import Cache
 from veil.formats.user_network import GATEWAY, GUEST, NAME_SERVER
+from veil.guest import agent
 from veil.guest.agent.build import build_agent
 from veil.guest.errors import GuestImageError
+from veil.guest.initramfs import contents
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.contents import NETWORK_FILE, build_initramfs
+from veil.guest.initramfs.contents import LOCK_DOWN_FILE, NETWORK_FILE, build_initramfs
 from veil.guest.linux.modules import collect_modules
 
 
@@ -46,6 +49,12 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
 def test_modules_that_fail(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(GuestImageError, match=message):
         collect_modules(tree(tmp_path), [name])
+
+
+def test_process_1_looks_where_they_are() -> None:
+    source = (Path(agent.__file__).parent / "src/process1.c").read_text()
+    said = dict(re.findall(r'#define (\w+) "/(lib/veil/[^"]+)"', source))
+    assert said == {"MODULE_LIST": contents._MODULES, "LOCK_DOWN_POLICY": LOCK_DOWN_FILE, "NETWORK": NETWORK_FILE}
 
 
 @pytest.mark.e2e  # its programs are Debian's
