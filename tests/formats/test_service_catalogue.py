@@ -8,5 +8,7 @@ from veil.services.protected import ProtectedServices
 
 
 def test_names_and_settings_are_the_services_own() -> None:
-    catalogued = [(name, service.settings_type) for name, service in SERVICES.items()]
-    assert catalogued == [(service.name, service.settings_type) for service in ProtectedServices.service_types]
+    catalogued = [(name, service.number, service.settings_type) for name, service in SERVICES.items()]
+    assert catalogued == [
+        (service.name, service.number, service.settings_type) for service in ProtectedServices.service_types
+    ]

@@ -178,7 +178,7 @@ def test_the_lists_that_name_a_service() -> None:
     for file, line in (
         (
             "src/veil/formats/service_catalogue.py",
-            '"log": CataloguedService("veil.services.log:LogService", LogSettings)',
+            '"log": CataloguedService("veil.services.log:LogService", LogSettings, LOG_NUMBER, ',
         ),
         ("src/veil/guest/driver/src/main.c", '{ "log", veil_log_begin, veil_log_end, veil_log_state },'),
         ("src/veil/cli/main.py", "logs"),

@@ -8,6 +8,7 @@ import struct
 import uuid
 from typing import NamedTuple
 
+from veil.formats.enclave_settings import ENC_NUMBER
 from veil.formats.enclaves import TOP
 from veil.formats.errors import FormatError
 from veil.formats.page_sizes import PAGE_SIZE
@@ -31,7 +32,6 @@ __all__ = [
     "Return",
 ]
 
-ENC_NUMBER = 3
 ENC_GUID = uuid.UUID("3b7d1f60-41c5-4a0e-9f0b-5c2f8f6a1e03")
 
 #: The most pages that one request names, so that its work is bounded: 4 MiB.

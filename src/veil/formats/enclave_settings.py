@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from veil.formats.errors import FormatError
 from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 
-__all__ = ["ENC_NAME", "OFF", "ON", "EncSettings"]
+__all__ = ["ENC_NAME", "ENC_NUMBER", "OFF", "ON", "EncSettings"]
 
 ENC_NAME = "enc"
+ENC_NUMBER = 3
 OFF, ON = "off", "on"
 #: Of more the list for users would not fit into the mailbox: a kernel that makes so many could keep it from them.
 _MOST = 1024

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 from veil.formats.errors import FormatError
+from veil.formats.log_settings import LOG_NUMBER
 from veil.formats.merkle import HASH_BYTES
 from veil.formats.numbers import u64
 
@@ -51,7 +52,6 @@ __all__ = [
     "read_entries",
 ]
 
-LOG_NUMBER = 1
 LOG_GUID = uuid.UUID("5e1106c0-9a7b-4d5e-8f2a-6c0d8b7a1e01")
 
 

@@ -10,7 +10,9 @@ from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 from veil.formats.sizes import parse_size
 
-__all__ = ["DROP", "HALT", "LogSettings"]
+__all__ = ["DROP", "HALT", "LOG_NUMBER", "LogSettings"]
+
+LOG_NUMBER = 1
 
 HALT, DROP = "halt", "drop"
 _MIN_MEMORY = 64 << 10

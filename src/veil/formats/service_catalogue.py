@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from veil.formats.enclave_settings import ENC_NAME, EncSettings
-from veil.formats.kci import KCI_NAME
+from veil.formats.enclave_settings import ENC_NAME, ENC_NUMBER, EncSettings
+from veil.formats.kci import KCI_NAME, KCI_NUMBER
 from veil.formats.kci_settings import KciSettings
-from veil.formats.log_settings import LogSettings
+from veil.formats.log_settings import LOG_NUMBER, LogSettings
 from veil.formats.service_settings import ServiceSettings
 
 __all__ = ["SERVICES", "CataloguedService"]
@@ -23,10 +23,18 @@ class CataloguedService(NamedTuple):
     place: str
     """Its class, "module:Class"."""
     settings_type: type[ServiceSettings]
+    number: int
+    """By which the kernel calls it."""
+    kernel_calls: str
+    """What the kernel may call, an enumeration: "module:Class"."""
 
 
 SERVICES = {
-    "log": CataloguedService("veil.services.log:LogService", LogSettings),
-    KCI_NAME: CataloguedService("veil.services.kci.service:KciService", KciSettings),
-    ENC_NAME: CataloguedService("veil.services.enc.service:EncService", EncSettings),
+    "log": CataloguedService("veil.services.log:LogService", LogSettings, LOG_NUMBER, "veil.formats.log:KernelCall"),
+    KCI_NAME: CataloguedService(
+        "veil.services.kci.service:KciService", KciSettings, KCI_NUMBER, "veil.formats.kci:KernelCall"
+    ),
+    ENC_NAME: CataloguedService(
+        "veil.services.enc.service:EncService", EncSettings, ENC_NUMBER, "veil.formats.enclave_calls:EnclaveCall"
+    ),
 }

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from veil.formats.domains import ENCLAVE_VMPL, KERNEL_VMPL, MONITOR_VMPL, SERVICE_VMPL
-from veil.formats.enclave_calls import ENC_NUMBER, EnclaveCall
-from veil.formats.kci import KCI_NUMBER
-from veil.formats.kci import KernelCall as KciCall
-from veil.formats.log import LOG_NUMBER
-from veil.formats.log import KernelCall as LogCall
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.request_block import BLOCK_START
+from veil.formats.service_catalogue import SERVICES
 from veil.formats.service_domain import BLOCK_ENTRY, SERVICES_DOMAIN, DomainCall
 from veil.formats.svsm_calls import AttestationCall, CoreCall, ServicesCall, SvsmProtocol
 from veil.image.services_image import BLOCKS, CODE, MAILBOX
@@ -37,11 +34,17 @@ _SVSM: Mapping[int, type[enum.IntEnum]] = {
     SvsmProtocol.ATTESTATION: AttestationCall,
     SvsmProtocol.SERVICES: ServicesCall,
 }
+
+
+def _calls(place: str) -> type[enum.IntEnum]:
+    module, _, name = place.partition(":")
+    found: type[enum.IntEnum] = getattr(importlib.import_module(module), name)
+    return found
+
+
 #: by service: its name, and what the kernel may call
 _SERVICE_CALLS: Mapping[int, tuple[str, type[enum.IntEnum]]] = {
-    LOG_NUMBER: ("log", LogCall),
-    KCI_NUMBER: ("kci", KciCall),
-    ENC_NUMBER: ("enc", EnclaveCall),
+    service.number: (name, _calls(service.kernel_calls)) for name, service in SERVICES.items()
 }
 
 
