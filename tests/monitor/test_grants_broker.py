@@ -29,6 +29,7 @@ from tests.monitor.harness import (
     SMALL,
     Bench,
     Terminated,
+    kernel_vmsa,
 )
 from tests.monitor.keeper import CHANGE, MOVE, NUMBER, POKE, RESTRICT, Services, moved
 from veil.formats.domains import Domain
@@ -264,6 +265,43 @@ def test_what_could_be_code_again_is_not_written_meanwhile(bench: Bench, monkeyp
     assert not wrote
     bench.kernel.check_execute(SMALL, 4)
     assert bench.kernel.read(SMALL, 4) == b"code"
+
+
+@pytest.mark.parametrize("source", [Owner.KERNEL_CODE, Owner.ENCLAVE])
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_leaves_is_not_yet_the_kernels(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, source: Owner, *, fails: bool
+) -> None:
+    """While the host splits an entry for another page of the same MOVE, the kernel, on its second VCPU, asks VeilMon
+    for what it may do with its own pages: then it could write what becomes code again, or read an enclave's page."""
+    bench.kernel.write(FREE_2M, kernel_vmsa())
+    assert bench.create_vcpu(FREE_2M, FREE_2M + PAGE, 1) == ResultCode.SUCCESS
+    assert bench.ask(NUMBER, MOVE, moved(SMALL, target=source)) == (Status.OK, b"done")
+    bench.view(0).write(SMALL, b"held")
+    split, answers = HostView.psmash, list[int]()
+    entries = FREE_2M + 2 * PAGE
+
+    def attack(host: HostView, gpa: int) -> RmpResult:
+        code = split(host, gpa)
+        for entry in (SMALL, SMALL | 4):
+            bench.kernel.write(entries, struct.pack("<HHIQ", 1, 0, 0, entry))
+            answers.append(bench.call(0, 1, entries, vcpu=1).rax)
+        answers.append(bench.call(16, 0, SMALL, 1, vcpu=1).rax)
+        answers.append(bench.call(0, 0, SMALL, vcpu=1).rax)
+        answers.append(bench.call(0, 2, SMALL, FREE_2M + 3 * PAGE, 1, vcpu=1).rax)
+        assert not bench.kernel.allows(SMALL, Permission.W)
+        if fails:
+            assert bench.host.rmpupdate(FREE, assigned=False) == RmpResult.SUCCESS
+        return code
+
+    monkeypatch.setattr(HostView, "psmash", attack)
+    back = struct.pack("<HHQ", source, Owner.KERNEL, SMALL)
+    taken = struct.pack("<HHQ", Owner.KERNEL, Owner.KERNEL_RODATA, FREE)
+    answer = b"refused UNAVAILABLE" if fails else b"done"
+    assert bench.ask(NUMBER, CHANGE, back + taken) == (Status.OK, answer)
+    assert answers == [ResultCode.INVALID_ADDRESS] * 5
+    assert bench.monitor.book.owner(SMALL) == (source if fails else Owner.KERNEL)
+    assert bench.view(0).read(SMALL, 4) == (bytes(4) if source is Owner.ENCLAVE and not fails else b"held")
 
 
 def test_what_was_written_meanwhile_is_no_code(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

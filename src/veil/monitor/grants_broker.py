@@ -132,10 +132,9 @@ class Grants:
         book = self._state.book
         for change in move.changes:
             self._check_change(cpu, change)
-        # From here on the kernel's calls refuse these pages, whatever runs while the host splits an RMP entry.
-        for change in move.changes:
-            for gpa, size in change.ranges:
-                book.claim(gpa, size, change.target)
+        # From here on until all is done the kernel's calls refuse these pages, whatever runs while the host splits an
+        # RMP entry. Else it would have what leaves, and may yet stay, validated anew or made a block, and write it.
+        self._claim(change for change in move.changes if not ROWS[change.target].kernel_may_change)
         given: list[Change] = []
         steps = [self._state.rows.change(change.source, change.target) for change in move.changes]
         try:
@@ -159,6 +158,12 @@ class Grants:
                 for gpa, size in change.ranges:
                     book.claim(gpa, size, change.source)
             raise _Refused(Status.UNAVAILABLE, f"the host does not let VeilMon change pages: {error}") from error
+        self._claim(move.changes)
+
+    def _claim(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            for gpa, size in change.ranges:
+                self._state.book.claim(gpa, size, change.target)
 
     def _undo(self, cpu: HostedCpu, change: Change, *, given: bool) -> Generator[None, None, None]:
         before, after = self._levels(change.source), self._levels(change.target)
