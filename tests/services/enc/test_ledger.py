@@ -14,6 +14,7 @@ from veil.formats.enclave_calls import EnclaveCall, Reclaim, Reclaimed, Released
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_reports import EnclaveWord
 from veil.formats.enclaves import ARENA, Layout
+from veil.formats.log import ENTRY_HEADER, ServiceWord
 from veil.formats.log_settings import LogSettings
 from veil.formats.status import Status
 from veil.services.context import LogSpan
@@ -58,13 +59,18 @@ def test_other_lines_each_time(bench: EnclaveBench, told: list[EnclaveWord], mon
     for at in range(_FLOOD):
         _say(bench, number, f"line {at}")
     new = len(told) - 16 - 5
-    assert 8000 <= sum(len(word.pack()) for word in told[:new]) < 8000 + len(told[0].pack())
+    assert 8000 <= sum(_taken(word.pack()) for word in told[:new]) < 8000 + _taken(told[0].pack())
     assert told[-1].words.endswith("th line that is not new; of these each doubling is told)")
     # After a snapshot it goes on as before.
     again = EnclaveLedger(bench.service._ledger._record, bench.service._ledger._log, lambda _: False)
     again.load(json.loads(json.dumps(bench.service._ledger.dump())))
     again.say(bench.enclave(number), b"another one")
     assert len(told) == new + 16 + 5
+
+
+def _taken(word: bytes) -> int:
+    """Bytes of the log, for an entry."""
+    return ENTRY_HEADER.size + len(ServiceWord(3, word).pack())
 
 
 class _Log:
@@ -82,7 +88,7 @@ class _Log:
 
     def _record(self, word: bytes, /, *, urgent: bool = False) -> None:
         self.words.append(EnclaveWord.parse(word))
-        self.told += len(word)
+        self.told += _taken(word)
 
     def resume(self) -> None:
         """Another ledger, from a snapshot of this one."""
@@ -132,6 +138,21 @@ def test_all_of_it_takes_a_quarter_of_the_log() -> None:
     _flood(log, 700, 60, 12)
     assert 0 < len(log.words) - before <= 2
     assert log.words[-1].words.endswith("of these each doubling is told)")
+
+
+def test_short_lines_take_no_more() -> None:
+    """Of a line of two letters a good part of what it takes is the log's own."""
+    log = _Log()
+    number = 0
+    while log.told < log.size // 8:
+        number += 1
+        for at in range(20):
+            log.ledger.say(_enclave(number), b"%02d" % at)
+    told = log.told
+    # All of the eighth is taken: what follows are first lines only.
+    for at in range(20):
+        log.ledger.say(_enclave(number + 1), b"%02d" % at)
+    assert log.told - told <= 9 * _taken(log.words[-1].pack())
 
 
 def test_without_a_bound_it_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from veil.formats.enclave_reports import EnclaveWord
+from veil.formats.log import ENTRY_HEADER, ServiceWord
 from veil.services.enc.enclave import State
 from veil.services.repetition import is_told
 
@@ -41,6 +42,8 @@ _ANY, _FIRST, _ALL = 1 / 8, 3 / 16, 1 / 4
 _ANY_OF_ONE, _AWAITED_OF_ONE = 1 / 256, 1 / 4096
 #: Lines are counted together up to so much of the log.
 _TOGETHER = 1 / 2048
+#: What an entry of the log takes beside the words: it counts as well, for short lines are cheap to say.
+_ENTRY = ENTRY_HEADER.size + len(ServiceWord(0, b"").pack())
 #: Of all enclaves that are not finished: they cost nothing.
 _UNFINISHED = ""
 
@@ -52,7 +55,7 @@ class _Account:
     known: set[str] = field(default_factory=set)
     """Digests of lines that were told."""
     bytes: int = 0
-    """Of these."""
+    """Of the log, that these take."""
     again: int = 0
     """Lines that were not new, or too many."""
 
@@ -91,9 +94,9 @@ class EnclaveLedger:
         digest = hashlib.sha256(f"{event} {words}".encode()).hexdigest()[:32]
         word = EnclaveWord(event, enclave.number, words, measurement).pack()
         awaited = finished and self._is_awaited(enclave.measurement)
-        if digest not in account.known and self._has_room(account, measurement if awaited else None, len(word), size):
+        if digest not in account.known and self._has_room(account, measurement if awaited else None, _cost(word), size):
             account.known.add(digest)
-            account.bytes += len(word)
+            account.bytes += _cost(word)
         else:
             count, all_told, kind = self._count(account, size)
             if not is_told(count, all_told):
@@ -135,8 +138,8 @@ class EnclaveLedger:
 
     def _tell(self, word: bytes, size: int) -> None:
         self._record(word)
-        self._taken += len(word)
-        length = len(word)
+        length = _cost(word)
+        self._taken += length
         if self._standing and self._standing[-1][1] + length <= _TOGETHER * size:
             length += self._standing.pop()[1]
         self._standing.append((self._log().told, length))
@@ -169,3 +172,7 @@ class EnclaveLedger:
         self._taken = sum(length for _, length in self._standing)
         self._awaited = state["awaited"]
         self._beyond = state["beyond"]
+
+
+def _cost(word: bytes) -> int:
+    return _ENTRY + len(word)
