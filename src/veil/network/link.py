@@ -152,12 +152,16 @@ class UserNetwork:
             self._thread.join()
         # With its end of the socket the process ends.
         self._socket.close()
+        self._wait_for_end()
+        os.close(self._wake)
+
+    def _wait_for_end(self) -> int:
+        """The process's exit status. It was to end by itself; whoever has taken it over may have other plans."""
         try:
-            self._process.wait(_END_TIMEOUT)
+            return self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        os.close(self._wake)
+            return self._process.wait()
 
     # The hypervisor's thread
 
@@ -225,8 +229,8 @@ class UserNetwork:
         return True
 
     def _gone(self) -> None:
-        status = self._process.wait()
         self._tell(lambda card: card.unplug())
+        status = self._wait_for_end()
         self._post(lambda: self.on_end(f"the guest's network is gone: its process ended ({_how(status)})"))
 
 

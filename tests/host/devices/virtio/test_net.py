@@ -212,6 +212,16 @@ class TestReception:
         assert board.cable.takes == takes + 1
         assert board.read(0x38, 1) & 1, "the driver is told"
 
+    @pytest.mark.parametrize("length", [0, MIN_FRAME - 1, MAX_FRAME + 1, 4096])
+    def test_what_is_no_frame_is_lost(self, board: Board, length: int) -> None:
+        (place,) = board.give_buffers(1, 8192)
+        takes = board.cable.takes
+        board.device.receive([b"x" * length])
+        assert board.queues[RECEIVE].used_entries() == []
+        assert board.cable.takes == takes + 1
+        board.device.receive([FRAME])
+        assert board.at(place, 72) == RECEIVED + FRAME
+
     def test_they_wait_for_buffers(self, board: Board) -> None:
         board.give_buffers(1)
         takes = board.cable.takes

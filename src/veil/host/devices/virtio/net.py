@@ -124,7 +124,7 @@ class VirtioNet(VirtioPci):
     def receive(self, frames: Iterable[bytes]) -> None:
         """Frames for the guest; `Cable.taken` follows."""
         if self.live and self.queues[_RECEIVE].enabled:
-            self._inbox.extend(frames)
+            self._inbox.extend(filter(_is_frame, frames))
             self.guarded(self._deliver)
         else:
             self._cable.taken()
@@ -194,7 +194,7 @@ class VirtioNet(VirtioPci):
 
     def _sends(self, frame: bytes) -> bool:
         """What is no frame is lost, as on a real wire."""
-        return not self._plugged or not MIN_FRAME <= len(frame) <= MAX_FRAME or self._cable.send(frame)
+        return not self._plugged or not _is_frame(frame) or self._cable.send(frame)
 
     # Snapshots
 
@@ -203,3 +203,7 @@ class VirtioNet(VirtioPci):
         super().load(state)
         self._inbox.clear()
         self._outgoing = None
+
+
+def _is_frame(frame: bytes) -> bool:
+    return MIN_FRAME <= len(frame) <= MAX_FRAME
