@@ -415,6 +415,35 @@ def test_a_page_that_keeps_its_rights(bench: Bench, monkeypatch: pytest.MonkeyPa
     bench.check()
 
 
+@pytest.mark.parametrize("kind", ["block", "calling area"])
+def test_pages_that_change_hands_while_memory_is_restricted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """While the host splits an entry, the kernel's second VCPU has its block, or its calling area, become plain memory
+    again: no page keeps the right that all of them lose."""
+    # Its calling area lies in a large entry, of which not all is plain memory then.
+    bench.kernel.write(FREE_2M, kernel_vmsa())
+    assert bench.create_vcpu(FREE_2M, FREE + PAGE, 1) == ResultCode.SUCCESS
+    page = bench.register(1) if kind == "block" else bench.caa(1)
+    assert bench.kernel.allows(page, Permission.SX)
+    assert bench.ask(NUMBER, MOVE, moved(SMALL)) == (Status.OK, b"done")
+    split = HostView.psmash
+
+    def attack(host: HostView, gpa: int) -> RmpResult:
+        code = split(host, gpa)
+        if bench.monitor.book.owner(page) is not Owner.KERNEL:
+            request = (16, 0, 0, 0) if kind == "block" else (0, 0, SMALL + 4 * PAGE)
+            assert bench.call(*request, vcpu=1).rax == ResultCode.SUCCESS
+            assert bench.monitor.book.owner(page) is Owner.KERNEL
+        return code
+
+    monkeypatch.setattr(HostView, "psmash", attack)
+    assert bench.ask(NUMBER, RESTRICT, bytes((Owner.KERNEL, Permission.RW | Permission.UX))) == (Status.OK, b"done")
+    assert bench.monitor.book.owner(page) is Owner.KERNEL
+    rights = bench.rmp.effective()["perms"][:, 3]
+    assert [hex(at * PAGE) for at in range(RAM // PAGE) if int(rights[at]) & Permission.SX] == [hex(SMALL)]
+
+
 @pytest.mark.parametrize("owner", [Owner.MONITOR, Owner.SERVICE, Owner.SERVICE_CODE, Owner.VMSA, Owner.NOBODY])
 def test_rows_that_are_not_a_services_to_restrict(bench: Bench, owner: Owner) -> None:
     assert bench.ask(NUMBER, RESTRICT, bytes((owner, 0))) == (Status.OK, b"refused NOT_ALLOWED")

@@ -337,42 +337,44 @@ class Grants:
             # Before the pages: whatever is granted meanwhile is granted by the new row.
             self._state.rows.restrict(other, domain, Permission(restrict.keep))
         refused: list[str] = []
-        for other in owners:
-            for gpa, size in list(self._state.book.ranges(other)):
-                refused += yield from self._apply(cpu, gpa, gpa + size, other, domain)
+        # One pass for all of them: meanwhile the kernel has pages pass from one to another, and they keep their rights.
+        for gpa, size in [(gpa, size) for found, gpa, size in self._state.book.runs() if found in owners]:
+            refused += yield from self._apply(cpu, gpa, gpa + size, owners, domain)
         # The rows stay as they are now, and so do all pages that could be changed: to give rights back because one
         # page kept them would leave more of them. Asked again, it tries again.
         if refused:
             raise _Refused(Status.UNAVAILABLE, refused[0])
 
     def _apply(
-        self, cpu: HostedCpu, gpa: int, end: int, owner: Owner, domain: Domain
+        self, cpu: HostedCpu, gpa: int, end: int, owners: Sequence[Owner], domain: Domain
     ) -> Generator[None, None, list[str]]:
         """Give the pages their row's rights; what was refused, in words, while the others get them."""
-        permissions, refused = self._state.rows.permissions(owner, domain), list[str]()
+        refused = list[str]()
         while gpa < end:
             if gpa % PAGE_SIZE_2M == 0 and end - gpa >= PAGE_SIZE_2M:
-                code = yield from self._apply_to(cpu, gpa, PageSize.SIZE_2M, owner, domain, permissions)
+                code = yield from self._apply_to(cpu, gpa, PageSize.SIZE_2M, owners, domain)
                 if code == RmpResult.SUCCESS:
                     gpa += PAGE_SIZE_2M
                     continue
             stop = min(end, (gpa // PAGE_SIZE_2M + 1) * PAGE_SIZE_2M)
             for page in range(gpa, stop, PAGE_SIZE):
-                code = yield from self._apply_to(cpu, page, PageSize.SIZE_4K, owner, domain, permissions)
+                code = yield from self._apply_to(cpu, page, PageSize.SIZE_4K, owners, domain)
                 if code != RmpResult.SUCCESS:
                     refused.append(f"RMPADJUST of {page:#x}: {RmpResult(code).name}")
             gpa = stop
         return refused
 
     def _apply_to(
-        self, cpu: HostedCpu, gpa: int, size: PageSize, owner: Owner, domain: Domain, permissions: Permission
+        self, cpu: HostedCpu, gpa: int, size: PageSize, owners: Sequence[Owner], domain: Domain
     ) -> Generator[None, None, int]:
-        """RMPADJUST of pages that are the owner's still: others may have got them while the host was asked."""
-        adjust = _rmpadjust(cpu, gpa, size, domain, permissions)
+        """RMPADJUST of pages that are one of the owners' still: others may have got them while the host was asked."""
+        book, rows = self._state.book, self._state.rows
 
         def operation() -> int:
-            if not self._state.book.is_all(owner, gpa, size.pages * PAGE_SIZE):
+            owner = book.owner(gpa)
+            if owner not in owners or not book.is_all(owner, gpa, size.pages * PAGE_SIZE):
                 return _SIZE_MISMATCH if size else int(RmpResult.SUCCESS)
+            adjust = _rmpadjust(cpu, gpa, size, domain, rows.permissions(owner, domain))
             # A page that is not validated is used by nobody: it gets its row's rights when it is validated. To ask for
             # them now would have the host split an entry of 2 MiB.
             return adjust() if size or cpu.view.allows(gpa, Permission.R, PAGE_SIZE) else int(RmpResult.SUCCESS)
