@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import functools
 import random
+import re
 import struct
 import subprocess
 from collections.abc import Iterable
@@ -19,11 +20,12 @@ from veil.guest.enclaves.calls import system_calls
 from veil.guest.enclaves.config import Config, TrustedFile
 from veil.guest.enclaves.manifest import secret_path
 from veil.guest.enclaves.rules import ConfigFlag, ConfigRule, RuleKind, Rules
-from veil.guest.enclaves.runtime.build import runtime_sources
 
 __all__ = ["TARGETS"]
 
 _HARNESS = Path(__file__).parent / "harness.c"
+#: Of the runtime's sources; abi.h is two folders above.
+_SOURCE = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
 _FLAGS = (
     "-std=gnu11", "-O1", "-g1", "-pthread", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all", "-fsanitize-coverage=trace-pc", "-Wall", "-Wextra",
@@ -56,17 +58,21 @@ def _config() -> bytes:
     ).pack()  # fmt: skip
 
 
+def _texts() -> list[Path]:
+    shared = _SOURCE.parents[1].glob("*.h")
+    return sorted(path for path in (*_SOURCE.iterdir(), *shared) if path.suffix in (".c", ".h", ".def"))
+
+
 def _build() -> Path:
     """The program that runs inputs, made the first time. Raises AssertionError if it cannot be."""
     folder = fuzz_directory() / "enclave_runtime"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [*sorted(runtime_sources().items()), ("harness.c", _HARNESS.read_bytes())]
+    sources = [(path.name, path.read_bytes()) for path in (_HARNESS, *_texts())]
     program = folder / f"harness-{cache_key(*_FLAGS, *(part for item in sources for part in item))}"
     if not program.exists():
-        source = Path(str(files("veil.guest.enclaves.runtime"))) / "src"
-        units = [str(path) for path in sorted(source.glob("*.c")) if path.name not in _LEFT_OUT]
+        units = [str(path) for path in sorted(_SOURCE.glob("*.c")) if path.name not in _LEFT_OUT]
         work = program.with_suffix(".new")
-        command = ["cc", *_FLAGS, f"-I{source}", "-o", str(work), str(_HARNESS), *units]
+        command = ["cc", *_FLAGS, f"-I{_SOURCE}", "-o", str(work), str(_HARNESS), *units]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         work.rename(program)
@@ -80,7 +86,7 @@ def _harness() -> subprocess.Popen[bytes]:
     folder = program.parent
     config = folder / "config"
     config.write_bytes(_config())
-    errors = (folder / "errors").open("wb")
+    errors = _errors().open("wb")
     process = subprocess.Popen(
         [str(program), str(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         env={"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_abort=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
@@ -94,20 +100,29 @@ def _run(data: bytes) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     data = data[:_LONGEST]
+    before = _errors().stat().st_size
     process.stdin.write(struct.pack("<I", len(data)) + data)
     process.stdin.flush()
     answer = process.stdout.read(_ANSWER.size)
-    assert len(answer) == _ANSWER.size, _last_error()
+    assert len(answer) == _ANSWER.size, _said_since(before)
     letter, ways = _ANSWER.unpack(answer)
     global _reached
     _reached += ways
-    assert letter in (b".", b"a", b"s"), _last_error()
+    assert letter in (b".", b"a", b"s"), _said_since(before)
 
 
-def _last_error() -> str:
-    text = (fuzz_directory() / "enclave_runtime" / "errors").read_text(errors="replace")
+def _errors() -> Path:
+    return fuzz_directory() / "enclave_runtime" / "errors"
+
+
+def _said_since(before: int) -> str:
+    """What the newest input's process said. Without its number and addresses, which are others each time: the same
+    mistake has the same name.
+    """
+    text = _errors().read_bytes()[before:].decode(errors="replace")
     lines = [line for line in text.splitlines() if "ERROR" in line or "runtime error" in line or "invariant" in line]
-    return lines[-1] if lines else "the harness's process ended"
+    line = lines[-1] if lines else "an input's process ended without a word, or was at work for too long"
+    return re.sub(r"==\d+==|\b0x[0-9a-f]+\b|\bT\d+\b", "-", line)
 
 
 def _seeds() -> Iterable[bytes]:
