@@ -307,6 +307,25 @@ def test_a_level_above_the_kernel_calls_its_like() -> None:
         assert host.platform.apics[1].isr == 0  # type: ignore[attr-defined]
 
 
+def test_an_nmi_ends_the_halt_of_a_level_above_the_kernel() -> None:
+    ready, log = _LOGS + 3 * PAGE, _LOGS + PAGE
+    first = f"""
+    1:  pause
+        cmp qword ptr [{ready}], 1
+        jne 1b
+        request 0x80000015, 0x100000400, 0
+    1:  pause
+        cmp byte ptr [{log}], {_NMI_LOGGED}
+        jne 1b
+        finish 3
+    """
+    second = f"lock inc qword ptr [{ready}]"
+    with Machine(_MEMORY) as machine:
+        host = _boot(machine, [first, second], levels=[(1, 1, "hlt")], kernel_vmpl=1)
+        host.vcpus[1].start(0)
+        assert _end(host) == 3
+
+
 # A hostile host
 
 _EVENTS = {

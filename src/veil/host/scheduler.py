@@ -13,7 +13,7 @@ from veil.host.vcpu import RunState
 
 if TYPE_CHECKING:
     from veil.host.host import Host
-    from veil.host.vcpu import Vcpu
+    from veil.host.vcpu import Context, Vcpu
 
 __all__ = ["LONG_SLICE_NS", "MAX_PAUSES", "SLICE_NS", "Scheduler"]
 
@@ -44,7 +44,13 @@ class Scheduler:
         vector = host.platform.pending_vector(vcpu.index)
         if vector is not None and not self._holds_back(vcpu, vector):
             return True
-        return self._has_nmi(vcpu) or (vcpu.current is not None and vcpu.current.own_vectors != 0)
+        return self._has_nmi(vcpu) or self._has_own(vcpu.current)
+
+    def _has_own(self, context: Context | None) -> bool:
+        """Did the same level of another VCPU send it something, past the APICs?"""
+        if context is None:
+            return False
+        return context.own_vectors != 0 or (context.doorbell is not None and context.has_nmi)
 
     def _holds_back(self, vcpu: Vcpu, vector: int) -> bool:
         """Is it below the kernel's CR8? (#HV comes all the same.)"""
