@@ -112,9 +112,11 @@ def test_code_is_not_given_back(locked: CodeGuest, code: KernelCode, place: str)
     assert not permissions & Permission.W
 
 
-def test_off_text_is_given_back_and_taken_again(resume: Resume, code: KernelCode) -> None:
-    """And then it is whatever the kernel writes there."""
-    guest, gpa = resume(OFF), _text_page(code)
+@pytest.mark.parametrize("place", ["text", "a module's text"])
+def test_off_text_is_given_back_and_taken_again(resume: Resume, code: KernelCode, place: str) -> None:
+    """And then it is whatever the kernel writes there. (Without its system call table no kernel goes on.)"""
+    guest = resume(OFF)
+    gpa = PLACES[place](guest, code)
     assert _numbers(guest, "pvalidate", gpa, "0") == [0]
     assert _numbers(guest, "pvalidate", gpa, "1") == [0]
     assert guest.attack("frame", gpa) == [RAN]
