@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import struct
+import time
+
 import pytest
 
 from tests.machine_code import assemble
-from tests.small_guest import CODE, FREE, PAGE, STACK, TRAPS, VMSA, SmallGuest
+from tests.small_guest import CODE, FREE, IDT, PAGE, STACK, TRAPS, VMSA, SmallGuest
 from veil.snp import ExitCode, StopReason, WatchKind, Watchpoint
 from veil.snp.layouts import SUPPORTED_FEATURES, SevFeatures, Vmsa
 
@@ -495,3 +498,21 @@ def test_the_traps_page_is_where_it_was() -> None:
     """A guard of this file's own: the handlers' notes are not on a page that is watched above."""
     assert TRAPS // PAGE not in {_AT // PAGE, (STACK - 8) // PAGE}
     assert Vmsa.dr0.offset == 0x180
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"),
+    [("nop", _EXECUTE), (f"mov rax, [{FREE}]", _ACCESS), (f"mov ss, [{FREE}]\nmov ss, [{FREE}]", _ACCESS)],
+)
+def test_a_handler_that_meets_its_own_breakpoint_without_end_does_not_keep_the_core(handler: str, kind: int) -> None:
+    """Each #DB begins on the same stack (IST), so no fault ends this."""
+    at = FREE + PAGE
+    watched = at if kind == _EXECUTE else FREE
+    with _guest("int1\nhlt", dr0=watched, dr7=_enable(0, kind, 1 if kind == _EXECUTE else 8)) as guest:
+        guest.put(f"{handler}\nhlt", at)
+        guest.top.write_u64(FREE, 0x10)
+        guest.top.write_u64(guest.vmsa().tr.base + 36, STACK)
+        guest.top.write(IDT + 16 * _DB, struct.pack("<HHBBHII", at & 0xFFFF, 8, 1, 0xEE, at >> 16, 0, 0))
+        for _ in range(3):
+            assert guest.run(deadline_ns=time.monotonic_ns() + 2_000_000) == ExitCode.INTR
+        assert guest.vmsa().rsp <= STACK
