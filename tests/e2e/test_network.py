@@ -113,7 +113,7 @@ def _send(vm: ConfidentialVM) -> None:
     assert [hashlib.sha256(data).hexdigest() for data in server.came] == [said.split()[0]]
 
 
-def test_a_guest_reaches_this_computer(named: tuple[Path, list[str]]) -> None:
+def test_a_guest_reaches_this_computer(named: tuple[Path, list[str]], tmp_path: Path) -> None:
     with _guest(named) as vm:
         assert _run(vm, "readlink /sys/class/net/eth0/device/driver").endswith("/virtio_net")
         _fetch(vm)
@@ -129,6 +129,11 @@ def test_a_guest_reaches_this_computer(named: tuple[Path, list[str]]) -> None:
         assert network is not None
         os.kill(network._process.pid, signal.SIGKILL)
         _run(vm, "until grep -q 0 /sys/class/net/eth0/carrier; do sleep 0.1; done")
+        vm.snapshot(tmp_path / "alone")
+    # And that there is one again, when it is restored.
+    with _guest((tmp_path / "alone", named[1])) as vm:
+        _run(vm, "until grep -q 1 /sys/class/net/eth0/carrier; do sleep 0.1; done")
+        _fetch(vm)
 
 
 def test_who_comes_to_a_forwarded_port_reaches_the_guest(named: tuple[Path, list[str]]) -> None:

@@ -46,6 +46,9 @@ class FakeCard:
     def resume(self) -> None:
         self.resumed += 1
 
+    def announce(self) -> None:
+        pass
+
     def unplug(self) -> None:
         self.unplugged = True
 

@@ -74,6 +74,9 @@ class Card(Protocol):
     def resume(self) -> None:
         """Frames are taken again."""
 
+    def announce(self) -> None:
+        """Somebody is at the other end."""
+
     def unplug(self) -> None:
         """Nobody is at the other end any more."""
 
@@ -139,6 +142,7 @@ class UserNetwork:
     def plug(self, card: Card, post: Callable[[Callable[[], None]], None]) -> None:
         """Carry frames from and to a card. `post` has something done in the hypervisor's thread."""
         self._card, self._post = card, post
+        self._tell(lambda card: card.announce())
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self._thread.start()
 

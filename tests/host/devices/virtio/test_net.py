@@ -200,6 +200,17 @@ class TestTransmission:
         assert board.cable.frames == []
         assert len(board.queues[TRANSMIT].used_entries()) == 2
 
+    def test_the_driver_of_a_snapshot_hears_that_the_link_is_up_again(self, board: Board) -> None:
+        board.device.unplug()
+        board.read(0x38, 1)
+        again = Board()
+        again.device.announce()
+        assert not again.read(0x38, 1), "there is no driver yet"
+        again.device.load(board.device.dump())
+        again.device.announce()
+        assert again.read(0x38, 1) & 2
+        assert again.read(0x46, 2) == 1
+
 
 class TestReception:
     def test_frames(self, board: Board) -> None:

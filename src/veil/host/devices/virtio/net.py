@@ -134,6 +134,11 @@ class VirtioNet(VirtioPci):
         if self.live and self.queues[_TRANSMIT].enabled:
             self.guarded(self._transmit)
 
+    def announce(self) -> None:
+        """Somebody is at the other end: the driver of a guest of a snapshot may have been told otherwise."""
+        if self.live:
+            self.config_changed()
+
     def unplug(self) -> None:
         """Nobody is at the other end any more."""
         self._plugged = False
