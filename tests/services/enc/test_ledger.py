@@ -203,6 +203,15 @@ def test_one_that_an_owner_waits_for_is_heard_in_any_case() -> None:
     assert not log.told_of(unfinished)
 
 
+@pytest.mark.parametrize("size", [256 << 10, 1 << 20])
+def test_in_a_small_log_as_well(size: int) -> None:
+    log = _Log(size)
+    late = _enclave(7000)
+    log.awaited.add(late.measurement)
+    _exhaust(log)
+    assert len(_lead_a_life(log, late)) == 5
+
+
 def test_an_owner_who_acknowledges_makes_room() -> None:
     log = _Log()
     _exhaust(log)

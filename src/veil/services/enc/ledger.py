@@ -40,6 +40,8 @@ _FIRST_LINES = 8
 # that have secrets (as many as there are secrets, each so much).
 _ANY, _FIRST, _ALL = 1 / 8, 3 / 16, 1 / 4
 _ANY_OF_ONE, _AWAITED_OF_ONE = 1 / 256, 1 / 4096
+#: Bytes: of a small log that part would be no line at all.
+_AWAITED_LEAST = 4096
 #: Lines are counted together up to so much of the log.
 _TOGETHER = 1 / 2048
 #: What an entry of the log takes beside the words: it counts as well, for short lines are cheap to say.
@@ -122,7 +124,7 @@ class EnclaveLedger:
         if awaited is None or self._taken >= _ALL * size:
             return False
         taken = self._awaited.get(awaited, 0) + length
-        if taken > _AWAITED_OF_ONE * size:
+        if taken > max(_AWAITED_OF_ONE * size, _AWAITED_LEAST):
             return False
         self._awaited[awaited] = taken
         return True
