@@ -23,10 +23,16 @@ time.sleep(600)
 
 
 @pytest.fixture
-def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCard]:
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> Iterator[FakeCard]:
     monkeypatch.setattr(link, "_PROGRAM", _PROGRAM.replace("WORK", request.param))
     monkeypatch.setattr(link, "_END_TIMEOUT", 0.1)
     with closing(UserNetwork()) as network:
+        network.on_end = said.append
         yield FakeCard(network)
 
 
@@ -40,9 +46,7 @@ def _is_there(process: int) -> bool:
     indirect=True,
     ids=["empty", "half", "all"],
 )
-def test_it_says_that_it_is_gone_and_stays(card: FakeCard) -> None:
-    said: list[str] = []
-    card.network.on_end = said.append
+def test_it_says_that_it_is_gone_and_stays(card: FakeCard, said: list[str]) -> None:
     process = card.network._process.pid
     card.wait(lambda: bool(said))
     assert card.unplugged
