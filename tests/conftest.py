@@ -59,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         long = list(dict.fromkeys(item.path for item in items if item.path.is_relative_to(_E2E)))
         half = (len(long) + 1) // 2
         turn = {path: (index % half, index) for index, path in enumerate(long)}
-        items.sort(key=lambda item: (item.path.name != _FIRST, turn.get(item.path, (len(items), 0))))
+        short = (half, 0)
+        items.sort(key=lambda item: (item.path.name != _FIRST, turn.get(item.path, short)))
 
 
 # A change is judged by its own doing: an example that no run has found before is for `make soak`.
