@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 
 import pytest
@@ -92,16 +91,14 @@ def test_a_host_that_injects_events_wherever_it_can(resume: Resume, tmp_path: Pa
         first = vm.hypervisor.vcpus[0]
         if not isinstance(event, ExitEvent) or event.vmpl != ENCLAVE_VMPL or first.current is None:
             return
-        # On a busy computer no run of the enclave's would come to an instruction, and it would never end.
-        if len(tried) > 100:
-            return
         vmsa = first.current.vmcb.vmsa_pa
         if not restricted:
             features = vmsa + Vmsa.sev_features.offset
             vm.machine.view(vmpl=0).write_u64(features, SevFeatures.SNP)
         for injected in (29 | 3 << 8 | 1 << 11 | 0x72 << 32, 14 | 3 << 8 | 1 << 11 | 4 << 32, 0x80 | 4 << 8, 0x80):
             vmcb = Vmcb(vmsa_pa=vmsa, event_inj=injected | EVENT_VALID)
-            vm.machine.vmrun(vmcb, time.monotonic_ns() + 1_000_000)
+            # Without a deadline: on a busy computer it would pass before the event's handler has run.
+            vm.machine.vmrun(vmcb)
             tried.append(vmcb.exit_code)
 
     vm.hypervisor.on_event = attack
