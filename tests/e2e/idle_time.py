@@ -21,7 +21,10 @@ from veil.snp import Machine
 from veil.snp.layouts import Vmcb
 from veil.snp.machine import DomainSwitches
 
-__all__ = ["let_idle_time_pass"]
+__all__ = ["NO_PULSE", "let_idle_time_pass"]
+
+#: When the services' pulse is due on a host that sends none. (FOREVER: it begins when they are called.)
+NO_PULSE = FOREVER >> 1
 
 
 class _Clock:

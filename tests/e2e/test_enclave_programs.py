@@ -76,6 +76,7 @@ def test_sqlite3_keeps_a_database_that_the_guest_cannot_read(
     assert changed.exit_status != 0
 
 
+@pytest.mark.soak
 def test_a_sealed_database_outlives_the_launch(resume: Resume, tmp_path: Path, sqlite3: EnclaveImage) -> None:
     """Another launch of the same image reads it; another image, here one whose kernel is locked down, does not."""
     services = protected_services(KciSettings(mode=KCI_OFF), EncSettings(mode=ON))

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.hijack import CODE, PVALIDATE, RESULT, RMPADJUST, SHARED, TABLES, Hijack, ask_by_msr
+from tests.e2e.idle_time import NO_PULSE
 from tests.e2e.log_guest import log_reader, log_service, protected_pages, service_parameters, verified
 from veil.cvm import ConfidentialVM
 from veil.errors import VeilError
 from veil.formats.ghcb import NaeEvent
 from veil.host import MalformedGhcb, Protection
-from veil.host.service_pulse import FOREVER
 from veil.monitor.page_book import Owner
 from veil.monitor.svsm_call import ResultCode
 from veil.remote.channel.client import RequestFailed
@@ -232,7 +232,7 @@ def test_calls_to_veilmon(kernel: Hijack, kind: str) -> None:
         ("certificates", lambda: attestation(kernel, 0, certificates=gpa)),
     ]
     # No time passes for the services: they would write that nothing was heard of the kernel.
-    kernel.vm.hypervisor.pulse.due_ns = FOREVER
+    kernel.vm.hypervisor.pulse.due_ns = NO_PULSE
     content, before = all_of_it(kernel), kernel.vm.machine.rmp.dump()
     for name, call in calls:
         assert call() >= 0x8000_0000, name

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.hostile_module import HostileKernel
+from tests.e2e.idle_time import NO_PULSE
 from tests.e2e.log_guest import log_reader
 from tests.e2e.snapshots import Resume, RunSnapshots
 from veil.cvm import ConfidentialVM
 from veil.formats.log import AuditState, EntryKind, Heartbeat
-from veil.host.service_pulse import FOREVER
 from veil.remote.log import serials as audit_serials
 from veil.remote.log.analysis import LogAnalysis
 from veil.remote.log.audit_rules import load_rules
@@ -156,7 +156,7 @@ def test_a_kernel_that_is_silent_and_runs_on(vm: ConfidentialVM, tmp_path: Path,
     kernel = HostileKernel(vm, tmp_path)
     log_reader(vm).head()
     if not honest_host:
-        vm.hypervisor.pulse.due_ns = FOREVER
+        vm.hypervisor.pulse.due_ns = NO_PULSE
     heart, ticker = kernel.symbol("heartbeat_work"), kernel.symbol("ticker")
     if lies:
         kernel.do("stop_ticker", ticker=ticker)
