@@ -119,8 +119,9 @@ class Cache:
     def scratch(self) -> Iterator[Path]:
         """A folder of the caller's own, on the cache's disk, which is gone afterwards."""
         scratch = self.directory("tmp")
-        _sweep(scratch)
-        work = Path(tempfile.mkdtemp(prefix="build-", dir=scratch))
+        with self._explained("tmp"):
+            _sweep(scratch)
+            work = Path(tempfile.mkdtemp(prefix="build-", dir=scratch))
         try:
             yield work
         finally:

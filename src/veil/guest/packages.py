@@ -31,8 +31,8 @@ def unpacked_packages(
 ) -> list[Path]:
     """The same for several, in their order. What is missing is fetched with one call of apt, which takes a second each
     time before it begins."""
-    places = {package: _kept_place(cache, package) for package in packages}
-    missing = [package for package, place in places.items() if place is None]
+    places = {package: place for package in packages if (place := _kept_place(cache, package)) is not None}
+    missing = [package for package in dict.fromkeys(packages) if package not in places]
     if missing:
         if progress:
             progress(f"fetching {', '.join(missing)}")
@@ -42,7 +42,7 @@ def unpacked_packages(
                 # Epochs stand in the names as %3a, which no key has.
                 key = archive.name.removesuffix(".deb").replace("%3a", "_")
                 places[package] = cache.entry(_PACKAGES, key, partial(apt.unpack_archive, archive))
-    return [place for package in packages if (place := places[package]) is not None]
+    return [places[package] for package in packages]
 
 
 def _kept_place(cache: Cache, package: str) -> Path | None:

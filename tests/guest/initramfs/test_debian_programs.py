@@ -15,7 +15,7 @@ from veil.guest.elf import parse_linking
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs import debian_programs as module
 from veil.guest.initramfs.archive import Node
-from veil.guest.initramfs.debian_programs import debian_programs
+from veil.guest.initramfs.debian_programs import PackageFiles, debian_programs
 
 
 def test_linking_is_what_readelf_says() -> None:
@@ -153,6 +153,13 @@ def test_what_a_program_needs_is_fetched_at_once(packages: Path, monkeypatch: py
     monkeypatch.setattr(module, "unpacked_packages", unpack)
     debian_programs(Cache(packages / "cache"), ["app"], ["usr/bin/app"])
     assert calls == [["app"], ["libnear2", "libnext1"], ["libfar1"]]
+
+
+def test_a_damaged_program_is_found_and_its_user_says_what_is_wrong(packages: Path) -> None:
+    place = packages / "app/usr/bin/app"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"\x7fELF and no more")
+    assert PackageFiles(Cache(packages / "cache"), ["app"], []).program("usr/bin/app") == place
 
 
 def test_a_script_and_its_mode(packages: Path) -> None:

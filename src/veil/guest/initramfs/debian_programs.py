@@ -191,9 +191,14 @@ class PackageFiles:
 
 
 def _needed(file: Path) -> list[str]:
-    """The names of the libraries that a program or a library needs."""
+    """The names of the libraries that a program or a library needs. Who uses a damaged one says what is wrong with
+    it."""
     data = file.read_bytes()
-    return [PurePosixPath(name).name for name in parse_linking(data, file.name).needed] if is_elf(data) else []
+    try:
+        needed = parse_linking(data, file.name).needed if is_elf(data) else ()
+    except GuestImageError:
+        return []
+    return [PurePosixPath(name).name for name in needed]
 
 
 def _node(path: Path) -> Node:
