@@ -133,13 +133,16 @@ class _Networks:
 
     def __init__(self, *good: Sequence[Path]) -> None:
         self.good = good
+        self.unconfined: str | None = None
         self.tried: list[Sequence[Path]] = []
 
     def __call__(self, forwards: object, *, restrict: bool, loopback: bool, folders: Sequence[Path]) -> UserNetwork:
         self.tried.append(folders)
         if folders not in self.good:
             raise LibraryMissing("libslirp.so.0 cannot be loaded")
-        return object.__new__(UserNetwork)
+        made = object.__new__(UserNetwork)
+        made.unconfined = self.unconfined
+        return made
 
 
 def test_the_library_of_this_computer_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +151,19 @@ def test_the_library_of_this_computer_comes_first(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(networks, "unpacked_library", pytest.fail)
     open_network(Network(), Cache(), lambda words: None)
     assert made.tried == [()]
+
+
+def test_what_is_not_confined_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Networks(())
+    monkeypatch.setattr(networks, "UserNetwork", made)
+    told: list[str] = []
+    open_network(Network(), Cache(), told.append)
+    assert not told
+    made.unconfined = "there is no libseccomp"
+    open_network(Network(), Cache(), told.append)
+    assert told == [
+        "the process of the guest's network is not confined, and has all of your rights: there is no libseccomp"
+    ]
 
 
 def test_else_it_is_debians_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

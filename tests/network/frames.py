@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from veil.formats.user_network import GATEWAY, GUEST, MAC
 from veil.network import UserNetwork
 
-__all__ = ["FakeCard", "arp_request", "dhcp_discover", "ping", "udp"]
+__all__ = ["FakeCard", "arp_request", "dhcp_discover", "free_port", "ping", "udp"]
 
 _IPV4, _ARP = b"\x08\x00", b"\x08\x06"
 #: libslirp's, of whoever has this address
@@ -105,3 +105,11 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    """Of this computer's 127.0.0.1."""
+    with socket.socket(socket.AF_INET, kind) as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.network.frames import FakeCard, arp_request, dhcp_discover, ping, udp
+from tests.network.frames import FakeCard, arp_request, dhcp_discover, free_port, ping, udp
 from veil.cache import Cache
 from veil.cvm import Network
 from veil.cvm.networks import open_network
@@ -47,13 +47,6 @@ def server() -> Iterator[socket.socket]:
         server.bind(("127.0.0.1", 0))
         server.settimeout(5)
         yield server
-
-
-def _free_port(kind: socket.SocketKind) -> int:
-    with socket.socket(socket.AF_INET, kind) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def test_who_is_there(card: FakeCard) -> None:
@@ -139,7 +132,7 @@ def test_protocols_that_the_network_does_not_have(card: FakeCard) -> None:
 
 
 def test_who_comes_to_a_forwarded_port_reaches_the_guest() -> None:
-    port = _free_port(socket.SOCK_DGRAM)
+    port = free_port(socket.SOCK_DGRAM)
     with (
         _plugged(f"user,hostfwd=udp:{port}:5353") as card,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as user,
@@ -164,7 +157,7 @@ def test_a_port_that_is_taken() -> None:
 
 
 def test_nobody_listens_once_it_is_closed() -> None:
-    port = _free_port(socket.SOCK_STREAM)
+    port = free_port(socket.SOCK_STREAM)
     for _ in range(2):
         with _plugged(f"user,hostfwd=tcp:{port}:80") as card:
             socket.create_connection(("127.0.0.1", port)).close()

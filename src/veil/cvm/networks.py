@@ -81,7 +81,10 @@ def open_network(network: Network, cache: Cache, say: Callable[[str], None]) -> 
     """What the host gets; libslirp is this computer's, or Debian's package in the cache. Raises VeilError."""
 
     def make(folders: tuple[Path, ...]) -> UserNetwork:
-        return UserNetwork(network.forwards, restrict=network.restrict, loopback=network.loopback, folders=folders)
+        made = UserNetwork(network.forwards, restrict=network.restrict, loopback=network.loopback, folders=folders)
+        if made.unconfined is not None:
+            say(f"the process of the guest's network is not confined, and has all of your rights: {made.unconfined}")
+        return made
 
     try:
         return make(())

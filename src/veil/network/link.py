@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from veil.errors import VeilError
-from veil.network.process import LONGEST_FRAME, MISSING
+from veil.network.process import LONGEST_FRAME, MISSING, UNCONFINED
 from veil.private_files import UMASK
 
 __all__ = ["Card", "Forward", "LibraryMissing", "NetworkError", "UserNetwork"]
@@ -100,6 +100,8 @@ class UserNetwork:
         """
         #: told, for people, why there is no network any more
         self.on_end: Callable[[str], None] = lambda words: None
+        #: why the process has all rights of this user, if it has
+        self.unconfined: str | None = None
         self._card: Card | None = None
         self._post: Callable[[Callable[[], None]], None] = lambda action: None
         self._delivering = False
@@ -135,8 +137,9 @@ class UserNetwork:
             raise NetworkError(f"the network's process does not say that it is ready: {error}") from error
         if MISSING in words:
             raise LibraryMissing(words[MISSING])
-        if words:
+        if "error" in words:
             raise NetworkError(f"network: {words['error']}")
+        self.unconfined = words.get(UNCONFINED)
         self._socket.setblocking(False)
 
     def plug(self, card: Card, post: Callable[[Callable[[], None]], None]) -> None:

@@ -2,33 +2,36 @@
 """The process in which libslirp runs. Each message on its socket is a frame, but for the first that it sends: that it
 is ready, or why it is not.
 
-It ends when the other end of the socket is closed, so it never outlives the process that has the guest.
+It ends when the other end of the socket is closed, so it never outlives the process that has the guest. Before it reads
+a frame it is confined (`veil.network.confinement`): libslirp is there, and listens at its ports, by then.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import select
 import socket
 import sys
 from collections import deque
 
+from veil.network.confinement import confine, limit
+from veil.network.name_server import learn_name_server
+from veil.network.seccomp import Filters
 from veil.network.slirp import LIBRARY, Slirp, load_library
 
-__all__ = ["LONGEST_FRAME", "MISSING", "main"]
+__all__ = ["LONGEST_FRAME", "MISSING", "UNCONFINED", "main"]
 
 #: No message is longer.
 LONGEST_FRAME = 4096
 #: in the first message: there is no library, so that another one may be tried
 MISSING = "missing"
+#: in the first message: it is ready, with all rights of the user, and why
+UNCONFINED = "unconfined"
 #: frames of the guest between two looks at the sockets
 _FRAMES_AT_ONCE = 64
 #: With so many frames that the guest has not taken nothing more is read from anybody; what comes all the same, beyond
 #: this, is lost.
 _FULL, _LOST = 256, 4096
-#: Each connection of a guest, or of those who come to it, takes one, and memory for what is on its way.
-_DESCRIPTORS = 1024
 # Of an Ethernet frame: its type, and in IPv4's header the first byte of the destination.
 _TYPE, _DESTINATION = slice(12, 14), slice(30, 31)
 _ARP, _IPV4 = b"\x08\x06", b"\x08\x00"
@@ -39,9 +42,6 @@ def main() -> None:
     """`sys.argv` ends with the socket's descriptor, and the settings as JSON: "folders" as of `load_library`,
     "forwards" as of `Slirp.forward`, "restrict", "loopback"."""
     descriptor, settings = int(sys.argv[-2]), json.loads(sys.argv[-1])
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     with socket.socket(fileno=descriptor) as link:
         link.setblocking(False)
         try:
@@ -57,9 +57,28 @@ def main() -> None:
             except OSError as error:
                 _say(link, {"error": f"cannot listen at {protocol}:{address}:{port}: {error.strerror or error}"})
                 return
-        _say(link, {})
+        why_not = _confine(slirp, restrict=settings["restrict"])
+        _say(link, {} if why_not is None else {UNCONFINED: why_not})
         while _turn(link, outbox, slirp):
             pass
+
+
+def _confine(slirp: Slirp, *, restrict: bool) -> str | None:
+    """None, or why the process is not confined; its limits it has anyway."""
+    try:
+        filters = Filters()
+    except OSError as error:
+        limit()
+        return f"there is no libseccomp: {error}"
+    try:
+        if not restrict:
+            learn_name_server(slirp, filters)
+        limit()
+        confine(filters, restrict=restrict)
+    except OSError as error:
+        limit()
+        return f"the kernel takes no filter of system calls: {error.strerror}"
+    return None
 
 
 def _say(link: socket.socket, words: dict[str, str]) -> None:
