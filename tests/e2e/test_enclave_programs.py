@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.snapshots import Resume
 from tests.guest.enclaves.native_runtime import compile_program
-from tests.guest.enclaves.programs import INTERRUPTS, MEMORY, OUTSIDE, SIGNALS, TERMINATED, THREADS
+from tests.guest.enclaves.programs import FLOATING_POINT, INTERRUPTS, MEMORY, OUTSIDE, SIGNALS, TERMINATED, THREADS
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
@@ -122,6 +123,14 @@ def test_faults_and_signals(vm: ConfidentialVM, tmp_path: Path) -> None:
         "repaired x 1.5", "caught 8", "blocked 0", "delivered 1", "caught 4",
     ]  # fmt: skip
     assert done.exit_status == 143
+
+
+def test_each_thread_has_its_own_floating_point_state(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """With one slot beside the first thread's, which its threads have one after the other."""
+    image = _build(tmp_path, FLOATING_POINT, "-static", "-lm", threads=2)
+    outside = subprocess.run([tmp_path / "program"], capture_output=True, check=True).stdout
+    done = _run(vm, tmp_path, image)
+    assert (done.stdout, done.exit_status) == (outside, 0), done
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])

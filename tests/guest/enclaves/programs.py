@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs in C that tests run on the runtime as a process, and shielded in a guest."""
 
-__all__ = ["INTERRUPTS", "MEMORY", "OUTSIDE", "SIGNALS", "TERMINATED", "THREADS"]
+__all__ = ["FLOATING_POINT", "INTERRUPTS", "MEMORY", "OUTSIDE", "SIGNALS", "TERMINATED", "THREADS"]
 
 THREADS = r"""
 #include <pthread.h>
@@ -384,6 +384,61 @@ int main(int argc, char **argv)
 			information.si_signo);
 		wait_and_tell();
 	}
+	return 0;
+}
+"""
+
+#: Rounding and the x87 stack belong to each thread: a new one has its maker's, a handler what a program begins with.
+FLOATING_POINT = r"""
+#define _GNU_SOURCE
+#include <fenv.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <asm/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static volatile int in_handler;
+static volatile long double product;
+static long gs(void)
+{
+	long base = 0;
+	syscall(SYS_arch_prctl, ARCH_GET_GS, &base);
+	return base;
+}
+static void handle(int number)
+{
+	volatile long double a = number, b = 2;
+	in_handler = fegetround();
+	product = a * b;
+	fesetround(FE_TOWARDZERO);
+}
+static void *work(void *wanted)
+{
+	long found = fegetround() | gs() << 16;
+	fesetround((int)(long)wanted);
+	syscall(SYS_arch_prctl, ARCH_SET_GS, 0L);
+	return (void *)found;
+}
+int main(void)
+{
+	long double full;
+	signal(SIGUSR1, handle);
+	fesetround(FE_UPWARD);
+	syscall(SYS_arch_prctl, ARCH_SET_GS, 7L);
+	for (int i = 0; i < 3; i++) {
+		pthread_t thread;
+		void *found;
+		if (pthread_create(&thread, 0, work, (void *)FE_DOWNWARD) || pthread_join(thread, &found))
+			return 1;
+		printf("%lx ", (long)found);
+	}
+	/* A handler comes while the x87 stack is full. */
+	__asm__ volatile("fld1; fld1; fld1; fld1; fld1; fld1; fld1; fld1; syscall; "
+			"faddp; faddp; faddp; faddp; faddp; faddp; faddp"
+			: "=t"(full) : "a"(SYS_tkill), "D"(syscall(SYS_gettid)), "S"(SIGUSR1)
+			: "rcx", "r11", "memory");
+	printf("%x %g %g %x\n", in_handler, (double)product, (double)full, fegetround());
 	return 0;
 }
 """

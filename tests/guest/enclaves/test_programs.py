@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
-from tests.guest.enclaves.programs import MEMORY, SIGNALS, THREADS
+from tests.guest.enclaves.programs import FLOATING_POINT, MEMORY, SIGNALS, THREADS
 from tests.guest.enclaves.test_image import config_of, with_config
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.rules import ConfigFlag
@@ -235,6 +236,13 @@ def test_signals_reach_their_handlers(native: NativeRuntime, tmp_path: Path) -> 
         "repaired x 1.5", "caught 8", "blocked 0", "delivered 1", "caught 4",
     ]  # fmt: skip
     assert done.returncode == 143
+
+
+def test_each_thread_has_its_own_floating_point_state(native: NativeRuntime, tmp_path: Path) -> None:
+    """As on Linux: a new one has its maker's, whatever the one before did in its slot; a handler begins anew."""
+    program = compile_program(tmp_path, FLOATING_POINT, "-static", "-lm")
+    outside = subprocess.run([program], capture_output=True, check=True).stdout
+    assert native.run(native.build(program), "p").stdout == outside == b"70800 70800 70800 0 20 8 800\n"
 
 
 def test_memory_is_managed_inside(native: NativeRuntime, tmp_path: Path) -> None:

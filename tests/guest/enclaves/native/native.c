@@ -21,6 +21,7 @@ extern const char runtime_start[];
 #define SET_DISPATCH 59
 #define CODE_ROOM 0x100000
 #define ALTERNATE_AT 0x1000
+#define XSAVE_MAGIC 0x46505853
 #define SIGNAL_FLAGS 0x4c000004 /* SA_NODEFER | SA_ONSTACK | SA_RESTORER | SA_SIGINFO */
 
 /* Of the service, beside those that the runtime looks for (`veil.formats.status`). */
@@ -214,7 +215,16 @@ void fp_save(struct thread *self, void *to)
 
 void fp_restore(struct thread *self, const void *from)
 {
-	memcpy(slots[self->slot].fp, from, 464);
+	u8 *fp = slots[self->slot].fp;
+
+	if (!fp) {
+		__asm__ volatile("fxrstor64 (%0)" : : "r"(from) : "memory");
+		return;
+	}
+	memcpy(fp, from, 464);
+	/* In an XSAVE area the kernel takes what is said to be there. */
+	if (*(u32 *)(fp + 464) == XSAVE_MAGIC)
+		*(u64 *)(fp + 512) |= 3;
 }
 
 u16 fp_status(struct thread *self, u32 *mxcsr, u16 *control)
@@ -232,6 +242,7 @@ void native_thread(u64 slot)
 {
 	u64 stack[3] = { (u64)thread_of((u32)slot) + ALTERNATE_AT, 0, VEIL_ENC_STACK_TOP - ALTERNATE_AT };
 
+	slots[slot].fp = NULL;
 	if (raw(NR_SIGALTSTACK, (u64)stack, 0, 0, 0, 0, 0) ||
 	    raw(NR_PRCTL, SET_DISPATCH, 1, (u64)runtime_start, CODE_ROOM, (u64)&blocking, 0))
 		die("no system call user dispatch\n");

@@ -68,7 +68,7 @@ static inline void order_writes(void)
 	__asm__ volatile("" : : : "memory");
 }
 
-/* The program's x87, MMX and SSE registers; the runtime itself uses none. 512 bytes, aligned to 16. */
+/* The program's x87, MMX and SSE registers; the runtime itself uses none. FP_BYTES, aligned to 16. */
 void fp_save(struct thread *, void *to);
 void fp_restore(struct thread *, const void *from);
 u16 fp_status(struct thread *, u32 *mxcsr, u16 *control);

@@ -9,7 +9,6 @@
 #include "runtime.h"
 #include "signal_numbers.h"
 
-#define FP_BYTES 512
 #define RED_ZONE 128
 #define UC_SIGCONTEXT_SS 2
 #define UC_STRICT_RESTORE_SS 4
@@ -18,6 +17,11 @@
 /* CF, PF, AF, ZF, SF, TF, DF, OF, AC, ID: what a program may change */
 #define FLAGS_FREE 0x240dd5
 #define MXCSR_BITS 0xffff
+/* Where FXSAVE has the control words, and what they are at first */
+#define FCW_AT 0
+#define MXCSR_AT 24
+#define FIRST_FCW 0x37f
+#define FIRST_MXCSR 0x1f80
 
 struct action {
 	u64 handler, flags, restorer, mask;
@@ -166,6 +170,18 @@ static void save(const struct thread *self, u64 mask, struct signal_frame *frame
 	};
 }
 
+/* Handlers begin so, as by Linux: with rounding to nearest, and room on the x87 stack that the program may have filled. */
+static void clear_fp(struct thread *self, u8 fp[FP_BYTES])
+{
+	const u32 mxcsr = FIRST_MXCSR;
+	const u16 control = FIRST_FCW;
+
+	memset(fp, 0, FP_BYTES);
+	memcpy(fp + FCW_AT, &control, sizeof(control));
+	memcpy(fp + MXCSR_AT, &mxcsr, sizeof(mxcsr));
+	fp_restore(self, fp);
+}
+
 static void run_handler(struct thread *self, s32 number, s32 code, const struct action *action)
 {
 	struct regs *regs = &self->regs;
@@ -192,6 +208,7 @@ static void run_handler(struct thread *self, s32 number, s32 code, const struct 
 	if (!(action->flags & SA_RESTORER) || copy_out(fp_place, fp, FP_BYTES) ||
 	    copy_out(place, &frame, sizeof(frame)))
 		end_by(self, SIGSEGV);
+	clear_fp(self, fp);
 	self->mask |= action->mask;
 	if (!(action->flags & SA_NODEFER))
 		self->mask |= SIGNAL_BIT(number);
@@ -295,9 +312,9 @@ HANDLER(do_rt_sigreturn)
 		if (copy_in(fp, from->fp, FP_BYTES))
 			end_by(self, SIGSEGV);
 		/* A reserved bit would be a #GP of the runtime's. */
-		memcpy(&mxcsr, fp + 24, sizeof(mxcsr));
+		memcpy(&mxcsr, fp + MXCSR_AT, sizeof(mxcsr));
 		mxcsr &= MXCSR_BITS;
-		memcpy(fp + 24, &mxcsr, sizeof(mxcsr));
+		memcpy(fp + MXCSR_AT, &mxcsr, sizeof(mxcsr));
 		fp_restore(self, fp);
 	}
 	to->r8 = from->r8;

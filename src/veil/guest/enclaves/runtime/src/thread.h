@@ -13,6 +13,8 @@
 #define VEIL_ENC_WINDOW 0x6f0000000000
 #endif
 
+#define FP_BYTES 512 /* as FXSAVE has them */
+
 /* As entry.S stores them; `vector` and `error` are the event's, the rest is the program's. */
 struct regs {
 	u64 r15, r14, r13, r12, r11, r10, r9, r8;
@@ -36,9 +38,11 @@ struct thread {
 	u32 slot;
 	u32 state;
 	s32 tid;
-	u32 buffer_used; /* of the window, by the call that goes on */
-	u64 fs_base;	 /* for a new thread, if it is not 0 */
-	u64 clear_tid;	 /* address that exit writes 0 to */
+	u32 buffer_used;			      /* of the window, by the call that goes on */
+	u64 fs_base;				      /* for a new thread, if it is not 0 */
+	u64 gs_base;				      /* for a new thread, as the next */
+	u8 fp[FP_BYTES] __attribute__((aligned(16))); /* its maker's: the slot has those of the one before */
+	u64 clear_tid;				      /* address that exit writes 0 to */
 
 	/* signals.c */
 	u64 mask;

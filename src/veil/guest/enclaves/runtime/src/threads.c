@@ -112,6 +112,8 @@ HANDLER(do_clone)
 	thread->slot = slot;
 	thread->tid = number;
 	thread->fs_base = flags & CLONE_SETTLS ? a[4] : fs_base();
+	thread->gs_base = gs_base();
+	fp_save(self, thread->fp);
 	thread->clear_tid = flags & CLONE_CHILD_CLEARTID ? a[3] : 0;
 	thread->mask = self->mask;
 	thread->pending = 0;

@@ -220,6 +220,8 @@ void end_thread(struct thread *self)
 	self->state = THREAD_RUNS;
 	if (self->fs_base)
 		set_fs_base(self->fs_base);
+	set_gs_base(self->gs_base);
+	fp_restore(self, self->fp);
 	resume(self);
 }
 
