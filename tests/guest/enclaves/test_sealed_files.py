@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.guest.enclaves.native_runtime import ANYTHING, Lie, NativeRuntime, compile_program
-from tests.services.enc.believing import forgets_removed_files, forgets_tags
+from tests.services.enc.believing import forgets_removed_files, forgets_tags, meets_none_again
 
 _TEXT = r"""
 #define _GNU_SOURCE
@@ -131,6 +132,72 @@ int main(int argc, char **argv)
 				return 13;
 		}
 		return 0;
+	} else if (!strcmp(argv[1], "links")) {
+		/* Two names of one file. */
+		char other[200];
+		snprintf(other, sizeof(other), "%s.link", path);
+		if (symlink(path, other))
+			return 17;
+		line(other, O_RDONLY);
+		file = open(path, O_RDWR);
+		if (pwrite(file, "others", 6, 0) != 6 || close(file))
+			return 18;
+		line(other, O_RDONLY);
+		file = open(other, O_RDWR);
+		if (pwrite(file, "again!", 6, 0) != 6 || close(file) || unlink(other))
+			return 19;
+	} else if (!strcmp(argv[1], "elsewhere")) {
+		/* What the kernel could do: an older state by a name that the program has not used yet. */
+		char other[200];
+		ssize_t size;
+		if (!argv[4])
+			line(path, O_RDONLY);
+		file = open(path, O_RDWR | O_CREAT, 0600);
+		if (argv[4] && write(file, "first!", 6) != 6)
+			return 20;
+		copy = open(argv[3], O_RDONLY);
+		size = read(copy, older, sizeof(older));
+		if (argv[4] ? unlink(path) : pwrite(file, "others", 6, 0) != 6)
+			return 21;
+		close(file);
+		snprintf(other, sizeof(other), "%s.other", argv[3]);
+		copy = open(other, O_WRONLY | O_CREAT, 0600);
+		if (write(copy, older, size) != size || close(copy))
+			return 22;
+		snprintf(other, sizeof(other), "%s.other", path);
+		line(other, O_RDONLY);
+		return 0;
+	} else if (!strcmp(argv[1], "pair")) {
+		line(argv[3], O_RDONLY);
+		file = open(path, O_RDWR);
+		if (pwrite(file, "others", 6, 0) != 6 || close(file))
+			return 23;
+		line(path, O_RDONLY);
+		line(argv[3], O_RDONLY);
+		return 0;
+	} else if (!strcmp(argv[1], "full")) {
+		line(path, O_RDONLY);
+		file = open(path, O_RDWR);
+		sync();
+		ssize_t done = pwrite(file, "others", 6, 0);
+		printf("%zd %s\n", done, strerror(errno));
+	} else if (!strcmp(argv[1], "below")) {
+		/* As data bases do it, to have a new file's name on the disk. */
+		if (mkdir(path, 0700) || (file = open(path, O_RDONLY)) < 0)
+			return 24;
+		printf("%d\n", fsync(file));
+		line(path, O_RDONLY);
+		return 0;
+	} else if (!strcmp(argv[1], "large")) {
+		file = open(path, O_RDWR | O_CREAT, 0600);
+		for (int size = 40; size <= 128; size += 44)
+			printf("%d %s\n", size, ftruncate(file, size << 20) ? strerror(errno) : "good");
+		return 0;
+	} else if (!strcmp(argv[1], "make")) {
+		file = open(path, O_RDONLY | O_CREAT, 0600);
+		printf("%d\n", file >= 0);
+		copy = ftruncate(file, 10);
+		printf("%d %s\n", copy, strerror(errno));
 	} else if (!strcmp(argv[1], "move")) {
 		/* The folder of an open file, and an older state of the file under its new path. */
 		char other[200];
@@ -211,6 +278,68 @@ def test_an_older_state_is_noticed_while_the_enclave_runs(
     assert run(*words) == ["5004 others", "Input/output error"]
     run("write", str(path))
     assert run(*words, runtime=NativeRuntime(native.place, forgets_tags())) == ["5004 others", "5004 secret"]
+
+
+@pytest.mark.parametrize("made", [[], ["made"]])
+def test_an_older_state_is_noticed_by_another_name_too(
+    run: Callable[..., list[str]], native: NativeRuntime, tmp_path: Path, made: list[str]
+) -> None:
+    """The kernel says where links lead: a program that looks (realpath) opens what it never opened before."""
+    path, outside = tmp_path / "sealed" / "file", tmp_path / "outside" / "file"
+    words = ("elsewhere", str(path), str(outside), *made)
+    expected = [] if made else ["5004 secret"]
+    for runtime, last in ((native, "Input/output error"), (NativeRuntime(native.place, meets_none_again()), None)):
+        path.unlink(missing_ok=True)
+        if not made:
+            run("write", str(path))
+        assert run(*words, runtime=runtime) == [*expected, last or ("6 first!" if made else "5004 secret")]
+
+
+def test_a_file_has_several_names(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    assert run("links", str(path)) == ["5004 secret", "5004 others", "5004 again!"]
+    assert run("read", str(path)) == ["5004 again!"]
+
+
+def test_a_copy_is_another_file(run: Callable[..., list[str]], native: NativeRuntime, tmp_path: Path) -> None:
+    """Of what was copied outside before, each goes its way."""
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    copy = tmp_path / "sealed" / "file.link"
+    copy.write_bytes(path.read_bytes())
+    assert run("pair", str(path), str(copy)) == ["5004 secret", "5004 others", "5004 secret"]
+    assert run("read", str(copy)) == ["5004 secret"]
+
+
+def test_what_could_not_be_written_is_as_it_was(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    run("write", str(path))
+    full = Lie(18, -errno.ENOSPC, once=True)
+    assert run("full", str(path), lie=full) == ["5004 secret", "-1 No space left on device", "5004 secret"]
+    assert run("read", str(path)) == ["5004 secret"]
+
+
+def test_who_may_not_write_makes_a_file_and_does_not_cut_it(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "sealed" / "file"
+    assert run("make", str(path)) == ["1", "-1 Invalid argument", "0 "]
+    assert run("read", str(path)) == ["0 "]
+
+
+def test_a_folder_below_is_opened_as_any_other(
+    run: Callable[..., list[str]], native: NativeRuntime, tmp_path: Path
+) -> None:
+    """Nothing is read of it: nor of a file that the kernel says is one."""
+    path = tmp_path / "sealed" / "folder"
+    assert run("below", str(path)) == ["0", "Is a directory"]
+    run("write", str(tmp_path / "sealed" / "file"))
+    folder = Lie(262, put=((2, 24, 4, 0o40700),))
+    assert run("read", str(tmp_path / "sealed" / "file"), lie=folder) == ["Is a directory"]
+
+
+@pytest.mark.soak
+def test_how_large_a_sealed_file_can_be(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    assert run("large", str(tmp_path / "sealed" / "file")) == ["40 good", "84 good", "128 No space left on device"]
 
 
 def test_files_are_renamed_and_made_anew(run: Callable[..., list[str]], tmp_path: Path) -> None:

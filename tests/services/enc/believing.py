@@ -18,6 +18,7 @@ __all__ = [
     "forgets_removed_files",
     "forgets_tags",
     "links_what_names_lead_to",
+    "meets_none_again",
     "reads_twice",
 ]
 
@@ -122,6 +123,12 @@ def forgets_tags() -> Mapping[str, str]:
 def links_what_names_lead_to() -> Mapping[str, str]:
     """A hard link is of its own name, whatever the kernel follows."""
     return {"renaming.c": _edited("renaming.c", ("!i && a[4] & AT_SYMLINK_FOLLOW", "false"))}
+
+
+def meets_none_again() -> Mapping[str, str]:
+    """A sealed file that is opened by a new name is a new one."""
+    name = "sealed_files.c"
+    return {name: _edited(name, ("	if (!result && is_new && !empty)\n", "	if (0)\n"))}
 
 
 def reads_twice() -> Mapping[str, str]:

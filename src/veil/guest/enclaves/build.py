@@ -25,6 +25,8 @@ __all__ = ["build_enclave", "has_our_runtime"]
 _HEAP = RUNTIME + 0x2000_0000
 #: Of the runtime's own memory: for open files, areas, what is read of trusted files.
 _HEAP_BYTES = 1 << 20
+#: Beside that, if there are sealed files: for the tags of their blocks, 16 bytes of each 4 KiB.
+_HEAP_FOR_SEALED = 1 << 20
 #: Below the arena, so that brk has room behind it.
 _PROGRAM_BASE = 0x0555_5555_0000
 _INTERPRETER_END = 0x7F00_0000_0000
@@ -46,8 +48,9 @@ def build_enclave(cache: Cache, source: FileSource, program: str, manifest: Mani
     config = Config(
         entry=loader_base + loader.entry if loader is not None else base + elf.entry,
         program_entry=base + elf.entry, headers=base + elf.headers, header_count=elf.header_count,
-        interpreter=loader_base, brk_start=brk_start, brk_end=brk_end(brk_start, manifest), heap_bytes=_HEAP_BYTES,
-        program=path, rules=Rules.of(manifest), areas=pages.areas(),
+        interpreter=loader_base, brk_start=brk_start, brk_end=brk_end(brk_start, manifest),
+        heap_bytes=_HEAP_BYTES + (_HEAP_FOR_SEALED if manifest.sealed else 0), program=path, rules=Rules.of(manifest),
+        areas=pages.areas(),
         files={name: TrustedFile.of(content) for name, content in trusted.items()}, manifest=manifest.text(),
     )  # fmt: skip
     _add_runtime(pages, runtime, config)

@@ -111,14 +111,33 @@ static s64 ask_status(struct thread *self, s32 folder, const char *path, u64 len
 	return check_status(self, to);
 }
 
-bool is_regular(struct thread *self, s32 fd)
+/* Of an open file; zeros if the kernel does not say. */
+static struct status status_outside(struct thread *self, s32 fd)
 {
 	u32 used = self->buffer_used;
-	struct status status;
-	bool regular = !ask_status(self, fd, "", 0, AT_EMPTY_PATH, &status) && (status.mode & S_IFMT) == S_IFREG;
+	struct status status = { 0 };
 
+	ask_status(self, fd, "", 0, AT_EMPTY_PATH, &status);
 	self->buffer_used = used;
-	return regular;
+	return status;
+}
+
+bool is_regular(struct thread *self, s32 fd)
+{
+	return (status_outside(self, fd).mode & S_IFMT) == S_IFREG;
+}
+
+bool is_folder(struct thread *self, s32 fd)
+{
+	return (status_outside(self, fd).mode & S_IFMT) == S_IFDIR;
+}
+
+void number_of_file(struct thread *self, s32 fd, u64 *device, u64 *number)
+{
+	struct status status = status_outside(self, fd);
+
+	*device = status.device;
+	*number = status.number;
 }
 
 static s64 status_of_path(struct thread *self, const char *path, u64 length, u64 flags, struct status *to)

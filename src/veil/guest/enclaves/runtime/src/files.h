@@ -62,6 +62,10 @@ bool is_folder_of_rule(const char *path, u64 length);
 bool is_above_sealed(const char *path, u64 length);
 /* file_status.c: 0, or why a path that the manifest allows or does not is no folder */
 s64 require_folder(struct thread *, const char *path, u64 length);
+/* Of an open file, as the kernel says. */
+bool is_folder(struct thread *, s32 fd);
+/* By which the kernel tells an open file from others; zeros if it does not. */
+void number_of_file(struct thread *, s32 fd, u64 *device, u64 *number);
 /* resolve_path() of what the program has there: what a link at its end leads to, or the link itself, as a name. */
 s64 path_from(struct thread *, s32 folder, u64 from, char *to);
 s64 name_from(struct thread *, s32 folder, u64 from, char *to);

@@ -10,7 +10,8 @@
 #define NR_PREAD 17
 #define NR_PWRITE 18
 #define MAGIC 0x315245444c414553 /* "SEALDER1" */
-#define MOST_BLOCKS 32768	 /* 128 MiB: its tags are as much as one block of the runtime's memory holds */
+#define MOST_BLOCKS 32767	 /* 128 MiB: its tags are as much as one block of the runtime's memory holds */
+#define FEW_BLOCKS 15
 #define LABEL "sealed files"
 
 struct head {
@@ -59,12 +60,13 @@ bool sealed_has_key(struct thread *self)
 	return has_key;
 }
 
-/* All or nothing: 0 or a negative error. */
+/* All, or a negative error. */
 static s64 transfer(struct thread *self, u64 nr, s32 fd, void *own, u64 bytes, u64 offset)
 {
 	u32 used = self->buffer_used;
 	void *shared = take_buffer(self, bytes);
 	u64 done = 0;
+	s64 result = -EIO;
 
 	if (!shared)
 		return -EIO;
@@ -75,25 +77,28 @@ static s64 transfer(struct thread *self, u64 nr, s32 fd, void *own, u64 bytes, u
 
 		if (part > (s64)(bytes - done))
 			attacked(self, "%d bytes of a sealed file are answered by %d", bytes - done, (u64)part);
-		if (part <= 0)
+		if (part <= 0) {
+			result = part ?: -EIO;
 			break;
+		}
 		done += (u64)part;
 	}
 	if (nr == NR_PREAD)
 		memcpy(own, shared, done);
 	self->buffer_used = used;
-	return done == bytes ? 0 : -EIO;
+	return done == bytes ? 0 : result;
 }
 
 bool sealed_room(struct thread *self, struct sealed_file *file, u64 blocks)
 {
-	u64 space = file->space ?: 16;
+	u64 space = file->space ?: FEW_BLOCKS;
 	u8(*bigger)[SEAL_TAG];
 
 	if (blocks > MOST_BLOCKS)
 		return false;
+	/* With the head of a block of the runtime's memory a power of two. */
 	while (space < blocks)
-		space *= 2;
+		space = 2 * space + 1;
 	if (space == file->space)
 		return true;
 	bigger = heap_take(self, space * SEAL_TAG);
@@ -143,12 +148,16 @@ s64 sealed_read_block(struct thread *self, struct sealed_file *file, s32 fd, u64
 s64 sealed_write_block(struct thread *self, struct sealed_file *file, s32 fd, u64 number)
 {
 	struct bound bound = { .number = number };
+	s64 result;
 
 	memcpy(bound.identity, file->identity, sizeof(bound.identity));
 	random_bytes(self, sealed_work.nonce, SEAL_NONCE);
 	seal(key, sealed_work.nonce, (u8 *)&bound, sizeof(bound), sealed_work.data, SEALED_BLOCK, sealed_work.tag);
-	memcpy(file->tags[number], sealed_work.tag, SEAL_TAG);
-	return transfer(self, NR_PWRITE, fd, &sealed_work, sizeof(sealed_work), sealed_place(number));
+	result = transfer(self, NR_PWRITE, fd, &sealed_work, sizeof(sealed_work), sealed_place(number));
+	/* What was not written, on a full disk say, is as it was. */
+	if (!result)
+		memcpy(file->tags[number], sealed_work.tag, SEAL_TAG);
+	return result;
 }
 
 s64 sealed_load(struct thread *self, struct sealed_file *file, s32 fd)

@@ -25,6 +25,9 @@ struct sealed_file {
 	u32 path_length; /* 0: by no path any more, but open */
 	struct lock lock;
 	char *path;
+	u64 device, number; /* as the kernel says: only to tell another name from a copy */
+	struct sealed_file
+		*same; /* this is only another name, and what is known is there, as one of its users; or NULL */
 };
 
 /* The block that is read or written: its lock is held for the whole of what is done with it. */

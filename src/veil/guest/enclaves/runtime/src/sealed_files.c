@@ -13,6 +13,8 @@
 
 static struct sealed_file *known;
 static struct lock known_lock;
+/* The files that were made in this run: the first half of their identities, and how many there are. */
+static u64 run, made;
 
 static bool is_sealed(const char *path, u64 length)
 {
@@ -36,6 +38,8 @@ static void drop(struct thread *self, struct sealed_file *file)
 	while (*link != file)
 		link = &(*link)->next;
 	*link = file->next;
+	if (file->same && !--file->same->users && !file->same->path_length)
+		drop(self, file->same);
 	heap_give(self, file->tags);
 	heap_give(self, file->path);
 	heap_give(self, file);
@@ -72,17 +76,60 @@ static struct sealed_file *add(struct thread *self, const char *path, u64 length
 	memcpy(name, path, length);
 	file->path = name;
 	file->path_length = (u32)length;
-	random_bytes(self, file->identity, sizeof(file->identity));
+	if (!made++)
+		random_bytes(self, &run, sizeof(run));
+	memcpy(file->identity, &run, sizeof(run));
+	memcpy(file->identity + sizeof(run), &made, sizeof(made));
 	file->next = known;
 	known = file;
 	return file;
+}
+
+static bool is_in_state(struct thread *self, struct sealed_file *file, const struct sealed_file *state)
+{
+	bool equal;
+
+	lock(self, &file->lock);
+	equal = file->size == state->size &&
+		(!file->size || !memcmp(file->tags, state->tags, sealed_blocks(file->size) * SEAL_TAG));
+	unlock(&file->lock);
+	return equal;
+}
+
+/*
+ * What was loaded by a new name can be a file that is known by another one: there is a link to it, or the kernel says so.
+ * What the enclave knows of it counts, by whatever name; and a file that this run has made and removed has none.
+ */
+static s64 meet_again(struct thread *self, struct sealed_file *file, struct sealed_file **to)
+{
+	struct sealed_file *other = known;
+
+	while (other &&
+	       (other == file || other->same || memcmp(other->identity, file->identity, sizeof(file->identity))))
+		other = other->next;
+	if (!other && memcmp(file->identity, &run, sizeof(run)))
+		return 0;
+	if (!other || !is_in_state(self, other, file)) {
+		log_line(self, "the sealed file %s is an older one that this enclave has changed or removed",
+			 file->path);
+		return -EIO;
+	}
+	/* Else somebody has copied it: each goes its way from here. */
+	if (other->device == file->device && other->number == file->number) {
+		heap_give(self, file->tags);
+		file->tags = NULL;
+		file->same = other;
+		other->users++;
+		*to = other;
+	}
+	return 0;
 }
 
 /* `empty`: it begins anew, and is not read. `emptied`: the program wants that. A file that is given has one user more. */
 static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bool empty, bool emptied,
 		   struct sealed_file **to)
 {
-	struct sealed_file *file = find(path, length);
+	struct sealed_file *found = find(path, length), *file = found && found->same ? found->same : found;
 	bool is_new = !file;
 	s64 result = 0;
 
@@ -96,6 +143,8 @@ static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bo
 	if (!file)
 		return -ENOMEM;
 	lock(self, &file->lock);
+	if (is_new)
+		number_of_file(self, fd, &file->device, &file->number);
 	if (empty) {
 		file->size = 0;
 		result = sealed_write_head(self, file, fd);
@@ -103,9 +152,12 @@ static s64 prepare(struct thread *self, const char *path, u64 length, s32 fd, bo
 		result = sealed_load(self, file, fd);
 	}
 	unlock(&file->lock);
+	found = file;
+	if (!result && is_new && !empty)
+		result = meet_again(self, found, &file);
 	/* Of one that was known it stays known that it is empty: what it was before must not come back. */
 	if (result && is_new)
-		forget(self, file);
+		forget(self, found);
 	if (result)
 		return result;
 	sealed_forget_removed(self, path, length);
@@ -121,7 +173,8 @@ static bool is_empty(struct thread *self, s32 fd)
 
 s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u64 mode)
 {
-	bool writes = flags & O_ACCMODE;
+	/* Whoever makes one or empties it has its head written, if only to read it. */
+	bool writes = flags & (O_ACCMODE | O_CREAT | O_TRUNC);
 	struct sealed_file *sealed = NULL;
 	struct open_file *file;
 	s64 fd, result;
@@ -141,6 +194,9 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	if (!empty && sealed_was_removed(path, length)) {
 		log_line(self, "the sealed file %s is there again, which this enclave has removed", path);
 		result = flags & O_CREAT ? -EIO : -ENOENT;
+	} else if (!writes && !find(path, length) && is_folder(self, (s32)fd)) {
+		/* To be synchronized, say. If it is none nothing is read of it all the same. */
+		result = 0;
 	} else {
 		result = prepare(self, path, length, (s32)fd, empty, flags & O_TRUNC, &sealed);
 	}
@@ -151,7 +207,8 @@ s64 open_sealed(struct thread *self, const char *path, u64 length, u64 flags, u6
 	}
 	file = use(self, (s32)fd);
 	if (!file) {
-		let_go(self, sealed);
+		if (sealed)
+			let_go(self, sealed);
 		return -EBADF;
 	}
 	file->sealed = sealed;
@@ -173,7 +230,7 @@ s64 read_sealed(struct thread *self, struct open_file *open, s32 fd, u64 to, u64
 	s64 result = 0;
 
 	if (!file)
-		return -EIO;
+		return -EISDIR;
 	lock(self, &file->lock);
 	bytes = at < file->size ? least(bytes, file->size - at) : 0;
 	while (done < bytes && !result) {
@@ -215,7 +272,7 @@ s64 write_sealed(struct thread *self, struct open_file *open, s32 fd, u64 from, 
 	struct sealed_file *file = open->sealed;
 	bool placed = offset != ~(u64)0;
 	u64 at, done = 0;
-	s64 result;
+	s64 result, head;
 
 	if (!file || !(open->access & O_ACCMODE))
 		return file ? -EBADF : -EIO;
@@ -234,10 +291,10 @@ s64 write_sealed(struct thread *self, struct open_file *open, s32 fd, u64 from, 
 	unlock(&sealed_work_lock);
 	if (!placed && done)
 		open->offset = at + done;
-	/* The head each time: a program that is ended leaves a file that fits together. */
-	result = result ?: sealed_write_head(self, file, fd);
+	/* The head each time, whatever part was done: a program that is ended leaves a file that fits together. */
+	head = sealed_write_head(self, file, fd);
 	unlock(&file->lock);
-	return done ? (s64)done : result;
+	return done && !head ? (s64)done : result ?: head;
 }
 
 u64 sealed_size(const struct open_file *open)
@@ -250,8 +307,8 @@ s64 truncate_sealed(struct thread *self, struct open_file *open, s32 fd, u64 siz
 	struct sealed_file *file = open->sealed;
 	s64 result = 0;
 
-	if (!file)
-		return -EIO;
+	if (!file || !(open->access & O_ACCMODE))
+		return file ? -EINVAL : -EIO;
 	lock(self, &file->lock);
 	lock(self, &sealed_work_lock);
 	if (size > file->size) {
@@ -283,6 +340,7 @@ s64 sealed_status(struct thread *self, const char *path, u64 length, s64 *size)
 	lock(self, &known_lock);
 	removed = sealed_was_removed(path, length);
 	file = find(path, length);
+	file = file && file->same ? file->same : file;
 	/* Of one that was not opened yet only the kernel knows something. */
 	*size = file ? (s64)file->size : (s64)sealed_guess(*size);
 	unlock(&known_lock);
