@@ -73,6 +73,23 @@ def test_which_there_are(bench: EnclaveBench) -> None:
             assert refused.value.status == Status.UNAVAILABLE
 
 
+def test_one_that_ends_meanwhile_keeps_nobody_from_the_others(
+    bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody in the guest makes enclaves and ends them, between the list and the statement."""
+    first, second = bench.make(), bench.make()
+    with enclaves_of(bench, READER) as enclaves:
+        listed = enclaves.all()
+        bench.destroy(first)
+        monkeypatch.setattr(enclaves, "all", lambda: listed)
+        found = enclaves.running(LAYOUT.measurement)
+        assert [(number, said.measurement) for number, (_, said) in found.items()] == [(second, LAYOUT.measurement)]
+        assert not enclaves.running(b"x" * 48)
+        monkeypatch.setattr(enclaves, "all", lambda: [replace(item, measurement="ab" * 48) for item in listed])
+        with pytest.raises(RemoteError, match="about another enclave than the list"):
+            enclaves.running()
+
+
 def test_statements_that_do_not_hold(bench: EnclaveBench, monkeypatch: pytest.MonkeyPatch) -> None:
     number = bench.make()
     with enclaves_of(bench) as enclaves:

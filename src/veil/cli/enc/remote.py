@@ -44,17 +44,14 @@ def attest(image: str | None, as_json: bool, **connection: Any) -> int:
     if image is not None:
         wanted = bytes.fromhex(image) if _is_measurement(image) else read_image(image).measurement
     with connected(**connection) as (client, trust):
-        enclaves = open_enclaves(client, trust)
-        running = [item for item in enclaves.all() if item.state == "ready"]
-        said = {item.number: enclaves.attest(item.number).measurement for item in running}
-    found = [item for item in running if wanted in (None, said[item.number])]
+        found = open_enclaves(client, trust).running(wanted).values()
     if as_json:
-        emit_json({"enclaves": [{**asdict(item), "measurement": said[item.number].hex()} for item in found]})
+        emit_json({"enclaves": [{**asdict(item), "measurement": said.measurement.hex()} for item, said in found]})
     else:
-        for item in found:
+        for item, said in found:
             size = format_size(item.pages * PAGE_SIZE)
             threads = f"{item.slots} thread{'' if item.slots == 1 else 's'} at most"
-            say(f"enclave {item.number}: {said[item.number].hex()}, {threads}, {size}")
+            say(f"enclave {item.number}: {said.measurement.hex()}, {threads}, {size}")
         if not found:
             say("no enclave runs" if wanted is None else f"no enclave of measurement {wanted.hex()} runs")
     return 0 if found or wanted is None else 1

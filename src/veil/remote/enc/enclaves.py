@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from veil.formats.enclave_calls import ENC_GUID
 from veil.formats.enclave_reports import (
@@ -18,9 +18,10 @@ from veil.formats.enclave_reports import (
     Speaker,
     parse_enclaves,
 )
+from veil.formats.status import Status
 from veil.remote.attestation.evidence import attest
 from veil.remote.attestation.trust import Trust
-from veil.remote.channel.client import ChannelClient
+from veil.remote.channel.client import ChannelClient, RequestFailed
 from veil.remote.errors import RemoteError
 
 __all__ = ["Enclaves", "open_enclaves"]
@@ -49,6 +50,26 @@ class Enclaves:
             raise RemoteError("the statement is about another enclave, or an old one")
         if not found.verify(self._manifest.public_key):
             raise RemoteError("the statement is not signed by the key that the report binds")
+        return found
+
+    def running(self, measurement: bytes | None = None) -> Mapping[int, tuple[EnclaveStatus, EnclaveStatement]]:
+        """Those that run (of this measurement), by number, each attested with a nonce of its own.
+
+        One that ends meanwhile is left out: anybody in the guest makes enclaves and ends them. Raises as `attest`.
+        """
+        found = {}
+        for item in self.all():
+            if item.state != "ready" or (measurement is not None and item.measurement != measurement.hex()):
+                continue
+            try:
+                said = self.attest(item.number)
+            except RequestFailed as error:
+                if error.status != Status.UNAVAILABLE:
+                    raise
+                continue
+            if said.measurement.hex() != item.measurement:
+                raise RemoteError("the statement is about another enclave than the list")
+            found[item.number] = item, said
         return found
 
     def provision(self, measurement: bytes, name: bytes, secret: bytes) -> None:
