@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 from veil.formats.domains import Domain
@@ -199,7 +199,8 @@ class Recorder(Protocol):
     """Puts an entry of a service's own into the protected log, if there is one.
 
     Those that find no room wait, and of many some are lost, and counted. Of those that are `urgent` none is lost for
-    others that wait.
+    others that wait. A service that has a share of the log (`ServiceSettings.log_share`) has room there whatever else
+    fills it.
     """
 
     def __call__(self, word: bytes, /, *, urgent: bool = False) -> None: ...
@@ -240,6 +241,8 @@ class ServiceContext:
     """If a service's settings say that it needs it (`ServiceSettings.keeps_kernel`)."""
     log: Callable[[], LogSpan] = LogSpan
     """Of the protected log to which `record` leads."""
+    log_shares: Mapping[int, float] = field(default_factory=dict)
+    """By service number what of the log's memory is for its words alone: for the service that is the log."""
 
     @staticmethod
     def nonce() -> bytes:

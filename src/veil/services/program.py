@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -138,6 +138,7 @@ class ServiceDomain:
         self._mailbox, self._outbox = mailbox_and_outbox(parameters.mailbox_gpa, parameters.mailbox_size)
         settings, gpa = parameters.settings, parameters.memory_gpa
         kernel = self._kernel = list(_kernel_pieces(cpu.view, parameters))
+        shares = self._log_shares(settings)
         for service in self.services:
             mine: dict[str, Any] = settings.get(service.name, {})
             size = service.memory_size(mine)
@@ -146,7 +147,7 @@ class ServiceDomain:
             memory = ServiceMemory(cpu.view, gpa, size)
             service.context = ServiceContext(
                 memory, cpu.tsc, GuestMemory(cpu.view), MonitorClient(memory), self._recorder(service), kernel,
-                self._log_span,
+                self._log_span, shares,
             )  # fmt: skip
             gpa += size
             if self._saved is None:
@@ -161,6 +162,13 @@ class ServiceDomain:
                     return
 
         return record
+
+    def _log_shares(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[int, float]:
+        found = {
+            service.number: service.settings_type.of(settings.get(service.name, {})).log_share
+            for service in self.services
+        }
+        return {number: share for number, share in found.items() if share}
 
     def _log_span(self) -> LogSpan:
         spans = (service.log_span() for service in self.services)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.monitor.harness import FREE, PAGE, Bench
@@ -46,15 +46,17 @@ class Services(ServiceDomain):
 class EnclaveBench(Bench):
     """A machine with VeilS-ENC on."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(services=Services, settings={ENC_NAME: {"mode": "on"}}, **options)
+    def __init__(
+        self, services: type[ServiceDomain] = Services, settings: Mapping[str, dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(services=services, settings={ENC_NAME: {"mode": "on"}, **(settings or {})}, **options)
         self._next = FREE
 
     @property
     def service(self) -> EncService:
         assert self.services is not None
-        found = self.services.services[0]
-        assert isinstance(found, EncService)
+        (found,) = (service for service in self.services.services if isinstance(service, EncService))
         return found
 
     def enclave(self, number: int) -> Enclave:

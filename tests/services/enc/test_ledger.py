@@ -157,7 +157,8 @@ def test_short_lines_take_no_more() -> None:
 
 def test_without_a_bound_it_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter-test."""
-    monkeypatch.setattr(ledger, "_ANY", 1 << 20)
+    for part in ("_ANY", "_FIRST"):
+        monkeypatch.setattr(ledger, part, 1 << 20)
     log = _Log()
     _flood(log, 1, 100, 20)
     assert log.told > log.size
@@ -179,6 +180,8 @@ def test_an_enclave_that_comes_later_is_heard(enclaves: int, lines: int) -> None
 def _exhaust(log: _Log, first: int = 1) -> None:
     """Somebody who knows how all this works."""
     _flood(log, first, 20 + (log.size >> 14), 9)
+    for number in range(first + 9000, first + 9020):
+        log.ledger.say(_enclave(number), b"a short line")
     assert not _lead_a_life(log, _enclave(first + 4999))
 
 
@@ -243,7 +246,7 @@ def test_it_keeps_no_more_than_it_must() -> None:
     _flood(log, 1, 300, 1)
     _exhaust(log)
     assert len(log.ledger._accounts) == ledger._MAX_ACCOUNTS
-    assert len(log.ledger._standing) <= 2 * ledger._ALL / ledger._TOGETHER
+    assert len(log.ledger._standing.lines) <= 2 * ledger._ALL / ledger._TOGETHER
 
 
 def test_without_a_bound_each_line_is_told(

@@ -137,7 +137,7 @@ class Enclave:
             yield from self._grow(context, pages)
             return
         self._require(State.MAKING)
-        if len(self.owned) + len(pages) > pages_needed(self.layout) + self._content_pages():
+        if len(self.owned) + len(pages) > pages_needed(self.layout) + self.content_pages():
             raise EnclaveError("an enclave gets no more pages than it needs")
         yield from self._take(context, pages)
         self.spare += pages
@@ -227,7 +227,7 @@ class Enclave:
         missing = [slot for slot in range(layout.slots) if slot not in self.windows]
         if missing:
             raise EnclaveError(f"slot {missing[0]} has no window")
-        if len(self.owned) < pages_needed(layout) + self._content_pages():
+        if len(self.owned) < pages_needed(layout) + self.content_pages():
             raise EnclaveError("the enclave does not have all of its pages yet")
         self.state = State.UNUSABLE  # until all of it is done
         self._map_rest(context.guest, InfoPage.of(layout, self.number, tsc_khz, cpuid))
@@ -391,7 +391,7 @@ class Enclave:
         if self.state is not state:
             raise EnclaveError(f"enclave {self.number} is {self.state.value}")
 
-    def _content_pages(self) -> int:
+    def content_pages(self) -> int:
         """That came until now."""
         records = self.layout.records[: self._record]
         return self._page + sum(record.pages for record in records if record.kind is RecordKind.CONTENT)

@@ -142,7 +142,7 @@ class EncService(Service):
         (number,) = _unpack(_ONE, request)
         enclave = self._enclave(number)
         yield from enclave.finish(self.context, TSC_KHZ, self._cpuid or b"")
-        self._ledger.note("finished", enclave, f"{len(enclave.owned)} pages, {len(enclave.contexts)} slots")
+        self._ledger.note(*_finished(enclave))
         return Finished(enclave.measurement, tuple(enclave.contexts)).pack()
 
     def _serve(self, request: KernelRequest) -> bytes:
@@ -219,9 +219,15 @@ class EncService(Service):
 
     def _provision(self, user: User, body: bytes) -> bytes:
         try:
-            self._keys.provision(*Provision.parse(body))
+            asked = Provision.parse(body)
+            self._keys.provision(*asked)
         except (FormatError, EnclaveError) as error:
             raise Refused(Status.BAD_REQUEST, str(error)) from None
+        for enclave in self._enclaves.values():
+            # There may have been no room for it before it was one that somebody waits for.
+            if enclave.measurement == asked.measurement and enclave.state is State.READY:
+                if not self._ledger.was_told(*_finished(enclave)):
+                    self._ledger.note(*_finished(enclave))
         return b""
 
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {
@@ -276,6 +282,11 @@ _CALLS: dict[int, _Handler] = {
     EnclaveCall.RETURN: EncService._return,
     EnclaveCall.INTERRUPT: EncService._interrupt,
 }
+
+
+def _finished(enclave: Enclave) -> tuple[str, Enclave, str]:
+    pages = pages_needed(enclave.layout) + enclave.content_pages()
+    return "finished", enclave, f"{pages} pages, {enclave.layout.slots} slots"
 
 
 def _unpack(shape: struct.Struct, request: KernelRequest) -> tuple[int, ...]:

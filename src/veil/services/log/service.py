@@ -45,7 +45,7 @@ class LogService(Service):
     def _assemble(self, settings: dict[str, Any], key: HeadKey, ear: Ear) -> None:
         self._full = LogSettings.of(settings).full
         self.store = LogStore(self.memory, self.now)
-        self.writer = Writer(self.store, self._full)
+        self.writer = Writer(self.store, self._full, self.context.log_shares)
         self.rules = AuditRules()
         self._ear = ear
         self.kernel = KernelCalls(self.writer, self.rules, ear, self.now)
@@ -57,7 +57,7 @@ class LogService(Service):
 
     def keep_word(self, service: int, word: bytes, *, urgent: bool = False) -> bool:
         """An entry of its own: now, or when there is room."""
-        self.writer.word(ServiceWord(service, word).pack(), urgent=urgent)
+        self.writer.word(ServiceWord(service, word), urgent=urgent)
         return True
 
     def log_span(self) -> LogSpan:

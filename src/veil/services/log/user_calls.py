@@ -67,7 +67,7 @@ def _acknowledge(log: _Log, user: User, body: bytes) -> bytes:
     if upto > log.store.next:
         raise Refused(Status.BAD_REQUEST, f"there are {log.store.next} entries, not {upto}")
     log.store.acknowledge(upto)
-    log.writer.tell()
+    log.writer.acknowledged()
     return b""
 
 
