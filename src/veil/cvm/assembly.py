@@ -261,18 +261,20 @@ class Assembly:
         found = KciSettings.of(settings) if settings is not None else None
         return found if found is not None and found.mode != OFF else None
 
-    def _makes_enclaves(self) -> bool:
+    def _enclaves(self) -> EncSettings:
         services = self._configuration.services
         settings = services.settings.get(ENC_NAME) if services is not None else None
-        return settings is not None and EncSettings.of(settings).mode == ENCLAVES_ON
+        return EncSettings.of(settings) if settings is not None else EncSettings()
+
+    def _makes_enclaves(self) -> bool:
+        return self._enclaves().mode == ENCLAVES_ON
 
     def _driver_options(self) -> str:
         """The user's, and whether VeilS-KCI and VeilS-ENC are there to be asked."""
         options = [self._configuration.driver_options]
         if self._code_integrity() is not None:
             options.insert(0, f"kci=/{DRIVER_FILE}")
-        if self._makes_enclaves():
-            options.insert(0, "enc=1")
+        options.insert(0, self._enclaves().driver_options)
         return " ".join(filter(None, options))
 
     def _lock_down_file(self) -> dict[str, Node]:

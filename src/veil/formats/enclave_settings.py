@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from veil.formats.errors import FormatError
 from veil.formats.service_settings import ServiceSettings, ShortOption, setting
 
-__all__ = ["ENC_NAME", "ENC_NUMBER", "OFF", "ON", "EncSettings"]
+__all__ = ["ENC_NAME", "ENC_NUMBER", "LOG_SHARE", "OFF", "ON", "EncSettings"]
 
 ENC_NAME = "enc"
 ENC_NUMBER = 3
 OFF, ON = "off", "on"
 #: Of more the list for users would not fit into the mailbox: a kernel that makes so many could keep it from them.
 _MOST = 1024
+#: Of the protected log's memory, for what is told of enclaves. The ledger of `services/enc` divides it.
+LOG_SHARE = 9 / 32
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,34 @@ class EncSettings(ServiceSettings):
     """"off": every request for an enclave is refused; "on": processes that may open /dev/veil-enclave make them."""
     most: int = setting(_MOST, int)
     """Enclaves at once."""
+    # Who a user is is the kernel's word: VeilS-ENC bounds all of them together, and the driver each.
+    user_enclaves: int = setting(128, int)
+    """Of these one user's, unless it has CAP_SYS_RESOURCE; 0 is no bound. The guest's kernel sees to it."""
+    user_memory: int = setting(50, int)
+    """Percent of the guest's memory that one user's enclaves have together; the rest as for `user_enclaves`."""
 
     def __post_init__(self) -> None:
         if self.mode not in (OFF, ON):
             raise FormatError(f"VeilS-ENC's setting 'mode' must be {OFF} or {ON}, not {self.mode!r}")
         if type(self.most) is not int or not 1 <= self.most <= _MOST:
             raise FormatError(f"VeilS-ENC's setting 'most' is 1 to {_MOST} enclaves, not {self.most!r}")
+
+        for name, most in (("user_enclaves", _MOST), ("user_memory", 100)):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise FormatError(f"VeilS-ENC's setting {name!r} is 0 (no bound) to {most}, not {value!r}")
+
+    @property
+    def driver_options(self) -> str:
+        """What the guest's driver must know of them, as parameters of the module."""
+        if self.mode == OFF:
+            return ""
+        return f"enc=1 enc_user_enclaves={self.user_enclaves} enc_user_memory={self.user_memory}"
+
+    @property
+    def log_share(self) -> float:
+        """With enclaves; nothing without."""
+        return 0.0 if self.mode == OFF else LOG_SHARE
 
     @property
     def needs_monitor(self) -> str:

@@ -45,8 +45,9 @@ struct veil_enclave_enter {
  * In this order; then the windows are mapped (offset slot * VEIL_ENC_WINDOW_STRIDE, MAP_SHARED, at the same address as in the
  * enclave), and slots are entered, each by one thread at a time. After an ADD that failed there is no other.
  *
- * Errors: EPERM the service refuses it, EINVAL it cannot be, ENOMEM no pages or too many enclaves, ENODEV no service, EBUSY
- * the slot is entered already, EINTR a signal is pending, EIO the slot does not run any more, EAGAIN the host is in the way.
+ * Errors: EPERM the service refuses it, EINVAL it cannot be, ENOMEM no pages or too many enclaves, EDQUOT this user's have all
+ * that one user's may, ENODEV no service, EBUSY the slot is entered already, EINTR a signal is pending, EIO the slot does not
+ * run any more, EAGAIN the host is in the way.
  */
 #define VEIL_ENCLAVE_CREATE _IOWR('V', 0x40, struct veil_enclave_create)
 #define VEIL_ENCLAVE_ADD _IOW('V', 0x41, struct veil_enclave_add)

@@ -11,6 +11,19 @@
 
 struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count)
 {
+	struct veil_pages *pages;
+	int error = veil_enclave_charge(enclave, count);
+
+	if (error)
+		return ERR_PTR(error);
+	pages = veil_enclave_allocate_again(enclave, count);
+	if (IS_ERR(pages))
+		veil_enclave_uncharge(enclave, count);
+	return pages;
+}
+
+struct veil_pages *veil_enclave_allocate_again(struct veil_enclave *enclave, size_t count)
+{
 	struct veil_pages *pages = veil_pages_new(count * PAGE_SIZE);
 	int tries = 0;
 

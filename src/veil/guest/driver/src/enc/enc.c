@@ -36,9 +36,15 @@ static int enclave_open(struct inode *inode, struct file *file)
 {
 	struct veil_enclave *enclave = kzalloc(sizeof(*enclave), GFP_KERNEL_ACCOUNT);
 	size_t slot;
+	int error;
 
 	if (!enclave)
 		return -ENOMEM;
+	error = veil_enclave_user_begin(enclave);
+	if (error) {
+		kfree(enclave);
+		return error;
+	}
 	mutex_init(&enclave->lock);
 	INIT_LIST_HEAD(&enclave->list);
 	xa_init(&enclave->pages);

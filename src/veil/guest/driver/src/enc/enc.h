@@ -42,6 +42,7 @@ struct veil_enclave_slot {
 };
 
 struct file;
+struct veil_enclave_user;
 
 struct veil_enclave {
 	/* Held while it is made, and while pages come and go. */
@@ -58,6 +59,10 @@ struct veil_enclave {
 	/* Of those, most, each at its address: may be swapped. */
 	struct file *store;
 	bool created, finished;
+	/* Whose bounds it keeps, NULL if nobody's; whether it counts among the user's, and pages of the user's that it has. */
+	struct veil_enclave_user *user;
+	u32 counted;
+	u64 charged;
 	/* No content any more: each that fails may leave pages with the service, and a process could go on for ever. */
 	bool failed;
 	u32 number, slot_count, window_pages;
@@ -114,10 +119,21 @@ long veil_enclaves_reclaim(struct veil_enclave *own, size_t count);
 /* For pages that an enclave gets now, if memory is short. */
 void veil_enclaves_make_room(struct veil_enclave *own, size_t count);
 
+/* users.c: an enclave that is opened, and one that is gone */
+int veil_enclave_user_begin(struct veil_enclave *enclave);
+void veil_enclave_user_end(struct veil_enclave *enclave);
+/* EDQUOT: its user may have no more. */
+int veil_enclave_count(struct veil_enclave *enclave);
+int veil_enclave_charge(struct veil_enclave *enclave, u64 pages);
+/* Pages that it did not get after all. */
+void veil_enclave_uncharge(struct veil_enclave *enclave, u64 pages);
+
 /* allocate.c */
 /* An error pointer if there are too few. The list is to be freed with kvfree; the pages are the enclave's until the service
  * gives them back. The enclave's lock is held. */
 struct veil_pages *veil_enclave_allocate(struct veil_enclave *enclave, size_t count);
+/* The same, for pages that it has given before: they count for its user still. */
+struct veil_pages *veil_enclave_allocate_again(struct veil_enclave *enclave, size_t count);
 
 /* return.c */
 /* The page at this address of the enclave comes back, and others that this slot may need next. */

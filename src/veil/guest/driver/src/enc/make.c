@@ -87,8 +87,10 @@ static int create(struct veil_enclave *enclave, const void *layout, size_t lengt
 	const struct layout_start *start = layout;
 	struct created created = {};
 	u32 slot;
-	int error;
+	int error = veil_enclave_count(enclave);
 
+	if (error)
+		return error;
 	error = veil_enclave_ask(VEIL_ENCLAVE_CALL_CREATE, NULL, layout, length, &created, sizeof(created), NULL);
 	if (error)
 		return error;

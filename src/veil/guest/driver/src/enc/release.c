@@ -95,6 +95,7 @@ static void forget(struct veil_enclave *enclave)
 	u32 slot;
 
 	veil_enclave_free(enclave);
+	veil_enclave_user_end(enclave);
 	for (slot = 0; slot < ARRAY_SIZE(enclave->slots); slot++)
 		kvfree(enclave->slots[slot].window);
 	kfree(enclave);

@@ -21,7 +21,7 @@ static atomic64_t returned, return_requests;
 
 static int give_back(struct veil_enclave *enclave, struct return_request *request, size_t count)
 {
-	struct veil_pages *pages = veil_enclave_allocate(enclave, count);
+	struct veil_pages *pages = veil_enclave_allocate_again(enclave, count);
 	size_t at;
 	int error = 0;
 

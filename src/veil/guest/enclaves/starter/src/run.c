@@ -103,7 +103,7 @@ static void *run_slot(void *argument)
 				fprintf(stderr, "veil-enclave: slot %u does not run any more: the host answers %#llx\n",
 					slot, (unsigned long long)enter.answer);
 			else
-				fprintf(stderr, "veil-enclave: slot %u: %s\n", slot, strerror(errno));
+				fail("the enclave cannot go on", errno);
 			_exit(STARTER_FAILED);
 		}
 		for (at = 0; at < 6; at++)
