@@ -27,8 +27,8 @@ TAKER, OTHER = 2000, 2001
 _IMAGE = "hello.enclave"
 _PLACE = image_place(Path(_IMAGE))
 
-#: as UID COMMAND...: another user. take UID LAYOUT [spread]: makes enclaves until it gets none, says how many and why, and
-#: keeps them. `spread`: each as another user of a user namespace of its own, to which root has given a hundred.
+#: as UID COMMAND...: another user. take UID LAYOUT [spread]: makes enclaves until it gets none, says how many and why,
+#: and keeps them. `spread`: each as another user of a user namespace of its own, to which root has given a hundred.
 _PROGRAM = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -164,7 +164,9 @@ def take(vm: ConfidentialVM, more: str = "") -> tuple[int, str]:
 
 
 def give(vm: ConfidentialVM) -> None:
-    shell(vm, "kill -9 $(cat /tmp/taker); for i in $(seq 100); do grep -q 'enclaves 0' /dev/veil && exit; sleep 0.1; done")
+    shell(
+        vm, "kill -9 $(cat /tmp/taker); for i in $(seq 100); do grep -q 'enclaves 0' /dev/veil && exit; sleep 0.1; done"
+    )
     assert counts(vm)["enclaves"] == 0
 
 

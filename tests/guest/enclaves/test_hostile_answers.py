@@ -8,16 +8,13 @@ each that has a handler of its own is in one of the tables of `hostile_answers.p
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from tests.guest.enclaves.call_table import ROWS, Described, described
 from tests.guest.enclaves.hostile_answers import (
     ATTACKS,
     ENCLAVE,
@@ -31,49 +28,15 @@ from tests.guest.enclaves.hostile_answers import (
     Attack,
     lie_once,
 )
-from tests.guest.enclaves.native_runtime import ANYTHING, EVERY_CALL, Lie, NativeRuntime
+from tests.guest.enclaves.native_runtime import EVERY_CALL, Lie, NativeRuntime
 from tests.guest.enclaves.test_programs_outside import PROGRAM_LIES
 from tests.services.enc.believing import believes_results, believes_sets, reads_twice
 from veil.guest.enclaves.image import EnclaveImage
 
-#: Does the system calls that its arguments say: the words are explained there.
-_CALLER = Path(__file__).parent / "caller.c"
 _SYNC = ["162", "/"]
 _ATTACKED = 125
 
 # Calls that calls.def describes
-
-_ROW = re.compile(r"^CALL\((\d+), (\w+), \w+, (\w+), (.*)\)$", re.MULTILINE)
-_HANDLER = re.compile(r"^OWN\((\d+), (\w+), \w+, \w+\)$", re.MULTILINE)
-_ARGUMENT = re.compile(r"(\w+)(?:\(([^)]*)\))?")
-_TABLE = files("veil.guest.enclaves.runtime").joinpath("src", "calls.def").read_text()
-
-
-class _Described(NamedTuple):
-    number: int
-    name: str
-    result: str
-    arguments: list[str]
-    """As words for the caller."""
-
-
-def _described() -> list[_Described]:
-    found = []
-    for number, name, result, text in _ROW.findall(_TABLE):
-        words: list[str] = []
-        arguments = _ARGUMENT.findall(text)
-        counting = {int(values.split(",")[0]) for kind, values in arguments if kind in ("IN_N", "OUT_N", "PART_IN")}
-        for at, (kind, values) in enumerate(arguments):
-            words.append(
-                {
-                    "N": "0", "V": "2" if at in counting else "0", "FD": "1", "AT": "-100", "READ_PATH": PATH,
-                    "WRITE_NAME": PATH, "WRITE_PATH": PATH, "STRING": PATH,
-                }.get(kind)
-                or f"@{int(values.split(',')[-1]) * (2 if '_' in kind else 1)}"
-            )  # fmt: skip
-        found.append(_Described(int(number), name, result, words))
-    return found
-
 
 _LIES = {
     "ZERO": (1, ENCLAVE), "NUMBER": (1 << 31, ENCLAVE), "DESCRIPTOR": (1, 1 << 31), "BYTES": (3, ENCLAVE),
@@ -81,17 +44,6 @@ _LIES = {
 }  # fmt: skip
 #: Neither an error number nor a result: what lies between.
 _NO_RESULTS = (-200, -4096, -(1 << 63))
-
-
-@pytest.fixture(scope="module")
-def image(native: NativeRuntime, tmp_path_factory: pytest.TempPathFactory) -> EnclaveImage:
-    program = tmp_path_factory.mktemp("caller") / "caller"
-    command = ["cc", "-O1", "-nostdlib", "-static", "-no-pie", "-ffreestanding", "-fno-stack-protector", "-w"]
-    done = subprocess.run(
-        [*command, "-mgeneral-regs-only", "-o", program, _CALLER], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return native.build(program, {**ANYTHING, "memory": "4M", "threads": 1})
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +60,8 @@ def _results(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     return done.stdout.decode().splitlines()
 
 
-@pytest.mark.parametrize("call", _described(), ids=lambda call: call.name)
-def test_calls_that_are_described(native: NativeRuntime, image: EnclaveImage, call: _Described) -> None:
+@pytest.mark.parametrize("call", described(), ids=lambda call: call.name)
+def test_calls_that_are_described(native: NativeRuntime, image: EnclaveImage, call: Described) -> None:
     words = [*_SYNC, str(call.number), *call.arguments]
     if call.name == "sync":
         words = words[2:]
@@ -118,9 +70,9 @@ def test_calls_that_are_described(native: NativeRuntime, image: EnclaveImage, ca
         assert _ended(done), (result, done)
 
 
-@pytest.mark.parametrize("call", [call for call in _described() if call.name != "sync"], ids=lambda call: call.name)
+@pytest.mark.parametrize("call", [call for call in described() if call.name != "sync"], ids=lambda call: call.name)
 def test_calls_that_are_described_without_checks(
-    believing: NativeRuntime, image: EnclaveImage, call: _Described
+    believing: NativeRuntime, image: EnclaveImage, call: Described
 ) -> None:
     """The counter-test: the program is told what cannot be."""
     for result in _LIES[call.result][:1] or _NO_RESULTS[:1]:
@@ -143,15 +95,13 @@ def test_numbers_that_are_no_result(native: NativeRuntime, image: EnclaveImage, 
 
 def test_no_call_is_forgotten() -> None:
     """A call that is added to the table without a case here fails this one."""
-    described = {call.name for call in _described()}
-    handled = {name for _, name in _HANDLER.findall(_TABLE)}
+    plain = {call.name for call in described()}
+    handled = {row.name for row in ROWS if not row.result}
     named = {word for name in ATTACKS for word in (name.split()[0], name.split("'")[0])} & handled
     programs = {name.split()[0] for name in PROGRAM_LIES}
-    groups = (described, named, set(INSIDE), set(WAITING), NO_ANSWER, programs)
+    groups = (plain, named, set(INSIDE), set(WAITING), NO_ANSWER, programs)
     assert sum(map(len, groups)) == len(set().union(*groups)), "each call is in one group"
-    assert set().union(*groups) == {
-        name for _, name in re.findall(r"^(?:CALL|OWN)\((\d+), (\w+), ", _TABLE, re.MULTILINE)
-    }
+    assert set().union(*groups) == {row.name for row in ROWS}
     assert handled >= NO_ANSWER
 
 

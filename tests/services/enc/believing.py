@@ -18,6 +18,7 @@ __all__ = [
     "forgets_removed_files",
     "forgets_tags",
     "links_what_names_lead_to",
+    "looks_at_whole_registers",
     "meets_none_again",
     "reads_twice",
 ]
@@ -123,6 +124,12 @@ def forgets_tags() -> Mapping[str, str]:
 def links_what_names_lead_to() -> Mapping[str, str]:
     """A hard link is of its own name, whatever the kernel follows."""
     return {"renaming.c": _edited("renaming.c", ("!i && a[4] & AT_SYMLINK_FOLLOW", "false"))}
+
+
+def looks_at_whole_registers() -> Mapping[str, str]:
+    """What a program left above an int counts."""
+    narrow = ("	narrow(call, registers, a);\n", "	memcpy(a, registers, sizeof(a));\n")
+    return {"calls.c": _edited("calls.c", narrow)}
 
 
 def meets_none_again() -> Mapping[str, str]:

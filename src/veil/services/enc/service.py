@@ -225,9 +225,9 @@ class EncService(Service):
             raise Refused(Status.BAD_REQUEST, str(error)) from None
         for enclave in self._enclaves.values():
             # There may have been no room for it before it was one that somebody waits for.
-            if enclave.measurement == asked.measurement and enclave.state is State.READY:
-                if not self._ledger.was_told(*_finished(enclave)):
-                    self._ledger.note(*_finished(enclave))
+            is_meant = enclave.measurement == asked.measurement and enclave.state is State.READY
+            if is_meant and not self._ledger.was_told(*_finished(enclave)):
+                self._ledger.note(*_finished(enclave))
         return b""
 
     user_calls: ClassVar[Mapping[int, Call[UserHandler]]] = {

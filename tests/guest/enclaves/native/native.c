@@ -199,8 +199,8 @@ static void handler(int number, void *information, void *context)
 	load(self, user, vector);
 	if (call) {
 		self->regs.rip -= 2;
-		/* Linux leaves the number there, with the other registers as they were. */
-		self->regs.rax = *(u32 *)((u8 *)information + 24);
+		/* Linux leaves the number there, with the other registers as they were; of what is above it the program's. */
+		self->regs.rax = (self->regs.rax & ~(u64)0xffffffff) | *(u32 *)((u8 *)information + 24);
 	}
 	event_of_program(self);
 	store(&self->regs, user);

@@ -53,9 +53,7 @@ static struct veil_enclave_user *enclave_user(kuid_t uid)
 {
 	struct veil_enclave_user *user;
 
-	list_for_each_entry(user, &users, list)
-		if (uid_eq(user->uid, uid))
-			return user;
+	list_for_each_entry(user, &users, list) if (uid_eq(user->uid, uid)) return user;
 	user = kzalloc(sizeof(*user), GFP_KERNEL_ACCOUNT);
 	if (!user)
 		return NULL;

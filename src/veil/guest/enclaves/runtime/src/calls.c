@@ -17,7 +17,8 @@
 
 #define CALL(nr, call_name, group, call_result, ...)                                                                   \
 	[nr] = { .name = #call_name, .result = call_result, .arguments = { __VA_ARGS__ } },
-#define OWN(nr, call_name, group, call_handler) [nr] = { .name = #call_name, .handler = call_handler },
+#define OWN(nr, call_name, group, call_handler, ...)                                                                   \
+	[nr] = { .name = #call_name, .handler = call_handler, .arguments = { __VA_ARGS__ } },
 static const struct call calls[CALL_NUMBERS] = {
 #include "calls.def"
 };
@@ -104,6 +105,8 @@ static s64 put_argument(struct thread *self, const struct call *call, u32 i, con
 		*to = 0;
 		return 0;
 	case VALUE:
+	case INTEGER:
+	case UNSIGNED:
 		*to = a[i];
 		return 0;
 	case OPEN_FILE:
@@ -258,9 +261,32 @@ s64 call_outside(struct thread *self, u64 nr, const struct call *call, const u64
 	return result < 0 ? result : take_results(self, call, a, to, result);
 }
 
-static s64 perform(struct thread *self, u64 nr, const u64 *a)
+/*
+ * Linux looks at the lower half of an int's register, and a program leaves there whatever was there before: what is compared in
+ * here must be what the kernel acts on.
+ */
+static void narrow(const struct call *call, const u64 *from, u64 *to)
+{
+	for (u32 i = 0; i < ARGUMENTS; i++) {
+		switch (call->arguments[i].kind) {
+		case INTEGER:
+		case OPEN_FILE:
+		case FOLDER:
+			to[i] = (u64)(s64)(s32)from[i];
+			break;
+		case UNSIGNED:
+			to[i] = (u32)from[i];
+			break;
+		default:
+			to[i] = from[i];
+		}
+	}
+}
+
+static s64 perform(struct thread *self, u64 nr, const u64 *registers)
 {
 	const struct call *call;
+	u64 a[ARGUMENTS];
 
 	if (nr >= CALL_NUMBERS || !calls[nr].name) {
 		unsupported(self, "not supported", nr);
@@ -270,9 +296,10 @@ static s64 perform(struct thread *self, u64 nr, const u64 *a)
 		unsupported(self, "not allowed by the manifest", nr);
 		return -ENOSYS;
 	}
+	call = &calls[nr];
+	narrow(call, registers, a);
 	if (self->child && !child_may_call(nr))
 		return child_call(self, nr, a);
-	call = &calls[nr];
 	return call->handler ? call->handler(self, a) : call_outside(self, nr, call, a);
 }
 
@@ -307,13 +334,16 @@ void remember(struct thread *self, u64 nr, s64 answer)
 void system_call(struct thread *self)
 {
 	struct regs *regs = &self->regs;
-	const u64 nr = regs->rax, a[ARGUMENTS] = { regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9 };
+	const u64 nr = (u32)regs->rax,
+		  a[ARGUMENTS] = { regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9 };
 	s64 result, restart = -1;
 
 	/* What SYSCALL does: APM volume 3. */
 	regs->rip += CALL_BYTES;
 	regs->rcx = regs->rip;
 	regs->r11 = regs->rflags;
+	/* Handlers that are several calls' look there which one it is. */
+	regs->rax = nr;
 	result = perform(self, nr, a);
 	if (result == -EINTR && can_restart(nr))
 		restart = (s64)nr;

@@ -9,6 +9,8 @@
 enum argument_kind {
 	NOTHING,
 	VALUE,
+	INTEGER,
+	UNSIGNED,
 	OPEN_FILE,
 	FOLDER,
 	PATH_TO_READ,
@@ -52,6 +54,8 @@ struct call {
 #define ARGUMENTS 6
 #define N { 0 }
 #define V { .kind = VALUE }
+#define I { .kind = INTEGER }
+#define U { .kind = UNSIGNED }
 #define FD { .kind = OPEN_FILE }
 #define AT { .kind = FOLDER }
 #define READ_PATH { .kind = PATH_TO_READ }

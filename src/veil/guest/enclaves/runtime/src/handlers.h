@@ -7,7 +7,7 @@
 #include "signal_numbers.h"
 
 #define CALL(nr, name, group, result, ...)
-#define OWN(nr, name, group, handler) HANDLER(handler);
+#define OWN(nr, name, group, handler, ...) HANDLER(handler);
 #include "calls.def"
 #undef CALL
 #undef OWN

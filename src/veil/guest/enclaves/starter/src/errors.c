@@ -10,7 +10,8 @@
 void fail(const char *what, int error)
 {
 	if (error == EDQUOT)
-		refuse("this user's enclaves have all that one user's may have (veil.enc_user_enclaves, veil.enc_user_memory)");
+		refuse("this user's enclaves have all that one user's may have (veil.enc_user_enclaves, "
+		       "veil.enc_user_memory)");
 	fprintf(stderr, "veil-enclave: %s: %s\n", what, strerror(error));
 	_exit(STARTER_FAILED);
 }
