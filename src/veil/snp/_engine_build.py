@@ -41,6 +41,7 @@ _WRAPPED = (
     "helper_single_step",
     "helper_svm_check_intercept_param",
     "helper_syscall",
+    "helper_sysenter",
     "helper_write_crN",
     "helper_wrmsr",
     "tb_htable_lookup",

@@ -2,8 +2,9 @@
 """The CPU engine's core: Unicorn's x86 one, built from its own source distribution.
 
 Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
-changed before it is compiled (`_engine_edits.py` and the headers in `engine/shadow`), the rest when our C code is
-linked to it (`_engine_build.py`), which is what changes often: so the core lies in the cache by itself.
+changed before it is compiled (`_engine_edits.py`, `_engine_transfer_edits.py`, and the headers in `engine/shadow`), the
+rest when our C code is linked to it (`_engine_build.py`), which is what changes often: so the core lies in the cache by
+itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from veil.disk import refuse_full_disk, tool_environment
 from veil.private_files import UMASK, locked, make_folder, tighten, write_private
-from veil.snp import _engine_edits
+from veil.snp import _engine_edits, _engine_transfer_edits
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["LIBRARIES", "UNICORN_VERSION", "build_folder", "core", "core_inputs", "find_tool", "run_tool"]
@@ -43,7 +44,8 @@ _CHECKSUMS = "files.sha256"
 
 def core_inputs(engine_dir: Path) -> list[Path]:
     """Every file of ours that the core is built from."""
-    return sorted([*(engine_dir / "shadow").rglob("*.h"), Path(_engine_edits.__file__), Path(__file__)])
+    edits = [Path(module.__file__ or "") for module in (_engine_edits, _engine_transfer_edits)]
+    return sorted([*(engine_dir / "shadow").rglob("*.h"), *edits, Path(__file__)])
 
 
 def core(engine_dir: Path, cache: Path, progress: Callable[[str], None], *, counting: bool = False) -> Path:

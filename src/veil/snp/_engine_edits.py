@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from veil.snp._engine_transfer_edits import TRANSFER_EDITS
+
 __all__ = ["EDITS"]
 
 #: (file, text that occurs exactly once, replacement)
@@ -417,4 +419,5 @@ EDITS = (
         "            gen_helper_stac(tcg_ctx, tcg_ctx->cpu_env);\n"
         "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
     ),
+    *TRANSFER_EDITS,
 )

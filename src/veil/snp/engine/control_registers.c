@@ -16,6 +16,9 @@
      CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK | VEIL_CR4_UMIP | CR4_FSGSBASE_MASK | CR4_SMEP_MASK | CR4_SMAP_MASK)
 /* SVME is the VMSA's, whatever the guest writes; LMA is the processor's. */
 #define EFER_SUPPORTED (MSR_EFER_SCE | MSR_EFER_LME | MSR_EFER_LMA | MSR_EFER_NXE | MSR_EFER_SVME)
+/* Of a code segment's attributes as the VMSA has them: L and D. */
+#define VMSA_CODE_64 (1U << 9)
+#define VMSA_CODE_32 (1U << 10)
 /* Above the 52 bits of a physical address. */
 #define CR3_RESERVED (0xfffULL << 52)
 
@@ -37,13 +40,32 @@ static bool is_cr0_allowed(const CPUX86State *env, uint64_t value)
            ((env->cr[4] & CR4_PAE_MASK) && !(env->segs[R_CS].flags & DESC_L_MASK));
 }
 
+static bool has_cr4(const struct veil_engine *e, uint64_t value)
+{
+    uint64_t supported = CR4_SUPPORTED | (e->features & VEIL_CPU_XSAVE ? CR4_OSXSAVE_MASK : 0) |
+                         (e->features & VEIL_CPU_PKU ? CR4_PKE_MASK : 0);
+
+    return !(value & ~supported);
+}
+
 static bool is_cr4_allowed(CPUX86State *env, uint64_t value)
 {
-    uint32_t features = veil_of(env)->features;
-    uint64_t supported = CR4_SUPPORTED | (features & VEIL_CPU_XSAVE ? CR4_OSXSAVE_MASK : 0) |
-                         (features & VEIL_CPU_PKU ? CR4_PKE_MASK : 0);
+    return has_cr4(veil_of(env), value) && ((value & CR4_PAE_MASK) || !(env->hflags & HF_LMA_MASK));
+}
 
-    return !(value & ~supported) && ((value & CR4_PAE_MASK) || !(env->hflags & HF_LMA_MASK));
+bool veil_are_consistent(const struct veil_engine *e, const struct veil_vmsa *v)
+{
+    bool long_mode = (v->efer & MSR_EFER_LME) && (v->cr0 & CR0_PG_MASK);
+
+    if (!(v->efer & MSR_EFER_SVME) || v->efer & ~(uint64_t)EFER_SUPPORTED) {
+        return false;
+    }
+    if (v->cr0 >> 32 || ((v->cr0 & CR0_NW_MASK) && !(v->cr0 & CR0_CD_MASK)) || v->cr3 & CR3_RESERVED ||
+        !has_cr4(e, v->cr4) || v->dr6 >> 32 || v->dr7 >> 32) {
+        return false;
+    }
+    return !long_mode || ((v->cr4 & CR4_PAE_MASK) && (v->cr0 & CR0_PE_MASK) &&
+                          (v->cs.attrib & (VMSA_CODE_64 | VMSA_CODE_32)) != (VMSA_CODE_64 | VMSA_CODE_32));
 }
 
 static bool is_allowed(CPUX86State *env, int reg, uint64_t value)

@@ -9,6 +9,11 @@
 
 #include "exec/exec-all.h"
 
+#define EXCEPTIONS 32
+
+/* The bit of a selector error code that says that the event which met the fault came from outside of the processor. */
+#define ERROR_EXTERNAL 1
+
 static bool is_contributory(int vector)
 {
     return vector == EXCP00_DIVZ || (vector >= EXCP0A_TSS && vector <= EXCP0D_GPF) || vector == VEIL_VECTOR_VC;
@@ -19,14 +24,37 @@ static bool is_delivering_exception(const struct veil_engine *e)
     return e->delivering.pending && e->delivering.type == SVM_EVTINJ_TYPE_EXEPT >> 8;
 }
 
-/* Restricted injection (APM vol. 2, 15.36.16): EVENTINJ brings in #HV and nothing else; V_IRQ does not count (run.c).
+static bool is_delivering_external(const struct veil_engine *e)
+{
+    return e->delivering.pending &&
+           (e->delivering.type == SVM_EVTINJ_TYPE_INTR >> 8 || e->delivering.type == SVM_EVTINJ_TYPE_NMI >> 8);
+}
+
+/*
+ * Which EVENTINJ VMRUN takes: types that there are, and vectors of exceptions for exceptions (APM vol. 2, 15.20). With
+ * restricted injection (15.36.16) #HV and nothing else; V_IRQ does not count (run.c).
  */
 bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
 {
     const uint32_t hv = VEIL_VECTOR_HV | SVM_EVTINJ_TYPE_EXEPT | (uint32_t)SVM_EVTINJ_VALID;
+    uint8_t vector = injection;
 
-    return !(vmsa->sev_features & VEIL_SEV_RESTRICTED_INJECTION) || !(injection & (uint32_t)SVM_EVTINJ_VALID) ||
-           (uint32_t)injection == hv;
+    if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
+        return true;
+    }
+    if (vmsa->sev_features & VEIL_SEV_RESTRICTED_INJECTION) {
+        return (uint32_t)injection == hv;
+    }
+    switch (injection & SVM_EVTINJ_TYPE_MASK) {
+    case SVM_EVTINJ_TYPE_INTR:
+    case SVM_EVTINJ_TYPE_NMI:
+    case SVM_EVTINJ_TYPE_SOFT:
+        return true;
+    case SVM_EVTINJ_TYPE_EXEPT:
+        return vector < EXCEPTIONS && vector != EXCP02_NMI;
+    default:
+        return false;
+    }
 }
 
 /* NMIs that come until the next IRET wait. */
@@ -166,6 +194,8 @@ void veil_take_exception(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
     int vector = e->cs->exception_index;
+    /* APM vol. 2, 8.4.1: #TS, #NP, #SS and #GP have a selector error code. */
+    bool external = is_delivering_external(e) && vector >= EXCP0A_TSS && vector <= EXCP0D_GPF;
 
     e->cs->exception_index = -1;
     veil_debug_exception(e, vector, env->exception_is_int);
@@ -176,7 +206,7 @@ void veil_take_exception(struct veil_engine *e)
         .has_error_code =
             !env->exception_is_int && (vector == EXCP08_DBLE || (vector >= EXCP0A_TSS && vector <= EXCP0E_PAGE) ||
                                        vector == EXCP11_ALGN || vector == VEIL_VECTOR_VC),
-        .error_code = env->error_code,
+        .error_code = env->error_code | (external ? ERROR_EXTERNAL : 0),
         .next_rip = env->exception_next_eip,
     };
     env->exception_is_int = 0;

@@ -42,6 +42,7 @@ void __wrap_helper_rdtscp_x86_64(CPUX86State *env);
 void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend);
 void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend);
 void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend);
+void __wrap_helper_sysenter_x86_64(CPUX86State *env, int next_eip_addend);
 
 static bool is_intercepted(const CPUX86State *env, uint32_t type)
 {
@@ -312,12 +313,34 @@ void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend)
     finish(env);
 }
 
+/* The flat segments of ring 0 that SYSCALL and SYSENTER enter, whatever the descriptor tables say. */
+#define CALLED_CODE                                                                                                    \
+    (DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK)
+
+static void enter_kernel(CPUX86State *env, uint32_t selector, uint32_t code)
+{
+    uint32_t stack = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK;
+
+    cpu_x86_load_seg_cache(env, R_CS, selector & 0xfffc, 0, 0xffffffff, code);
+    cpu_x86_load_seg_cache(env, R_SS, (selector + 8) & 0xfffc, 0, 0xffffffff, stack);
+}
+
+/* SYSENTER as in APM vol. 3; Unicorn's own only calls a hook. In long mode the translator has raised #UD. */
+void __wrap_helper_sysenter_x86_64(CPUX86State *env, int next_eip_addend)
+{
+    if (!(env->sysenter_cs & 0xfffc)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    env->eflags &= ~(VM_MASK | IF_MASK | RF_MASK);
+    enter_kernel(env, env->sysenter_cs & 0xffff, CALLED_CODE);
+    env->regs[R_ESP] = (uint32_t)env->sysenter_esp;
+    env->eip = (uint32_t)env->sysenter_eip;
+}
+
 /* SYSCALL as in APM vol. 3; Unicorn's own only calls a hook. */
 void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend)
 {
-    uint32_t selector = (env->star >> 32) & 0xffff;
-    uint32_t code = DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK;
-    uint32_t stack = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK;
+    uint32_t code = CALLED_CODE;
     target_ulong target;
 
     if (!(env->efer & MSR_EFER_SCE)) {
@@ -334,7 +357,6 @@ void __wrap_helper_syscall_x86_64(CPUX86State *env, int next_eip_addend)
         cpu_load_eflags(env, cpu_compute_eflags(env) & ~(IF_MASK | RF_MASK | VM_MASK), FLAGS_KEPT_IN_EFLAGS);
         target = (uint32_t)env->star;
     }
-    cpu_x86_load_seg_cache(env, R_CS, selector & 0xfffc, 0, 0xffffffff, code);
-    cpu_x86_load_seg_cache(env, R_SS, (selector + 8) & 0xfffc, 0, 0xffffffff, stack);
+    enter_kernel(env, (env->star >> 32) & 0xffff, code);
     env->eip = target;
 }

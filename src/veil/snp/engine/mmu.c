@@ -14,7 +14,11 @@
 #define ADDRESS_MASK 0x0007fffffffff000ULL  /* bits 50:12, the C-bit taken out */
 #define RESERVED_HIGH 0x0007000000000000ULL /* MAXPHYADDR is 48 */
 
-enum outcome { TRANSLATED, GUEST_PAGE_FAULT, NESTED_FAULT, NOT_VALIDATED, OUTSIDE_RAM };
+/* Of PDPTEs in legacy PAE: bits that must be zero (APM vol. 2, 5.2.3), which with nested paging are looked at when the
+ * entry is used, not by MOV to CR3 (15.25.10). */
+#define PDPTE_RESERVED 0xffff0000000001e6ULL
+
+enum outcome { TRANSLATED, GUEST_PAGE_FAULT, NOT_CANONICAL, NESTED_FAULT, NOT_VALIDATED, OUTSIDE_RAM };
 
 struct walk {
     uint64_t gpa; /* of the byte accessed, or of the table entry at fault */
@@ -157,6 +161,9 @@ static inline enum outcome descend(struct veil_engine *e, struct walk *w, const 
             return page_fault(w, env, 0, access, user);
         }
         if (level == 3 && !t->long_mode) { /* PDPTEs of legacy PAE carry no rights */
+            if (entry & PDPTE_RESERVED) {
+                return page_fault(w, env, PG_ERROR_RSVD_MASK | PG_ERROR_P_MASK, access, user);
+            }
             table = entry & ADDRESS_MASK;
             continue;
         }
@@ -242,8 +249,8 @@ static enum outcome walk_tables(struct veil_engine *e, struct walk *w, uint64_t 
     }
     if (!t.long_mode) {
         addr &= 0xffffffff;
-    } else if ((uint64_t)((int64_t)addr >> 47) + 1 > 1) { /* only wrap-around gets here: instructions check before */
-        return page_fault(w, env, 0, access, user);
+    } else if ((uint64_t)((int64_t)addr >> 47) + 1 > 1) {
+        return NOT_CANONICAL;
     }
     o = descend(e, w, &t, addr, access, user, marking);
     if (o == TRANSLATED) {
@@ -308,13 +315,16 @@ static enum outcome check_final(struct veil_engine *e, struct walk *w, MMUAccess
 }
 
 /* What the guest or the host gets of an access that was not translated. */
-static void QEMU_NORETURN refuse(struct veil_engine *e, enum outcome o, const struct walk *w, uint64_t addr,
+static void QEMU_NORETURN refuse(struct veil_engine *e, enum outcome o, const struct walk *w, uint64_t addr, bool store,
                                  uintptr_t retaddr)
 {
     switch (o) {
     case GUEST_PAGE_FAULT:
         e->env->cr[2] = addr;
         raise_exception_err_ra(e->env, EXCP0E_PAGE, w->page_fault_error, retaddr);
+        break;
+    case NOT_CANONICAL: /* what the delivery of an event stores is on a stack */
+        raise_exception_err_ra(e->env, e->delivering.pending && store ? EXCP0C_STACK : EXCP0D_GPF, 0, retaddr);
         break;
     case NOT_VALIDATED:
         e->env->cr[2] = addr;
@@ -355,7 +365,7 @@ bool veil_tlb_fill(CPUState *cs, vaddr addr, int size, MMUAccessType access, int
     if (probe) {
         return false;
     }
-    refuse(e, o, &w, addr, retaddr);
+    refuse(e, o, &w, addr, access == MMU_DATA_STORE, retaddr);
 }
 
 uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *private_page)
@@ -364,7 +374,7 @@ uint64_t veil_translate_operand(struct veil_engine *e, uint64_t addr, bool *priv
     enum outcome o = walk_tables(e, &w, addr, MMU_DATA_LOAD, cpu_mmu_index(e->env, false), true);
 
     if (o != TRANSLATED) {
-        refuse(e, o, &w, addr, 0);
+        refuse(e, o, &w, addr, false, 0);
     }
     *private_page = w.private_page;
     return w.gpa;

@@ -4,10 +4,11 @@
  */
 #include "clock.h"
 #include "context.h"
+#include "control_registers.h"
 #include "events.h"
 #include "run.h"
 
-/* Consistency checks of VMRUN on the VMSA (APM vol. 2, 15.5.1 and 15.36.12). */
+/* VMRUN's checks of the VMSA (APM vol. 2, 15.5.1 and 15.36.12). */
 static bool is_runnable(struct veil_engine *e, uint64_t gpa)
 {
     const struct veil_vmsa *vmsa;
@@ -16,8 +17,8 @@ static bool is_runnable(struct veil_engine *e, uint64_t gpa)
         return false;
     }
     vmsa = (const struct veil_vmsa *)(e->ram + gpa);
-    return (vmsa->efer & MSR_EFER_SVME) && vmsa->vmpl < VEIL_RMP_VMPLS && (vmsa->sev_features & VEIL_SEV_SNP_ACTIVE) &&
-           !(vmsa->sev_features & ~VEIL_SEV_SUPPORTED) && !(vmsa->dr6 >> 32) && !(vmsa->dr7 >> 32);
+    return vmsa->vmpl < VEIL_RMP_VMPLS && (vmsa->sev_features & VEIL_SEV_SNP_ACTIVE) &&
+           !(vmsa->sev_features & ~VEIL_SEV_SUPPORTED) && veil_are_consistent(e, vmsa);
 }
 
 void veil_engine_vmrun(struct veil_engine *e, struct veil_vmcb *vmcb, uint64_t deadline_ns)
