@@ -314,8 +314,7 @@ void __wrap_helper_pause_x86_64(CPUX86State *env, int next_eip_addend)
 }
 
 /* The flat segments of ring 0 that SYSCALL and SYSENTER enter, whatever the descriptor tables say. */
-#define CALLED_CODE                                                                                                    \
-    (DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK)
+#define CALLED_CODE (DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_G_MASK | DESC_B_MASK)
 
 static void enter_kernel(CPUX86State *env, uint32_t selector, uint32_t code)
 {
