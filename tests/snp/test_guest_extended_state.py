@@ -220,6 +220,15 @@ def test_keys(cpl: int, rights: int, write: bool, protect: bool) -> None:
             assert guest.trap().error_code == 0x21 | (2 if write else 0) | (4 if cpl else 0)
 
 
+@pytest.mark.parametrize("rights", [0, _FORBIDDEN, _READ_ONLY])
+def test_the_error_code_tells_of_the_key_even_if_the_page_refuses_too(rights: int) -> None:
+    with _key_guest(f"mov [{FREE}], rax", rights, cpl=3) as guest:
+        entry = 0x4000 + 8 * (FREE // PAGE)
+        guest.top.write_u64(entry, guest.top.read_u64(entry) & ~2)
+        _ends(guest, _PF)
+        assert guest.trap().error_code == 7 | (0x20 if rights else 0)
+
+
 def test_code_has_no_key() -> None:
     with _key_guest(f"mov rax, {FREE}\njmp rax", _FORBIDDEN, cpl=3) as guest:
         guest.put("int 0x30", at=FREE)

@@ -209,6 +209,7 @@ static inline enum outcome check_rights(struct veil_engine *e, struct walk *w, M
 {
     CPUX86State *env = e->env;
     bool user = mmu_idx == MMU_USER_IDX;
+    int by_key;
 
     if (user && !(w->rights & PG_USER_MASK)) {
         return page_fault(w, env, PG_ERROR_P_MASK, access, user);
@@ -223,11 +224,12 @@ static inline enum outcome check_rights(struct veil_engine *e, struct walk *w, M
     if ((w->rights & PG_NX_MASK) && (user || !((env->cr[4] & CR4_SMEP_MASK) && (w->rights & PG_USER_MASK)))) {
         w->prot |= PAGE_EXEC;
     }
-    if (!(w->prot & (1 << access))) {
-        return page_fault(w, env, PG_ERROR_P_MASK, access, user);
+    by_key = key_allows(env, w, user);
+    w->prot &= by_key;
+    if (!(w->prot & (1 << access))) { /* the key's word is told whether or not it is the only one */
+        return page_fault(w, env, PG_ERROR_P_MASK | (by_key & (1 << access) ? 0 : PG_ERROR_PK_MASK), access, user);
     }
-    w->prot &= key_allows(env, w, user);
-    return w->prot & (1 << access) ? TRANSLATED : page_fault(w, env, PG_ERROR_P_MASK | PG_ERROR_PK_MASK, access, user);
+    return TRANSLATED;
 }
 
 /* The guest's own page tables. marking: set accessed and dirty bits, as an access does and a probe does not. */
