@@ -34,6 +34,8 @@ _LOW = (
     "these are made for a program at the beginning of memory, whose pages they map once more above it; firmware puts "
     "it at the end"
 )
+_EFI_ACCESS = "it has absolute addresses, and names of the linker's that EFI programs do not have; else it could be built"
+_C_BIT = "each entry of its page tables has the C-bit, so of the two reserved bits that it tries one is another"
 
 ADAPTATIONS = (
     Adaptation(
@@ -87,6 +89,39 @@ ADAPTATIONS = (
         r"\n\tMSR_TEST\(MSR_IA32_MISC_ENABLE,[^\n]*",
         "",
         "IA32_MISC_ENABLE is Intel's; AMD's processors have no such MSR",
+    ),
+    Adaptation(
+        "lib/efi.c",
+        r"\n\tif \(!strcmp\(__argv\[__argc - 1\], \"initrd=initrd\"\)\) \{",
+        "\n\tif (__argc > 1 && !strcmp(__argv[0], \"initrd=initrd\"))\n"
+        "\t\tfor (int i = --__argc, at = 0; at < i; at++)\n\t\t\t__argv[at] = __argv[at + 1];"
+        "\n\tif (!strcmp(__argv[__argc - 1], \"initrd=initrd\")) {",
+        "newer firmware puts its own argument before the others, not behind them",
+    ),
+    Adaptation(
+        "x86/Makefile.x86_64",
+        r"tests \+= \$\(TEST_DIR\)/amd_sev\.\$\(exe\)",
+        "tests += $(TEST_DIR)/amd_sev.$(exe) $(TEST_DIR)/access_test.$(exe)",
+        _EFI_ACCESS,
+    ),
+    Adaptation("x86/access.c", r"mov \$(fixed[12]), %%rsi", r"lea \1(%%rip), %%rsi", _EFI_ACCESS, count=2),
+    Adaptation(
+        "x86/access.c",
+        r"pushq \$do_access ",
+        "push %%rax; lea do_access(%%rip), %%rax; xchg %%rax, (%%rsp) ",
+        _EFI_ACCESS,
+    ),
+    Adaptation("x86/access.c", r"\bstext\b", "ImageBase", _EFI_ACCESS, count=2),
+    Adaptation("x86/access.c", r"\betext\b", "_etext", _EFI_ACCESS, count=2),
+    Adaptation("x86/access.c", r"if \(pte != \*ptep\)", "pte |= 1ull << 51;\n\t\tif (pte != *ptep)", _C_BIT),
+    Adaptation("x86/access.c", r"cpuid_maxphyaddr\(\) >= 52", "1", _C_BIT),
+    Adaptation("x86/access.c", r"cpuid_maxphyaddr\(\) >= 37", "0", _C_BIT),
+    Adaptation("x86/access.c", r"1ull << 36;", "1ull << 48;", _C_BIT, count=2),
+    Adaptation(
+        "x86/access.c",
+        r"do \{\n\t\t\+\+tests;",
+        "do {\n\t\tif ((unsigned)at.flags * 2654435761u >> 26)\n\t\t\tcontinue;\n\t\t++tests;",
+        "of its 19 million combinations one in 64, spread over all: an emulated processor takes minutes for all",
     ),
     *(
         Adaptation(file, pattern, replacement, _LOW)

@@ -59,6 +59,7 @@ class Known:
 
 _KVM = "it judges an interface of KVM, which this host does not have"
 _TIMES = "it measures times and judges nothing"
+_EMULATOR = "it judges KVM's emulator"
 _INTEL = "it is for Intel's processors"
 _BOARD = "the board has no such device"
 _CPUID_PAGE = (
@@ -116,6 +117,7 @@ NOT_APPLICABLE: Mapping[str, str] = {
     **dict.fromkeys(("vmexit_tscdeadline", "vmexit_tscdeadline_immed", "vmexit_cr0_wp", "vmexit_cr4_pge"), _TIMES),
     "tscdeadline_latency": _TIMES,
     **dict.fromkeys(("lam", "pks", "pmu_lbr", "pmu_pebs", "tsx-ctrl"), _INTEL),
+    "access_fep": _EMULATOR,
     "sieve": "it reports nothing, and takes an emulated processor minutes",
     "pmu": "the performance counters stand still",
     **dict.fromkeys(("intel-iommu", "hpet_read_test", "init"), _BOARD),

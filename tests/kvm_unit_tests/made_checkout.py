@@ -42,8 +42,13 @@ _SOURCES = {
     "lib/x86/vm.c": '#include "smp.h"\n'
     + "\n    flags |= get_amd_sev_c_bit_mask();\n" * 2
     + "\n    write_cr3(virt_to_phys(cr3));\n",
+    "lib/efi.c": '\n\tif (!strcmp(__argv[__argc - 1], "initrd=initrd")) {\n',
     "lib/x86/amd_sev.c": "\tboot_idt[VC_VECTOR] = vc_handler_idt;\n",
     "x86/Makefile.common": "cflatobjs += lib/x86/amd_sev.o\n",
+    "x86/Makefile.x86_64": "tests += $(TEST_DIR)/amd_sev.$(exe)\n",
+    "x86/access.c": "mov $fixed1, %%rsi\nmov $fixed2, %%rsi\npushq $do_access \nstext etext stext etext\n"
+    + "if (pte != *ptep)\ncpuid_maxphyaddr() >= 52 cpuid_maxphyaddr() >= 37\n1ull << 36;\n1ull << 36;\n"
+    + "\tdo {\n\t\t++tests;\n",
     "x86/msr.c": "\n\tMSR_TEST(MSR_IA32_MISC_ENABLE, 0x400c50809, 0x1880),\n\tMSR_TEST(MSR_IA32_CR_PAT, 7, 0),\n",
     "x86/smap.c": "#define USER_BASE\t(2 << 24)\n\tif (reserve_pages(USER_BASE, USER_BASE >> 12))\n",
     "x86/pku.c": "#define USER_BASE\t(2 << 24)\n\tif (reserve_pages(USER_BASE, USER_BASE >> 12))\n",

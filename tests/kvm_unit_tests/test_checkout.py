@@ -44,6 +44,9 @@ def test_a_copy_is_adapted_and_built(tmp_path: Path) -> None:
     assert "MISC_ENABLE" not in adapted["x86/msr.c"]
     assert "MSR_IA32_CR_PAT" in adapted["x86/msr.c"]
     assert "(1 << 29)" in adapted["x86/smap.c"]
+    assert "lea fixed1(%%rip)" in adapted["x86/access.c"]
+    assert "access_test" in adapted["x86/Makefile.x86_64"]
+    assert "__argv[0]" in adapted["lib/efi.c"]
 
 
 @pytest.mark.parametrize("name", sorted({item.file for item in ADAPTATIONS}))
