@@ -34,7 +34,7 @@ _LOW = (
     "these are made for a program at the beginning of memory, whose pages they map once more above it; firmware puts "
     "it at the end"
 )
-_EFI_ACCESS = "it has absolute addresses, and names of the linker's that EFI programs do not have; else it could be built"
+_EFI_ACCESS = "it has absolute addresses, and names of the linker's that EFI programs lack; else it could be built"
 _C_BIT = "each entry of its page tables has the C-bit, so of the two reserved bits that it tries one is another"
 
 ADAPTATIONS = (
