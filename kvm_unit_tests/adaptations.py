@@ -93,9 +93,9 @@ ADAPTATIONS = (
     Adaptation(
         "lib/efi.c",
         r"\n\tif \(!strcmp\(__argv\[__argc - 1\], \"initrd=initrd\"\)\) \{",
-        "\n\tif (__argc > 1 && !strcmp(__argv[0], \"initrd=initrd\"))\n"
+        '\n\tif (__argc > 1 && !strcmp(__argv[0], "initrd=initrd"))\n'
         "\t\tfor (int i = --__argc, at = 0; at < i; at++)\n\t\t\t__argv[at] = __argv[at + 1];"
-        "\n\tif (!strcmp(__argv[__argc - 1], \"initrd=initrd\")) {",
+        '\n\tif (!strcmp(__argv[__argc - 1], "initrd=initrd")) {',
         "newer firmware puts its own argument before the others, not behind them",
     ),
     Adaptation(
