@@ -17,6 +17,7 @@ from veil.cvm import ConfidentialVM, Configuration
 from veil.formats.kci_settings import HALT, OFF, ON
 from veil.image.services_image import PROTECTED_SERVICES
 from veil.services.kci import KernelCode
+from veil.services.kci.service import KciService
 
 #: Modules that the policy of these guests allows, for whoever has the tests' key can have them admitted, whatever is
 #: in them.
@@ -55,16 +56,44 @@ def attacked(
                     vm.connect()
                 else:
                     vm = stack.enter_context(ConfidentialVM.restore(snapshots.of(_configuration(mode))))
-                guest = CodeGuest(vm)
-                modules = {name: resigned(build(name)) for name in _ALLOWED}
-                for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):
-                    guest.put(name, module, folder)
-                assert guest.sh("insmod /root/attacker.ko") == (0, "")
+                _settle(vm, folder)
                 vm.snapshot(path)
 
         return snapshots.once(f"attacked-{mode}", prepare)
 
     return make
+
+
+def _settle(vm: ConfidentialVM, folder: Path) -> None:
+    """The attacker comes into the kernel."""
+    guest = CodeGuest(vm)
+    modules = {name: resigned(build(name)) for name in _ALLOWED}
+    for name, module in (*modules.items(), *vm.kernel_modules([VICTIM])):
+        guest.put(name, module, folder)
+    assert guest.sh("insmod /root/attacker.ko") == (0, "")
+
+
+@pytest.fixture
+def unasked(
+    snapshots: RunSnapshots, begun: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], CodeGuest]]:
+    """Copies of a guest of mode "halt" that nobody has asked for lock-down yet, with the attacker in its kernel."""
+    made: list[CodeGuest] = []
+
+    def prepare(path: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch, halfway(begun(HALT), PROTECTED_SERVICES) as vm:
+            patch.setattr(KciService, "_lock_down", lambda service: b"")
+            vm.connect()
+            _settle(vm, tmp_path_factory.mktemp("unasked"))
+            vm.snapshot(path)
+
+    def make() -> CodeGuest:
+        made.append(CodeGuest(ConfidentialVM.restore(snapshots.once("unasked", prepare))))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.vm.close()
 
 
 @pytest.fixture

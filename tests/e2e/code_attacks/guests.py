@@ -42,11 +42,16 @@ class CodeGuest(LockedGuest):
         done = self.vm.run(["sh", "-c", f"echo {cpu} {line} > /dev/attacker; cat /dev/attacker"], timeout=60)
         return [int(number) for number in done.stdout.split()] or None
 
+    @property
+    def monitor(self) -> VeilMon:
+        """VeilMon's program."""
+        found = self.vm.machine.hosted_program(self.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
+        assert isinstance(found, VeilMon)
+        return found
+
     def block(self, vcpu: int) -> int:
         """GPA of the request block that the driver has on a VCPU."""
-        monitor = self.vm.machine.hosted_program(self.vm.hypervisor.vcpus[0].contexts[0].vmcb.vmsa_pa)
-        assert isinstance(monitor, VeilMon)
-        return monitor.state.blocks[vcpu][0]
+        return self.monitor.state.blocks[vcpu][0]
 
     def store(self, way: str, target: int, steps: str) -> list[int] | None:
         """Each step's result: 0 or EFAULT."""

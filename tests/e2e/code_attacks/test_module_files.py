@@ -10,16 +10,14 @@ import pytest
 
 from tests.e2e.code_attacks.guests import VICTIM, CodeGuest, build
 from tests.e2e.code_attacks.hostile_files import HOSTILE, body_of, resigned
+from tests.e2e.code_attacks.lying_driver import WHERE, LyingDriver
 from tests.services.kci.modules.made_module import authority
-from veil.formats.kci import KCI_NUMBER, FilePart, KernelCall, MemoryType, ModuleMemory, ModulePrepared
+from veil.formats.kci import FilePart, KernelCall, MemoryType, ModuleMemory, ModulePrepared
 from veil.formats.kci_status import CodeEvent
 from veil.formats.status import Status
 from veil.services.kci import KernelCode, physical_range
-from veil.services.kci.modules.elf import ModuleElf
-from veil.services.kci.modules.layout import lay_out
 
 PAGE = 4096
-_WHERE = 0xFFFFFFFFC0800000
 
 
 @pytest.fixture(scope="module")
@@ -65,44 +63,6 @@ def test_off_all_of_them_get_in(unlocked: CodeGuest, body: bytes, tmp_path: Path
         assert unlocked.sh(f"rmmod {VICTIM}") == (0, ""), what
 
 
-class _Driver:
-    """One that says what the test wants: kernel-mode code that asks in the driver's place."""
-
-    def __init__(self, guest: CodeGuest) -> None:
-        self._guest = guest
-        self._block = guest.block(0)
-        self._sent = 0
-        self.pages = [page for _ in range(8) for page in guest.attack("page") or ()]
-
-    def ask(self, call: KernelCall, body: bytes, pages: list[int]) -> Status:
-        """What VeilS-KCI answers."""
-        request = struct.pack(f"<{len(pages)}Q", *pages) + body
-        (status,) = self._guest.attack("ask", self._block, KCI_NUMBER, call, str(len(pages)), request.hex()) or (None,)
-        assert status is not None
-        return Status(status)
-
-    def file(self, file: bytes) -> None:
-        """Hand a file over, from pages of the kernel's."""
-        pages = self.pages[: -(-len(file) // PAGE)]
-        for number, page in enumerate(pages):
-            content = file[number * PAGE : (number + 1) * PAGE]
-            self._guest.vm.machine.view(vmpl=3).write(page, content.ljust(PAGE, b"\0"))
-        self._sent = len(file)
-        assert self.ask(KernelCall.MODULE_FILE, FilePart(len(file), 0).pack(), pages) == Status.OK
-
-    def prepared(self, body: bytes, pages: list[int]) -> Status:
-        """Say that the module is where it would fit."""
-        sizes = lay_out(ModuleElf(body)).sizes
-        memory = {
-            kind: ModuleMemory(_WHERE + 0x100000 * kind, -(-sizes[kind] // PAGE) * PAGE)
-            for kind in MemoryType
-            if sizes.get(kind)
-        }
-        count = sum(place.size for place in memory.values()) // PAGE
-        nothing_left = FilePart(self._sent, self._sent).pack()
-        return self.ask(KernelCall.MODULE_PREPARED, nothing_left + ModulePrepared(0, memory).pack(), pages[:count])
-
-
 def _refused(guest: CodeGuest, why: str) -> None:
     *_, word = guest.words()
     assert word.event == CodeEvent.MODULE_REFUSED
@@ -110,7 +70,7 @@ def _refused(guest: CodeGuest, why: str) -> None:
 
 
 def test_by_a_driver_that_lies(locked: CodeGuest, code: KernelCode, body: bytes) -> None:
-    driver = _Driver(locked)
+    driver = LyingDriver(locked)
     for what, (file, why) in _files(body).items():
         driver.file(file)
         assert driver.prepared(body, driver.pages) == Status.NOT_ALLOWED, what
@@ -131,7 +91,7 @@ def test_by_a_driver_that_lies(locked: CodeGuest, code: KernelCode, body: bytes)
     for length, offset in ((1 << 63, 0), ((1 << 64) - 1, 0), (0, 0), (PAGE, 1 << 63), (PAGE, PAGE - 1)):
         part = FilePart(length, offset).pack()
         assert driver.ask(KernelCall.MODULE_FILE, part, driver.pages[:1]) == Status.NOT_ALLOWED
-        somewhere = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory(_WHERE, PAGE)}).pack()
+        somewhere = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory(WHERE, PAGE)}).pack()
         assert driver.ask(KernelCall.MODULE_PREPARED, part + somewhere, driver.pages[:1]) == Status.NOT_ALLOWED
     file = FilePart(PAGE, 0).pack()
     everywhere = ModulePrepared(0, {MemoryType.TEXT: ModuleMemory((1 << 64) - PAGE, PAGE)}).pack()

@@ -45,38 +45,48 @@ struct pvalidate_list {
 };
 
 /* Interrupts are off: between the MSR and VMGEXIT nobody else may use the GHCB. */
-static u64 exit_with(u64 request, u64 *rax, u64 rcx)
+static u64 exit_with(u64 request, u64 *rax, u64 rcx, u64 rdx, u64 r8)
 {
 	u64 before = native_read_msr(MSR_GHCB), answer;
+	register u64 fourth asm("r8");
 
 	native_wrmsrl(MSR_GHCB, request);
-	asm volatile("rep; vmmcall" : "+a"(*rax), "+c"(rcx) : : "rdx", "memory");
+	fourth = r8;
+	asm volatile("rep; vmmcall" : "+a"(*rax), "+c"(rcx), "+d"(rdx), "+r"(fourth) : : "memory");
 	answer = native_read_msr(MSR_GHCB);
 	native_wrmsrl(MSR_GHCB, before);
 	return answer;
 }
 
-static bool switch_to(u64 vmpl, u64 *rax, u64 rcx)
+static bool switch_to(u64 vmpl, u64 *rax, u64 rcx, u64 rdx, u64 r8)
 {
-	return exit_with(vmpl << 32 | RUN_VMPL_REQUEST, rax, rcx) == RUN_VMPL_RESPONSE;
+	return exit_with(vmpl << 32 | RUN_VMPL_REQUEST, rax, rcx, rdx, r8) == RUN_VMPL_RESPONSE;
+}
+
+u8 *attacker_calling_area(void)
+{
+	return __va(native_read_msr(MSR_SVSM_CAA));
+}
+
+u64 attacker_call(u8 *area, u64 call, u64 rcx, u64 rdx, u64 r8)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	WRITE_ONCE(*area, 1);
+	if (!switch_to(0, &call, rcx, rdx, r8) || xchg(area, 0))
+		call = NO_ANSWER;
+	local_irq_restore(flags);
+	return call;
 }
 
 void attacker_pvalidate(int count, char **words)
 {
 	struct pvalidate_list *list = (struct pvalidate_list *)get_zeroed_page(GFP_KERNEL);
-	u64 rax = CORE_PVALIDATE;
-	unsigned long flags;
-	u8 *pending;
 
 	list->entries = 1;
 	list->entry = simple_strtoull(words[0], NULL, 0) | simple_strtoull(words[1], NULL, 0) << 2;
-	local_irq_save(flags);
-	pending = __va(native_read_msr(MSR_SVSM_CAA));
-	WRITE_ONCE(*pending, 1);
-	if (!switch_to(0, &rax, virt_to_phys(list)) || xchg(pending, 0))
-		rax = NO_ANSWER;
-	local_irq_restore(flags);
-	attacker_result(rax);
+	attacker_result(attacker_call(attacker_calling_area(), CORE_PVALIDATE, virt_to_phys(list), 0, 0));
 	free_page((unsigned long)list);
 }
 
@@ -86,7 +96,7 @@ void attacker_page_state(int count, char **words)
 	unsigned long flags;
 
 	local_irq_save(flags);
-	answer = exit_with(operation | simple_strtoull(words[0], NULL, 0) | PAGE_STATE_REQUEST, &rax, 0);
+	answer = exit_with(operation | simple_strtoull(words[0], NULL, 0) | PAGE_STATE_REQUEST, &rax, 0, 0, 0);
 	local_irq_restore(flags);
 	/* Bits 63:32 are an error. */
 	attacker_result(answer >> 32);
@@ -99,7 +109,7 @@ void attacker_switch(int count, char **words)
 	bool done;
 
 	local_irq_save(flags);
-	done = switch_to(simple_strtoull(words[0], NULL, 0), &rax, 0);
+	done = switch_to(simple_strtoull(words[0], NULL, 0), &rax, 0, 0, 0);
 	local_irq_restore(flags);
 	attacker_result(done);
 }
@@ -125,7 +135,7 @@ void attacker_ask(int count, char **words)
 		length = 0;
 	smp_store_release(&block->pending, 1);
 	for (tries = 0; tries < TRIES && smp_load_acquire(&block->pending); tries++)
-		switch_to(SERVICE_VMPL, &rax, 0);
+		switch_to(SERVICE_VMPL, &rax, 0, 0, 0);
 	attacker_result(block->pending ? NO_ANSWER : block->status);
 	WRITE_ONCE(block->pending, 0);
 	local_irq_restore(flags);

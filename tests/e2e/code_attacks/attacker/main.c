@@ -71,12 +71,26 @@ phys_addr_t attacker_physical(unsigned long address)
 /* mov $0x666, %eax; ret */
 static const u8 code[] = { 0xb8, 0x66, 0x06, 0x00, 0x00, 0xc3 };
 
-static void run(const void *place)
+int attacker_run(const void *place)
 {
 	int (*function)(void) = place;
 
 	OPTIMIZER_HIDE_VAR(function);
-	attacker_result(function());
+	return function();
+}
+
+void attacker_put_code(void *place)
+{
+	memcpy(place, code, sizeof(code));
+}
+
+void *attacker_map(const char *gpa)
+{
+	struct page *page = pfn_to_page(simple_strtoull(gpa, NULL, 0) >> PAGE_SHIFT);
+	void *place = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+
+	attacker_change((unsigned long)place, 0, _PAGE_NX);
+	return place;
 }
 
 /* "data": what a page of data holds. */
@@ -84,9 +98,9 @@ static void run_data(int count, char **words)
 {
 	void *place = vmalloc(PAGE_SIZE);
 
-	memcpy(place, code, sizeof(code));
+	attacker_put_code(place);
 	attacker_change((unsigned long)place, 0, _PAGE_NX);
-	run(place);
+	attacker_result(attacker_run(place));
 }
 
 /* "user": what a page of this process holds, with SMEP off. */
@@ -99,21 +113,19 @@ static void run_user(int count, char **words)
 	if (IS_ERR_VALUE(place) || copy_to_user((void __user *)place, code, sizeof(code)))
 		return;
 	asm volatile("mov %0, %%cr4" : : "r"(cr4 & ~(X86_CR4_SMEP | X86_CR4_SMAP)) : "memory");
-	run((void *)place);
+	attacker_result(attacker_run((void *)place));
 	asm volatile("mov %0, %%cr4" : : "r"(cr4) : "memory");
 }
 
 /* "frame GPA": what a page of guest memory holds, whoever it was given to; it is as before afterwards. */
 static void run_frame(int count, char **words)
 {
-	struct page *page = pfn_to_page(simple_strtoul(words[0], NULL, 0) >> PAGE_SHIFT);
-	void *place = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	void *place = attacker_map(words[0]);
 	u8 before[sizeof(code)];
 
 	memcpy(before, place, sizeof(code));
-	memcpy(place, code, sizeof(code));
-	attacker_change((unsigned long)place, 0, _PAGE_NX);
-	run(place);
+	attacker_put_code(place);
+	attacker_result(attacker_run(place));
 	memcpy(place, before, sizeof(code));
 	vunmap(place);
 }
@@ -121,13 +133,19 @@ static void run_frame(int count, char **words)
 /* "call ADDRESS" */
 static void call(int count, char **words)
 {
-	run((void *)simple_strtoul(words[0], NULL, 0));
+	attacker_result(attacker_run((void *)simple_strtoul(words[0], NULL, 0)));
 }
 
 /* "page": a page of data; its GPA. */
 static void new_page(int count, char **words)
 {
 	attacker_result(virt_to_phys((void *)get_zeroed_page(GFP_KERNEL)));
+}
+
+/* "large": 2 MiB of data, aligned; their GPA. */
+static void new_large_page(int count, char **words)
+{
+	attacker_result(virt_to_phys((void *)__get_free_pages(GFP_KERNEL | __GFP_ZERO, get_order(SZ_2M))));
 }
 
 /* "physical ADDRESS" */
@@ -147,11 +165,15 @@ static const struct command {
 	{ "frame", run_frame, 1 },
 	{ "call", call, 1 },
 	{ "page", new_page, 0 },
+	{ "large", new_large_page, 0 },
 	{ "physical", tell_physical, 1 },
 	{ "pvalidate", attacker_pvalidate, 2 },
 	{ "state", attacker_page_state, 2 },
 	{ "switch", attacker_switch, 1 },
 	{ "ask", attacker_ask, 5 },
+	{ "desk", attacker_desk, 2 },
+	{ "obey", attacker_obey, 0 },
+	{ "together", attacker_ask_together, 5 },
 };
 
 static void act(char *line)
