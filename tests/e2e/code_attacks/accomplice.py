@@ -46,7 +46,7 @@ class Accomplice:
         """`frame`: the page's GPA."""
         self._guest = guest
         self._view = guest.vm.machine.view(vmpl=3)
-        (self._desk,) = guest.attack("page") or ()
+        self._desk = guest.number("page")
         self._orders = 0
         assert guest.attack("desk", self._desk, frame) is None
 

@@ -42,6 +42,13 @@ class CodeGuest(LockedGuest):
         done = self.vm.run(["sh", "-c", f"echo {cpu} {line} > /dev/attacker; cat /dev/attacker"], timeout=60)
         return [int(number) for number in done.stdout.split()] or None
 
+    def number(self, *words: str | int) -> int:
+        """What a command gives that gives one number."""
+        found = self.attack(*words)
+        assert found is not None
+        assert len(found) == 1
+        return found[0]
+
     @property
     def monitor(self) -> VeilMon:
         """VeilMon's program."""

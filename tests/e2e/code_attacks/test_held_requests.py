@@ -40,7 +40,7 @@ _CODE = Permission.R | Permission.SX
 def _large_page(guest: CodeGuest) -> int:
     """2 MiB of the kernel's that have one RMP entry."""
     for _ in range(16):
-        (gpa,) = guest.attack("large") or ()
+        gpa = guest.number("large")
         if guest.vm.machine.rmp.entry(gpa)["flags"] & EntryFlag.SIZE_2M:
             return gpa
     raise AssertionError("no RMP entry of 2 MiB is left")

@@ -32,7 +32,7 @@ def test_text(locked: CodeGuest, code: KernelCode, way: str) -> None:
 
 
 @pytest.mark.parametrize("place", TABLES)
-@pytest.mark.parametrize("way", ["alias", "wp"])
+@pytest.mark.parametrize("way", WAYS)
 def test_tables(locked: CodeGuest, code: KernelCode, place: str, way: str) -> None:
     _refused(locked, way, code.image.symbols[place] + 16)
     assert locked.violations()[-1].detail["symbol"] == f"{place}+0x10"
@@ -43,7 +43,7 @@ def _modules_text(guest: CodeGuest) -> int:
     return guest.module_text(VICTIM) + 16
 
 
-@pytest.mark.parametrize("way", ["alias", "wp"])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_modules_text(locked: CodeGuest, way: str) -> None:
     _refused(locked, way, _modules_text(locked))
     assert locked.violations()[-1].detail["owner"] == "MODULE_CODE"
@@ -62,10 +62,11 @@ def test_off_text_is_written(unlocked: CodeGuest, code: KernelCode, way: str) ->
 
 
 @pytest.mark.parametrize("place", [*TABLES, "module"])
-def test_off_all_else_is_written(unlocked: CodeGuest, code: KernelCode, place: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_off_all_else_is_written(unlocked: CodeGuest, code: KernelCode, place: str, way: str) -> None:
     # Of the IDT a vector that does not come.
     offset = 0xFE0 if place == "idt_table" else 16
-    _written(unlocked, "wp", _modules_text(unlocked) if place == "module" else code.image.symbols[place] + offset)
+    _written(unlocked, way, _modules_text(unlocked) if place == "module" else code.image.symbols[place] + offset)
 
 
 def test_halt(halting: CodeGuest, code: KernelCode) -> None:
