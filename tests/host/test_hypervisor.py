@@ -348,6 +348,7 @@ class TestEnds:
         [
             (leave(ExitCode.SHUTDOWN), TripleFault, "triple fault"),
             (leave(ExitCode.INVALID), VmrunRefused, "EFER.SVME"),
+            (leave(ExitCode.BUSY), VmrunRefused, "VINTR_CTRL"),
             (leave(0x44), UnexpectedExit, "0x44"),
             (leave(ExitCode.NPF, 1 << 31 | 1 << 34, 0x9123), NestedPageFault, "private access"),
             (leave(ExitCode.NPF, 1 << 31, 0x9123), NestedPageFault, "shared access"),
@@ -361,6 +362,17 @@ class TestEnds:
             run_script(Guest(), step)
         assert str(caught.value).startswith("VCPU 0, VMPL 0: ")
         assert "\n" not in str(caught.value)
+
+    def test_a_busy_context_is_for_its_monitor(self) -> None:
+        """Which gives back the event that an exit cut off; then it runs again."""
+        guest = Guest()
+        vcpu = guest.host.vcpus[0]
+        vcpu.set_vmsa(3, VMSA_1)
+        vcpu.start(3)
+        guest.machine.script(VMSA_1, leave(ExitCode.BUSY), leave(ExitCode.INTR))
+        run_script(guest, msr(0x3_0000_0016))
+        assert guest.machine.ran == [VMSA_1, VMSA]
+        assert vcpu.vmpl == 3
 
     def test_size_mismatch_is_smashed(self) -> None:
         guest = Guest()

@@ -21,7 +21,19 @@ from veil.snp._engine import EngineCounters, SwitchPolicy, WatchedRange
 from veil.snp.cpuid import CpuFeature, feature_bits
 from veil.snp.debug_stops import MAX_WATCHPOINTS, StopReason, WatchKind
 from veil.snp.exit_codes import ExitCode
-from veil.snp.layouts import SUPPORTED_FEATURES, V_NMI, V_NMI_ENABLE, V_NMI_MASK, SevFeatures, Vmcb, Vmsa, VmsaSegment
+from veil.snp.layouts import (
+    SUPPORTED_FEATURES,
+    V_BUSY,
+    V_INT_SHADOW,
+    V_IRQ,
+    V_NMI,
+    V_NMI_ENABLE,
+    V_NMI_MASK,
+    SevFeatures,
+    Vmcb,
+    Vmsa,
+    VmsaSegment,
+)
 from veil.snp.rmp import EntryFlag, Permission, RmpResult
 
 ENGINE = Path(veil.snp.__file__).parent / "engine"
@@ -98,14 +110,22 @@ def test_bits_of_sev_features() -> None:
     assert said == {
         "SNP_ACTIVE": SevFeatures.SNP,
         "RESTRICTED_INJECTION": SevFeatures.RESTRICTED_INJECTION,
+        "ALTERNATE_INJECTION": SevFeatures.ALTERNATE_INJECTION,
         "DEBUG_SWAP": SevFeatures.DEBUG_SWAP,
         "SUPPORTED": SUPPORTED_FEATURES,
     }
 
 
-def test_virtual_nmi() -> None:
+def test_virtual_interrupts() -> None:
     said = {name.removeprefix("VEIL_"): value for name, value in HEADERS.numbers.items() if "VEIL_V_" in name}
-    assert said == {"V_NMI": V_NMI, "V_NMI_MASK": V_NMI_MASK, "V_NMI_ENABLE": V_NMI_ENABLE}
+    assert said == {
+        "V_IRQ": V_IRQ,
+        "V_NMI": V_NMI,
+        "V_NMI_MASK": V_NMI_MASK,
+        "V_NMI_ENABLE": V_NMI_ENABLE,
+        "V_INT_SHADOW": V_INT_SHADOW,
+        "V_BUSY": V_BUSY,
+    }
 
 
 def test_features_of_the_processor() -> None:

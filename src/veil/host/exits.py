@@ -64,10 +64,23 @@ def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
         f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is not a validated VMSA page, EFER.SVME is clear (a "
         "monitor is still serving this context), SEV_FEATURES lacks SNP or has what this processor lacks, CR0, CR3, "
         "CR4, EFER, DR6, DR7 and CS are together what no processor takes, or the event that was to come with it is "
-        "refused (restricted injection)",
+        "none, or refused (restricted injection)",
         vcpu=vcpu.index,
         vmpl=context.vmpl,
     )
+
+
+def _busy(host: Host, vcpu: Vcpu, context: Context) -> None:
+    """Alternate injection: an exit cut off an event's delivery, and a more privileged level is to give it back."""
+    above = min(vcpu.contexts)
+    if above >= context.vmpl:
+        raise VmrunRefused(
+            f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is BUSY (VINTR_CTRL) until a more privileged "
+            "level gives back an event whose delivery an exit cut off, and there is none",
+            vcpu=vcpu.index,
+            vmpl=context.vmpl,
+        )
+    host.enter(vcpu, above)
 
 
 def _nested_page_fault(host: Host, vcpu: Vcpu, context: Context) -> None:
@@ -159,6 +172,7 @@ EXIT_HANDLERS: dict[int, Callable[[Host, Vcpu, Context], None]] = {
     int(ExitCode.HLT): _halt,
     int(ExitCode.SHUTDOWN): _shutdown,
     int(ExitCode.INVALID): _invalid,
+    int(ExitCode.BUSY): _busy,
     int(ExitCode.NPF): _nested_page_fault,
 }
 

@@ -33,4 +33,5 @@ class ExitCode(enum.IntEnum):
     NPF = 0x400
     VMGEXIT = 0x403
     NOT_VALIDATED = 0x404
+    BUSY = (1 << 64) - 2
     INVALID = (1 << 64) - 1

@@ -196,11 +196,12 @@ static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
 {
     CPUX86State *env = e->env;
 
+    e->v_intr = e->alternate ? v->vintr_ctrl : e->vmcb->v_intr;
     env->hflags = HF_GUEST_MASK;
     if (env->cr[4] & CR4_SMAP_MASK) {
         env->hflags |= HF_SMAP_MASK;
     }
-    if (e->vmcb->interrupt_shadow & 1) {
+    if (e->alternate ? e->v_intr & VEIL_V_INT_SHADOW : e->vmcb->interrupt_shadow & 1) {
         env->hflags |= HF_INHIBIT_IRQ_MASK;
     }
     x86_update_hflags(env);
@@ -210,9 +211,9 @@ static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
     /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
     env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
     env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
-    env->v_tpr = e->vmcb->v_intr & 0xf;
+    env->v_tpr = e->v_intr & 0xf;
     env->hflags2 &= ~HF2_NMI_MASK;
-    if ((e->vmcb->v_intr & VEIL_V_NMI_ENABLE) && (e->vmcb->v_intr & VEIL_V_NMI_MASK)) {
+    if ((e->v_intr & VEIL_V_NMI_ENABLE) && (e->v_intr & VEIL_V_NMI_MASK)) {
         env->hflags2 |= HF2_NMI_MASK;
     }
     env->old_exception = -1;
@@ -240,6 +241,26 @@ void veil_context_load(struct veil_engine *e)
     veil_follow_rights(e); /* an event that comes with VMRUN is delivered before the loop looks */
 }
 
+/* What keeps interrupts out, where it came from. */
+static void save_interrupts(struct veil_engine *e, struct veil_vmsa *v)
+{
+    const CPUX86State *env = e->env;
+    bool shadow = env->hflags & HF_INHIBIT_IRQ_MASK;
+
+    e->v_intr = (e->v_intr & ~0xffULL) | env->v_tpr;
+    if (e->v_intr & VEIL_V_NMI_ENABLE) {
+        e->v_intr &= ~VEIL_V_NMI_MASK;
+        e->v_intr |= env->hflags2 & HF2_NMI_MASK ? VEIL_V_NMI_MASK : 0;
+    }
+    e->vmcb->interrupt_shadow = env->eflags & IF_MASK ? 2 : 0;
+    if (e->alternate) {
+        v->vintr_ctrl = (e->v_intr & ~VEIL_V_INT_SHADOW) | (shadow ? VEIL_V_INT_SHADOW : 0);
+    } else {
+        e->vmcb->v_intr = e->v_intr;
+        e->vmcb->interrupt_shadow |= shadow;
+    }
+}
+
 void veil_context_save(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
@@ -254,11 +275,7 @@ void veil_context_save(struct veil_engine *e)
     save_system_registers(env, v);
     veil_debug_leave(e);
     save_fpu(env, v);
-    e->vmcb->v_intr = (e->vmcb->v_intr & ~0xffULL) | env->v_tpr;
-    if (e->vmcb->v_intr & VEIL_V_NMI_ENABLE) {
-        e->vmcb->v_intr &= ~VEIL_V_NMI_MASK;
-        e->vmcb->v_intr |= env->hflags2 & HF2_NMI_MASK ? VEIL_V_NMI_MASK : 0;
-    }
+    save_interrupts(e, v);
     v->exit_info_1 = e->exit_info_1;
     v->exit_info_2 = e->exit_info_2;
     v->exit_int_info = e->vmcb->exit_int_info;

@@ -125,6 +125,8 @@ struct veil_engine {
     struct veil_vmsa *vmsa;
     int vmpl;
     bool restricted;          /* no event from the host but #HV */
+    bool alternate;           /* none from the host at all, but those of the VMSA */
+    uint64_t v_intr;          /* interrupts on offer: the VMCB's, or with `alternate` the VMSA's */
     struct veil_space *space; /* that the TLB describes */
     struct veil_event delivering;
     uint32_t features; /* VEIL_CPU_ */

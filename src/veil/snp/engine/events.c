@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Events: what the host injects (EVENTINJ), what the guest raises, #VC, how they are delivered, and what is left of one
- * whose delivery an exit cut off (EXITINTINFO).
+ * Events: what is injected (EVENTINJ) or on offer, what the guest raises, #VC, how they are delivered, and what is left
+ * of one whose delivery an exit cut off (EXITINTINFO).
  */
 #include "events.h"
 #include "debug_registers.h"
@@ -30,13 +30,20 @@ static bool is_delivering_external(const struct veil_engine *e)
            (e->delivering.type == SVM_EVTINJ_TYPE_INTR >> 8 || e->delivering.type == SVM_EVTINJ_TYPE_NMI >> 8);
 }
 
+/* With alternate injection (APM vol. 2, 15.36.16) EVENTINJ is the VMSA's. */
+static uint64_t injection_of(const struct veil_vmsa *vmsa, const struct veil_vmcb *vmcb)
+{
+    return vmsa->sev_features & VEIL_SEV_ALTERNATE_INJECTION ? vmsa->event_inj : vmcb->event_inj;
+}
+
 /*
  * Which EVENTINJ VMRUN takes: types that there are, and vectors of exceptions for exceptions (APM vol. 2, 15.20). With
  * restricted injection (15.36.16) #HV and nothing else; V_IRQ does not count (run.c).
  */
-bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
+bool veil_may_inject(const struct veil_vmsa *vmsa, const struct veil_vmcb *vmcb)
 {
     const uint32_t hv = VEIL_VECTOR_HV | SVM_EVTINJ_TYPE_EXEPT | (uint32_t)SVM_EVTINJ_VALID;
+    uint64_t injection = injection_of(vmsa, vmcb);
     uint8_t vector = injection;
 
     if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
@@ -61,7 +68,7 @@ bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection)
 static void begin_nmi(struct veil_engine *e)
 {
     e->delivering = (struct veil_event){.pending = true, .vector = EXCP02_NMI, .type = SVM_EVTINJ_TYPE_NMI >> 8};
-    if (e->vmcb->v_intr & VEIL_V_NMI_ENABLE) {
+    if (e->v_intr & VEIL_V_NMI_ENABLE) {
         e->env->hflags2 |= HF2_NMI_MASK;
     }
 }
@@ -69,30 +76,32 @@ static void begin_nmi(struct veil_engine *e)
 bool veil_take_offered(struct veil_engine *e)
 {
     CPUX86State *env = e->env;
-    struct veil_vmcb *vmcb = e->vmcb;
 
     if (e->restricted || (env->hflags & HF_INHIBIT_IRQ_MASK)) {
         return false;
     }
-    if (veil_vmcb_v_nmi(vmcb) && !(env->hflags2 & HF2_NMI_MASK)) {
-        vmcb->v_intr &= ~VEIL_V_NMI;
+    if (veil_offers_nmi(e->v_intr) && !(env->hflags2 & HF2_NMI_MASK)) {
+        e->v_intr &= ~VEIL_V_NMI;
         begin_nmi(e);
         return true;
     }
-    if (veil_vmcb_v_irq(vmcb) && (env->eflags & IF_MASK) && veil_vmcb_v_irq_passes(vmcb, env->v_tpr)) {
-        e->delivering = (struct veil_event){.pending = true, .vector = veil_vmcb_v_vector(vmcb)};
-        veil_vmcb_clear_v_irq(vmcb);
+    if (veil_offers_irq(e->v_intr) && (env->eflags & IF_MASK) && veil_irq_passes(e->v_intr, env->v_tpr)) {
+        e->delivering = (struct veil_event){.pending = true, .vector = veil_offered_vector(e->v_intr)};
+        e->v_intr &= ~VEIL_V_IRQ;
         return true;
     }
     return false;
 }
 
-/* Event of the VMCB's EVENTINJ (APM vol. 2, 15.20). Types: 0 interrupt, 2 NMI, 3 exception, 4 software interrupt. */
-void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
+/* Event of EVENTINJ (APM vol. 2, 15.20). Types: 0 interrupt, 2 NMI, 3 exception, 4 software interrupt. */
+void veil_take_injection(struct veil_engine *e)
 {
-    uint64_t injection = vmcb->event_inj;
+    uint64_t injection = injection_of(e->vmsa, e->vmcb);
 
-    vmcb->event_inj = 0;
+    e->vmcb->event_inj = 0;
+    if (e->alternate) {
+        e->vmsa->event_inj = 0;
+    }
     if (!(injection & (uint32_t)SVM_EVTINJ_VALID)) {
         return;
     }
@@ -106,8 +115,17 @@ void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb)
         .type = (injection >> 8) & 7,
         .has_error_code = (injection & SVM_EVTINJ_VALID_ERR) != 0,
         .error_code = injection >> 32,
-        .next_rip = vmcb->nrip,
+        .next_rip = e->alternate ? e->vmsa->nrip : e->vmcb->nrip,
     };
+}
+
+/*
+ * Behind #DB the instruction is over, which does not raise it again. With alternate injection an interrupt that was
+ * taken is not on offer any more, and there is no host to give it back.
+ */
+bool veil_may_wait(const struct veil_engine *e)
+{
+    return e->delivering.vector != EXCP01_DB && !(e->alternate && is_delivering_external(e));
 }
 
 /* EXITINTINFO. (svm.h's SVM_EVTINJ_VALID is a negative int: or-ed in here, it would fill the error code with ones.) */

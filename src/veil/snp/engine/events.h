@@ -5,8 +5,11 @@
 
 #include "core.h"
 
-bool veil_may_inject(const struct veil_vmsa *vmsa, uint64_t injection);
-void veil_take_injection(struct veil_engine *e, struct veil_vmcb *vmcb);
+/* Of EVENTINJ, the VMCB's or the VMSA's, whichever it is that counts. */
+bool veil_may_inject(const struct veil_vmsa *vmsa, const struct veil_vmcb *vmcb);
+void veil_take_injection(struct veil_engine *e);
+/* Can the event that is to be delivered be delivered after the next VMRUN as well? */
+bool veil_may_wait(const struct veil_engine *e);
 /* V_NMI or V_IRQ, if the guest can be interrupted now. */
 bool veil_take_offered(struct veil_engine *e);
 /* EXITINTINFO of an exit that finds this event. */

@@ -294,7 +294,7 @@ void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
     if (env->eflags & TF_MASK) {         /* the trap ends the halt at once */
         finish(env);
     }
-    if (veil_vmcb_offers(e->vmcb) && veil_take_offered(e)) {
+    if (veil_offers(e->v_intr) && veil_take_offered(e)) {
         cpu_loop_exit_noexc(e->cs);
     }
     veil_exit(e, SVM_EXIT_HLT, 0, 0, 0);

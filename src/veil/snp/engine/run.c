@@ -73,7 +73,7 @@ static bool attend(struct veil_engine *e)
     if (unlikely(e->crowded)) {
         veil_tlb_relieve(e);
     }
-    return unlikely(veil_vmcb_offers(e->vmcb)) && veil_take_offered(e);
+    return unlikely(veil_offers(e->v_intr)) && veil_take_offered(e);
 }
 
 /* Every block that comes into the jump cache was looked up first. */
@@ -208,7 +208,7 @@ void veil_run(struct veil_engine *e)
         }
         if (e->delivering.pending) {
             /* A guest whose events raise others without end gets nowhere, but must not hold the host. */
-            if (e->delivering.vector != EXCP01_DB && must_leave(e)) {
+            if (veil_may_wait(e) && must_leave(e)) {
                 continue;
             }
             veil_deliver_event(e);

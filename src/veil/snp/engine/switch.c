@@ -43,7 +43,7 @@ uint64_t veil_engine_run_switching(struct veil_engine *e, struct veil_vmcb *vmcb
 {
     struct veil_vmcb *kernel = (struct veil_vmcb *)(uintptr_t)policy->kernel, *next;
     /* An interrupt is due, or was and the host has to be told that it was taken: it looks at each exit. */
-    const bool plain = !veil_vmcb_offers(kernel);
+    const bool plain = !veil_offers(kernel->v_intr);
 
     for (;;) {
         veil_engine_vmrun(e, vmcb, deadline_ns);

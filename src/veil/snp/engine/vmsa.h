@@ -104,47 +104,47 @@ _Static_assert(sizeof(struct veil_vmcb) == 0x400, "VMCB");
 /* Bits of sev_features (table B-4). */
 #define VEIL_SEV_SNP_ACTIVE (1ULL << 0)
 #define VEIL_SEV_RESTRICTED_INJECTION (1ULL << 3)
+#define VEIL_SEV_ALTERNATE_INJECTION (1ULL << 4)
 #define VEIL_SEV_DEBUG_SWAP (1ULL << 5)
 /* These, and those that keep off what is not here: IBS of the host, other users of the branch predictor, shadow stacks,
  * SMT. A context with any other feature expects what it would not get. */
-#define VEIL_SEV_SUPPORTED 0x2081e9ULL
+#define VEIL_SEV_SUPPORTED 0x2081f9ULL
 
-/* v_intr: V_TPR bits 3:0, V_IRQ bit 8, V_INTR_PRIO bits 19:16, V_IGN_TPR bit 20, V_NMI bit 11, V_NMI_MASK bit 12,
- * V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. */
+/* The VMCB's v_intr, and the VMSA's vintr_ctrl: V_TPR bits 3:0, V_IRQ bit 8, V_INTR_PRIO bits 19:16, V_IGN_TPR bit 20,
+ * V_NMI bit 11, V_NMI_MASK bit 12, V_NMI_ENABLE bit 26, V_INTR_VECTOR bits 39:32. The VMSA's alone: INT_SHADOW, BUSY.
+ */
+#define VEIL_V_IRQ (1ULL << 8)
+#define VEIL_V_INT_SHADOW (1ULL << 10)
 #define VEIL_V_NMI (1ULL << 11)
 #define VEIL_V_NMI_MASK (1ULL << 12)
 #define VEIL_V_NMI_ENABLE (1ULL << 26)
+#define VEIL_V_BUSY (1ULL << 63)
 
-static inline bool veil_vmcb_v_irq(const struct veil_vmcb *vmcb)
+static inline bool veil_offers_irq(uint64_t v_intr)
 {
-    return vmcb->v_intr >> 8 & 1;
+    return v_intr & VEIL_V_IRQ;
 }
 
-static inline uint8_t veil_vmcb_v_vector(const struct veil_vmcb *vmcb)
+static inline uint8_t veil_offered_vector(uint64_t v_intr)
 {
-    return vmcb->v_intr >> 32 & 0xff;
+    return v_intr >> 32 & 0xff;
 }
 
 /* Is V_IRQ above the task priority (APM vol. 2, 15.21.4)? */
-static inline bool veil_vmcb_v_irq_passes(const struct veil_vmcb *vmcb, uint8_t tpr)
+static inline bool veil_irq_passes(uint64_t v_intr, uint8_t tpr)
 {
-    return (vmcb->v_intr >> 20 & 1) || (vmcb->v_intr >> 16 & 15) > tpr;
+    return (v_intr >> 20 & 1) || (v_intr >> 16 & 15) > tpr;
 }
 
 /* An NMI waits (APM vol. 2, 15.21.10); without V_NMI_ENABLE the bit means nothing. */
-static inline bool veil_vmcb_v_nmi(const struct veil_vmcb *vmcb)
+static inline bool veil_offers_nmi(uint64_t v_intr)
 {
-    return (vmcb->v_intr & (VEIL_V_NMI | VEIL_V_NMI_ENABLE)) == (VEIL_V_NMI | VEIL_V_NMI_ENABLE);
+    return (v_intr & (VEIL_V_NMI | VEIL_V_NMI_ENABLE)) == (VEIL_V_NMI | VEIL_V_NMI_ENABLE);
 }
 
-static inline bool veil_vmcb_offers(const struct veil_vmcb *vmcb)
+static inline bool veil_offers(uint64_t v_intr)
 {
-    return veil_vmcb_v_irq(vmcb) || veil_vmcb_v_nmi(vmcb);
-}
-
-static inline void veil_vmcb_clear_v_irq(struct veil_vmcb *vmcb)
-{
-    vmcb->v_intr &= ~(1ULL << 8);
+    return veil_offers_irq(v_intr) || veil_offers_nmi(v_intr);
 }
 
 /* Exit codes that QEMU's svm.h does not have (APM vol. 2, appendix C). */
@@ -154,5 +154,6 @@ static inline void veil_vmcb_clear_v_irq(struct veil_vmcb *vmcb)
 #define VEIL_EXIT_VMGEXIT 0x403u
 #define VEIL_EXIT_NOT_VALIDATED 0x404u
 #define VEIL_EXIT_INVALID (~0ULL)
+#define VEIL_EXIT_BUSY (~1ULL)
 
 #endif

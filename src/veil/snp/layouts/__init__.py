@@ -22,7 +22,15 @@ from veil.snp.layouts.vmcb import (
     V_TPR,
     Vmcb,
 )
-from veil.snp.layouts.vmsa import SUPPORTED_FEATURES, SevFeatures, Vmsa, VmsaSegment, unsupported_features
+from veil.snp.layouts.vmsa import (
+    SUPPORTED_FEATURES,
+    V_BUSY,
+    V_INT_SHADOW,
+    SevFeatures,
+    Vmsa,
+    VmsaSegment,
+    unsupported_features,
+)
 
 __all__ = [
     "CPUID_COUNT_MAX",
@@ -34,9 +42,11 @@ __all__ = [
     "SECRETS_VERSION",
     "SUPPORTED_FEATURES",
     "SVSM_MAX_VERSION",
+    "V_BUSY",
     "V_IGN_TPR",
     "V_INTR_PRIO_SHIFT",
     "V_INTR_VECTOR_SHIFT",
+    "V_INT_SHADOW",
     "V_IRQ",
     "V_NMI",
     "V_NMI_ENABLE",

@@ -8,7 +8,10 @@ import enum
 
 from veil.formats.offsets import check_offsets
 
-__all__ = ["SUPPORTED_FEATURES", "SevFeatures", "Vmsa", "VmsaSegment", "unsupported_features"]
+__all__ = ["SUPPORTED_FEATURES", "V_BUSY", "V_INT_SHADOW", "SevFeatures", "Vmsa", "VmsaSegment", "unsupported_features"]
+
+#: Of VINTR_CTRL, which is otherwise as the VMCB's `v_intr`: the shadow of STI or MOV SS; VMRUN is exit BUSY.
+V_INT_SHADOW, V_BUSY = 1 << 10, 1 << 63
 
 _U8, _U16, _U32, _U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
@@ -23,6 +26,7 @@ class SevFeatures(enum.IntFlag):
     RESTRICTED_INJECTION = 1 << 3
     """The host can inject no event but #HV (24593, section 15.36.16)."""
     ALTERNATE_INJECTION = 1 << 4
+    """Events are those of the VMSA's EVENTINJ and VINTR_CTRL, and none are the host's (24593, section 15.36.16)."""
     DEBUG_SWAP = 1 << 5
     """DR0 to DR3 are the VMSA's, and the host does not intercept DR7."""
     PREVENT_HOST_IBS = 1 << 6
@@ -42,6 +46,7 @@ class SevFeatures(enum.IntFlag):
 SUPPORTED_FEATURES = (
     SevFeatures.SNP
     | SevFeatures.RESTRICTED_INJECTION
+    | SevFeatures.ALTERNATE_INJECTION
     | SevFeatures.DEBUG_SWAP
     | SevFeatures.PREVENT_HOST_IBS
     | SevFeatures.BTB_ISOLATION
