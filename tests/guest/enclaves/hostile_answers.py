@@ -113,6 +113,11 @@ _FILES = {
         lie_once(217, 24, (1, 16, 2, 24), (1, 18, 6, 0x612F2E2E04)),
         b"the name of a folder's entry",
     ),
+    "an entry without a name": Attack(
+        f"2 {PATH} 0 0 / 217 3 @512 512",
+        lie_once(217, 24, (1, 16, 2, 24), (1, 18, 6, 4)),
+        b"the name of a folder's entry",
+    ),
     "an entry whose name is longer than one can be": Attack(
         # what was written stands in the window still
         f"293 @8 0 / 1 4 @512:x{'61' * 512} 512 / 2 {PATH} 0 0 / 217 5 @512 512",
@@ -153,6 +158,19 @@ _DESCRIPTORS = {
     **_answered("dup3", "! 292 1 5 0 / 1 5 @8 8", 292, ENCLAVE, why=b"dup3 to 5"),
     **_answered("pipe", "22 @8", 293, 1, why=b"pipe2 is answered by 0x1, which it cannot be"),
     **_answered("pipe2", "293 @8 0", 293, 1, why=b"pipe2 is answered by 0x1, which it cannot be"),
+    **{
+        f"{name} of {fd:#x}": Attack(words, lie_once(call, fd), b"which is none")
+        for name, words, call in (
+            ("openat", f"257 -100 {PATH} 0 0", 257),
+            ("dup", "32 1", 32),
+            ("fcntl", "72 1 0 1", 72),
+            ("socket", "41 1 1 0", 41),
+            ("accept", f"{SOCKETS}43 3 0 0", 288),
+            ("epoll_create1", "291 0", 291),
+        )
+        for fd in (1 << 31, 1 << 32 | 2, ENCLAVE)
+    },
+    "pipe2 of what is none": Attack("293 @8 0", lie_once(293, 0, (0, 0, 8, 8 << 32 | 0xFFFFFFFF)), b"which is none"),
     "pipe2 of one descriptor twice": Attack("293 @8 0", lie_once(293, 0, (0, 0, 8, 7 << 32 | 7)), b"descriptor 7"),
     **_answered("fcntl", "72 1 3 0", 72, 1 << 31, why=b"fcntl is answered by"),
     **_answered("fcntl of flags", "72 1 1 0", 72, 2, why=b"fcntl is answered by"),
@@ -168,7 +186,10 @@ _DESCRIPTORS = {
     "ioctl of an interface without a number": Attack(
         "53 1 1 0 @8 / 16 3 35123 @40", lie_once(16, 0, (2, 16, 4, 0)), b"an interface has the number"
     ),
-    "fcntl duplicates what is open": Attack("72 1 0 10", lie_once(72, 2), b"descriptor 2, which is open"),
+    "fcntl duplicates to a lower number": Attack(
+        "72 1 0 10", lie_once(72, 9), b"a descriptor from 10 on is asked for, and 9 is given"
+    ),
+    "fcntl duplicates what is open": Attack("72 1 0 1", lie_once(72, 2), b"descriptor 2, which is open"),
     **_answered("ioctl", "16 1 21531 @8", 16, 1, why=b"ioctl is answered by 0x1, which it cannot be"),
     "ioctl of a negative count": Attack(
         "293 @8 0 / 16 3 21531 @8", lie_once(16, None, (2, 0, 4, 1 << 31)), b"are said to be there to read"
@@ -270,6 +291,14 @@ _NETWORK = {
     **_answered(
         "setsockopt", f"{SOCKETS}54 3 1 2 @4:d1 4", 54, 1, why=b"setsockopt is answered by 0x1, which it cannot be"
     ),
+    "getsockname of a path without an end": Attack(
+        "41 1 1 0 / 51 3 @128 @4:d128",
+        lie_once(51, None, (1, 0, 2, 1), (2, 0, 4, 111)),
+        b"a socket's address has 111 bytes",
+    ),
+    "getsockname of a short address": Attack(
+        "41 16 3 0 / 51 3 @128 @4:d128", lie_once(51, None, (2, 0, 4, 8)), b"a socket's address has 8 bytes"
+    ),
     "getsockopt's other family": Attack(
         f"{SOCKETS}55 3 1 39 @4 @4:d4", lie_once(55, None, (3, 0, 4, 2)), b"option 39 of a socket"
     ),
@@ -285,6 +314,33 @@ _NETWORK = {
     "getsockopt's time that is none": Attack(
         f"{SOCKETS}55 3 1 20 @16 @4:d16", lie_once(55, None, (3, 8, 8, 1_000_000)), b"option 20 of a socket"
     ),
+    "getsockopt's text without an end": Attack(
+        "41 2 1 0 / 55 3 6 13 @16 @4:d16",
+        lie_once(55, 0, (3, 0, 8, (1 << 64) - 1), (3, 8, 8, (1 << 64) - 1), (4, 0, 4, 16)),
+        b"option 13 of a socket",
+    ),
+    "getsockopt's structure cut short": Attack(
+        "41 2 1 0 / 55 3 6 11 @128 @4:d128", lie_once(55, 0, (4, 0, 4, 103)), b"option 11 of a socket"
+    ),
+    "getsockopt's short credentials": Attack(
+        f"{SOCKETS}55 3 1 17 @12 @4:d12", lie_once(55, 0, (4, 0, 4, 4)), b"option 17 of a socket"
+    ),
+    **{
+        f"recvmsg's {what}": Attack(
+            f"{SOCKETS}{_MESSAGE} / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64",
+            # Behind struct msghdr stand the vector, 128 bytes for a name, and the ancillary data.
+            lie_once(47, None, (1, 40, 8, 24), (1, 208, 8, length), (1, 216, 8, kind << 32 | 1), (1, 224, 4, 1)),
+            why,
+        )
+        for what, length, kind, why in (
+            ("descriptor that is open", 20, 1, b"descriptor 1, which is open"),
+            ("process that is open", 20, 4, b"descriptor 1, which is open"),
+            ("part of a descriptor", 22, 1, b"ancillary data of kind 1 at level 1 have 6 bytes"),
+            ("no descriptor", 16, 1, b"ancillary data of kind 1 at level 1 have 0 bytes"),
+            ("credentials cut short", 20, 2, b"ancillary data of kind 2 at level 1 have 4 bytes"),
+            ("time cut short", 24, 29, b"ancillary data of kind 29 at level 1 have 8 bytes"),
+        )
+    },
     "recvmsg's ancillary data": Attack(
         f"{SOCKETS}{_MESSAGE} / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64", lie_once(47, None, (1, 40, 8, 65)), b"recvmsg of 32"
     ),

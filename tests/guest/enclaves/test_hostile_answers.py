@@ -30,10 +30,18 @@ from tests.guest.enclaves.hostile_answers import (
 )
 from tests.guest.enclaves.native_runtime import EVERY_CALL, Lie, NativeRuntime
 from tests.guest.enclaves.test_programs_outside import PROGRAM_LIES
-from tests.services.enc.believing import believes_results, believes_sets, reads_twice
+from tests.services.enc.believing import (
+    believes_results,
+    believes_sets,
+    reads_twice,
+    takes_any_events,
+    takes_unknown_options,
+    tells_twice,
+)
 from veil.guest.enclaves.image import EnclaveImage
 
 _SYNC = ["162", "/"]
+_LINK = "@16:x2f70726f632f6d6f756e747300"  # /proc/mounts
 _ATTACKED = 125
 
 # Calls that calls.def describes
@@ -215,6 +223,54 @@ def test_who_waits_for_ever_hears_of_something(native: NativeRuntime, image: Enc
     assert _results(done)[-1] == "010000004d00000000000000.", done
 
 
+@pytest.mark.parametrize(
+    ("words", "lie", "result", "seen", "fooled"),
+    [
+        ("162 / 7 @8:d1,d1 1 0", lie_once(7, 1, (0, 6, 2, 0x7FFF)), 1, "0100000001003900", "010000000100ff7f"),
+        ("162 / 23 2 @128:q2 0 0 @16", lie_once(23, 1, (1, 0, 8, 3)), 1, "02" + "00" * 127, "03" + "00" * 127),
+        (f"{_WATCHED}162 / 232 3 @12 1 0", lie_once(232, 1, (1, 0, 4, (1 << 32) - 1), (1, 4, 8, 4)), 1,
+         "190000004d00000000000000", "ffffffff4d00000000000000"),
+    ],
+    ids=["poll", "select", "epoll_wait"],
+)  # fmt: skip
+def test_events_that_nobody_asked_for(
+    native: NativeRuntime, image: EnclaveImage, words: str, lie: Lie, result: int, seen: str, fooled: str
+) -> None:
+    done = native.run(image, "p", *words.split(), lie=lie)
+    assert str(result) in _results(done)
+    assert f"{seen}." in _results(done)
+    believing = NativeRuntime(native.place, takes_any_events()).run(image, "p", *words.split(), lie=lie)
+    assert f"{fooled}." in _results(believing)
+
+
+_TWICE = (2, (1, 0, 4, 1), (1, 4, 8, 4), (1, 12, 4, 1), (1, 16, 8, 4))
+
+
+def test_an_event_comes_once_in_an_answer(native: NativeRuntime, image: EnclaveImage) -> None:
+    """The program frees what it keeps with a connection when it hears that it has ended: it must not hear it again."""
+    words = f"{_WATCHED}162 / 232 3 @24 2 0".split()
+    result, *puts = _TWICE
+    done = native.run(image, "p", *words, lie=lie_once(232, result, *puts))
+    assert _results(done)[4] == "1"
+    assert _results(done)[-1] == "010000004d00000000000000" + "00" * 12 + "."
+    done = NativeRuntime(native.place, tells_twice()).run(image, "p", *words, lie=lie_once(232, result, *puts))
+    assert _results(done)[4] == "2"
+
+
+def test_a_report_that_comes_once(native: NativeRuntime, image: EnclaveImage) -> None:
+    """EPOLLONESHOT: two threads would have the same connection. Asked for again, it comes again."""
+    one_shot = f"@12:d{1 | 1 << 30},q77"
+    watched = f"291 0 / 293 @8 0 / 233 3 1 4 {one_shot} / 1 5 @8 8 / "
+    words = (
+        f"{watched}232 3 @12 1 0 / 162 / 232 3 @12 1 0 / 232 3 @12 1 0 / 233 3 3 4 {one_shot} / 232 3 @12 1 0".split()
+    )
+    lie = lie_once(232, 1, (1, 0, 4, 1), (1, 4, 8, 4))
+    assert _results(native.run(image, "p", *words))[4:9] == ["1", "0", "0", "0", "1"]
+    assert _results(native.run(image, "p", *words, lie=lie))[4:9] == ["1", "0", "0", "0", "1"]
+    fooled = NativeRuntime(native.place, tells_twice()).run(image, "p", *words, lie=lie)
+    assert _results(fooled)[4:9] == ["1", "1", "0", "0", "1"]
+
+
 # What changes while it is read
 
 
@@ -244,10 +300,43 @@ def test_a_length_that_is_read_twice(native: NativeRuntime, image: EnclaveImage)
 
 
 def test_what_an_option_leaves_of_its_room(native: NativeRuntime, image: EnclaveImage) -> None:
-    """Of an option without a size of its own (TCP_CONGESTION) nothing stays there that was there before."""
-    words = f"41 2 1 0 / 162 / 55 3 6 13 @16:x{'77' * 16} @4:d16".split()
-    done = native.run(image, "p", *words, lie=lie_once(55, 0, (3, 0, 8, 0x6162), (4, 0, 4, 3)))
-    assert _results(done)[-2:] == ["626100" + "00" * 13 + ".", "03000000."]
+    """Of an option without a size of its own (TCP_INFO) nothing stays there that was there before."""
+    words = f"41 2 1 0 / 162 / 55 3 6 11 @120:x{'77' * 120} @4:d120".split()
+    done = native.run(image, "p", *words, lie=lie_once(55, 0, (3, 0, 8, 0x6162), (4, 0, 4, 104)))
+    assert _results(done)[-2:] == ["6261" + "00" * 118 + ".", "68000000."]
+
+
+@pytest.mark.parametrize(
+    "option", ["1 28", "1 31", "1 59", "1 26", "6 26", "6 35", "0 4", "0 9", "0 80", "41 61", "270 1", "263 6"]
+)
+def test_an_option_that_is_not_known(native: NativeRuntime, image: EnclaveImage, option: str) -> None:
+    """SO_PEERNAME, SO_PEERSEC, SO_PEERGROUPS, TCP_ZEROCOPY_RECEIVE and the like: structures with lengths and places, of
+    which the runtime could not say what cannot be. As of a kernel that does not have them."""
+    words = f"41 2 1 0 / 162 / 55 3 {option} @16:x{'77' * 16} @4:d16".split()
+    lie = lie_once(55, 0, (3, 0, 8, ENCLAVE), (4, 0, 4, 16))
+    done = native.run(image, "p", *words, lie=lie)
+    assert _results(done)[1:] == ["-92", "77" * 16 + ".", "10000000."]
+    assert done.stderr == b"log: system call 55 (getsockopt): an option that is not known\n"
+    fooled = NativeRuntime(native.place, takes_unknown_options()).run(image, "p", *words, lie=lie)
+    assert _results(fooled)[1:3] == ["0", ENCLAVE.to_bytes(16, "little").hex() + "."]
+
+
+@pytest.mark.parametrize(("kind", "kept"), [(40, 24), (99, 0)])
+def test_ancillary_data_that_are_not_known(native: NativeRuntime, image: EnclaveImage, kind: int, kept: int) -> None:
+    """They are cut off, as the kernel cuts off what has no room (MSG_CTRUNC)."""
+    words = f"{SOCKETS}102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8 / 162 / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64".split()
+    puts = ((1, 40, 8, 24), (1, 208, 8, 20), (1, 216, 8, kind << 32 | 1))
+    done = native.run(image, "p", *words, lie=lie_once(47, None, *puts))
+    message = bytes.fromhex(_results(done)[-1].rstrip("."))
+    assert int.from_bytes(message[40:48], "little") == kept
+    assert message[48] & 8 == (0 if kept else 8)
+
+
+def test_a_link_to_nothing(native: NativeRuntime, image: EnclaveImage) -> None:
+    """What stands before its end would stand before the program's buffer."""
+    for words in (f"162 / 89 {_LINK} @8 8", f"162 / 267 -100 {_LINK} @8 8"):
+        done = native.run(image, "p", *words.split(), lie=lie_once(89, 0))
+        assert _results(done)[0] == "-5", done
 
 
 def test_an_option_with_negative_room(native: NativeRuntime, image: EnclaveImage) -> None:

@@ -21,6 +21,9 @@ __all__ = [
     "looks_at_whole_registers",
     "meets_none_again",
     "reads_twice",
+    "takes_any_events",
+    "takes_unknown_options",
+    "tells_twice",
 ]
 
 #: Such a runtime is run for a moment: -O0 compiles it in less than half the time. And without a check what it looked at
@@ -64,7 +67,7 @@ def believes_signals() -> Mapping[str, str]:
 
 def believes_sets() -> Mapping[str, str]:
     """A descriptor that was watched once is for ever."""
-    return {"poll.c": _edited("poll.c", ("if (entry && entry->file)", "if (entry)"))}
+    return {"poll.c": _edited("poll.c", ("entry && entry->file && !(seen", "entry && !(seen"))}
 
 
 def believes_results() -> Mapping[str, str]:
@@ -80,11 +83,15 @@ def believes_results() -> Mapping[str, str]:
     # What is not followed by a check is not even looked at; and what has no entry comes as it is.
     for file, old, new in (
         ("file_status.c", "	check_entries(self, copy, (u64)result, self->regs.rax == 217);\n", ""),
-        ("sockets.c", "		check_control(self, control, answer.control_length);\n", ""),
+        (
+            "sockets.c",
+            "known = check_received(self, control, answer.control_length);",
+            "known = answer.control_length;",
+        ),
         (
             "poll.c",
-            '			believed(self, "epoll reports %x, which nobody watches", got.data);\n',
-            "			event = got;\n",
+            '		believed(self, "epoll reports %x, which nobody watches", got->data);\n',
+            "		event = *got;\n",
         ),
     ):
         assert changed[file].count(old) == 1
@@ -144,9 +151,31 @@ def reads_twice() -> Mapping[str, str]:
         "socket_options.c": _edited(
             "socket_options.c",
             ("	given = READ_ONCE(*length);\n	if (given > space)", "	if (READ_ONCE(*length) > space)"),
-            ("if (!is_option(a, own, given, space, socket_family(self, (s32)a[0])))", "if (false)"),
+            ("if (!is_answer(option, a, own, given, space, socket_family(self, (s32)a[0])))", "if (false)"),
             ("if (given < space && clear_out(a[3] + given, space - given))", "if (false)"),
             ('"getsockopt of %d bytes is answered by %d", (u64)space, (u64)given)', '"getsockopt")'),
             ("	if (copy_out(a[3], own, given))", f"	given = READ_ONCE(*length);\n	{_COPY_GIVEN}"),
         )
     }
+
+
+def takes_any_events() -> Mapping[str, str]:
+    """Whatever the kernel reports was asked for."""
+    asked = ("READ_ONCE(shared[i].revents) & (own[i].events | ALWAYS_REPORTED)", "READ_ONCE(shared[i].revents)")
+    chosen = ("own[i][word] &= result ?", "own[i][word] = result ?")
+    watched = ("got->events & (entry->events | EPOLL_ALWAYS)", "got->events")
+    return {"poll.c": _edited("poll.c", asked, chosen, watched)}
+
+
+def takes_unknown_options() -> Mapping[str, str]:
+    """Whatever an option is, that nobody knows, it is as the kernel says."""
+    known = "const struct option *option = find_option(a);"
+    anything = "static const struct option any = { .least = LARGEST_OPTION };\n"
+    name = "socket_options.c"
+    return {name: _edited(name, (known, f"{anything}	{known.replace(';', ' ?: &any;')}"))}
+
+
+def tells_twice() -> Mapping[str, str]:
+    """An event comes as often as the kernel says."""
+    once = (" && !(seen[got->data / 64] >> got->data % 64 & 1)", "")
+    return {"poll.c": _edited("poll.c", once, ("&& !entry->shots--", "&& false"))}

@@ -200,7 +200,7 @@ static s64 check_result(struct thread *self, u64 nr, const struct call *call, co
 	}
 	if (!good)
 		attacked(self, "%s is answered by %x, which it cannot be", call_name((u32)nr), (u64)result);
-	return call->result == DESCRIPTOR ? new_descriptor(self, (s32)result, NULL) : result;
+	return call->result == DESCRIPTOR ? new_descriptor(self, result, NULL) : result;
 }
 
 /* What is checked is what the program gets: a copy. */

@@ -4,6 +4,7 @@
 #include "handlers.h"
 
 #define NR_CLOSE 3
+#define LARGEST_DESCRIPTOR 0x7fffffff
 
 static struct open_file *descriptors[DESCRIPTORS];
 static struct lock files_lock;
@@ -67,18 +68,20 @@ void release(struct thread *self, struct open_file *file)
 	heap_give(self, file);
 }
 
-s64 new_descriptor(struct thread *self, s32 fd, struct open_file *file)
+s64 new_descriptor(struct thread *self, s64 fd, struct open_file *file)
 {
 	bool taken;
 
-	if (fd >= DESCRIPTORS || fd < 0) {
-		outside(self, NR_CLOSE, (u64)(u32)fd, 0, 0, 0, 0, 0);
+	if (fd < 0 || fd > LARGEST_DESCRIPTOR)
+		attacked(self, "the kernel gives descriptor %x, which is none", (u64)fd);
+	if (fd < 0 || fd >= DESCRIPTORS) {
+		outside(self, NR_CLOSE, (u64)fd, 0, 0, 0, 0, 0);
 		release(self, file);
 		return -EMFILE;
 	}
 	file = file ?: new_file(self, FILE_OUTSIDE, NULL, 0);
 	if (!file) {
-		outside(self, NR_CLOSE, (u64)(u32)fd, 0, 0, 0, 0, 0);
+		outside(self, NR_CLOSE, (u64)fd, 0, 0, 0, 0, 0);
 		return -ENOMEM;
 	}
 	lock(self, &files_lock);
@@ -124,7 +127,7 @@ HANDLER(do_dup)
 		return -EBADF;
 	fd = outside(self, 32, a[0], 0, 0, 0, 0, 0);
 	if (fd >= 0)
-		return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+		return new_descriptor(self, fd, file);
 	release(self, file);
 	return fd;
 }
@@ -164,8 +167,10 @@ s64 duplicate(struct thread *self, s32 fd, u64 command, u64 least_number)
 	if (!file)
 		return -EBADF;
 	result = outside(self, 72, (u64)fd, command, least_number, 0, 0, 0);
+	if (result >= 0 && (u64)result < least_number)
+		attacked(self, "a descriptor from %d on is asked for, and %d is given", least_number, (u64)result);
 	if (result >= 0)
-		return new_descriptor(self, (s32)least((u64)result, DESCRIPTORS), file);
+		return new_descriptor(self, result, file);
 	release(self, file);
 	return result;
 }

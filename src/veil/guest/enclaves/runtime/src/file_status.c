@@ -336,6 +336,9 @@ static s64 link_at(struct thread *self, s32 folder, u64 name, u64 to, u64 bytes)
 	if (!buffer || !text)
 		return -ENOMEM;
 	result = outside(self, 89, (u64)buffer, (u64)text, bytes, 0, 0, 0);
+	/* An empty link there is not: what stands before its end would be before the program's buffer. */
+	if (!result)
+		return -EIO;
 	if (result > (s64)bytes)
 		attacked(self, "readlink of %d bytes is answered by %d", bytes, (u64)result);
 	return result > 0 ? copy_out(to, text, (u64)result) ?: result : result;
@@ -367,7 +370,8 @@ static void check_entries(struct thread *self, const u8 *data, u64 bytes, bool w
 		/* With a slash it would be a path, to where the program never looked. */
 		while (name < length && data[at + name] && data[at + name] != '/')
 			name++;
-		if (name == length || data[at + name] || name - start > LONGEST_NAME)
+		/* Without one it would be the folder itself. */
+		if (name == length || name == start || data[at + name] || name - start > LONGEST_NAME)
 			attacked(self, "the name of a folder's entry is not valid");
 		at += length;
 	}

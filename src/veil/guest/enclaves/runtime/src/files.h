@@ -41,6 +41,7 @@ struct open_file {
 	/* poll.c: what an epoll set watches, and the next set; whether one has watched this file */
 	struct epoll_entry *watched;
 	struct open_file *next_set;
+	u32 waiters; /* threads that wait for this set */
 	bool was_watched;
 	u32 path_length;
 	struct lock lock;
@@ -52,7 +53,7 @@ bool is_open(s32 fd);
 struct open_file *use(struct thread *, s32 fd);
 void release(struct thread *, struct open_file *);
 /* A descriptor that came from outside: the number, or a negative error. `file`: NULL for one that is just outside's. */
-s64 new_descriptor(struct thread *, s32 fd, struct open_file *file);
+s64 new_descriptor(struct thread *, s64 fd, struct open_file *file);
 struct open_file *new_file(struct thread *, u32 kind, const char *path, u64 length);
 
 /* 0; -ENOENT to read, -EACCES to change what the manifest does not name. */

@@ -160,6 +160,8 @@ static s64 many(struct thread *self, transfer way, const u64 *a, u64 offset)
 		struct vector vector;
 
 		result = copy_in(&vector, a[1] + i * sizeof(vector), sizeof(vector));
+		if (!result && (s64)vector.length < 0)
+			result = -EINVAL;
 		if (result < 0 || !vector.length)
 			continue;
 		result = way(self, file, (s32)a[0], vector.base, vector.length,

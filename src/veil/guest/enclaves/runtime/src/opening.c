@@ -43,7 +43,7 @@ s64 opened(struct thread *self, s64 fd, u32 kind, const char *path, u64 length, 
 	}
 	file->access = flags & O_ACCMODE;
 	file->flags = (u32)flags;
-	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+	return new_descriptor(self, fd, file);
 }
 
 /* A number that no other file has, without a file that anybody believes. */

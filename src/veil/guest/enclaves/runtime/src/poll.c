@@ -14,7 +14,9 @@
 #define EPOLL_ALWAYS 0x18
 #define EPOLL_ADD 1
 #define EPOLL_DELETE 2
+#define DESCRIPTOR_WORDS ((DESCRIPTORS + 63) / 64)
 #define EPOLL_MODIFY 3
+#define EPOLL_ONE_SHOT ((u32)1 << 30)
 
 struct polled {
 	s32 fd;
@@ -33,6 +35,7 @@ struct epoll_entry {
 	s32 fd;
 	u32 events;
 	u64 data;
+	u32 shots; /* reports that may come, of one that comes once until it is changed */
 };
 
 /* A new signal mask for as long as the call waits; it goes back when the call ends, after a handler. */
@@ -171,7 +174,7 @@ HANDLER(do_epoll_create)
 	s64 fd;
 
 	fd = outside(self, 291, self->regs.rax == 291 ? a[0] : 0, 0, 0, 0, 0, 0);
-	return fd < 0 ? fd : new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+	return fd < 0 ? fd : new_descriptor(self, fd, NULL);
 }
 
 /* All sets that watch something, or did. */
@@ -258,6 +261,8 @@ static s64 watch(struct thread *self, struct open_file *set, struct open_file *f
 		entry->file = file;
 		entry->events = event.events;
 		entry->data = event.data;
+		/* The last report may be in the hands of a thread that waits. */
+		entry->shots = set->waiters && entry->shots ? 2 : 1;
 		file->was_watched = true;
 	}
 	unlock(&watched_lock);
@@ -270,6 +275,7 @@ static s64 watch(struct thread *self, struct open_file *set, struct open_file *f
 	entry->file = before.file;
 	entry->events = before.events;
 	entry->data = before.data;
+	entry->shots = before.shots;
 	unlock(&watched_lock);
 	return result;
 }
@@ -306,25 +312,45 @@ HANDLER(do_epoll_ctl)
 	return result;
 }
 
+/*
+ * What the program hears of one report. A program that has been told of a connection frees it, or gives it to a thread: it must
+ * not hear of it a second time in one answer, nor, if it comes once, before it asks again.
+ */
+static struct epoll_event take_event(struct thread *self, const struct open_file *set, const struct epoll_event *got,
+				     u64 seen[DESCRIPTOR_WORDS])
+{
+	struct epoll_event event = { 0 };
+	struct epoll_entry *entry;
+
+	lock(self, &watched_lock);
+	entry = find_watched(set, got->data);
+	if (entry && entry->file && !(seen[got->data / 64] >> got->data % 64 & 1)) {
+		seen[got->data / 64] |= (u64)1 << got->data % 64;
+		event = (struct epoll_event){ got->events & (entry->events | EPOLL_ALWAYS), entry->data };
+		if (event.events && entry->events & EPOLL_ONE_SHOT && !entry->shots--) {
+			entry->shots = 0;
+			event.events = 0;
+		}
+	}
+	unlock(&watched_lock);
+	if (!entry)
+		attacked(self, "epoll reports %x, which nobody watches", got->data);
+	return event;
+}
+
 static s64 take_events(struct thread *self, const struct open_file *set, const struct epoll_event *shared, s64 count,
 		       u64 to)
 {
+	u64 seen[DESCRIPTOR_WORDS] = { 0 };
 	s64 done = 0;
 
 	for (s64 i = 0; i < count; i++) {
-		struct epoll_event got, event = { 0 };
-		const struct epoll_entry *entry;
+		struct epoll_event got, event;
 
 		/* Once: a compiler that knows memcpy would be free to read it again. */
 		memcpy(&got, &shared[i], sizeof(got));
 		order_writes();
-		lock(self, &watched_lock);
-		entry = find_watched(set, got.data);
-		if (entry && entry->file)
-			event = (struct epoll_event){ got.events & (entry->events | EPOLL_ALWAYS), entry->data };
-		unlock(&watched_lock);
-		if (!entry)
-			attacked(self, "epoll reports %x, which nobody watches", got.data);
+		event = take_event(self, set, &got, seen);
 		if (!event.events)
 			continue;
 		if (copy_out(to + (u64)done * sizeof(event), &event, sizeof(event)))
@@ -332,6 +358,13 @@ static s64 take_events(struct thread *self, const struct open_file *set, const s
 		done++;
 	}
 	return done;
+}
+
+static void count_waiter(struct thread *self, struct open_file *set, s32 more)
+{
+	lock(self, &watched_lock);
+	set->waiters += (u32)more;
+	unlock(&watched_lock);
 }
 
 HANDLER(do_epoll_wait)
@@ -347,6 +380,7 @@ HANDLER(do_epoll_wait)
 		result = -EINVAL;
 	else if (self->regs.rax == 281)
 		result = mask_for_wait(self, a[4]);
+	count_waiter(self, set, 1);
 	while (!result) {
 		result = outside(self, 232, a[0], (u64)shared, count, a[3], 0, 0);
 		if (result > (s64)count)
@@ -358,6 +392,7 @@ HANDLER(do_epoll_wait)
 		if ((s32)a[3] >= 0)
 			break;
 	}
+	count_waiter(self, set, -1);
 	release(self, set);
 	return result;
 }

@@ -103,7 +103,7 @@ s64 open_secret(struct thread *self, const char *path, u64 length, u64 flags)
 	file->access = 0;
 	file->secret = data;
 	file->secret_size = (u64)size;
-	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+	return new_descriptor(self, fd, file);
 }
 
 void close_secret(struct thread *self, struct open_file *file)

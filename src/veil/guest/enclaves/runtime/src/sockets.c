@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Sockets: addresses and messages, whose lengths and families come back from outside. */
+#include "ancillary.h"
 #include "files.h"
 #include "handlers.h"
 
@@ -12,12 +13,12 @@
 #define FAMILY_NETLINK 16
 #define FAMILY_PACKET 17
 #define FAMILY_BYTES 2
+#define LEAST_PACKET_ADDRESS 12 /* and the hardware's own behind it */
 #define LONGEST_UNIX_PATH 108
 #define MSG_NOSIGNAL 0x4000
 #define SOCK_TYPE 0xf
 #define SOCK_PACKET 10
-#define SOL_SOCKET 1
-#define SCM_RIGHTS 1
+#define MSG_CTRUNC 8
 
 struct vector {
 	u64 base, length;
@@ -77,7 +78,7 @@ HANDLER(do_socket)
 
 	if (fd < 0)
 		return fd;
-	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+	fd = new_descriptor(self, fd, NULL);
 	note_family(self, fd, known_family(a));
 	return fd;
 }
@@ -98,6 +99,25 @@ static s64 put_address(struct thread *self, u64 length_at, struct address *to)
 	return 0;
 }
 
+static bool has_length(u16 family, u32 length)
+{
+	switch (family) {
+	case FAMILY_UNIX:
+		/* A path need not end; one that is longer than programs have room for is none. */
+		return length <= FAMILY_BYTES + LONGEST_UNIX_PATH;
+	case FAMILY_INTERNET:
+		return length == 16;
+	case FAMILY_INTERNET_6:
+		return length == 28;
+	case FAMILY_NETLINK:
+		return length == 12;
+	case FAMILY_PACKET:
+		return length >= LEAST_PACKET_ADDRESS;
+	default:
+		return true;
+	}
+}
+
 /*
  * A program reads as much as the family has, and knows the family, for it has made the socket: of a shorter address the rest
  * would be whatever was there before, and another one would be read as what it is not.
@@ -109,7 +129,7 @@ static void check_address(struct thread *self, const u8 *copy, u32 length, u16 e
 	if (length < FAMILY_BYTES || length > LONGEST_ADDRESS)
 		attacked(self, "a socket's address has %d bytes", (u64)length);
 	memcpy(&family, copy, FAMILY_BYTES);
-	if ((family == FAMILY_INTERNET && length != 16) || (family == FAMILY_INTERNET_6 && length != 28))
+	if (!has_length(family, length))
 		attacked(self, "a socket's address has %d bytes", (u64)length);
 	if (expected && family != expected)
 		attacked(self, "a socket of family %d has an address of family %d", (u64)expected, (u64)family);
@@ -219,7 +239,7 @@ HANDLER(do_accept)
 	fd = outside(self, 288, a[0], (u64)address.buffer, (u64)address.length, self->regs.rax == 288 ? a[3] : 0, 0, 0);
 	if (fd < 0)
 		return fd;
-	fd = new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), NULL);
+	fd = new_descriptor(self, fd, NULL);
 	note_family(self, fd, socket_family(self, (s32)a[0]));
 	if (fd >= 0 && a[1] && take_address(self, (s32)a[0], &address, a[1], a[2], true))
 		return -EFAULT;
@@ -321,42 +341,6 @@ static s64 put_message(struct thread *self, const struct message *own, struct ve
 	return 0;
 }
 
-/* struct cmsghdr */
-struct control {
-	u64 length;
-	u32 level, type;
-};
-
-static bool has_descriptors(const struct control *head)
-{
-	return head->level == SOL_SOCKET && head->type == SCM_RIGHTS;
-}
-
-/* Whoever receives a descriptor has the kernel's file: what is checked or decrypted in here would not be, by that one. */
-static s64 check_sent(struct thread *self, const u8 *data, u64 bytes)
-{
-	struct control head;
-
-	for (u64 at = 0; bytes - at >= sizeof(head); at = least(bytes, at + ((head.length + 7) & ~(u64)7))) {
-		memcpy(&head, data + at, sizeof(head));
-		if (head.length < sizeof(head) || head.length > bytes - at)
-			return -EINVAL;
-		for (u64 place = sizeof(head); has_descriptors(&head) && place + 4 <= head.length; place += 4) {
-			struct open_file *file;
-			bool outside;
-			s32 fd;
-
-			memcpy(&fd, data + at + place, 4);
-			file = use(self, fd);
-			outside = file && file->kind == FILE_OUTSIDE;
-			release(self, file);
-			if (!outside)
-				return file ? -EPERM : -EBADF;
-		}
-	}
-	return 0;
-}
-
 HANDLER(do_sendmsg)
 {
 	struct message own;
@@ -397,25 +381,6 @@ HANDLER(do_sendmsg)
 	return result;
 }
 
-/* Ancillary data: each part in its place, and descriptors that came with it are known from now on. */
-static void check_control(struct thread *self, u8 *data, u64 bytes)
-{
-	struct control head;
-
-	for (u64 at = 0; bytes - at >= sizeof(head); at = least(bytes, at + ((head.length + 7) & ~(u64)7))) {
-		memcpy(&head, data + at, sizeof(head));
-		if (head.length < sizeof(head) || head.length > bytes - at)
-			attacked(self, "ancillary data of %d bytes in %d", head.length, bytes - at);
-		for (u64 place = sizeof(head); has_descriptors(&head) && place + 4 <= head.length; place += 4) {
-			s32 fd;
-
-			memcpy(&fd, data + at + place, 4);
-			if (new_descriptor(self, fd, NULL) < 0)
-				memset(data + at + place, 0xff, 4);
-		}
-	}
-}
-
 HANDLER(do_recvmsg)
 {
 	struct message own, answer;
@@ -452,8 +417,13 @@ HANDLER(do_recvmsg)
 		at += part;
 	}
 	if (own.control) {
+		u64 known;
+
 		memcpy(control, to.control, answer.control_length);
-		check_control(self, control, answer.control_length);
+		known = check_received(self, control, answer.control_length);
+		if (known < answer.control_length)
+			answer.flags |= MSG_CTRUNC;
+		answer.control_length = known;
 		if (copy_out(own.control, control, answer.control_length))
 			return -EFAULT;
 	}

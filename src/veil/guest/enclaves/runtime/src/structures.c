@@ -13,7 +13,8 @@
 #define LONGEST_FILE_NAME 4096
 #define LARGEST_UNIT 4096
 #define MOST_BYTES ((u64)1 << 60) /* of memory, of swap */
-#define LAST_LOCK_TYPE 2	  /* F_UNLCK */
+#define SHORT_TEXT 16
+#define LAST_LOCK_TYPE 2 /* F_UNLCK */
 
 struct file_system {
 	s64 type, block_size;
@@ -76,6 +77,16 @@ bool is_natural(const void *copy)
 bool is_error_number(const void *copy)
 {
 	return *(const s32 *)copy >= 0 && *(const s32 *)copy <= LAST_ERROR;
+}
+
+bool is_short_text(const void *copy)
+{
+	const u8 *text = copy;
+
+	for (u32 i = 0; i < SHORT_TEXT; i++)
+		if (!text[i])
+			return true;
+	return false;
 }
 
 static bool is_size(s64 bytes)

@@ -17,6 +17,8 @@ bool is_microseconds(const void *);
 /* s32 */
 bool is_natural(const void *);
 bool is_error_number(const void *);
+/* 16 bytes that end with a NUL, at the latest with their last one */
+bool is_short_text(const void *);
 /* struct statfs, struct rusage, struct sysinfo, struct tms, struct flock */
 bool is_file_system(const void *);
 bool is_usage(const void *);

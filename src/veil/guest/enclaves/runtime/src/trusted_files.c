@@ -91,7 +91,7 @@ s64 open_trusted(struct thread *self, const struct config_file *trusted, const c
 	}
 	file->trusted = trusted;
 	file->access = 0;
-	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+	return new_descriptor(self, fd, file);
 }
 
 static u64 chunk_bytes(const struct config_file *file, u64 chunk)
