@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from tests.guest.enclaves.native_runtime import Lie
@@ -51,6 +52,8 @@ def _answered(name: str, words: str, call: int, *results: int, why: bytes = b"")
 
 _LOCKED = f"2 {PASSWD} 0 0 / "
 SOCKETS = "53 1 1 0 @8 / "
+#: 127.x.y.1, which is nobody else's for the moment
+_ADDRESS = f"7f{os.urandom(2).hex()}01"
 _PIPE = "293 @8 0 / 1 4 @8:q1 8 / "
 _EPOLL = "291 0 / 233 3 1 1 @12:d1,q77 / "
 _MESSAGE = "102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8"
@@ -283,6 +286,18 @@ _NETWORK = {
         lie_once(45, 8, (4, 0, 2, 10), (5, 0, 4, 28)),
         b"a socket of family 1 has an address of family 10",
     ),
+    **{
+        f"{name} of a datagram from nobody": Attack(
+            # To itself.
+            f"41 2 2 0 / 49 3 @16:x02004321{_ADDRESS} 16 / 44 3 @8:q1 8 0 &0 16 / {words}",
+            lie_once(call, None, put),
+            b"a socket's address has 0 bytes",
+        )
+        for name, words, call, put in (
+            ("recvfrom", "45 3 @8 8 64 @16:q119 @4:d16", 45, (5, 0, 4, 0)),
+            ("recvmsg", "102 @16 @16:&2,q8 @16 / 47 3 @56:&4,d16,d0,&3,q1 64", 47, (1, 8, 4, 0)),
+        )
+    },
     "recvmsg of another family": Attack(
         f"{SOCKETS}{_MESSAGE} / 47 3 @56:&1,d64,d0,&2,q1 64",
         lie_once(47, None, (1, 8, 4, 16), (1, 80, 2, 2)),

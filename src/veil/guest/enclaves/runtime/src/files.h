@@ -32,7 +32,8 @@ struct open_file {
 	u32 users;
 	u32 access; /* O_RDONLY, O_WRONLY, O_RDWR */
 	u32 flags;
-	u16 family; /* sockets.c: of all addresses of this socket, or 0 */
+	u16 family;	/* sockets.c: of all addresses of this socket, or 0 */
+	bool says_from; /* whatever comes by it has an address */
 	u64 offset;
 	const struct config_file *trusted;
 	struct sealed_file *sealed;

@@ -17,8 +17,10 @@
 #define LONGEST_UNIX_PATH 108
 #define MSG_NOSIGNAL 0x4000
 #define SOCK_TYPE 0xf
+#define SOCK_DATAGRAM 2
 #define SOCK_PACKET 10
 #define MSG_CTRUNC 8
+#define MSG_ERRQUEUE 0x2000
 
 struct vector {
 	u64 base, length;
@@ -72,6 +74,27 @@ static u16 known_family(const u64 *a)
 	}
 }
 
+/* A program that has got a datagram reads from whom: if nothing were there, whoever was there before. */
+static void note_says_from(struct thread *self, s64 fd, const u64 *a)
+{
+	struct open_file *file = fd < 0 ? NULL : use(self, (s32)fd);
+
+	if (file)
+		file->says_from =
+			(a[1] & SOCK_TYPE) == SOCK_DATAGRAM && (a[0] == FAMILY_INTERNET || a[0] == FAMILY_INTERNET_6);
+	release(self, file);
+}
+
+/* Of what has come, an error of before or nothing: there need not be an address. */
+static bool has_address(struct thread *self, s32 fd, s64 bytes, u64 flags)
+{
+	struct open_file *file = bytes > 0 && !(flags & MSG_ERRQUEUE) ? use(self, fd) : NULL;
+	bool says_from = file && file->says_from;
+
+	release(self, file);
+	return says_from;
+}
+
 HANDLER(do_socket)
 {
 	s64 fd = outside(self, 41, a[0], a[1], a[2], 0, 0, 0);
@@ -80,6 +103,7 @@ HANDLER(do_socket)
 		return fd;
 	fd = new_descriptor(self, fd, NULL);
 	note_family(self, fd, known_family(a));
+	note_says_from(self, fd, a);
 	return fd;
 }
 
@@ -282,7 +306,10 @@ HANDLER(do_recvfrom)
 		attacked(self, "recvfrom of %d bytes is answered by %d", bytes, (u64)result);
 	if (copy_out(a[1], buffer, least((u64)result, bytes)))
 		return -EFAULT;
-	return a[4] ? take_address(self, (s32)a[0], &address, a[4], a[5], false) ?: result : result;
+	if (!a[4])
+		return result;
+	return take_address(self, (s32)a[0], &address, a[4], a[5], has_address(self, (s32)a[0], result, a[3]))
+		       ?: result;
 }
 
 HANDLER(do_socketpair)
@@ -428,7 +455,7 @@ HANDLER(do_recvmsg)
 			return -EFAULT;
 	}
 	memcpy(name, to.name, sizeof(name));
-	if (own.name && answer.name_length)
+	if (own.name && (answer.name_length || has_address(self, (s32)a[0], result, a[2])))
 		check_address(self, name, answer.name_length, socket_family(self, (s32)a[0]));
 	if (own.name && copy_out(own.name, name, least(answer.name_length, own.name_length)))
 		return -EFAULT;
