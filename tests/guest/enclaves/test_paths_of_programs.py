@@ -230,3 +230,32 @@ int main(int argc, char **argv)
     assert done.stdout.decode().splitlines() == ["good"] * 3 + [denied] * 3 + ["good", denied], done
     assert (tmp_path / "folder" / "own").is_socket()
     assert not (tmp_path / "other").exists()
+
+
+def test_a_program_finds_its_own_folder(native: NativeRuntime, tmp_path: Path) -> None:
+    """Many look for their files beside themselves, as ../lib (SBCL); the folder has no rule, and nothing else in it."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "core").write_text("x")
+    (tmp_path / "bin").mkdir()
+    text = r"""
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <unistd.h>
+    int main(int argc, char **argv)
+    {
+        char found[4096], path[4200];
+        if (argc == 2)
+            return !access(argv[1], F_OK);
+        snprintf(path, 4200, "%s/../lib/core", argv[1]);
+        puts(realpath(path, found) ? found : "none");
+        return 0;
+    }
+    """
+    image = native.build(
+        compile_program(tmp_path / "bin", text, "-static"),
+        {"arguments": {"outside": True}, "files": {"trusted": [f"{tmp_path}/lib/core"]}},
+    )
+    done = native.run(image, "p", f"{tmp_path}/bin", "x")
+    assert done.stdout.decode().splitlines() == [f"{tmp_path}/lib/core"], done
+    assert native.run(image, "p", f"{tmp_path}/bin/other").returncode == 0
+    assert native.run(image, "p", f"{tmp_path}/bin").returncode == 1

@@ -12,6 +12,7 @@ import pytest
 from veil.cache import Cache
 from veil.guest.apt import Apt
 from veil.guest.elf import parse_linking
+from veil.guest.enclaves.trusted_files import DebianFiles
 from veil.guest.errors import GuestImageError
 from veil.guest.initramfs import debian_programs as module
 from veil.guest.initramfs.archive import Node
@@ -82,6 +83,22 @@ def test_links_lead_into_other_packages(packages: Path) -> None:
     assert nodes["usr/bin/daemon"].data == nodes["usr/bin/other"].data == b"#!/bin/sh\n"
     with pytest.raises(GuestImageError, match="has usr/bin/loop"):
         debian_programs(Cache(packages), ["daemon", "tools"], ["usr/bin/loop"])
+
+
+def test_a_program_that_is_not_there_under_this_name(packages: Path) -> None:
+    """Debian's alternatives make the usual names when a package is installed, and some programs are links elsewhere."""
+    for number in range(9):
+        put(packages / f"lisp/usr/bin/lisp-{number}", "x")
+    (packages / "lisp/usr/bin/scheme").symlink_to("../lib/lisp/bin/scheme")
+    with pytest.raises(GuestImageError, match=r"no package of lisp has the program lisp, but lisp-0.*lisp-7, \.\.\.$"):
+        DebianFiles(Cache(packages), ["lisp"]).program("lisp")
+    with pytest.raises(GuestImageError, match="/usr/bin/scheme is a link to /usr/lib/lisp/bin/scheme, which no"):
+        DebianFiles(Cache(packages), ["lisp"]).program("scheme")
+    put(packages / "libs/usr/lib/lisp/bin/scheme", "it")
+    assert DebianFiles(Cache(packages), ["lisp", "libs"]).program("scheme") == ("/usr/bin/scheme", b"it")
+    put(packages / "none/etc/none", "x")
+    with pytest.raises(GuestImageError, match=r"no package of none has the program lisp$"):
+        DebianFiles(Cache(packages), ["none"]).program("lisp")
 
 
 def test_files_and_folders(packages: Path) -> None:

@@ -27,6 +27,8 @@ _LOADER_CONFIGURATION = "/etc/ld.so.conf"
 _DEEPEST = 8
 #: Longer than all that fits into an enclave.
 _LONGEST = MAX_PAGES * PAGE_SIZE
+#: Programs that are named instead of one that a package does not have.
+_SHOWN = 8
 _PROGRAMS = ("usr/bin", "bin", "usr/sbin", "sbin", "usr/games")
 
 
@@ -132,7 +134,14 @@ class DebianFiles:
                 return f"/{place}", self._files.program(place).read_bytes()
             except GuestImageError:
                 continue
-        raise GuestImageError(f"no package of {self._names} has the program {name}")
+        for place in places:
+            if (target := self._files.missing_target(place)) is not None:
+                raise GuestImageError(
+                    f"/{place} is a link to {target}, which no package of {self._names} has: name that one, too"
+                )
+        there = [Path(found).name for folder in _PROGRAMS for found in self._files.below(folder)]
+        shown = f", but {', '.join(there[:_SHOWN])}{', ...' if len(there) > _SHOWN else ''}" if there else ""
+        raise GuestImageError(f"no package of {self._names} has the program {name}{shown}")
 
     def file(self, path: str) -> bytes:
         """See `FileSource`."""

@@ -115,6 +115,14 @@ class PackageFiles:
         """A file of the packages unpacked so far, with links followed; None if they have none."""
         return self._look([name])
 
+    def missing_target(self, name: str) -> str | None:
+        """Where a link of these packages leads, if they have nothing there; None if it is no such link."""
+        for root in self._roots:
+            place = root / name
+            if place.is_symlink() and self._look([name]) is None:
+                return posixpath.normpath(posixpath.join("/", posixpath.dirname(name), place.readlink()))
+        return None
+
     def library_below(self, name: str) -> Path | None:
         """A library in a folder below the usual ones, as of alternatives and ld.so.conf.d; None if there is none."""
         for root, folder in itertools.product(self._roots, _LIBRARIES):

@@ -215,26 +215,27 @@ const struct config_rule *rule_of(const char *path, u64 length)
 	return found;
 }
 
-static bool is_above(const struct config_rule *rule, const char *path, u64 length)
+/* A folder on the way to what is named here. */
+static bool is_above(u32 named, u64 named_length, const char *path, u64 length)
 {
-	const char *start = config_at(rule->path);
+	const char *start = config_at(named);
 
-	return rule->length > length && !memcmp(start, path, length) && (length == 1 || start[length] == '/');
+	return named_length > length && !memcmp(start, path, length) && (length == 1 || start[length] == '/');
 }
 
-/* On the way to what a rule names. */
+/* To what a rule names, or to the program itself, beside which some look for their files. */
 bool is_folder_of_rule(const char *path, u64 length)
 {
 	for (u32 i = 0; i < CONFIG->rule_count; i++)
-		if (is_above(&rules[i], path, length))
+		if (is_above(rules[i].path, rules[i].length, path, length))
 			return true;
-	return is_trusted_folder(path, length);
+	return is_above(CONFIG->program, CONFIG->program_length, path, length) || is_trusted_folder(path, length);
 }
 
 bool is_above_sealed(const char *path, u64 length)
 {
 	for (u32 i = 0; i < CONFIG->rule_count; i++)
-		if (rules[i].kind == RULE_SEALED && is_above(&rules[i], path, length))
+		if (rules[i].kind == RULE_SEALED && is_above(rules[i].path, rules[i].length, path, length))
 			return true;
 	return false;
 }

@@ -26,8 +26,8 @@ struct sealed_file {
 	struct lock lock;
 	char *path;
 	u64 device, number; /* as the kernel says: only to tell another name from a copy */
-	struct sealed_file
-		*same; /* this is only another name, and what is known is there, as one of its users; or NULL */
+	/* This is only another name, and what is known is there, as one of its users; or NULL. */
+	struct sealed_file *same;
 };
 
 /* The block that is read or written: its lock is held for the whole of what is done with it. */
