@@ -274,6 +274,27 @@ def test_pages_that_the_service_gives_back(bench: Bench) -> None:
     assert not guard_of(bench).asked
 
 
+def test_pages_that_the_service_gives_back_before_it_is_asked(bench: Bench) -> None:
+    """The access was refused while another VCPU's request was served, and waits for that."""
+    bench.kernel.write(FREE, kernel_vmsa())
+    assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
+    bench.enter(1)
+    bench.register(1)
+    released: list[Status] = []
+
+    def on_request(request: int) -> None:
+        if request == RUN_SERVICES and not released:
+            released.append(Status.UNAVAILABLE)
+            released[0], _ = bench.ask(Guard.number, RELEASE, struct.pack("<Q", SMALL), vcpu=1)
+
+    bench.on_request = on_request
+    vmsa = fault(bench)
+    assert released == [Status.OK]
+    assert not stopped(vmsa)
+    assert (vmsa.rip, vmsa.rax) == (CODE_AT, 0x1122334455667788)
+    assert not guard_of(bench).asked
+
+
 def test_a_right_that_is_there_for_reading_only(bench: Bench) -> None:
     """The service is asked about what is refused still, and about nothing else."""
     guard_of(bench).say = lambda access: Verdict.refuse()

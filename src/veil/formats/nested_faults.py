@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["NestedFault"]
+from veil.formats.permissions import Permission
+
+__all__ = ["NestedFault", "needed_permission"]
 
 
 class NestedFault(enum.IntFlag):
@@ -27,3 +29,12 @@ class NestedFault(enum.IntFlag):
     """Its page and the RMP's entry have different sizes."""
     VMPL = 1 << 36
     """The level has no permission."""
+
+
+def needed_permission(info: int, cpl: int) -> Permission:
+    """What the access needs of which EXITINFO1 is `info`."""
+    if info & NestedFault.WRITE:
+        return Permission.W
+    if info & NestedFault.FETCH:
+        return Permission.UX if cpl == 3 else Permission.SX
+    return Permission.R

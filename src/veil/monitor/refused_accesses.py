@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from veil.formats.domains import KERNEL_VMPL
 from veil.formats.errors import FormatError
-from veil.formats.nested_faults import NestedFault
+from veil.formats.nested_faults import needed_permission
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.registers import Efer, Rflags
 from veil.formats.request_block import BlockRequest
@@ -24,7 +24,7 @@ from veil.monitor.services_mailbox import ServicesUnavailable
 from veil.snp.errors import RmpViolation
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import EVENT_VALID, Vmsa
-from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL, Permission
+from veil.snp.rmp import FAULT_RMP, FAULT_SIZEM, FAULT_VMPL
 
 if TYPE_CHECKING:
     from veil.monitor.contexts import VcpuContexts
@@ -108,12 +108,7 @@ def _ask(
 
 def _is_allowed(host: Ghcb, vmsa: Vmsa) -> bool:
     """May VMPL 3 do by now what it was refused?"""
-    if vmsa.exit_info_1 & NestedFault.WRITE:
-        needed = Permission.W
-    elif vmsa.exit_info_1 & NestedFault.FETCH:
-        needed = Permission.UX if vmsa.cpl == 3 else Permission.SX
-    else:
-        needed = Permission.R
+    needed = needed_permission(vmsa.exit_info_1, vmsa.cpl)
     return host.cpu.view.lower(KERNEL_VMPL).allows(vmsa.exit_info_2, needed)
 
 

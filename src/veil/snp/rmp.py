@@ -18,6 +18,7 @@ import numpy as np
 
 from veil.formats.nested_faults import NestedFault
 from veil.formats.page_sizes import PAGE_SIZE
+from veil.formats.permissions import Permission
 from veil.snp import _engine_library
 from veil.snp.errors import RmpViolation, SnpError
 from veil.snp.rmp_table import new_table
@@ -74,18 +75,6 @@ class PageSize(enum.IntEnum):
     def pages(self) -> int:
         """How many 4 KiB pages it covers."""
         return 512 if self else 1
-
-
-class Permission(enum.IntFlag):
-    """What a VMPL may do with a page; the bits of RMPADJUST's permission mask."""
-
-    NONE = 0
-    R = 1
-    W = 2
-    UX = 4
-    SX = 8
-    RW = 3
-    ALL = 15
 
 
 class EntryFlag(enum.IntFlag):

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from tests.e2e.code_attacks.accomplice import Accomplice
 from tests.e2e.code_attacks.guests import CodeGuest
+from veil.formats.domains import KERNEL_VMPL
 from veil.formats.kci import KCI_NUMBER, KernelCall
+from veil.formats.nested_faults import NestedFault
 from veil.formats.status import Status
 from veil.snp import Permission
 
@@ -35,6 +40,29 @@ def test_a_program_asks_again(locked: CodeGuest) -> None:
     assert "Operation already in progress" in locked.sh("echo 1 > /dev/veil-kci; exit 0")[1]
     assert locked.sh("stat -c %a /dev/veil-kci") == (0, "200\n")
     assert len(locked.violations()) == known
+
+
+def test_a_vcpu_in_a_module_that_is_looked_at(unasked: Callable[[], CodeGuest]) -> None:
+    """Nobody executes a module that was loaded before lock-down while that looks at it. Another VCPU that does, for
+    nobody has told it not to, waits, and goes on when lock-down is done: it has attacked nothing."""
+    guest = unasked()
+    Accomplice(guest, guest.number("page"))
+    host, waited = guest.vm.hypervisor, list[int]()
+
+    def fault(vcpu: int, vmpl: int, gpa: int, info: int) -> bool:
+        if (vcpu, vmpl) == (1, KERNEL_VMPL) and info & NestedFault.FETCH:
+            waited.append(gpa)
+        return False
+
+    def in_turns(event: object) -> None:
+        host.reschedule = True
+
+    host.on_npf, host.on_event = fault, in_turns
+    assert guest.attack("together", guest.block(0), KCI_NUMBER, KernelCall.LOCK_DOWN, "0", "-") == [Status.OK]
+    assert waited
+    status = guest.status()
+    assert status.locked_ns is not None
+    assert status.violations == 0
 
 
 def test_off_nobody_can_ask(unlocked: CodeGuest) -> None:
