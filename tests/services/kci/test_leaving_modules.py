@@ -136,6 +136,17 @@ def test_no_rules_for_what_left(kernel: _Kernel, kind: MemoryType) -> None:
     assert kernel.ruled() == set()
 
 
+@pytest.mark.parametrize("kind", [MemoryType.INIT_TEXT, MemoryType.INIT_DATA])
+def test_what_comes_to_where_init_memory_was_does_not_get_its_name(kernel: _Kernel, kind: MemoryType) -> None:
+    """The log must not say of another module's code that it is this one's."""
+    number = kernel.load()
+    module = kernel.calls.modules[number]
+    assert str(module.describe(MEMORY[kind].address)).startswith("made:")
+    _run(kernel.calls.live(number))
+    assert module.describe(MEMORY[kind].address) is None
+    assert str(module.describe(MEMORY[MemoryType.TEXT].address)).startswith("made:")
+
+
 def test_nor_after_a_snapshot(kernel: _Kernel) -> None:
     number = kernel.load()
     kernel.taken = {PAGES[MemoryType.RODATA]}

@@ -37,6 +37,8 @@ __all__ = [
 
 #: What goes back to the kernel when the init function has returned.
 INIT = (MemoryType.INIT_TEXT, MemoryType.INIT_RODATA)
+#: What is another module's memory by then, perhaps.
+_FREED = (*INIT, MemoryType.INIT_DATA)
 _CODE = (MemoryType.TEXT, MemoryType.INIT_TEXT)
 _READ_ONLY = (MemoryType.RODATA, MemoryType.INIT_RODATA)
 #: Characters of a version, and of a signer's name, in the status.
@@ -119,7 +121,7 @@ class GuardedModule:
     def describe(self, address: int) -> str | None:
         """`module:symbol+0x12` for an address in its memory; without a symbol `module:RODATA+0x12`."""
         for kind, place in self.prepared.memory.items():
-            if place.address <= address < place.end:
+            if place.address <= address < place.end and not (self.live and kind in _FREED):
                 before = ((at, name) for name, at in self.prepared.symbols.items() if place.address <= at <= address)
                 at, name = max(before, default=(place.address, kind.name))
                 return f"{self.prepared.name}:{name}+{address - at:#x}"
