@@ -34,6 +34,7 @@ from tests.services.enc.believing import (
     believes_results,
     believes_sets,
     reads_twice,
+    sleeps_as_told,
     takes_any_events,
     takes_unknown_options,
     tells_twice,
@@ -269,6 +270,51 @@ def test_a_report_that_comes_once(native: NativeRuntime, image: EnclaveImage) ->
     assert _results(native.run(image, "p", *words, lie=lie))[4:9] == ["1", "0", "0", "0", "1"]
     fooled = NativeRuntime(native.place, tells_twice()).run(image, "p", *words, lie=lie)
     assert _results(fooled)[4:9] == ["1", "1", "0", "0", "1"]
+
+
+# Time
+
+_ASKS = "228 1 @16"
+
+
+def _nanoseconds(buffer: str) -> int:
+    data = bytes.fromhex(buffer.rstrip("."))
+    return int.from_bytes(data[:8], "little") * 1_000_000_000 + int.from_bytes(data[8:16], "little")
+
+
+@pytest.mark.parametrize(
+    "words", ["35 @16:q0,q200000000 0", "230 0 0 @16:q0,q200000000 0", "230 7 0 @16:q0,q200000000 0"]
+)
+def test_a_sleep_that_ends_too_early(native: NativeRuntime, image: EnclaveImage, words: str) -> None:
+    """The kernel is asked for the rest."""
+    words = f"{_ASKS} / 162 / {words} / {_ASKS}"
+    waited = []
+    for runtime in (native, NativeRuntime(native.place, sleeps_as_told())):
+        done = _results(runtime.run(image, "p", *words.split(), lie=lie_once(230, 0)))
+        assert done[:3] == ["0", "0", "0"]
+        waited.append(_nanoseconds(done[-1]) - _nanoseconds(done[3]))
+    assert waited[0] >= 200_000_000
+    assert waited[1] < 200_000_000
+
+
+def test_a_sleep_until_a_time_that_ends_too_early(native: NativeRuntime, image: EnclaveImage) -> None:
+    now = _nanoseconds(_results(native.run(image, "p", *_ASKS.split()))[-1])
+    until = now + 700_000_000
+    words = f"162 / 230 1 1 @16:q{until // 1_000_000_000},q{until % 1_000_000_000} 0 / {_ASKS}".split()
+    for runtime, waits in ((native, True), (NativeRuntime(native.place, sleeps_as_told()), False)):
+        done = _results(runtime.run(image, "p", *words, lie=lie_once(230, 0)))
+        assert done[:2] == ["0", "0"]
+        if waits:
+            assert _nanoseconds(done[-1]) >= until
+
+
+@pytest.mark.parametrize("clock", [2, 3])
+def test_what_was_used_does_not_go_back(native: NativeRuntime, image: EnclaveImage, clock: int) -> None:
+    words = f"228 {clock} @16 / 162 / 228 {clock} @16".split()
+    done = _results(native.run(image, "p", *words, lie=lie_once(228, 0)))
+    assert _nanoseconds(done[-1]) == _nanoseconds(done[-2]) > 0
+    done = _results(NativeRuntime(native.place, sleeps_as_told()).run(image, "p", *words, lie=lie_once(228, 0)))
+    assert _nanoseconds(done[-1]) == 0
 
 
 # What changes while it is read

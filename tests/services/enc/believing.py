@@ -21,6 +21,7 @@ __all__ = [
     "looks_at_whole_registers",
     "meets_none_again",
     "reads_twice",
+    "sleeps_as_told",
     "takes_any_events",
     "takes_unknown_options",
     "tells_twice",
@@ -157,6 +158,12 @@ def reads_twice() -> Mapping[str, str]:
             ("	if (copy_out(a[3], own, given))", f"	given = READ_ONCE(*length);\n	{_COPY_GIVEN}"),
         )
     }
+
+
+def sleeps_as_told() -> Mapping[str, str]:
+    """The kernel says when a sleep has ended, and what of a processor was used."""
+    early = ("if (early <= 0)", "if (early <= INT64_MAX)")
+    return {"clock.c": _edited("clock.c", early, ("value = value < *before ? *before : value;", ""))}
 
 
 def takes_any_events() -> Mapping[str, str]:

@@ -9,6 +9,8 @@
 #define NANOSECONDS 1000000000
 #define CLOCK_REALTIME 0
 #define CLOCK_MONOTONIC 1
+#define CLOCK_OF_PROCESS 2
+#define CLOCK_OF_THREAD 3
 #define CLOCK_BOOTTIME 7
 #define TIMER_ABSTIME 1
 #define LAST_SECOND ((s64)1 << 33) /* of any clock, here */
@@ -18,6 +20,7 @@ static bool known;
 static u64 start_tsc;
 static s64 start[2]; /* nanoseconds, by clock */
 static s64 last[2];
+static s64 used_by_process;
 
 static u64 speed_khz(void)
 {
@@ -70,13 +73,26 @@ static s64 read_clock(struct thread *self, u32 which)
 	return value;
 }
 
+/* What of a processor was used is the kernel's word each time; but it does not go back. */
+static s64 read_used(struct thread *self, u32 clock)
+{
+	s64 value = ask_clock(self, clock), *before = clock == CLOCK_OF_THREAD ? &self->used : &used_by_process;
+
+	lock(self, &clock_lock);
+	value = value < *before ? *before : value;
+	*before = value;
+	unlock(&clock_lock);
+	return value;
+}
+
 s64 now(struct thread *self, u32 clock, s64 to[2])
 {
 	s64 value;
 
 	switch (clock) {
 	case CLOCK_REALTIME:
-	case 5: /* CLOCK_REALTIME_COARSE, CLOCK_TAI */
+	case 5: /* CLOCK_REALTIME_COARSE, CLOCK_REALTIME_ALARM, CLOCK_TAI */
+	case 8:
 	case 11:
 		value = read_clock(self, 0);
 		break;
@@ -84,7 +100,12 @@ s64 now(struct thread *self, u32 clock, s64 to[2])
 	case 4: /* CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC_COARSE */
 	case 6:
 	case CLOCK_BOOTTIME:
+	case 9: /* CLOCK_BOOTTIME_ALARM */
 		value = read_clock(self, 1);
+		break;
+	case CLOCK_OF_PROCESS:
+	case CLOCK_OF_THREAD:
+		value = read_used(self, clock);
 		break;
 	default:
 		value = ask_clock(self, clock);
@@ -128,29 +149,69 @@ HANDLER(do_time)
 	return a[0] && copy_out(a[0], time, 8) ? -EFAULT : time[0];
 }
 
+static bool is_own(u64 clock)
+{
+	return clock == CLOCK_REALTIME || clock == CLOCK_MONOTONIC || clock == CLOCK_BOOTTIME;
+}
+
+/* Nanoseconds by a clock of this enclave's; 0 by another one. */
+static s64 read_own(struct thread *self, u64 clock)
+{
+	s64 time[2] = { 0 };
+
+	if (is_own(clock))
+		now(self, (u32)clock, time);
+	return time[0] * NANOSECONDS + time[1];
+}
+
+/* When a sleep ends. */
+static s64 end_of(struct thread *self, u64 clock, u64 flags, const s64 time[2])
+{
+	s64 end = time[0] * NANOSECONDS + time[1];
+
+	if (!(flags & TIMER_ABSTIME) && __builtin_add_overflow(end, read_own(self, clock), &end))
+		return INT64_MAX;
+	return end;
+}
+
+/*
+ * A program that waits before it goes on, so that nobody has it try too often, has waited then: a kernel that says so too early
+ * is asked for the rest, by the clock that the program reads.
+ */
 static s64 sleep(struct thread *self, u64 clock, u64 flags, u64 place, u64 rest)
 {
-	s64 *shared = take_buffer(self, 16), *left = take_buffer(self, 16), own[2], result;
+	s64 *shared = take_buffer(self, 16), *left = take_buffer(self, 16), own[2], end, early;
+	const bool absolute = flags & TIMER_ABSTIME;
 
 	if (copy_in(own, place, 16))
 		return -EFAULT;
 	if (own[0] < 0 || own[1] < 0 || own[1] >= NANOSECONDS)
 		return -EINVAL;
 	own[0] = (s64)least((u64)own[0], LAST_SECOND);
+	end = end_of(self, clock, flags, own);
 	do {
+		s64 result;
+
 		memcpy(shared, own, 16);
 		/* All of it, if a signal is there before it begins. */
 		memcpy(left, own, 16);
 		result = outside_done(self, 230, clock, flags, (u64)shared, (u64)left, 0, 0);
-		if (result != -EINTR)
+		if (result && result != -EINTR)
 			return result;
-		if (flags & TIMER_ABSTIME)
-			continue;
-		memcpy(own, left, sizeof(own));
-		if (!is_time(own))
-			attacked(self, "%x seconds of a sleep are left", (u64)own[0]);
+		if (!result) {
+			early = is_own(clock) ? end - read_own(self, clock) : 0;
+			if (early <= 0)
+				return 0;
+			own[0] = early / NANOSECONDS;
+			own[1] = early % NANOSECONDS;
+			flags &= ~(u64)TIMER_ABSTIME;
+		} else if (!(flags & TIMER_ABSTIME)) {
+			memcpy(own, left, sizeof(own));
+			if (!is_time(own))
+				attacked(self, "%x seconds of a sleep are left", (u64)own[0]);
+		}
 	} while (!signal_waits(self));
-	return rest && !(flags & TIMER_ABSTIME) ? copy_out(rest, own, 16) ?: result : result;
+	return rest && !absolute ? copy_out(rest, own, 16) ?: -EINTR : -EINTR;
 }
 
 HANDLER(do_nanosleep)

@@ -57,6 +57,8 @@ struct thread {
 	bool faulted; /* there was one since the program was left */
 	bool moves;   /* moving.c: it copies pages, and has the lock of the map */
 
+	s64 used; /* clock.c: nanoseconds of a processor, as was told last */
+
 	struct child *child; /* programs.c: NULL, or what the thread is between vfork() and a program's start */
 
 	/* futex.c */

@@ -121,6 +121,7 @@ HANDLER(do_clone)
 	thread->alternate_stack = thread->alternate_size = 0;
 	thread->mask_kept = thread->in_wait = thread->woken = thread->offered = false;
 	thread->futex = 0;
+	thread->used = 0;
 	if ((flags & CLONE_PARENT_SETTID && copy_out(a[2], &number, sizeof(number))) ||
 	    (flags & CLONE_CHILD_SETTID && copy_out(a[3], &number, sizeof(number)))) {
 		thread->state = THREAD_FREE;
