@@ -47,7 +47,7 @@ class Guest(LockedGuest):
 
     def sh(self, command: str) -> tuple[int, str]:
         """Exit status and what it said."""
-        done = self.vm.run(["sh", "-c", command], timeout=120)
+        done = self.vm.run(["sh", "-c", command], timeout=300)
         return done.exit_status, (done.stdout + done.stderr).decode()
 
 
@@ -101,6 +101,24 @@ def test_modules_come_and_go(boot: Callable[..., Guest], vcpus: int) -> None:
     assert (status.violations, status.refused, status.words) == (0, 0, [])
     gone = [word.detail["name"] for word in guest.words() if word.event == CodeEvent.MODULE_GONE]
     assert gone == [name.replace("-", "_") for name, _ in reversed(files)]
+
+
+@pytest.mark.soak
+def test_modules_come_while_the_kernel_patches_itself(boot: Callable[..., Guest]) -> None:
+    """On the other VCPU, in the modules too: a tracepoint that they use is switched on and off all the time."""
+    guest = boot()
+    for name, data in _distribution("veth"):
+        guest.put(name, data)
+    trace = "/sys/kernel/tracing/events/xdp/xdp_exception/enable"
+    switching = f"while [ ! -e /tmp/stop ]; do echo 1 >{trace}; echo 0 >{trace}; done"
+    loading = "for i in $(seq 15); do insmod /root/veth.ko && rmmod veth || exit 1; done"
+    done = guest.sh(
+        f"mount -t tracefs none /sys/kernel/tracing; ({switching}) & ({loading}); s=$?; touch /tmp/stop; exit $s"
+    )
+    assert done == (0, "")
+    status = guest.status()
+    assert (status.violations, status.refused, status.words) == (0, 0, [])
+    assert sum(status.patches["static call"].values()) > 100
 
 
 def test_modules_of_strangers(boot: Callable[..., Guest]) -> None:

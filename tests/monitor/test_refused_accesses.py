@@ -17,6 +17,7 @@ from tests.monitor.harness import FREE, KERNEL_VMSA, MONITOR, NPF, PAGE, SERVICE
 from tests.monitor.recorder import Recorders, guard_of, guarded
 from veil.formats.errors import FormatError
 from veil.formats.page_owners import Owner
+from veil.formats.request_block import BlockRequest, read_answer, write_request
 from veil.formats.service_domain import ReadVirtual
 from veil.formats.service_events import VECTOR_PF, Decision, RefusedAccess, Registers, Report, Verdict
 from veil.formats.status import Status
@@ -26,7 +27,7 @@ from veil.services import Asking, MonitorRefused, ServiceDomain
 from veil.snp import SnapshotError
 
 OK = ResultCode.SUCCESS
-RUN_SERVICES, RUN_KERNEL = 1 << 32 | 0x016, 3 << 32 | 0x016
+RUN_MONITOR, RUN_SERVICES, RUN_KERNEL = 0x016, 1 << 32 | 0x016, 3 << 32 | 0x016
 
 
 @pytest.fixture
@@ -220,12 +221,19 @@ def test_the_context_cannot_be_deleted_meanwhile(bench: Bench) -> None:
     assert bench.call(0, 3, KERNEL_VMSA, vcpu=1).rax == ResultCode.BUSY
 
 
-def test_another_vcpus_services_take_it_further(bench: Bench) -> None:
-    """An honest host runs them each second, on any VCPU. The answer is VeilMon's, before the kernel goes on."""
+@pytest.mark.parametrize("asks", [False, True])
+def test_another_vcpus_services_take_it_further(bench: Bench, asks: bool) -> None:
+    """An honest host runs them each second, on any VCPU. The answer is VeilMon's, before the kernel goes on. Also if
+    `asks`: that VCPU's kernel came to ask them something, for which they wait for VeilMon by then."""
     bench.kernel.write(FREE, kernel_vmsa())
     assert bench.create_vcpu(FREE, FREE + PAGE, 1) == OK
     bench.enter(1)
-    bench.enter(1, vmpl=1)
+    if asks:
+        gpa = bench.register(1)
+        body = (SMALL + PAGE).to_bytes(8, "little")
+        write_request(bench.kernel, gpa, 4 * PAGE, BlockRequest(Guard.number, PROTECT, body))
+    else:
+        bench.enter(1, vmpl=1)
     runs: list[bool] = []
 
     def say(access: RefusedAccess) -> Asking[Verdict]:
@@ -235,17 +243,25 @@ def test_another_vcpus_services_take_it_further(bench: Bench) -> None:
     def on_request(request: int) -> None:
         if request == RUN_SERVICES and bench.vcpus[0].vmpl == 0:
             runs.append(True)
-            if len(runs) == 2:
-                # VeilMon has answered what VMPL 1 asked.
+            if len(runs) == 2 and asks:
+                # VeilMon has answered what VMPL 1 asked. Of the other VCPU the host runs one step of the services.
+                next(bench._service_steps(bench.vcpus[1]))
+                assert bench.vcpus[1].service_vmcb.ghcb_gpa == RUN_MONITOR
+            elif len(runs) == 2:
                 bench.enter(1, vmpl=1)
         assert bench.vcpus[0].vmpl == 0 or request != RUN_KERNEL, "the kernel's access is not decided yet"
 
     guard_of(bench).say = say
     bench.on_request = on_request
     vmsa = fault(bench)
-    assert len(runs) == 2
+    assert len(runs) >= 2
     assert not stopped(vmsa)
     assert vmsa.rip == CODE_AT + 3
+    if asks:
+        bench.on_request = lambda request: None
+        bench.enter(1)
+        bench.enter(1, vmpl=1)
+        assert read_answer(bench.kernel, gpa, 4 * PAGE) == (Status.OK, b"")
 
 
 def test_unprotected_nothing_is_refused() -> None:

@@ -23,9 +23,9 @@ from veil.formats.service_domain import (
     pack_copy_and_move,
 )
 from veil.formats.status import Status
+from veil.snp.rmp import Permission
 
 if TYPE_CHECKING:
-    from veil.snp.rmp import Permission
     from veil.snp.view import View
 
 __all__ = [
@@ -110,6 +110,10 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes) -> None:
         """Put bytes at a guest-physical address."""
         self._view.write(gpa, data)
+
+    def reaches(self, gpa: int) -> bool:
+        """May VMPL 1 read the page that holds `gpa` now? The kernel's own pages it may not."""
+        return self._view.allows(gpa, Permission.R)
 
 
 class MonitorClient:

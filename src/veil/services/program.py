@@ -105,6 +105,8 @@ class ServiceDomain:
         self._saved: dict[str, str] | None = None
         self._mailbox = self._outbox = (0, 0)
         self._waiting: _Request | None = None
+        self._owed: set[int] = set()
+        """VCPUs on which VeilMon waits for an answer that another VCPU has given."""
         self._kernel: list[KernelPiece] = []
 
     def run(self, cpu: HostedCpu) -> Generator[None, None, None]:
@@ -203,6 +205,11 @@ class ServiceDomain:
 
     def _step(self, view: View, vcpu: int, asked_monitor: bool) -> int | None:
         """Serve what waits on this VCPU; returns the VMPL to run next, None if nobody asked."""
+        if vcpu in self._owed:
+            # Before the kernel goes on there, about whose access or call the answer may be, and before this domain
+            # takes up anything else: what another VCPU has it wait for by now keeps nobody from that answer.
+            self._owed.discard(vcpu)
+            return MONITOR_VMPL
         asker = None
         if self._waiting is not None:
             answer = read_answer(view, *self._outbox)
@@ -267,8 +274,13 @@ class ServiceDomain:
         outcome = self._outcome(view, request, lambda: self._advance(view, request, handler, answer))
         if outcome is None:
             return None
-        told = self._finish(view, request, *outcome)
-        return request.asker if told and request.vcpu == vcpu else None
+        if not self._finish(view, request, *outcome):
+            return None
+        if request.vcpu == vcpu:
+            return request.asker
+        if request.asker == MONITOR_VMPL:
+            self._owed.add(request.vcpu)
+        return None
 
     def _outcome(self, view: View, request: _Request, work: Callable[[], object]) -> tuple[Status, bytes] | None:
         """What a service says; None while it waits for VeilMon.

@@ -109,6 +109,11 @@ class ModelMachine:
         self._reach(pages, "read")
         return b"".join(self.pages[page] for page in pages)[offset : offset + length]
 
+    def reaches(self, gpa: int) -> bool:
+        """May VMPL 1 read a page?"""
+        page = gpa - gpa % PAGE_SIZE
+        return page not in self.taken and self.owners.get(page, Owner.NOBODY) in _STORED
+
     def write(self, gpa: int, data: bytes) -> None:
         """As the service writes code, and data of the policy's exceptions."""
         for at, byte in enumerate(data, gpa):
@@ -215,9 +220,10 @@ class ModelMachine:
         info: int = _REFUSED_WRITE,
         cpl: int = 0,
         begins: int | None = None,
+        owner: Owner | None = None,
     ) -> Verdict:
         """A REP MOVSB to a page that the RMP keeps from being written, as the hardware tells it. `begins`: where the
-        store does, if the page is its second."""
+        store does, if the page is its second. `owner`: the page's when VeilMon asked, if it has another one by now."""
         code = b"\xf3\xa4"
         self.virtual = {_RIP: code.ljust(16, b"\x90"), _SOURCE: data}
         gprs = [0] * 16
@@ -227,7 +233,7 @@ class ModelMachine:
             0x7F0000000000 | (gpa if begins is None else begins) % PAGE_SIZE,
         )
         registers = Registers(tuple(gprs), _RIP, 0x202, 0x80050033, 0, 0x1000, 0x620, 0xD01, 0, 0, cpl)
-        owner = self.owners.get(gpa - gpa % PAGE_SIZE, Owner.NOBODY)
+        owner = self.owners.get(gpa - gpa % PAGE_SIZE, Owner.NOBODY) if owner is None else owner
         verdict: Any = self.service.access_refused(RefusedAccess(vcpu, 0, gpa, info, owner, registers))
         found: Verdict = run(verdict)
         return found

@@ -35,7 +35,16 @@ from veil.services.kci.guarded_module import (
 from veil.services.kci.kernel_image import AddressRange
 from veil.services.kci.ledger import Ledger
 from veil.services.kci.measured_kernel import MeasuredKernel
-from veil.services.kci.modules import AdmittedFile, ExportedSymbols, ModuleRefused, Prepared, Signer
+from veil.services.kci.module_code import ModuleCode
+from veil.services.kci.modules import (
+    AdmittedFile,
+    ExportedSymbols,
+    Exports,
+    ModuleRefused,
+    Prepared,
+    Signer,
+    prepare,
+)
 from veil.services.kci.recent_modules import RecentModules
 
 __all__ = ["ModuleCalls"]
@@ -339,6 +348,7 @@ class ModuleCalls:
         """The modules' files, and where they lie."""
         return {
             "next": self._next,
+            "part": [self._length, self._received],
             "early": [
                 {
                     "number": number,
@@ -350,23 +360,30 @@ class ModuleCalls:
                 for number, early in self._early.items()
             ],
             "modules": [
-                {
-                    "number": module.number,
-                    **_dump_file(AdmittedFile(module.body, module.prepared.digest, module.prepared.signer)),
-                    "told": module.told.pack().hex(),
-                    "live": module.live,
-                    "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
-                    "read_only": {int(kind): list(pages.items()) for kind, pages in module.read_only.items()},
-                    "late": list(module.late),
-                    "leaving": {gpa: int(owner) for gpa, owner in module.leaving.items()},
-                }
-                for module in self.modules.values()
+                # Those of the last snapshot that nobody has asked about since.
+                *self._saved,
+                *(
+                    {
+                        "number": module.number,
+                        **_dump_file(AdmittedFile(module.body, module.prepared.digest, module.prepared.signer)),
+                        "told": module.told.pack().hex(),
+                        "live": module.live,
+                        "pages": {int(kind): list(code.pages) for kind, code in module.code.items()},
+                        "read_only": {int(kind): list(pages.items()) for kind, pages in module.read_only.items()},
+                        "late": list(module.late),
+                        "leaving": {gpa: int(owner) for gpa, owner in module.leaving.items()},
+                        # Who exported it may be gone by now, if the kernel says so.
+                        "external": dict(module.prepared.external),
+                    }
+                    for module in self.modules.values()
+                ),
             ],
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """From `dump`; `rebuild` makes the rest when it is needed."""
         self._next, self._saved = state["next"], state["modules"]
+        self._length, self._received = state["part"]
         for item in state["early"]:
             told = ModulePrepared.parse(bytes.fromhex(item["told"]))
             self._wait(item["number"], _Early(_load_file(item), told, item["pages"], live=item["live"]))
@@ -374,20 +391,24 @@ class ModuleCalls:
     def rebuild(self, text: GuardedCode) -> None:
         """The modules of a snapshot again, with their rules."""
         self._text = text
-        for item in self._saved:
-            admitted = _load_file(item)
-            told = ModulePrepared.parse(bytes.fromhex(item["told"]))
-            prepared, rules = self._recent.derive(admitted, told, self._exports, text.rules.near)
-            self._exports.add(prepared.name, prepared.exports)
-            module = GuardedModule(item["number"], prepared, told, rules, admitted.body, live=item["live"])
-            pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
-            module.code = code_again(self._context.guest, prepared, pages, rules)
-            module.read_only = {MemoryType(int(kind)): dict(found) for kind, found in item["read_only"].items()}
-            module.writable = self._writable(admitted, prepared)
-            module.late = item["late"]
-            module.leaving = {int(gpa): Owner(owner) for gpa, owner in item["leaving"].items()}
-            self._know(module)
-        self._saved = []
+        while self._saved:
+            self._rebuild(self._saved[0], text)
+            del self._saved[0]
+
+    def _rebuild(self, item: Mapping[str, Any], text: GuardedCode) -> None:
+        admitted, told = _load_file(item), ModulePrepared.parse(bytes.fromhex(item["told"]))
+        linked = ExportedSymbols(Exports(item["external"]))
+        prepared = prepare(admitted, told.memory, told.percpu, linked, self._measured.module_space)
+        rules = ModuleCode(prepared, text.rules.near)
+        self._exports.add(prepared.name, prepared.exports)
+        module = GuardedModule(item["number"], prepared, told, rules, admitted.body, live=item["live"])
+        pages = {MemoryType(int(kind)): found for kind, found in item["pages"].items()}
+        module.code = code_again(self._context.guest, prepared, pages, rules)
+        module.read_only = {MemoryType(int(kind)): dict(found) for kind, found in item["read_only"].items()}
+        module.writable = self._writable(admitted, prepared)
+        module.late = item["late"]
+        module.leaving = {int(gpa): Owner(owner) for gpa, owner in item["leaving"].items()}
+        self._know(module)
 
 
 def _dump_file(admitted: AdmittedFile) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from veil.formats.nested_faults import NestedFault
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.service_events import RefusedAccess, Verdict
-from veil.services.context import Asking, MonitorClient
+from veil.services.context import Asking, ServiceContext
 from veil.services.kci.errors import KciError, reason
 from veil.services.kci.explain_code import Configuration
 from veil.services.kci.guarded_code import GuardedCode
@@ -29,6 +29,7 @@ __all__ = ["Places", "police"]
 #: Owners of pages into which the service stores in the kernel's place; and what is said of a page of which nothing is
 #: known.
 _OF_NOBODY = {Owner.KERNEL_CODE: " of nobody", Owner.MODULE_CODE: " of nobody", Owner.KERNEL_RODATA: ""}
+_STORE = NestedFault.WRITE | NestedFault.FINAL
 
 
 class Places(Protocol):
@@ -43,26 +44,32 @@ class Places(Protocol):
 
 def police(
     access: RefusedAccess,
-    monitor: MonitorClient,
-    guarded: Callable[[Owner], Sequence[GuardedCode] | Sequence[GuardedData]],
+    context: ServiceContext,
+    guarded: Callable[[int], Sequence[GuardedCode | GuardedData]],
     configuration: Configuration | None,
     places: Places,
     ledger: Ledger,
 ) -> Asking[Verdict | None]:
     """How a VCPU goes on that stands still at an access to a page that is guarded; None for a violation, which is told.
-    `guarded` gives the code, or the data that the policy lets the kernel write, of pages of an owner."""
+    `guarded` gives the code, or the data that the policy lets the kernel write, in which a page (GPA) is now.
+
+    The page's owner is that of the moment at which VeilMon asked. A request for a module may have been served since:
+    who was refused while that was checked finds its page to be code now, or its own again.
+    """
     store: Store | None = None
     try:
-        if access.access != NestedFault.WRITE | NestedFault.FINAL:
+        if access.access != _STORE:
             raise PatchRefused(_other_access(access))
+        there = guarded(access.gpa)
+        if not there and not context.guest.reaches(access.gpa):
+            return access.resume()
         if access.owner not in _OF_NOBODY or configuration is None:
             raise PatchRefused(f"a write to {access.owner.name}")
         if access.registers.cpl:
             raise PatchRefused(f"a write to {access.owner.name} from user mode")
-        there = [pages for pages in guarded(access.owner) if pages.address_of(access.gpa) is not None]
         if not there:
             raise PatchRefused(f"a write to {access.owner.name}{_OF_NOBODY[access.owner]}")
-        store = yield from read_store(monitor, access)
+        store = yield from read_store(context.monitor, access)
         for pages in there:
             address = _place(pages, access.gpa, store)
             if isinstance(pages, GuardedCode):

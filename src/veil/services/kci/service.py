@@ -173,7 +173,7 @@ class KciService(Service):
             return Verdict.refuse()
         self._guarded_text()
         verdict = yield from police(
-            access, self.context.monitor, self._guarded, self._configuration, self._loader, self._ledger
+            access, self.context, self._guarded, self._configuration, self._loader, self._ledger
         )
         if verdict is not None:
             return verdict
@@ -192,22 +192,22 @@ class KciService(Service):
             # The host keeps pages from VeilMon. The VCPU that did it stands still all the same.
             self._ledger.tell(CodeEvent.VIOLATION, f"the kernel's other VCPUs may run on: {error}")
 
-    def _guarded(self, owner: Owner) -> list[GuardedCode] | list[GuardedData]:
-        """What decides about a store to pages of an owner."""
+    def _guarded(self, gpa: int) -> list[GuardedCode | GuardedData]:
+        """What decides about a store to a page."""
         text = self._guarded_text()
         if text is None:
             return []
-        if owner is not Owner.KERNEL_RODATA:
-            return [text, *self._loader.codes()]
         kernel, guest = self._measured, self.context.guest
         own = [GuardedData(place, kernel.pages(pages_around(place)), guest) for place in kernel.writable]
-        return [*own, *self._loader.data()]
+        found: list[GuardedCode | GuardedData] = [text, *self._loader.codes(), *own, *self._loader.data()]
+        return [pages for pages in found if pages.address_of(gpa) is not None]
 
     def _guarded_text(self) -> GuardedCode | None:
         """None before lock-down; after a snapshot it is derived when it is needed first."""
         if self._text is None and self._locked_ns is not None:
-            self._text = guard_text(self._measured, self.context.guest)
-            self._loader.rebuild(self._text)
+            text = guard_text(self._measured, self.context.guest)
+            self._loader.rebuild(text)
+            self._text = text
         return self._text
 
     # Users
