@@ -9,11 +9,13 @@
  * speed. Breakpoints of data are watch.c's. Breakpoints of ports meet nothing: IN and OUT are #VC.
  */
 #include "debug_registers.h"
+#include "branch_steps.h"
 #include "tlb.h"
 #include "watch.h"
 
 #include "exec/exec-all.h"
 #include "exec/helper-proto.h"
+#include "tcg/tcg.h"
 
 /* Cluster indices: of a set of addresses its number, and these. */
 #define NO_CODE_SET 0xff
@@ -24,6 +26,7 @@
 #define DR6_WRITABLE 0x0000e00fU
 #define DR7_ENABLES 0xffU
 #define DR7_WRITABLE 0xffff23ffU
+#define DEBUGCTL_BTF (1U << 1)
 
 void __wrap_helper_set_dr_x86_64(CPUX86State *env, int reg, target_ulong value);
 target_ulong __wrap_helper_get_dr_x86_64(CPUX86State *env, int reg);
@@ -209,6 +212,7 @@ static void take(struct veil_engine *e, uint32_t hits, uint32_t more)
 
     dr[6] = (dr[6] & ~(target_ulong)DR6_HITS) | hits | more;
     dr[7] &= ~(target_ulong)DR7_GD;
+    e->vmsa->dbgctl &= ~(uint64_t)DEBUGCTL_BTF;
     e->data_hits = 0;
     e->cs->exception_index = -1;
     e->delivering = (struct veil_event){.pending = true, .vector = EXCP01_DB, .type = SVM_EVTINJ_TYPE_EXEPT >> 8};
@@ -242,6 +246,16 @@ bool veil_debug_take_data_breakpoint(struct veil_engine *e)
     return true;
 }
 
+static bool steps_branches(const struct veil_engine *e)
+{
+    return e->vmsa->dbgctl & DEBUGCTL_BTF;
+}
+
+bool veil_debug_steps(const struct veil_engine *e)
+{
+    return (e->env->eflags & TF_MASK) && !steps_branches(e);
+}
+
 void veil_debug_take_single_step(struct veil_engine *e)
 {
     take(e, e->data_hits, DR6_BS);
@@ -259,6 +273,7 @@ void veil_debug_exception(struct veil_engine *e, int vector, bool is_software)
             e->env->dr[6] = (e->env->dr[6] & ~(target_ulong)DR6_HITS) | e->data_hits;
         }
         e->env->dr[7] &= ~(target_ulong)DR7_GD;
+        e->vmsa->dbgctl &= ~(uint64_t)DEBUGCTL_BTF;
     }
     if (e->data_hits) {
         e->data_hits = 0;
@@ -266,20 +281,30 @@ void veil_debug_exception(struct veil_engine *e, int vector, bool is_software)
     }
 }
 
-/* In generated code, RIP and flags stored. */
+/* In generated code, RIP and flags stored; TF was set when the instruction began. What follows in the block, if a
+ * debugger has the guest step, is its stop. */
 void __wrap_helper_single_step_x86_64(CPUX86State *env)
 {
     struct veil_engine *e = veil_of(env);
+    const TranslationBlock *tb = tcg_tb_lookup(e->uc->tcg_ctx, GETPC());
 
-    veil_debug_take_single_step(e);
+    if (!steps_branches(e) || (tb && veil_is_control_transfer(e, tb))) {
+        veil_debug_take_single_step(e);
+    } else if (e->cs->singlestep_enabled) {
+        return;
+    }
     e->cs->exception_index = EXCP_INTERRUPT;
     cpu_loop_exit(e->cs);
 }
 
 void __wrap_helper_rechecking_single_step_x86_64(CPUX86State *env)
 {
-    if (env->eflags & TF_MASK) {
-        __wrap_helper_single_step_x86_64(env);
+    struct veil_engine *e = veil_of(env);
+
+    if (env->eflags & TF_MASK) { /* behind SYSCALL and SYSRET, which transfer control */
+        veil_debug_take_single_step(e);
+        e->cs->exception_index = EXCP_INTERRUPT;
+        cpu_loop_exit(e->cs);
     }
 }
 

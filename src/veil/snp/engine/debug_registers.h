@@ -19,6 +19,8 @@ void veil_debug_choose_translations(struct veil_engine *e);
 bool veil_debug_take_code_breakpoint(struct veil_engine *e);
 /* The accesses of the instruction that is done; false: it holds #DB back (MOV SS, POP SS). */
 bool veil_debug_take_data_breakpoint(struct veil_engine *e);
+/* Is there a trap behind an instruction that transfers no control? */
+bool veil_debug_steps(const struct veil_engine *e);
 /* The trap of a single step, over an instruction that generated code did not end. */
 void veil_debug_take_single_step(struct veil_engine *e);
 /* Another exception begins. */

@@ -276,7 +276,7 @@ static void QEMU_NORETURN finish(CPUX86State *env)
 {
     struct veil_engine *e = veil_of(env);
 
-    if (env->eflags & TF_MASK) {
+    if (veil_debug_steps(e)) {
         veil_debug_take_single_step(e);
     } else if (e->cs->singlestep_enabled) {
         e->cs->exception_index = EXCP_DEBUG;
@@ -291,7 +291,7 @@ void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend)
 
     env->eip += next_eip_addend;
     env->hflags &= ~HF_INHIBIT_IRQ_MASK; /* the shadow of STI ends with the instruction after it, this one */
-    if (env->eflags & TF_MASK) {         /* the trap ends the halt at once */
+    if (veil_debug_steps(e)) {           /* the trap ends the halt at once */
         finish(env);
     }
     if (veil_offers(e->v_intr) && veil_take_offered(e)) {

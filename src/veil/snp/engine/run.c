@@ -197,7 +197,7 @@ void veil_run(struct veil_engine *e)
             cs->exception_index = -1;
         } else if (exception >= 0) {
             if (exception == EXCP06_ILLOP && !env->exception_is_int && veil_snp_instruction(e)) {
-                if (cs->exception_index == -1 && (env->eflags & TF_MASK)) {
+                if (cs->exception_index == -1 && veil_debug_steps(e)) {
                     veil_debug_take_single_step(e);
                 } else if (unlikely(cs->singlestep_enabled) && cs->exception_index != VEIL_EXCP_EXIT) {
                     stop(e);
