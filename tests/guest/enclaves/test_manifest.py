@@ -149,3 +149,13 @@ def test_any_text_is_a_manifest_or_one_line(text: str) -> None:
     except GuestImageError:
         return
     assert Manifest.parse(manifest.text()) == manifest
+
+
+def test_what_is_built_can_be_read_again() -> None:
+    """In the image its text is written out: twice as long, if all of it is backslashes."""
+    variable = {"X": "\\" * 600_000}
+    with pytest.raises(GuestImageError, match="written out it is more than the 1 MiB"):
+        Manifest.of({"stack": "64M", "environment": {"fixed": variable}})
+    variable["X"] = variable["X"][: len(variable["X"]) // 2]
+    manifest = Manifest.of({"stack": "64M", "environment": {"fixed": variable}})
+    assert Manifest.parse(manifest.text()) == manifest

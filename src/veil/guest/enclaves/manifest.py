@@ -107,6 +107,11 @@ class Manifest:
         if both:
             raise GuestImageError(f"manifest: {both[0]!r} is in calls.allow and in calls.deny")
         allowed_numbers(self.allow, self.deny)
+        # As it stands in the image, where it is read again: with backslashes and the like written out.
+        if len(self.text()) > _LONGEST_MANIFEST:
+            raise GuestImageError(
+                f"manifest: written out it is more than the {_LONGEST_MANIFEST >> 20} MiB that it can have"
+            )
 
     def _check_paths(self) -> None:
         """No rule is without effect: of two for the same path one would be."""
