@@ -13,6 +13,7 @@ import pytest
 from tests.guest.enclaves.native_runtime import ANYTHING, NativeRuntime, compile_program
 from tests.guest.enclaves.programs import FLOATING_POINT, MEMORY, SIGNALS, THREADS
 from tests.guest.enclaves.test_image import config_of, with_config
+from tests.services.enc.believing import executes_anything
 from veil.guest.enclaves.image import EnclaveImage
 from veil.guest.enclaves.rules import ConfigFlag
 from veil.guest.errors import GuestImageError
@@ -374,3 +375,24 @@ int main(void)
     ]
     ended = native.run(native.build(tmp_path / "program", {**ANYTHING, "unsupported": "end"}), "p")
     assert ended.returncode == 125
+
+
+def test_no_code_comes_from_a_file_that_is_only_passed(native: NativeRuntime, tmp_path: Path) -> None:
+    """With variables from outside the kernel names a library of its own, which the loader would have run first."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "evil.c").write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) static void in(void) { puts("evil"); fflush(stdout); }'
+    )
+    library = tmp_path / "more" / "evil.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "evil.c"], check=True)
+    program = compile_program(tmp_path, '#include <stdio.h>\nint main(void) { puts("good"); return 0; }')
+    variables = {"environment": {"outside": ["*"]}}
+    image = native.build(program, {**variables, "files": {"read": [f"{tmp_path}/more/"]}})
+    preload = {"LD_PRELOAD": str(library)}
+    done = native.run(image, "p", environment=preload)
+    assert done.stdout == b"good\n"
+    assert f"log: {library} is not executed: it is no trusted file\n" in done.stderr.decode()
+    believing = NativeRuntime(native.place, executes_anything())
+    assert believing.run(image, "p", environment=preload).stdout == b"evil\ngood\n"
+    trusted = native.build(program, {**variables, "files": {"trusted": [str(library)]}})
+    assert native.run(trusted, "p", environment=preload).stdout == b"evil\ngood\n"

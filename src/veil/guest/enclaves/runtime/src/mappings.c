@@ -10,7 +10,7 @@ HANDLER(do_mmap)
 	const struct config_file *trusted;
 	struct open_file *file;
 	s32 fd = (s32)a[4];
-	bool bad;
+	bool bad, foreign;
 
 	if (type != MAP_SHARED && type != MAP_PRIVATE && type != MAP_SHARED_VALIDATE)
 		return -EINVAL;
@@ -22,7 +22,13 @@ HANDLER(do_mmap)
 	/* A copy that nobody writes back would lose what is written. */
 	bad = type != MAP_PRIVATE && a[2] & PROT_WRITE;
 	trusted = file->kind == FILE_TRUSTED ? file->trusted : NULL;
+	/* A library, say, that LD_PRELOAD names: whoever chooses its content would have the enclave. */
+	foreign = file->kind == FILE_OUTSIDE && a[2] & PROT_EXEC;
+	if (foreign)
+		log_line(self, "%s is not executed: it is no trusted file", file->path_length ? file->path : "a file");
 	release(self, file);
+	if (foreign)
+		return -EPERM;
 	if (bad) {
 		unsupported(self, "a shared map of a file that is written", 9);
 		return -ENODEV;
