@@ -288,7 +288,9 @@ class _World:
         place = mapped[THREADS + ThreadPart.MAILBOX].frame
         call = self.input.byte() % 11
         args = [self.input.address(), self.input.byte() % 20, self.input.byte() % 9]
-        if call >= MailboxCall.LOG:
+        if call == MailboxCall.FILL:
+            args.append(self.input.address())
+        elif call >= MailboxCall.LOG:
             args = [self.input.number()]
         mailbox = Mailbox(call=call, status=0xFFFFFFFF)
         mailbox.args[: len(args)] = args
@@ -306,11 +308,14 @@ class _World:
         assert machine.reads.count(place) == 1, "a mailbox is read once: its enclave may write meanwhile"
         answer = Mailbox.from_buffer_copy(machine.page(place))
         done = self.check(enclave)
-        if answer.status == Status.OK and call in (MailboxCall.MAP, MailboxCall.UNMAP):
+        if answer.status == Status.OK and call in (MailboxCall.MAP, MailboxCall.UNMAP, MailboxCall.FILL):
             touched = {args[0] + at * PAGE_SIZE for at in range(args[1])}
             for va in touched & done.keys():
-                assert call == MailboxCall.MAP, "a page that was given up is there still"
-                assert not any(machine.page(done[va])), "another's content in a new page"
+                assert call != MailboxCall.UNMAP, "a page that was given up is there still"
+                given = bytes(PAGE_SIZE)
+                if call == MailboxCall.FILL:
+                    given = bytes(machine.page(done[args[3] + va - args[0]]))
+                assert machine.page(done[va]) == given, "another's content in a new page"
             for va in touched:
                 enclave.texts.pop(va, None)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -104,12 +105,11 @@ def _read(vm: ConfidentialVM, folder: Path, image: EnclaveImage, database: Path)
     return _run(vm, folder, image, "/tmp/sealed/db", "select a from t")
 
 
-def test_a_library_that_root_changed_is_not_loaded(vm: ConfidentialVM, tmp_path: Path, sqlite3: EnclaveImage) -> None:
+def test_a_library_that_root_changed_is_not_used(vm: ConfidentialVM, tmp_path: Path, sqlite3: EnclaveImage) -> None:
     assert _run(vm, tmp_path, sqlite3, ":memory:", "select 6*7").stdout == b"42\n"
     vm.run(["sh", "-c", f"printf X | dd of={_LIBRARY} bs=1 seek=700000 conv=notrunc"])
     changed = _run(vm, tmp_path, sqlite3, ":memory:", "select 6*7")
-    assert (changed.stdout, changed.exit_status) == (b"", 127), changed
-    assert b"libsqlite3.so.0" in changed.stderr
+    assert (changed.stdout, changed.exit_status) == (b"", 128 + signal.SIGBUS), changed
 
 
 def test_threads(vm: ConfidentialVM, tmp_path: Path) -> None:

@@ -149,6 +149,9 @@ class MailboxCall(enum.IntEnum):
 
     args: an area that has no pages (address, pages, `Prot` with R), or none (pages 0). If CR2 is in it, pages of the
     pool are mapped around it, as by MAP. Data: u64 address, u64 pages of what was mapped; or zeros."""
+    FILL = 10
+    """args: address, pages (4096 at most), `Prot` with R, address of as many pages that can be read now. As MAP, with a
+    copy of these: no thread finds them there without it."""
 
 
 class Mailbox(ctypes.LittleEndianStructure):

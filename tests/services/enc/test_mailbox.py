@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.monitor.harness import PAGE
-from tests.services.enc.enclave_bench import LAYOUT, EnclaveBench, translated
+from tests.services.enc.enclave_bench import CONTENT, LAYOUT, EnclaveBench, translated
 from veil.formats.enclave_calls import EnclaveCall
 from veil.formats.enclave_pages import Mailbox, MailboxCall
 from veil.formats.enclaves import ARENA, IDT, INFO, RUNTIME, SYSTEM, THREADS, WINDOW, Prot
@@ -41,6 +41,37 @@ def test_memory_from_the_pool(bench: EnclaveBench) -> None:
     assert bench.mail(number, MailboxCall.MAP, ARENA + 8 * PAGE, 1, RW).status == Status.FULL
 
 
+def test_pages_with_a_copy(bench: EnclaveBench) -> None:
+    """They have it when a thread can first meet them; the other pages stay what they are."""
+    number = bench.make()
+    assert bench.mail(number, MailboxCall.FILL, ARENA, 2, Prot.R | Prot.X, RUNTIME).result == 2
+    for at in range(2):
+        rights, page = translated(bench, number, ARENA + at * PAGE)
+        assert (rights, bench.view(2).read(page, PAGE)) == (5, CONTENT[at * PAGE : (at + 1) * PAGE])
+        bench.view(2).write(page, b"private")
+        assert bench.view(2).read(translated(bench, number, RUNTIME + at * PAGE)[1], PAGE) != b"private"
+    assert bench.mail(number, MailboxCall.FILL, ARENA + PAGE, 2, RW, RUNTIME).status == Status.BAD_REQUEST
+    assert bench.mail(number, MailboxCall.FILL, ARENA + 2 * PAGE, 7, RW, RUNTIME).status == Status.FULL
+    assert bench.mail(number, MailboxCall.UNMAP, ARENA, 2).result == 2
+    assert bench.mail(number, MailboxCall.FILL, ARENA, 1, RW, 0x400000).result == 1
+    assert bench.view(2).read(translated(bench, number, ARENA)[1], PAGE) == bytes(PAGE)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [RUNTIME + 1, RUNTIME + 2 * PAGE, RUNTIME + 16 * PAGE, ARENA, IDT, SYSTEM, 0, 1 << 47, 1 << 63, (1 << 64) - PAGE],
+    ids=hex,
+)
+def test_what_an_enclave_cannot_read_is_not_copied_for_it(bench: EnclaveBench, source: int) -> None:
+    number = bench.make()
+    assert bench.mail(number, MailboxCall.MAP, ARENA, 1, RW).status == Status.OK
+    assert bench.mail(number, MailboxCall.PROTECT, ARENA, 1, Prot.NONE).result == 1
+    before = list(bench.enclave(number).pool)
+    assert bench.mail(number, MailboxCall.FILL, ARENA + PAGE, 2, RW, source).status == Status.BAD_REQUEST
+    assert bench.enclave(number).pool == before
+    assert translated(bench, number, ARENA + PAGE) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -56,6 +87,7 @@ def test_what_no_enclave_can_have_mapped(bench: EnclaveBench, args: tuple[int, .
     before = list(bench.enclave(number).pool)
     assert len(before) == 8
     assert bench.mail(number, MailboxCall.MAP, *args).status in (Status.BAD_REQUEST, Status.FULL)
+    assert bench.mail(number, MailboxCall.FILL, *args, RUNTIME).status in (Status.BAD_REQUEST, Status.FULL)
     assert bench.enclave(number).pool == before
 
 

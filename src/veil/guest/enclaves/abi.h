@@ -102,6 +102,7 @@ enum veil_mailbox_call {
 	VEIL_MAILBOX_KEY = 7,
 	VEIL_MAILBOX_TIME = 8,
 	VEIL_MAILBOX_FAULT = 9,
+	VEIL_MAILBOX_FILL = 10,
 };
 
 /* Mailbox */

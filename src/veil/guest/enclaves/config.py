@@ -24,7 +24,7 @@ __all__ = [
     "TrustedFile",
 ]
 
-_MAGIC = int.from_bytes(b"VLEVCFG1", "little")
+_MAGIC = int.from_bytes(b"VLEVCFG2", "little")
 #: Where it lies in an enclave.
 CONFIG_PLACE = RUNTIME + 0x1000_0000
 #: Bytes of a trusted file that are checked together.
@@ -92,13 +92,17 @@ class TrustedFile(NamedTuple):
 
     size: int
     hashes: bytes
-    """SHA-256 of each chunk of `CHUNK` bytes, the last may be shorter."""
+    """BLAKE2b (RFC 7693, 32 bytes) of each chunk of `CHUNK` bytes, the last may be shorter."""
 
     @classmethod
     def of(cls, data: bytes) -> TrustedFile:
         """From its content."""
         chunks = (data[at : at + CHUNK] for at in range(0, len(data), CHUNK))
-        return cls(len(data), b"".join(hashlib.sha256(chunk).digest() for chunk in chunks))
+        return cls(len(data), b"".join(_blake2b(chunk).digest() for chunk in chunks))
+
+
+def _blake2b(chunk: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(chunk, digest_size=32)
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ class _Pieces:
 
     def _file(self, path: int, length: int, size: int, hashes: int) -> tuple[str, TrustedFile]:
         count = (size + CHUNK - 1) // CHUNK
-        return self._text(path, length), TrustedFile(size, self._take(hashes, count * hashlib.sha256().digest_size))
+        return self._text(path, length), TrustedFile(size, self._take(hashes, count * _blake2b().digest_size))
 
     def _table(self, entry: struct.Struct, at: int, count: int) -> list[tuple[int, ...]]:
         return list(entry.iter_unpack(self._take(at, count * entry.size)))

@@ -8,7 +8,8 @@ can change its own, so it is copied once; whatever it asks for concerns its own 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from veil.formats.enclave_pages import MAILBOX_DATA, MAILBOX_PENDING, Mailbox, MailboxCall
@@ -123,15 +124,27 @@ def _map(request: _Request) -> _Answer:
     return _Answer(pages)
 
 
-def _map_pages(request: _Request, va: int, pages: int, prot: Prot) -> None:
+def _fill(request: _Request) -> _Answer:
+    (va, pages), prot = request.range(), request.prot(Prot.R)
+    if pages > _MAP_PAGES:
+        raise EnclaveError(f"{_MAP_PAGES} pages at most are filled at once, not {pages}")
+    _map_pages(request, va, pages, prot, request.args[3])
+    return _Answer(pages)
+
+
+def _map_pages(request: _Request, va: int, pages: int, prot: Prot, source: int | None = None) -> None:
+    """`source`: the address of what is to be in them; without it they are zero."""
     enclave, guest = request.enclave, request.context.guest
     if va + pages * PAGE_SIZE > ARENA + enclave.layout.arena_pages * PAGE_SIZE:
         raise EnclaveError(f"{pages} pages at {va:#x} reach behind the arena")
     enclave.require_pool(pages)
+    contents: Iterable[bytes] = repeat(_ZEROS, pages)
+    if source is not None:
+        contents = (guest.read(gpa, PAGE_SIZE) for gpa in enclave.tables.readable(source, pages))
     frames = enclave.pool[-pages:]
-    # Zeroed first: what another part of the program had there is nobody's to find.
-    for gpa in frames:
-        guest.write(gpa, _ZEROS)
+    # Written first: what another part of the program had there is nobody's to find.
+    for gpa, content in zip(frames, contents, strict=True):
+        guest.write(gpa, content)
     enclave.tables.map(va, frames, prot)
     del enclave.pool[-pages:]
 
@@ -210,4 +223,5 @@ _CALLS: dict[int, Callable[[_Request], _Answer]] = {
     MailboxCall.KEY: _key,
     MailboxCall.TIME: _time,
     MailboxCall.FAULT: _fault,
+    MailboxCall.FILL: _fill,
 }

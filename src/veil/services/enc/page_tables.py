@@ -118,6 +118,18 @@ class PageTables:
                 return entry & ADDRESS, _prot(entry)
         return None
 
+    def readable(self, va: int, pages: int) -> list[int]:
+        """The pages that are there. Raises EnclaveError if the enclave cannot read one of them now."""
+        if va % PAGE_SIZE:
+            raise EnclaveError(f"{va:#x} is no page's address")
+        found: list[int] = []
+        for table, first, count in self._existing(va, pages):
+            entries = self._read(table, first, count)
+            found += [entry & ADDRESS for entry in entries if entry & PRESENT and entry & USER]
+        if len(found) != pages:
+            raise EnclaveError(f"the enclave cannot read all of {pages} pages at {va:#x}")
+        return found
+
     # What the kernel asks back
 
     def cold(self, hand: int, end: int, most: int) -> list[int]:

@@ -7,6 +7,7 @@
  * runtime's code, as #UD would be raised; faults come as signals too.
  */
 #include "machine.h"
+#include "memory.h"
 #include "native.h"
 
 s64 raw_clone(u64 flags, void *stack, u64 slot);
@@ -15,6 +16,7 @@ extern const char runtime_start[];
 
 #define NR_MUNMAP 11
 #define NR_SIGACTION 13
+#define NR_MREMAP 25
 #define NR_EXIT 60
 #define NR_SIGALTSTACK 131
 #define NR_PRCTL 157
@@ -55,13 +57,23 @@ _Noreturn void die(const char *text)
 static u32 serve(struct thread *self, struct veil_mailbox *mailbox)
 {
 	u64 *a = mailbox->args;
-	u64 bytes = a[1] * PAGE;
+	u64 bytes = a[1] * PAGE, made;
 
 	switch (mailbox->call) {
 	case VEIL_MAILBOX_MAP:
 		if (a[1] > pool_left)
 			return STATUS_FULL;
 		if (raw(NR_MMAP, a[0], bytes, a[2], FIXED, (u64)-1, 0) != (s64)a[0])
+			return STATUS_BAD_REQUEST;
+		pool_left -= a[1];
+		return STATUS_OK;
+	case VEIL_MAILBOX_FILL:
+		if (a[1] > pool_left)
+			return STATUS_FULL;
+		made = (u64)raw(NR_MMAP, 0, bytes, PROT_READ | PROT_WRITE, FIXED & ~(u64)MAP_FIXED, (u64)-1, 0);
+		memcpy((void *)made, (const void *)a[3], bytes);
+		raw(NR_MPROTECT, made, bytes, a[2], 0, 0, 0);
+		if (raw(NR_MREMAP, made, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, a[0], 0) != (s64)a[0])
 			return STATUS_BAD_REQUEST;
 		pool_left -= a[1];
 		return STATUS_OK;

@@ -8,9 +8,10 @@
 struct area {
 	u64 start, end;
 	u32 prot;
-	bool resident; /* every page of it is mapped; else none is, and each will be zero */
+	bool resident; /* every page of it is mapped; else none is, and each will have what `source` has, or be zero */
 	bool file;     /* a copy of a file's content */
-	/* If nobody could write it since: whose content it is, and the address that the file's first byte would have. */
+	/* If nobody could write it yet: which trusted file's content it is, and the address that the file's first byte
+	   would have. */
 	const struct config_file *source;
 	u64 origin;
 };

@@ -11,7 +11,7 @@
 
 #define CONFIG_AT 0x700010000000
 #define HEAP_AT 0x700020000000
-#define CONFIG_MAGIC 0x3147464356454c56 /* "VLEVCFG1" */
+#define CONFIG_MAGIC 0x3247464356454c56 /* "VLEVCFG2" */
 #define CALL_NUMBERS 512
 #define CHUNK 0x10000
 #define HASH_BYTES 32
@@ -37,7 +37,7 @@ struct config_rule {
 	u32 length;
 };
 
-/* Sorted by path. `hashes`: SHA-256 of each chunk of CHUNK bytes, the last may be shorter. */
+/* Sorted by path. `hashes`: BLAKE2b of each chunk of CHUNK bytes, the last may be shorter. */
 struct config_file {
 	u32 path;
 	u32 length;

@@ -140,6 +140,7 @@ static void page_fault(struct thread *self)
 	u64 error = regs->error, address;
 	u32 needed = error & FAULT_FETCH ? PROT_EXEC : error & FAULT_WRITE ? PROT_WRITE : PROT_READ;
 	bool there;
+	s64 brought;
 
 	address = memory_fault(self, &there);
 	if (address == NO_FAULT)
@@ -147,9 +148,11 @@ static void page_fault(struct thread *self)
 	if (!(error & FAULT_USER) || error & FAULT_RESERVED)
 		injected(self, "#PF");
 	self->faulted = true;
-	if (there || memory_bring(self, address, needed))
-		return;
-	fault(self, SIGSEGV, memory_prot(self, address) < 0 ? SEGV_MAPERR : SEGV_ACCERR, address);
+	brought = there ? 0 : memory_bring(self, address, needed);
+	if (brought == -EIO)
+		fault(self, SIGBUS, BUS_ADRERR, address);
+	else if (brought)
+		fault(self, SIGSEGV, memory_prot(self, address) < 0 ? SEGV_MAPERR : SEGV_ACCERR, address);
 }
 
 void forget_fault_address(struct thread *self)
@@ -282,7 +285,7 @@ void event_in_runtime(struct thread *self, struct frame *frame)
 		attacked(self, "#PF in the runtime at %x, which the processor did not raise", frame->rip);
 	self->faulted = true;
 	/* Pages that are being moved were there: the service has brought one back that the kernel had taken. */
-	if (there || self->moves || memory_bring(self, address, needed))
+	if (there || self->moves || !memory_bring(self, address, needed))
 		return;
 	frame->rip = (u64)(copies ? copy_user_fault : swap_user_fault);
 }

@@ -86,12 +86,20 @@ char *put_path(struct thread *, const char *path, u64 length);
 /* sockets.c: the family with which a socket was made, if its addresses have it; 0: nothing is known */
 u16 socket_family(struct thread *, s32 fd);
 
+/* chunks.c: CHUNK bytes from the start of a page, zeros behind the file's end; NULL: it cannot be read, or is another one.
+   Each has its end in give_chunk(). `reads`: to be copied to memory of the program's. */
+const u8 *take_chunk(struct thread *, s32 fd, const struct config_file *, u64 chunk, bool reads);
+void give_chunk(struct thread *, const u8 *data, bool reads);
+
 /* trusted_files.c */
 const struct config_file *trusted_file(const char *path, u64 length);
 bool is_trusted_folder(const char *path, u64 length);
 s64 open_trusted(struct thread *, const struct config_file *, const char *path, u32 flags);
 s64 read_trusted(struct thread *, s32 fd, const struct config_file *, u64 offset, u64 to, u64 bytes);
 u64 trusted_number(const struct config_file *);
+/* So that it can be read when the program has closed it. False: the process outside has no more descriptors. */
+bool keep_trusted(struct thread *, s32 fd, const struct config_file *);
+s32 kept_descriptor(const struct config_file *);
 
 /* secrets.c: what a secret's file is asked for waits until an owner has sent it */
 bool is_secret(const char *path, u64 length);
@@ -101,7 +109,7 @@ s64 open_secret(struct thread *, const char *path, u64 length, u64 flags);
 s64 read_secret(struct thread *, struct open_file *, u64 to, u64 bytes, u64 offset);
 void close_secret(struct thread *, struct open_file *);
 
-/* sha256.c */
-void sha256(const u8 *data, u64 bytes, u8 digest[32]);
+/* blake2b.c */
+void blake2b(const u8 *data, u64 bytes, u8 digest[HASH_BYTES]);
 
 #endif

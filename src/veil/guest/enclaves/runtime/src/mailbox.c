@@ -40,6 +40,12 @@ u64 ask_fault(struct thread *self, u64 area, u64 area_pages, u32 prot, u64 *star
 	return address;
 }
 
+bool ask_fill(struct thread *self, u64 start, u64 pages, u32 prot, const void *from)
+{
+	mailbox_of(self)->args[3] = (u64)from;
+	return ask_service(self, VEIL_MAILBOX_FILL, start, pages, prot, NULL) == STATUS_OK;
+}
+
 bool derive_key(struct thread *self, const char *label, u64 length, u8 key[32])
 {
 	struct veil_mailbox *mailbox = mailbox_of(self);

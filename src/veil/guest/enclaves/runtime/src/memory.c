@@ -25,8 +25,7 @@ static u64 arena_end(void)
 	return VEIL_ENC_ARENA + ((const struct veil_enclave_info *)VEIL_ENC_INFO)->arena_pages * PAGE;
 }
 
-/* A page that can be written or executed can be read: the processor's tables know nothing else. */
-static u32 real_prot(u32 prot)
+u32 memory_real_prot(u32 prot)
 {
 	return prot ? prot | PROT_READ : 0;
 }
@@ -36,7 +35,7 @@ bool memory_ask_map(struct thread *self, u64 start, u64 end, u32 prot)
 	for (u64 at = start; at < end;) {
 		u64 part = least(end - at, MAP_LIMIT);
 
-		if (ask_service(self, VEIL_MAILBOX_MAP, at, part / PAGE, real_prot(prot), NULL) != STATUS_OK) {
+		if (ask_service(self, VEIL_MAILBOX_MAP, at, part / PAGE, memory_real_prot(prot), NULL) != STATUS_OK) {
 			if (at > start)
 				ask_service(self, VEIL_MAILBOX_UNMAP, start, (at - start) / PAGE, 0, NULL);
 			return false;
@@ -54,7 +53,8 @@ void memory_ask_unmap(struct thread *self, u64 start, u64 end)
 
 void memory_ask_protect(struct thread *self, u64 start, u64 end, u32 prot)
 {
-	if (ask_service(self, VEIL_MAILBOX_PROTECT, start, (end - start) / PAGE, real_prot(prot), NULL) != STATUS_OK)
+	if (ask_service(self, VEIL_MAILBOX_PROTECT, start, (end - start) / PAGE, memory_real_prot(prot), NULL) !=
+	    STATUS_OK)
 		attacked(self, "the service does not protect the pages at %x", start);
 }
 
@@ -126,7 +126,14 @@ static s64 fill(struct thread *self, s32 fd, u64 to, u64 bytes, u64 offset)
 	return 0;
 }
 
-static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
+/* The program may write there: it is a copy of its own. */
+static void forget_source(struct area *area)
+{
+	area->source = NULL;
+	area->origin = 0;
+}
+
+s64 memory_protect_parts(struct thread *self, u64 start, u64 end, u32 prot)
 {
 	u64 next = start;
 
@@ -141,10 +148,8 @@ static s64 protect_locked(struct thread *self, u64 start, u64 end, u32 prot)
 		if (area->resident && area->prot != prot)
 			memory_ask_protect(self, area->start, area->end, prot);
 		area->prot = prot;
-		if (prot & PROT_WRITE) {
-			area->source = NULL;
-			area->origin = 0;
-		}
+		if (prot & PROT_WRITE && area->resident)
+			forget_source(area);
 	}
 	area_join(start, end);
 	return next < end ? -ENOMEM : 0;
@@ -179,7 +184,7 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 		result = fill(self, fd, (u64)place, bytes, offset);
 		lock(self, &memory_lock);
 		if (result >= 0)
-			result = protect_locked(self, (u64)place, (u64)place + bytes, prot);
+			result = memory_protect_parts(self, (u64)place, (u64)place + bytes, prot);
 		if (result < 0) {
 			memory_clear(self, (u64)place, (u64)place + bytes);
 			place = result;
@@ -192,55 +197,6 @@ s64 memory_map(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, 
 out:
 	unlock(&memory_lock);
 	return place;
-}
-
-/* Whether all of a range is what a file has at an offset. The lock is held. */
-static bool shows(u64 start, u64 end, const struct config_file *source, u64 offset)
-{
-	u64 next = start;
-
-	for (u32 at = area_after(start); next < end; at++) {
-		const struct area *area = area_number(at);
-
-		if (!area || area->start > next || area->source != source || area->origin != start - offset)
-			return false;
-		next = area->end;
-	}
-	return true;
-}
-
-static void note_source(struct thread *self, u64 start, u64 end, const struct config_file *source, u64 offset)
-{
-	if (!area_cut(self, start, end))
-		return;
-	for (u32 at = area_after(start); area_number(at) && area_number(at)->start < end; at++) {
-		area_number(at)->source = source;
-		area_number(at)->origin = start - offset;
-	}
-	area_join(start, end);
-}
-
-s64 memory_map_trusted(struct thread *self, u64 wanted, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset,
-		       const struct config_file *source)
-{
-	u64 end = wanted + page_up(bytes);
-	s64 result = -ENOENT;
-
-	lock(self, &memory_lock);
-	/* A loader maps a library whole, and then each part of it again at its place: it need not be read for that. */
-	if (flags & MAP_FIXED && !(prot & ~(u32)(PROT_READ | PROT_EXEC)) && !(wanted % PAGE) && wanted < end &&
-	    shows(wanted, end, source, offset))
-		result = protect_locked(self, wanted, end, prot) ?: (s64)wanted;
-	unlock(&memory_lock);
-	if (result != -ENOENT)
-		return result;
-	result = memory_map(self, wanted, bytes, prot, flags, fd, offset);
-	if (result < 0 || prot & PROT_WRITE)
-		return result;
-	lock(self, &memory_lock);
-	note_source(self, (u64)result, (u64)result + page_up(bytes), source, offset);
-	unlock(&memory_lock);
-	return result;
 }
 
 s64 memory_unmap(struct thread *self, u64 start, u64 bytes)
@@ -267,7 +223,7 @@ s64 memory_protect(struct thread *self, u64 start, u64 bytes, u32 prot)
 	if (!is_user(start, bytes))
 		return -ENOMEM;
 	lock(self, &memory_lock);
-	result = protect_locked(self, start, start + bytes, prot);
+	result = memory_protect_parts(self, start, start + bytes, prot);
 	unlock(&memory_lock);
 	return result;
 }
@@ -330,14 +286,19 @@ out:
 	return (s64)end;
 }
 
-/* The service has mapped these pages of an area. The lock is held. */
-static void note_pages(struct thread *self, u64 start, u64 end)
+void memory_note_pages(struct thread *self, u64 start, u64 end)
 {
+	struct area *area;
+
 	if (!area_cut(self, start, end))
 		end_enclave(self, 137, 9);
-	area_number(area_after(start))->resident = true;
+	area = area_number(area_after(start));
+	if (!area->source)
+		likely = end;
+	area->resident = true;
+	if (area->prot & PROT_WRITE)
+		forget_source(area);
 	area_join(start, end);
-	likely = end;
 }
 
 u64 memory_fault(struct thread *self, bool *there)
@@ -347,33 +308,37 @@ u64 memory_fault(struct thread *self, bool *there)
 
 	lock(self, &memory_lock);
 	area = area_number(area_after(likely));
-	if (area && !area->resident && area->prot)
-		address = ask_fault(self, area->start, (area->end - area->start) / PAGE, real_prot(area->prot), &start,
-				    &pages);
+	if (area && !area->resident && area->prot && !area->source)
+		address = ask_fault(self, area->start, (area->end - area->start) / PAGE, memory_real_prot(area->prot),
+				    &start, &pages);
 	else
 		address = ask_fault(self, 0, 0, 0, &start, &pages);
 	*there = pages;
 	if (pages)
-		note_pages(self, start, start + pages * PAGE);
+		memory_note_pages(self, start, start + pages * PAGE);
 	unlock(&memory_lock);
 	return address;
 }
 
-bool memory_bring(struct thread *self, u64 address, u32 needed)
+s64 memory_bring(struct thread *self, u64 address, u32 needed)
 {
-	bool there = false;
-	struct area *area;
+	struct area *area, trusted;
+	s64 result = -EFAULT;
 	u64 start, end;
 
 	if (!is_user(address, 1))
-		return false;
+		return -EFAULT;
 	lock(self, &memory_lock);
 	area = area_number(area_after(address));
-	if (!area || area->start > address || needed & ~real_prot(area->prot))
+	if (!area || area->start > address || needed & ~memory_real_prot(area->prot))
 		goto out;
-	if (area->resident) {
-		there = true; /* another thread was faster */
-		goto out;
+	result = 0;
+	if (area->resident)
+		goto out; /* another thread was faster */
+	if (area->source) {
+		trusted = *area;
+		unlock(&memory_lock);
+		return memory_bring_trusted(self, trusted, address);
 	}
 	start = most(address & ~(AT_ONCE - 1), area->start);
 	end = least((address & ~(AT_ONCE - 1)) + AT_ONCE, area->end);
@@ -383,11 +348,10 @@ bool memory_bring(struct thread *self, u64 address, u32 needed)
 		if (!memory_ask_map(self, start, end, area->prot))
 			memory_is_out(self);
 	}
-	note_pages(self, start, end);
-	there = true;
+	memory_note_pages(self, start, end);
 out:
 	unlock(&memory_lock);
-	return there;
+	return result;
 }
 
 s32 memory_prot(struct thread *self, u64 address)

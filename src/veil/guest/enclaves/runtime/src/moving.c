@@ -50,7 +50,8 @@ static bool move_range(struct thread *self, u64 from, u64 to, u64 bytes)
 		to = place + (area.end - area.start);
 		from = area.end;
 		area_remove(area.start, area.end);
-		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file, NULL, 0 }))
+		if (!area_add(self, (struct area){ place, to, area.prot, area.resident, area.file, area.source,
+						   area.source ? area.origin + (place - area.start) : 0 }))
 			return false;
 	}
 	return true;

@@ -38,6 +38,8 @@ _Noreturn void slot_main(u32 slot);
 struct veil_window_block *block_of(u32 slot);
 void *take_buffer(struct thread *, u64 bytes);
 u64 buffer_left(const struct thread *);
+/* Behind it: for one chunk of a trusted file, which a page fault may need in the middle of a call. */
+void *chunk_buffer(struct thread *);
 s64 outside(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
 /* A call that gives 0 or an error: a program takes what is above 0 for a success, whose results are not there. */
 s64 outside_done(struct thread *, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5);
@@ -57,6 +59,8 @@ enum { STATUS_OK = 0, STATUS_UNAVAILABLE = 5 };
 u32 ask_service(struct thread *, u32 call, u64 a0, u64 a1, u64 a2, u64 *result);
 /* CR2. If it is in the area (address, pages; 0: none) without pages, the service maps those around it: how many, or 0. */
 u64 ask_fault(struct thread *, u64 area, u64 area_pages, u32 prot, u64 *start, u64 *pages);
+/* Pages with a copy of others, which the runtime has; no thread meets them without it. False: there are too few. */
+bool ask_fill(struct thread *, u64 start, u64 pages, u32 prot, const void *from);
 bool derive_key(struct thread *, const char *label, u64 length, u8 key[32]);
 /* How many bytes; -EAGAIN: it was not sent yet. */
 s64 receive_secret(struct thread *, const char *name, u64 length, u8 *to, u64 space);
@@ -91,20 +95,21 @@ void random_bytes(struct thread *, void *to, u64 bytes);
 /* memory.c */
 void memory_start(void);
 s64 memory_map(struct thread *, u64 address, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset);
-/* The same for a file that is trusted: its content, where it is mapped already, is not read again. */
-struct config_file;
-s64 memory_map_trusted(struct thread *, u64 address, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset,
-		       const struct config_file *source);
 s64 memory_unmap(struct thread *, u64 address, u64 bytes);
 s64 memory_protect(struct thread *, u64 address, u64 bytes, u32 prot);
 s64 memory_advise(struct thread *, u64 address, u64 bytes, u32 advice);
 s64 memory_brk(struct thread *, u64 end);
 /* After a page fault: where it was; whether pages came there with the answer. */
 u64 memory_fault(struct thread *, bool *there);
-/* Else: true if the page is there now. */
-bool memory_bring(struct thread *, u64 address, u32 needed);
+/* Else: 0 if the access can be made again; -EFAULT, or -EIO if what should be there cannot be read. */
+s64 memory_bring(struct thread *, u64 address, u32 needed);
 /* prot of what lies there, or -1 */
 s32 memory_prot(struct thread *, u64 address);
+
+/* trusted_maps.c: memory_map() of a trusted file, whose pages come when they are touched */
+struct config_file;
+s64 memory_map_trusted(struct thread *, u64 address, u64 bytes, u32 prot, u32 flags, s32 fd, u64 offset,
+		       const struct config_file *source);
 
 /* moving.c */
 s64 memory_move(struct thread *, u64 address, u64 old, u64 new, u32 flags, u64 wanted);

@@ -21,7 +21,7 @@ struct head {
 	/* what follows is sealed */
 	u64 magic, size;
 	u8 identity[16];
-	u8 tags[HASH_BYTES]; /* SHA-256 of all blocks' tags */
+	u8 tags[HASH_BYTES]; /* BLAKE2b of all blocks' tags */
 };
 
 /* What a block or a head is bound to. */
@@ -114,7 +114,7 @@ bool sealed_room(struct thread *self, struct sealed_file *file, u64 blocks)
 
 static void hash_tags(const struct sealed_file *file, u8 digest[HASH_BYTES])
 {
-	sha256(file->space ? (const u8 *)file->tags : (const u8 *)"", sealed_blocks(file->size) * SEAL_TAG, digest);
+	blake2b(file->space ? (const u8 *)file->tags : (const u8 *)"", sealed_blocks(file->size) * SEAL_TAG, digest);
 }
 
 s64 sealed_write_head(struct thread *self, const struct sealed_file *file, s32 fd)

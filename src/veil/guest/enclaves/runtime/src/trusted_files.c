@@ -1,23 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/*
- * Trusted files: the enclave holds the SHA-256 of each of their chunks. A chunk is copied in whole, then checked, then
- * used, so what the kernel changes afterwards is not seen. What they are besides (size, number) is known in here too.
- */
+/* Trusted files: their content comes in chunks (chunks.c); what they are besides (size, number) is known in here too. */
 #include "files.h"
 #include "handlers.h"
 
-#define NR_PREAD 17
 #define NR_CLOSE 3
-#define CACHED 4
-
-static struct {
-	const struct config_file *file;
-	u64 chunk;
-	u64 age;
-	u8 *data;
-} cache[CACHED];
-static u64 age;
-static struct lock cache_lock;
+#define NR_FCNTL 72
+#define F_DUPFD_CLOEXEC 1030
+#define LARGEST_DESCRIPTOR 0x7fffffff
+#define FIRST_NUMBER 2
 
 static s32 compare(const char *a, u64 a_length, const char *b, u64 b_length)
 {
@@ -71,7 +61,7 @@ bool is_trusted_folder(const char *path, u64 length)
 
 u64 trusted_number(const struct config_file *file)
 {
-	return (u64)(file - (const struct config_file *)config_at(CONFIG->files)) + 2;
+	return (u64)(file - (const struct config_file *)config_at(CONFIG->files)) + FIRST_NUMBER;
 }
 
 s64 open_trusted(struct thread *self, const struct config_file *trusted, const char *path, u32 flags)
@@ -94,65 +84,36 @@ s64 open_trusted(struct thread *self, const struct config_file *trusted, const c
 	return new_descriptor(self, fd, file);
 }
 
-static u64 chunk_bytes(const struct config_file *file, u64 chunk)
+/*
+ * By number: a descriptor of the process's outside, above all of the program's, by which maps are read when the program has
+ * closed its own. The numbers are as many as the files; 0: there is none.
+ */
+static s32 *kept;
+static struct lock kept_lock;
+
+bool keep_trusted(struct thread *self, s32 fd, const struct config_file *file)
 {
-	return least(CHUNK, file->size - chunk * CHUNK);
+	const u64 number = trusted_number(file) - FIRST_NUMBER;
+	s64 result = 0;
+
+	lock(self, &kept_lock);
+	if (!kept)
+		kept = heap_take(self, CONFIG->file_count * sizeof(*kept));
+	if (kept && !kept[number]) {
+		result = outside(self, NR_FCNTL, (u64)fd, F_DUPFD_CLOEXEC, DESCRIPTORS, 0, 0, 0);
+		if (result >= 0 && (result < DESCRIPTORS || result > LARGEST_DESCRIPTOR))
+			attacked(self, "fcntl is answered by descriptor %x", (u64)result);
+		if (result > 0)
+			kept[number] = (s32)result;
+	}
+	result = kept ? kept[number] : 0;
+	unlock(&kept_lock);
+	return result;
 }
 
-/* Copied, then checked: 0 or -EIO. */
-static s64 load(struct thread *self, s32 fd, const struct config_file *file, u64 chunk, u8 *to)
+s32 kept_descriptor(const struct config_file *file)
 {
-	u64 wanted = chunk_bytes(file, chunk), done = 0;
-	u8 digest[HASH_BYTES];
-	const u8 *hash = (const u8 *)CONFIG + file->hashes + chunk * HASH_BYTES;
-
-	while (done < wanted) {
-		u32 used = self->buffer_used;
-		void *buffer = take_buffer(self, wanted - done);
-		s64 part;
-
-		if (!buffer)
-			return -EIO;
-		part = outside(self, NR_PREAD, (u64)fd, (u64)buffer, wanted - done, chunk * CHUNK + done, 0, 0);
-		if (part > (s64)(wanted - done))
-			attacked(self, "pread64 of %d bytes is answered by %d", wanted - done, (u64)part);
-		if (part > 0)
-			memcpy(to + done, buffer, (u64)part);
-		self->buffer_used = used;
-		if (part <= 0)
-			return -EIO;
-		done += (u64)part;
-	}
-	sha256(to, wanted, digest);
-	if (!memcmp(digest, hash, HASH_BYTES))
-		return 0;
-	log_line(self, "the file %s is not the trusted one: its bytes from %d on are others", config_at(file->path),
-		 chunk * CHUNK);
-	return -EIO;
-}
-
-/* The lock is held, and is as long as the data are used. */
-static u8 *find_chunk(struct thread *self, s32 fd, const struct config_file *file, u64 chunk)
-{
-	u32 oldest = 0;
-
-	for (u32 i = 0; i < CACHED; i++) {
-		if (cache[i].file == file && cache[i].chunk == chunk) {
-			cache[i].age = ++age;
-			return cache[i].data;
-		}
-		if (cache[i].age < cache[oldest].age)
-			oldest = i;
-	}
-	if (!cache[oldest].data)
-		cache[oldest].data = heap_take(self, CHUNK);
-	cache[oldest].file = NULL;
-	if (!cache[oldest].data || load(self, fd, file, chunk, cache[oldest].data))
-		return NULL;
-	cache[oldest].file = file;
-	cache[oldest].chunk = chunk;
-	cache[oldest].age = ++age;
-	return cache[oldest].data;
+	return kept[trusted_number(file) - FIRST_NUMBER];
 }
 
 s64 read_trusted(struct thread *self, s32 fd, const struct config_file *file, u64 offset, u64 to, u64 bytes)
@@ -163,19 +124,18 @@ s64 read_trusted(struct thread *self, s32 fd, const struct config_file *file, u6
 	if (offset >= file->size)
 		return 0;
 	bytes = least(bytes, file->size - offset);
-	lock(self, &cache_lock);
 	while (done < bytes && !result) {
-		u64 chunk = (offset + done) / CHUNK, at = (offset + done) % CHUNK;
-		u64 part = least(bytes - done, chunk_bytes(file, chunk) - at);
-		const u8 *data = find_chunk(self, fd, file, chunk);
+		u64 at = (offset + done) % CHUNK, part = least(bytes - done, CHUNK - at);
+		const u8 *data = take_chunk(self, fd, file, (offset + done) / CHUNK, true);
 
-		if (!data)
+		if (!data) {
 			result = -EIO;
-		else
-			result = copy_out(to + done, data + at, part);
+			break;
+		}
+		result = copy_out(to + done, data + at, part);
+		give_chunk(self, data, true);
 		if (!result)
 			done += part;
 	}
-	unlock(&cache_lock);
 	return done ? (s64)done : result;
 }

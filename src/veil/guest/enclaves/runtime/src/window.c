@@ -30,7 +30,12 @@ struct veil_window_block *block_of(u32 slot)
 
 u64 buffer_left(const struct thread *self)
 {
-	return VEIL_ENC_WINDOW_STRIDE - BUFFER_AT - self->buffer_used;
+	return VEIL_ENC_WINDOW_STRIDE - CHUNK - BUFFER_AT - self->buffer_used;
+}
+
+void *chunk_buffer(struct thread *self)
+{
+	return window_of(self->slot) + VEIL_ENC_WINDOW_STRIDE - CHUNK;
 }
 
 void *take_buffer(struct thread *self, u64 bytes)

@@ -39,5 +39,6 @@ int main(int count, char **arguments)
 	arguments[1] = program_name(arguments[1]);
 	pass_arguments(arguments + 1, environ);
 	take_signals();
+	allow_descriptors();
 	run_enclave(device, slots);
 }

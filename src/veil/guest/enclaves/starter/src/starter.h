@@ -33,6 +33,8 @@ _Noreturn void run_enclave(int device, uint32_t slots);
 
 /* programs.c: the number of a child that did so many calls, the last of them execve or exit_group; or a negative error */
 int64_t start_program(const struct veil_program_call *calls, uint64_t count);
+/* This process's, as many as it can have: the runtime keeps some above those of its program. */
+void allow_descriptors(void);
 
 /* signals.c */
 void take_signals(void);
