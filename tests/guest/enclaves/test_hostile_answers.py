@@ -297,6 +297,39 @@ def test_a_sleep_that_ends_too_early(native: NativeRuntime, image: EnclaveImage,
     assert waited[1] < 200_000_000
 
 
+#: Nothing is there to be read.
+_SILENCE = "293 @8 0 / 291 0 / 233 5 1 3 @12:d1,q77"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (7, "7 @8:d3,d1 1 200"), (271, "271 @8:d3,d1 1 @16:q0,q200000000 0 8"),
+        (23, "23 4 @128:q8 0 0 @16:q0,q200000"), (270, "270 4 @128:q8 0 0 @16:q0,q200000000 0"),
+        (232, "232 5 @12 1 200"), (232, "281 5 @12 1 200 0 8"), (202, "128 @8:q512 0 @16:q0,q200000000 8"),
+    ],
+    ids=["poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "rt_sigtimedwait"],
+)  # fmt: skip
+@pytest.mark.parametrize("answer", [0, -4, 1])
+def test_a_wait_that_ends_too_early(
+    native: NativeRuntime, image: EnclaveImage, call: int, words: str, answer: int
+) -> None:
+    """The time is said to be over, or there is a signal that the program does not get, or an event that it does not."""
+    # Of a watched descriptor, for epoll knows others; and nothing of it.
+    lie = lie_once(call, answer, (1, 0, 4, 0), (1, 4, 8, 3)) if call == 232 else lie_once(call, answer)
+    places = ((0, 6, 2, 0),) if call in (7, 271) else ((1, 0, 8, 0),)
+    lie = lie if call == 232 else replace(lie, put=places)
+    program = f"{_SILENCE} / {_ASKS} / 162 / {words} / {_ASKS}"
+    waited = []
+    for runtime in (native, NativeRuntime(native.place, sleeps_as_told())):
+        done = _results(runtime.run(image, "p", *program.split(), lie=lie))
+        assert done[:6] == ["0", "5", "0", "0", "-11" if call == 202 else "0", "0"]
+        times = [_nanoseconds(buffer) for buffer in done[6:] if len(buffer) == 33 and buffer[16:24] != "0" * 8]
+        waited.append(times[-1] - times[0])
+    assert waited[0] >= 200_000_000
+    assert waited[1] < 200_000_000
+
+
 def test_a_sleep_until_a_time_that_ends_too_early(native: NativeRuntime, image: EnclaveImage) -> None:
     now = _nanoseconds(_results(native.run(image, "p", *_ASKS.split()))[-1])
     until = now + 700_000_000

@@ -173,15 +173,16 @@ def reads_twice() -> Mapping[str, str]:
 
 
 def sleeps_as_told() -> Mapping[str, str]:
-    """The kernel says when a sleep has ended, and what of a processor was used."""
+    """The kernel says when a time is over, and what of a processor was used."""
     early = ("if (early <= 0)", "if (early <= INT64_MAX)")
-    return {"clock.c": _edited("clock.c", early, ("value = value < *before ? *before : value;", ""))}
+    clock = _edited("clock.c", early, ("value = value < *before ? *before : value;", ""))
+    return {"clock.c": clock, "limits.c": _edited("limits.c", ("return limit->rest > 0;", "return false;"))}
 
 
 def takes_any_events() -> Mapping[str, str]:
     """Whatever the kernel reports was asked for."""
     asked = ("READ_ONCE(shared[i].revents) & (own[i].events | ALWAYS_REPORTED)", "READ_ONCE(shared[i].revents)")
-    chosen = ("own[i][word] &= result ?", "own[i][word] = result ?")
+    chosen = ("own[i][word] & READ_ONCE(shared[i][word])", "READ_ONCE(shared[i][word])")
     watched = ("got->events & (entry->events | EPOLL_ALWAYS)", "got->events")
     return {"poll.c": _edited("poll.c", asked, chosen, watched)}
 

@@ -5,6 +5,7 @@
  */
 #include "files.h"
 #include "handlers.h"
+#include "limits.h"
 #include "machine.h"
 
 #define MOST_POLLED 4096
@@ -53,7 +54,7 @@ static s64 mask_for_wait(struct thread *self, u64 place)
 	return signal_waits(self) ? -EINTR : 0;
 }
 
-static s64 poll_outside(struct thread *self, u64 place, u64 count, u64 nr, u64 timeout)
+static s64 poll_outside(struct thread *self, u64 place, u64 count, u64 nr, struct limit *limit)
 {
 	u64 bytes = count * sizeof(struct polled);
 	struct polled *shared = take_buffer(self, bytes), *own = heap_take(self, bytes);
@@ -64,21 +65,23 @@ static s64 poll_outside(struct thread *self, u64 place, u64 count, u64 nr, u64 t
 		return shared && own ? -EFAULT : -ENOMEM;
 	}
 	for (u64 i = 0; i < count; i++) {
-		own[i].revents = 0;
 		shared[i] = own[i];
 		/* Not a number of the process's own. */
 		if (own[i].fd >= 0 && !is_open(own[i].fd))
 			shared[i].fd = DESCRIPTORS;
 	}
-	result = outside(self, nr, (u64)shared, count, timeout, 0, 8, 0);
-	if (result > (s64)count)
-		attacked(self, "poll of %d descriptors is answered by %d", count, (u64)result);
-	for (u64 i = 0; result > 0 && i < count; i++) {
-		if (own[i].fd < 0)
-			continue;
-		own[i].revents = (s16)(READ_ONCE(shared[i].revents) & (own[i].events | ALWAYS_REPORTED));
-		found += own[i].revents ? 1 : 0;
-	}
+	do {
+		result = outside(self, nr, (u64)shared, count, limit_rest(limit), 0, 8, 0);
+		if (result > (s64)count)
+			attacked(self, "poll of %d descriptors is answered by %d", count, (u64)result);
+		for (u64 i = 0; i < count; i++) {
+			own[i].revents = 0;
+			if (result <= 0 || own[i].fd < 0)
+				continue;
+			own[i].revents = (s16)(READ_ONCE(shared[i].revents) & (own[i].events | ALWAYS_REPORTED));
+			found += own[i].revents ? 1 : 0;
+		}
+	} while (limit_goes_on(self, limit, found, &result));
 	if (result >= 0)
 		result = copy_out(place, own, bytes) ?: found;
 	heap_give(self, own);
@@ -87,36 +90,29 @@ static s64 poll_outside(struct thread *self, u64 place, u64 count, u64 nr, u64 t
 
 HANDLER(do_poll)
 {
-	return (u32)a[1] > MOST_POLLED ? -EINVAL : poll_outside(self, a[0], (u32)a[1], 7, a[2]);
-}
+	struct limit limit;
 
-static s64 put_time(struct thread *self, u64 from, u64 *to)
-{
-	s64 *time;
-
-	*to = 0;
-	if (!from)
-		return 0;
-	time = take_buffer(self, 16);
-	*to = (u64)time;
-	return time ? copy_in(time, from, 16) : -ENOMEM;
+	if ((u32)a[1] > MOST_POLLED)
+		return -EINVAL;
+	limit_milliseconds(self, &limit, (s32)a[2]);
+	return poll_outside(self, a[0], (u32)a[1], 7, &limit);
 }
 
 HANDLER(do_ppoll)
 {
-	u64 timeout;
-	s64 result = put_time(self, a[2], &timeout);
+	struct limit limit;
+	s64 result = limit_from(self, &limit, a[2], PART_NANOSECOND);
 
 	if ((u32)a[1] > MOST_POLLED)
 		return -EINVAL;
 	result = result ?: mask_for_wait(self, a[3]);
-	return result ?: poll_outside(self, a[0], (u32)a[1], 271, timeout);
+	return result ?: poll_outside(self, a[0], (u32)a[1], 271, &limit);
 }
 
-static s64 select_outside(struct thread *self, const u64 *a, u64 nr, u64 timeout)
+static s64 select_outside(struct thread *self, const u64 *a, u64 nr, struct limit *limit)
 {
-	u64 own[3][MOST_SELECTED / 64] = { 0 }, *shared[3] = { 0 };
-	u64 bytes = (a[0] + 63) / 64 * 8;
+	u64 own[3][MOST_SELECTED / 64] = { 0 }, got[3][MOST_SELECTED / 64], *shared[3] = { 0 };
+	u64 words = (a[0] + 63) / 64;
 	s64 result, found = 0;
 
 	if (a[0] > MOST_SELECTED)
@@ -125,48 +121,51 @@ static s64 select_outside(struct thread *self, const u64 *a, u64 nr, u64 timeout
 		if (!a[i + 1])
 			continue;
 		shared[i] = take_buffer(self, sizeof(own[i]));
-		if (copy_in(own[i], a[i + 1], bytes))
+		if (copy_in(own[i], a[i + 1], words * sizeof(u64)))
 			return -EFAULT;
 		for (u64 fd = 0; fd < a[0]; fd++)
 			if (own[i][fd / 64] >> fd % 64 & 1 && !is_open((s32)fd))
 				return -EBADF;
-		memcpy(shared[i], own[i], sizeof(own[i]));
 	}
-	result = outside(self, nr, a[0], (u64)shared[0], (u64)shared[1], (u64)shared[2], timeout, 0);
-	if (result > (s64)(3 * a[0]))
-		attacked(self, "select of %d descriptors is answered by %d", a[0], (u64)result);
-	if (result < 0)
-		return result;
-	for (u32 i = 0; i < 3; i++) {
-		if (!a[i + 1])
-			continue;
-		for (u32 word = 0; word < bytes / 8; word++) {
-			own[i][word] &= result ? READ_ONCE(shared[i][word]) : 0;
-			for (u64 bits = own[i][word]; bits; bits &= bits - 1)
+	do {
+		for (u32 i = 0; i < 3; i++)
+			if (shared[i])
+				memcpy(shared[i], own[i], sizeof(own[i]));
+		result = outside(self, nr, a[0], (u64)shared[0], (u64)shared[1], (u64)shared[2], limit_rest(limit), 0);
+		if (result > (s64)(3 * a[0]))
+			attacked(self, "select of %d descriptors is answered by %d", a[0], (u64)result);
+		memset(got, 0, sizeof(got));
+		for (u32 at = 0; result > 0 && at < 3 * words; at++) {
+			const u32 i = at / (u32)words, word = at % (u32)words;
+
+			got[i][word] = shared[i] ? own[i][word] & READ_ONCE(shared[i][word]) : 0;
+			for (u64 bits = got[i][word]; bits; bits &= bits - 1)
 				found++;
 		}
-		if (copy_out(a[i + 1], own[i], bytes))
+	} while (limit_goes_on(self, limit, found, &result));
+	for (u32 i = 0; result >= 0 && i < 3; i++)
+		if (shared[i] && copy_out(a[i + 1], got[i], words * sizeof(u64)))
 			return -EFAULT;
-	}
-	return found;
+	return result < 0 ? result : found;
 }
 
 HANDLER(do_select)
 {
-	u64 timeout;
-	s64 result = put_time(self, a[4], &timeout);
+	struct limit limit;
+	s64 result = limit_from(self, &limit, a[4], PART_MICROSECOND);
 
-	return result ?: select_outside(self, a, 23, timeout);
+	return result ?: select_outside(self, a, 23, &limit);
 }
 
 HANDLER(do_pselect)
 {
-	u64 timeout, mask[2] = { 0 };
-	s64 result = put_time(self, a[4], &timeout);
+	u64 mask[2] = { 0 };
+	struct limit limit;
+	s64 result = limit_from(self, &limit, a[4], PART_NANOSECOND);
 
 	if (!result && a[5])
 		result = copy_in(mask, a[5], sizeof(mask)) ?: mask_for_wait(self, mask[0]);
-	return result ?: select_outside(self, a, 270, timeout);
+	return result ?: select_outside(self, a, 270, &limit);
 }
 
 HANDLER(do_epoll_create)
@@ -367,6 +366,26 @@ static void count_waiter(struct thread *self, struct open_file *set, s32 more)
 	unlock(&watched_lock);
 }
 
+/* An event that is not the program's is no answer: some programs take "none" for a time that has passed. */
+static s64 wait_for_events(struct thread *self, struct open_file *set, const u64 *a, struct epoll_event *shared,
+			   u64 count)
+{
+	struct limit limit;
+	s64 result, found = 0;
+
+	count_waiter(self, set, 1);
+	limit_milliseconds(self, &limit, (s32)a[3]);
+	do {
+		result = outside(self, 232, a[0], (u64)shared, count, limit_rest(&limit), 0, 0);
+		if (result > (s64)count)
+			attacked(self, "epoll_wait for %d events is answered by %d", count, (u64)result);
+		if (result > 0)
+			found = take_events(self, set, shared, result, a[1]);
+	} while (limit_goes_on(self, &limit, found, &result));
+	count_waiter(self, set, -1);
+	return result < 0 ? result : found;
+}
+
 HANDLER(do_epoll_wait)
 {
 	struct open_file *set = use(self, (s32)a[0]);
@@ -380,19 +399,7 @@ HANDLER(do_epoll_wait)
 		result = -EINVAL;
 	else if (self->regs.rax == 281)
 		result = mask_for_wait(self, a[4]);
-	count_waiter(self, set, 1);
-	while (!result) {
-		result = outside(self, 232, a[0], (u64)shared, count, a[3], 0, 0);
-		if (result > (s64)count)
-			attacked(self, "epoll_wait for %d events is answered by %d", count, (u64)result);
-		if (result <= 0)
-			break;
-		result = take_events(self, set, shared, result, a[1]);
-		/* None was the program's; "none" is an answer to who waits for a time only. */
-		if ((s32)a[3] >= 0)
-			break;
-	}
-	count_waiter(self, set, -1);
+	result = result ?: wait_for_events(self, set, a, shared, count);
 	release(self, set);
 	return result;
 }

@@ -5,10 +5,12 @@
  * program is interrupted that makes no system call.
  */
 #include "children.h"
+#include "limits.h"
 #include "machine.h"
 #include "runtime.h"
 #include "signal_numbers.h"
 
+#define SECOND 1000000000
 #define RED_ZONE 128
 #define UC_SIGCONTEXT_SS 2
 #define UC_STRICT_RESTORE_SS 4
@@ -425,11 +427,17 @@ HANDLER(do_pause)
 HANDLER(do_rt_sigtimedwait)
 {
 	u64 set;
-	s64 timeout[2], result = 0;
+	s64 result;
+	bool over;
+	struct limit limit;
 	struct signal_information information = { 0 };
 
-	if (a[3] != 8 || copy_in(&set, a[0], sizeof(set)) || (a[2] && copy_in(timeout, a[2], sizeof(timeout))))
+	if (a[3] != 8 || copy_in(&set, a[0], sizeof(set)))
 		return a[3] != 8 ? -EINVAL : -EFAULT;
+	result = limit_from(self, &limit, a[2], PART_NANOSECOND);
+	if (result)
+		return result;
+	over = !limit.forever && !limit.rest;
 	self->in_wait = true;
 	for (;;) {
 		u64 found;
@@ -443,13 +451,16 @@ HANDLER(do_rt_sigtimedwait)
 			__atomic_and_fetch(&process_pending, ~SIGNAL_BIT(information.number), __ATOMIC_SEQ_CST);
 			break;
 		}
-		if (result == -ETIMEDOUT || signal_waits(self))
+		if (over || signal_waits(self))
 			break;
-		wait_for_word(self, a[2] ? timeout : NULL, &result);
+		wait_for_word(self, limit.forever ? NULL : (const s64[2]){ limit.rest / SECOND, limit.rest % SECOND },
+			      &result);
+		result = 0;
+		over = !limit_goes_on(self, &limit, 0, &result);
 	}
 	self->in_wait = false;
 	if (!information.number)
-		return result == -ETIMEDOUT ? -EAGAIN : -EINTR;
+		return over ? -EAGAIN : -EINTR;
 	information.code = self->signal_codes[information.number];
 	if (a[1] && copy_out(a[1], &information, sizeof(information)))
 		return -EFAULT;

@@ -142,6 +142,22 @@ static bool can_wait(u64 nr, u64 a1)
 	}
 }
 
+/* Of these their caller knows how much of their time is left. */
+static bool has_time(u64 nr)
+{
+	switch (nr) {
+	case 7:
+	case 23:
+	case NR_FUTEX:
+	case NR_SLEEP:
+	case 232:
+	case 270 ... 271:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /*
  * A signal that the program does not get (it is blocked, ignored, not allowed) must not end a call of its: Linux would not
  * have begun it again either for a program that it interrupts.
@@ -166,8 +182,8 @@ s64 outside(struct thread *self, u64 nr, u64 a0, u64 a1, u64 a2, u64 a3, u64 a4,
 		look_for_signals(self);
 		if (result != -EINTR && result != -ERESTART)
 			return result;
-		/* How much of a sleep is left its caller knows; and others may have done something before. */
-		if (result == -EINTR && (!waits || nr == NR_SLEEP))
+		/* Those that do not wait may have done something before. */
+		if (result == -EINTR && (!waits || has_time(nr)))
 			return result;
 	}
 }
