@@ -4,9 +4,14 @@ nothing. Each is tried without the feature too, where it is the other way round.
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from tests.small_guest import CODE, IDT, PAGE, STACK, VMSA, SmallGuest
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.small_guest import CODE, FREE, IDT, PAGE, STACK, TRAPS, VMSA, SmallGuest, Trap
 from veil.snp import ExitCode, Permission
 from veil.snp.layouts import (
     EVENT_ERROR_CODE,
@@ -30,6 +35,8 @@ _ALTERNATE = SevFeatures.SNP | SevFeatures.ALTERNATE_INJECTION
 _SOFTWARE = 4 << 8
 _GP, _NMI, _OURS, _HOSTS = 13, 2, 0x21, 0x2F
 _OFFER = V_IRQ | V_IGN_TPR
+#: where a copy of a VMSA is that has not run
+_PRISTINE = FREE
 
 
 def _set(guest: SmallGuest, **fields: int) -> None:
@@ -235,3 +242,76 @@ def test_sev_status_tells_of_it() -> None:
     with _alternate("mov ecx, 0xc0010131\nrdmsr\nhlt") as guest:
         assert guest.run() == ExitCode.HLT
         assert guest.vmsa().rax == 3 | int(_ALTERNATE) << 2
+
+
+class _Outcome(NamedTuple):
+    exit_code: ExitCode
+    trap: Trap
+    rip: int
+    rflags: int
+    on_offer: int
+    shadow: bool
+
+
+def _outcome(
+    guest: SmallGuest, pristine: bytes, features: int, event: int, v_intr: int, shadow: bool, **fields: int
+) -> _Outcome:
+    """Of a context with these events: in the VMSA, or in the VMCB, as `features` say."""
+    guest.top.write(VMSA, pristine)
+    guest.top.write(TRAPS, bytes(32))
+    alternate = bool(features & SevFeatures.ALTERNATE_INJECTION)
+    vmcb = guest.vmcb
+    vmcb.event_inj, vmcb.v_intr, vmcb.interrupt_shadow, vmcb.nrip = event, v_intr, int(shadow), CODE + 1
+    if alternate:
+        vmcb.event_inj = vmcb.v_intr = vmcb.interrupt_shadow = vmcb.nrip = 0
+        _set(guest, event_inj=event, vintr_ctrl=v_intr | (V_INT_SHADOW if shadow else 0), nrip=CODE + 1)
+    _set(guest, sev_features=features, **fields)
+    code = guest.run()
+    vmsa = guest.vmsa()
+    on_offer = vmsa.vintr_ctrl & ~V_INT_SHADOW if alternate else vmcb.v_intr
+    shadowed = vmsa.vintr_ctrl & V_INT_SHADOW if alternate else vmcb.interrupt_shadow & 1
+    return _Outcome(code, guest.trap(), vmsa.rip, vmsa.rflags, on_offer, code != ExitCode.INVALID and bool(shadowed))
+
+
+@pytest.fixture(scope="module")
+def stepped() -> Iterator[SmallGuest]:
+    with SmallGuest("nop\nmov rax, 3\nmov cr8, rax\nsti\nnop\nhlt") as guest:
+        guest.top.write(_PRISTINE, guest.top.read(VMSA, PAGE))
+        yield guest
+
+
+_OFFERS = st.sets(st.sampled_from([V_IRQ, V_IGN_TPR, V_NMI, V_NMI_MASK, V_NMI_ENABLE])).map(sum)
+_EVENTS = st.tuples(
+    st.sampled_from([0, EVENT_VALID]), st.integers(0, 7), st.sampled_from([0, EVENT_ERROR_CODE]), st.integers(0, 255)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    event=_EVENTS,
+    offers=_OFFERS,
+    priority=st.integers(0, 15),
+    vector=st.integers(0, 255),
+    tpr=st.integers(0, 15),
+    shadow=st.booleans(),
+    enabled=st.booleans(),
+)
+def test_the_vmsas_fields_do_what_the_vmcbs_do(
+    stepped: SmallGuest,
+    event: tuple[int, int, int, int],
+    offers: int,
+    priority: int,
+    vector: int,
+    tpr: int,
+    shadow: bool,
+    enabled: bool,
+) -> None:
+    valid, kind, error, of_event = event
+    pristine = bytes(stepped.vmsa(_PRISTINE))
+    injection = valid | kind << 8 | error | of_event
+    v_intr = offers | priority << 16 | vector << 32 | tpr
+    first, second = (
+        _outcome(stepped, pristine, int(features), injection, v_intr, shadow, rflags=0x202 if enabled else 2)
+        for features in (_PLAIN, _ALTERNATE)
+    )
+    assert first == second
