@@ -91,3 +91,16 @@ def test_what_is_counted() -> None:
     assert counts["full_flushes"] >= counts["flushes"] == 1
     assert counts["tlb_fills"] > 0 < counts["blocks_made"]
     assert counts["instructions"] == 0
+
+
+def test_code_is_not_translated_again_for_another_stack_segment() -> None:
+    """In 64-bit code it means nothing. Events leave a null selector in SS; SYSCALL and VMRUN leave another one."""
+    made = []
+    for selector in ("mov eax, ss", "xor eax, eax"):
+        vmgexit = ".byte 0xf3, 0x0f, 0x01, 0xd9"
+        code = f"1: call 2f\n{vmgexit}\n{selector}\nmov ss, eax\nnop\njmp 1b\n2: push rcx\npop rdx\nret"
+        with SmallGuest(code) as guest:
+            for _ in range(3):
+                assert guest.run() == ExitCode.VMGEXIT
+            made.append(guest.machine.counters.blocks_made)
+    assert made[0] == made[1]

@@ -14,6 +14,7 @@ VMGEXIT = ".byte 0xf3, 0x0f, 0x01, 0xd9\n"
 OTHER_VMSA, OTHER_CODE = 0x40000, 0x41000
 #: the page that the first context reads again and again
 READ = FREE
+ACCESSED = 1 << 5
 SPACES = 16
 
 LOOK = f"1: mov rbx, [{READ}]\n{VMGEXIT}jmp 1b"
@@ -128,6 +129,28 @@ def test_page_tables_that_hosted_code_changed_meanwhile() -> None:
         # Nothing is mapped any more, the handlers neither.
         guest.top.zero(TABLES[3], PAGE)
         assert guest.run(guest.other) == ExitCode.SHUTDOWN
+
+
+def test_a_page_that_hosted_code_mapped_meanwhile() -> None:
+    """It was in no TLB: what there is stays. And an entry whose "accessed" was cleared is walked again, and marked."""
+    with TwoSpaces(f"mov rbx, [{READ + PAGE}]\nmov rcx, [{READ}]", vmpl=2, cpl=3) as guest:
+        guest.top.write_u64(READ + PAGE, 2)
+        guest.permit(READ + PAGE, Permission.ALL, 2)
+        entries = [TABLES[3] + page // PAGE * 8 for page in (READ, READ + PAGE, READ + 2 * PAGE)]
+        new = guest.top.read_u64(entries[2])
+        guest.top.write_u64(entries[2], 0)
+        for _ in range(2):
+            guest.run_other()
+        counters = guest.machine.counters
+        before = counters.flushes, counters.tlb_fills, counters.block_lookups
+        guest.top.write_u64(entries[2], new)
+        guest.run_other()
+        assert (counters.flushes, counters.tlb_fills, counters.block_lookups) == before
+        guest.top.write_u64(entries[1], guest.top.read_u64(entries[1]) & ~ACCESSED)
+        guest.run_other()
+        assert counters.flushes == before[0] + 1
+        assert guest.top.read_u64(entries[1]) & ACCESSED
+        assert guest.vmsa(OTHER_VMSA).rbx == 2
 
 
 def test_code_made_meanwhile_from_a_page_that_the_first_writes() -> None:

@@ -58,6 +58,14 @@ EDITS = (
         "#define g_try_new(type, count) ((type *)qemu_try_memalign(4096, sizeof(type) * (count)))\n",
     ),
     ("src/qemu/target/i386/cpu.c", "cpu = qemu_memalign(16, ", "cpu = qemu_memalign(4096, "),
+    # In 64-bit code the stack segment's size means nothing, and events leave another one behind (a null selector) than
+    # SYSCALL and VMRUN do: what runs after both was translated twice.
+    (
+        "src/qemu/target/i386/cpu.h",
+        "        (env->eflags & (IOPL_MASK | TF_MASK | RF_MASK | VM_MASK | AC_MASK));\n",
+        "        (env->eflags & (IOPL_MASK | TF_MASK | RF_MASK | VM_MASK | AC_MASK));\n"
+        "    if (*flags & HF_CS64_MASK) {\n        *flags |= HF_SS32_MASK;\n    }\n",
+    ),
     # The sizes of a table: at first, and the least.
     ("src/qemu/include/exec/cpu-defs.h", "#define CPU_TLB_DYN_DEFAULT_BITS 8", "#define CPU_TLB_DYN_DEFAULT_BITS 11"),
     (

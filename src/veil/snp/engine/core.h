@@ -62,8 +62,8 @@ struct veil_locals {
 /* The address space of one context, as the TLB has it or had it (spaces.c). */
 #define VEIL_SPACES 16
 /* walked.c: so many entries of page tables; more are not remembered. */
-#define VEIL_WALKED 256
-#define VEIL_WALKED_SLOT_BITS 9
+#define VEIL_WALKED 2048
+#define VEIL_WALKED_SLOT_BITS 12
 #define VEIL_WALKED_SLOTS (1 << VEIL_WALKED_SLOT_BITS)
 
 struct veil_walked_entry {

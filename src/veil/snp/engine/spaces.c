@@ -5,6 +5,7 @@
  * each switch. What became outdated meanwhile is found when a space is entered again.
  */
 #include "spaces.h"
+#include "walked.h"
 
 #include "exec/tb-hash.h"
 
@@ -70,12 +71,12 @@ uint64_t veil_guest_efer(const struct veil_vmsa *v)
     return v->efer & ~(uint64_t)MSR_EFER_SVME;
 }
 
-/* Does it describe what the VMSA says? VeilMon may have changed registers. */
+/* Does it describe what the VMSA says? VeilMon may have changed registers. It is the one that is loaded. */
 static bool is_as_left(const struct veil_engine *e, const struct veil_space *s)
 {
     const struct veil_vmsa *v = e->vmsa;
 
-    if (e->vmpl == VEIL_HOSTED_TABLES_VMPL && s->table_writes != e->table_writes) {
+    if (e->vmpl == VEIL_HOSTED_TABLES_VMPL && s->table_writes != e->table_writes && !veil_walked_same(e)) {
         return false;
     }
     if ((v->cr4 & CR4_PKE_MASK) && s->pkru != v->pkru) {
@@ -163,13 +164,13 @@ void veil_space_enter(struct veil_engine *e)
         s->vmsa = e->vmcb->vmsa_pa;
         s->vmpl = e->vmpl;
         s->rmp_generation = e->rmp->generation;
-        s->table_writes = e->table_writes;
         e->counters.flushes++;
         tlb_flush(e->cs);
     } else if (s->code_pages != e->code_pages) {
         mark_code(e);
     }
     s->code_pages = e->code_pages;
+    s->table_writes = e->table_writes;
     s->entered = e->counters.vmruns;
 }
 

@@ -2,7 +2,8 @@
 /*
  * Which entries of the guest's page tables the TLB comes from, with their values. A guest that loads CR3 with what is
  * there already has its TLB emptied; when none of these entries has changed, walks would fill it with the same again.
- * Stock firmware does so at the end of each exception, so at each #VC.
+ * Stock firmware does so at the end of each exception, so at each #VC. And hosted code that has written to a context's
+ * tables has mapped further pages, most often: a page that was not there is in no TLB.
  *
  * Rights that only the RMP takes away do not matter here: they empty the TLB by the RMP's generation.
  */
