@@ -15,7 +15,7 @@ from fuzz.target import Target
 from tests.services.enc.model_machine import FRAMES, ModelMachine
 from veil.formats.enclave_calls import AddContent, EnclaveCall, Reclaim, Reclaimed, Return
 from veil.formats.enclave_pages import Mailbox, MailboxCall
-from veil.formats.enclaves import ARENA, RUNTIME, THREADS, Layout, Prot, Record, RecordKind, ThreadPart
+from veil.formats.enclaves import ARENA, RUNTIME, THREADS, WINDOW, Layout, Prot, Record, RecordKind, ThreadPart
 from veil.formats.page_owners import Owner
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.status import Status
@@ -34,7 +34,7 @@ _LAYOUT = Layout(
 _MAX_BYTES, _MOST_STEPS = 400, 24
 _ADDRESSES = (
     0x400000, ARENA, ARENA + PAGE_SIZE, ARENA + 2 * PAGE_SIZE, ARENA + 15 * PAGE_SIZE, ARENA + 16 * PAGE_SIZE,
-    RUNTIME, THREADS, 0x6000_0000_0000, 0x7200_0000_0000, 0x7300_0000_0000, 0, 1 << 47, (1 << 64) - PAGE_SIZE,
+    RUNTIME, THREADS, WINDOW, 0x7200_0000_0000, 0x7300_0000_0000, 0, 1 << 47, (1 << 64) - PAGE_SIZE,
 )  # fmt: skip
 _REFUSED_FRAMES = (0, 0x1000, 1 << 40)
 

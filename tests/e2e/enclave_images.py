@@ -8,21 +8,19 @@ import tarfile
 from typing import Any
 
 from tests.machine_code import assemble
-from veil.formats.enclaves import RUNTIME, Layout, Prot, Record, RecordKind
+from veil.formats.enclaves import RUNTIME, THREADS, WINDOW, Layout, Prot, Record, RecordKind
 from veil.formats.page_sizes import PAGE_SIZE
 
-__all__ = ["EXIT", "PRINT", "SERVE", "WINDOW", "enclave_image"]
+__all__ = ["EXIT", "PRINT", "SERVE", "enclave_image"]
 
 _VECTORS = RUNTIME + 0x10000
 DATA = RUNTIME + 0x20000
-#: of the first slot
-WINDOW = 0x600000000000
 _BEGIN = f"""
     mov rbx, {WINDOW}
     mov rax, rdi
     shl rax, 18
     add rbx, rax
-    mov r12, 0x710000000000
+    mov r12, {THREADS}
     mov rax, rdi
     shl rax, 16
     add r12, rax

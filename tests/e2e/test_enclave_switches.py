@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.enclave_images import EXIT, PRINT, WINDOW, enclave_image
+from tests.e2e.enclave_images import EXIT, PRINT, enclave_image
 from tests.e2e.snapshots import Resume
 from veil.cvm import ConfidentialVM
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.domains import ENCLAVE_VMPL
 from veil.formats.enclave_settings import ON, EncSettings
+from veil.formats.enclaves import WINDOW
 from veil.host import Event, ExitEvent
 from veil.image.services_image import protected_services
 from veil.snp import ExitCode

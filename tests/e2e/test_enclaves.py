@@ -19,7 +19,7 @@ from veil.cvm import CommandTimeout, ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
 from veil.formats.enclave_pages import MailboxCall
 from veil.formats.enclave_settings import ON, EncSettings
-from veil.formats.enclaves import ARENA
+from veil.formats.enclaves import ARENA, THREADS, WINDOW
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.image.services_image import protected_services
 
@@ -87,7 +87,7 @@ def test_what_the_service_answers(vm: ConfidentialVM, tmp_path: Path) -> None:
 def test_a_page_fault_and_its_address(vm: ConfidentialVM, tmp_path: Path) -> None:
     """The event comes to the enclave's own handler at CPL 3; where, only the service can tell."""
     wild = ARENA + 0x1234
-    event = "mov rbx, 0x600000000000\nmov r12, 0x710000000000\n" + answer_of(SERVE(MailboxCall.FAULT)) + EXIT(9)
+    event = f"mov rbx, {WINDOW}\nmov r12, {THREADS}\n" + answer_of(SERVE(MailboxCall.FAULT)) + EXIT(9)
     result = run(vm, tmp_path, enclave_image(f"mov rax, {wild}\nmov rax, [rax]", event=event))
     assert result.exit_status == 9
     assert struct.unpack("<2Q", result.stdout) == (wild, 0)
@@ -124,7 +124,7 @@ def test_one_that_runs_forever_is_killed(vm: ConfidentialVM, tmp_path: Path) -> 
 @pytest.mark.parametrize("code", ["hlt", "ud2", "mov rsp, 1\nud2"], ids=["hlt", "ud2", "no stack"])
 def test_what_an_enclave_cannot_do_is_its_own_end(vm: ConfidentialVM, tmp_path: Path, code: str) -> None:
     """HLT is an exception at CPL 3, and comes to its own handler, whatever its stack pointer is."""
-    image = enclave_image(code, event="mov rbx, 0x600000000000\n" + EXIT(11))
+    image = enclave_image(code, event=f"mov rbx, {WINDOW}\n" + EXIT(11))
     assert run(vm, tmp_path, image).exit_status == 11
     assert run(vm, tmp_path, enclave_image(PRINT + EXIT(0))).stdout == b"hello\n"
 
@@ -286,8 +286,8 @@ def test_pages_that_the_kernel_takes_back(vm: ConfidentialVM, tmp_path: Path) ->
         push rax
         push rbx
         push r12
-        mov rbx, 0x600000000000
-        mov r12, 0x710000000000
+        mov rbx, {WINDOW}
+        mov r12, {THREADS}
         {SERVE(MailboxCall.FAULT)}
         pop r12
         pop rbx

@@ -52,18 +52,19 @@ __all__ = [
     "vector_stack",
 ]
 
-# The address space. Each is the first address of an area; slot n has its own part `n * ..._STRIDE` further on.
+# The address space. Each is the first address of an area; slot n has its own part `n * ..._STRIDE` further on. A TLB
+# finds pages by low bits of their numbers, and a system call needs one of each: each begins at its own place of a MiB.
 
 #: What the program maps by mmap: only address space, until the service puts pages of the pool there.
 ARENA = 0x1000_0000_0000
 #: The window of a slot: memory that the enclave and its process share, at the same address in both. The first page
 #: begins with `WindowBlock`, the rest is for what system calls read and write.
-WINDOW = 0x6000_0000_0000
+WINDOW = 0x6000_0004_0000
 WINDOW_STRIDE = 0x4_0000
 #: The runtime's code and data: records of the layout.
 RUNTIME = 0x7000_0000_0000
 #: What a slot (a thread) has of its own: `ThreadPart`. Aligned to its stride: any stack pointer leads there.
-THREADS = 0x7100_0000_0000
+THREADS = 0x7100_0008_0000
 THREAD_STRIDE = 0x1_0000
 #: A slot's GDT and TSS: one page, supervisor's, read-only.
 SYSTEM = 0x7200_0000_0000

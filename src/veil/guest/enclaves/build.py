@@ -22,7 +22,7 @@ from veil.guest.errors import GuestImageError
 
 __all__ = ["build_enclave", "has_our_runtime"]
 
-_HEAP = RUNTIME + 0x2000_0000
+_HEAP = RUNTIME + 0x200A_0000
 #: Of the runtime's own memory: for open files, areas, what is read of trusted files.
 _HEAP_BYTES = 1 << 20
 #: Beside that, if there are sealed files: for the tags of their blocks, 16 bytes of each 4 KiB.

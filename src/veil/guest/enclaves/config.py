@@ -26,7 +26,7 @@ __all__ = [
 
 _MAGIC = int.from_bytes(b"VLEVCFG2", "little")
 #: Where it lies in an enclave.
-CONFIG_PLACE = RUNTIME + 0x1000_0000
+CONFIG_PLACE = RUNTIME + 0x1009_0000
 #: Bytes of a trusted file that are checked together.
 CHUNK = 0x10000
 _CALL_WORDS = 8
