@@ -67,7 +67,13 @@ class TestRawImage:
 
     def test_what_cannot_be_a_disk(self, tmp_path: Path) -> None:
         (tmp_path / "small").write_bytes(bytes(511))
+        with pytest.raises(HostError, match="has only 511 bytes"), raw(tmp_path / "small"):
+            pass
+        (tmp_path / "small").write_bytes(b"")
         with pytest.raises(HostError, match="is empty"), raw(tmp_path / "small"):
+            pass
+        (tmp_path / "other").write_bytes(b"QFI\xfb" + bytes(1020))
+        with pytest.raises(HostError, match="is a qcow2 image"), raw(tmp_path / "other"):
             pass
         with pytest.raises(HostError, match="neither a file nor a block device"), raw(Path("/dev/null")):
             pass

@@ -15,6 +15,9 @@ __all__ = ["SECTOR", "RawImage"]
 
 #: bytes (virtio 1.2, 5.2.4: capacity and addresses are in sectors of 512 bytes, whatever the block size)
 SECTOR = 512
+#: A guest would find no partitions in it, and what it wrote would be the end of the image. On a block device it may be
+#: what the disk is for.
+_QCOW2 = b"QFI\xfb"
 
 
 class RawImage:
@@ -29,9 +32,22 @@ class RawImage:
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
             raise HostError(f"the disk {name} is neither a file nor a block device")
-        self.size = os.lseek(self._descriptor, 0, os.SEEK_END) // SECTOR * SECTOR
+        length = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self.size = length // SECTOR * SECTOR
         if not self.size:
-            raise HostError(f"the disk {name} is empty: a raw image has at least {SECTOR} bytes")
+            has = f"has only {length} bytes" if length else "is empty"
+            raise HostError(f"the disk {name} {has}: a raw image has at least {SECTOR}")
+        if stat.S_ISREG(status.st_mode) and self._begins_with(_QCOW2):
+            raise HostError(
+                f"the disk {name} is a qcow2 image, whose bytes are not the disk's: `qemu-img convert -O raw` makes a "
+                "raw one"
+            )
+
+    def _begins_with(self, mark: bytes) -> bool:
+        try:
+            return os.pread(self._descriptor, len(mark), 0) == mark
+        except OSError as error:
+            raise HostError(f"the disk {self.name} cannot be read: {error.strerror}") from error
 
     def read(self, offset: int, length: int) -> bytes:
         try:
