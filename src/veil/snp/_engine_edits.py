@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from veil.snp._engine_opcode_edits import OPCODE_EDITS
 from veil.snp._engine_transfer_edits import TRANSFER_EDITS
 
 __all__ = ["EDITS"]
@@ -428,4 +429,5 @@ EDITS = (
         "            gen_jmp_im(s, s->pc - s->cs_base);\n            gen_jr(s, s->T0);\n",
     ),
     *TRANSFER_EDITS,
+    *OPCODE_EDITS,
 )
