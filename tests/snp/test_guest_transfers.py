@@ -253,6 +253,26 @@ def test_a_context_without_a_task_state_segment(attributes: int) -> None:
         assert guest.trap().times == 0
 
 
+def test_ltr_takes_no_null_selector() -> None:
+    """Else the next event from a program ended the host's process."""
+    with SmallGuest("xor eax, eax\nltr ax") as guest:
+        before = bytes(guest.vmsa().tr)
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap()[:2] == (_GP, 0)
+        assert bytes(guest.vmsa().tr) == before
+
+
+@pytest.mark.parametrize("cpl", [0, 3])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_performance_counters_are_programs_if_the_kernel_says_so(cpl: int, allowed: bool) -> None:
+    with SmallGuest("xor ecx, ecx\nrdpmc", cpl=cpl) as guest:
+        vmsa = guest.vmsa()
+        vmsa.cr4 |= 1 << 8 if allowed else 0
+        guest.top.write(VMSA, bytes(vmsa))
+        assert guest.run() == ExitCode.HLT
+        assert guest.trap()[:2] == ((_GP, 0) if cpl and not allowed else (29, ExitCode.RDPMC))
+
+
 class _Legacy:
     """A guest in 32-bit protected mode: exceptions halt at `handler(vector)`."""
 

@@ -33,6 +33,7 @@ _WRAPPED = (
     "helper_outw",
     "helper_pause",
     "helper_rdmsr",
+    "helper_rdpmc",
     "helper_rdrand",
     "helper_rdtsc",
     "helper_rdtscp",

@@ -2,8 +2,8 @@
 """The CPU engine's core: Unicorn's x86 one, built from its own source distribution.
 
 Why a private build: docs/engine.md.  The source comes from the package index with a pinned hash.  Two things are
-changed before it is compiled (the modules `_engine_*edits.py`, and the headers in `engine/shadow`), the rest when our C code is
-linked to it (`_engine_build.py`), which is what changes often: so the core lies in the cache by itself.
+changed before it is compiled (the modules `_engine_*edits.py`, and the headers in `engine/shadow`), the rest when our C
+code is linked to it (`_engine_build.py`), which is what changes often: so the core lies in the cache by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from veil.disk import refuse_full_disk, tool_environment
 from veil.private_files import UMASK, locked, make_folder, tighten, write_private
-from veil.snp import _engine_edits, _engine_opcode_edits, _engine_transfer_edits
+from veil.snp import _engine_edits, _engine_mxcsr_edits, _engine_opcode_edits, _engine_transfer_edits
 from veil.snp.errors import EngineBuildError
 
 __all__ = ["LIBRARIES", "UNICORN_VERSION", "build_folder", "core", "core_inputs", "find_tool", "run_tool"]
@@ -32,7 +32,7 @@ UNICORN_VERSION = "2.1.4"
 _UNICORN_SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
 
 #: What changes its sources; the first has all of it.
-_EDITS = (_engine_edits, _engine_opcode_edits, _engine_transfer_edits)
+_EDITS = (_engine_edits, _engine_mxcsr_edits, _engine_opcode_edits, _engine_transfer_edits)
 
 _CORE_FLAGS = ("-O2", "-fno-semantic-interposition", "-w")
 #: With this, each translated block counts its instructions: a few per cent slower, for the benchmark.

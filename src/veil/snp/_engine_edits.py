@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from veil.snp._engine_mxcsr_edits import MXCSR_EDITS
 from veil.snp._engine_opcode_edits import OPCODE_EDITS
 from veil.snp._engine_transfer_edits import TRANSFER_EDITS
 
@@ -430,4 +431,5 @@ EDITS = (
     ),
     *TRANSFER_EDITS,
     *OPCODE_EDITS,
+    *MXCSR_EDITS,
 )

@@ -101,6 +101,13 @@ TRANSFER_EDITS = (
         "        if (!(ss_e2 & DESC_P_MASK)) {\n            raise_exception_err(env, EXCP0A_TSS, ss & 0xfffc);\n",
         "        if (!(ss_e2 & DESC_P_MASK)) {\n            raise_exception_err(env, EXCP0C_STACK, ss & 0xfffc);\n",
     ),
+    # LTR takes no null selector: an event from a program would have no stack.
+    (
+        _SEGMENTS,
+        "        /* NULL selector case: invalid TR */\n        env->tr.base = 0;\n        env->tr.limit = 0;\n"
+        "        env->tr.flags = 0;\n",
+        "        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());\n",
+    ),
     # A VMSA may have any TR: QEMU ends the process of a guest that has no task state segment where a stack is to come
     # from it.
     (

@@ -8,6 +8,7 @@
 #include "rights.h"
 #include "spaces.h"
 
+#include "exec/helper-proto.h"
 #include "fpu/softfloat.h"
 
 #define CC_FLAGS (CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C)
@@ -52,11 +53,12 @@ static void load_fpu(CPUX86State *env, const struct veil_vmsa *v)
     }
 }
 
-static void save_fpu(const CPUX86State *env, struct veil_vmsa *v)
+static void save_fpu(CPUX86State *env, struct veil_vmsa *v)
 {
     unsigned tags = 0;
     int i;
 
+    helper_veil_collect_mxcsr(env);
     for (i = 0; i < 8; i++) {
         tags |= (env->fptags[i] ? 3u : 0u) << 2 * i;
         memcpy(v->fpreg_x87 + 10 * i, &env->fpregs[i].d.low, 8);

@@ -37,6 +37,7 @@ void __real_helper_rdmsr_x86_64(CPUX86State *env);
 void __wrap_helper_rdmsr_x86_64(CPUX86State *env);
 void __real_helper_wrmsr_x86_64(CPUX86State *env);
 void __wrap_helper_wrmsr_x86_64(CPUX86State *env);
+void __wrap_helper_rdpmc_x86_64(CPUX86State *env);
 void __wrap_helper_rdtsc_x86_64(CPUX86State *env);
 void __wrap_helper_rdtscp_x86_64(CPUX86State *env);
 void __wrap_helper_hlt_x86_64(CPUX86State *env, int next_eip_addend);
@@ -48,7 +49,6 @@ static bool is_intercepted(const CPUX86State *env, uint32_t type)
 {
     switch (type) {
     case SVM_EXIT_CPUID:
-    case SVM_EXIT_RDPMC:
     case SVM_EXIT_INVD:
     case SVM_EXIT_WBINVD:
     case SVM_EXIT_MONITOR:
@@ -246,6 +246,15 @@ void __wrap_helper_wrmsr_x86_64(CPUX86State *env)
         }
         __real_helper_wrmsr_x86_64(env);
     }
+}
+
+/* The privilege check comes before the intercept. */
+void __wrap_helper_rdpmc_x86_64(CPUX86State *env)
+{
+    if (!(env->cr[4] & CR4_PCE_MASK) && (env->hflags & HF_CPL_MASK)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+    veil_raise_vc(veil_of(env), SVM_EXIT_RDPMC, GETPC());
 }
 
 static void load_tsc(CPUX86State *env, uintptr_t retaddr)
