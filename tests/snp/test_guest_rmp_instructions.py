@@ -21,7 +21,7 @@ _CODES = {
     "rmpadjust": ".byte 0xf3, 0x0f, 0x01, 0xfe",
     "rmpquery": ".byte 0xf3, 0x0f, 0x01, 0xfd",
 }
-_CARRY, _ZERO = 1, 1 << 6
+_CARRY, _PARITY, _ADJUST, _ZERO, _SIGN, _OVERFLOW = (1 << bit for bit in (0, 2, 4, 6, 7, 11))
 _SIZE_2M = 1
 
 
@@ -63,6 +63,38 @@ def _guest(vmpl: int = 0, *, validated: bool = True) -> SmallGuest:
     if validated:
         assert guest.top.pvalidate(_LARGE, size=PageSize.SIZE_2M).code == RmpResult.SUCCESS
     return guest
+
+
+@pytest.mark.parametrize("before", [0, _CARRY | _PARITY | _ADJUST | _ZERO | _SIGN | _OVERFLOW], ids=["clear", "set"])
+@pytest.mark.parametrize(
+    ("instruction", "address", "rcx", "rdx", "code"),
+    [
+        ("pvalidate", FREE, 0, 1, 0),  # as it was: CF
+        ("pvalidate", FREE, 0, 0, 0),
+        ("pvalidate", FREE, _SIZE_2M, 1, RmpResult.FAIL_INPUT),
+        ("pvalidate", 0, _SIZE_2M, 1, RmpResult.FAIL_SIZEMISMATCH),
+        ("rmpadjust", FREE, 0, 3, 0),
+        ("rmpadjust", FREE, 0, 4, RmpResult.FAIL_INPUT),
+        ("rmpadjust", FREE, 0, 0, RmpResult.FAIL_PERMISSION),
+        ("rmpadjust", VMSA, 0, 3, RmpResult.FAIL_INUSE),
+        ("rmpquery", FREE, 0, 3, 0),
+        ("rmpquery", FREE, 0, 4, RmpResult.FAIL_INPUT),
+    ],
+)
+def test_flags_are_those_of_the_return_code(
+    instruction: str, address: int, rcx: int, rdx: int, code: int, before: int
+) -> None:
+    """OF, ZF, AF, PF and SF; CF is PVALIDATE's alone (APM volume 3)."""
+    text = f"mov rax, {address}\nmov rcx, {rcx}\nmov rdx, {rdx}\npush {before | 2}\npopfq\n{_CODES[instruction]}\nhlt"
+    with SmallGuest(text, vmpl=0) as guest:
+        assert guest.run() == ExitCode.HLT
+        vmsa = guest.vmsa()
+        assert vmsa.rax == code
+        even = not int(code).bit_count() % 2
+        carry = before & _CARRY
+        if instruction == "pvalidate":
+            carry = _CARRY if code == 0 and rdx else 0
+        assert vmsa.rflags == 2 | (0 if code else _ZERO) | (_PARITY if even else 0) | carry
 
 
 def test_pvalidate_of_2_mib() -> None:

@@ -55,17 +55,13 @@ static void check_fault(struct veil_engine *e, uint64_t result, uint64_t gpa)
     veil_exit(e, VEIL_EXIT_NPF, result | NPF_FINAL | NPF_PRESENT | NPF_USER, gpa, 0);
 }
 
-static void set_flags(CPUX86State *env, bool carry, uint32_t code)
+/* The return code, and what it makes of RFLAGS: all but CF, which is PVALIDATE's alone (APM vol. 3). */
+static void set_result(CPUX86State *env, uint32_t code)
 {
-    uint32_t flags = cpu_cc_compute_all(env, env->cc_op) & ~(CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C);
+    uint32_t flags = cpu_cc_compute_all(env, env->cc_op) & ~(CC_O | CC_S | CC_Z | CC_A | CC_P);
 
-    if (carry) {
-        flags |= CC_C;
-    }
-    if (!code) {
-        flags |= CC_Z;
-    }
-    env->cc_src = flags;
+    env->regs[R_EAX] = code;
+    env->cc_src = flags | (code ? 0 : CC_Z) | parity_table[(uint8_t)code];
     env->cc_op = CC_OP_EFLAGS;
 }
 
@@ -77,8 +73,8 @@ static void pvalidate(struct veil_engine *e, unsigned cpl)
         veil_pvalidate(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1, env->regs[R_EDX] & 1);
 
     check_fault(e, result, page.gpa);
-    env->regs[R_EAX] = VEIL_RMP_CODE(result);
-    set_flags(env, VEIL_RMP_CF(result), VEIL_RMP_CODE(result));
+    set_result(env, VEIL_RMP_CODE(result));
+    env->cc_src = (env->cc_src & ~CC_C) | (VEIL_RMP_CF(result) ? CC_C : 0);
 }
 
 static void rmpadjust(struct veil_engine *e, unsigned cpl)
@@ -89,8 +85,7 @@ static void rmpadjust(struct veil_engine *e, unsigned cpl)
         veil_rmpadjust(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_ECX] & 1, env->regs[R_EDX]);
 
     check_fault(e, result, page.gpa);
-    env->regs[R_EAX] = VEIL_RMP_CODE(result);
-    set_flags(env, false, VEIL_RMP_CODE(result));
+    set_result(env, VEIL_RMP_CODE(result));
 }
 
 static void rmpquery(struct veil_engine *e, unsigned cpl)
@@ -100,13 +95,12 @@ static void rmpquery(struct veil_engine *e, unsigned cpl)
     uint64_t result = veil_rmpquery(e->rmp, e->vmpl, cpl, page.gpa, page.private_page, env->regs[R_EDX]);
 
     check_fault(e, result, page.gpa);
-    env->regs[R_EAX] = VEIL_RMP_CODE(result);
     if (!VEIL_RMP_CODE(result)) {
         env->regs[R_ECX] = VEIL_RMP_QUERY_SIZE(result);
         env->regs[R_EDX] =
             (env->regs[R_EDX] & 0xff) | VEIL_RMP_QUERY_PERMS(result) << 8 | VEIL_RMP_QUERY_VMSA(result) << 16;
     }
-    set_flags(env, false, VEIL_RMP_CODE(result));
+    set_result(env, VEIL_RMP_CODE(result));
 }
 
 /* The host lets the guest have it (VMCB, offset 090h bit 7); with whatever ASID, hardware takes the guest's own. All of
