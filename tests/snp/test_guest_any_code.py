@@ -28,7 +28,7 @@ _MORE_PREFIXES = (
 _MAPS = (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")
 _VEX = (b"\xc5\xf8", b"\xc5\x79", b"\xc4\xe2\x78", b"\xc4\xe3\xf9", b"\xc4\xff\xfc")
 #: [RAX], [disp32] or [RBP], a SIB byte, registers; the operation of those that have one
-_MODRM = tuple(range(0, 64, 8)) + (0x03, 0x04, 0x05, 0x44) + tuple(range(0xC0, 0x100, 8)) + (0xC3,)
+_MODRM = (*range(0, 64, 8), 0x03, 0x04, 0x05, 0x44, *range(0xC0, 0x100, 8), 0xC3)
 _FEW_MODRM = (0x00, 0x2D, 0xC0, 0xD8, 0xE8)
 
 
