@@ -193,6 +193,18 @@ static void save_system_registers(const CPUX86State *env, struct veil_vmsa *v)
     v->spec_ctrl = env->spec_ctrl;
 }
 
+/*
+ * The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors), but for the modes that
+ * have one level (APM vol. 3, VMRUN): else a kernel could have code that no supervisor may execute run in real mode.
+ */
+static unsigned level(const struct veil_vmsa *v)
+{
+    if (!(v->cr0 & CR0_PE_MASK)) {
+        return 0;
+    }
+    return v->rflags & VM_MASK && !(v->efer & MSR_EFER_LMA) ? 3 : v->cpl & 3;
+}
+
 /* What QEMU derives from registers, and the VMCB's part. */
 static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
 {
@@ -210,8 +222,7 @@ static void load_hidden_state(struct veil_engine *e, const struct veil_vmsa *v)
     /* These come from RFLAGS, at each block; copied in here, they would hold until the next VMRUN: TF in the handler of
      * #DB, an IOPL for programs that have lost it. */
     env->hflags &= ~(HF_TF_MASK | HF_IOPL_MASK | HF_VM_MASK);
-    /* The VMSA's CPL is authoritative (SS.DPL says the same but after SYSCALL from odd selectors). */
-    env->hflags = (env->hflags & ~HF_CPL_MASK) | (v->cpl & 3);
+    env->hflags = (env->hflags & ~HF_CPL_MASK) | level(v);
     env->hflags2 |= HF2_GIF_MASK | HF2_VINTR_MASK; /* CR8 is V_TPR */
     env->v_tpr = e->v_intr & 0xf;
     env->hflags2 &= ~HF2_NMI_MASK;
