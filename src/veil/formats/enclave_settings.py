@@ -19,6 +19,13 @@ _MOST = 1024
 LOG_SHARE = 9 / 32
 
 
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise FormatError(f"{text!r} is not a whole number") from None
+
+
 @dataclass(frozen=True)
 class EncSettings(ServiceSettings):
     """Whether processes may make enclaves (docs/enclaves.md). Raises FormatError."""
@@ -29,12 +36,12 @@ class EncSettings(ServiceSettings):
         ShortOption("--enclaves", "Processes may make enclaves (--service enc:mode=on).", switch=ON, everywhere=True),
     )
     """"off": every request for an enclave is refused; "on": processes that may open /dev/veil-enclave make them."""
-    most: int = setting(_MOST, int)
+    most: int = setting(_MOST, _number)
     """Enclaves at once."""
     # Who a user is is the kernel's word: VeilS-ENC bounds all of them together, and the driver each.
-    user_enclaves: int = setting(128, int)
+    user_enclaves: int = setting(128, _number)
     """Of these one user's, unless it has CAP_SYS_RESOURCE; 0 is no bound. The guest's kernel sees to it."""
-    user_memory: int = setting(50, int)
+    user_memory: int = setting(50, _number)
     """Percent of the guest's memory that one user's enclaves have together; the rest as for `user_enclaves`."""
 
     def __post_init__(self) -> None:

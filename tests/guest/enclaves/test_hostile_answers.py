@@ -411,6 +411,27 @@ def test_ancillary_data_that_are_not_known(native: NativeRuntime, image: Enclave
     assert message[48] & 8 == (0 if kept else 8)
 
 
+def test_ancillary_data_without_room(native: NativeRuntime, image: EnclaveImage) -> None:
+    """The last part ends where the program's room ends: so does an honest kernel's."""
+    words = f"{SOCKETS}102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8 / 162 / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64".split()
+    for length in (40, 39):
+        puts = ((1, 208, 8, 20), (1, 216, 8, 40 << 32 | 1), (1, 232, 8, length), (1, 240, 8, 37 << 32 | 1))
+        done = native.run(image, "p", *words, lie=lie_once(47, 1, *puts))
+        if length == 40:
+            assert int.from_bytes(bytes.fromhex(_results(done)[-1].rstrip("."))[40:48], "little") == 64
+        else:
+            assert _ended(done)
+
+
+def test_a_process_that_is_gone(native: NativeRuntime, image: EnclaveImage) -> None:
+    """SCM_PIDFD has an error number in place of a descriptor."""
+    words = f"{SOCKETS}102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8 / 162 / 47 3 @56:q0,d0,d0,&2,q1,&3,q64 64".split()
+    for number, ends in ((-3, False), (-200, True)):
+        puts = ((1, 40, 8, 24), (1, 208, 8, 20), (1, 216, 8, 4 << 32 | 1), (1, 224, 4, number & 0xFFFFFFFF))
+        done = native.run(image, "p", *words, lie=lie_once(47, None, *puts))
+        assert _ended(done) == ends, done
+
+
 def test_a_link_to_nothing(native: NativeRuntime, image: EnclaveImage) -> None:
     """What stands before its end would stand before the program's buffer."""
     for words in (f"162 / 89 {_LINK} @8 8", f"162 / 267 -100 {_LINK} @8 8"):

@@ -32,3 +32,16 @@ def test_more_than_that_is_refused() -> None:
     with pytest.raises(FormatError, match=f"1 to {most} enclaves"):
         EncSettings(mode=ON, most=most + 1)
     assert len(_list(4 * most)) > MAILBOX_SIZE, "which is why"
+
+
+def test_bounds_of_one_user() -> None:
+    """The driver keeps them: it is told by its parameters."""
+    chosen = EncSettings(mode=ON, user_enclaves=3, user_memory=0)
+    assert chosen.driver_options == "enc=1 enc_user_enclaves=3 enc_user_memory=0"
+    assert EncSettings.parse("mode=on,user_enclaves=3,user_memory=0") == chosen
+    assert EncSettings(user_enclaves=3).driver_options == ""
+    for name, value in (("user_enclaves", -1), ("user_enclaves", 1025), ("user_memory", 101), ("user_memory", True)):
+        with pytest.raises(FormatError, match=f"'{name}' is 0"):
+            EncSettings.of({"mode": ON, name: value})
+    with pytest.raises(FormatError, match="'many' is not a whole number"):
+        EncSettings.parse("most=many")

@@ -9,6 +9,8 @@
 #define IPPROTO_UDP 17
 #define IPPROTO_TCP 6
 #define IPPROTO_IPV6 41
+#define SOL_PACKET 263
+#define SOL_NETLINK 270
 #define SCM_RIGHTS 1
 #define SCM_PIDFD 4
 #define DESCRIPTOR_BYTES 4
@@ -38,14 +40,16 @@ static const struct {
 	{ IPPROTO_IP, 1, 1 }, /* IP_TOS, IP_TTL */
 	{ IPPROTO_IP, 2, 4 },
 	{ IPPROTO_IP, 8, 12 },	  /* IP_PKTINFO */
-	{ IPPROTO_IP, 11, 16 },	  /* IP_RECVERR */
+	{ IPPROTO_IP, 11, 32 },	  /* IP_RECVERR, and whose it is */
 	{ IPPROTO_IP, 20, 16 },	  /* IP_ORIGDSTADDR */
 	{ IPPROTO_TCP, 36, 4 },	  /* TCP_CM_INQ */
 	{ IPPROTO_UDP, 104, 4 },  /* UDP_GRO */
-	{ IPPROTO_IPV6, 25, 16 }, /* IPV6_RECVERR, IPV6_PKTINFO, IPV6_HOPLIMIT, IPV6_TCLASS */
+	{ IPPROTO_IPV6, 25, 44 }, /* IPV6_RECVERR, IPV6_PKTINFO, IPV6_HOPLIMIT, IPV6_TCLASS */
 	{ IPPROTO_IPV6, 50, 20 },
 	{ IPPROTO_IPV6, 52, 4 },
 	{ IPPROTO_IPV6, 67, 4 },
+	{ SOL_PACKET, 8, 20 }, /* PACKET_AUXDATA */
+	{ SOL_NETLINK, 3, 4 }, /* NETLINK_PKTINFO */
 };
 
 static bool has_descriptors(const struct control *head)
@@ -94,12 +98,28 @@ static u64 least_bytes(const struct control *head)
 	return 0;
 }
 
-u64 check_received(struct thread *self, u8 *data, u64 bytes)
+/* Descriptors are known from now on; one that cannot be known is not given on. */
+static void take_descriptors(struct thread *self, const struct control *head, u8 *data)
+{
+	for (u64 place = sizeof(*head); place + DESCRIPTOR_BYTES <= head->length; place += DESCRIPTOR_BYTES) {
+		s32 fd;
+
+		memcpy(&fd, data + place, sizeof(fd));
+		/* Of a process that is gone the kernel gives an error. */
+		if (head->type == SCM_PIDFD && fd < 0 && fd >= -LAST_ERROR)
+			continue;
+		if (new_descriptor(self, fd, NULL) < 0)
+			memset(data + place, 0xff, sizeof(fd));
+	}
+}
+
+u64 check_received(struct thread *self, u8 *data, u64 bytes, u64 room)
 {
 	struct control head;
 
 	for (u64 at = 0; bytes - at >= sizeof(head); at = behind(&head, at, bytes)) {
 		u64 wanted, given;
+		bool whole;
 
 		memcpy(&head, data + at, sizeof(head));
 		if (head.length < sizeof(head) || head.length > bytes - at)
@@ -108,17 +128,13 @@ u64 check_received(struct thread *self, u8 *data, u64 bytes)
 		if (!wanted)
 			return at;
 		given = head.length - sizeof(head);
-		if (given < wanted || (has_descriptors(&head) && given % DESCRIPTOR_BYTES))
+		whole = given >= wanted && !(has_descriptors(&head) && given % DESCRIPTOR_BYTES);
+		/* What the program has no room for is cut. */
+		if (!whole && at + head.length < room)
 			attacked(self, "ancillary data of kind %d at level %d have %d bytes", (u64)head.type,
 				 (u64)head.level, given);
-		for (u64 place = sizeof(head); has_descriptors(&head) && place < head.length;
-		     place += DESCRIPTOR_BYTES) {
-			s32 fd;
-
-			memcpy(&fd, data + at + place, sizeof(fd));
-			if (new_descriptor(self, fd, NULL) < 0)
-				memset(data + at + place, 0xff, sizeof(fd));
-		}
+		if (has_descriptors(&head))
+			take_descriptors(self, &head, data + at);
 	}
 	return bytes;
 }

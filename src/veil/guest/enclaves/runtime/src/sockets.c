@@ -447,7 +447,7 @@ HANDLER(do_recvmsg)
 		u64 known;
 
 		memcpy(control, to.control, answer.control_length);
-		known = check_received(self, control, answer.control_length);
+		known = check_received(self, control, answer.control_length, own.control_length);
 		if (known < answer.control_length)
 			answer.flags |= MSG_CTRUNC;
 		answer.control_length = known;
