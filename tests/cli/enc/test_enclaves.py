@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.guest.enclaves.test_hostile_files import elf, segment
+from tests.guest.enclaves.test_hostile_files import build, elf, segment
 from tests.monitor.wire import Wire
 from tests.services.enc.enclave_bench import CONTENT as CODE
 from tests.services.enc.enclave_bench import LAYOUT as CODE_ALONE
@@ -45,6 +45,7 @@ LAYOUT = replace(
 CONTENT = CODE + CONFIG
 IMAGE = EnclaveImage(LAYOUT, CONTENT, MANIFEST.text())
 OTHER = replace(LAYOUT, pool_pages=9)
+ANOTHER = "runtime: ANOTHER than this Veil builds here; whether it keeps the manifest's rules only its builder knows"
 
 
 @pytest.fixture
@@ -134,12 +135,20 @@ def test_a_cvm_that_is_another_one(bench: EnclaveBench, veil: Veil) -> None:
 
 def test_a_secret_is_sent_and_removed(bench: EnclaveBench, veil: Veil, tmp_path: Path) -> None:
     words = f"key: 8 bytes for enclaves of {LAYOUT.measurement.hex()}\n"
-    assert veil("provision", "x.enclave", "key", "key.bin") == (0, words, "")
+    assert veil("provision", "x.enclave", "key", "key.bin") == (0, words, f"veil: x.enclave: {ANOTHER}\n")
     assert kept(bench) == b"\0binary\n"
     (tmp_path / "key.bin").write_bytes(b"")
     words = f"key: removed, of enclaves of {LAYOUT.measurement.hex()}\n"
     assert veil("provision", "x.enclave", "key", "key.bin") == (0, words, "")
     assert kept(bench) is None
+
+
+def test_of_an_image_with_our_runtime_nothing_is_said(bench: EnclaveBench, veil: Veil, tmp_path: Path) -> None:
+    """With another one the manifest is a promise of whoever built it: see above."""
+    image = build(elf(), Manifest(secrets=("key",)))
+    (tmp_path / "ours.enclave").write_bytes(image.pack())
+    words = f"key: 8 bytes for enclaves of {image.measurement.hex()}\n"
+    assert veil("provision", "ours.enclave", "key", "key.bin") == (0, words, "")
 
 
 def test_a_secret_from_stdin_for_a_measurement(
@@ -192,7 +201,7 @@ def test_secrets_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert secrets_for(IMAGE, "x.enclave", [f"key={tmp_path}/key"]) == {"key": b"key"}
     assert "x.enclave waits when it wants a secret that was not sent: other" in capfd.readouterr().err
     assert secrets_for(IMAGE, "x.enclave", [f"{name}={tmp_path}/key" for name in ("key", "other")])
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == f"veil: x.enclave: {ANOTHER}\n"
     for given, words in {
         "key": "write NAME=FILE", "key=": "write NAME=FILE", f"kye={tmp_path}/key": "does not ask",
         f"key={tmp_path}/empty": "is empty", "key=-": "cannot read ./-",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from veil.cli.enc.runtime import compare_runtime
 from veil.cli.files import read_image
 from veil.cli.output import emit_json, say, say_all
 from veil.formats.page_sizes import PAGE_SIZE
@@ -32,7 +33,7 @@ def inspect(image: str, as_json: bool) -> int:
     are rules that are not those of the manifest. Whether the runtime, which keeps the rules, is Veil's is shown.
     """
     found = read_image(image)
-    ours, words = _compare_runtime(found)
+    ours, words = compare_runtime(found)
     if as_json:
         emit_json(
             {
@@ -52,20 +53,6 @@ def inspect(image: str, as_json: bool) -> int:
         say(found.measurement.hex())
         say_all(_lines(found, words))
     return 0
-
-
-def _compare_runtime(image: EnclaveImage) -> tuple[bool | None, str]:
-    from veil.cache import Cache
-    from veil.guest.enclaves.build import has_our_runtime
-    from veil.guest.errors import GuestImageError
-
-    try:
-        ours = has_our_runtime(Cache(), image)
-    except GuestImageError as error:
-        return None, f"not compared: {error}"
-    if ours:
-        return True, "the one that this Veil builds here"
-    return False, "ANOTHER than this Veil builds here; whether it keeps the manifest's rules only its builder knows"
 
 
 def _lines(image: EnclaveImage, runtime: str) -> Iterator[str]:

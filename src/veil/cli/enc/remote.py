@@ -13,6 +13,7 @@ import click
 
 from veil.cli.checks import failures_are_1
 from veil.cli.connection import connected, connection_options
+from veil.cli.enc.runtime import warn_of_runtime
 from veil.cli.enc.secrets import check_name, read_secret
 from veil.cli.files import read_image
 from veil.cli.output import emit_json, say
@@ -75,6 +76,7 @@ def provision(image: str, name: str, file: str, **connection: Any) -> int:
     """
     from veil.remote.enc.enclaves import open_enclaves
 
+    found = None
     if _is_measurement(image):
         measurement = bytes.fromhex(image)
     else:
@@ -83,7 +85,10 @@ def provision(image: str, name: str, file: str, **connection: Any) -> int:
         measurement = found.measurement
     secret = read_secret(file)
     with connected(**connection, needs="--owner") as (client, trust):
-        open_enclaves(client, trust).provision(measurement, os.fsencode(name), secret)
+        enclaves = open_enclaves(client, trust)
+        if found is not None and secret:
+            warn_of_runtime(found, image)
+        enclaves.provision(measurement, os.fsencode(name), secret)
     done = f"{len(secret)} bytes for" if secret else "removed, of"
     say(f"{printable(name)}: {done} enclaves of {measurement.hex()}")
     return 0

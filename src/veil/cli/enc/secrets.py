@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from veil.cli.enc.runtime import warn_of_runtime
 from veil.cli.files import read_file
 from veil.cli.option_types import WrongValue
 from veil.cli.output import tell
@@ -50,6 +51,8 @@ def secrets_for(image: EnclaveImage, file: str, given: Iterable[str]) -> dict[st
         found[name] = read_secret(f"./{place}" if place == "-" else place)
         if not found[name]:
             raise VeilError(f"--secret {name}: {place} is empty")
+    if found:
+        warn_of_runtime(image, file)
     missing = [name for name in _names(image) if name not in found]
     if missing:
         tell(f"veil: {file} waits when it wants a secret that was not sent: {', '.join(missing)} (--secret NAME=FILE)")
