@@ -12,7 +12,16 @@ import pytest
 
 from tests.e2e.snapshots import Resume
 from tests.guest.enclaves.native_runtime import compile_program
-from tests.guest.enclaves.programs import FLOATING_POINT, INTERRUPTS, MEMORY, OUTSIDE, SIGNALS, TERMINATED, THREADS
+from tests.guest.enclaves.programs import (
+    FLOATING_POINT,
+    INTERRUPTS,
+    MEMORY,
+    OUTSIDE,
+    SIGNALS,
+    TERMINATED,
+    THREADS,
+    TIMERS,
+)
 from veil.cache import Cache
 from veil.cvm import ConfidentialVM, Result
 from veil.cvm.enclaves import enclave_command, image_place
@@ -148,6 +157,16 @@ def test_signals_come_while_a_program_computes_or_waits(resume: Resume, tmp_path
         "until it is let in 1",
     ]
     assert done.exit_status == 7
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_timers_of_posix(resume: Resume, tmp_path: Path, vcpus: int) -> None:
+    """Without a word in the manifest: the program has set them itself."""
+    vm = resume(vcpus=vcpus, services=protected_services(EncSettings(mode=ON)))
+    image = _build(tmp_path, TIMERS, "-static", "-w")
+    outside = subprocess.run([tmp_path / "program"], capture_output=True, check=True).stdout
+    done = _run(vm, tmp_path, image)
+    assert (done.stdout, done.exit_status) == (outside, 0), done
 
 
 @pytest.mark.parametrize(("allowed", "status"), [(["TERM"], b"15\n"), ([], b"143\n")])

@@ -55,6 +55,7 @@ SOCKETS = "53 1 1 0 @8 / "
 #: 127.x.y.1, which is nobody else's for the moment
 _ADDRESS = f"7f{os.urandom(2).hex()}01"
 _PIPE = "293 @8 0 / 1 4 @8:q1 8 / "
+_TIMER = "222 1 0 @4"
 _EPOLL = "291 0 / 233 3 1 1 @12:d1,q77 / "
 _MESSAGE = "102 @64 @16:&1,q32 @64 / 1 4 @8:q1 8"
 _FILES = {
@@ -373,6 +374,17 @@ _OTHERS = {
     "uname without an end": Attack("63 @390", lie_once(63, None, (0, 64, 1, 0x61)), b"a string of uname does not end"),
     **_answered("alarm", "37 0", 37, 1 << 32, why=b"alarm is answered by"),
     **_answered("setitimer", "38 0 @32 @32", 38, 1, why=b"setitimer is answered by 0x1, which it cannot be"),
+    **_answered("timer_create", _TIMER, 222, 1, why=b"timer_create is answered by 0x1, which it cannot be"),
+    **_answered("timer_settime", f"{_TIMER} / 223 0 0 @32 @32", 223, 1, why=b"timer_settime is answered by 0x1,"),
+    "timer_settime of no rest": Attack(
+        f"{_TIMER} / 223 0 0 @32 @32", lie_once(223, None, (3, 8, 8, 1_000_000_000)), b"the rest of a timer cannot be"
+    ),
+    **_answered("timer_gettime", f"{_TIMER} / 224 0 @32", 224, 1, why=b"timer_gettime is answered by 0x1,"),
+    "timer_gettime of no rest": Attack(
+        f"{_TIMER} / 224 0 @32", lie_once(224, None, (1, 24, 8, 1_000_000_000)), b"the rest of a timer cannot be"
+    ),
+    **_answered("timer_getoverrun", f"{_TIMER} / 225 0", 225, 1 << 31, why=b"timer_getoverrun is answered by"),
+    **_answered("timer_delete", f"{_TIMER} / 226 0", 226, 1, why=b"timer_delete is answered by 0x1,"),
     **_answered("nanosleep", "35 @16 @16", 230, 1, why=b"clock_nanosleep is answered by 0x1, which it cannot be"),
     **_answered("clock_nanosleep", "230 1 0 @16 @16", 230, 1, why=b"clock_nanosleep is answered by 0x1,"),
     "what is left of a sleep": Attack(

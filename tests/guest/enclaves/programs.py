@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Programs in C that tests run on the runtime as a process, and shielded in a guest."""
 
-__all__ = ["FLOATING_POINT", "INTERRUPTS", "MEMORY", "OUTSIDE", "SIGNALS", "TERMINATED", "THREADS"]
+__all__ = ["FLOATING_POINT", "INTERRUPTS", "MEMORY", "OUTSIDE", "SIGNALS", "TERMINATED", "THREADS", "TIMERS"]
 
 THREADS = r"""
 #include <pthread.h>
@@ -439,6 +439,72 @@ int main(void)
 			: "=t"(full) : "a"(SYS_tkill), "D"(syscall(SYS_gettid)), "S"(SIGUSR1)
 			: "rcx", "r11", "memory");
 	printf("%x %g %g %x\n", in_handler, (double)product, (double)full, fegetround());
+	return 0;
+}
+"""
+
+#: Timers of POSIX: for the process, for a thread (as glibc has a function called), for nobody.
+TIMERS = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+static volatile int caught, called;
+static void *volatile value;
+static volatile int code;
+static void handle(int number, siginfo_t *information, void *context)
+{
+	caught++;
+	value = information->si_value.sival_ptr;
+	code = information->si_code;
+}
+static void call(union sigval with)
+{
+	called += with.sival_int;
+}
+int main(void)
+{
+	struct sigaction action = { .sa_sigaction = handle, .sa_flags = SA_SIGINFO };
+	struct itimerspec soon = { { 0, 0 }, { 0, 20000000 } }, often = { { 0, 5000000 }, { 0, 5000000 } };
+	struct itimerspec late = { { 0, 0 }, { 1000, 0 } }, none = { 0 }, left;
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3 };
+	timer_t timer, other, nobody;
+	volatile long sum = 0;
+	event.sigev_value.sival_ptr = &sum;
+	sigaction(SIGRTMIN + 3, &action, NULL);
+	if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &soon, NULL))
+		return 1;
+	/* It computes, and makes no system call. */
+	while (!caught)
+		sum++;
+	printf("%d %d %d\n", caught, value == &sum, code == SI_TIMER);
+	timer_settime(timer, 0, &often, NULL);
+	while (caught < 4)
+		sum++;
+	timer_settime(timer, 0, &none, &left);
+	printf("often %d, none left %ld\n", left.it_interval.tv_nsec == 5000000, left.it_value.tv_sec);
+	event.sigev_notify = SIGEV_THREAD;
+	event.sigev_notify_function = call;
+	event.sigev_notify_attributes = NULL;
+	event.sigev_value.sival_int = 7;
+	if (timer_create(CLOCK_REALTIME, &event, &other) || timer_settime(other, 0, &soon, NULL))
+		return 2;
+	while (!called)
+		usleep(1000);
+	printf("called with %d\n", called);
+	event.sigev_notify = SIGEV_NONE;
+	if (timer_create(CLOCK_MONOTONIC, &event, &nobody) || timer_settime(nobody, 0, &late, NULL) ||
+		timer_gettime(nobody, &left))
+		return 3;
+	printf("%d left, %d more\n", left.it_value.tv_sec > 900, timer_getoverrun(nobody));
+	printf("%d %d\n", timer_delete(other), timer_delete(nobody));
+	printf("%d %d\n", timer_delete(other), errno == EINVAL);
+	event.sigev_notify = 9;
+	printf("%d %d\n", timer_create(CLOCK_MONOTONIC, &event, &other), errno == EINVAL);
 	return 0;
 }
 """

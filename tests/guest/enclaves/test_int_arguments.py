@@ -102,7 +102,7 @@ _NAMES = {"stat": "newstat", "lstat": "newlstat", "fstat": "newfstat", "uname": 
 #: readv and their like, clone's flags.
 _OTHERS = {"mmap", "arch_prctl", "rt_sigreturn", "clone", "readv", "writev", "preadv", "pwritev", "fork", "vfork"}
 _INT_TYPES = re.compile(
-    r"(?:unsigned|(?:unsigned )?int|u32|uint32_t|u?id_t|[pug]id_t|umode_t|clockid_t|(?:__)?s32)(?: \w+)?"
+    r"(?:unsigned|(?:unsigned )?int|u32|uint32_t|u?id_t|[pug]id_t|umode_t|clockid_t|timer_t|(?:__)?s32)(?: \w+)?"
 )
 
 

@@ -9,14 +9,11 @@
 #include "machine.h"
 #include "runtime.h"
 #include "structures.h"
+#include "timers.h"
 
 #define NR_ALARM 37
 #define NR_SETITIMER 38
 #define TIMERS 3
-
-struct timer_value {
-	s64 interval[2], first[2];
-};
 
 /* By signal: a timer of the program's is set; and it goes on after it has come once. */
 static u64 set_timers, periodic;
@@ -32,19 +29,20 @@ void interrupt_thread(struct thread *self, struct thread *other)
 u64 offer_signals(struct thread *self, u64 offered)
 {
 	u64 of_timers = offered & __atomic_load_n(&set_timers, __ATOMIC_SEQ_CST);
-	u64 allowed = CONFIG->flags & FLAG_SIGNALS_OUTSIDE ? CONFIG->signals : 0;
+	u64 allowed = CONFIG->flags & FLAG_SIGNALS_OUTSIDE ? CONFIG->signals : 0, own;
 
 	__atomic_and_fetch(&set_timers, ~(of_timers & ~periodic), __ATOMIC_SEQ_CST);
 	if (has_children())
 		allowed |= SIGNAL_BIT(SIGCHLD);
 	offered = (offered & allowed) | of_timers;
-	if (offered)
-		signal_process(self, offered);
+	own = timers_come(self, offered);
+	if (own)
+		signal_process(self, own);
 	return offered;
 }
 
 /* Before the kernel has it set: the signal may come at once. */
-static void note_timer(s32 number, bool set, bool goes_on)
+void note_timer(s32 number, bool set, bool goes_on)
 {
 	u64 bit = SIGNAL_BIT(number);
 

@@ -37,6 +37,7 @@ enum {
 	TRAP_TRACE = 2,
 	SI_USER = 0,
 	SI_KERNEL = 0x80,
+	SI_TIMER = -2,
 	SI_TKILL = -6,
 
 	SA_SIGINFO = 4,

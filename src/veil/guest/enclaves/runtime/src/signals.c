@@ -9,6 +9,7 @@
 #include "machine.h"
 #include "runtime.h"
 #include "signal_numbers.h"
+#include "timers.h"
 
 #define SECOND 1000000000
 #define RED_ZONE 128
@@ -204,6 +205,8 @@ static void run_handler(struct thread *self, s32 number, s32 code, const struct 
 	frame.information.code = code;
 	if (code > 0 && code != SI_KERNEL)
 		frame.information.fields[0] = self->fault_address;
+	else if (code == SI_TIMER)
+		frame.information.fields[1] = timer_value(number);
 	else
 		frame.information.fields[0] = (u32)process_number(self);
 	fp_save(self, fp);
@@ -267,6 +270,17 @@ static s32 take_signal(struct thread *self)
 	}
 }
 
+/* How a signal that was taken has come. */
+static s32 code_of(struct thread *self, s32 number)
+{
+	s32 code = self->signal_codes[number];
+
+	self->signal_codes[number] = 0;
+	if (!code && take_timer_code(number))
+		code = SI_TIMER;
+	return code;
+}
+
 /* `restart_call`: the number of the call that ended by -ERESTART, or -1. */
 void deliver_signals(struct thread *self, s64 restart_call)
 {
@@ -274,9 +288,8 @@ void deliver_signals(struct thread *self, s64 restart_call)
 
 	while (waiting(self) && (number = take_signal(self))) {
 		struct action action = take_action(self, number);
-		s32 code = self->signal_codes[number];
+		s32 code = code_of(self, number);
 
-		self->signal_codes[number] = 0;
 		if (action.handler == SIG_DFL)
 			end_by(self, number);
 		if (restart_call >= 0) {
@@ -461,7 +474,9 @@ HANDLER(do_rt_sigtimedwait)
 	self->in_wait = false;
 	if (!information.number)
 		return over ? -EAGAIN : -EINTR;
-	information.code = self->signal_codes[information.number];
+	information.code = code_of(self, information.number);
+	if (information.code == SI_TIMER)
+		information.fields[1] = timer_value(information.number);
 	if (a[1] && copy_out(a[1], &information, sizeof(information)))
 		return -EFAULT;
 	return information.number;
