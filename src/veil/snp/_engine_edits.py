@@ -283,6 +283,23 @@ EDITS = (
         "    if (is_xmm\n        && !(s->flags & HF_OSFXSR_MASK)\n",
         "    if (is_xmm && !general\n        && !(s->flags & HF_OSFXSR_MASK)\n",
     ),
+    # REP MOVS begins with as many elements as lie in one page (engine/string_moves.c); what is not plain there, and the
+    # rest, goes on element by element.
+    (
+        "src/qemu/target/i386/helper.h",
+        "DEF_HELPER_FLAGS_3(xsave, TCG_CALL_NO_WG, void, env, tl, i64)\n",
+        "DEF_HELPER_FLAGS_3(xsave, TCG_CALL_NO_WG, void, env, tl, i64)\nDEF_HELPER_2(veil_rep_movs, void, env, i32)\n",
+    ),
+    (
+        "src/qemu/target/i386/translate.c",
+        "            gen_repz_movs(s, ot, pc_start - s->cs_base, s->pc - s->cs_base);\n",
+        "            if (CODE64(s) && s->aflag == MO_64 && s->override < 0 && s->jmp_opt\n"
+        "                && !(s->base.tb->flags & HF_RF_MASK)) {\n"
+        "                TCGv_i32 size = tcg_const_i32(tcg_ctx, ot);\n"
+        "                gen_helper_veil_rep_movs(tcg_ctx, tcg_ctx->cpu_env, size);\n"
+        "                tcg_temp_free_i32(tcg_ctx, size);\n            }\n"
+        "            gen_repz_movs(s, ot, pc_start - s->cs_base, s->pc - s->cs_base);\n",
+    ),
     # XSAVEC: 0F C7 /4 (engine/extended_state.c).
     (
         "src/qemu/target/i386/helper.h",

@@ -99,26 +99,37 @@ static int make(struct veil_enclave *enclave, unsigned int command, void *argume
 	return error;
 }
 
+/* For each system call of a program: no more is copied than somebody reads. */
+static int enter_slot(struct veil_enclave *enclave, struct veil_enclave_enter __user *user)
+{
+	struct veil_enclave_enter enter = {};
+	int error;
+
+	if (get_user(enter.slot, &user->slot))
+		return -EFAULT;
+	error = veil_enclave_enter(enclave, &enter);
+	if (put_user(enter.state, &user->state) || (error == -EIO && put_user(enter.answer, &user->answer)))
+		return error ?: -EFAULT;
+	return error;
+}
+
 static long enclave_ioctl(struct file *file, unsigned int command, unsigned long address)
 {
 	union {
 		struct veil_enclave_create create;
 		struct veil_enclave_add add;
 		struct veil_enclave_finish finish;
-		struct veil_enclave_enter enter;
 	} argument = {};
 	void __user *user = (void __user *)address;
 	int error;
 
-	if (command != VEIL_ENCLAVE_CREATE && command != VEIL_ENCLAVE_ADD && command != VEIL_ENCLAVE_FINISH &&
-	    command != VEIL_ENCLAVE_ENTER)
+	if (command == VEIL_ENCLAVE_ENTER)
+		return enter_slot(file->private_data, user);
+	if (command != VEIL_ENCLAVE_CREATE && command != VEIL_ENCLAVE_ADD && command != VEIL_ENCLAVE_FINISH)
 		return -ENOTTY;
 	if ((_IOC_DIR(command) & _IOC_WRITE) && copy_from_user(&argument, user, _IOC_SIZE(command)))
 		return -EFAULT;
-	if (command == VEIL_ENCLAVE_ENTER)
-		error = veil_enclave_enter(file->private_data, &argument.enter);
-	else
-		error = make(file->private_data, command, &argument);
+	error = make(file->private_data, command, &argument);
 	if ((_IOC_DIR(command) & _IOC_READ) && copy_to_user(user, &argument, _IOC_SIZE(command)) && !error)
 		error = -EFAULT;
 	return error;
