@@ -9,13 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.host.fakes import GHCB, VMSA, Guest, Step
+from veil.formats.ghcb import MsrRequest
 from veil.host import GuestHung, RunResult
 from veil.host.channel_turns import ACTIONS, KERNEL_SHARE
 from veil.host.service_pulse import PULSE_NS
 from veil.snp.exit_codes import ExitCode
 from veil.snp.layouts import Vmcb
 
-KERNEL_VMSA, OTHER_VMSA = 0x2000, 0x3000
+KERNEL_VMSA, OTHER_VMSA, OTHER_MONITOR = 0x2000, 0x3000, 0x4000
 RUN_KERNEL = 3 << 32 | 0x016
 MS = 1_000_000
 
@@ -134,6 +135,34 @@ def test_several_vcpus() -> None:
     run(guest, 1000 * MS)
     assert guest.time_of("VeilMon") < guest.now * 0.42
     assert {KERNEL_VMSA, OTHER_VMSA} <= set(guest.machine.ran)
+
+
+def test_what_another_vcpu_has_begun_is_not_waited_for_in_vain() -> None:
+    """VeilMon works for a user, and waits for what it is in the middle of on another VCPU: the services decide there
+    about a store of the kernel's, say."""
+    guest = Served(2)
+    guest.host.vcpus[1].set_vmsa(3, OTHER_VMSA)
+    guest.host.vcpus[1].set_vmsa(0, OTHER_MONITOR)
+    guest.host.vcpus[1].start(0)
+    done: list[int] = []
+
+    def give_way(vmcb: Vmcb) -> None:
+        guest.now += MS // 10
+        vmcb.ghcb_gpa = RUN_KERNEL if done else int(MsrRequest.HV_FEATURES)
+
+    def work(vmcb: Vmcb) -> None:
+        done.append(guest.now)
+        vmcb.ghcb_gpa = RUN_KERNEL
+
+    guest.machine.scripts[VMSA] = _Endless(give_way)  # type: ignore[assignment]
+    guest.machine.scripts[OTHER_MONITOR] = _Endless(work)  # type: ignore[assignment]
+    for vmsa in (KERNEL_VMSA, OTHER_VMSA):
+        guest.machine.scripts[vmsa] = _Endless(guest.busy())  # type: ignore[assignment]
+    guest.platform.channel.pending = True
+    run(guest, 20 * MS)
+    assert len(done) == 1
+    assert done[0] <= 2 * MS
+    assert {KERNEL_VMSA, OTHER_VMSA} <= set(guest.machine.ran), "all goes on"
 
 
 def test_what_the_listener_does_is_part_of_it() -> None:

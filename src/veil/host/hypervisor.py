@@ -310,7 +310,8 @@ class Hypervisor(Host):
         turns = self._turns
         if turns.vcpu is not None:
             if turns.vcpu.state == RunState.RUNNABLE and turns.vcpu.vmpl != self.kernel_vmpl:
-                self._scheduler.prefer(turns.vcpu)
+                # VeilMon may wait there for what it has begun, or a service has, on another VCPU.
+                self._scheduler.prefer_next(self._is_in_the_middle)
                 return
             self._channel.flush()
             turns.end()
@@ -328,6 +329,10 @@ class Hypervisor(Host):
                     self._scheduler.prefer(vcpu)
                     return
         turns.end()
+
+    def _is_in_the_middle(self, vcpu: Vcpu) -> bool:
+        """Of something that VeilMon or the services do there."""
+        return vcpu is self._turns.vcpu or (vcpu.is_busy_above(self.kernel_vmpl) and vcpu.vmpl != self.enclave_vmpl)
 
     def _pulse(self, now: int) -> bool:
         """Run the services where they can interrupt the kernel, if nobody has called them. Do they run now?"""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from veil.host.vcpu import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from veil.host.host import Host
     from veil.host.vcpu import Context, Vcpu
 
@@ -37,6 +39,12 @@ class Scheduler:
     def prefer(self, vcpu: Vcpu) -> None:
         """Let it run next, if it can."""
         self._preferred = vcpu
+
+    def prefer_next(self, chosen: Callable[[Vcpu], bool]) -> None:
+        """The next of these that can run, in their order, is preferred."""
+        vcpus = self._host.vcpus
+        in_turn = (*vcpus[self.turn :], *vcpus[: self.turn])
+        self._preferred = next((vcpu for vcpu in in_turn if chosen(vcpu) and self.can_run(vcpu)), None)
 
     def is_due(self, vcpu: Vcpu) -> bool:
         """Is there an interrupt for its kernel, or an NMI that it would take?"""
