@@ -213,6 +213,21 @@ def test_why_it_ended_is_said_outside(vm: ConfidentialVM, tmp_path: Path) -> Non
         assert (done.stdout, done.stderr, done.exit_status) == (b"", line, 125), done
 
 
+def test_a_trusted_file_for_which_there_is_no_room(vm: ConfidentialVM, tmp_path: Path) -> None:
+    """It is said, and no part of it is left behind, which would be one that somebody has changed."""
+    data = tmp_path / "data"
+    data.write_bytes(b"x" * 100_000)
+    text = f'#include <unistd.h>\nint main(void) {{ return access("{data}", R_OK); }}'
+    place = tmp_path / "test.enclave"
+    place.write_bytes(_build(tmp_path, text, "-static", files={"trusted": [str(data)]}).pack())
+    vm.copy_in(place, image_place(place))
+    command = shlex.join(enclave_command(place, ()))
+    full = vm.run(["sh", "-c", f"trap '' XFSZ; ulimit -f 8; {command}"])
+    assert (full.stderr, full.exit_status) == (f"veil-enclave: {data}: File too large\n".encode(), 125), full
+    done = vm.run(["sh", "-c", command])
+    assert (done.stderr, done.exit_status) == (b"", 0), done
+
+
 def test_memory(vm: ConfidentialVM, tmp_path: Path) -> None:
     vm.run(["sh", "-c", "echo words > /tmp/text"])
     done = _run(vm, tmp_path, _build(tmp_path, MEMORY, "-static", memory="128M"), "/tmp/text")

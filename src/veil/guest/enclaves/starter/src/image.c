@@ -79,8 +79,13 @@ static void put_file(const char *path, const struct member *member, const uint8_
 	while (size) {
 		ssize_t written = write(file, content, size);
 
-		if (written <= 0)
-			break;
+		if (written <= 0) {
+			int error = written ? errno : EIO;
+
+			/* A part of it would be taken for a file that somebody has changed, the next time as well. */
+			unlink(path);
+			fail(path, error);
+		}
 		content += written;
 		size -= (size_t)written;
 	}
