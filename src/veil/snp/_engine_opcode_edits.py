@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which encodings are undefined (APM volume 3): changes of the CPU engine's core."""
+"""Which encodings are undefined, and what some others do (APM volumes 3 and 4): changes of the CPU engine's core."""
 
 from __future__ import annotations
 
 __all__ = ["OPCODE_EDITS"]
 
 _TRANSLATOR = "src/qemu/target/i386/translate.c"
+_MMX_OPERAND = (
+    "                if (mod == 3) {\n                    op2_offset = offsetof(CPUX86State,fpregs[rm].mmx);\n"
+    "                } else {\n                    op2_offset = offsetof(CPUX86State,mmx_t0);\n"
+    "                    gen_lea_modrm(env, s, modrm);\n                    gen_ldq_env_A0(s, op2_offset);\n"
+    "                }\n            }\n"
+)
 
 #: As `_engine_edits.EDITS`, which they come after.
 OPCODE_EDITS = (
@@ -52,5 +58,41 @@ OPCODE_EDITS = (
         "    case 0x8f: /* pop Ev */\n        modrm = x86_ldub_code(env, s);\n",
         "    case 0x8f: /* pop Ev */\n        modrm = x86_ldub_code(env, s);\n"
         "        if (modrm & 0x38) {\n            goto illegal_op;\n        }\n",
+    ),
+    # REX extends no MMX register: with it SSSE3's wrote behind them, into what tells how SSE rounds, for all contexts.
+    *(
+        (
+            _TRANSLATOR,
+            f"                op1_offset = offsetof(CPUX86State,fpregs[reg].mmx);\n{_MMX_OPERAND}{behind}",
+            f"                op1_offset = offsetof(CPUX86State,fpregs[reg & 7].mmx);\n{_MMX_OPERAND}{behind}",
+        )
+        for behind in ("            if (sse_fn_epp == SSE_SPECIAL) {", "            val = x86_ldub_code(env, s);")
+    ),
+    # PCMPESTRI and PCMPESTRM take a length of -2^31 as one of 2^31, not as one that is negative: QEMU read far outside
+    # of its registers.
+    (
+        "src/qemu/target/i386/ops_sse.h",
+        "    if (ctrl >> 8) {\n        val = abs1((int64_t)env->regs[reg]);\n    } else {\n"
+        "        val = abs1((int32_t)env->regs[reg]);\n    }\n",
+        "    int64_t given = ctrl >> 8 ? (int64_t)env->regs[reg] : (int32_t)env->regs[reg];\n\n"
+        "    val = MIN(given < 0 ? -(uint64_t)given : (uint64_t)given, 16);\n",
+    ),
+    # BZHI with an index behind the operand changes nothing, and sets CF.
+    (
+        _TRANSLATOR,
+        "                    tcg_gen_setcond_tl(tcg_ctx, TCG_COND_LT, tcg_ctx->cpu_cc_src,\n"
+        "                                       s->T1, bound);\n"
+        "                    tcg_gen_movcond_tl(tcg_ctx, TCG_COND_GT, s->T1, s->T1,\n"
+        "                                       bound, bound, s->T1);\n"
+        "                    tcg_temp_free(tcg_ctx, bound);\n                }\n"
+        "                tcg_gen_movi_tl(tcg_ctx, s->A0, -1);\n"
+        "                tcg_gen_shl_tl(tcg_ctx, s->A0, s->A0, s->T1);\n",
+        "                    TCGv none = tcg_const_tl(tcg_ctx, 0);\n"
+        "                    tcg_gen_movi_tl(tcg_ctx, s->A0, -1);\n"
+        "                    tcg_gen_shl_tl(tcg_ctx, s->A0, s->A0, s->T1);\n"
+        "                    tcg_gen_movcond_tl(tcg_ctx, TCG_COND_LEU, s->A0, s->T1, bound, s->A0, none);\n"
+        "                    tcg_gen_setcond_tl(tcg_ctx, TCG_COND_LEU, tcg_ctx->cpu_cc_src, s->T1, bound);\n"
+        "                    tcg_temp_free(tcg_ctx, bound);\n                    tcg_temp_free(tcg_ctx, none);\n"
+        "                }\n",
     ),
 )

@@ -7,6 +7,7 @@
 
 #include "exec/cpu_ldst.h"
 #include "exec/helper-proto.h"
+#include "fpu/softfloat.h"
 
 #define XSTATE_BV 512
 #define XCOMP_BV 520
@@ -31,6 +32,22 @@ void veil_engine_set_cpu_features(struct veil_engine *e, uint32_t features)
         words[FEAT_XSAVE_COMP_LO] |= XSTATE_PKRU_MASK;
     }
 }
+
+/* RCPPS, RCPSS, RSQRTPS and RSQRTSS meet no exceptions (APM vol. 4). */
+#define QUIET(name)                                                                                                    \
+    void __real_helper_##name##_x86_64(CPUX86State *env, ZMMReg *d, ZMMReg *s);                                        \
+    void __wrap_helper_##name##_x86_64(CPUX86State *env, ZMMReg *d, ZMMReg *s);                                        \
+    void __wrap_helper_##name##_x86_64(CPUX86State *env, ZMMReg *d, ZMMReg *s)                                         \
+    {                                                                                                                  \
+        int flags = get_float_exception_flags(&env->sse_status);                                                       \
+        __real_helper_##name##_x86_64(env, d, s);                                                                      \
+        set_float_exception_flags(flags, &env->sse_status);                                                            \
+    }
+
+QUIET(rcpps)
+QUIET(rcpss)
+QUIET(rsqrtps)
+QUIET(rsqrtss)
 
 /* The translator has stored RIP and the flags: a fault in here needs no place in generated code. */
 void helper_veil_xsavec(CPUX86State *env, target_ulong ptr, uint64_t wanted)
