@@ -259,3 +259,52 @@ def test_a_program_finds_its_own_folder(native: NativeRuntime, tmp_path: Path) -
     assert done.stdout.decode().splitlines() == [f"{tmp_path}/lib/core"], done
     assert native.run(image, "p", f"{tmp_path}/bin/other").returncode == 0
     assert native.run(image, "p", f"{tmp_path}/bin").returncode == 1
+
+
+def test_a_program_sees_its_own_memory(native: NativeRuntime, tmp_path: Path) -> None:
+    """In /proc/self/maps, whatever the manifest has: by it the first thread's stack is found."""
+    text = r"""
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <pthread.h>
+    #include <stdio.h>
+    #include <string.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+    static const char *rights_of(const char *name, const void *place)
+    {
+        static char rights[8];
+        char line[256];
+        FILE *maps = fopen(name, "r");
+        unsigned long from, to;
+        while (maps && fgets(line, sizeof(line), maps))
+            if (sscanf(line, "%lx-%lx %7s", &from, &to, rights) == 3 && (unsigned long)place - from < to - from)
+                return rights;
+        return maps ? "none" : strerror(errno);
+    }
+    int main(int argc, char **argv)
+    {
+        char name[64];
+        pthread_attr_t attributes;
+        void *stack;
+        size_t size;
+        struct stat status;
+        snprintf(name, 64, "/proc/%d/maps", getpid());
+        puts(rights_of("/proc/self/maps", name));
+        puts(rights_of(name, main));
+        puts(rights_of("/proc/thread-self/maps", NULL));
+        puts(rights_of("/proc/1/maps", NULL));
+        printf("%d\n", open("/proc/self/maps", O_WRONLY));
+        if (pthread_getattr_np(pthread_self(), &attributes))
+            return 1;
+        pthread_attr_getstack(&attributes, &stack, &size);
+        printf("%d\n", (char *)name - (char *)stack < size);
+        return fstat(open("/proc/self/maps", O_RDONLY), &status) || !S_ISREG(status.st_mode);
+    }
+    """
+    image = native.build(compile_program(tmp_path, text, "-static"), {"threads": 1})
+    done = native.run(image, "p")
+    assert (done.stdout.decode().split("\n")[:-1], done.returncode) == (
+        ["rw-p", "r-xp", "none", "No such file or directory", "-1", "1"], 0,
+    ), done  # fmt: skip

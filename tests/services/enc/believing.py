@@ -122,7 +122,7 @@ def follows_no_names() -> Mapping[str, str]:
         name: _edited(
             name,
             (
-                "	if (name.kind == NO_NAME)\n		return 0;",
+                "	if (name.kind == NO_NAME || name.kind == MAP_NAME)\n		return 0;",
                 "	if (name.kind != NO_NAME || true)\n		return 0;",
             ),
         )

@@ -106,6 +106,10 @@ bool is_secret(const char *path, u64 length);
 u64 secret_number(const char *path, u64 length);
 s64 secret_bytes(struct thread *, const char *path, u64 length);
 s64 open_secret(struct thread *, const char *path, u64 length, u64 flags);
+/* A file whose content is `data`, which is the file's from now on: a block of LONGEST_SECRET bytes or more. */
+s64 open_inside(struct thread *, const char *path, u64 length, u64 flags, u8 *data, u64 size);
+/* maps.c */
+s64 open_map(struct thread *, const char *path, u64 length, u64 flags);
 s64 read_secret(struct thread *, struct open_file *, u64 to, u64 bytes, u64 offset);
 void close_secret(struct thread *, struct open_file *);
 

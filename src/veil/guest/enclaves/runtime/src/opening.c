@@ -65,6 +65,8 @@ static s64 open_path(struct thread *self, const char *path, u64 length, u64 flag
 		return flags & O_DIRECTORY ? -ENOTDIR : open_trusted(self, trusted, path, (u32)flags);
 	if (is_random(path, length))
 		return path[length] ? -ENOTDIR : open_random(self, path, length, flags);
+	if (names_own_map(self, path, length) && !(flags & (O_DIRECTORY | O_PATH)))
+		return change ? -EACCES : open_map(self, path, length, flags);
 	result = path_allowed(path, length, change && !(flags & O_PATH));
 	if (result)
 		return result;

@@ -12,7 +12,7 @@
 #define NO_NUMBER (~(u64)0)
 #define MOST_DIGITS 9
 
-enum name_kind { NO_NAME, DESCRIPTOR_NAME, ROOT_NAME, DIRECTORY_NAME, PROGRAM_NAME, MAPPED_NAME };
+enum name_kind { NO_NAME, DESCRIPTOR_NAME, ROOT_NAME, DIRECTORY_NAME, PROGRAM_NAME, MAPPED_NAME, MAP_NAME };
 
 struct name {
 	enum name_kind kind;
@@ -73,6 +73,8 @@ static enum name_kind kind_in_process(struct rest *rest, struct name *name)
 		return take_number(rest, &name->descriptor) ? DESCRIPTOR_NAME : NO_NAME;
 	if (take(rest, "/map_files"))
 		return rest->at < rest->end ? MAPPED_NAME : NO_NAME;
+	if (take(rest, "/maps"))
+		return MAP_NAME;
 	if (take(rest, "/root"))
 		return ROOT_NAME;
 	if (take(rest, "/cwd"))
@@ -129,7 +131,7 @@ s64 process_link(struct thread *self, const char *path, u64 length, char *to)
 {
 	struct name name = name_of(path, length);
 
-	if (name.kind == NO_NAME)
+	if (name.kind == NO_NAME || name.kind == MAP_NAME)
 		return 0;
 	/* What another one has open, the kernel alone knows; and what is mapped it finds by no path. */
 	if (!is_own(self, name.process) || name.kind == MAPPED_NAME)
@@ -149,4 +151,11 @@ s64 process_link(struct thread *self, const char *path, u64 length, char *to)
 bool names_descriptor(const char *path, u64 length)
 {
 	return name_of(path, length).kind == DESCRIPTOR_NAME;
+}
+
+bool names_own_map(struct thread *self, const char *path, u64 length)
+{
+	struct name name = name_of(path, length);
+
+	return name.kind == MAP_NAME && is_own(self, name.process);
 }

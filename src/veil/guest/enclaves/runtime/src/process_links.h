@@ -14,5 +14,7 @@ struct thread;
 s64 process_link(struct thread *, const char *path, u64 length, char *to);
 /* The name of a descriptor, whatever it is. */
 bool names_descriptor(const char *path, u64 length);
+/* /proc/self/maps, by whatever number. */
+bool names_own_map(struct thread *, const char *path, u64 length);
 
 #endif

@@ -23,7 +23,11 @@ bool is_secret(const char *path, u64 length)
 
 u64 secret_number(const char *path, u64 length)
 {
-	return NUMBERS + (u64)(rule_of(path, length) - (const struct config_rule *)config_at(CONFIG->rules));
+	const struct config_rule *rule = rule_of(path, length);
+
+	/* Of what is no secret, but known in here as one is, the next. */
+	return NUMBERS + (is_secret(path, length) ? (u64)(rule - (const struct config_rule *)config_at(CONFIG->rules))
+						  : CONFIG->rule_count);
 }
 
 /* -EINTR if a signal comes. How long it takes is the kernel's to say: whoever is asked again says whether it is there. */
@@ -81,19 +85,12 @@ s64 secret_bytes(struct thread *self, const char *path, u64 length)
 	return result;
 }
 
-s64 open_secret(struct thread *self, const char *path, u64 length, u64 flags)
+s64 open_inside(struct thread *self, const char *path, u64 length, u64 flags, u8 *data, u64 size)
 {
-	struct open_file *file;
-	s64 size, fd;
-	u8 *data;
-
-	if (flags & O_DIRECTORY)
-		return -ENOTDIR;
-	data = heap_take(self, LONGEST_SECRET);
-	size = data ? fetch(self, path, length, !(flags & O_NONBLOCK), data) : -ENOMEM;
 	/* A number that no other file has, of a file that nobody reads. */
-	fd = size < 0 ? size : open_outside(self, "/dev/null", 9, flags & O_CLOEXEC, 0);
-	file = fd < 0 ? NULL : new_file(self, FILE_SECRET, path, length);
+	s64 fd = open_outside(self, "/dev/null", 9, flags & O_CLOEXEC, 0);
+	struct open_file *file = fd < 0 ? NULL : new_file(self, FILE_SECRET, path, length);
+
 	if (!file) {
 		wipe(self, data);
 		if (fd >= 0)
@@ -102,8 +99,23 @@ s64 open_secret(struct thread *self, const char *path, u64 length, u64 flags)
 	}
 	file->access = 0;
 	file->secret = data;
-	file->secret_size = (u64)size;
-	return new_descriptor(self, fd, file);
+	file->secret_size = size;
+	return new_descriptor(self, (s32)least((u64)fd, DESCRIPTORS), file);
+}
+
+s64 open_secret(struct thread *self, const char *path, u64 length, u64 flags)
+{
+	s64 size;
+	u8 *data;
+
+	if (flags & O_DIRECTORY)
+		return -ENOTDIR;
+	data = heap_take(self, LONGEST_SECRET);
+	size = data ? fetch(self, path, length, !(flags & O_NONBLOCK), data) : -ENOMEM;
+	if (size >= 0)
+		return open_inside(self, path, length, flags, data, (u64)size);
+	wipe(self, data);
+	return size;
 }
 
 void close_secret(struct thread *self, struct open_file *file)
