@@ -121,6 +121,21 @@ def test_modules_come_while_the_kernel_patches_itself(boot: Callable[..., Guest]
     assert sum(status.patches["static call"].values()) > 100
 
 
+def test_users_ask_while_the_kernel_patches_itself(boot: Callable[..., Guest]) -> None:
+    """On two VCPUs: each question waits for what the services decide on the other one, and all goes on."""
+    guest = boot()
+    trace = "/sys/kernel/tracing/events/irq/softirq_raise/enable"
+    switching = f"(while :; do echo 1 >{trace}; echo 0 >{trace}; done </dev/null >/dev/null 2>&1) &"
+    assert guest.sh(f"mount -t tracefs none /sys/kernel/tracing; {switching} {switching}") == (0, "")
+    patches = []
+    for _ in range(100):
+        status = guest.status()
+        assert (status.violations, status.refused) == (0, 0)
+        patches.append(sum(status.patches.get("jump label", {}).values()))
+    assert patches[-1] > patches[0]
+    assert guest.sh("echo works") == (0, "works\n")
+
+
 def test_modules_of_strangers(boot: Callable[..., Guest]) -> None:
     guest = boot()
     ((_, dummy),) = _distribution("dummy")
