@@ -69,3 +69,59 @@ def test_bzhi(index: int, bits: int) -> None:
 @pytest.mark.parametrize("name", ["rcpps", "rcpss", "rsqrtps", "rsqrtss"])
 def test_estimates_meet_no_exceptions(name: str) -> None:
     assert _run(f"movdqu xmm1, [{FREE}]\n{name} xmm0, xmm1\nxorps xmm2, xmm2\n{name} xmm0, xmm2").mxcsr == _MASKED
+
+
+def _deposited(source: int, mask: int) -> int:
+    """PDEP (APM volume 3)."""
+    found = 0
+    for bit in range(64):
+        if mask >> bit & 1:
+            found |= (source & 1) << bit
+            source >>= 1
+    return found
+
+
+@pytest.mark.parametrize("mask", [0x8000_0000_0000_F0F0, (1 << 64) - 1, 0xFFFF_0000_0000_0001])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_pdep(mask: int, bits: int) -> None:
+    source = 0xFEDC_BA98_7654_3211
+    vmsa = _run("pdep rax, rbx, rcx" if bits == 64 else "pdep eax, ebx, ecx", rbx=source, rcx=mask)
+    kept = (1 << bits) - 1
+    assert vmsa.rax == _deposited(source & kept, mask & kept)
+
+
+_WORDS, _DOUBLEWORDS = 16, 32
+
+
+def _horizontally(data: bytes, width: int, sign: int, saturate: bool) -> bytes:
+    size = width // 8
+    signed = [int.from_bytes(data[at : at + size], "little", signed=True) for at in range(0, len(data), size)]
+    found = [first + sign * second for first, second in zip(signed[::2], signed[1::2], strict=True)]
+    low, high = -(1 << width - 1), (1 << width - 1) - 1
+    if saturate:
+        found = [min(max(value, low), high) for value in found]
+    return b"".join((value & (1 << width) - 1).to_bytes(size, "little") for value in found)
+
+
+@pytest.mark.parametrize(("size", "load", "register"), [(8, "movq", "mm"), (16, "movdqu", "xmm")])
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(
+    ("name", "width", "sign", "saturate"),
+    [
+        ("phaddw", _WORDS, 1, False), ("phaddd", _DOUBLEWORDS, 1, False), ("phaddsw", _WORDS, 1, True),
+        ("phsubw", _WORDS, -1, False), ("phsubd", _DOUBLEWORDS, -1, False), ("phsubsw", _WORDS, -1, True),
+    ],
+)  # fmt: skip
+def test_sums_within_a_register(
+    name: str, width: int, sign: int, saturate: bool, same: bool, size: int, load: str, register: str
+) -> None:
+    """Of a register with itself they took half of the result for the source."""
+    source = 0 if same else 1
+    code = f"{load} {register}0, [{FREE}]\n{load} {register}1, [{FREE + 16}]\n{name} {register}0, {register}{source}\n"
+    with SmallGuest(f"{code}{load} [{FREE + 32}], {register}0\nemms\nhlt") as guest:
+        values = bytes.fromhex("ff7f 0100 3412 7856 0080 ffff cdab 0f0f  0102 0304 0506 0708 090a 0b0c 0d0e 0f10")
+        guest.top.write(FREE, values)
+        assert guest.run() == ExitCode.HLT
+        first, second = (values[at : at + size] for at in (0, 16 * source))
+        expected = b"".join(_horizontally(data, width, sign, saturate) for data in (first, second))
+        assert guest.top.read(FREE + 32, size) == expected

@@ -77,6 +77,14 @@ OPCODE_EDITS = (
         "    int64_t given = ctrl >> 8 ? (int64_t)env->regs[reg] : (int32_t)env->regs[reg];\n\n"
         "    val = MIN(given < 0 ? -(uint64_t)given : (uint64_t)given, 16);\n",
     ),
+    # PDEP of 32 bits has a mask of 32.
+    (
+        _TRANSLATOR,
+        "                gen_helper_pdep(tcg_ctx, tcg_ctx->cpu_regs[reg], s->T1, s->T0);\n",
+        "                if (ot != MO_64) {\n"
+        "                    tcg_gen_ext32u_tl(tcg_ctx, s->T0, s->T0);\n                }\n"
+        "                gen_helper_pdep(tcg_ctx, tcg_ctx->cpu_regs[reg], s->T1, s->T0);\n",
+    ),
     # BZHI with an index behind the operand changes nothing, and sets CF.
     (
         _TRANSLATOR,

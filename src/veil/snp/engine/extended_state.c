@@ -49,6 +49,29 @@ QUIET(rcpss)
 QUIET(rsqrtps)
 QUIET(rsqrtss)
 
+/* The core's PHADD and PHSUB read the source when half of the destination is written, whether or not it is the same. */
+#define FROM_A_COPY(name, type)                                                                                        \
+    void __real_helper_##name##_x86_64(CPUX86State *env, type *d, type *s);                                            \
+    void __wrap_helper_##name##_x86_64(CPUX86State *env, type *d, type *s);                                            \
+    void __wrap_helper_##name##_x86_64(CPUX86State *env, type *d, type *s)                                             \
+    {                                                                                                                  \
+        type copy = *s;                                                                                                \
+        __real_helper_##name##_x86_64(env, d, &copy);                                                                  \
+    }
+
+FROM_A_COPY(phaddw_mmx, MMXReg)
+FROM_A_COPY(phaddd_mmx, MMXReg)
+FROM_A_COPY(phaddsw_mmx, MMXReg)
+FROM_A_COPY(phsubw_mmx, MMXReg)
+FROM_A_COPY(phsubd_mmx, MMXReg)
+FROM_A_COPY(phsubsw_mmx, MMXReg)
+FROM_A_COPY(phaddw_xmm, ZMMReg)
+FROM_A_COPY(phaddd_xmm, ZMMReg)
+FROM_A_COPY(phaddsw_xmm, ZMMReg)
+FROM_A_COPY(phsubw_xmm, ZMMReg)
+FROM_A_COPY(phsubd_xmm, ZMMReg)
+FROM_A_COPY(phsubsw_xmm, ZMMReg)
+
 /* The translator has stored RIP and the flags: a fault in here needs no place in generated code. */
 void helper_veil_xsavec(CPUX86State *env, target_ulong ptr, uint64_t wanted)
 {
