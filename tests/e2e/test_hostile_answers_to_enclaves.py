@@ -8,6 +8,7 @@ The lie is written into the window with the kernel's rights, at the domain switc
 from __future__ import annotations
 
 import ctypes
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ from veil.host import Event, VmplSwitchEvent
 
 _ATTACKED = 125
 _RESULT = 0x40
+#: struct epoll_event
+_EVENT = struct.Struct("<IQ")
 _TEXT = r"""
 #include <stdio.h>
 #include <string.h>
@@ -40,17 +43,18 @@ _TEXT = r"""
 static char buffer[8], behind[8] = "private";
 int main(int argc, char **argv)
 {
-	int pipes[2];
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = 77 };
-	if (pipe(pipes) || write(pipes[1], "words", 5) != 5)
+	int pipes[2], quiet[2];
+	struct epoll_event events[2] = { { .events = EPOLLIN, .data.u64 = 77 } };
+	if (pipe(pipes) || pipe(quiet) || write(pipes[1], "words", 5) != 5)
 		return 1;
 	if (!strcmp(argv[1], "length")) {
 		printf("%zd\n", read(pipes[0], buffer, 5));
 	} else {
 		int set = epoll_create1(0);
-		epoll_ctl(set, EPOLL_CTL_ADD, pipes[0], &event);
-		printf("%d ", epoll_wait(set, &event, 1, 1000));
-		printf("%llx\n", (unsigned long long)event.data.u64);
+		epoll_ctl(set, EPOLL_CTL_ADD, dup2(pipes[0], 100), events);
+		epoll_ctl(set, EPOLL_CTL_ADD, dup2(quiet[0], 101), events);
+		printf("%d ", epoll_wait(set, events, 1, 1000));
+		printf("%llx\n", (unsigned long long)events[0].data.u64);
 	}
 	return 0;
 }
@@ -71,10 +75,8 @@ class _Lie(NamedTuple):
 
 _LIES = {
     "length": _Lie(0, 6, b"", b"5\n", b"6\n"),
-    "count": _Lie(232, 2, b"", b"1 4d\n", b"2 4d\n"),
-    "pointer": _Lie(
-        232, 1, (1).to_bytes(4, "little") + RUNTIME.to_bytes(8, "little"), b"1 4d\n", b"1 %x\n" % RUNTIME
-    ),
+    "count": _Lie(232, 2, _EVENT.pack(1, 100) + _EVENT.pack(1, 101), b"1 4d\n", b"2 4d\n"),
+    "pointer": _Lie(232, 1, _EVENT.pack(1, RUNTIME), b"1 4d\n", b"1 %x\n" % RUNTIME),
 }  # fmt: skip
 
 
