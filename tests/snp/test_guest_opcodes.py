@@ -104,6 +104,14 @@ def test_lock_makes_cr0_cr8() -> None:
     assert _run(_LOCK + b"\x0f\x20\xc0" + _HLT) == -1
 
 
+@pytest.mark.parametrize("prefix", [b"", b"\x66", b"\x48"])
+@pytest.mark.parametrize("opcode", [0xF0, 0xF1])
+def test_movbe_is_for_memory(opcode: int, prefix: bytes) -> None:
+    code = prefix + bytes((0x0F, 0x38, opcode))
+    assert _run(code + bytes((_MEMORY,)) + _HLT) == -1
+    assert _run(code + bytes((_REGISTER,)) + _HLT) == _UD
+
+
 @pytest.mark.parametrize("operation", range(8))
 @pytest.mark.parametrize(("opcode", "modrm"), [(0xC6, _MEMORY), (0xC7, _MEMORY), (0xC7, _REGISTER), (0x8F, _MEMORY)])
 def test_operations_that_there_are_not(opcode: int, modrm: int, operation: int) -> None:

@@ -59,6 +59,12 @@ OPCODE_EDITS = (
         "    case 0x8f: /* pop Ev */\n        modrm = x86_ldub_code(env, s);\n"
         "        if (modrm & 0x38) {\n            goto illegal_op;\n        }\n",
     ),
+    # MOVBE has no form for two registers, and went to memory for it.
+    (
+        _TRANSLATOR,
+        "                if (!(s->cpuid_ext_features & CPUID_EXT_MOVBE)) {\n",
+        "                if (!(s->cpuid_ext_features & CPUID_EXT_MOVBE) || modrm >= 0xc0) {\n",
+    ),
     # REX extends no MMX register: with it SSSE3's wrote behind them, into what tells how SSE rounds, for all contexts.
     *(
         (
