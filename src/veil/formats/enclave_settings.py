@@ -64,7 +64,7 @@ class EncSettings(ServiceSettings):
 
     @property
     def log_share(self) -> float:
-        """With enclaves; nothing without."""
+        """What of the protected log's memory is for what is told of enclaves; nothing without them."""
         return 0.0 if self.mode == OFF else LOG_SHARE
 
     @property

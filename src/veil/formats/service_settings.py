@@ -58,11 +58,6 @@ class ServiceSettings:
         return False
 
     @property
-    def log_share(self) -> float:
-        """What of the protected log's memory is for this service's own entries, whatever else there is to be told."""
-        return 0.0
-
-    @property
     def ignored(self) -> str:
         """What of these settings has no effect, in a line for who gave them: a wish to be protected must not come to
         nothing without a word. Empty: all have."""

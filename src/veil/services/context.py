@@ -203,7 +203,7 @@ class Recorder(Protocol):
     """Puts an entry of a service's own into the protected log, if there is one.
 
     Those that find no room wait, and of many some are lost, and counted. Of those that are `urgent` none is lost for
-    others that wait. A service that has a share of the log (`ServiceSettings.log_share`) has room there whatever else
+    others that wait. A service that has a share of the log (`Service.log_share`) has room there whatever else
     fills it.
     """
 

@@ -79,6 +79,11 @@ class Service(abc.ABC):
         """Bytes of memory that it needs with these (measured) settings, whole pages. Raises FormatError."""
         return cls.settings_type.of(settings).memory_size
 
+    @classmethod
+    def log_share(cls, settings: dict[str, Any]) -> float:
+        """What of the protected log's memory is for this service's own entries, whatever else there is to be told."""
+        return 0.0
+
     def start(self, settings: dict[str, Any]) -> None:  # noqa: B027
         """Called once at boot, before the kernel runs; `settings` are measured."""
 

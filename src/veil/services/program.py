@@ -166,11 +166,8 @@ class ServiceDomain:
 
         return record
 
-    def _log_shares(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[int, float]:
-        found = {
-            service.number: service.settings_type.of(settings.get(service.name, {})).log_share
-            for service in self.services
-        }
+    def _log_shares(self, settings: Mapping[str, dict[str, Any]]) -> dict[int, float]:
+        found = {service.number: service.log_share(settings.get(service.name, {})) for service in self.services}
         return {number: share for number, share in found.items() if share}
 
     def _log_span(self) -> LogSpan:

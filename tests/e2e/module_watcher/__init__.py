@@ -11,7 +11,6 @@ from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 from veil.formats.kci import FILE_PART, KCI_GUID, KCI_NAME, KCI_NUMBER, FilePart, KernelCall, ModulePrepared
-from veil.formats.kci_settings import KciSettings
 from veil.formats.page_sizes import PAGE_SIZE
 from veil.formats.roles import Call, Role
 from veil.formats.status import Status
@@ -42,7 +41,6 @@ class ModuleWatcher(Service):
     name = KCI_NAME
     number = KCI_NUMBER
     guid = KCI_GUID
-    settings_type = KciSettings
     always_refused: ClassVar[AbstractSet[str]] = frozenset()
     """Names of calls, for tests that have it refuse during the boot."""
 

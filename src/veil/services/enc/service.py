@@ -63,6 +63,11 @@ class EncService(Service):
     guid: ClassVar[uuid.UUID] = ENC_GUID
     settings_type = EncSettings
 
+    @classmethod
+    def log_share(cls, settings: dict[str, Any]) -> float:
+        """Of enclaves, if there can be any."""
+        return EncSettings.of(settings).log_share
+
     def start(self, settings: dict[str, Any]) -> None:
         """No enclave yet."""
         self._settings = EncSettings.of(settings)
