@@ -51,6 +51,19 @@ def test_what_is_moved(size: int, *, backwards: bool) -> None:
             assert (vmsa.rsi, vmsa.rdi, vmsa.rcx) == ends
 
 
+def test_two_addresses_of_one_page() -> None:
+    """What is read was written by the same instruction, though the addresses are far apart."""
+    # Both translations are there before.
+    with SmallGuest("mov al, [rsi]\nmov [rdi + 100], al\nmov ecx, 64\nrep movsb\nhlt") as guest:
+        guest.map(FREE + 2 * PAGE, FREE)
+        guest.top.write(FREE, b"ab" + bytes(PAGE - 2))
+        vmsa = guest.vmsa()
+        vmsa.rsi, vmsa.rdi = FREE, FREE + 2 * PAGE + 2
+        guest.top.write(VMSA, bytes(vmsa))
+        assert guest.run() == ExitCode.HLT
+        assert guest.top.read(FREE, 66) == b"ab" * 33
+
+
 def test_code_that_is_moved_over_code() -> None:
     """It was translated already: what was moved there runs."""
     code = f"""

@@ -23,16 +23,22 @@ void helper_veil_rep_movs(CPUX86State *env, uint32_t size)
     const target_ulong count = MIN(env->regs[R_ECX], room), bytes = count << shift;
     const int mmu_idx = cpu_mmu_index(env, false);
     const CPUTLBEntry *source = tlb_entry(env, mmu_idx, from), *target = tlb_entry(env, mmu_idx, to);
+    uintptr_t source_at, target_at;
 
-    /* Backwards; or what is read was written by the same instruction. */
-    if (env->df != 1 || to - from < bytes || !count) {
+    if (env->df != 1 || !count) {
         return;
     }
     /* Any mark in an entry makes it another address. */
     if (source->addr_read != (from & TARGET_PAGE_MASK) || target->addr_write != (to & TARGET_PAGE_MASK)) {
         return;
     }
-    memmove((void *)(target->addend + (uintptr_t)to), (const void *)(source->addend + (uintptr_t)from), bytes);
+    source_at = source->addend + (uintptr_t)from;
+    target_at = target->addend + (uintptr_t)to;
+    /* What is read was written by the same instruction; a page may have two addresses. */
+    if (target_at - source_at < bytes) {
+        return;
+    }
+    memmove((void *)target_at, (const void *)source_at, bytes);
     env->regs[R_ESI] = from + bytes;
     env->regs[R_EDI] = to + bytes;
     env->regs[R_ECX] -= count;
