@@ -63,8 +63,8 @@ def _invalid(host: Host, vcpu: Vcpu, context: Context) -> None:
     raise VmrunRefused(
         f"VMRUN refused the VMSA at {context.vmcb.vmsa_pa:#x}: it is not a validated VMSA page, EFER.SVME is clear (a "
         "monitor is still serving this context), SEV_FEATURES lacks SNP or has what this processor lacks, CR0, CR3, "
-        "CR4, EFER, DR6, DR7 and CS are together what no processor takes, or the event that was to come with it is "
-        "none, or refused (restricted injection)",
+        "CR4, EFER, DR6, DR7 and CS are together what no processor takes, or the event that was to come with it is not "
+        "valid, or refused (restricted injection)",
         vcpu=vcpu.index,
         vmpl=context.vmpl,
     )
